@@ -1,0 +1,67 @@
+"""Every error that Tightwire raises on purpose.
+
+    TightwireError
+    ├── PlanError          (ValueError)    a plan that cannot be read, or that cannot work
+    ├── FileError          (ValueError)    a plan, cluster or profile file with a wrong field
+    ├── TensorError        (ValueError)    a tensor that a codec or a bucket cannot take
+    ├── ProgramError       (ValueError)    a collective program that is wrong, or cannot exist for this N
+    ├── AttachError        (RuntimeError)  a model or an optimizer that cannot be attached as asked
+    ├── MismatchError      (RuntimeError)  ranks that disagree about what they are about to do
+    ├── LabError           (RuntimeError)  an emulated cluster that cannot be built
+    └── TransportError     (RuntimeError)  bytes that did not move
+        └── PeerError                      ... because of certain ranks, which `ranks` names
+
+A message says what was asked, what was seen and what to do, in that order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class TightwireError(Exception):
+    """Base of the family: `except TightwireError` catches whatever Tightwire raises on purpose."""
+
+
+class PlanError(TightwireError, ValueError):
+    """A plan that cannot be read, or whose four answers do not go together."""
+
+
+class FileError(TightwireError, ValueError):
+    """A plan, cluster or profile file that cannot be read; the message names the field."""
+
+
+class TensorError(TightwireError, ValueError):
+    """A tensor that cannot be encoded, decoded or bucketed: wrong dtype, size or layout."""
+
+
+class ProgramError(TightwireError, ValueError):
+    """A collective program that is incorrect, or that does not exist for this number of ranks."""
+
+
+class AttachError(TightwireError, RuntimeError):
+    """A model, an optimizer or a call that does not fit the run it is attached to."""
+
+
+class MismatchError(TightwireError, RuntimeError):
+    """Ranks that disagree; the message names the ranks and the difference, the same on every rank."""
+
+
+class LabError(TightwireError, RuntimeError):
+    """An emulated cluster that cannot be built or run here."""
+
+
+class TransportError(TightwireError, RuntimeError):
+    """Bytes that did not move."""
+
+
+class PeerError(TransportError):
+    """Certain ranks are to blame: they died, froze, left or never joined.
+
+    Attributes:
+        ranks: the ranks that the waiting worker blames, ascending.
+    """
+
+    def __init__(self, message: str, ranks: Sequence[int]) -> None:
+        super().__init__(message)
+        self.ranks: tuple[int, ...] = tuple(sorted(ranks))
