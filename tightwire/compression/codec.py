@@ -1,0 +1,77 @@
+"""The codec contract: how one worker's bucket becomes bytes and comes back.
+
+A codec is a frozen value: local (it never communicates) and stateless (randomness comes from a seed; whatever
+remembers something between rounds is a stage or a reducer). It fills memory that it is given and allocates none.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from tightwire.plan import Axis, Member
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Combine = Literal["exact", "lossy", "none"]
+
+
+@dataclass(frozen=True)
+class Codec(Member, abc.ABC):
+    """Turns a bucket into a message of known size, and a message into a bucket.
+
+    Class attributes say what a program may do with it:
+        combine: whether two messages can become the message of their sum: `exact` (nothing more is lost),
+            `lossy` (decode, add, encode again: the second loss is the combining rank's), or `none`
+            (only gather-type programs carry it).
+        sums_as: a torch dtype name when the message, seen as an array of that dtype, may be summed elementwise
+            by a backend's native all-reduce; None otherwise. The empty string stands for the bucket's own dtype.
+        lossless: whether decode(encode(x)) == x, always.
+        unbiased: whether E[decode(encode(x))] == x, so that the leftover may be dropped.
+    """
+
+    axis: ClassVar[Axis] = "compression"
+    combine: ClassVar[Combine]
+    sums_as: ClassVar[str | None] = None
+    lossless: ClassVar[bool] = False
+    unbiased: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def wire_bytes(self, numel: int, itemsize: int = 4) -> int:
+        """Returns the exact size of the message for `numel` elements of `itemsize` bytes each."""
+
+    @abc.abstractmethod
+    def encode(self, x: Tensor, message: Tensor, *, seed: int = 0) -> None:
+        """Writes the message of `x` and leaves in `x` what the message does not carry.
+
+        Args:
+            x: (numel,) contiguous, float32, bfloat16, float16 or float64; holds the leftover
+                x − decode(message) afterwards (all zeros for a lossless codec, which may leave `x` untouched
+                instead: callers read `lossless`). A non-finite element must make the decoded message non-finite.
+            message: (wire_bytes(numel, itemsize),) uint8, contiguous; overwritten whole.
+            seed: of this message's randomness; the same seed gives the same message on every device.
+
+        Raises:
+            TensorError: a dtype this codec cannot take.
+        """
+
+    @abc.abstractmethod
+    def decode(self, message: Tensor, out: Tensor, *, add: bool = False) -> None:
+        """Writes (or adds) the decoded message to `out`, (numel,) contiguous.
+
+        Raises:
+            TensorError: a message whose size does not fit `out`, or whose content cannot be valid.
+        """
+
+    def contraction(self, numel: int) -> float | None:
+        """Returns δ of E‖x − decode(encode(x))‖² ≤ (1 − δ)‖x‖², or None where no such bound holds."""
+        return 1.0 if self.lossless else None
+
+
+@dataclass(frozen=True)
+class Stage(Member):
+    """Something around a codec that changes what is encoded from round to round, such as error feedback."""
+
+    axis: ClassVar[Axis] = "compression"

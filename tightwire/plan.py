@@ -1,0 +1,323 @@
+"""A plan is four answers: when replicas agree, who talks to whom, what is sent, in which order.
+
+Its text form is `sync/architecture/compression/schedule`. An answer is a *member*, written
+`name[:arg][,key=value]`; compression may have several stages joined by `+`; trailing answers may be left out.
+
+    bsp                                        everything else by default
+    bsp/allreduce:ring/bf16/fusion:4MiB
+    local:8/allreduce/topk:0.01+ef
+
+A member is a frozen dataclass: its fields are the arguments of its text form, in order, and its class says what
+it is and where it comes from. Members live in their family's package; this file knows none of them by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import importlib
+import pathlib
+import re
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Self
+
+from tightwire import files
+from tightwire.errors import PlanError
+
+Axis = Literal["sync", "architecture", "compression", "schedule"]
+
+# Where each axis's members are listed, as `MEMBERS`. Looked up by name on first use, so that a family may
+# import this file and this file need not import any family.
+FAMILIES: dict[Axis, str] = {
+    "sync": "tightwire.sync",
+    "architecture": "tightwire.collectives",
+    "compression": "tightwire.compression",
+    "schedule": "tightwire.schedule",
+}
+DEFAULTS: dict[Axis, str] = {
+    "sync": "bsp",
+    "architecture": "allreduce",
+    "compression": "none",
+    "schedule": "wfbp",
+}
+BYTE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+@dataclass(frozen=True)
+class Member:
+    """One answer, or one stage of it. Subclasses are frozen dataclasses and final.
+
+    A subclass's fields are its arguments: `int`, `float`, `str` or `bool`, with bounds checked in
+    `__post_init__` by raising `PlanError`. A field whose name ends in `_bytes` is written with a byte unit.
+    """
+
+    name: ClassVar[str]
+    axis: ClassVar[Axis]
+    title: ClassVar[str]
+    paper: ClassVar[str]
+
+    def refusal(self, plan: Plan) -> Refusal | None:
+        """Says why this member cannot work in `plan`, or None when it can."""
+        return None
+
+    def __str__(self) -> str:
+        return self.name + _print_arguments(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """Why a plan cannot work, and the nearest legal ones (each a plan's text)."""
+
+    reason: str
+    nearest: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.reason}\nNearest legal: {', or '.join(self.nearest)}."
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Four answers that go together; building an illegal combination raises `PlanError`.
+
+    >>> Plan.parse("bsp/allreduce:ring/topk:0.01")
+    Traceback (most recent call last):
+    ...
+    tightwire.errors.PlanError: topk:0.01 cannot travel by ring: its messages have no elementwise sum.
+    Nearest legal: bsp/allreduce:allgather/topk:0.01.
+    """
+
+    sync: Member
+    architecture: Member
+    compression: tuple[Member, ...]
+    schedule: Member
+
+    def __post_init__(self) -> None:
+        for member in self.members():
+            if refusal := member.refusal(self):
+                raise PlanError(str(refusal))
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Reads the text form.
+
+        Raises:
+            PlanError: a part that cannot be read, a name nobody has, or a combination that cannot work.
+        """
+        parts = text.strip().split("/")
+        if len(parts) > len(FAMILIES) or not all(parts):
+            raise PlanError(
+                f"{text!r} is not a plan: seen {len(parts)} parts, one of them empty or too many; "
+                "write sync/architecture/compression/schedule, for example bsp/allreduce:ring/bf16/wfbp."
+            )
+        answers = dict(DEFAULTS) | dict(zip(FAMILIES, parts, strict=False))
+        return cls(
+            sync=parse_member("sync", answers["sync"]),
+            architecture=parse_member("architecture", answers["architecture"]),
+            compression=parse_compression(answers["compression"]),
+            schedule=parse_member("schedule", answers["schedule"]),
+        )
+
+    def __str__(self) -> str:
+        parts = [str(self.sync), str(self.architecture), self.compression_text, str(self.schedule)]
+        defaults = list(DEFAULTS.values())
+        while len(parts) > 1 and parts[-1] == defaults[len(parts) - 1]:
+            parts.pop()
+        return "/".join(parts)
+
+    @property
+    def compression_text(self) -> str:
+        """The compression answer alone, stages joined by `+`."""
+        return "+".join(map(str, self.compression))
+
+    def members(self) -> Iterator[Member]:
+        """Yields every member, in the order of the text form."""
+        yield from (self.sync, self.architecture, *self.compression, self.schedule)
+
+    def having(self, **answers: Member | tuple[Member, ...]) -> Plan:
+        """Returns this plan with some answers replaced."""
+        return dataclasses.replace(self, **answers)  # type: ignore[arg-type]
+
+
+def text_with(plan: Plan, **answers: str) -> str:
+    """Returns the text of `plan` with some answers replaced, whether or not the result is legal."""
+    parts = {
+        "sync": str(plan.sync),
+        "architecture": str(plan.architecture),
+        "compression": plan.compression_text,
+        "schedule": str(plan.schedule),
+    } | answers
+    texts, defaults = list(parts.values()), list(DEFAULTS.values())
+    while len(texts) > 1 and texts[-1] == defaults[len(texts) - 1]:
+        texts.pop()
+    return "/".join(texts)
+
+
+@functools.cache
+def catalogue(axis: Axis) -> Mapping[str, type[Member]]:
+    """Returns every member of an axis by name: the one table that lists what exists."""
+    family = importlib.import_module(FAMILIES[axis])
+    return {member.name: member for member in family.MEMBERS}
+
+
+def parse_compression(text: str) -> tuple[Member, ...]:
+    """Reads stages joined by `+`, as in `topk:0.01+ef`."""
+    return tuple(parse_member("compression", stage) for stage in text.split("+"))
+
+
+def parse_member(axis: Axis, text: str) -> Member:
+    """Reads `name[:arg][,key=value]` as a member of an axis.
+
+    Raises:
+        PlanError: an unknown name (the known ones are listed), an unknown or malformed argument.
+    """
+    name, _, arguments = text.strip().partition(":")
+    known = catalogue(axis)
+    if name not in known:
+        raise PlanError(f"{name!r} is no known {axis}; known: {', '.join(sorted(known))}.{_did_you_mean(name, known)}")
+    member = known[name]
+    values = _read_arguments(member, arguments, text)
+    try:
+        return member(**values)
+    except PlanError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise PlanError(f"{text!r} cannot be built: {error}. Arguments of {name}: {_signature(member)}.") from None
+
+
+def _did_you_mean(name: str, known: Mapping[str, object]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def _read_arguments(member: type[Member], arguments: str, text: str) -> dict[str, Any]:
+    fields = {f.name: f for f in dataclasses.fields(member)}
+    types = typing.get_type_hints(member)
+    values: dict[str, Any] = {}
+    for position, item in enumerate(arguments.split(",") if arguments else ()):
+        key, equals, value = item.partition("=")
+        if not equals:
+            key, value = (list(fields)[position] if position < len(fields) else ""), item
+        if key not in fields or key in values or not value:
+            raise PlanError(f"{text!r} has an argument {item!r} that {member.name} does not take; it takes {_signature(member)}.")
+        values[key] = _read_value(types[key], key, value, text)
+    return values
+
+
+def _read_value(kind: Any, key: str, value: str, text: str) -> Any:
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[value.lower()]
+        if key.endswith("_bytes"):
+            return parse_bytes(value)
+        return kind(value)
+    except (ValueError, KeyError):
+        raise PlanError(f"{text!r}: {key}={value!r} is not {_article(kind.__name__)}.") from None
+
+
+def _article(word: str) -> str:
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+
+
+def _signature(member: type[Member]) -> str:
+    types = typing.get_type_hints(member)
+    parts = [
+        f"{f.name}: {types[f.name].__name__}" + ("" if f.default is dataclasses.MISSING else f" = {f.default}")
+        for f in dataclasses.fields(member)
+    ]
+    return ", ".join(parts) or "no arguments"
+
+
+def _print_arguments(member: Member) -> str:
+    """Prints leading arguments by position while they are set, later ones by name; defaults are left out."""
+    printed: list[str] = []
+    contiguous = True
+    for f in dataclasses.fields(member):
+        value = getattr(member, f.name)
+        if value == f.default:
+            contiguous = False
+            continue
+        text = print_bytes(value) if f.name.endswith("_bytes") else _print_value(value)
+        printed.append(text if contiguous else f"{f.name}={text}")
+    return ":" + ",".join(printed) if printed else ""
+
+
+def _print_value(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def parse_bytes(text: str) -> int:
+    """Reads `4194304`, `4MiB` or `25MB` as a number of bytes.
+
+    Raises:
+        ValueError: not a whole number with one of the known units.
+    """
+    match = re.fullmatch(r"(\d+)([A-Za-z]*)", text.strip())
+    if not match or match[2] not in BYTE_UNITS:
+        raise ValueError(f"{text!r} is no size; write a whole number and one of {', '.join(u for u in BYTE_UNITS if u)}")
+    return int(match[1]) * BYTE_UNITS[match[2]]
+
+
+def print_bytes(num_bytes: int) -> str:
+    """Prints a size with the largest unit that divides it: `4MiB`, `25MB`, `1000003`."""
+    units = sorted(BYTE_UNITS.items(), key=lambda unit: -unit[1])
+    unit, size = next((u, s) for u, s in units if num_bytes and num_bytes % s == 0 or s == 1)
+    return f"{num_bytes // size}{unit if size > 1 else ''}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """Sends the parameters whose name matches a glob by another compression.
+
+    Attributes:
+        match: shell-style pattern over parameter names, such as `*.bias`.
+        compression: the compression answer for them, such as `none`.
+    """
+
+    __pydantic_config__: ClassVar = files.STRICT
+
+    match: str
+    compression: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanFile:
+    """A plan with its exceptions, the measurements it was derived from, and the reasons.
+
+    Attributes:
+        plan: the text form.
+        routing: exceptions by parameter name; the first match wins.
+        measured: the profile and the cluster that the plan was derived from.
+        predicted: the prediction it was chosen by.
+        why: one sentence per decision.
+        version: of this format.
+    """
+
+    __pydantic_config__: ClassVar = files.STRICT
+
+    plan: str
+    routing: tuple[Route, ...] = ()
+    measured: dict[str, Any] = field(default_factory=dict)
+    predicted: dict[str, Any] = field(default_factory=dict)
+    why: tuple[str, ...] = ()
+    version: Literal[1] = 1
+
+    @classmethod
+    def read(cls, path: str | pathlib.Path) -> PlanFile:
+        """Reads and checks a plan file: its fields, its plan and its routes.
+
+        Raises:
+            FileError: unreadable, or a field that is wrong, named.
+            PlanError: a plan or a route that cannot work.
+        """
+        plan_file = files.read(path, cls)
+        plan = Plan.parse(plan_file.plan)
+        for route in plan_file.routing:
+            plan.having(compression=parse_compression(route.compression))
+        return plan_file
+
+    def write(self, path: str | pathlib.Path) -> None:
+        """Writes the file as YAML, to be read, diffed and edited by hand."""
+        files.write(path, self)
