@@ -1,0 +1,67 @@
+"""Schedules that need no measurement: everything at once, each tensor alone, or fixed sizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tightwire.errors import PlanError
+from tightwire.schedule.scheduler import InOrder, Partition, Schedule, Scheduler, TensorFacts, fuse
+
+
+class _AfterBackward(InOrder):
+    """Moves nothing before backward is over."""
+
+    def ready(self, bucket: int) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Sequential(Schedule):
+    """Exchanges everything as one bucket (per kind) after backward: no overlap, least latency."""
+
+    name: ClassVar[str] = "sequential"
+    title: ClassVar[str] = "one fused exchange after backward"
+    paper: ClassVar[str] = "BSP-A2A and BSP-PS in Shi et al., A Quantitative Survey of Communication Optimizations"
+
+    def partition(self, tensors: Sequence[TensorFacts]) -> Partition:  # noqa: D102
+        return fuse(tensors, math.inf)
+
+    def scheduler(self, num_buckets: int) -> Scheduler:  # noqa: D102
+        return _AfterBackward(num_buckets)
+
+
+@dataclass(frozen=True)
+class Wfbp(Schedule):
+    """Exchanges each gradient by itself as soon as it is ready (wait-free backpropagation)."""
+
+    name: ClassVar[str] = "wfbp"
+    title: ClassVar[str] = "each tensor as soon as it is ready"
+    paper: ClassVar[str] = "Zhang et al., Poseidon, arXiv:1706.03292"
+
+    def partition(self, tensors: Sequence[TensorFacts]) -> Partition:  # noqa: D102
+        return tuple((position,) for position in range(len(tensors)))
+
+
+@dataclass(frozen=True)
+class Fusion(Schedule):
+    """Exchanges buckets of a fixed size, each as soon as its last gradient is ready.
+
+    Args:
+        bucket_bytes: a bucket is closed once it holds this much; the unit may be written, as in `fusion:4MiB`.
+    """
+
+    name: ClassVar[str] = "fusion"
+    title: ClassVar[str] = "buckets of a fixed size"
+    paper: ClassVar[str] = "Sergeev & Del Balso, Horovod, arXiv:1802.05799; Li et al., PyTorch DDP, arXiv:2006.15704"
+
+    bucket_bytes: int = 25 * 2**20
+
+    def __post_init__(self) -> None:
+        if self.bucket_bytes < 1:
+            raise PlanError(f"fusion:{self.bucket_bytes} has buckets of no size; write at least 1 byte, such as fusion:4MiB.")
+
+    def partition(self, tensors: Sequence[TensorFacts]) -> Partition:  # noqa: D102
+        return fuse(tensors, self.bucket_bytes)
