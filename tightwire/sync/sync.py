@@ -1,0 +1,29 @@
+"""The sync contract: what is exchanged at which step."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tightwire.plan import Axis, Member
+
+
+@dataclass(frozen=True)
+class Sync(Member, abc.ABC):
+    """An answer to "when do replicas agree". Steps are optimizer steps, counted from 1."""
+
+    axis: ClassVar[Axis] = "sync"
+
+    @abc.abstractmethod
+    def averages_gradients(self, step: int) -> bool:
+        """Whether `step` is made with the mean gradient of all workers."""
+
+    @abc.abstractmethod
+    def averages_parameters(self, step: int) -> bool:
+        """Whether workers agree on the mean of their parameters after `step`."""
+
+    @property
+    @abc.abstractmethod
+    def steps_per_round(self) -> int:
+        """How many steps share one exchange."""
