@@ -1,0 +1,178 @@
+"""Where the workers of a lab live: the contract, and loopback as its simplest member."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, final
+
+from tightwire.errors import LabError
+from tightwire.lab.topology import Topology, format_rate
+
+Mode = Literal["root", "userns", "shaped"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """What passed a worker's link since the lab was built, counted by the kernel with all headers.
+
+    Attributes:
+        tx_bytes: sent by the worker.
+        rx_bytes: received by the worker.
+        dropped: packets that found a full queue at either end of the link.
+    """
+
+    tx_bytes: int
+    rx_bytes: int
+    dropped: int
+
+
+class Hosts(ABC):
+    """One host per worker, and the network between them.
+
+    Attributes:
+        mode: how the hosts are made.
+        interface: the name of a host's interface to the others.
+        master_address: the address of worker 0.
+    """
+
+    mode: Mode
+    interface: str
+    master_address: str
+
+    @abstractmethod
+    def command(self, rank: int, argv: Sequence[str]) -> list[str]:
+        """The command that runs `argv` on the worker's host, in the caller's working directory."""
+
+    @abstractmethod
+    def environment(self) -> dict[str, str]:
+        """Variables that every worker on these hosts needs."""
+
+    @abstractmethod
+    def master_port(self) -> int:
+        """A port that is free on worker 0's host, another one at every call."""
+
+    @abstractmethod
+    def worker_pid(self, process_pid: int) -> int:
+        """The process of the worker itself, given the process that runs its `command`."""
+
+    @abstractmethod
+    def guard(self, group: int, alive: bool) -> None:
+        """Notes that a process group runs on these hosts (`alive`), or that it has ended."""
+
+    @abstractmethod
+    def traffic(self) -> tuple[Traffic, ...]:
+        """What passed each worker's link so far; empty where the kernel does not count per worker."""
+
+    @abstractmethod
+    def set_link(self, rank: int, up: bool) -> None:
+        """Connects or cuts the worker's link."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """What the hosts are, and who shapes their links, in a phrase that follows "N workers, "."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends every process on the hosts and gives everything back to the kernel."""
+
+
+def start_keeper(prefix: Sequence[str], networks: int) -> tuple[subprocess.Popen[str], list[int]]:
+    """Starts the process that the hosts live in.
+
+    Args:
+        prefix: the command that makes its namespaces, before its own.
+        networks: how many network namespaces it makes.
+
+    Returns:
+        The process (or the one that waits for it), and its open files that hold the network namespaces.
+
+    Raises:
+        LabError: The namespaces cannot be made; with what the kernel said.
+    """
+    script = Path(__file__).with_name("keeper.py")
+    process = subprocess.Popen(
+        [*prefix, sys.executable, "-I", "-S", str(script), str(networks)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,  # Ctrl-C in the terminal is for the launcher alone
+    )
+    assert process.stdout is not None
+    ready = process.stdout.readline()
+    if not ready:
+        _, error = process.communicate()
+        raise LabError(error.strip().rpartition("\n")[2] or "the keeper of the namespaces died at once")
+    return process, [int(file) for file in ready.split()]
+
+
+def stop_keeper(keeper: subprocess.Popen[str]) -> None:
+    """Ends the keeper, and with it every process and namespace it keeps."""
+    keeper.communicate()
+
+
+@final
+class Loopback(Hosts):
+    """All workers on this machine's loopback, their rate held by Tightwire's own shaped transport."""
+
+    mode: Mode = "shaped"
+    interface = "lo"
+    master_address = "127.0.0.1"
+
+    def __init__(self, topology: Topology) -> None:
+        if topology.nodes is not None:
+            raise LabError("the shaped mode has one rate for all workers, so it cannot emulate nodes")
+        self._rate_bytes_per_s = topology.rate_bytes_per_s
+        self._keeper, _ = start_keeper((), networks=0)
+
+    def command(self, rank: int, argv: Sequence[str]) -> list[str]:
+        """Runs it as it is."""
+        return list(argv)
+
+    def environment(self) -> dict[str, str]:
+        """Tells `tw.init()` the rate to hold."""
+        if self._rate_bytes_per_s is None:
+            return {}
+        return {"TIGHTWIRE_SHAPED_RATE_BYTES_PER_S": repr(self._rate_bytes_per_s)}
+
+    def master_port(self) -> int:
+        """Asks the kernel for a free port."""
+        with socket.create_server((self.master_address, 0)) as free:
+            port: int = free.getsockname()[1]
+            return port
+
+    def worker_pid(self, process_pid: int) -> int:
+        """The same: nothing stands between."""
+        return process_pid
+
+    def guard(self, group: int, alive: bool) -> None:
+        """Tells the keeper what to kill when this process dies."""
+        assert self._keeper.stdin is not None
+        self._keeper.stdin.write(f"{'+' if alive else '-'}{group}\n")
+        self._keeper.stdin.flush()
+
+    def traffic(self) -> tuple[Traffic, ...]:
+        """Nothing: the loopback is shared with the whole machine."""
+        return ()
+
+    def set_link(self, rank: int, up: bool) -> None:
+        """Refuses: there is no link."""
+        raise LabError("a worker on loopback has no link to cut; that needs the mode root or userns.")
+
+    def describe(self) -> str:
+        """Says that only Tightwire's own transport is slow."""
+        rate = format_rate(self._rate_bytes_per_s)
+        return (
+            f"all on loopback at {rate}, held in user space by tw.init() (mode shaped); "
+            "stock DDP is not shaped, not compared"
+        )
+
+    def close(self) -> None:
+        """Ends the keeper, and what it guards."""
+        stop_keeper(self._keeper)

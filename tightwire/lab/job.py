@@ -1,0 +1,297 @@
+"""A command running once per worker: output as it comes, one ending, no survivors."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from types import FrameType
+from typing import IO, Literal, final
+
+from tightwire.lab.hosts import Hosts
+
+KILL_AFTER_S = 2.0
+_DRAIN_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line of a worker's output, without its end."""
+
+    rank: int
+    stream: Literal["stdout", "stderr"]
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """How the workers of one command ended.
+
+    Attributes:
+        exit_codes: per rank; negative: ended by that signal, as in `subprocess`.
+        first_failed: the rank whose failure came first, before the lab ended the others; None: none failed.
+        timed_out: the workers were ended because the time was over.
+        wall_s: from the first worker's start to the last one's end, in seconds.
+    """
+
+    exit_codes: tuple[int, ...]
+    first_failed: int | None
+    timed_out: bool
+    wall_s: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether every worker ended by itself, with 0."""
+        return self.first_failed is None and not self.timed_out
+
+    @property
+    def exit_code(self) -> int:
+        """One code for all, as a shell gives it: the first failing worker's; 124 when the time was over."""
+        if self.first_failed is not None:
+            code = self.exit_codes[self.first_failed]
+            return code if code > 0 else 128 - code
+        return 124 if self.timed_out else 0
+
+    def describe(self) -> str:
+        """One sentence about the ending."""
+        if self.first_failed is not None:
+            return (
+                f"rank {self.first_failed} failed first, {describe_exit(self.exit_codes[self.first_failed])}."
+            )
+        ending = "did not end in time and were stopped" if self.timed_out else "ended well"
+        return f"{len(self.exit_codes)} workers {ending} after {self.wall_s:.1f} s."
+
+
+def describe_exit(code: int) -> str:
+    """Says what an exit code means: `with exit code 3`, `killed by SIGSEGV`."""
+    if code >= 0:
+        return f"with exit code {code}"
+    with suppress(ValueError):
+        return f"killed by {signal.Signals(-code).name}"
+    return f"killed by signal {-code}"
+
+
+@dataclass(frozen=True)
+class _Exit:
+    rank: int
+    code: int
+
+
+@dataclass(frozen=True)
+class _StreamEnd:
+    rank: int
+
+
+@dataclass(frozen=True)
+class _Interrupt:
+    signum: int
+
+
+_Event = Line | _Exit | _StreamEnd | _Interrupt
+
+
+@final
+class Job:
+    """The running workers of one command.
+
+    Threads turn output and endings into events; everything is decided by the thread that calls `wait`.
+
+    Args:
+        hosts: where the workers run.
+        commands: what each rank runs.
+        environments: all of each rank's environment variables.
+        grace_s: how long the others may go on, in seconds, after one failed or after an interrupt.
+    """
+
+    def __init__(
+        self,
+        hosts: Hosts,
+        commands: Sequence[Sequence[str]],
+        environments: Sequence[Mapping[str, str]],
+        grace_s: float,
+    ) -> None:
+        self._hosts = hosts
+        self._grace_s = grace_s
+        self._events: SimpleQueue[_Event] = SimpleQueue()
+        self._exit_codes: dict[int, int] = {}
+        self._first_failed: int | None = None
+        self._timed_out = False
+        self._interrupted: int | None = None
+        self._open_streams = 0
+        self._escalation: deque[tuple[float, int]] = deque()
+        self._watchers: list[threading.Thread] = []
+        self._processes: list[subprocess.Popen[str]] = []
+        self._start_s = time.monotonic()
+        try:
+            for rank, (command, environment) in enumerate(zip(commands, environments, strict=True)):
+                self._start(rank, command, environment)
+        except BaseException:
+            self.stop()
+            raise
+
+    def wait(self, on_line: Callable[[Line], None], timeout_s: float | None = None) -> Result:
+        """Waits until every worker has ended, and hands over their output line by line.
+
+        *Contract*: blocks; `on_line` is called on this thread, each worker's lines of one stream in order. When
+        a worker fails, the others get the grace, then SIGTERM, then SIGKILL. In the main thread, SIGINT and
+        SIGTERM are passed on to the workers, and take their usual effect here after those have ended.
+
+        Args:
+            on_line: receives the output; what it raises ends the workers at once.
+            timeout_s: after this many seconds the workers are stopped; None: never.
+
+        Returns:
+            How they ended.
+        """
+        if timeout_s is not None:
+            self._escalation.append((self._start_s + timeout_s, 0))
+        try:
+            with self._interrupts_as_events():
+                while len(self._exit_codes) < len(self._processes):
+                    self._step(on_line)
+                self._drain(on_line)
+        finally:
+            self.stop()
+        if self._interrupted is not None:
+            signal.raise_signal(self._interrupted)
+        return self._result(time.monotonic() - self._start_s)
+
+    def signal(self, rank: int, signum: int) -> None:
+        """Sends a signal to one worker, which may have ended already.
+
+        SIGSTOP, SIGCONT and SIGKILL reach all that the worker started; others the worker alone, as with
+        `torchrun`.
+        """
+        process = self._processes[rank]
+        if rank in self._exit_codes:
+            return
+        with suppress(ProcessLookupError):
+            if signum in (signal.SIGSTOP, signal.SIGCONT, signal.SIGKILL):
+                os.killpg(process.pid, signum)
+            else:
+                os.kill(self._hosts.worker_pid(process.pid), signum)
+
+    def stop(self) -> None:
+        """Kills whatever still runs and waits for its end."""
+        for rank in range(len(self._processes)):
+            self.signal(rank, signal.SIGKILL)
+        for watcher in self._watchers:
+            watcher.join()
+
+    def _start(self, rank: int, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            process_group=0,  # Ctrl-C in the terminal reaches the workers once, through the launcher
+        )
+        self._processes.append(process)
+        self._hosts.guard(process.pid, alive=True)
+        self._watch(rank, process)
+
+    def _watch(self, rank: int, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for target, *args in (
+            (self._watch_exit, rank, process),
+            (self._read, rank, "stdout", process.stdout),
+            (self._read, rank, "stderr", process.stderr),
+        ):
+            thread = threading.Thread(target=target, args=args, daemon=True)
+            thread.start()
+            if target == self._watch_exit:
+                self._watchers.append(thread)
+        self._open_streams += 2
+
+    def _watch_exit(self, rank: int, process: subprocess.Popen[str]) -> None:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        # While the worker is not reaped, the number of its group cannot belong to anyone else.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        self._hosts.guard(process.pid, alive=False)
+        self._events.put(_Exit(rank, process.wait()))
+
+    def _read(self, rank: int, stream: Literal["stdout", "stderr"], pipe: IO[str]) -> None:
+        with pipe:
+            for text in pipe:
+                self._events.put(Line(rank=rank, stream=stream, text=text.rstrip("\n")))
+        self._events.put(_StreamEnd(rank))
+
+    def _step(self, on_line: Callable[[Line], None]) -> None:
+        until_s = self._escalation[0][0] - time.monotonic() if self._escalation else None
+        try:
+            self._handle(self._events.get(timeout=None if until_s is None else max(until_s, 0)), on_line)
+        except Empty:
+            self._escalate(self._escalation.popleft()[1])
+
+    def _handle(self, event: _Event, on_line: Callable[[Line], None]) -> None:
+        match event:
+            case Line():
+                on_line(event)
+            case _Exit(rank, code):
+                self._exit_codes[rank] = code
+                if code and self._first_failed is None and self._interrupted is None and not self._timed_out:
+                    self._first_failed = rank
+                    self._end_after(self._grace_s)
+            case _StreamEnd():
+                self._open_streams -= 1
+            case _Interrupt(signum):
+                self._broadcast(signum if self._interrupted is None else signal.SIGKILL)
+                self._interrupted = signum
+                self._end_after(self._grace_s)
+
+    def _escalate(self, signum: int) -> None:
+        if signum:
+            self._broadcast(signum)
+        else:
+            self._timed_out = True
+            self._end_after(0)
+
+    def _end_after(self, delay_s: float) -> None:
+        term_s = time.monotonic() + delay_s
+        self._escalation = deque([(term_s, signal.SIGTERM), (term_s + KILL_AFTER_S, signal.SIGKILL)])
+
+    def _broadcast(self, signum: int) -> None:
+        for rank in range(len(self._processes)):
+            self.signal(rank, signum)
+
+    def _drain(self, on_line: Callable[[Line], None]) -> None:
+        """Takes the output that came before the ends."""
+        # A daemon that left its worker's group may hold a stream open, so this has an end.
+        deadline_s = time.monotonic() + _DRAIN_S
+        with suppress(Empty):
+            while self._open_streams:
+                self._handle(self._events.get(timeout=max(deadline_s - time.monotonic(), 0)), on_line)
+
+    @contextmanager
+    def _interrupts_as_events(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def note(signum: int, frame: FrameType | None) -> None:
+            self._events.put(_Interrupt(signum))
+
+        previous = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for signum, handler in previous.items():
+                signal.signal(signum, handler)
+
+    def _result(self, wall_s: float) -> Result:
+        codes = tuple(self._exit_codes[rank] for rank in range(len(self._processes)))
+        return Result(
+            exit_codes=codes, first_failed=self._first_failed, timed_out=self._timed_out, wall_s=wall_s
+        )

@@ -1,0 +1,64 @@
+"""The process that an emulated cluster lives in. Run as a script, it imports the standard library only.
+
+It makes network namespaces and holds each by an open file, never by a name in the file system, so that they
+vanish with it. As the first process of its process namespace it takes every worker with it when it ends;
+where there is no such namespace, it kills the process groups it was told to guard. It ends when its standard
+input does: when whoever started it closes the lab, or dies, in whatever way.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TextIO
+
+CLONE_NEWNET = 0x40000000
+MS_NOSUID_NODEV_NOEXEC = 2 | 4 | 8
+
+
+def main() -> None:
+    """Makes as many network namespaces as the first argument says, prints their file numbers, and waits."""
+    count = int(sys.argv[1])
+    if count:
+        own_proc()
+        # Orphans of the workers become children of this process; ignoring them lets the kernel reap them.
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    print(*[new_network() for _ in range(count)], flush=True)
+    guard(sys.stdin)
+
+
+def own_proc() -> None:
+    """Mounts a /proc of this process namespace, so that a worker finds itself under its own number."""
+    # Containers that mask /proc forbid this; /proc/self works without it.
+    ctypes.CDLL(None).mount(b"proc", b"/proc", b"proc", MS_NOSUID_NODEV_NOEXEC, None)
+
+
+def new_network() -> int:
+    """Makes a network namespace, without IPv6 on its links, and returns the open file that holds it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNET):
+        error = ctypes.get_errno()
+        raise OSError(error, f"unshare: {os.strerror(error)}")
+    # IPv6 announces itself and looks for routers: bytes on the links that no worker sent.
+    with suppress(OSError):
+        Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
+    return os.open("/proc/self/ns/net", os.O_RDONLY)
+
+
+def guard(orders: TextIO) -> None:
+    """Reads `+GROUP` and `-GROUP` until the end, then kills the process groups that are still guarded."""
+    groups: set[int] = set()
+    for order in orders:
+        group = int(order[1:])
+        groups.add(group) if order[0] == "+" else groups.discard(group)
+    for group in groups:
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""The lab itself: build the hosts, run commands on them, break them on purpose."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Literal, Self, final, get_args
+
+from tightwire.errors import LabError
+from tightwire.lab.hosts import Hosts, Loopback, Mode, Traffic
+from tightwire.lab.job import Job, Line, Result
+from tightwire.lab.namespaces import Namespaces
+from tightwire.lab.topology import Topology
+
+
+def print_line(line: Line) -> None:
+    """Prints a worker's line, to the stream that it came from, with its rank in front."""
+    print(f"[{line.rank}] {line.text}", file=getattr(sys, line.stream), flush=True)
+
+
+@final
+class Lab:
+    """A cluster emulated on this machine for as long as the `with` block lasts.
+
+    The hosts stay between commands; the processes of a command do not.
+
+    Args:
+        topology: the workers and their links.
+        mode: `root` (network namespaces made directly), `userns` (inside a user namespace), `shaped` (all on
+            loopback, rates held by Tightwire's own transport), or `auto`: the first of these that works.
+        batch_scheduling: run the workers under SCHED_BATCH, so that idle workers wake up as if each had a
+            processor of its own. For measuring messages; with real compute the default is better.
+        grace_s: how long the others may go on, in seconds, after one worker failed.
+
+    Raises:
+        LabError: The mode is unknown, or (when the block is entered) not possible here; with the reason.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        *,
+        mode: Mode | Literal["auto"] = "auto",
+        batch_scheduling: bool = False,
+        grace_s: float = 5.0,
+    ) -> None:
+        if mode not in ("auto", *get_args(Mode)):
+            raise LabError(f"mode {mode!r} is unknown. Known: auto, {', '.join(get_args(Mode))}.")
+        self.topology = topology
+        self._wanted = mode
+        self._batch_scheduling = batch_scheduling
+        self._grace_s = grace_s
+        self._hosts: Hosts | None = None
+        self._job: Job | None = None
+        self._why_not: list[str] = []
+
+    def __enter__(self) -> Self:
+        self._hosts = self._open_first() if self._wanted == "auto" else self._open_wanted(self._wanted)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._job is not None:
+            self._job.stop()
+        if self._hosts is not None:
+            self._hosts.close()
+        self._hosts = None
+
+    @property
+    def mode(self) -> Mode:
+        """How the hosts are made."""
+        return self._open.mode
+
+    @property
+    def shapes_everything(self) -> bool:
+        """Whether the kernel shapes all that workers send; if not, only Tightwire's own transport is slow."""
+        return self.mode != "shaped"
+
+    def describe(self) -> str:
+        """What this lab is, what was not possible and why, in a sentence or two."""
+        scheduling = ", under SCHED_BATCH" if self._batch_scheduling else ""
+        reasons = f" Not possible here: {'; '.join(self._why_not)}." if self._why_not else ""
+        return f"{self.topology.workers} workers, {self._open.describe()}{scheduling}.{reasons}"
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        on_line: Callable[[Line], None] = print_line,
+        env: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+    ) -> Result:
+        """Runs a command once per worker, with the environment that `torchrun` would give it.
+
+        *Contract*: blocks until all have ended and leaves no process; one command at a time. When a worker
+        fails, the others get the grace, then SIGTERM, then SIGKILL. In the main thread, SIGINT and SIGTERM are
+        passed on to the workers first, and then take their usual effect here.
+
+        Args:
+            argv: the command, for example `[sys.executable, "train.py"]`.
+            on_line: receives the workers' output; by default it is printed with the rank in front.
+            env: variables for the workers, over those of this process and of the lab.
+            timeout_s: after this many seconds the workers are stopped; None: never.
+
+        Returns:
+            How the workers ended.
+
+        Raises:
+            LabError: The command does not exist, or another one is running.
+        """
+        hosts = self._open
+        if self._job is not None:
+            raise LabError("this lab runs a command already; wait for its end, or build a second lab.")
+        program = _found(argv)
+        batch = [_found(["chrt"])[0], "--batch", "0"] if self._batch_scheduling else []
+        port = hosts.master_port()
+        ranks = range(self.topology.workers)
+        self._job = Job(
+            hosts,
+            [hosts.command(rank, [*batch, *program]) for rank in ranks],
+            [self._environment(rank, port, env or {}) for rank in ranks],
+            self._grace_s,
+        )
+        try:
+            return self._job.wait(on_line, timeout_s)
+        finally:
+            self._job = None
+
+    def traffic(self) -> tuple[Traffic, ...]:
+        """What passed each worker's link since the lab was built; empty in the mode `shaped`."""
+        return self._open.traffic()
+
+    def kill(self, rank: int) -> None:
+        """Kills a worker of the running command at once (SIGKILL); from `on_line` or from another thread."""
+        self._signal(rank, signal.SIGKILL)
+
+    def freeze(self, rank: int) -> None:
+        """Stops a worker of the running command where it is (SIGSTOP); its connections stay open."""
+        self._signal(rank, signal.SIGSTOP)
+
+    def thaw(self, rank: int) -> None:
+        """Lets a frozen worker go on."""
+        self._signal(rank, signal.SIGCONT)
+
+    def cut(self, rank: int) -> None:
+        """Takes a worker's link down; what is sent to it vanishes.
+
+        Raises:
+            LabError: The mode is `shaped`, where a worker has no link.
+        """
+        self._open.set_link(rank, up=False)
+
+    def mend(self, rank: int) -> None:
+        """Puts a worker's link up again."""
+        self._open.set_link(rank, up=True)
+
+    @property
+    def _open(self) -> Hosts:
+        if self._hosts is None:
+            raise LabError("the lab is not open; use it inside `with Lab(...) as lab:`.")
+        return self._hosts
+
+    def _open_wanted(self, mode: Mode) -> Hosts:
+        try:
+            return _build(mode, self.topology)
+        except LabError as error:
+            raise LabError(
+                f"mode {mode!r} is not possible here: {error}. Mode auto takes one that is."
+            ) from error
+
+    def _open_first(self) -> Hosts:
+        for mode in get_args(Mode):
+            try:
+                return _build(mode, self.topology)
+            except LabError as error:
+                self._why_not.append(f"{mode} ({error})")
+        raise LabError(
+            f"{self.topology.workers} workers ({self.topology}) cannot be emulated here: "
+            f"{'; '.join(self._why_not)}."
+        )
+
+    def _signal(self, rank: int, signum: int) -> None:
+        if self._job is None:
+            raise LabError(f"rank {rank} does not run: the lab runs no command now.")
+        self._job.signal(rank, signum)
+
+    def _environment(self, rank: int, port: int, extra: Mapping[str, str]) -> dict[str, str]:
+        hosts = self._open
+        defaults = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        interface = {f"{backend}_SOCKET_IFNAME": hosts.interface for backend in ("GLOO", "NCCL", "TP")}
+        master = {"MASTER_ADDR": hosts.master_address, "MASTER_PORT": str(port)}
+        about = {"TIGHTWIRE_LAB": self._about()}
+        place = self.topology.environment(rank)
+        return {
+            **defaults,
+            **os.environ,
+            **interface,
+            **master,
+            **place,
+            **hosts.environment(),
+            **about,
+            **extra,
+        }
+
+    def _about(self) -> str:
+        return json.dumps(
+            {
+                "mode": self.mode,
+                "workers": self.topology.workers,
+                "rate_bytes_per_s": self.topology.rate_bytes_per_s,
+                "topology": str(self.topology),
+                "interface": self._open.interface,
+                "scheduling": "batch" if self._batch_scheduling else "default",
+            }
+        )
+
+
+def _build(mode: Mode, topology: Topology) -> Hosts:
+    return Loopback(topology) if mode == "shaped" else Namespaces(topology, mode)
+
+
+def _found(argv: Sequence[str]) -> list[str]:
+    if not argv:
+        raise LabError("there is no command to run. Write for example: -- python train.py")
+    program = shutil.which(argv[0])
+    if program is None:
+        hint = f"Write: python {argv[0]}" if argv[0].endswith(".py") else "Is it installed, and in PATH?"
+        raise LabError(f"the command {argv[0]!r} cannot be run here: no such program. {hint}")
+    return [program, *argv[1:]]

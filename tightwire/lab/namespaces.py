@@ -1,0 +1,218 @@
+"""Hosts as network namespaces, their links shaped by the kernel."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, final
+
+from tightwire.errors import LabError
+from tightwire.lab.hosts import Hosts, Mode, Traffic, start_keeper, stop_keeper
+from tightwire.lab.topology import Topology, format_rate
+
+_PACKAGES = {
+    "ip": "iproute2",
+    "tc": "iproute2",
+    "unshare": "util-linux",
+    "nsenter": "util-linux",
+    "env": "coreutils",
+}
+_ADMIN_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
+_FIRST_PORT = 29500
+
+# A link hands over at most this much at once. More would let short messages pass unshaped; less than the kernel's
+# timers are late would cost bandwidth.
+_BURST_S = 250e-6
+_SMALLEST_BURST_BYTES = 4 * 1514
+_LARGEST_BURST_BYTES = 256 * 1024
+# Room for the windows of several senders to one receiver; TCP shrinks them long before a second of queue.
+_QUEUE_S = 0.1
+_SMALLEST_QUEUE_BYTES = 512 * 1024
+
+
+@final
+class Namespaces(Hosts):
+    """Each worker in a network namespace of its own, joined by bridges in one more, the switch.
+
+    The namespaces belong to one keeper process and have no names, so the kernel reclaims them, the links and
+    every process when the keeper ends. As root they are made directly; otherwise inside a user namespace.
+    """
+
+    interface = "eth0"
+
+    def __init__(self, topology: Topology, mode: Literal["root", "userns"]) -> None:
+        if mode == "root" and os.geteuid() != 0:
+            raise LabError("this process is not root")
+        self.mode: Mode = mode
+        self.master_address = _address(0)
+        self._topology = topology
+        self._tools = {name: _tool(name) for name in _PACKAGES}
+        self._next_port = _FIRST_PORT
+        user = ["--user", "--map-root-user"] if mode == "userns" else []
+        unshare = [self._tools["unshare"], *user, "--mount", "--pid", "--fork", "--kill-child"]
+        self._keeper, files = start_keeper(unshare, networks=topology.workers + 1)
+        try:
+            self._keeper_pid = child_of(self._keeper.pid)
+            self._switch, *self._hosts = (f"/proc/{self._keeper_pid}/fd/{file}" for file in files)
+            self._build()
+        except BaseException:
+            self.close()
+            raise
+
+    def command(self, rank: int, argv: Sequence[str]) -> list[str]:
+        """Enters the worker's namespaces first."""
+        keeper = f"/proc/{self._keeper_pid}/ns"
+        inside = [f"--pid={keeper}/pid", f"--mount={keeper}/mnt"]
+        return [*self._enter(self._hosts[rank]), *inside, self._tools["env"], "-C", str(Path.cwd()), *argv]
+
+    def environment(self) -> dict[str, str]:
+        """Nothing: the kernel does all."""
+        return {}
+
+    def master_port(self) -> int:
+        """Counts up: nobody else is on worker 0's host."""
+        self._next_port += 1
+        return self._next_port
+
+    def worker_pid(self, process_pid: int) -> int:
+        """The child of the process that entered the namespaces."""
+        return child_of(process_pid)
+
+    def guard(self, group: int, alive: bool) -> None:
+        """Does nothing: the process namespace holds every worker already."""
+
+    def traffic(self) -> tuple[Traffic, ...]:
+        """Reads the queues at both ends of each link."""
+        to_workers = self._counts(self._switch)
+        links = []
+        for rank, host in enumerate(self._hosts):
+            sent, received = self._counts(host)[self.interface], to_workers[_port(rank)]
+            dropped = sent["drops"] + received["drops"]
+            links.append(Traffic(tx_bytes=sent["bytes"], rx_bytes=received["bytes"], dropped=dropped))
+        return tuple(links)
+
+    def set_link(self, rank: int, up: bool) -> None:
+        """Takes the switch's end of the link up or down."""
+        self._batch("ip", self._switch, [f"link set dev {_port(rank)} {'up' if up else 'down'}"])
+
+    def describe(self) -> str:
+        """Says whose namespaces these are."""
+        rate = format_rate(self._topology.rate_bytes_per_s)
+        across = format_rate(self._topology.across_bytes_per_s)
+        nodes = f", {self._topology.nodes} nodes with uplinks of {across}" if self._topology.nodes else ""
+        who = "as root" if self.mode == "root" else "in a user namespace"
+        host = f"each in its own network namespace with a link of {rate} both ways"
+        return f"{host}{nodes}, {who} (mode {self.mode})"
+
+    def close(self) -> None:
+        """Ends the keeper; the kernel does the rest."""
+        stop_keeper(self._keeper)
+
+    def _build(self) -> None:
+        topology = self._topology
+        burst = burst_bytes(topology.rate_bytes_per_s)
+        self._batch("ip", self._switch, [*_bridges(topology), *_ports(topology, self._hosts, burst)])
+        self._batch("tc", self._switch, _switch_queues(topology))
+        for rank, host in enumerate(self._hosts):
+            self._batch("ip", host, _host_links(rank, burst))
+            self._batch("tc", host, [_queue("eth0", topology.rate_bytes_per_s)])
+
+    def _enter(self, network: str) -> list[str]:
+        user = [f"--user=/proc/{self._keeper_pid}/ns/user", "--preserve-credentials"]
+        return [self._tools["nsenter"], *(user if self.mode == "userns" else []), f"--net={network}"]
+
+    def _batch(self, tool: str, network: str, lines: Iterable[str]) -> None:
+        command = [*self._enter(network), self._tools[tool], "-batch", "-"]
+        done = subprocess.run(command, input="\n".join(lines) + "\n", capture_output=True, text=True)
+        if done.returncode:
+            raise LabError(f"{tool} failed: {' '.join(done.stderr.split())}")
+
+    def _counts(self, network: str) -> dict[str, Any]:
+        command = [*self._enter(network), self._tools["tc"], "-s", "-j", "qdisc", "show"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise LabError(f"the lab's counters cannot be read: {done.stderr.strip() or 'the lab has ended'}")
+        return {queue["dev"]: queue for queue in json.loads(done.stdout)}
+
+
+def child_of(pid: int) -> int:
+    """The only child of a process that runs a command in new namespaces and waits for it.
+
+    Raises:
+        ProcessLookupError: It has none, because the command has ended or has not begun.
+    """
+    try:
+        return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+    except (FileNotFoundError, IndexError) as error:
+        raise ProcessLookupError(f"process {pid} has no child") from error
+
+
+def burst_bytes(rate_bytes_per_s: float | None) -> int:
+    """What a link of this rate lets through at once after a pause."""
+    if rate_bytes_per_s is None:
+        return 64 * 1024
+    return int(min(max(rate_bytes_per_s * _BURST_S, _SMALLEST_BURST_BYTES), _LARGEST_BURST_BYTES))
+
+
+def _tool(name: str) -> str:
+    path = shutil.which(name, path=os.environ.get("PATH", "") + os.pathsep + _ADMIN_PATH)
+    if path is None:
+        raise LabError(f"the command {name!r} is missing (Debian package {_PACKAGES[name]})")
+    return path
+
+
+def _address(rank: int) -> str:
+    return f"10.77.{(rank + 1) // 256}.{(rank + 1) % 256}"
+
+
+def _port(rank: int) -> str:
+    return f"port{rank}"
+
+
+def _bridges(topology: Topology) -> Iterator[str]:
+    """The switches: one in the core, and one per node with its uplink to the core."""
+    options = "type bridge forward_delay 0 mcast_snooping 0"
+    yield f"link add core {options}"
+    yield "link set dev core up"
+    for node in range(topology.nodes or 0):
+        yield f"link add node{node} {options}"
+        yield f"link set dev node{node} up"
+        yield f"link add up{node} type veth peer name down{node}"
+        yield f"link set dev up{node} master node{node} up"
+        yield f"link set dev down{node} master core up"
+
+
+def _ports(topology: Topology, hosts: Sequence[str], burst: int) -> Iterator[str]:
+    """The worker's links: one end in the switch, the other in the worker's host."""
+    for rank, host in enumerate(hosts):
+        bridge = "core" if topology.nodes is None else f"node{topology.node(rank)}"
+        yield f"link add {_port(rank)} type veth peer name eth0 netns {host}"
+        yield f"link set dev {_port(rank)} master {bridge} gso_max_size {min(burst, 65536)} up"
+
+
+def _host_links(rank: int, burst: int) -> Iterator[str]:
+    yield "link set dev lo up"
+    yield f"link set dev eth0 gso_max_size {min(burst, 65536)}"
+    yield f"address add {_address(rank)}/16 dev eth0"
+    yield "link set dev eth0 up"
+
+
+def _switch_queues(topology: Topology) -> Iterator[str]:
+    for rank in range(topology.workers):
+        yield _queue(_port(rank), topology.rate_bytes_per_s)
+    for node in range(topology.nodes or 0):
+        yield _queue(f"up{node}", topology.across_bytes_per_s)
+        yield _queue(f"down{node}", topology.across_bytes_per_s)
+
+
+def _queue(device: str, rate_bytes_per_s: float | None) -> str:
+    """The queue that shapes what leaves a device, or only counts it."""
+    if rate_bytes_per_s is None:
+        return f"qdisc add dev {device} root pfifo limit 10000"
+    limit = int(max(rate_bytes_per_s * _QUEUE_S, _SMALLEST_QUEUE_BYTES))
+    bits, burst = round(rate_bytes_per_s * 8), burst_bytes(rate_bytes_per_s)
+    return f"qdisc add dev {device} root tbf rate {bits}bit burst {burst}b limit {limit}b"

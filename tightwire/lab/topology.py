@@ -1,0 +1,188 @@
+"""Who is linked to whom, and how fast: the emulated cluster as a value."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from tightwire.errors import LabError
+
+MAX_WORKERS = 256
+SLOWEST_BYTES_PER_S = 1e3
+FASTEST_BYTES_PER_S = 125e9
+
+_BYTES_PER_S = {
+    "": 1 / 8,
+    "bit": 1 / 8,
+    "kbit": 1e3 / 8,
+    "mbit": 1e6 / 8,
+    "gbit": 1e9 / 8,
+    "B/s": 1.0,
+    "kB/s": 1e3,
+    "KB/s": 1e3,
+    "MB/s": 1e6,
+    "GB/s": 1e9,
+}
+_UNLIMITED = ("none", "unlimited")
+_EXAMPLES = "1gbit, 200mbit, 50kbit, 25MB/s, or none for links that are not shaped"
+
+
+def parse_rate(text: str) -> float | None:
+    """Reads a link rate in the units of `tc` (`200mbit`), or in bytes (`25MB/s`).
+
+    >>> parse_rate("200mbit"), parse_rate("25MB/s"), parse_rate("none")
+    (25000000.0, 25000000.0, None)
+
+    Args:
+        text: a number with its unit (bit, kbit, mbit, gbit; B/s, kB/s, MB/s, GB/s), `none` or `unlimited`; a
+            bare number is in bits per second, as for `tc`.
+
+    Returns:
+        Bytes per second on the wire, frame headers included; None for a link that is not shaped.
+
+    Raises:
+        LabError: No number, an unknown unit, zero, negative, or a rate that no link has.
+    """
+    text = text.strip()
+    if text.lower() in _UNLIMITED:
+        return None
+    match = re.fullmatch(r"([+-]?\d*\.?\d+(?:[eE][+-]?\d+)?)\s*([A-Za-z/]*)", text)
+    if match is None:
+        raise LabError(f"rate {text!r} is not a number with a unit. Write for example {_EXAMPLES}.")
+    number, unit = match.groups()
+    factor = _BYTES_PER_S.get(unit, _BYTES_PER_S.get(unit.lower()))
+    if factor is None:
+        raise LabError(_unit_message(text, number, unit))
+    return checked_rate(float(number) * factor, f"rate {text!r}")
+
+
+def checked_rate(rate_bytes_per_s: float, name: str) -> float:
+    """Returns the rate itself when a link can have it.
+
+    Raises:
+        LabError: It is not between 8 kbit/s and 1 Tbit/s.
+    """
+    if SLOWEST_BYTES_PER_S <= rate_bytes_per_s <= FASTEST_BYTES_PER_S:
+        return rate_bytes_per_s
+    raise LabError(
+        f"{name} is {rate_bytes_per_s:g} bytes per second, and a link can have 8 kbit/s to 1 Tbit/s. "
+        f"Write for example {_EXAMPLES}."
+    )
+
+
+def _unit_message(text: str, number: str, unit: str) -> str:
+    if unit.lower() in ("bps", "kbps", "mbps", "gbps"):
+        letter = unit[0].lower() if len(unit) == 4 else ""
+        return (
+            f"rate {text!r} can mean bits or bytes. Write {number}{letter}bit or {number}{letter.upper()}B/s."
+        )
+    return f"rate {text!r} has the unknown unit {unit!r}. Known: {', '.join(filter(None, _BYTES_PER_S))}."
+
+
+def format_rate(rate_bytes_per_s: float | None) -> str:
+    """Writes a rate as `parse_rate` reads it.
+
+    >>> format_rate(25e6), format_rate(None)
+    ('200mbit', 'unlimited')
+    """
+    if rate_bytes_per_s is None:
+        return _UNLIMITED[1]
+    bits = rate_bytes_per_s * 8
+    for unit, scale in (("gbit", 1e9), ("mbit", 1e6), ("kbit", 1e3)):
+        if bits >= scale:
+            return f"{bits / scale:.10g}{unit}"
+    return f"{bits:.10g}bit"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topology:
+    """Workers and the links between them.
+
+    A star joins every worker to one switch. With `nodes`, the workers of one node share a switch, and the
+    node's uplink joins that switch to the others.
+
+    Attributes:
+        workers: how many there are.
+        rate_bytes_per_s: what a worker's own link carries each way; None: not shaped.
+        nodes: how many nodes share the workers evenly; None: a star.
+        across_bytes_per_s: what a node's uplink carries each way; None: not shaped.
+
+    Raises:
+        LabError: No workers, too many, workers that do not divide by nodes, or a rate that no link has.
+    """
+
+    workers: int
+    rate_bytes_per_s: float | None = None
+    nodes: int | None = None
+    across_bytes_per_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.workers <= MAX_WORKERS:
+            raise LabError(f"{self.workers} workers were asked for; one machine can hold 1 to {MAX_WORKERS}.")
+        if self.nodes is not None and (self.nodes < 1 or self.workers % self.nodes):
+            raise LabError(f"{self.workers} workers cannot be shared evenly by {self.nodes} nodes.")
+        if self.nodes is None and self.across_bytes_per_s is not None:
+            raise LabError("across_bytes_per_s is the rate of a node's uplink, and a star has no nodes.")
+        if self.rate_bytes_per_s is not None:
+            checked_rate(self.rate_bytes_per_s, "rate_bytes_per_s")
+        if self.across_bytes_per_s is not None:
+            checked_rate(self.across_bytes_per_s, "across_bytes_per_s")
+
+    @classmethod
+    def parse(cls, text: str, workers: int | None = None, rate_bytes_per_s: float | None = None) -> Topology:
+        """Reads `star`, or `nodes=2x2,inside=2gbit,across=100mbit` (2 nodes of 2 workers each).
+
+        Args:
+            text: the topology.
+            workers: how many; needed by a star, and for nodes optional, but then it must agree.
+            rate_bytes_per_s: a worker's link where the text has no `inside`.
+
+        Raises:
+            LabError: The text cannot be read, or it contradicts `workers`.
+        """
+        if text == "star":
+            if workers is None:
+                raise LabError("a star needs a number of workers. Write for example --workers 4.")
+            return cls(workers=workers, rate_bytes_per_s=rate_bytes_per_s)
+        fields = dict(part.partition("=")[::2] for part in text.split(","))
+        shape = re.fullmatch(r"(\d+)x(\d+)", fields.get("nodes", ""))
+        if shape is None or fields.keys() - {"nodes", "inside", "across"}:
+            raise LabError(
+                f"topology {text!r} is neither `star` nor like `nodes=2x2,inside=2gbit,across=100mbit` "
+                "(2 nodes of 2 workers; inside: a worker's link; across: a node's uplink)."
+            )
+        nodes, per_node = (int(group) for group in shape.groups())
+        if workers not in (None, nodes * per_node):
+            raise LabError(f"topology {text!r} has {nodes * per_node} workers, and {workers} were asked for.")
+        inside = parse_rate(fields["inside"]) if "inside" in fields else rate_bytes_per_s
+        across = parse_rate(fields["across"]) if "across" in fields else None
+        return cls(workers=nodes * per_node, rate_bytes_per_s=inside, nodes=nodes, across_bytes_per_s=across)
+
+    def __str__(self) -> str:
+        if self.nodes is None:
+            return "star"
+        inside, across = format_rate(self.rate_bytes_per_s), format_rate(self.across_bytes_per_s)
+        return f"nodes={self.nodes}x{self.workers_per_node},inside={inside},across={across}"
+
+    @property
+    def workers_per_node(self) -> int:
+        """How many workers share a node: in a star every worker is a node of its own."""
+        return self.workers // (self.nodes or self.workers)
+
+    def node(self, rank: int) -> int:
+        """The node that the worker belongs to; neighbours in rank share one."""
+        return rank // self.workers_per_node
+
+    def environment(self, rank: int) -> dict[str, str]:
+        """What `torchrun` would tell this worker about its place."""
+        world = str(self.workers)
+        return {
+            "RANK": str(rank),
+            "WORLD_SIZE": world,
+            "LOCAL_RANK": str(rank % self.workers_per_node),
+            "LOCAL_WORLD_SIZE": str(self.workers_per_node),
+            "GROUP_RANK": str(self.node(rank)),
+            "GROUP_WORLD_SIZE": str(self.workers // self.workers_per_node),
+            "ROLE_RANK": str(rank),
+            "ROLE_WORLD_SIZE": world,
+        }
