@@ -1,10 +1,17 @@
-"""A collective is data: who sends which chunk to whom, in which step, to be copied or added."""
+"""A collective is data: who sends which chunk to whom, in which step, to be copied or added.
+
+One program is checked (checker.py), run (runner.py), counted (traffic.py) and timed (`Program.seconds`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
+
+Op = Literal["copy", "reduce"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +26,7 @@ class Transfer:
     src: int
     dst: int
     chunk: int
-    op: Literal["copy", "reduce"]
+    op: Op
     weight: float = 1.0
 
 
@@ -36,6 +43,7 @@ class Program:
         gathers: False: every rank begins with a contribution to every chunk, and ends with the sum of all.
             True: rank r begins with chunk r alone, and every rank ends with all chunks, to be decoded and
             summed in rank order.
+        native: the backend runs it by an algorithm of its own; `transfers` then says what is counted.
     """
 
     name: str
@@ -43,11 +51,56 @@ class Program:
     num_chunks: int
     transfers: tuple[Transfer, ...]
     gathers: bool = False
+    native: bool = False
+
+    def steps(self) -> Iterator[tuple[int, tuple[Transfer, ...]]]:
+        """Yields each step with its transfers."""
+        for step, transfers in itertools.groupby(self.transfers, key=lambda t: t.step):
+            yield step, tuple(transfers)
+
+    def sends(self, rank: int) -> tuple[Transfer, ...]:
+        """Returns what `rank` sends, in order."""
+        return self._by_rank[0][rank]
+
+    def receives(self, rank: int) -> tuple[Transfer, ...]:
+        """Returns what `rank` receives, in order."""
+        return self._by_rank[1][rank]
 
     def chunk_sizes(self, numel: int, multiple: int = 1) -> tuple[int, ...]:
         """Splits `numel` elements into chunks, nearly equal, all but the last a multiple of `multiple`."""
-        raise NotImplementedError
+        return split(numel, self.num_chunks, multiple)
 
     def bytes_sent(self, rank: int, chunk_bytes: Sequence[int]) -> int:
         """Returns the payload bytes that `rank` sends when chunk c is `chunk_bytes[c]` bytes on the wire."""
-        return sum(chunk_bytes[t.chunk] for t in self.transfers if t.src == rank)
+        return sum(chunk_bytes[t.chunk] for t in self.sends(rank))
+
+    def seconds(self, chunk_bytes: Sequence[int], latency_s: float, bytes_per_s: float) -> float:
+        """Returns the α–β time: per step, one latency and the bytes of the busiest direction of any rank."""
+        total_s = 0.0
+        for _, transfers in self.steps():
+            busy: dict[tuple[str, int], int] = {}
+            for t in transfers:
+                for end in (("out", t.src), ("in", t.dst)):
+                    busy[end] = busy.get(end, 0) + chunk_bytes[t.chunk]
+            total_s += latency_s + max(busy.values()) / bytes_per_s
+        return total_s
+
+    @cached_property
+    def _by_rank(self) -> tuple[tuple[tuple[Transfer, ...], ...], tuple[tuple[Transfer, ...], ...]]:
+        sends: list[list[Transfer]] = [[] for _ in range(self.num_ranks)]
+        receives: list[list[Transfer]] = [[] for _ in range(self.num_ranks)]
+        for t in self.transfers:
+            sends[t.src].append(t)
+            receives[t.dst].append(t)
+        return tuple(map(tuple, sends)), tuple(map(tuple, receives))
+
+
+def split(numel: int, parts: int, multiple: int = 1) -> tuple[int, ...]:
+    """Splits `numel` into nearly equal `parts`, all but the last a multiple of `multiple`.
+
+    >>> split(10, 4), split(10, 4, multiple=4), split(2, 4)
+    ((2, 3, 2, 3), (0, 4, 4, 2), (0, 1, 0, 1))
+    """
+    units = -(-numel // multiple)
+    bounds = [min(multiple * (units * i // parts), numel) for i in range(parts + 1)]
+    return tuple(b - a for a, b in itertools.pairwise(bounds))

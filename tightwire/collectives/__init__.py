@@ -1,0 +1,39 @@
+"""Who talks to whom: collectives as programs that are checked, counted, timed and run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tightwire.collectives.architecture import AllReduce
+from tightwire.collectives.builders import PROGRAMS, Recipe, build
+from tightwire.collectives.checker import ALL_GATHER, ALL_REDUCE, Goal, check
+from tightwire.collectives.program import Program, Transfer
+
+if TYPE_CHECKING:
+    from tightwire.collectives.runner import Runner
+
+MEMBERS = (AllReduce,)
+
+__all__ = [
+    "ALL_GATHER",
+    "ALL_REDUCE",
+    "MEMBERS",
+    "PROGRAMS",
+    "AllReduce",
+    "Goal",
+    "Program",
+    "Recipe",
+    "Runner",
+    "Transfer",
+    "build",
+    "check",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads the runner on first use: it needs torch, and programs do not."""
+    if name == "Runner":
+        from tightwire.collectives.runner import Runner
+
+        return Runner
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
