@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tightwire.sync.sync import Sync
+from tightwire.sync.sync import Quantity, Sync
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,7 @@ class Bsp(Sync):
     name: ClassVar[str] = "bsp"
     title: ClassVar[str] = "agree on the mean gradient every step"
     paper: ClassVar[str] = "Valiant, A Bridging Model for Parallel Computation, CACM 1990"
+    exchanges: ClassVar[frozenset[Quantity]] = frozenset({"gradients"})
 
     def averages_gradients(self, step: int) -> bool:  # noqa: D102
         return True

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tightwire.errors import PlanError
-from tightwire.sync.sync import Sync
+from tightwire.sync.sync import Quantity, Sync
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Local(Sync):
     name: ClassVar[str] = "local"
     title: ClassVar[str] = "H local steps, then average the parameters"
     paper: ClassVar[str] = "Stich, Local SGD Converges Fast, arXiv:1805.09767; Yu et al., PR-SGD, arXiv:1807.06629"
+    exchanges: ClassVar[frozenset[Quantity]] = frozenset({"parameters"})
 
     H: int
 

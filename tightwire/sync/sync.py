@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from tightwire.plan import Axis, Member
+
+Quantity = Literal["gradients", "parameters"]
 
 
 @dataclass(frozen=True)
 class Sync(Member, abc.ABC):
-    """An answer to "when do replicas agree". Steps are optimizer steps, counted from 1."""
+    """An answer to "when do replicas agree". Steps are optimizer steps, counted from 1.
+
+    Class attributes:
+        exchanges: what workers ever agree on under this policy.
+    """
 
     axis: ClassVar[Axis] = "sync"
+    exchanges: ClassVar[frozenset[Quantity]]
 
     @abc.abstractmethod
     def averages_gradients(self, step: int) -> bool:

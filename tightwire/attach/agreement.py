@@ -1,0 +1,86 @@
+"""What ranks must have in common before the first step, and how they find out that they have not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tightwire.errors import MismatchError
+from tightwire.transport import Transport
+
+# Bounds the memory of the initial broadcast.
+BROADCAST_BYTES = 64 * 2**20
+
+
+def require_agreement(transport: Transport, facts: Mapping[str, object]) -> None:
+    """Makes sure that every rank is about to do the same.
+
+    Args:
+        transport: all ranks.
+        facts: by what they are called in an error, such as `plan` or `parameter fc.weight`; printable.
+
+    Contract: every rank, before the first step; blocks; sends a digest, and the facts only where digests differ.
+
+    Raises:
+        MismatchError: on every rank alike, naming the ranks and the first differences.
+    """
+    text = json.dumps({key: str(value) for key, value in facts.items()}, sort_keys=True)
+    digests = transport.exchange(hashlib.sha256(text.encode()).digest())
+    if len(set(digests)) == 1:
+        return
+    raise MismatchError(_differences([json.loads(t) for t in transport.exchange(text.encode())]))
+
+
+def _differences(facts_by_rank: Sequence[Mapping[str, str]], most: int = 3) -> str:
+    keys = dict.fromkeys(key for facts in facts_by_rank for key in facts)
+    different = [key for key in keys if len({facts.get(key) for facts in facts_by_rank}) > 1]
+    lines = [f"{key}: " + "; ".join(_who_has_what(facts_by_rank, key)) for key in different[:most]]
+    more = f" ({len(different) - most} more differences)" if len(different) > most else ""
+    return "ranks disagree about what to train; give every rank the same. " + ". ".join(lines) + "." + more
+
+
+def _who_has_what(facts_by_rank: Sequence[Mapping[str, str]], key: str) -> Iterable[str]:
+    ranks_by_value: dict[str, list[int]] = {}
+    for rank, facts in enumerate(facts_by_rank):
+        ranks_by_value.setdefault(facts.get(key, "nothing"), []).append(rank)
+    for value, ranks in ranks_by_value.items():
+        yield f"{'rank' if len(ranks) == 1 else 'ranks'} {', '.join(map(str, ranks))} has {value}"
+
+
+def model_facts(model: nn.Module) -> dict[str, object]:
+    """Returns what must agree about a model: every parameter's and buffer's shape and dtype, and what trains."""
+    facts: dict[str, object] = {}
+    for name, parameter in model.named_parameters():
+        trains = "" if parameter.requires_grad else " frozen"
+        facts[f"parameter {name}"] = f"{list(parameter.shape)} {parameter.dtype}{trains}"
+    for name, buffer in model.named_buffers():
+        facts[f"buffer {name}"] = f"{list(buffer.shape)} {buffer.dtype}"
+    return facts
+
+
+@torch.no_grad()
+def copy_from_first(transport: Transport, tensors: Iterable[Tensor]) -> None:
+    """Makes tensors equal to rank 0's, bit for bit, in place.
+
+    Contract: every rank, with tensors of the same shapes in the same order; blocks.
+    """
+    pending: list[Tensor] = []
+    for tensor in tensors:
+        pending.append(tensor)
+        if sum(t.numel() * t.itemsize for t in pending) >= BROADCAST_BYTES:
+            _copy_together(transport, pending)
+            pending = []
+    _copy_together(transport, pending)
+
+
+def _copy_together(transport: Transport, tensors: Sequence[Tensor]) -> None:
+    if not tensors:
+        return
+    flat = torch.cat([t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in tensors])
+    transport.broadcast(flat)
+    for tensor, piece in zip(tensors, flat.split([t.numel() * t.itemsize for t in tensors]), strict=True):
+        tensor.copy_(piece.clone().view(tensor.dtype).view(tensor.shape))

@@ -1,0 +1,160 @@
+"""Gradients on their way: from autograd into buckets, and back as means."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.utils.hooks import RemovableHandle
+
+from tightwire.attach.exchange import Exchange
+from tightwire.attach.trace import Tracer
+from tightwire.errors import AttachError
+
+
+class Gradients:
+    """Averages gradients in every backward pass; after `backward()` returns, `p.grad` is the mean.
+
+    Each pass averages what that pass (and any `accumulate` passes before it) added: a gradient that was averaged
+    before is set aside and added back, so several passes per step sum up, whatever the codec.
+
+    A parameter that took part on some ranks counts as zero on the others; one that took part on no rank keeps
+    the gradient it had, None included, as in plain PyTorch.
+
+    Contract: every rank runs backward passes in the same order. Blocks at the end of `backward()`.
+
+    Attributes:
+        enabled: False while gradients accumulate locally.
+        exposed_s: time that the last pass waited after its own work was done.
+        finite: whether the last means were all finite.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Parameter],
+        exchange: Exchange,
+        count_users: Callable[[Tensor], Tensor],
+        tracer: Tracer,
+    ) -> None:
+        self.enabled = True
+        self.exposed_s = 0.0
+        self.finite = True
+        self.before_round: Callable[[], tuple[int, float]] = lambda: (0, 1.0)
+        self.ready_s: dict[str, float] = {}
+        self._parameters = parameters
+        self._exchange = exchange
+        self._count_users = count_users
+        self._tracer = tracer
+        self._views: dict[str, Tensor] = {}
+        self._bucket_of: dict[str, int] = {}
+        for number, averager in enumerate(exchange.averagers):
+            self._views |= averager.bucket.views
+            self._bucket_of |= dict.fromkeys(averager.bucket.views, number)
+        self._averaged: set[str] = set()
+        self._aside: dict[str, Tensor] = {}
+        self._arrived: set[str] = set()
+        self._missing: list[int] = []
+        self._running = False
+        self._handles: list[RemovableHandle] = []
+        for name, parameter in parameters.items():
+            self._handles.append(parameter.register_hook(lambda _, name=name: self._before_gradient(name)))  # type: ignore[no-untyped-call]
+            self._handles.append(
+                parameter.register_post_accumulate_grad_hook(lambda _, name=name: self._on_gradient(name))
+            )
+
+    def remove(self) -> None:
+        """Takes the hooks out; gradients stay as they are."""
+        for handle in self._handles:
+            handle.remove()
+
+    def forget(self) -> None:
+        """Drops all gradients, so that the optimizer's step changes nothing."""
+        self._aside.clear()
+        self._averaged.clear()
+        for parameter in self._parameters.values():
+            parameter.grad = None
+
+    def _before_gradient(self, name: str) -> None:
+        """Sets an averaged gradient aside before autograd adds to it."""
+        parameter = self._parameters[name]
+        if name in self._averaged and parameter.grad is self._views[name]:
+            self._aside[name] = parameter.grad.clone()
+            parameter.grad = None
+        self._averaged.discard(name)
+
+    def _on_gradient(self, name: str) -> None:
+        gradient = self._parameters[name].grad
+        assert gradient is not None
+        if gradient.layout != torch.strided:
+            raise AttachError(
+                f"parameter {name} has a sparse gradient ({gradient.layout}), which cannot be averaged in a bucket; "
+                "build the layer with sparse=False."
+            )
+        if not self.enabled:
+            return
+        if not self._running:
+            self._begin()
+        if name in self._arrived:
+            raise AttachError(
+                f"parameter {name} got a gradient twice in one backward pass, after it was on its way; "
+                "use checkpoint(..., use_reentrant=False), or the schedule `sequential`."
+            )
+        self._arrived.add(name)
+        self.ready_s[name] = time.perf_counter()
+        self._fill(name, gradient)
+        bucket = self._bucket_of[name]
+        self._missing[bucket] -= 1
+        if self._missing[bucket] == 0:
+            self._exchange.ready(bucket)
+
+    def _begin(self) -> None:
+        self._running = True
+        self._arrived = set()
+        self._missing = [len(averager.bucket.views) for averager in self._exchange.averagers]
+        seed, scale = self.before_round()
+        self._exchange.begin(seed=seed, scale=scale)
+        # The engine's own end-of-backward callback, which DDP and FSDP rely on as well.
+        torch.autograd.Variable._execution_engine.queue_callback(self._end)
+
+    def _fill(self, name: str, gradient: Tensor) -> None:
+        view = self._views[name]
+        if gradient is not view:
+            view.copy_(gradient)
+            self._parameters[name].grad = view
+
+    def _end(self) -> None:
+        self._running = False
+        waiting_since_s = time.perf_counter()
+        used = [self._complete(name, parameter) for name, parameter in self._parameters.items()]
+        self._exchange.end()
+        users = self._count_users(torch.tensor(used, dtype=torch.float32))
+        self.finite = self._exchange.wait()
+        for (name, parameter), count in zip(self._parameters.items(), users.tolist(), strict=True):
+            self._deliver(name, parameter, count)
+        self.exposed_s = time.perf_counter() - waiting_since_s
+        self._tracer.record("compute", "wait for means", waiting_since_s, time.perf_counter())
+
+    def _complete(self, name: str, parameter: Parameter) -> bool:
+        """Fills the slot of a parameter that this pass did not reach; returns whether it has anything to average."""
+        if name in self._arrived:
+            return True
+        self._before_gradient(name)
+        if parameter.grad is not None:  # left by an `accumulate` pass
+            self._fill(name, parameter.grad)
+            return True
+        self._views[name].zero_()
+        return False
+
+    def _deliver(self, name: str, parameter: Parameter, num_users: float) -> None:
+        """Makes the mean the parameter's gradient, unless no rank used it and no leftover arrived for it."""
+        view, aside = self._views[name], self._aside.pop(name, None)
+        if aside is not None:
+            view.add_(aside)
+        if num_users > 0 or aside is not None or view.any():
+            parameter.grad = view
+            self._averaged.add(name)
+        else:
+            parameter.grad = None

@@ -1,0 +1,53 @@
+"""Parameters on their way: rounds of local methods, in which workers agree on the mean of their parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch.nn import Parameter
+
+from tightwire.attach.exchange import Exchange
+from tightwire.buckets import Bucket
+
+
+class Parameters:
+    """Averages parameters by their difference to the last agreed ones, so that any codec serves.
+
+    Attributes:
+        anchors: the parameters that all workers agreed on last, one bucket of them per bucket of the exchange.
+    """
+
+    def __init__(self, parameters: Mapping[str, Parameter], exchange: Exchange) -> None:
+        self._parameters = parameters
+        self._exchange = exchange
+        self.anchors = tuple(Bucket(averager.bucket.layout) for averager in exchange.averagers)
+        self.anchor_here()
+
+    @torch.no_grad()
+    def anchor_here(self) -> None:
+        """Takes the present parameters, equal on all ranks, as the agreed ones."""
+        for anchor in self.anchors:
+            anchor.pack({name: self._parameters[name].detach() for name in anchor.views})
+
+    @torch.no_grad()
+    def average(self, *, seed: int) -> bool:
+        """Replaces every parameter by its mean over all ranks: x ← x_start − mean(x_start − x_end).
+
+        Contract: every rank; blocks; sends `exchange.bytes_per_round`.
+
+        Returns:
+            Whether the mean was finite; if not, all ranks alike went back to the parameters agreed on before.
+        """
+        self._exchange.begin(seed=seed)
+        for number, (anchor, averager) in enumerate(zip(self.anchors, self._exchange.averagers, strict=True)):
+            for name, difference in averager.bucket.views.items():
+                torch.sub(anchor.views[name], self._parameters[name], out=difference)
+            self._exchange.ready(number)
+        self._exchange.end()
+        finite = self._exchange.wait()
+        for anchor, averager in zip(self.anchors, self._exchange.averagers, strict=True):
+            if finite:
+                anchor.flat.sub_(averager.bucket.flat)
+            anchor.unpack({name: self._parameters[name] for name in anchor.views})
+        return finite

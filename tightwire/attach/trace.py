@@ -1,0 +1,100 @@
+"""What happened when: spans on tracks, written as a trace that Perfetto and chrome://tracing load."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import pathlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from torch import Tensor
+
+from tightwire.compression.codec import Codec
+
+Track = Literal["compute", "communication", "codec"]
+TRACKS: tuple[Track, ...] = ("compute", "communication", "codec")
+# Bounds the memory of a long run: the newest spans are kept.
+MAX_SPANS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Something that took from `start_s` to `end_s`, in seconds of `time.perf_counter`."""
+
+    track: Track
+    name: str
+    start_s: float
+    end_s: float
+
+
+class Tracer:
+    """Collects the newest spans of one worker; cheap enough to be always on."""
+
+    def __init__(self) -> None:
+        self.spans: collections.deque[Span] = collections.deque(maxlen=MAX_SPANS)
+
+    def record(self, track: Track, name: str, start_s: float, end_s: float) -> None:
+        """Adds a span."""
+        self.spans.append(Span(track, name, start_s, end_s))
+
+    @contextlib.contextmanager
+    def span(self, track: Track, name: str) -> Iterator[None]:
+        """Adds the time spent inside as a span."""
+        start_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.record(track, name, start_s, time.perf_counter())
+
+    def write(self, path: str | pathlib.Path, rank: int) -> None:
+        """Writes the Trace Event Format: one process per rank, one thread per track, times in microseconds."""
+        names = [_metadata("process_name", rank, 0, f"rank {rank}")]
+        names += [_metadata("thread_name", rank, thread, track) for thread, track in enumerate(TRACKS)]
+        events = [
+            {
+                "ph": "X",
+                "pid": rank,
+                "tid": TRACKS.index(span.track),
+                "name": span.name,
+                "cat": span.track,
+                "ts": span.start_s * 1e6,
+                "dur": (span.end_s - span.start_s) * 1e6,
+            }
+            for span in tuple(self.spans)
+        ]
+        pathlib.Path(path).write_text(json.dumps({"traceEvents": names + events}), encoding="utf-8")
+
+
+def _metadata(kind: str, rank: int, thread: int, name: str) -> dict[str, object]:
+    return {"ph": "M", "pid": rank, "tid": thread, "name": kind, "args": {"name": name}}
+
+
+def traced(codec: Codec, tracer: Tracer) -> Codec:
+    """Returns the codec with its encoding and decoding on the tracer's codec track."""
+    return codec if codec.lossless else cast(Codec, _Traced(codec, tracer))
+
+
+class _Traced:
+    """A codec seen through a tracer; everything but the two hot calls is the codec's own."""
+
+    def __init__(self, codec: Codec, tracer: Tracer) -> None:
+        self._codec = codec
+        self._tracer = tracer
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._codec, name)
+
+    def __str__(self) -> str:
+        return str(self._codec)
+
+    def encode(self, x: Tensor, message: Tensor, *, seed: int = 0) -> None:
+        with self._tracer.span("codec", f"encode {self._codec}"):
+            self._codec.encode(x, message, seed=seed)
+
+    def decode(self, message: Tensor, out: Tensor, *, add: bool = False) -> None:
+        with self._tracer.span("codec", f"decode {self._codec}"):
+            self._codec.decode(message, out, add=add)
