@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor
+from tightwire.errors import TransportError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BROADCAST_TAG = 2**31 - 1
 
 
 class Work(Protocol):
@@ -20,19 +25,33 @@ class Work(Protocol):
         """
 
 
+class Done:
+    """A transfer that is complete already."""
+
+    def wait(self) -> None:
+        """Returns at once."""
+
+
+DONE = Done()
+
+
 class Transport(abc.ABC):
     """Moves tensors between `size` ranks; this object is rank `rank`.
 
-    Point-to-point: messages between two ranks with one tag arrive in the order they were sent; different tags
-    are independent. Tensors are contiguous and must stay untouched until their Work is waited for. Sizes agree
-    on both sides. Collectives (`all_reduce`, `all_gather`, `exchange`, `barrier`, `channel`, `group`) are called
-    by every rank in the same order on one transport object.
+    Point-to-point: messages between two ranks with one tag arrive in the order they were sent, into the
+    receives in the order they were posted; different tags are independent. Tensors are contiguous and must
+    stay untouched until their Work is waited for. Sizes agree on both sides. Collectives (`all_reduce`,
+    `exchange`, `broadcast`, `barrier`, `channel`, `group`) are called by every rank in the same order on one
+    transport object.
+
+    Every failure to move bytes is a PeerError that names the ranks to blame as the *world* numbers them, also
+    on a group; after it the transport and all its channels are unusable.
 
     Attributes:
         rank: this worker.
         size: number of workers.
         deadline_s: the longest that any wait lasts before it names whom it waits for.
-        native_dtypes: torch dtype names that `all_reduce` can sum.
+        native_dtypes: torch dtype names, as in "float32", that `all_reduce` can sum.
     """
 
     rank: int
@@ -42,17 +61,34 @@ class Transport(abc.ABC):
 
     @abc.abstractmethod
     def isend(self, tensor: Tensor, dst: int, tag: int) -> Work:
-        """Starts sending `tensor` (any dtype) to rank `dst`. 0 ≤ tag < 2³¹. Bytes sent: the tensor's."""
+        """Starts sending `tensor` (any dtype) to rank `dst`. Bytes sent: the tensor's.
+
+        Args:
+            tensor: contiguous, of any size including 0.
+            dst: another rank.
+            tag: 0 ≤ tag < 2³¹ − 1 (the last one is `broadcast`'s).
+
+        Raises:
+            TransportError: `dst` is this rank or no rank, or the tensor is not contiguous.
+        """
 
     @abc.abstractmethod
     def irecv(self, tensor: Tensor, src: int, tag: int) -> Work:
-        """Starts receiving into `tensor` from rank `src`. Post receives before sends: full duplex needs it."""
+        """Starts receiving into `tensor` from rank `src`. Post receives before sends: full duplex needs it.
+
+        Raises:
+            TransportError: as for `isend`.
+        """
 
     @abc.abstractmethod
     def all_reduce(self, tensor: Tensor) -> Work:
         """Starts summing `tensor` over all ranks, in place, by the backend's own algorithm.
 
-        Contract: all ranks, same order, same size. Bytes sent per rank: `native_bytes(tensor's bytes)`.
+        Contract: all ranks, same order, same size; the result is the same bits on every rank.
+        Bytes sent by rank r: `native_bytes(numel, itemsize, size, r)`, by convention.
+
+        Raises:
+            TransportError: the dtype is not among `native_dtypes`.
         """
 
     @abc.abstractmethod
@@ -64,7 +100,10 @@ class Transport(abc.ABC):
 
     @abc.abstractmethod
     def channel(self) -> Transport:
-        """Returns a transport over the same ranks with connections and tags of its own. All ranks, same order."""
+        """Returns a transport over the same ranks with connections and tags of its own.
+
+        Contract: all ranks, same order.
+        """
 
     @abc.abstractmethod
     def group(self, ranks: Sequence[int]) -> Transport | None:
@@ -79,21 +118,91 @@ class Transport(abc.ABC):
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Gives back connections and threads; the transport is unusable afterwards. Local."""
+        """Gives back connections and threads; the transport is unusable afterwards. Local.
+
+        Peers that still wait for this rank are told at once that it left.
+        """
 
     def broadcast(self, tensor: Tensor, src: int = 0) -> None:
-        """Makes `tensor` on every rank a copy of rank `src`'s, in place; blocks. All ranks, same order."""
-        _broadcast(self, tensor, src)
+        """Makes `tensor` on every rank a copy of rank `src`'s, in place; blocks. All ranks, same order.
+
+        A binomial tree: ⌈log₂ size⌉ rounds; a rank sends the tensor once to each of its children.
+        """
+        children, parent = tree_edges(self.rank, self.size, src)
+        if parent is not None:
+            self.irecv(tensor, parent, BROADCAST_TAG).wait()
+        for work in [self.isend(tensor, child, BROADCAST_TAG) for child in children]:
+            work.wait()
 
 
-def native_bytes(num_bytes: int, size: int, itemsize: int, rank: int) -> int:
-    """Returns the payload that `rank` sends in a native all-reduce of `num_bytes`, a ring by convention.
+def native_bytes(numel: int, itemsize: int, size: int, rank: int) -> int:
+    """Returns the payload bytes that `rank` sends in a native all-reduce, a ring by convention.
 
     A backend's own steps cannot be counted from outside; ring all-reduce is what Gloo and NCCL run for large
-    buffers: each rank forwards every chunk but one in each of the two phases.
+    buffers: of `size` nearly equal chunks (the first `numel % size` one element longer) each rank forwards
+    all but one in each of its two phases, the one it ends up reducing and the one after that.
+
+    Args:
+        numel: elements in the buffer.
+        itemsize: bytes per element.
+        size: number of ranks.
+        rank: whose bytes.
     """
-    raise NotImplementedError
+    if size == 1:
+        return 0
+    kept = sum(numel // size + ((rank + hop) % size < numel % size) for hop in (1, 2))
+    return (2 * numel - kept) * itemsize
 
 
-def _broadcast(transport: Transport, tensor: Tensor, src: int) -> None:
-    raise NotImplementedError
+def tree_edges(rank: int, size: int, root: int) -> tuple[list[int], int | None]:
+    """Returns the children, largest subtree first, and the parent of `rank` in `root`'s binomial tree."""
+    place = (rank - root) % size
+    lowest_bit = place & -place if place else 1 << max(size - 1, 1).bit_length()
+    parent = (place - lowest_bit + root) % size if place else None
+    hops = [1 << k for k in reversed(range(lowest_bit.bit_length() - 1))]
+    return [(place + hop + root) % size for hop in hops if place + hop < size], parent
+
+
+def check_message(transport: Transport, tensor: Tensor, peer: int) -> None:
+    """Refuses a message that no transport can carry.
+
+    Raises:
+        TransportError: `peer` is this rank or no rank, or the tensor is not contiguous.
+    """
+    if peer == transport.rank or not 0 <= peer < transport.size:
+        raise TransportError(
+            f"rank {transport.rank} of {transport.size} was asked to exchange a message with rank {peer}; "
+            f"a peer is another rank between 0 and {transport.size - 1}"
+        )
+    if not tensor.is_contiguous():
+        raise TransportError(
+            f"asked to move a tensor of shape {tuple(tensor.shape)} with strides {tensor.stride()}; "
+            "only contiguous memory travels: call .contiguous() first"
+        )
+
+
+def check_summable(transport: Transport, tensor: Tensor) -> None:
+    """Refuses an all-reduce of a dtype that the backend cannot sum.
+
+    Raises:
+        TransportError: names the dtype and those that can be summed.
+    """
+    name = str(tensor.dtype).removeprefix("torch.")
+    if name not in transport.native_dtypes:
+        raise TransportError(
+            f"asked to all-reduce {name}; this transport sums {', '.join(sorted(transport.native_dtypes))}: "
+            "cast, or use a program of sends and receives"
+        )
+
+
+def check_group(transport: Transport, ranks: Sequence[int]) -> None:
+    """Refuses a group that is empty, has a rank twice, or reaches outside the transport.
+
+    Raises:
+        TransportError: names the offending list.
+    """
+    if not ranks or len(set(ranks)) != len(ranks) or not all(0 <= r < transport.size for r in ranks):
+        raise TransportError(
+            f"asked for a group of ranks {list(ranks)}; a group is one or more different ranks between 0 "
+            f"and {transport.size - 1}"
+        )

@@ -1,0 +1,24 @@
+"""How bytes move between ranks: one contract, three transports, wrappers to count, shape and break them."""
+
+from tightwire.transport.base import DONE, Done, Transport, Work, native_bytes
+from tightwire.transport.counting import Counting, Tally
+from tightwire.transport.single import Single
+from tightwire.transport.threads import Threads, run_threads
+from tightwire.transport.world import current, device, init, shutdown
+
+__all__ = [
+    "DONE",
+    "Counting",
+    "Done",
+    "Single",
+    "Tally",
+    "Threads",
+    "Transport",
+    "Work",
+    "current",
+    "device",
+    "init",
+    "native_bytes",
+    "run_threads",
+    "shutdown",
+]
