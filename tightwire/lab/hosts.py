@@ -82,12 +82,15 @@ class Hosts(ABC):
         """Ends every process on the hosts and gives everything back to the kernel."""
 
 
-def start_keeper(prefix: Sequence[str], networks: int) -> tuple[subprocess.Popen[str], list[int]]:
+def start_keeper(
+    prefix: Sequence[str], networks: int, names: str = ""
+) -> tuple[subprocess.Popen[str], list[int]]:
     """Starts the process that the hosts live in.
 
     Args:
         prefix: the command that makes its namespaces, before its own.
         networks: how many network namespaces it makes.
+        names: lines for /etc/hosts in its namespaces.
 
     Returns:
         The process (or the one that waits for it), and its open files that hold the network namespaces.
@@ -97,7 +100,7 @@ def start_keeper(prefix: Sequence[str], networks: int) -> tuple[subprocess.Popen
     """
     script = Path(__file__).with_name("keeper.py")
     process = subprocess.Popen(
-        [*prefix, sys.executable, "-I", "-S", str(script), str(networks)],
+        [*prefix, sys.executable, "-I", "-S", str(script), str(networks), names],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -139,9 +139,9 @@ class Job:
     def wait(self, on_line: Callable[[Line], None], timeout_s: float | None = None) -> Result:
         """Waits until every worker has ended, and hands over their output line by line.
 
-        *Contract*: blocks; `on_line` is called on this thread, each worker's lines of one stream in order. When
-        a worker fails, the others get the grace, then SIGTERM, then SIGKILL. In the main thread, SIGINT and
-        SIGTERM are passed on to the workers, and take their usual effect here after those have ended.
+        *Contract*: blocks; `on_line` is called on this thread, each worker's lines of one stream in order.
+        When a worker fails, the others get the grace, then SIGTERM, then SIGKILL. In the main thread,
+        SIGINT and SIGTERM are passed on to the workers, and take their usual effect here after their end.
 
         Args:
             on_line: receives the output; what it raises ends the workers at once.

@@ -12,29 +12,49 @@ import ctypes
 import os
 import signal
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
 CLONE_NEWNET = 0x40000000
 MS_NOSUID_NODEV_NOEXEC = 2 | 4 | 8
+MS_BIND = 4096
 
 
 def main() -> None:
-    """Makes as many network namespaces as the first argument says, prints their file numbers, and waits."""
+    """Makes as many network namespaces as the first argument says, prints their file numbers, and waits.
+
+    The second argument is what the workers see at the end of /etc/hosts.
+    """
     count = int(sys.argv[1])
     if count:
-        own_proc()
+        mount("proc", "/proc", "proc", MS_NOSUID_NODEV_NOEXEC)
+        name_hosts(sys.argv[2])
         # Orphans of the workers become children of this process; ignoring them lets the kernel reap them.
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     print(*[new_network() for _ in range(count)], flush=True)
     guard(sys.stdin)
 
 
-def own_proc() -> None:
-    """Mounts a /proc of this process namespace, so that a worker finds itself under its own number."""
-    # Containers that mask /proc forbid this; /proc/self works without it.
-    ctypes.CDLL(None).mount(b"proc", b"/proc", b"proc", MS_NOSUID_NODEV_NOEXEC, None)
+def mount(source: str, target: str, kind: str, flags: int) -> None:
+    """Mounts for this mount namespace alone, where that is allowed.
+
+    Both mounts are comforts, and hardened containers forbid them: without its own /proc a worker finds itself
+    under /proc/self only; without names for the addresses PyTorch warns that it cannot look them up.
+    """
+    ctypes.CDLL(None).mount(source.encode(), target.encode(), kind.encode(), flags, None)
+
+
+def name_hosts(text: str) -> None:
+    """Adds to /etc/hosts by laying a file over it, which has no name of its own that could stay behind."""
+    with suppress(OSError):
+        text = Path("/etc/hosts").read_text() + text
+    with tempfile.NamedTemporaryFile("w") as file:
+        file.write(text)
+        file.flush()
+        Path(file.name).chmod(0o644)
+        mount(file.name, "/etc/hosts", "none", MS_BIND)
 
 
 def new_network() -> int:

@@ -98,9 +98,9 @@ class Lab:
     ) -> Result:
         """Runs a command once per worker, with the environment that `torchrun` would give it.
 
-        *Contract*: blocks until all have ended and leaves no process; one command at a time. When a worker
-        fails, the others get the grace, then SIGTERM, then SIGKILL. In the main thread, SIGINT and SIGTERM are
-        passed on to the workers first, and then take their usual effect here.
+        *Contract*: blocks until all have ended and leaves no process; one command at a time. When a
+        worker fails, the others get the grace, then SIGTERM, then SIGKILL. In the main thread, SIGINT and
+        SIGTERM are passed on to the workers first, and then take their usual effect here.
 
         Args:
             argv: the command, for example `[sys.executable, "train.py"]`.
