@@ -19,6 +19,8 @@ from tightwire.lab.hosts import Hosts
 
 KILL_AFTER_S = 2.0
 _DRAIN_S = 1.0
+# Shells and supervisors may send a signal to a process and to its group: that is one wish, not two.
+_SAME_INTERRUPT_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +126,7 @@ class Job:
         self._first_failed: int | None = None
         self._timed_out = False
         self._interrupted: int | None = None
+        self._interrupted_s = 0.0
         self._open_streams = 0
         self._escalation: deque[tuple[float, int]] = deque()
         self._watchers: list[threading.Thread] = []
@@ -247,9 +250,17 @@ class Job:
             case _StreamEnd():
                 self._open_streams -= 1
             case _Interrupt(signum):
-                self._broadcast(signum if self._interrupted is None else signal.SIGKILL)
-                self._interrupted = signum
-                self._end_after(self._grace_s)
+                self._interrupt(signum)
+
+    def _interrupt(self, signum: int) -> None:
+        now_s = time.monotonic()
+        if self._interrupted is None:
+            self._interrupted = signum
+            self._interrupted_s = now_s
+            self._broadcast(signum)
+            self._end_after(self._grace_s)
+        elif now_s > self._interrupted_s + _SAME_INTERRUPT_S:
+            self._broadcast(signal.SIGKILL)
 
     def _escalate(self, signum: int) -> None:
         if signum:
