@@ -206,7 +206,7 @@ class _Machine:
                 value = self._end(rank, chunk, needed)
                 if needed and agreed.setdefault(needed, value) != value:
                     raise ProgramError(
-                        f"{self._title}: rank {rank} adds chunk {chunk} in another order than other ranks, so "
+                        f"{self._title}: rank {rank} adds chunk {chunk} in another order than others, so "
                         "their sums differ in the last bits; let one rank complete the sum and copy it."
                     )
 

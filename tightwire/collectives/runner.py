@@ -1,0 +1,206 @@
+"""Runs one rank's part of a program over a transport."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tightwire.collectives.memory import DenseMemory, GatherMemory, Job, Memory, MessageMemory
+from tightwire.collectives.part import Part, Send, part_of
+from tightwire.collectives.program import Program
+from tightwire.collectives.traffic import PIECE_BYTES, Pieces, pieces_of, predict_bytes
+from tightwire.compression.codec import Codec
+from tightwire.errors import ProgramError, TensorError
+from tightwire.transport.base import Transport, Work
+
+RECEIVES_AHEAD = 4
+
+
+class Runner:
+    """Averages buffers of one size and dtype over all ranks, by a program and a codec.
+
+    Attributes:
+        program: what is run.
+        codec: what travels.
+        lossless: `mean` is exact up to rounding, `work` and `mean` may be the same memory, and no leftover is
+            written: it is zero.
+        bytes_sent: payload bytes that this rank sends in one run.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        transport: Transport,
+        *,
+        numel: int,
+        dtype: torch.dtype,
+        codec: Codec,
+        tag: int = 0,
+        piece_bytes: int = PIECE_BYTES,
+    ) -> None:
+        """Allocates all that runs will need.
+
+        Args:
+            program: for as many ranks as `transport` has; checked here.
+            transport: not used by this call.
+            numel: elements of the buffers to come.
+            dtype: theirs: float32, float64, bfloat16 or float16.
+            codec: whose messages the program can carry.
+            tag: tells runners apart that are under way on one transport together; the same on all ranks.
+            piece_bytes: chunks travel in pieces of at most this size: one is added while the next arrives.
+
+        Raises:
+            ProgramError: a program that is wrong, cannot carry the codec, or is for other numbers of ranks.
+        """
+        _check_fit(program, transport, codec)
+        self.program, self.codec = program, codec
+        self.lossless = codec.lossless
+        self._numel, self._dtype = numel, dtype
+        self.bytes_sent = predict_bytes(program, codec, numel, dtype.itemsize, transport.rank, piece_bytes)
+        pieces = pieces_of(program, codec, numel, dtype.itemsize, piece_bytes)
+        job = Job(program=program, rank=transport.rank, codec=codec, numel=numel, dtype=dtype, pieces=pieces)
+        self._way = _way(job, transport, tag) if numel and transport.size > 1 else None
+
+    def run(self, work: Tensor, mean: Tensor, *, seed: int = 0) -> None:
+        """Averages `work` over all ranks into `mean`, and leaves in `work` what this rank failed to carry.
+
+        Afterwards mean == average over ranks of (input − leftover), the same bits on every rank.
+
+        Args:
+            work: (numel,) contiguous; this rank's input, then its leftover. A lossless codec writes none.
+            mean: (numel,) contiguous; other memory than `work` unless the codec is lossless.
+            seed: of stochastic codecs, the same on every rank.
+
+            ProgramError: a program that is wrong, cannot carry the codec, or is for other ranks.
+        a transport. Sends `bytes_sent`.
+
+        Raises:
+            TensorError: buffers of another size, dtype or layout than announced.
+            PeerError: a rank did not take part within the deadline.
+        """
+        self._check(work, mean)
+        if self._way is not None:
+            self._way.run(work, mean, seed)
+            return
+        if mean.data_ptr() != work.data_ptr():
+            mean.copy_(work)
+            if not self.lossless:
+                work.zero_()
+
+    def _check(self, work: Tensor, mean: Tensor) -> None:
+        for name, tensor in (("work", work), ("mean", mean)):
+            if tensor.shape != (self._numel,) or tensor.dtype != self._dtype or not tensor.is_contiguous():
+                raise TensorError(
+                    f"{name} is a {tensor.dtype} tensor of shape {tuple(tensor.shape)}; this runner was built "
+                    f"for a contiguous {self._dtype} one of ({self._numel},)."
+                )
+        if not self.lossless and self._numel and work.data_ptr() == mean.data_ptr():
+            raise TensorError(
+                f"work and mean are the same memory; {self.codec} leaves a leftover and needs two."
+            )
+
+
+def _check_fit(program: Program, transport: Transport, codec: Codec) -> None:
+    if program.num_ranks != transport.size:
+        raise ProgramError(
+            f"{program.name} was built for {program.num_ranks} ranks, and the transport has "
+            f"{transport.size}: build it for {transport.size}."
+        )
+    if codec.combine == "none" and not program.gathers:
+        raise ProgramError(
+            f"{codec} cannot travel by {program.name}: its messages have no elementwise sum. Use allgather."
+        )
+    if program.native and codec.sums_as is None:
+        raise ProgramError(
+            f"{codec} cannot travel by {program.name}: no backend sums its messages. Use ring."
+        )
+
+
+def _way(job: Job, transport: Transport, tag: int) -> _Native | _Engine:
+    if job.program.native:
+        return _Native(job, transport)
+    part = part_of(job.program, job.rank, job.pieces, tag)
+    slots = min(RECEIVES_AHEAD, len(part.receives))
+    if job.program.gathers:
+        memory: Memory = GatherMemory(job, slots)
+    elif job.codec.sums_as == "" and job.codec.lossless:
+        memory = DenseMemory(job, slots)
+    else:
+        memory = MessageMemory(job, slots)
+    return _Engine(part, transport, memory, job.pieces)
+
+
+class _Engine:
+    """Moves the pieces of one part: receives posted before sends, and always some receives ahead.
+
+    A send leaves as soon as the arrival that it depends on is taken in, so the reduction of a piece overlaps
+    the transfer of the following ones, within a step and across steps.
+    """
+
+    def __init__(self, part: Part, transport: Transport, memory: Memory, pieces: Pieces) -> None:
+        self._part, self._transport, self._memory = part, transport, memory
+        self._sends_of: list[list[Work]] = [[] for _ in pieces.sizes]
+
+    def run(self, work: Tensor, mean: Tensor, seed: int) -> None:
+        memory, receives = self._memory, self._part.receives
+        memory.begin(work, mean, seed)
+        under_way = [self._post(i) for i in range(min(RECEIVES_AHEAD, len(receives)))]
+        for send in self._part.first:
+            self._send(send)
+        for i, receive in enumerate(receives):
+            under_way[i % RECEIVES_AHEAD].wait()
+            if receive.op == "reduce":
+                self._settle(receive.piece)
+                memory.arrived(receive, i % RECEIVES_AHEAD)
+            for send in receive.then:
+                self._send(send)
+            if receive.op == "copy":  # forwarded before it is decoded
+                memory.arrived(receive, i % RECEIVES_AHEAD)
+            if i + RECEIVES_AHEAD < len(receives):
+                under_way[i % RECEIVES_AHEAD] = self._post(i + RECEIVES_AHEAD)
+        for piece in range(len(self._sends_of)):
+            self._settle(piece)
+        memory.finish()
+
+    def _post(self, i: int) -> Work:
+        receive = self._part.receives[i]
+        tensor = self._memory.landing(receive, i % RECEIVES_AHEAD)
+        return self._transport.irecv(tensor, receive.src, receive.tag)
+
+    def _send(self, send: Send) -> None:
+        work = self._transport.isend(self._memory.outgoing(send), send.dst, send.tag)
+        self._sends_of[send.piece].append(work)
+
+    def _settle(self, piece: int) -> None:
+        """Waits until what was sent of a piece is taken, so that it may change."""
+        for work in self._sends_of[piece]:
+            work.wait()
+        self._sends_of[piece].clear()
+
+
+class _Native:
+    """Leaves the sum to the backend."""
+
+    def __init__(self, job: Job, transport: Transport) -> None:
+        self._transport, self._codec = transport, job.codec
+        name = job.codec.sums_as or str(job.dtype).removeprefix("torch.")
+        if name not in transport.native_dtypes:
+            raise ProgramError(
+                f"{job.codec} cannot travel by native: this backend does not sum {name}, only "
+                f"{', '.join(sorted(transport.native_dtypes))}. Use ring."
+            )
+        self._sums_as: torch.dtype = getattr(torch, name)
+        in_place = job.codec.sums_as == "" and job.codec.lossless
+        num_bytes = 0 if in_place else job.codec.wire_bytes(job.numel, job.dtype.itemsize)
+        self._message = None if in_place else torch.empty(num_bytes, dtype=torch.uint8)
+
+    def run(self, work: Tensor, mean: Tensor, seed: int) -> None:
+        if self._message is None:
+            if mean.data_ptr() != work.data_ptr():
+                mean.copy_(work)
+            self._transport.all_reduce(mean).wait()
+        else:
+            self._codec.encode(work, self._message, seed=seed)
+            self._transport.all_reduce(self._message.view(self._sums_as)).wait()
+            self._codec.decode(self._message, mean)
+        mean.div_(self._transport.size)
