@@ -1,1 +1,65 @@
-"""Tightwire."""
+"""Tightwire makes PyTorch training fast on the network you have."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tightwire.attach import Report, Run, attach
+    from tightwire.cluster import Cluster
+    from tightwire.errors import TightwireError
+    from tightwire.plan import Plan, PlanFile
+    from tightwire.planner import Ranking, predict, recommend
+    from tightwire.profile import Profile
+    from tightwire.simulate import Prediction
+    from tightwire.transport import device, init, shutdown
+
+# Loaded on first use, so that planning needs no torch and importing costs nothing.
+_HOMES = {
+    "Cluster": "cluster",
+    "Plan": "plan",
+    "PlanFile": "plan",
+    "Prediction": "simulate",
+    "Profile": "profile",
+    "Ranking": "planner",
+    "Report": "attach",
+    "Run": "attach",
+    "TightwireError": "errors",
+    "attach": "attach",
+    "device": "transport",
+    "init": "transport",
+    "predict": "planner",
+    "recommend": "planner",
+    "shutdown": "transport",
+}
+
+__all__ = [
+    "Cluster",
+    "Plan",
+    "PlanFile",
+    "Prediction",
+    "Profile",
+    "Ranking",
+    "Report",
+    "Run",
+    "TightwireError",
+    "attach",
+    "device",
+    "init",
+    "predict",
+    "recommend",
+    "shutdown",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tightwire' has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = getattr(importlib.import_module(f"tightwire.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

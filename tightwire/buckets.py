@@ -73,14 +73,18 @@ def plan_layout(tensors: Mapping[str, Tensor], partition: Sequence[Sequence[int]
     """
     names = list(tensors)
     if sorted(p for bucket in partition for p in bucket) != list(range(len(names))):
-        raise TensorError(f"a partition must name each of {len(names)} tensors exactly once; seen {partition}.")
+        raise TensorError(
+            f"a partition must name each of {len(names)} tensors exactly once; seen {partition}."
+        )
     return tuple(_plan_bucket({names[p]: tensors[names[p]] for p in bucket}) for bucket in partition)
 
 
 def _plan_bucket(tensors: Mapping[str, Tensor]) -> BucketLayout:
     kinds = {(tensor.dtype, tensor.device) for tensor in tensors.values()}
     if len(kinds) != 1:
-        raise TensorError(f"a bucket holds one dtype on one device; seen {sorted(map(str, kinds))} for {list(tensors)}.")
+        raise TensorError(
+            f"a bucket holds one dtype on one device; seen {sorted(map(str, kinds))} for {list(tensors)}."
+        )
     ((dtype, device),) = kinds
     if dtype not in FLOATS:
         raise TensorError(f"{list(tensors)} are {dtype}; only {', '.join(map(str, FLOATS))} can be averaged.")
@@ -108,7 +112,9 @@ class Bucket:
 
     def __init__(self, layout: BucketLayout, flat: Tensor | None = None) -> None:
         self.layout = layout
-        self.flat = torch.zeros(layout.numel, dtype=layout.dtype, device=layout.device) if flat is None else flat
+        self.flat = (
+            torch.zeros(layout.numel, dtype=layout.dtype, device=layout.device) if flat is None else flat
+        )
         self.views: dict[str, Tensor] = {
             slot.name: self.flat.as_strided(slot.shape, slot.stride, slot.offset) for slot in layout.slots
         }

@@ -176,7 +176,9 @@ def parse_member(axis: Axis, text: str) -> Member:
     name, _, arguments = text.strip().partition(":")
     known = catalogue(axis)
     if name not in known:
-        raise PlanError(f"{name!r} is no known {axis}; known: {', '.join(sorted(known))}.{_did_you_mean(name, known)}")
+        raise PlanError(
+            f"{name!r} is no known {axis}; known: {', '.join(sorted(known))}.{_did_you_mean(name, known)}"
+        )
     member = known[name]
     values = _read_arguments(member, arguments, text)
     try:
@@ -184,7 +186,9 @@ def parse_member(axis: Axis, text: str) -> Member:
     except PlanError:
         raise
     except (TypeError, ValueError) as error:
-        raise PlanError(f"{text!r} cannot be built: {error}. Arguments of {name}: {_signature(member)}.") from None
+        raise PlanError(
+            f"{text!r} cannot be built: {error}. Arguments of {name}: {_signature(member)}."
+        ) from None
 
 
 def _did_you_mean(name: str, known: Mapping[str, object]) -> str:
@@ -201,7 +205,9 @@ def _read_arguments(member: type[Member], arguments: str, text: str) -> dict[str
         if not equals:
             key, value = (list(fields)[position] if position < len(fields) else ""), item
         if key not in fields or key in values or not value:
-            raise PlanError(f"{text!r} has an argument {item!r} that {member.name} does not take; it takes {_signature(member)}.")
+            raise PlanError(
+                f"{text!r} has an argument {item!r} that {member.name} does not take; it takes {_signature(member)}."
+            )
         values[key] = _read_value(types[key], key, value, text)
     return values
 
@@ -224,7 +230,8 @@ def _article(word: str) -> str:
 def _signature(member: type[Member]) -> str:
     types = typing.get_type_hints(member)
     parts = [
-        f"{f.name}: {types[f.name].__name__}" + ("" if f.default is dataclasses.MISSING else f" = {f.default}")
+        f"{f.name}: {types[f.name].__name__}"
+        + ("" if f.default is dataclasses.MISSING else f" = {f.default}")
         for f in dataclasses.fields(member)
     ]
     return ", ".join(parts) or "no arguments"
@@ -256,7 +263,9 @@ def parse_bytes(text: str) -> int:
     """
     match = re.fullmatch(r"(\d+)([A-Za-z]*)", text.strip())
     if not match or match[2] not in BYTE_UNITS:
-        raise ValueError(f"{text!r} is no size; write a whole number and one of {', '.join(u for u in BYTE_UNITS if u)}")
+        raise ValueError(
+            f"{text!r} is no size; write a whole number and one of {', '.join(u for u in BYTE_UNITS if u)}"
+        )
     return int(match[1]) * BYTE_UNITS[match[2]]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
 import torch
@@ -10,29 +11,33 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from tightwire.attach.exchange import Exchange
+from tightwire.attach.fabric import Fabric
 from tightwire.attach.gradients import Gradients
 from tightwire.attach.parameters import Parameters
-from tightwire.attach.trace import Tracer, traced
-from tightwire.buckets import Bucket, plan_layout
-from tightwire.compression import Codec, ErrorFeedback
 from tightwire.errors import AttachError
-from tightwire.plan import Member, Plan, parse_compression
-from tightwire.reducers import Averager, Reducer, all_reducer
-from tightwire.schedule import Schedule, TensorFacts
+from tightwire.plan import Plan
+from tightwire.reducers import is_finite
 from tightwire.sync import Sync
-from tightwire.transport import Transport
-
-CONTROL_TAG = 0
-Routes = Mapping[str, str]
 
 
 class Engine(Protocol):
     """Keeps one worker in step with the others."""
 
-    bytes_per_round: int
-    rounds: int
-    skipped: int
-    exposed_s: float
+    @property
+    def bytes_per_round(self) -> int:
+        """Payload bytes that this rank sends per round, known beforehand."""
+
+    @property
+    def rounds(self) -> int:
+        """Rounds begun so far."""
+
+    @property
+    def skipped(self) -> int:
+        """Rounds whose mean was not finite, dropped on all ranks alike."""
+
+    @property
+    def exposed_s(self) -> float:
+        """How long the last step only waited for others."""
 
     def accumulating(self, on: bool) -> None:
         """Switches averaging off while gradients accumulate locally."""
@@ -84,3 +89,168 @@ class Alone:
 
     def close(self) -> None:  # noqa: D102
         pass
+
+
+class GradientEngine:
+    """Every backward pass ends with the mean gradient (bsp)."""
+
+    def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric) -> None:
+        self._fabric = fabric
+        self._exchange = fabric.exchange(parameters, plan)
+        self._control = fabric.control(len(parameters))
+        self.gradients = Gradients(parameters, self._exchange, self._count_users, fabric.tracer)
+        self.gradients.before_round = self._before_round
+        self._parameters = parameters
+        self.bytes_per_round = self._exchange.bytes_per_round + self._control.bytes_sent
+        self.rounds = 0
+        self.exposed_s = 0.0
+        self._rounds_before = 0
+
+    @property
+    def skipped(self) -> int:
+        """Rounds whose mean was not finite."""
+        return self.gradients.nonfinite_rounds
+
+    def accumulating(self, on: bool) -> None:  # noqa: D102
+        self.gradients.enabled = not on
+
+    def before_step(self) -> None:  # noqa: D102
+        self.exposed_s = self.gradients.take_exposed_s()
+        if not self.gradients.finite:
+            self.gradients.finite = True
+            if not all(p.grad is None or is_finite(p.grad) for p in self._parameters.values()):
+                self.gradients.forget()
+
+    def after_step(self, step: int) -> None:  # noqa: D102
+        pass
+
+    def flush(self) -> None:  # noqa: D102
+        pass  # nothing outlives a backward pass
+
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        return {"rounds": self._rounds_before + self.rounds, "leftovers": leftovers(self._exchange)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
+        self._rounds_before = state["rounds"] - self.rounds
+        load_leftovers(self._exchange, state["leftovers"])
+
+    def close(self) -> None:  # noqa: D102
+        self.gradients.remove()
+        self._exchange.close()
+
+    def _before_round(self) -> tuple[int, float]:
+        self.rounds += 1
+        return self._fabric.seed + self._rounds_before + self.rounds, self._fabric.gradient_scale()
+
+    def _count_users(self, used: Tensor) -> Tensor:
+        self._control.run(used, used, seed=0)
+        return used * self._fabric.transport.size
+
+
+class ParameterEngine:
+    """Every so many steps, workers agree on the mean of their parameters (local methods).
+
+    A round begins with one control message, by which workers that reached the end of their data before others go
+    on taking part until all have.
+    """
+
+    def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric) -> None:
+        self._fabric = fabric
+        self._sync = cast(Sync, plan.sync)
+        self._exchange = fabric.exchange(parameters, plan)
+        self._control = fabric.control(1)
+        self._parameters = Parameters(parameters, self._exchange)
+        self.bytes_per_round = self._exchange.bytes_per_round + self._control.bytes_sent
+        self.rounds = 0
+        self.skipped = 0
+        self.exposed_s = 0.0
+        self._steps_alone = 0
+        self._rounds_before = 0
+
+    def accumulating(self, on: bool) -> None:  # noqa: D102
+        pass
+
+    def before_step(self) -> None:  # noqa: D102
+        pass
+
+    def after_step(self, step: int) -> None:  # noqa: D102
+        self._steps_alone += 1
+        self.exposed_s = 0.0
+        if self._sync.averages_parameters(step):
+            start_s = time.perf_counter()
+            self._ask(1.0)
+            self._average()
+            self.exposed_s = time.perf_counter() - start_s
+
+    def flush(self) -> None:  # noqa: D102
+        while self._ask(0.0) > 0:  # others are still in a round: take part
+            self._average()
+        if self._ask(float(self._steps_alone > 0)) > 0:
+            self._average()
+
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        anchors = {
+            name: view.clone() for anchor in self._parameters.anchors for name, view in anchor.views.items()
+        }
+        return {
+            "rounds": self._rounds_before + self.rounds,
+            "steps_alone": self._steps_alone,
+            "leftovers": leftovers(self._exchange),
+            "anchors": anchors,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
+        self._rounds_before, self._steps_alone = state["rounds"] - self.rounds, state["steps_alone"]
+        load_leftovers(self._exchange, state["leftovers"])
+        for anchor in self._parameters.anchors:
+            anchor.pack({name: state["anchors"][name] for name in anchor.views})
+
+    def close(self) -> None:  # noqa: D102
+        self._exchange.close()
+
+    def _average(self) -> None:
+        self.rounds += 1
+        self._steps_alone = 0
+        self.skipped += not self._parameters.average(
+            seed=self._fabric.seed + self._rounds_before + self.rounds
+        )
+
+    def _ask(self, answer: float) -> float:
+        """Returns the sum of all ranks' answers."""
+        answers = torch.tensor([answer])
+        self._control.run(answers, answers, seed=0)
+        return answers.item() * self._fabric.transport.size
+
+
+def leftovers(exchange: Exchange) -> dict[str, Tensor]:
+    """Returns copies of all leftovers by tensor name."""
+    return {name: view.clone() for a in exchange.averagers for name, view in a.leftovers().items()}
+
+
+def load_leftovers(exchange: Exchange, state: Mapping[str, Tensor]) -> None:
+    """Takes up leftovers by tensor name, however buckets were cut when they were saved.
+
+    Raises:
+        AttachError: names the tensors that are missing, unknown or of another shape.
+    """
+    present = {name: view for a in exchange.averagers for name, view in a.leftovers().items()}
+    wrong = sorted(present.keys() ^ state.keys()) or [
+        n for n, v in present.items() if v.shape != state[n].shape
+    ]
+    if wrong:
+        raise AttachError(
+            f"the checkpoint's leftovers do not fit this model and plan: {', '.join(wrong[:5])} differ; "
+            "load it under the plan and the model it was saved with."
+        )
+    for name, view in present.items():
+        view.copy_(state[name])
+
+
+def build_engine(parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric) -> Engine:
+    """Builds what carries out `plan`. Every rank, in the same order: it opens channels."""
+    exchanges = cast(Sync, plan.sync).exchanges
+    return (
+        GradientEngine(parameters, plan, fabric)
+        if "gradients" in exchanges
+        else ParameterEngine(parameters, plan, fabric)
+    )

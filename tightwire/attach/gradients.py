@@ -28,8 +28,8 @@ class Gradients:
 
     Attributes:
         enabled: False while gradients accumulate locally.
-        exposed_s: time that the last pass waited after its own work was done.
-        finite: whether the last means were all finite.
+        finite: False since a mean was not finite; whoever acts on it sets it back.
+        nonfinite_rounds: how many passes ended so.
     """
 
     def __init__(
@@ -40,8 +40,8 @@ class Gradients:
         tracer: Tracer,
     ) -> None:
         self.enabled = True
-        self.exposed_s = 0.0
         self.finite = True
+        self.nonfinite_rounds = 0
         self.before_round: Callable[[], tuple[int, float]] = lambda: (0, 1.0)
         self.ready_s: dict[str, float] = {}
         self._parameters = parameters
@@ -58,6 +58,7 @@ class Gradients:
         self._arrived: set[str] = set()
         self._missing: list[int] = []
         self._running = False
+        self._exposed_s = 0.0
         self._handles: list[RemovableHandle] = []
         for name, parameter in parameters.items():
             self._handles.append(parameter.register_hook(lambda _, name=name: self._before_gradient(name)))  # type: ignore[no-untyped-call]
@@ -69,6 +70,11 @@ class Gradients:
         """Takes the hooks out; gradients stay as they are."""
         for handle in self._handles:
             handle.remove()
+
+    def take_exposed_s(self) -> float:
+        """Returns how long passes waited after their own work was done, since this was last asked."""
+        exposed_s, self._exposed_s = self._exposed_s, 0.0
+        return exposed_s
 
     def forget(self) -> None:
         """Drops all gradients, so that the optimizer's step changes nothing."""
@@ -131,10 +137,12 @@ class Gradients:
         used = [self._complete(name, parameter) for name, parameter in self._parameters.items()]
         self._exchange.end()
         users = self._count_users(torch.tensor(used, dtype=torch.float32))
-        self.finite = self._exchange.wait()
+        if not self._exchange.wait():
+            self.finite = False
+            self.nonfinite_rounds += 1
         for (name, parameter), count in zip(self._parameters.items(), users.tolist(), strict=True):
             self._deliver(name, parameter, count)
-        self.exposed_s = time.perf_counter() - waiting_since_s
+        self._exposed_s += time.perf_counter() - waiting_since_s
         self._tracer.record("compute", "wait for means", waiting_since_s, time.perf_counter())
 
     def _complete(self, name: str, parameter: Parameter) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 
 from torch import nn
-from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from tightwire.errors import AttachError
@@ -50,19 +50,31 @@ class Guard:
                 delattr(parameter, MARK)
 
 
-def _differ(now: dict[str, object] | dict[str, Parameter | None], then: dict[str, object]) -> bool:
+def _differ(now: Mapping[str, object], then: Mapping[str, object]) -> bool:
     return len(now) != len(then) or any(now.get(name) is not value for name, value in then.items())
 
 
 def _require_attachable(model: nn.Module, optimizer: Optimizer) -> None:
-    wrapped = [type(m).__name__ for m in model.modules() if type(m).__name__ in ("DistributedDataParallel", "FSDPModule")]
+    wrapped = [
+        type(m).__name__
+        for m in model.modules()
+        if type(m).__name__ in ("DistributedDataParallel", "FSDPModule")
+    ]
     if wrapped:
-        raise AttachError(f"the model contains {wrapped[0]}, which averages gradients itself; attach the module inside it.")
+        raise AttachError(
+            f"the model contains {wrapped[0]}, which averages gradients itself; attach the module inside it."
+        )
     parameters = list(model.parameters())
     if any(getattr(p, MARK, lambda: None)() is not None for p in parameters):
-        raise AttachError("the model, or a part of it, is attached already; close that run first (`with attach(...) as run:`).")
+        raise AttachError(
+            "the model, or a part of it, is attached already; close that run first (`with attach(...) as run:`)."
+        )
     for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse and module.weight.requires_grad:
+        if (
+            isinstance(module, nn.Embedding | nn.EmbeddingBag)
+            and module.sparse
+            and module.weight.requires_grad
+        ):
             raise AttachError(
                 f"{name or 'the model'} has sparse gradients (sparse=True), which cannot be averaged in a bucket; "
                 "build it with sparse=False."
@@ -75,4 +87,6 @@ def _require_attachable(model: nn.Module, optimizer: Optimizer) -> None:
             "workers. Attach a module that holds them all, or give them an optimizer of their own."
         )
     if not any(p.requires_grad for p in parameters):
-        raise AttachError("the model has no parameter that requires gradients; there is nothing to keep in step.")
+        raise AttachError(
+            "the model has no parameter that requires gradients; there is nothing to keep in step."
+        )

@@ -5,4 +5,15 @@ from tightwire.schedule.scheduler import InOrder, Partition, Schedule, Scheduler
 
 MEMBERS = (Sequential, Wfbp, Fusion)
 
-__all__ = ["MEMBERS", "Fusion", "InOrder", "Partition", "Schedule", "Scheduler", "Sequential", "TensorFacts", "Wfbp", "fuse"]
+__all__ = [
+    "MEMBERS",
+    "Fusion",
+    "InOrder",
+    "Partition",
+    "Schedule",
+    "Scheduler",
+    "Sequential",
+    "TensorFacts",
+    "Wfbp",
+    "fuse",
+]

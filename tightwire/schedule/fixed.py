@@ -24,7 +24,9 @@ class Sequential(Schedule):
 
     name: ClassVar[str] = "sequential"
     title: ClassVar[str] = "one fused exchange after backward"
-    paper: ClassVar[str] = "BSP-A2A and BSP-PS in Shi et al., A Quantitative Survey of Communication Optimizations"
+    paper: ClassVar[str] = (
+        "BSP-A2A and BSP-PS in Shi et al., A Quantitative Survey of Communication Optimizations"
+    )
 
     def partition(self, tensors: Sequence[TensorFacts]) -> Partition:  # noqa: D102
         return fuse(tensors, math.inf)
@@ -55,13 +57,17 @@ class Fusion(Schedule):
 
     name: ClassVar[str] = "fusion"
     title: ClassVar[str] = "buckets of a fixed size"
-    paper: ClassVar[str] = "Sergeev & Del Balso, Horovod, arXiv:1802.05799; Li et al., PyTorch DDP, arXiv:2006.15704"
+    paper: ClassVar[str] = (
+        "Sergeev & Del Balso, Horovod, arXiv:1802.05799; Li et al., PyTorch DDP, arXiv:2006.15704"
+    )
 
     bucket_bytes: int = 25 * 2**20
 
     def __post_init__(self) -> None:
         if self.bucket_bytes < 1:
-            raise PlanError(f"fusion:{self.bucket_bytes} has buckets of no size; write at least 1 byte, such as fusion:4MiB.")
+            raise PlanError(
+                f"fusion:{self.bucket_bytes} has buckets of no size; write at least 1 byte, such as fusion:4MiB."
+            )
 
     def partition(self, tensors: Sequence[TensorFacts]) -> Partition:  # noqa: D102
         return fuse(tensors, self.bucket_bytes)

@@ -22,14 +22,18 @@ class Local(Sync):
 
     name: ClassVar[str] = "local"
     title: ClassVar[str] = "H local steps, then average the parameters"
-    paper: ClassVar[str] = "Stich, Local SGD Converges Fast, arXiv:1805.09767; Yu et al., PR-SGD, arXiv:1807.06629"
+    paper: ClassVar[str] = (
+        "Stich, Local SGD Converges Fast, arXiv:1805.09767; Yu et al., PR-SGD, arXiv:1807.06629"
+    )
     exchanges: ClassVar[frozenset[Quantity]] = frozenset({"parameters"})
 
     H: int
 
     def __post_init__(self) -> None:
         if self.H < 1:
-            raise PlanError(f"local:{self.H} would never agree; H is the number of local steps per round, at least 1.")
+            raise PlanError(
+                f"local:{self.H} would never agree; H is the number of local steps per round, at least 1."
+            )
 
     def averages_gradients(self, step: int) -> bool:  # noqa: D102
         return False

@@ -1,0 +1,93 @@
+"""attach(model, optimizer, plan): the one place that touches the user's objects."""
+
+from __future__ import annotations
+
+import pathlib
+from importlib.metadata import version
+from typing import Protocol
+
+from torch import nn
+from torch.optim import Optimizer
+
+from tightwire.attach.agreement import copy_from_first, model_facts, require_agreement
+from tightwire.attach.fabric import Fabric
+from tightwire.attach.report import Report
+from tightwire.attach.run import Buffers, Run
+from tightwire.attach.trace import Tracer
+from tightwire.plan import Plan, PlanFile
+from tightwire.transport import Counting, Transport, current
+
+__all__ = ["Report", "Run", "attach"]
+
+
+class Scaler(Protocol):
+    """What is needed of a `torch.amp.GradScaler`."""
+
+    def get_scale(self) -> float:
+        """Returns the present loss scale."""
+
+
+def attach(
+    model: nn.Module,
+    optimizer: Optimizer,
+    plan: Plan | PlanFile | str | pathlib.Path = "auto",
+    *,
+    transport: Transport | None = None,
+    buffers: Buffers = "start",
+    scaler: Scaler | None = None,
+    seed: int = 0,
+) -> Run:
+    """Binds a model and its optimizer to their replicas on the other ranks, as `plan` says.
+
+    Parameters and buffers become rank 0's at once. The result is a context; see `Run`.
+
+    Args:
+        model: any module; frozen, unused and shared parameters are welcome, sparse gradients are not.
+        optimizer: any `torch.optim` optimizer of the model's parameters.
+        plan: a plan, its text, a plan file or its path (`*.yaml`), or `auto`: measure, then choose a lossless one.
+        transport: between the ranks; by default the one that `tightwire.init()` joined.
+        buffers: `start` makes buffers equal once; `every-step` copies rank 0's after every step, as DDP does.
+        scaler: the AMP GradScaler, if there is one, so that leftovers are kept in unscaled units.
+        seed: of stochastic codecs, the same on every rank.
+
+    Contract: every rank, with the same model shapes, plan and options; blocks until all have arrived.
+
+    Raises:
+        PlanError: a plan that cannot work.
+        AttachError: a model or an optimizer that cannot be attached.
+        MismatchError: ranks that disagree, named with the difference, on every rank.
+        PeerError: a rank that did not arrive within the transport's deadline.
+    """
+    transport = current() if transport is None else transport
+    plan_file = _read_plan(plan)
+    chosen = Plan.parse(plan_file.plan)
+    require_agreement(transport, _facts(model, plan_file, seed))
+    counting = Counting(transport)
+    fabric = Fabric(
+        transport=counting,
+        routing=plan_file.routing,
+        tracer=Tracer(),
+        seed=seed,
+        gradient_scale=scaler.get_scale if scaler is not None else lambda: 1.0,
+    )
+    copy_from_first(transport, [*model.parameters(), *model.buffers()])
+    return Run(model, optimizer, chosen, fabric, buffers=buffers)
+
+
+def _read_plan(plan: Plan | PlanFile | str | pathlib.Path) -> PlanFile:
+    if isinstance(plan, PlanFile):
+        return plan
+    if isinstance(plan, pathlib.Path) or str(plan).endswith((".yaml", ".yml")):
+        return PlanFile.read(str(plan))
+    return PlanFile(plan=str(plan))
+
+
+def _facts(model: nn.Module, plan_file: PlanFile, seed: int) -> dict[str, object]:
+    """Returns all that ranks must have in common."""
+    return {
+        "version of tightwire": version("tightwire"),
+        "plan": plan_file.plan,
+        "routing": plan_file.routing,
+        "seed": seed,
+        **model_facts(model),
+    }

@@ -1,0 +1,76 @@
+"""What every engine is made from: the transport, the routes of parameters, the tracer, the seed."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from tightwire.attach.exchange import Exchange
+from tightwire.attach.trace import Tracer, traced
+from tightwire.buckets import Bucket, plan_layout
+from tightwire.collectives import AllReduce
+from tightwire.compression import Codec, ErrorFeedback, Identity
+from tightwire.plan import Plan, Route, parse_compression
+from tightwire.reducers import Averager, Reducer, all_reducer
+from tightwire.schedule import Schedule, TensorFacts
+from tightwire.transport import Counting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fabric:
+    """Builds exchanges over one transport.
+
+    Attributes:
+        transport: over all workers; counts what engines send.
+        routing: which parameters are compressed otherwise than the plan says.
+        tracer: where spans go.
+        seed: of stochastic codecs, equal on all ranks.
+        gradient_scale: by how much gradients are scaled at present (AMP).
+    """
+
+    transport: Counting
+    routing: Sequence[Route]
+    tracer: Tracer
+    seed: int
+    gradient_scale: Callable[[], float]
+
+    def compression_for(self, name: str, plan: Plan) -> str:
+        """Returns the compression answer for a parameter: its first matching route's, or the plan's."""
+        routes = (r.compression for r in self.routing if fnmatch.fnmatchcase(name, r.match))
+        return next(routes, plan.compression_text)
+
+    def exchange(self, tensors: Mapping[str, Tensor], plan: Plan) -> Exchange:
+        """Builds buckets for tensors, and what averages them under `plan`. Every rank, in the same order.
+
+        Args:
+            tensors: by name, in the order in which a model registers them: gradients arrive in the reverse order.
+        """
+        schedule, architecture = cast(Schedule, plan.schedule), cast(AllReduce, plan.architecture)
+        backward = dict(reversed(list(tensors.items())))
+        routes = {name: self.compression_for(name, plan) for name in backward}
+        facts = [
+            TensorFacts(num_bytes=t.numel() * t.itemsize, kind=(str(t.dtype), str(t.device), routes[name]))
+            for name, t in backward.items()
+        ]
+        channel = self.transport.channel()
+        averagers = []
+        for tag, layout in enumerate(plan_layout(backward, schedule.partition(facts))):
+            codec, *stages = parse_compression(routes[layout.slots[0].name])
+            reducer = all_reducer(
+                architecture, traced(cast(Codec, codec), self.tracer), channel, bucket=layout, tag=tag
+            )
+            feedback = any(isinstance(stage, ErrorFeedback) for stage in stages)
+            averagers.append(Averager(Bucket(layout), reducer, feedback=feedback))
+        return Exchange(averagers, schedule.scheduler(len(averagers)), self.tracer)
+
+    def control(self, numel: int) -> Reducer:
+        """Builds the reducer of the small exact messages that engines agree by, on a channel of its own."""
+        layout = plan_layout({"control": torch.zeros(numel)}, [[0]])[0]
+        return all_reducer(
+            AllReduce("recursive-doubling"), Identity(), self.transport.channel(), bucket=layout, tag=0
+        )

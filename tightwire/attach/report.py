@@ -1,0 +1,73 @@
+"""What a run did, beside what its plan said it would."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """One worker's account of a run; `str()` prints it for people.
+
+    Attributes:
+        plan: the text of the plan in force.
+        workers: how many.
+        steps: optimizer steps made.
+        rounds: agreements made.
+        skipped: rounds dropped on all ranks because a mean was not finite.
+        planned_bytes: what the plan says that this worker sends in these rounds.
+        sent_bytes: what the transport counted.
+        buffer_bytes: what it counted besides, for buffers kept in step.
+        step_s: median time between the ends of steps; None before the second step.
+        exposed_s: mean time per step that this worker only waited for others.
+        predicted_step_s: what the planner expected; None when nothing was predicted.
+        baseline_step_s: median step under plain all-reduce measured in this run; None when it was not measured.
+        why: the planner's reasons.
+    """
+
+    plan: str
+    workers: int
+    steps: int
+    rounds: int
+    skipped: int
+    planned_bytes: int
+    sent_bytes: int
+    buffer_bytes: int
+    step_s: float | None
+    exposed_s: float
+    predicted_step_s: float | None = None
+    baseline_step_s: float | None = None
+    why: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        rows = [
+            ("plan", self.plan),
+            ("workers", str(self.workers)),
+            ("steps", f"{self.steps} in {self.rounds} rounds" if self.workers > 1 else str(self.steps)),
+            ("bytes sent", f"{self.sent_bytes:,} (planned {self.planned_bytes:,}){self._bytes_per_step()}"),
+            ("step time", _milliseconds(self.step_s) + self._predicted()),
+            ("exposed wait", f"{_milliseconds(self.exposed_s)} per step"),
+        ]
+        if self.baseline_step_s and self.step_s:
+            rows.append(
+                ("speed-up", f"{self.baseline_step_s / self.step_s:.2f}× over plain all-reduce "
+                 f"({_milliseconds(self.baseline_step_s)}, measured in this run)")
+            )  # fmt: skip
+        if self.buffer_bytes:
+            rows.append(("buffers", f"{self.buffer_bytes:,} bytes sent besides, to keep them in step"))
+        if self.skipped:
+            rows.append(
+                ("skipped", f"{self.skipped} rounds with a NaN or Inf in the mean, on all ranks alike")
+            )
+        rows += [("why" if i == 0 else "", sentence) for i, sentence in enumerate(self.why)]
+        return "\n".join(f"{name:<13} {text}" for name, text in rows)
+
+    def _bytes_per_step(self) -> str:
+        return f", {self.sent_bytes / self.steps:,.0f} per step" if self.steps else ""
+
+    def _predicted(self) -> str:
+        return f" (predicted {_milliseconds(self.predicted_step_s)})" if self.predicted_step_s else ""
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "not measured" if seconds is None else f"{seconds * 1e3:,.1f} ms"

@@ -1,0 +1,218 @@
+"""A run: a model, an optimizer and a plan, bound together for a while."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import statistics
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from tightwire.attach.agreement import copy_from_first
+from tightwire.attach.engine import Alone, Engine, build_engine
+from tightwire.attach.fabric import Fabric
+from tightwire.attach.guard import Guard
+from tightwire.attach.report import Report
+from tightwire.attach.trace import Tracer
+from tightwire.errors import AttachError
+from tightwire.plan import Plan
+from tightwire.transport import Counting
+
+Buffers = Literal["start", "every-step"]
+
+
+class Run:
+    """Keeps a model in step with its replicas while the context is open; made by `attach`.
+
+    The training loop is unchanged. Under plans that average gradients, `p.grad` is the mean after `backward()`.
+    Leaving the context calls `finish`, unless an exception is on its way.
+
+    Contract: every rank attaches, steps, checkpoints and finishes alike.
+
+    Attributes:
+        plan: in force at present.
+        step: optimizer steps made so far.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        plan: Plan,
+        fabric: Fabric,
+        *,
+        buffers: Buffers = "start",
+    ) -> None:
+        self.plan = plan
+        self.step = 0
+        self._model, self._optimizer, self._fabric, self._buffers = model, optimizer, fabric, buffers
+        self._tracer: Tracer = fabric.tracer
+        self._guard = Guard(model, optimizer)
+        self._engines: list[Engine] = [Alone()]
+        self._step_ends_s: list[float] = []
+        self._exposed_s = 0.0
+        self._closed = False
+        self._buffer_transport = Counting(fabric.transport.inner)
+        self._handles = [
+            optimizer.register_step_pre_hook(lambda *_: self._before_step()),
+            optimizer.register_step_post_hook(lambda *_: self._after_step()),
+        ]
+        if fabric.transport.size > 1:
+            self.adopt(plan)
+            self._trace_forward()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.finish()
+        finally:
+            self.close()
+
+    def adopt(self, plan: Plan) -> None:
+        """Goes on under another plan, between two steps; leftovers of the plan before are dropped.
+
+        Contract: every rank, at the same step, with the same plan; blocks.
+        """
+        self._require_open()
+        self.plan = plan
+        if self._fabric.transport.size == 1:
+            return
+        self._engine.flush()
+        self._engine.close()
+        trained = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
+        self._engines.append(build_engine(trained, plan, self._fabric))
+
+    @contextlib.contextmanager
+    def accumulate(self) -> Iterator[None]:
+        """Inside, backward passes add to `p.grad` locally; the first pass after averages all of it (`no_sync`)."""
+        self._engine.accumulating(True)
+        try:
+            yield
+        finally:
+            self._engine.accumulating(False)
+
+    def finish(self) -> None:
+        """Completes what is under way and makes the replicas' parameters equal. Every rank; blocks."""
+        self._require_open()
+        self._engine.flush()
+
+    def close(self) -> None:
+        """Takes out every hook and ends the communication thread; the model and the optimizer stay usable. Local."""
+        if self._closed:
+            return
+        self._closed = True
+        for handle in self._handles:
+            handle.remove()
+        self._engine.close()
+        self._guard.release()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns this rank's part of a checkpoint, to be saved beside the model's and the optimizer's.
+
+        Everything by parameter name; tensors are copies. Loading it and continuing equals continuing.
+        """
+        return {
+            "version": 1,
+            "plan": str(self.plan),
+            "rank": self._fabric.transport.rank,
+            "workers": self._fabric.transport.size,
+            "step": self.step,
+            "engine": self._engine.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from what `state_dict` returned on this rank.
+
+        After a change of the number of workers only the step counter is kept and leftovers are dropped, with a
+        warning.
+
+        Raises:
+            AttachError: a checkpoint of another plan, another rank or another model.
+        """
+        self._require_open()
+        transport = self._fabric.transport
+        if state.get("version") != 1 or state["plan"] != str(self.plan):
+            raise AttachError(
+                f"this checkpoint was made under the plan {state.get('plan')} (version {state.get('version')}), this run's "
+                f"is {self.plan} (version 1); attach with the plan of the checkpoint."
+            )
+        self.step = state["step"]
+        if state["workers"] != transport.size:
+            warnings.warn(
+                f"the checkpoint was made by {state['workers']} workers, this run has {transport.size}: leftovers are "
+                "dropped, and what they held of old gradients is lost.",
+                stacklevel=2,
+            )
+            return
+        if state["rank"] != transport.rank:
+            raise AttachError(
+                f"this is rank {state['rank']}'s checkpoint, loaded by rank {transport.rank}; every rank saves and loads its own."
+            )
+        self._engine.load_state_dict(state["engine"])
+
+    def report(self) -> Report:
+        """Returns what happened so far on this worker. Local."""
+        ends_s = self._step_ends_s
+        durations = [b - a for a, b in zip(ends_s, ends_s[1:], strict=False)]
+        return Report(
+            plan=str(self.plan),
+            workers=self._fabric.transport.size,
+            steps=self.step,
+            rounds=sum(engine.rounds for engine in self._engines),
+            skipped=sum(engine.skipped for engine in self._engines),
+            planned_bytes=sum(engine.rounds * engine.bytes_per_round for engine in self._engines),
+            sent_bytes=self._fabric.transport.bytes_sent,
+            buffer_bytes=self._buffer_transport.bytes_sent,
+            step_s=statistics.median(durations) if durations else None,
+            exposed_s=self._exposed_s / max(1, len(ends_s)),
+        )
+
+    def trace(self, path: str | pathlib.Path) -> None:
+        """Writes what this worker did when, for Perfetto (ui.perfetto.dev) or chrome://tracing. Local."""
+        self._tracer.write(path, self._fabric.transport.rank)
+
+    @property
+    def _engine(self) -> Engine:
+        return self._engines[-1]
+
+    def _before_step(self) -> None:
+        self._guard.check()
+        self._step_start_s = time.perf_counter()
+        self._engine.before_step()
+
+    def _after_step(self) -> None:
+        self.step += 1
+        self._tracer.record("compute", "optimizer", self._step_start_s, time.perf_counter())
+        self._engine.after_step(self.step)
+        if self._buffers == "every-step":
+            copy_from_first(self._buffer_transport, self._model.buffers())
+        self._exposed_s += self._engine.exposed_s
+        self._step_ends_s.append(time.perf_counter())
+
+    def _trace_forward(self) -> None:
+        started_s: list[float] = []
+
+        def begin(*_: object) -> None:
+            started_s.append(time.perf_counter())
+
+        def end(*_: object) -> None:
+            self._tracer.record("compute", "forward", started_s.pop(), time.perf_counter())
+
+        self._handles.append(self._model.register_forward_pre_hook(begin))
+        self._handles.append(self._model.register_forward_hook(end))
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise AttachError("this run is closed; attach again to go on training in step.")
