@@ -272,7 +272,7 @@ def parse_bytes(text: str) -> int:
 def print_bytes(num_bytes: int) -> str:
     """Prints a size with the largest unit that divides it: `4MiB`, `25MB`, `1000003`."""
     units = sorted(BYTE_UNITS.items(), key=lambda unit: -unit[1])
-    unit, size = next((u, s) for u, s in units if num_bytes and num_bytes % s == 0 or s == 1)
+    unit, size = next((u, s) for u, s in units if (num_bytes and num_bytes % s == 0) or s == 1)
     return f"{num_bytes // size}{unit if size > 1 else ''}"
 
 

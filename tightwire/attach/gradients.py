@@ -61,7 +61,7 @@ class Gradients:
         self._exposed_s = 0.0
         self._handles: list[RemovableHandle] = []
         for name, parameter in parameters.items():
-            self._handles.append(parameter.register_hook(lambda _, name=name: self._before_gradient(name)))  # type: ignore[no-untyped-call]
+            self._handles.append(parameter.register_hook(lambda _, name=name: self._before_gradient(name)))
             self._handles.append(
                 parameter.register_post_accumulate_grad_hook(lambda _, name=name: self._on_gradient(name))
             )

@@ -39,8 +39,9 @@ class Guard:
                 )
         if thawed := [p for p in self._frozen if p.requires_grad]:
             raise AttachError(
-                f"{len(thawed)} parameters that were frozen when the model was attached now require gradients, of shapes "
-                f"{[tuple(p.shape) for p in thawed[:3]]}; they would not be averaged. Close the run and attach again."
+                f"{len(thawed)} parameters that were frozen when the model was attached now require gradients, of "
+                f"shapes {[tuple(p.shape) for p in thawed[:3]]}; they would not be averaged. Close the run and "
+                "attach again."
             )
 
     def release(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import pathlib
 import statistics
 import time
@@ -11,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Literal, Self
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -145,8 +145,8 @@ class Run:
         transport = self._fabric.transport
         if state.get("version") != 1 or state["plan"] != str(self.plan):
             raise AttachError(
-                f"this checkpoint was made under the plan {state.get('plan')} (version {state.get('version')}), this run's "
-                f"is {self.plan} (version 1); attach with the plan of the checkpoint."
+                f"this checkpoint was made under the plan {state.get('plan')} (version {state.get('version')}), this "
+                f"run's is {self.plan} (version 1); attach with the plan of the checkpoint."
             )
         self.step = state["step"]
         if state["workers"] != transport.size:
@@ -158,14 +158,15 @@ class Run:
             return
         if state["rank"] != transport.rank:
             raise AttachError(
-                f"this is rank {state['rank']}'s checkpoint, loaded by rank {transport.rank}; every rank saves and loads its own."
+                f"this is rank {state['rank']}'s checkpoint, loaded by rank {transport.rank}; every rank saves and "
+                "loads its own."
             )
         self._engine.load_state_dict(state["engine"])
 
     def report(self) -> Report:
         """Returns what happened so far on this worker. Local."""
         ends_s = self._step_ends_s
-        durations = [b - a for a, b in zip(ends_s, ends_s[1:], strict=False)]
+        durations = [b - a for a, b in itertools.pairwise(ends_s)]
         return Report(
             plan=str(self.plan),
             workers=self._fabric.transport.size,
