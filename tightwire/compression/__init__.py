@@ -1,0 +1,32 @@
+"""What is sent: codecs, and the stages around them. A new one is a small file and a line in `MEMBERS`."""
+
+from __future__ import annotations
+
+from tightwire.compression.casts import BFloat16, Float16, Identity
+from tightwire.compression.codec import Codec, Combine, Stage
+from tightwire.compression.feedback import ErrorFeedback
+from tightwire.compression.sparse import TopK
+from tightwire.compression.uniform import Int8
+from tightwire.plan import Member
+
+MEMBERS: tuple[type[Member], ...] = (
+    Identity,
+    BFloat16,
+    Float16,
+    Int8,
+    TopK,
+    ErrorFeedback,
+)
+
+__all__ = [
+    "MEMBERS",
+    "BFloat16",
+    "Codec",
+    "Combine",
+    "ErrorFeedback",
+    "Float16",
+    "Identity",
+    "Int8",
+    "Stage",
+    "TopK",
+]

@@ -1,0 +1,40 @@
+"""What every codec asks of the tensors that it is given, before it touches them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tightwire.errors import TensorError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tightwire.compression.codec import Codec
+
+FLOATS = ("torch.float32", "torch.bfloat16", "torch.float16", "torch.float64")
+
+
+def check(codec: Codec, x: Tensor, message: Tensor) -> None:
+    """Checks a bucket and the memory of its message.
+
+    Raises:
+        TensorError: a dtype, shape or size that `codec` cannot take.
+    """
+    if str(x.dtype) not in FLOATS:
+        raise TensorError(
+            f"{codec} cannot take {x.dtype}: it takes {', '.join(FLOATS)}; cast, or leave it uncompressed."
+        )
+    if x.dim() != 1 or not x.is_contiguous():
+        raise TensorError(
+            f"{codec} takes flat contiguous tensors, seen shape {tuple(x.shape)}; pass x.view(-1)."
+        )
+    num_bytes = codec.wire_bytes(x.numel(), x.element_size())
+    if str(message.dtype) != "torch.uint8" or message.dim() != 1 or not message.is_contiguous():
+        raise TensorError(
+            f"{codec} takes messages as flat contiguous uint8, seen {message.dtype} {tuple(message.shape)}."
+        )
+    if message.numel() != num_bytes:
+        raise TensorError(
+            f"{codec} sends {x.numel()} elements of {x.dtype} in {num_bytes} bytes, seen a message of "
+            f"{message.numel()}: truncated, or written by another plan or version; nothing was applied."
+        )

@@ -1,0 +1,72 @@
+"""The hot loops of compression, one implementation per kind of device, all with the same functions.
+
+`reference` is plain torch on any device and defines what is correct; `cpu` is numba at memory speed. Both
+write the same message, bit for bit, from the same finite input and seed.
+
+Every function takes flat contiguous tensors and message memory that the caller owns, leaves in `x` what the
+message does not carry, and releases the GIL while it works:
+
+    narrow, widen            casts to half-precision formats, saturating
+    quantise, dequantise     a uniform grid per block: int8, int4, int2, QSGD, TernGrad
+    select, scatter          the k largest magnitudes, by index
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+_SLOW_S = 2.0
+_local = threading.local()
+
+
+def of(tensor: Tensor) -> ModuleType:
+    """Returns the kernels for the device that `tensor` is on; plain torch where there are none of its own."""
+    return _module("cpu" if tensor.device.type == "cpu" else "reference")
+
+
+@functools.cache
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"tightwire.kernels.{name}")
+
+
+def scratch(use: str, numel: int, dtype: Any, device: Any = "cpu") -> Tensor:
+    """Returns this thread's scratch memory for one use: (numel,) of `dtype`, its content undefined.
+
+    It grows to the largest size asked for and is kept, so that a training step allocates nothing. The same
+    memory is returned for the same `use`: its owner must be done with it before asking again.
+    """
+    import torch
+
+    pools: dict[Any, Tensor] = _local.__dict__.setdefault("pools", {})
+    key = (use, dtype, str(device))
+    pool = pools.get(key)
+    if pool is None or pool.numel() < numel:
+        pool = pools[key] = torch.empty(numel, dtype=dtype, device=device)
+    return pool[:numel]
+
+
+def warm_up() -> float:
+    """Compiles every CPU kernel once, or loads it from the cache on disk; logs when that takes over 2 s.
+
+    Called before the first training step, so that no step pays for it.
+
+    Returns:
+        The seconds it took.
+    """
+    began_s = time.perf_counter()
+    _module("cpu").compile_all()
+    took_s = time.perf_counter() - began_s
+    if took_s > _SLOW_S:
+        logger.warning("compiled the CPU kernels in %.1f s; the next start finds them in the cache", took_s)
+    return took_s

@@ -1,0 +1,77 @@
+"""What the loops are made of: float bits, half precision, randomness that is a function of position."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import njit, types
+from numba.extending import intrinsic
+
+# Python's errors cost a branch per division; the loops handle zero and overflow themselves.
+LOOP: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
+
+F32 = np.float32
+U32 = np.uint32
+I32 = np.int32
+
+MAGNITUDE = U32(0x7FFFFFFF)
+INFINITY = U32(0x7F800000)
+LARGEST = F32(3.4028235e38)
+# A step must survive rounding and multiplication by its levels without overflow ...
+CEILING = F32(3.40282e38)
+# ... and have a finite inverse: blocks whose norm is below this are sent as zeros and stay in the leftover.
+FLOOR = F32(2.0**-100)
+# Adding and subtracting 1.5·2**23 rounds a float32 below 2**22 to the nearest integer, ties to even.
+ROUNDER = F32(12582912.0)
+
+
+def _cast(source: Any, target: Any, operations: Any) -> Any:
+    """Returns a function of compiled code that turns a `source` into a `target` by LLVM operations."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value = args[0]
+        for operation, kind in operations:
+            value = getattr(builder, operation)(value, kind)
+        return value
+
+    def typed(typing: Any, value: Any) -> Any:
+        return target(source), generate
+
+    return intrinsic(typed)
+
+
+bits_of = _cast(types.float32, types.uint32, [("bitcast", ir.IntType(32))])
+float_of = _cast(types.uint32, types.float32, [("bitcast", ir.FloatType())])
+# One instruction each where the processor has it.
+to_half = _cast(types.float32, types.uint16, [("fptrunc", ir.HalfType()), ("bitcast", ir.IntType(16))])
+from_half = _cast(types.uint16, types.float32, [("bitcast", ir.HalfType()), ("fpext", ir.FloatType())])
+
+
+@njit(inline="always")
+def is_finite_bits(bits: Any) -> Any:
+    """Whether these are the bits of a finite float32."""
+    return (bits & MAGNITUDE) < INFINITY
+
+
+@njit(inline="always")
+def random_bits(index: Any, key: Any, second_key: Any) -> Any:
+    """Returns 32 random bits as a function of an element's index and its message's keys.
+
+    The mixing constants are lowbias32 (Wellons, "Prospecting for Hash Functions", 2018), keyed twice so that
+    the streams of two seeds are not permutations of one another.
+    """
+    h = U32(index ^ key)
+    h = U32(h ^ U32(h >> U32(16)))
+    h = U32(h * U32(0x7FEB352D))
+    h = U32(h ^ second_key)
+    h = U32(h ^ U32(h >> U32(15)))
+    h = U32(h * U32(0x846CA68B))
+    return U32(h ^ U32(h >> U32(16)))
+
+
+@njit(inline="always")
+def random_unit(index: Any, key: Any, second_key: Any) -> Any:
+    """Returns a float32 in [0, 1), a multiple of 2**-24."""
+    return F32(I32(random_bits(index, key, second_key) >> U32(8))) * F32(2.0**-24)

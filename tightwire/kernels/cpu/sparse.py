@@ -1,0 +1,177 @@
+"""Loops that select the largest magnitudes without sorting.
+
+A float's bits without its sign order as its magnitude does, with infinity and then NaN on top. So these loops
+work on unsigned integers, alike for every float format, and what cannot be averaged is always sent.
+
+The k-th largest magnitude is found from histograms of its digits. To touch a large tensor once only, a sample
+first gives a magnitude that slightly more than k elements should reach; one pass collects those; the exact
+answer is found among them. Whatever the sample says, the result is exact: when too few or too many are
+collected, the histograms are taken over the whole tensor.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from tightwire.kernels.cpu.bits import LOOP, U32, random_bits
+
+DIGIT_BITS = 11
+# Below this many elements sampling costs more than it saves.
+SMALL = 1024
+# Elements looked at together: most groups hold none of the largest and cost one vector comparison.
+GROUP = 16
+
+
+@njit(**LOOP)
+def kth_largest(a: Any, mask: Any, k: Any) -> Any:
+    """Returns the k-th largest magnitude in `a`, and how many are strictly larger."""
+    mask64 = np.uint64(mask)
+    remaining: Any = 0
+    while mask64 >> np.uint64(remaining):
+        remaining += 1
+    counts = np.empty(1 << DIGIT_BITS, np.int64)
+    prefix = np.uint64(0)
+    wanted = k
+    while remaining > 0:
+        width = np.uint64(min(DIGIT_BITS, remaining))
+        remaining -= np.int64(width)
+        digit = np.uint64((np.uint64(1) << width) - np.uint64(1))
+        counts[:] = 0
+        for i in range(a.size):
+            head = (np.uint64(a[i]) & mask64) >> np.uint64(remaining)
+            if (head >> width) == prefix:
+                counts[head & digit] += 1
+        value = np.int64(digit)
+        while counts[value] < wanted:
+            wanted -= counts[value]
+            value -= 1
+        prefix = np.uint64((prefix << width) | np.uint64(value))
+    return prefix, k - wanted
+
+
+@njit(**LOOP)
+def estimate(a: Any, mask: Any, k: Any, sample: Any) -> Any:
+    """Returns a magnitude that, most likely, k elements and not many more reach.
+
+    One element is taken from each of `sample.size` equal stretches, at a place that the stretch's number
+    decides, so that no row length resonates with the sampling.
+    """
+    stretch = a.size // sample.size
+    for i in range(sample.size):
+        sample[i] = a[i * stretch + random_bits(U32(i), U32(0), U32(0)) % stretch] & mask
+    expected = k * sample.size / a.size
+    rank = int(expected + 4 * np.sqrt(expected) + 4)
+    if rank >= sample.size:
+        return np.uint64(0)
+    return kth_largest(sample, mask, rank)[0]
+
+
+@njit(**LOOP)
+def collect(a: Any, mask: Any, low: Any, indices: Any, magnitudes: Any) -> Any:
+    """Lists the elements that reach `low`, by ascending index; returns how many, or -1 if they do not fit."""
+    count = 0
+    room = indices.size - GROUP
+    whole = a.size - a.size % GROUP
+    for first in range(0, whole, GROUP):
+        group = a[first : first + GROUP]
+        largest = a.dtype.type(0)
+        for i in range(GROUP):
+            largest = max(largest, a.dtype.type(group[i] & mask))
+        if largest >= low:
+            if count > room:
+                return -1
+            for i in range(GROUP):
+                magnitude = a.dtype.type(group[i] & mask)
+                indices[count] = first + i
+                magnitudes[count] = magnitude
+                count += magnitude >= low
+    for i in range(whole, a.size):
+        magnitude = a.dtype.type(a[i] & mask)
+        if magnitude >= low:
+            if count >= indices.size:
+                return -1
+            indices[count] = i
+            magnitudes[count] = magnitude
+            count += 1
+    return count
+
+
+@njit(**LOOP)
+def send(a: Any, i: Any, slot: Any, indices: Any, values: Any) -> None:
+    """Moves one element from `a` to the message."""
+    indices[slot] = i
+    values[slot] = a[i]
+    a[i] = 0
+
+
+@njit(**LOOP)
+def send_all(a: Any, mask: Any, k: Any, indices: Any, values: Any) -> None:
+    """Sends the k largest by histograms over the whole of `a`."""
+    threshold, num_larger = kth_largest(a, mask, k)
+    ties = k - num_larger
+    slot = 0
+    for i in range(a.size):
+        magnitude = np.uint64(a[i] & mask)
+        if magnitude > threshold or (magnitude == threshold and ties > 0):
+            ties -= magnitude == threshold
+            send(a, i, slot, indices, values)
+            slot += 1
+
+
+@njit(**LOOP)
+def select(a: Any, mask: Any, k: Any, message: Any, sample: Any, found: Any, magnitudes: Any) -> None:
+    """Moves the k largest magnitudes to the message, the lowest indices among equals.
+
+    Args:
+        a: unsigned bits of the tensor.
+        mask: all of its bits but the sign, of its dtype.
+        k: how many; 1 ≤ k ≤ a.size.
+        message: k int32 indices, ascending, then k values.
+        sample, found, magnitudes: scratch; an empty sample asks for the whole tensor's histograms.
+    """
+    indices = message[: 4 * k].view(np.int32)
+    values = message[4 * k :].view(a.dtype)
+    count = -1
+    if sample.size > 0:
+        low = a.dtype.type(estimate(a, mask, k, sample))
+        count = collect(a, mask, low, found, magnitudes)
+    if count < k:
+        send_all(a, mask, k, indices, values)
+        return
+    threshold, num_larger = kth_largest(magnitudes[:count], mask, k)
+    ties = k - num_larger
+    slot = 0
+    for j in range(count):
+        magnitude = np.uint64(magnitudes[j])
+        if magnitude > threshold or (magnitude == threshold and ties > 0):
+            ties -= magnitude == threshold
+            send(a, found[j], slot, indices, values)
+            slot += 1
+
+
+@njit(**LOOP)
+def in_range(message: Any, k: Any, numel: Any) -> Any:
+    """Whether the k indices of a message ascend strictly within a tensor of `numel` elements."""
+    indices = message[: 4 * k].view(np.int32)
+    previous = -1
+    for j in range(k):
+        if indices[j] <= previous:
+            return False
+        previous = indices[j]
+    return previous < numel
+
+
+@njit(**LOOP)
+def scatter(message: Any, values: Any, out: Any, k: Any, add: Any) -> None:
+    """Writes (zeros elsewhere) or adds the k values at their indices."""
+    indices = message[: 4 * k].view(np.int32)
+    if add:
+        for j in range(k):
+            out[indices[j]] += values[j]
+    else:
+        out[:] = 0
+        for j in range(k):
+            out[indices[j]] = values[j]

@@ -1,0 +1,176 @@
+"""Loops that round blocks to a uniform grid.
+
+The scale of the next block is found while this one is rounded: memory then never waits for arithmetic, nor
+arithmetic for memory, which is what makes these loops run at the speed of a copy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from tightwire.kernels.cpu.bits import (
+    CEILING,
+    F32,
+    FLOOR,
+    I32,
+    INFINITY,
+    LOOP,
+    MAGNITUDE,
+    ROUNDER,
+    U32,
+    float_of,
+    random_unit,
+)
+
+
+@njit(**LOOP)
+def largest_bits(bits: Any) -> Any:
+    """Returns the bits of the largest magnitude; a NaN is larger than infinity, as its bits are."""
+    largest = U32(0)
+    for i in range(bits.size):
+        largest = max(largest, U32(bits[i] & MAGNITUDE))
+    return largest
+
+
+@njit(**LOOP)
+def euclidean_norm(block: Any, largest: Any, folded: Any) -> Any:
+    """Returns the norm of a block by folding halves, an order of summation that every device can follow."""
+    inverse = F32(1) / largest
+    width = 1
+    while width < block.size:
+        width *= 2
+    for i in range(block.size):
+        scaled = block[i] * inverse
+        folded[i] = scaled * scaled
+    folded[block.size : width] = F32(0)
+    while width > 1:
+        width //= 2
+        for i in range(width):
+            folded[i] += folded[width + i]
+    return largest * np.sqrt(folded[0])
+
+
+@njit(**LOOP)
+def round_nearest(block: Any, next_bits: Any, codes: Any, step: Any, inverse: Any, levels: Any) -> Any:
+    """Rounds a block and leaves the differences; returns the largest magnitude's bits of the next one."""
+    top = F32(levels)
+    largest = U32(0)
+    for i in range(block.size):
+        if next_bits.size == block.size:
+            largest = max(largest, U32(next_bits[i] & MAGNITUDE))
+        rounded = (block[i] * inverse + ROUNDER) - ROUNDER
+        rounded = min(max(rounded, -top), top)
+        codes[i] = np.uint8(I32(rounded + top))
+        block[i] -= rounded * step
+    return largest if next_bits.size == block.size else largest_bits(next_bits)
+
+
+@njit(**LOOP)
+def round_stochastic(
+    block: Any, next_bits: Any, codes: Any, step: Any, inverse: Any, levels: Any, first: Any, keys: Any
+) -> Any:
+    """Like `round_nearest`, but up with a probability equal to the fraction."""
+    top = F32(levels)
+    largest = U32(0)
+    for i in range(block.size):
+        if next_bits.size == block.size:
+            largest = max(largest, U32(next_bits[i] & MAGNITUDE))
+        unit = random_unit(U32(first + U32(i)), keys[0], keys[1])
+        rounded = np.floor(block[i] * inverse + unit)
+        rounded = min(max(rounded, -top), top)
+        codes[i] = np.uint8(I32(rounded + top))
+        block[i] -= rounded * step
+    return largest if next_bits.size == block.size else largest_bits(next_bits)
+
+
+@njit(**LOOP)
+def pack(codes: Any, numel: Any, out: Any, bits: Any) -> None:
+    """Packs the codes of a block, planes of consecutive elements side by side in a byte."""
+    width = out.size
+    per_byte = 8 // bits
+    codes[numel : width * per_byte] = np.uint8(0)
+    if bits == 4:
+        for i in range(width):
+            out[i] = codes[i] | np.uint8(codes[width + i] << np.uint8(4))
+    else:
+        for i in range(width):
+            low = codes[i] | np.uint8(codes[width + i] << np.uint8(2))
+            high = codes[2 * width + i] | np.uint8(codes[3 * width + i] << np.uint8(2))
+            out[i] = low | np.uint8(high << np.uint8(4))
+
+
+@njit(**LOOP)
+def quantise(
+    x: Any, message: Any, block: Any, bits: Any, levels: Any, l2: Any, stochastic: Any, keys: Any
+) -> None:
+    """Writes the steps and codes of every block of `x`, and leaves in `x` what they miss."""
+    numel = x.size
+    num_blocks = (numel + block - 1) // block
+    steps = message[: 4 * num_blocks].view(np.float32)
+    packed = message[4 * num_blocks :]
+    all_bits = x.view(np.uint32)
+    codes = np.empty(block, np.uint8)
+    folded = np.empty(2 * block, np.float32)
+    largest = largest_bits(all_bits[:block])
+    for b in range(num_blocks):
+        first = b * block
+        here = x[first : first + block]
+        next_bits = all_bits[first + block : first + 2 * block]
+        out = packed[first * bits // 8 : (first * bits + here.size * bits + 7) // 8]
+        target = out if bits == 8 else codes
+        if largest >= INFINITY:
+            steps[b] = F32(np.nan)
+            target[: here.size] = np.uint8(levels)
+            here[:] = F32(np.nan)
+            largest = largest_bits(next_bits)
+        else:
+            scale = float_of(largest)
+            if l2 and scale >= FLOOR:
+                scale = euclidean_norm(here, scale, folded)
+            step = F32(0)
+            inverse = F32(0)
+            if scale >= FLOOR:
+                scale = min(scale, CEILING)
+                step = scale / F32(levels)
+                inverse = F32(levels) / scale
+            steps[b] = step
+            if stochastic:
+                largest = round_stochastic(here, next_bits, target, step, inverse, levels, U32(first), keys)
+            else:
+                largest = round_nearest(here, next_bits, target, step, inverse, levels)
+        if bits != 8:
+            pack(codes, here.size, out, bits)
+
+
+@njit(**LOOP)
+def dequantise(message: Any, out: Any, block: Any, bits: Any, levels: Any, add: Any) -> None:
+    """Writes or adds code × step."""
+    numel = out.size
+    num_blocks = (numel + block - 1) // block
+    steps = message[: 4 * num_blocks].view(np.float32)
+    packed = message[4 * num_blocks :]
+    mask = np.uint8((1 << bits) - 1)
+    for b in range(num_blocks):
+        first = b * block
+        here = out[first : first + block]
+        codes = packed[first * bits // 8 : (first * bits + here.size * bits + 7) // 8]
+        width = codes.size
+        for plane in range(8 // bits):
+            begin = plane * width
+            part = here[begin : begin + width]
+            place(part, codes, np.uint8(plane * bits), mask, steps[b], levels, add)
+
+
+@njit(**LOOP)
+def place(part: Any, codes: Any, shift: Any, mask: Any, step: Any, levels: Any, add: Any) -> None:
+    """Writes or adds one plane of a block."""
+    top = F32(levels)
+    if add:
+        for i in range(part.size):
+            part[i] += (F32(np.uint8(codes[i] >> shift) & mask) - top) * step
+    else:
+        for i in range(part.size):
+            part[i] = (F32(np.uint8(codes[i] >> shift) & mask) - top) * step

@@ -1,0 +1,37 @@
+"""The shape of a uniform quantiser's message: one definition for its kernels and its byte formula."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Rounds each element of a block to one of 2·levels + 1 evenly spaced values around zero.
+
+    The message is one float32 step per block, then the codes: `bits` each, shifted to be unsigned by adding
+    `levels`, packed per block. A block of r elements takes w = ceil(r·bits/8) bytes; element i is in byte
+    i % w, at bit (i // w)·bits, so that packing and unpacking read and write consecutive memory.
+
+    Attributes:
+        block: elements that share a step; a multiple of 8.
+        bits: per code, 2, 4 or 8.
+        levels: above zero; 2·levels + 1 ≤ 2**bits.
+        norm: what `levels` steps reach up to: the largest magnitude of the block, or its Euclidean norm.
+        stochastic: whether rounding up has the probability that makes it unbiased; to nearest otherwise.
+    """
+
+    block: int
+    bits: int
+    levels: int
+    norm: Literal["max", "l2"] = "max"
+    stochastic: bool = False
+
+    def num_blocks(self, numel: int) -> int:
+        """Returns how many blocks, the last one possibly short, hold `numel` elements."""
+        return -(-numel // self.block)
+
+    def wire_bytes(self, numel: int) -> int:
+        """Returns the size of the message for `numel` elements."""
+        return 4 * self.num_blocks(numel) + -(-numel * self.bits // 8)
