@@ -1,0 +1,60 @@
+import dataclasses
+import pathlib
+from typing import Any
+
+import pytest
+
+from tightwire.errors import FileError
+from tightwire.profile import CodecCost, ParameterProfile, Profile
+
+GOOD = Profile.uniform(layers=3, numel_per_layer=1000, forward_s=0.1, backward_s=0.3, optimizer_s=0.01)
+
+
+def test_file_round_trip(tmp_path: pathlib.Path) -> None:
+    cost = CodecCost(compression="topk:0.01", encode_s_per_element=1e-9, decode_s_per_element=1e-10)
+    profile = dataclasses.replace(GOOD, codecs=(cost,), noise=0.03)
+    profile.write(tmp_path / "profile.yaml")
+    assert Profile.read(tmp_path / "profile.yaml") == profile
+
+
+def test_uniform_layers_become_ready_one_after_another() -> None:
+    assert [p.ready_s for p in GOOD.parameters] == pytest.approx([0.1, 0.2, 0.3])
+    assert GOOD.num_bytes == 12_000
+    assert GOOD.compute_s == pytest.approx(0.41)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"forward_s": -1.0},
+        {"backward_s": float("nan")},
+        {"noise": -0.1},
+        {"overlap_slowdown": 0.5},
+        {"parameters": ()},
+        {"parameters": (GOOD.parameters[0], GOOD.parameters[0])},
+        {"backward_s": 0.2},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_impossible_values_are_refused_by_field(change: dict[str, Any]) -> None:
+    with pytest.raises(FileError, match=next(iter(change))):
+        dataclasses.replace(GOOD, **change)
+
+
+def test_missing_numel_is_named(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "profile.yaml"
+    path.write_text("forward_s: 1\nbackward_s: 1\noptimizer_s: 1\nparameters: [{name: a, ready_s: 0.5}]\n")
+    with pytest.raises(FileError, match=r"parameters\.0\.numel"):
+        Profile.read(path)
+
+
+def test_codec_costs_fall_back_to_kin_and_then_to_a_prior() -> None:
+    cost = CodecCost(compression="topk:0.01", encode_s_per_element=5e-9, decode_s_per_element=1e-10)
+    profile = dataclasses.replace(GOOD, codecs=(cost,))
+    assert profile.codec_cost("topk:0.001") is cost
+    assert profile.codec_cost("int8").encode_s_per_element > 0
+    assert profile.codec_cost("none").encode_s_per_element == 0
+
+
+def test_a_parameter_has_a_unit_in_every_time() -> None:
+    assert {f.name for f in dataclasses.fields(ParameterProfile)} == {"name", "numel", "itemsize", "ready_s"}

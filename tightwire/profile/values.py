@@ -1,0 +1,190 @@
+"""What a model costs on a worker: measured facts about compute and codecs, as a value and as a file."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from tightwire import files
+from tightwire.cluster import require_range
+from tightwire.errors import FileError
+
+MAX_SECONDS = 1e6
+# For what was not measured: one fused pass of a numba kernel over float32 on one ordinary core.
+PRIOR_CODEC_S_PER_ELEMENT = 1e-9
+PRIOR_PASS_S_PER_ELEMENT = 5e-10
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterProfile:
+    """One parameter that trains.
+
+    Attributes:
+        name: as in `model.named_parameters()`.
+        numel: number of elements.
+        itemsize: bytes per element of its gradient.
+        ready_s: when backward has produced its gradient, from the start of backward.
+    """
+
+    __pydantic_config__: ClassVar = files.STRICT
+
+    name: str
+    numel: int
+    itemsize: int = 4
+    ready_s: float
+
+    def __post_init__(self) -> None:
+        require_range("numel", self.numel, 0, 1e13)
+        require_range("itemsize", self.itemsize, 1, 16)
+        require_range("ready_s", self.ready_s, 0.0, MAX_SECONDS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecCost:
+    """How long a codec takes on this machine, under the load that training puts on it.
+
+    Attributes:
+        compression: the codec's text, as in `topk:0.01`.
+        encode_s_per_element: per element of the bucket.
+        decode_s_per_element: per element of the bucket and message.
+        fixed_s: of one encode and one decode together, however small the bucket.
+    """
+
+    __pydantic_config__: ClassVar = files.STRICT
+
+    compression: str
+    encode_s_per_element: float
+    decode_s_per_element: float
+    fixed_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_range("encode_s_per_element", self.encode_s_per_element, 0.0, 1.0)
+        require_range("decode_s_per_element", self.decode_s_per_element, 0.0, 1.0)
+        require_range("fixed_s", self.fixed_s, 0.0, MAX_SECONDS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """One worker's training step without any exchange.
+
+    Attributes:
+        forward_s: from the start of the forward pass to the start of backward, the loss included.
+        backward_s: from the start of backward to its end.
+        optimizer_s: the optimizer's step, and whatever else a step does outside of the two passes.
+        parameters: in the order in which backward produces their gradients.
+        codecs: what encoding and decoding cost.
+        pass_s_per_element: one pass over memory, such as adding a leftover.
+        noise: spread of the step time: its standard deviation over its median.
+        overlap_slowdown: how many times longer compute takes while a transfer is under way; more than 1 where
+            communication and compute share cores.
+    """
+
+    __pydantic_config__: ClassVar = files.STRICT
+
+    forward_s: float
+    backward_s: float
+    optimizer_s: float
+    parameters: tuple[ParameterProfile, ...]
+    codecs: tuple[CodecCost, ...] = ()
+    pass_s_per_element: float = PRIOR_PASS_S_PER_ELEMENT
+    noise: float = 0.02
+    overlap_slowdown: float = 1.0
+    version: Literal[1] = 1
+
+    def __post_init__(self) -> None:
+        for field in ("forward_s", "backward_s", "optimizer_s"):
+            require_range(field, getattr(self, field), 0.0, MAX_SECONDS)
+        require_range("pass_s_per_element", self.pass_s_per_element, 0.0, 1.0)
+        require_range("noise", self.noise, 0.0, 10.0)
+        require_range("overlap_slowdown", self.overlap_slowdown, 1.0, 100.0)
+        _require_parameters(self.parameters, self.backward_s)
+
+    @classmethod
+    def uniform(
+        cls,
+        *,
+        layers: int,
+        numel_per_layer: int,
+        forward_s: float,
+        backward_s: float,
+        optimizer_s: float = 0.0,
+    ) -> Profile:
+        """Returns the profile of equal float32 layers, of which nothing was measured.
+
+        >>> Profile.uniform(layers=2, numel_per_layer=10, forward_s=0.1, backward_s=0.2).parameters[0].ready_s
+        0.1
+        """
+        parameters = tuple(
+            ParameterProfile(
+                name=f"layer{layers - 1 - place}",
+                numel=numel_per_layer,
+                ready_s=backward_s * (place + 1) / layers,
+            )
+            for place in range(layers)
+        )
+        return cls(forward_s=forward_s, backward_s=backward_s, optimizer_s=optimizer_s, parameters=parameters)
+
+    @classmethod
+    def read(cls, path: str | pathlib.Path) -> Profile:
+        """Reads a profile file.
+
+        Raises:
+            FileError: unreadable, or a field that is wrong, named.
+        """
+        return files.read(path, cls)
+
+    def write(self, path: str | pathlib.Path) -> None:
+        """Writes the profile as YAML."""
+        files.write(path, self)
+
+    @property
+    def compute_s(self) -> float:
+        """A whole step without exchange."""
+        return self.forward_s + self.backward_s + self.optimizer_s
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all gradients together."""
+        return sum(p.numel * p.itemsize for p in self.parameters)
+
+    def codec_cost(self, compression: str) -> CodecCost:
+        """Returns what was measured of a codec, else of its nearest of kin (same name), else a prior."""
+        by_text = {cost.compression: cost for cost in self.codecs}
+        if compression in by_text:
+            return by_text[compression]
+        kin = [cost for cost in self.codecs if _name(cost.compression) == _name(compression)]
+        return kin[0] if kin else _prior(compression)
+
+
+def _require_parameters(parameters: Sequence[ParameterProfile], backward_s: float) -> None:
+    if not parameters:
+        raise FileError(
+            "parameters: there are none, so there is nothing to exchange; profile a model that trains."
+        )
+    names = [p.name for p in parameters]
+    if (
+        twice := sorted({name for name in names if names.count(name) > 1})
+        if len(set(names)) < len(names)
+        else []
+    ):
+        raise FileError(f"parameters: {', '.join(twice)} appears more than once; list each parameter once.")
+    latest = max(parameters, key=lambda p: p.ready_s)
+    if latest.ready_s > backward_s * 1.001 + 1e-9:
+        raise FileError(
+            f"parameters: {latest.name} is ready_s {latest.ready_s:g} after the start of backward, which ends at "
+            f"backward_s {backward_s:g}; both count from the start of backward."
+        )
+
+
+def _prior(compression: str) -> CodecCost:
+    is_free = compression == "none"
+    per_element_s = 0.0 if is_free else PRIOR_CODEC_S_PER_ELEMENT
+    return CodecCost(
+        compression=compression, encode_s_per_element=per_element_s, decode_s_per_element=per_element_s
+    )
+
+
+def _name(compression: str) -> str:
+    return compression.partition(":")[0]

@@ -1,0 +1,28 @@
+"""The simulator: what a plan would cost, in virtual time and with the runtime's own schedulers. No torch."""
+
+from tightwire.simulate.cost import BucketCost, Costs, prior
+from tightwire.simulate.events import Clock, Work
+from tightwire.simulate.predict import predict
+from tightwire.simulate.prediction import Bound, Prediction, Span
+from tightwire.simulate.shape import Shape, shape_of
+from tightwire.simulate.step import Backward, Channel, Move, Timeline
+from tightwire.simulate.traffic import sent_bytes
+
+__all__ = [
+    "Backward",
+    "Bound",
+    "BucketCost",
+    "Channel",
+    "Clock",
+    "Costs",
+    "Move",
+    "Prediction",
+    "Shape",
+    "Span",
+    "Timeline",
+    "Work",
+    "predict",
+    "prior",
+    "sent_bytes",
+    "shape_of",
+]

@@ -1,0 +1,126 @@
+"""What one bucket costs: encoding, the program on this cluster's wire, decoding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tightwire.cluster import PRIOR_RESIDUAL, Cluster, Fit
+from tightwire.collectives import AllReduce
+from tightwire.collectives.traffic import PIECE_BYTES
+from tightwire.compression.codec import Codec
+from tightwire.errors import PlanError
+from tightwire.plan import Plan
+from tightwire.profile import Profile
+from tightwire.simulate.shape import shape_of
+from tightwire.simulate.traffic import sent_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class BucketCost:
+    """One bucket's time on its worker's communication thread, by what it is spent on.
+
+    Attributes:
+        codec_s: encoding, decoding and passes over memory that no transfer hides.
+        latency_s: the part of the program's time that does not depend on bytes.
+        wire_s: the part that does.
+        sent_bytes: payload that the busiest worker sends.
+    """
+
+    codec_s: float
+    latency_s: float
+    wire_s: float
+    sent_bytes: int
+
+    @property
+    def seconds(self) -> float:
+        """The whole."""
+        return self.codec_s + self.latency_s + self.wire_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Prices the buckets of one plan on one cluster."""
+
+    plan: Plan
+    profile: Profile
+    cluster: Cluster
+
+    def bucket(self, numel: int, itemsize: int) -> BucketCost:
+        """Returns the cost of one bucket of `numel` elements."""
+        fit, sent = self.fit, sent_bytes(self.program, self.codec, numel, itemsize, self.cluster.workers)
+        wire_s = fit.beta_s_per_byte * sent
+        codec_s = self._codec_s(numel)
+        hidden_s = self._hidden_s(numel * itemsize, codec_s, wire_s)
+        return BucketCost(
+            codec_s=codec_s - hidden_s + self._passes_s(numel),
+            latency_s=fit.alpha_s,
+            wire_s=wire_s,
+            sent_bytes=sent,
+        )
+
+    @property
+    def codec(self) -> Codec:
+        """The plan's codec: its first compression stage."""
+        codec = self.plan.compression[0]
+        assert isinstance(codec, Codec), codec
+        return codec
+
+    @property
+    def program(self) -> str:
+        """The name of the program that carries the plan's messages."""
+        architecture = self.plan.architecture
+        if not isinstance(architecture, AllReduce):
+            raise PlanError(f"{self.plan}: {architecture} cannot be predicted yet; allreduce can.")
+        return architecture.program_name(self.codec)
+
+    @property
+    def fit(self) -> Fit:
+        """How long the program takes: as measured, or by its formula."""
+        return self.cluster.fit(self.program) or prior(self.program, self.cluster)
+
+    @property
+    def control_s(self) -> float:
+        """The small message in which ranks count who used which parameter."""
+        return (self.cluster.fit("native") or prior("native", self.cluster)).alpha_s
+
+    @property
+    def has_feedback(self) -> bool:
+        """Whether what was not sent joins the next round."""
+        return any(stage.name == "ef" for stage in self.plan.compression[1:])
+
+    def _codec_s(self, numel: int) -> float:
+        if self.codec.lossless or self.cluster.workers == 1:
+            return 0.0
+        cost, shape = self.profile.codec_cost(str(self.codec)), shape_of(self.program, self.cluster.workers)
+        per_chunk_s = shape.encodes * cost.encode_s_per_element + shape.decodes * cost.decode_s_per_element
+        calls = max(shape.encodes, shape.decodes)
+        return per_chunk_s * numel / shape.chunks + cost.fixed_s * calls
+
+    def _hidden_s(self, num_bytes: int, codec_s: float, wire_s: float) -> float:
+        """Returns what overlaps: the runner encodes one piece of a chunk while the piece before it travels."""
+        shape = shape_of(self.program, self.cluster.workers)
+        if self.program == "native" or shape.chunks == 1:
+            return 0.0
+        pieces = max(1, round(num_bytes / shape.chunks / PIECE_BYTES))
+        return min(codec_s, wire_s) * (1 - 1 / pieces)
+
+    def _passes_s(self, numel: int) -> float:
+        """Returns the time of checking the mean, and of bringing lossy work into memory of its own."""
+        passes = 1 if self.codec.lossless else 2
+        return passes * numel * self.profile.pass_s_per_element
+
+
+def prior(program: str, cluster: Cluster) -> Fit:
+    """Returns the α–β formula of a program that was not measured: latency per step, and bytes over the line.
+
+    >>> round(prior("ring", Cluster.uniform(4, 1e8, 1e-4)).alpha_s, 9)
+    0.0006
+    """
+    steps = shape_of(program, cluster.workers).steps
+    return Fit(
+        program=program,
+        alpha_s=steps * cluster.latency_s,
+        beta_s_per_byte=1 / cluster.bandwidth_bytes_per_s,
+        residual=PRIOR_RESIDUAL,
+        source="prior",
+    )

@@ -1,0 +1,173 @@
+"""Predicts a plan: its buckets, one round in virtual time, and what the end of the round waited for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import get_args
+
+from tightwire.cluster import Cluster
+from tightwire.plan import Plan
+from tightwire.profile import ParameterProfile, Profile
+from tightwire.schedule import Partition, Schedule, TensorFacts
+from tightwire.simulate.cost import BucketCost, Costs
+from tightwire.simulate.prediction import Bound, Prediction, Span
+from tightwire.simulate.step import Backward, Move, Timeline
+from tightwire.sync import Sync
+
+# Local methods subtract parameters from anchors, anchors from means, and copy the result back.
+LOCAL_PASSES = 3
+STANDARD_DEVIATIONS = 2.0
+
+
+def predict(plan: Plan | str, profile: Profile, cluster: Cluster) -> Prediction:
+    """Predicts the step time of a plan, with an interval and reasons.
+
+    Compute runs as profiled, slowed down while a bucket moves by the measured factor. Buckets move one at a
+    time, in the order that the plan's own scheduler decides; a bucket costs encoding, α + β · bytes of its
+    program, and decoding.
+
+    Args:
+        plan: a plan or its text.
+        profile: one worker's step without exchange.
+        cluster: the wire; programs that were not measured are priced by formula.
+
+    Raises:
+        PlanError: the plan cannot be read, or cannot be predicted yet.
+
+    >>> profile = Profile.uniform(layers=4, numel_per_layer=250_000, forward_s=0.1, backward_s=0.2)
+    >>> predict("bsp/allreduce:ring", profile, Cluster.uniform(4, 25e6, 1e-4)).bound_by
+    'compute'
+    """
+    parsed = Plan.parse(plan) if isinstance(plan, str) else plan
+    return _Round(plan=parsed, profile=profile, cluster=cluster).prediction()
+
+
+@lru_cache(maxsize=64)
+def _partition(schedule: Schedule, parameters: tuple[ParameterProfile, ...]) -> Partition:
+    facts = (
+        TensorFacts(num_bytes=p.numel * p.itemsize, kind=p.itemsize, ready_s=p.ready_s) for p in parameters
+    )
+    return schedule.partition(list(facts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Round:
+    """The steps that share one exchange."""
+
+    plan: Plan
+    profile: Profile
+    cluster: Cluster
+
+    def prediction(self) -> Prediction:
+        steps, timeline, costs = self._sync.steps_per_round, self._timeline(), self._bucket_costs
+        before_s, after_s = self._around()
+        path = tuple(self._critical_path(timeline, before_s, after_s))
+        shares = _shares(path, timeline, costs)
+        round_s = before_s + timeline.end_s + after_s
+        deviation_s = self._deviation_s(shares)
+        return Prediction(
+            plan=str(self.plan),
+            step_s=round_s / steps,
+            low_s=max(0.0, round_s - STANDARD_DEVIATIONS * deviation_s) / steps,
+            high_s=(round_s + STANDARD_DEVIATIONS * deviation_s) / steps,
+            compute_s=(before_s + timeline.backward_end_s + after_s) / steps,
+            codec_s=sum(cost.codec_s for cost in costs) / steps,
+            exposed_s=(timeline.end_s - timeline.backward_end_s) / steps,
+            bytes_per_step=round(sum(cost.sent_bytes for cost in costs) / steps),
+            bound_by=max(get_args(Bound), key=shares.__getitem__),
+            critical_path=path,
+        )
+
+    @property
+    def _sync(self) -> Sync:
+        assert isinstance(self.plan.sync, Sync), self.plan.sync
+        return self.plan.sync
+
+    @property
+    def _overlaps(self) -> bool:
+        return self._sync.averages_gradients(self._sync.steps_per_round)
+
+    @cached_property
+    def _costs(self) -> Costs:
+        return Costs(plan=self.plan, profile=self.profile, cluster=self.cluster)
+
+    @cached_property
+    def _buckets(self) -> list[list[ParameterProfile]]:
+        assert isinstance(self.plan.schedule, Schedule), self.plan.schedule
+        parameters = self.profile.parameters
+        return [[parameters[p] for p in bucket] for bucket in _partition(self.plan.schedule, parameters)]
+
+    def _around(self) -> tuple[float, float]:
+        """Returns the time before the round's last backward pass (or its exchange), and after its exchange."""
+        profile, steps = self.profile, self._sync.steps_per_round
+        if self._overlaps:
+            return (steps - 1) * profile.compute_s + profile.forward_s, profile.optimizer_s
+        numel = sum(p.numel for p in profile.parameters)
+        return steps * profile.compute_s, LOCAL_PASSES * numel * profile.pass_s_per_element
+
+    @cached_property
+    def _bucket_costs(self) -> list[BucketCost]:
+        return [
+            self._costs.bucket(sum(p.numel for p in bucket), bucket[0].itemsize) for bucket in self._buckets
+        ]
+
+    def _timeline(self) -> Timeline:
+        assert isinstance(self.plan.schedule, Schedule), self.plan.schedule
+        costs, overlaps = self._bucket_costs, self._overlaps
+        backward = Backward(
+            backward_s=self.profile.backward_s if overlaps else 0.0,
+            ready_s=[max(p.ready_s for p in bucket) if overlaps else 0.0 for bucket in self._buckets],
+            costs=costs,
+            control_s=self._costs.control_s if overlaps else 0.0,
+            slowdown=self.profile.overlap_slowdown,
+        )
+        return backward.simulate(self.plan.schedule.scheduler(len(costs)))
+
+    def _critical_path(self, timeline: Timeline, before_s: float, after_s: float) -> Iterator[Span]:
+        """Yields what the end of the round waited for, in order of time."""
+        if before_s > 0.0:
+            yield Span(what="forward" if self._overlaps else "compute", start_s=0.0, end_s=before_s)
+        moves, start_s = _last_train(timeline)
+        if start_s > 0.0:
+            yield Span(what="backward", start_s=before_s, end_s=before_s + start_s)
+        for move in moves:
+            what = f"bucket {move.bucket}"
+            yield Span(what=what, start_s=before_s + move.start_s, end_s=before_s + move.end_s)
+        end_s = before_s + timeline.end_s
+        if not moves and timeline.control_end_s > timeline.backward_end_s:
+            yield Span(what="control message", start_s=before_s + start_s, end_s=end_s)
+        if after_s > 0.0:
+            yield Span(what="optimizer", start_s=end_s, end_s=end_s + after_s)
+
+    def _deviation_s(self, shares: dict[str, float]) -> float:
+        moving_s = shares["wire"] + shares["latency"]
+        return math.hypot(self.profile.noise * shares["compute"], self._costs.fit.residual * moving_s)
+
+
+def _last_train(timeline: Timeline) -> tuple[list[Move], float]:
+    """Returns the buckets that moved back to back up to the end of the round, and when that began."""
+    train: list[Move] = []
+    start_s = timeline.end_s
+    for move in reversed(timeline.moves):
+        if not math.isclose(move.end_s, start_s, rel_tol=1e-9, abs_tol=1e-12):
+            break
+        train.insert(0, move)
+        start_s = move.start_s
+    return (train, start_s) if train else ([], timeline.backward_end_s)
+
+
+def _shares(path: tuple[Span, ...], timeline: Timeline, costs: list[BucketCost]) -> dict[str, float]:
+    """Returns the seconds of the critical path by what they are spent on."""
+    train, _ = _last_train(timeline)
+    on_path = [costs[move.bucket] for move in train]
+    control_s = sum(span.seconds for span in path if span.what == "control message")
+    moving_s = sum(span.seconds for span in path if span.what.startswith("bucket")) + control_s
+    return {
+        "compute": sum(span.seconds for span in path) - moving_s,
+        "wire": sum(cost.wire_s for cost in on_path),
+        "latency": sum(cost.latency_s for cost in on_path) + control_s,
+        "codec": sum(cost.codec_s for cost in on_path),
+    }

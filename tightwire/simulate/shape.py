@@ -1,0 +1,107 @@
+"""The shape of a program: how often its busiest worker does what, which is all that its cost needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from tightwire import collectives
+from tightwire.collectives import Program
+
+# Above this many workers, programs are costed by closed forms: their transfers grow with the square of it.
+MAX_BUILT = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What the busiest worker does in one run of a program; counts are of chunks.
+
+    Attributes:
+        steps: rounds of messages that wait for one another.
+        chunks: into how many chunks a reducing program splits its buffer; 1 for a gathering one, whose chunks
+            are whole messages.
+        sends: chunks sent.
+        encodes: chunks encoded.
+        decodes: chunks decoded.
+    """
+
+    steps: int
+    chunks: int
+    sends: int
+    encodes: int
+    decodes: int
+
+
+@lru_cache(maxsize=256)
+def shape_of(program: str, workers: int) -> Shape:
+    """Returns the shape of `program` among `workers`, without building it where a closed form is known.
+
+    Raises:
+        ProgramError: no such program.
+    """
+    if workers == 1:
+        return Shape(steps=0, chunks=1, sends=0, encodes=0, decodes=0)
+    if workers > MAX_BUILT and program in CLOSED_FORMS:
+        return CLOSED_FORMS[program](workers)
+    return count(collectives.build(program, workers))
+
+
+def count(program: Program) -> Shape:
+    """Returns the shape of a program by counting its transfers."""
+    rank = busiest_rank(program)
+    sends, receives = program.sends(rank), program.receives(rank)
+    if program.gathers:  # all messages are under way at once; one's own is decoded as well
+        return Shape(steps=1, chunks=1, sends=len(sends), encodes=1, decodes=program.num_ranks)
+    steps = len({t.step for t in program.transfers})
+    if program.native:  # the backend sums messages without looking into them
+        chunks = program.num_chunks
+        return Shape(steps=steps, chunks=chunks, sends=len(sends), encodes=chunks, decodes=chunks)
+    partial = sum(t.op == "reduce" for t in sends)
+    final = len({t.chunk for t in sends if t.op == "copy"} - {t.chunk for t in receives if t.op == "copy"})
+    return Shape(
+        steps=steps,
+        chunks=program.num_chunks,
+        sends=len(sends),
+        encodes=partial + final,
+        decodes=len(receives),
+    )
+
+
+def busiest_rank(program: Program) -> int:
+    """Returns the rank that sends the most chunks, the first of several."""
+    return max(range(program.num_ranks), key=lambda rank: len(program.sends(rank)))
+
+
+def _ring(n: int) -> Shape:
+    return Shape(steps=2 * (n - 1), chunks=n, sends=2 * (n - 1), encodes=n, decodes=2 * (n - 1))
+
+
+def _native(n: int) -> Shape:
+    return Shape(steps=2 * (n - 1), chunks=n, sends=2 * (n - 1), encodes=n, decodes=n)
+
+
+def _allgather(n: int) -> Shape:
+    return Shape(steps=1, chunks=1, sends=n - 1, encodes=1, decodes=n)
+
+
+def _recursive_doubling(n: int) -> Shape:
+    doublings = n.bit_length() - 1
+    folds = (
+        n > 1 << doublings
+    )  # then the busiest rank takes in another's contribution, and gives back the sum
+    return Shape(
+        steps=doublings + 2 * folds,
+        chunks=1,
+        sends=doublings + folds,
+        encodes=doublings + folds,
+        decodes=doublings + folds,
+    )
+
+
+CLOSED_FORMS: dict[str, Callable[[int], Shape]] = {
+    "ring": _ring,
+    "native": _native,
+    "allgather": _allgather,
+    "recursive-doubling": _recursive_doubling,
+}
