@@ -173,7 +173,7 @@ class Job:
         `torchrun`.
         """
         process = self._processes[rank]
-        if rank in self._exit_codes:
+        if process.returncode is not None:
             return
         with suppress(ProcessLookupError):
             if signum in (signal.SIGSTOP, signal.SIGCONT, signal.SIGKILL):

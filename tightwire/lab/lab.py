@@ -154,11 +154,11 @@ class Lab:
         Raises:
             LabError: The mode is `shaped`, where a worker has no link.
         """
-        self._open.set_link(rank, up=False)
+        self._open.set_link(self._existing(rank), up=False)
 
     def mend(self, rank: int) -> None:
         """Puts a worker's link up again."""
-        self._open.set_link(rank, up=True)
+        self._open.set_link(self._existing(rank), up=True)
 
     @property
     def _open(self) -> Hosts:
@@ -188,7 +188,12 @@ class Lab:
     def _signal(self, rank: int, signum: int) -> None:
         if self._job is None:
             raise LabError(f"rank {rank} does not run: the lab runs no command now.")
-        self._job.signal(rank, signum)
+        self._job.signal(self._existing(rank), signum)
+
+    def _existing(self, rank: int) -> int:
+        if rank in range(self.topology.workers):
+            return rank
+        raise LabError(f"there is no rank {rank}; this lab has ranks 0 to {self.topology.workers - 1}.")
 
     def _environment(self, rank: int, port: int, extra: Mapping[str, str]) -> dict[str, str]:
         hosts = self._open
