@@ -88,7 +88,7 @@ class _Exit:
 
 @dataclass(frozen=True)
 class _StreamEnd:
-    rank: int
+    pass
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,12 @@ class _Interrupt:
 
 
 _Event = Line | _Exit | _StreamEnd | _Interrupt
+
+
+def _start_thread(target: Callable[..., None], *args: object) -> threading.Thread:
+    thread = threading.Thread(target=target, args=args, daemon=True)
+    thread.start()
+    return thread
 
 
 @final
@@ -206,16 +212,10 @@ class Job:
     def _watch(self, rank: int, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
         assert process.stderr is not None
-        for target, *args in (
-            (self._watch_exit, rank, process),
-            (self._read, rank, "stdout", process.stdout),
-            (self._read, rank, "stderr", process.stderr),
-        ):
-            thread = threading.Thread(target=target, args=args, daemon=True)
-            thread.start()
-            if target == self._watch_exit:
-                self._watchers.append(thread)
         self._open_streams += 2
+        _start_thread(self._read, rank, "stdout", process.stdout)
+        _start_thread(self._read, rank, "stderr", process.stderr)
+        self._watchers.append(_start_thread(self._watch_exit, rank, process))
 
     def _watch_exit(self, rank: int, process: subprocess.Popen[str]) -> None:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
@@ -229,7 +229,7 @@ class Job:
         with pipe:
             for text in pipe:
                 self._events.put(Line(rank=rank, stream=stream, text=text.rstrip("\n")))
-        self._events.put(_StreamEnd(rank))
+        self._events.put(_StreamEnd())
 
     def _step(self, on_line: Callable[[Line], None]) -> None:
         until_s = self._escalation[0][0] - time.monotonic() if self._escalation else None
