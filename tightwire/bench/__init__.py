@@ -1,0 +1,1 @@
+"""Measurements against the stock alternative and the physical bound."""

@@ -1,0 +1,101 @@
+"""`tightwire bench`: measurements against the stock alternative and the physical bound, in one run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from tightwire.bench import collectives as collectives_bench
+from tightwire.bench.collectives import Bench, Row
+from tightwire.errors import LabError, TightwireError
+from tightwire.lab import parse_rate
+from tightwire.plan import parse_bytes, print_bytes
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.callback()
+def bench() -> None:
+    """Measure against the stock alternative and the physical bound, in one run."""
+
+
+@app.command()
+def collectives(
+    workers: Annotated[int, typer.Option(help="Hosts in the emulated cluster.", min=2)] = 4,
+    rate: Annotated[str, typer.Option(help="Each host's link, each way: 1gbit, 200mbit, 25MB/s.")] = "1gbit",
+    sizes: Annotated[
+        str, typer.Option(help="Sizes of the averaged buffer, by comma: 16KiB, 16MiB.")
+    ] = "1KiB,4KiB,16KiB,64KiB,1MiB,16MiB,64MiB",
+    programs: Annotated[
+        str, typer.Option(help="Programs by comma; gloo is stock torch.distributed.all_reduce.")
+    ] = "gloo,native,ring,recursive-doubling",
+    samples: Annotated[int, typer.Option(help="Per program and size; the median counts.", min=1)] = 7,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="End with one line of JSON on standard output.")
+    ] = False,
+) -> None:
+    """Time collectives on an emulated cluster, beside Gloo's own and the bound that the wire sets.
+
+    Every program runs at every size, taking turns, so that what disturbs the machine disturbs all alike. Small
+    messages (up to 64 KiB) are measured with the workers under SCHED_BATCH, where a worker that waits wakes up
+    as if it had a processor of its own; by the default class they measure the scheduler.
+
+        tightwire bench collectives --workers 4 --rate 1gbit
+
+        tightwire bench collectives --sizes 16MB,64MB --programs gloo,ring --json
+    """
+    try:
+        rate_bytes_per_s = parse_rate(rate)
+        if rate_bytes_per_s is None:
+            raise LabError("rate none has no wire bound to compare with: write for example --rate 1gbit.")
+        asked = Bench(
+            workers=workers,
+            rate_bytes_per_s=rate_bytes_per_s,
+            sizes=tuple(map(parse_bytes, sizes.split(","))),
+            programs=tuple(programs.split(",")),
+            samples=samples,
+        )
+        rows, about = _measure_with_progress(asked)
+    except (TightwireError, ValueError) as error:
+        typer.echo(f"bench: {error}", err=True)
+        raise typer.Exit(2) from error
+    typer.echo(f"bench: {about}", err=True)
+    if as_json:
+        typer.echo(json.dumps({"rows": [asdict(row) for row in rows]}))
+    else:
+        _print_rows(rows)
+
+
+def _measure_with_progress(asked: Bench) -> tuple[list[Row], str]:
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("the lab starts", total=asked.num_samples)
+        return collectives_bench.measure(
+            asked, on_sample=lambda text: progress.update(task, advance=1, description=text)
+        )
+
+
+def _print_rows(rows: list[Row]) -> None:
+    table = Table("size", "program", "ms", "range", "bound ms", "ratio")
+    table.columns[1].no_wrap = True
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for i, row in enumerate(rows):
+        table.add_row(
+            print_bytes(row.bytes),
+            row.program,
+            f"{row.seconds * 1e3:.2f}",
+            f"{row.low_s * 1e3:.2f}–{row.high_s * 1e3:.2f}",
+            f"{row.wire_bound_s * 1e3:.2f}",
+            f"{row.ratio:.2f}",
+            end_section=i + 1 < len(rows) and rows[i + 1].bytes != row.bytes,
+        )
+    if any(row.scheduling == "batch" for row in rows):
+        table.caption = "Up to 64 KiB: workers under SCHED_BATCH."
+    Console().print(table)
