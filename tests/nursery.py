@@ -1,6 +1,6 @@
-"""A process that has imported torch once and forks workers from then on: a test's workers start in milliseconds.
+"""A process that has imported torch once and forks workers from then on: they start in milliseconds.
 
-Reads one job a line on standard input and answers with one line; see `Job` in workers.py for the fields.
+Reads one job a line on standard input and answers with one line; workers.py writes the jobs.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import runpy
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
-import numpy as np  # noqa: F401  (imported for the workers)
-import torch  # noqa: F401
-import torch.distributed
+import torch.distributed  # noqa: F401  (all of these for the workers)
 
-import tightwire.transport  # noqa: F401
+import tightwire.transport.torch_distributed  # noqa: F401
 
 PR_SET_PDEATHSIG = 1
 
@@ -59,8 +58,7 @@ def watch(workers: dict[int, int], timeout_s: float) -> dict[str, list[float]]:
 
 def is_stopped(pid: int) -> bool:
     """Tells whether a worker has frozen itself: when only such are left there is nothing to wait for."""
-    with open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0] == "T"
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def become(job: dict[str, Any]) -> None:

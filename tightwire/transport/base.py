@@ -139,8 +139,8 @@ def native_bytes(numel: int, itemsize: int, size: int, rank: int) -> int:
     """Returns the payload bytes that `rank` sends in a native all-reduce, a ring by convention.
 
     A backend's own steps cannot be counted from outside; ring all-reduce is what Gloo and NCCL run for large
-    buffers: of `size` nearly equal chunks (the first `numel % size` one element longer) each rank forwards
-    all but one in each of its two phases, the one it ends up reducing and the one after that.
+    buffers: of `size` nearly equal chunks rank r forwards all but chunk r, whose sum it completes, in the first
+    phase, and all but the next one in the second: the bytes of `collectives.builders.ring`.
 
     Args:
         numel: elements in the buffer.
@@ -150,7 +150,7 @@ def native_bytes(numel: int, itemsize: int, size: int, rank: int) -> int:
     """
     if size == 1:
         return 0
-    kept = sum(numel // size + ((rank + hop) % size < numel % size) for hop in (1, 2))
+    kept = sum(numel * (c + 1) // size - numel * c // size for c in (rank, (rank + 1) % size))
     return (2 * numel - kept) * itemsize
 
 

@@ -19,10 +19,12 @@ class Verdict:
         ranks: ascending world ranks.
         fault: silent (does not answer at all), left (closed its transport), late (alive, but elsewhere),
             cycle (they wait for each other).
+        note: more about it, as in "ValueError: …" for a rank that left because of it.
     """
 
     ranks: tuple[int, ...]
     fault: Fault
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ def judge(
     waits: Mapping[int, Collection[int]],
     *,
     silent: Collection[int] = (),
-    left: Collection[int] = (),
+    left: Mapping[int, str] | Collection[int] = (),
 ) -> Verdict:
     """Follows who waits for whom from rank `start` to the ranks to blame.
 
@@ -51,14 +53,15 @@ def judge(
         start: a rank whose wait failed.
         waits: for each rank that answered, the ranks it waits for (none: it is busy elsewhere).
         silent: ranks that gave no sign of life; when there are any, they are to blame.
-        left: ranks that closed their transport.
+        left: ranks that closed their transport, and the reason of those that failed.
     """
     reached = _reach(start, waits)
     if silent:
         return Verdict(tuple(sorted(silent)), "silent")
     gone = reached & set(left)
     if gone:
-        return Verdict(tuple(sorted(gone)), "left")
+        notes = [left[rank] for rank in sorted(gone)] if isinstance(left, Mapping) else []
+        return Verdict(tuple(sorted(gone)), "left", "; ".join(note for note in notes if note))
     late = {rank for rank in reached if not waits.get(rank)}
     if late:
         return Verdict(tuple(sorted(late)), "late")
@@ -68,18 +71,22 @@ def judge(
 def accuse(verdict: Verdict, *, waiting: Wait | None, deadline_s: float) -> PeerError:
     """Returns the error that a worker raises: who, what was waited for, what to do."""
     many = len(verdict.ranks) > 1
-    are, have, their, they = ("are", "have", "their", "they") if many else ("is", "has", "its", "it")
-    during = f" (waiting {waiting.what})" if waiting else ""
+    are, have, do, their, they = (
+        ("are", "have", "do", "their", "they") if many else ("is", "has", "does", "its", "it")
+    )
+    during = f" while this worker waited {waiting.what}" if waiting else ""
     sentence = {
-        "silent": f"did not answer within {deadline_s:g} s{during}; {they} {have} died, {are} frozen, or "
-        f"never reached this point. Look at {their} log; raise deadline_s if {they} {are} only slow.",
-        "left": f"left while others still waited{during}. Every worker must run the same number of steps: "
-        "give each the same number of batches, and close only at the end.",
+        "silent": f"{do} not answer{during}; {they} {have} died, {are} frozen, or never reached this point. "
+        f"Look at {their} log; raise deadline_s, now {deadline_s:g} s, if {they} {are} only slow.",
+        "left": f"left{during}. Every worker must run the same number of steps: give each the same number of "
+        "batches, and close only at the end.",
         "late": f"{are} alive but did not reach this point within {deadline_s:g} s{during}. Look in {their} "
         f"program for a branch or a longer loop; raise deadline_s if {they} {are} only slow.",
         "cycle": f"wait for each other{during}: they disagree about the order, the sizes or the tags of what "
         "they send. Every worker must run the same collectives in the same order.",
     }[verdict.fault]
+    if verdict.note:
+        sentence = f"failed{during}: {verdict.note}. Look at {their} log."
     return PeerError(f"{name_ranks(verdict.ranks)} {sentence}", verdict.ranks)
 
 
