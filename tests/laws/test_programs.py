@@ -7,7 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tightwire.collectives import PROGRAMS, Program, build, check
+from tightwire.collectives.traffic import predict_bytes
+from tightwire.compression import Identity
 from tightwire.errors import ProgramError
+from tightwire.transport import native_bytes
 
 RANKS = range(1, 18)
 
@@ -28,6 +31,16 @@ def test_names_every_byte_once(name: str, n: int) -> None:
     sent = sum(program.bytes_sent(rank, sizes) for rank in range(n))
     assert sent == sum(sizes[t.chunk] for t in program.transfers)
     assert sum(len(program.receives(rank)) for rank in range(n)) == len(program.transfers)
+
+
+@pytest.mark.parametrize("n", RANKS)
+def test_native_is_counted_as_a_ring(n: int) -> None:
+    for numel in (0, 1, 7, 4097):
+        sizes = build("ring", n).chunk_sizes(numel)
+        for rank in range(n):
+            ring_bytes = build("ring", n).bytes_sent(rank, sizes) * 4
+            assert native_bytes(numel, 4, n, rank) == ring_bytes
+            assert predict_bytes(build("native", n), Identity(), numel, 4, rank) == ring_bytes
 
 
 @st.composite

@@ -8,6 +8,7 @@ from tightwire.collectives.architecture import AllReduce
 from tightwire.collectives.builders import PROGRAMS, Recipe, build
 from tightwire.collectives.checker import ALL_GATHER, ALL_REDUCE, Goal, check
 from tightwire.collectives.program import Program, Transfer
+from tightwire.collectives.traffic import PIECE_BYTES, predict_bytes
 
 if TYPE_CHECKING:
     from tightwire.collectives.runner import Runner
@@ -18,6 +19,7 @@ __all__ = [
     "ALL_GATHER",
     "ALL_REDUCE",
     "MEMBERS",
+    "PIECE_BYTES",
     "PROGRAMS",
     "AllReduce",
     "Goal",
@@ -27,6 +29,7 @@ __all__ = [
     "Transfer",
     "build",
     "check",
+    "predict_bytes",
 ]
 
 
