@@ -167,6 +167,7 @@ def parse_compression(text: str) -> tuple[Member, ...]:
     return tuple(parse_member("compression", stage) for stage in text.split("+"))
 
 
+@functools.cache
 def parse_member(axis: Axis, text: str) -> Member:
     """Reads `name[:arg][,key=value]` as a member of an axis.
 

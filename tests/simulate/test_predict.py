@@ -1,6 +1,7 @@
 """The simulator against closed forms, the runtime's byte formula, and common sense."""
 
 import dataclasses
+import itertools
 import subprocess
 import sys
 
@@ -136,7 +137,7 @@ def test_the_critical_path_is_gapless_and_as_long_as_the_round(plan: str) -> Non
     prediction = predict(plan, PROFILE, CLUSTER)
     path = prediction.critical_path
     assert path[0].start_s == 0.0
-    for before, after in zip(path, path[1:], strict=False):
+    for before, after in itertools.pairwise(path):
         assert before.end_s == pytest.approx(after.start_s)
     steps = Plan.parse(plan).sync.steps_per_round
     assert path[-1].end_s == pytest.approx(prediction.step_s * steps)

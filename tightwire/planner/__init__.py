@@ -1,1 +1,17 @@
-"""Candidates, predicted, ranked and explained."""
+"""The planner: candidates, predicted, ranked and explained. No torch."""
+
+from tightwire.planner.candidates import STOCK, Allowance, candidates, harm, is_lossless
+from tightwire.planner.ranking import Ranking, recommend, summary
+from tightwire.simulate import predict
+
+__all__ = [
+    "STOCK",
+    "Allowance",
+    "Ranking",
+    "candidates",
+    "harm",
+    "is_lossless",
+    "predict",
+    "recommend",
+    "summary",
+]

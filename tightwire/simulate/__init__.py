@@ -1,6 +1,6 @@
 """The simulator: what a plan would cost, in virtual time and with the runtime's own schedulers. No torch."""
 
-from tightwire.simulate.cost import BucketCost, Costs, prior
+from tightwire.simulate.cost import BucketCost, Costs, prior, program_of
 from tightwire.simulate.events import Clock, Work
 from tightwire.simulate.predict import predict
 from tightwire.simulate.prediction import Bound, Prediction, Span
@@ -23,6 +23,7 @@ __all__ = [
     "Work",
     "predict",
     "prior",
+    "program_of",
     "sent_bytes",
     "shape_of",
 ]

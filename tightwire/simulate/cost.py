@@ -68,10 +68,7 @@ class Costs:
     @property
     def program(self) -> str:
         """The name of the program that carries the plan's messages."""
-        architecture = self.plan.architecture
-        if not isinstance(architecture, AllReduce):
-            raise PlanError(f"{self.plan}: {architecture} cannot be predicted yet; allreduce can.")
-        return architecture.program_name(self.codec)
+        return program_of(self.plan)
 
     @property
     def fit(self) -> Fit:
@@ -108,6 +105,19 @@ class Costs:
         """Returns the time of checking the mean, and of bringing lossy work into memory of its own."""
         passes = 1 if self.codec.lossless else 2
         return passes * numel * self.profile.pass_s_per_element
+
+
+def program_of(plan: Plan) -> str:
+    """Returns the name of the program that carries the plan's messages.
+
+    Raises:
+        PlanError: an architecture that cannot be predicted yet.
+    """
+    architecture, codec = plan.architecture, plan.compression[0]
+    assert isinstance(codec, Codec), codec
+    if not isinstance(architecture, AllReduce):
+        raise PlanError(f"{plan}: {architecture} cannot be predicted yet; allreduce can.")
+    return architecture.program_name(codec)
 
 
 def prior(program: str, cluster: Cluster) -> Fit:

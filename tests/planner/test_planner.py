@@ -1,0 +1,163 @@
+"""The planner picks what measurements say, and says why; at its edges it says "don't"."""
+
+import dataclasses
+import pathlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tightwire.cluster import Cluster, Fit
+from tightwire.errors import PlanError
+from tightwire.plan import Plan, PlanFile, catalogue
+from tightwire.planner import STOCK, candidates, harm, is_lossless, predict, recommend
+from tightwire.planner.candidates import departures
+from tightwire.planner.explain import find_flip
+from tightwire.profile import Profile
+
+PROFILE = Profile.uniform(
+    layers=40, numel_per_layer=125_000, forward_s=0.12, backward_s=0.24, optimizer_s=0.02
+)
+SLOW = Cluster.uniform(4, 24e6, 1e-4)
+FAST = Cluster.uniform(4, 12e9, 1e-6)
+
+
+@pytest.mark.parametrize("allow", ["lossless", "lossy"])
+def test_every_candidate_is_legal_and_within_the_allowance(allow: str) -> None:
+    plans = list(candidates(PROFILE.num_bytes, allow))
+    assert len({str(plan) for plan in plans}) == len(plans)
+    assert Plan.parse(STOCK) in plans
+    assert all(Plan.parse(str(plan)) == plan for plan in plans)
+    if allow == "lossless":
+        assert all(is_lossless(plan.sync, plan.compression) for plan in plans)
+
+
+def test_every_member_is_a_candidate_somewhere() -> None:
+    tried = {member.name for plan in candidates(PROFILE.num_bytes, "lossy") for member in plan.members()}
+    assert {*catalogue("sync"), *catalogue("schedule"), *catalogue("architecture")} <= tried
+
+
+def test_biased_codecs_come_with_feedback() -> None:
+    for plan in candidates(PROFILE.num_bytes, "lossy"):
+        assert plan.compression_text == "none" or "topk" not in str(plan) or "+ef" in str(plan)
+
+
+def test_an_unknown_allowance_is_refused() -> None:
+    with pytest.raises(PlanError, match="lossless, lossy"):
+        recommend(PROFILE, SLOW, allow="everything")
+
+
+def test_a_slow_wire_asks_for_compression_if_allowed() -> None:
+    ranking = recommend(PROFILE, SLOW, allow="lossy")
+    assert ranking.stock.step_s / ranking.chosen.step_s > 3
+    assert "+ef" in ranking.chosen.plan
+    assert not ranking.stays
+
+
+def test_lossless_keeps_the_mean_and_offers_more() -> None:
+    ranking = recommend(PROFILE, SLOW)
+    plan = Plan.parse(ranking.chosen.plan)
+    assert is_lossless(plan.sync, plan.compression)
+    assert ranking.chosen.step_s < ranking.stock.step_s
+    assert any("If you allow lossy plans" in sentence for sentence in ranking.why)
+
+
+def test_a_fast_wire_stays_with_plain_all_reduce() -> None:
+    ranking = recommend(PROFILE, FAST)
+    assert ranking.stays
+    assert ranking.chosen == ranking.stock == predict(STOCK, PROFILE, FAST)
+    assert ranking.why[0].startswith("Stay with plain all-reduce")
+    assert any(sentence.startswith("Do not compress here") for sentence in ranking.why)
+
+
+def test_noise_hides_small_gains() -> None:
+    faster = recommend(PROFILE, SLOW)
+    gain = 1 - faster.chosen.step_s / faster.stock.step_s
+    noisy = dataclasses.replace(PROFILE, noise=gain + 0.01)
+    assert recommend(noisy, SLOW).stays
+
+
+def test_rows_are_sorted_and_hold_every_candidate() -> None:
+    ranking = recommend(PROFILE, SLOW)
+    steps = [round(row.step_s, 6) for row in ranking.rows]
+    assert steps == sorted(steps)
+    assert {row.plan for row in ranking.rows} == {str(p) for p in candidates(PROFILE.num_bytes, "lossless")}
+
+
+def test_of_equally_fast_plans_the_least_harmful_is_chosen() -> None:
+    ranking = recommend(PROFILE, SLOW, allow="lossy")
+    chosen = harm(Plan.parse(ranking.chosen.plan))
+    for row in ranking.rows:
+        if row.step_s <= ranking.rows[0].step_s * 1.1:
+            assert harm(Plan.parse(row.plan)) >= chosen
+
+
+def test_only_measured_programs_compete_once_any_is() -> None:
+    fits = tuple(Fit(program=p, alpha_s=1e-3, beta_s_per_byte=4e-8) for p in ("native", "ring"))
+    ranking = recommend(PROFILE, dataclasses.replace(SLOW, fits=fits), allow="lossy")
+    assert not any("topk" in row.plan or "recursive" in row.plan for row in ranking.rows)
+    assert not any("formula" in sentence for sentence in ranking.why)
+
+
+def test_a_faster_program_is_taken() -> None:
+    fits = (
+        Fit(program="native", alpha_s=5e-3, beta_s_per_byte=6e-8),
+        Fit(program="ring", alpha_s=1e-3, beta_s_per_byte=4e-8),
+    )
+    ranking = recommend(PROFILE, dataclasses.replace(SLOW, fits=fits))
+    assert "ring" in ranking.chosen.plan
+    assert any("allreduce:ring instead of allreduce saves" in sentence for sentence in ranking.why)
+
+
+def test_the_flip_is_where_it_says() -> None:
+    ranking = recommend(PROFILE, SLOW, allow="lossy")
+
+    def gains(factor: float) -> bool:
+        cluster = SLOW.scaled(factor)
+        return (
+            predict(ranking.chosen.plan, PROFILE, cluster).step_s
+            < 0.98 * predict(STOCK, PROFILE, cluster).step_s
+        )
+
+    factor = find_flip(gains, 1000.0)
+    assert factor is not None
+    assert gains(factor / 1.02)
+    assert not gains(factor * 1.02)
+
+
+@pytest.mark.parametrize(("flip", "farthest"), [(37.0, 1000.0), (0.2, 1e-3)])
+def test_flips_are_found_on_both_sides(flip: float, farthest: float) -> None:
+    assert find_flip(lambda factor: factor < flip, farthest) == pytest.approx(flip, rel=0.011)
+
+
+def test_no_flip_within_reach() -> None:
+    assert find_flip(lambda factor: True, 1000.0) is None
+    assert find_flip(lambda factor: False, 1e-3) is None
+
+
+def test_the_plan_file_holds_everything(tmp_path: pathlib.Path) -> None:
+    ranking = recommend(PROFILE, SLOW)
+    ranking.plan_file().write(tmp_path / "plan.yaml")
+    read = PlanFile.read(tmp_path / "plan.yaml")
+    assert read.plan == ranking.chosen.plan
+    assert read.why == ranking.why
+    assert read.predicted["step_s"] == ranking.chosen.step_s
+    assert read.measured["cluster"]["workers"] == 4
+    assert len(read.measured["profile"]["parameters"]) == 40
+
+
+def test_sentences_end_and_carry_numbers() -> None:
+    for cluster in (SLOW, FAST, Cluster.uniform(4, 1.2e8, 1e-4)):
+        for sentence in recommend(PROFILE, cluster).why:
+            assert sentence.endswith(".")
+        assert sum(any(c.isdigit() for c in s) for s in recommend(PROFILE, cluster).why) >= 3
+
+
+@settings(max_examples=10, deadline=None)
+@given(bandwidth=st.floats(1e5, 5e10), latency=st.floats(0, 1e-2), workers=st.integers(1, 6))
+def test_the_choice_is_never_slower_than_plain_all_reduce(
+    bandwidth: float, latency: float, workers: int
+) -> None:
+    ranking = recommend(PROFILE, Cluster.uniform(workers, bandwidth, latency))
+    assert ranking.chosen.step_s <= ranking.stock.step_s
+    assert ranking.stays == (departures(Plan.parse(ranking.chosen.plan)) == 0)

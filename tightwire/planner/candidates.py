@@ -1,0 +1,127 @@
+"""Every plan worth predicting: the legal combinations of all members, at sensible settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, get_args
+
+from tightwire.collectives import PROGRAMS, AllReduce
+from tightwire.compression.codec import Codec
+from tightwire.errors import PlanError
+from tightwire.plan import Axis, Member, Plan, catalogue, parse_compression, parse_member, print_bytes
+from tightwire.sync import Sync
+
+Allowance = Literal["lossless", "lossy"]
+
+# Plain PyTorch: DistributedDataParallel with its default bucket size.
+STOCK = "bsp/allreduce/none/fusion:25MiB"
+# Members that need an argument, or are worth trying at several. Others are tried as their defaults have them.
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "local": ("local:4", "local:8", "local:16", "local:32"),
+    "topk": ("topk:0.1", "topk:0.03", "topk:0.01", "topk:0.003", "topk:0.001"),
+}
+SMALLEST_FUSION_BYTES = 2**18
+# A biased codec that drops more than half of the bits goes wrong without error feedback (Karimireddy et al. 2019).
+MAX_RATIO_WITHOUT_FEEDBACK = 2.0
+
+
+def candidates(gradient_bytes: int, allow: Allowance) -> Iterator[Plan]:
+    """Yields every plan worth predicting for a model with gradients of this size; stock PyTorch's is among them.
+
+    Args:
+        gradient_bytes: of all gradients together; bounds the fusion sizes.
+        allow: `lossless`: every step is made with the exact mean gradient; `lossy`: anything.
+
+    Raises:
+        PlanError: an unknown allowance.
+    """
+    if allow not in get_args(Allowance):
+        raise PlanError(f"allow={allow!r} is no allowance; known: {', '.join(get_args(Allowance))}.")
+    for sync in _members("sync"):
+        assert isinstance(sync, Sync)
+        for compression in _compressions():
+            if allow == "lossy" or is_lossless(sync, compression):
+                yield from _plans(sync, compression, gradient_bytes)
+
+
+def is_lossless(sync: Member, compression: tuple[Member, ...]) -> bool:
+    """Whether every step is made with the exact mean gradient of all workers."""
+    codec = compression[0]
+    assert isinstance(sync, Sync)
+    assert isinstance(codec, Codec)
+    return sync.averages_gradients(1) and codec.lossless
+
+
+def harm(plan: Plan) -> tuple[int, float]:
+    """Orders plans by how much they change what is learnt from: steps apart first, then bytes not sent."""
+    assert isinstance(plan.sync, Sync)
+    return plan.sync.steps_per_round, _ratio(plan.compression)
+
+
+def departures(plan: Plan) -> int:
+    """Counts the answers in which a plan differs from plain PyTorch's."""
+    return sum(a != b for a, b in zip(answers(plan), answers(Plan.parse(STOCK)), strict=True))
+
+
+def answers(plan: Plan) -> tuple[str, ...]:
+    """Returns the four answers as text."""
+    return str(plan.sync), str(plan.architecture), plan.compression_text, str(plan.schedule)
+
+
+def _plans(sync: Sync, compression: tuple[Member, ...], gradient_bytes: int) -> Iterator[Plan]:
+    codec = compression[0]
+    assert isinstance(codec, Codec)
+    # Rounds of parameters overlap with nothing, so that how they are cut makes no difference worth a search.
+    texts = _schedules(gradient_bytes) if sync.averages_gradients(1) else ["sequential"]
+    schedules = [parse_member("schedule", text) for text in texts]
+    for architecture in _architectures(codec):
+        for schedule in schedules:
+            try:
+                yield Plan(sync, architecture, compression, schedule)
+            except PlanError:  # members that do not go together
+                continue
+
+
+def _members(axis: Axis) -> Iterator[Member]:
+    for name in catalogue(axis):
+        for text in SETTINGS.get(name, (name,)):
+            try:
+                yield parse_member(axis, text)
+            except PlanError:  # needs an argument that nobody has chosen yet
+                continue
+
+
+def _compressions() -> Iterator[tuple[Member, ...]]:
+    for codec in _members("compression"):
+        if not isinstance(codec, Codec):
+            continue
+        if codec.lossless or codec.unbiased or _ratio((codec,)) <= MAX_RATIO_WITHOUT_FEEDBACK:
+            yield (codec,)
+        if not codec.lossless:
+            yield parse_compression(f"{codec}+ef")
+
+
+def _architectures(codec: Codec) -> Iterator[AllReduce]:
+    automatic = AllReduce()
+    for program in PROGRAMS:
+        if program == automatic.program_name(codec):
+            yield automatic
+        elif program != "native" or codec.lossless:  # how backends sum half precision is not measured
+            yield AllReduce(program)
+
+
+def _schedules(gradient_bytes: int) -> list[str]:
+    sizes = {25 * 2**20}
+    size = SMALLEST_FUSION_BYTES
+    while size < gradient_bytes:
+        sizes.add(size)
+        size *= 2
+    fixed = [name for name in catalogue("schedule") if name != "fusion"]
+    return fixed + [f"fusion:{print_bytes(size)}" for size in sorted(sizes)]
+
+
+def _ratio(compression: tuple[Member, ...]) -> float:
+    """Returns how many times smaller than the bucket its messages are."""
+    codec, numel = compression[0], 2**20
+    assert isinstance(codec, Codec)
+    return 4 * numel / codec.wire_bytes(numel, 4)
