@@ -58,6 +58,8 @@ class Member:
     axis: ClassVar[Axis]
     title: ClassVar[str]
     paper: ClassVar[str]
+    # A text that shows the member in use, where its bare name cannot stand alone.
+    example: ClassVar[str] = ""
 
     def refusal(self, plan: Plan) -> Refusal | None:
         """Says why this member cannot work in `plan`, or None when it can."""

@@ -20,6 +20,7 @@ class ErrorFeedback(Stage):
     name: ClassVar[str] = "ef"
     title: ClassVar[str] = "error feedback"
     paper: ClassVar[str] = "Seide et al. 2014, Interspeech; Karimireddy et al. 2019, arXiv:1901.09847"
+    example: ClassVar[str] = "topk:0.01+ef"
 
     def refusal(self, plan: Plan) -> Refusal | None:
         """Refuses a codec that leaves nothing over."""

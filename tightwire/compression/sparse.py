@@ -31,6 +31,7 @@ class TopK(Codec):
     name: ClassVar[str] = "topk"
     title: ClassVar[str] = "largest magnitudes, with indices"
     paper: ClassVar[str] = "Aji & Heafield 2017, arXiv:1704.05021; Stich et al. 2018, arXiv:1809.07599"
+    example: ClassVar[str] = "topk:0.01"
     combine: ClassVar[Combine] = "none"
 
     ratio: float

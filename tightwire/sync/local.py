@@ -25,6 +25,7 @@ class Local(Sync):
     paper: ClassVar[str] = (
         "Stich, Local SGD Converges Fast, arXiv:1805.09767; Yu et al., PR-SGD, arXiv:1807.06629"
     )
+    example: ClassVar[str] = "local:8"
     exchanges: ClassVar[frozenset[Quantity]] = frozenset({"parameters"})
 
     H: int

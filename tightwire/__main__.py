@@ -1,0 +1,5 @@
+"""`python -m tightwire` is the command `tightwire`."""
+
+from tightwire.cli import main
+
+main()
