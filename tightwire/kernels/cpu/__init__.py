@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tightwire.kernels import scratch
 from tightwire.kernels.cpu import casts, sparse, uniform
 from tightwire.kernels.grid import Grid
 from tightwire.kernels.keys import keys_of
@@ -52,20 +51,9 @@ def dequantise(message: Tensor, out: Tensor, grid: Grid, add: bool) -> None:
 
 def select(x: Tensor, message: Tensor, k: int) -> None:
     """Moves the k elements of largest magnitude, of any float dtype, from `x` to the message."""
-    numel, itemsize = x.numel(), x.element_size()
-    integer = _INTEGERS[itemsize]
-    samples = 0 if numel < sparse.SMALL or k > numel // 8 else min(numel // 16, 32768)
-    room = min(numel, 2 * k + 4096) + sparse.GROUP
-    unsigned = _UNSIGNED[itemsize]
-    sparse.select(
-        x.view(integer).numpy().view(unsigned),
-        _MASKS[itemsize],
-        k,
-        message.numpy(),
-        scratch("sample", samples, integer).numpy().view(unsigned),
-        scratch("found", room, torch.int32).numpy(),
-        scratch("magnitudes", room, integer).numpy().view(unsigned),
-    )
+    itemsize = x.element_size()
+    bits = x.view(_INTEGERS[itemsize]).numpy().view(_UNSIGNED[itemsize])
+    sparse.select(bits, _MASKS[itemsize], k, message.numpy())
 
 
 def scatter(message: Tensor, out: Tensor, k: int, add: bool) -> bool:

@@ -21,8 +21,9 @@ from tightwire.kernels.cpu.bits import LOOP, U32, random_bits
 DIGIT_BITS = 11
 # Below this many elements sampling costs more than it saves.
 SMALL = 1024
-# Elements looked at together: most groups hold none of the largest and cost one vector comparison.
-GROUP = 16
+MOST_SAMPLES = 1 << 16
+# Elements looked at together: most groups hold none of the largest and cost a few vector instructions.
+GROUP = 64
 
 
 @njit(**LOOP)
@@ -70,41 +71,42 @@ def estimate(a: Any, mask: Any, k: Any, sample: Any) -> Any:
 
 
 @njit(**LOOP)
-def collect(a: Any, mask: Any, low: Any, indices: Any, magnitudes: Any) -> Any:
-    """Lists the elements that reach `low`, by ascending index; returns how many, or -1 if they do not fit."""
+def collect(a: Any, mask: Any, low: Any, indices: Any, values: Any) -> Any:
+    """Moves the elements that reach `low` to lists, by ascending index.
+
+    They are cleared while their cache line is at hand; whoever finds later that one is not sent puts it back.
+
+    Returns:
+        How many there are, or -1, with nothing moved, if they do not fit.
+    """
     count = 0
-    room = indices.size - GROUP
     whole = a.size - a.size % GROUP
-    for first in range(0, whole, GROUP):
+    for first in range(0, a.size, GROUP):
         group = a[first : first + GROUP]
-        largest = a.dtype.type(0)
-        for i in range(GROUP):
-            largest = max(largest, a.dtype.type(group[i] & mask))
-        if largest >= low:
-            if count > room:
-                return -1
+        if first < whole:
+            largest = a.dtype.type(0)
             for i in range(GROUP):
-                magnitude = a.dtype.type(group[i] & mask)
-                indices[count] = first + i
-                magnitudes[count] = magnitude
-                count += magnitude >= low
-    for i in range(whole, a.size):
-        magnitude = a.dtype.type(a[i] & mask)
-        if magnitude >= low:
-            if count >= indices.size:
-                return -1
-            indices[count] = i
-            magnitudes[count] = magnitude
-            count += 1
+                largest = max(largest, a.dtype.type(group[i] & mask))
+            if largest < low:
+                continue
+        if count > indices.size - GROUP:
+            put_back(a, indices[:count], values)
+            return -1
+        begin = count
+        for i in range(group.size):
+            indices[count] = first + i
+            values[count] = group[i]
+            count += a.dtype.type(group[i] & mask) >= low
+        for j in range(begin, count):
+            a[indices[j]] = 0
     return count
 
 
 @njit(**LOOP)
-def send(a: Any, i: Any, slot: Any, indices: Any, values: Any) -> None:
-    """Moves one element from `a` to the message."""
-    indices[slot] = i
-    values[slot] = a[i]
-    a[i] = 0
+def put_back(a: Any, indices: Any, values: Any) -> None:
+    """Undoes what moved these elements out of `a`."""
+    for j in range(indices.size):
+        a[indices[j]] = values[j]
 
 
 @njit(**LOOP)
@@ -117,12 +119,32 @@ def send_all(a: Any, mask: Any, k: Any, indices: Any, values: Any) -> None:
         magnitude = np.uint64(a[i] & mask)
         if magnitude > threshold or (magnitude == threshold and ties > 0):
             ties -= magnitude == threshold
-            send(a, i, slot, indices, values)
+            indices[slot] = i
+            values[slot] = a[i]
+            a[i] = 0
             slot += 1
 
 
 @njit(**LOOP)
-def select(a: Any, mask: Any, k: Any, message: Any, sample: Any, found: Any, magnitudes: Any) -> None:
+def send_found(a: Any, mask: Any, k: Any, message: Any, found: Any, found_values: Any) -> None:
+    """Sends the k largest of the elements that were collected, and puts the others back."""
+    indices, values = message
+    threshold, num_larger = kth_largest(found_values, mask, k)
+    ties = k - num_larger
+    slot = 0
+    for j in range(found_values.size):
+        magnitude = np.uint64(found_values[j] & mask)
+        if magnitude > threshold or (magnitude == threshold and ties > 0):
+            ties -= magnitude == threshold
+            indices[slot] = found[j]
+            values[slot] = found_values[j]
+            slot += 1
+        else:
+            a[found[j]] = found_values[j]
+
+
+@njit(**LOOP)
+def select(a: Any, mask: Any, k: Any, message: Any) -> None:
     """Moves the k largest magnitudes to the message, the lowest indices among equals.
 
     Args:
@@ -130,26 +152,19 @@ def select(a: Any, mask: Any, k: Any, message: Any, sample: Any, found: Any, mag
         mask: all of its bits but the sign, of its dtype.
         k: how many; 1 ≤ k ≤ a.size.
         message: k int32 indices, ascending, then k values.
-        sample, found, magnitudes: scratch; an empty sample asks for the whole tensor's histograms.
     """
     indices = message[: 4 * k].view(np.int32)
     values = message[4 * k :].view(a.dtype)
-    count = -1
-    if sample.size > 0:
-        low = a.dtype.type(estimate(a, mask, k, sample))
-        count = collect(a, mask, low, found, magnitudes)
-    if count < k:
-        send_all(a, mask, k, indices, values)
-        return
-    threshold, num_larger = kth_largest(magnitudes[:count], mask, k)
-    ties = k - num_larger
-    slot = 0
-    for j in range(count):
-        magnitude = np.uint64(magnitudes[j])
-        if magnitude > threshold or (magnitude == threshold and ties > 0):
-            ties -= magnitude == threshold
-            send(a, found[j], slot, indices, values)
-            slot += 1
+    if a.size >= SMALL and k <= a.size // 8:
+        low = a.dtype.type(estimate(a, mask, k, np.empty(min(a.size // 16, MOST_SAMPLES), a.dtype)))
+        room = min(a.size, 2 * k + 4096) + GROUP
+        found, found_values = np.empty(room, np.int32), np.empty(room, a.dtype)
+        count = collect(a, mask, low, found, found_values)
+        if count >= k:
+            send_found(a, mask, k, (indices, values), found[:count], found_values[:count])
+            return
+        put_back(a, found[: max(count, 0)], found_values)
+    send_all(a, mask, k, indices, values)
 
 
 @njit(**LOOP)

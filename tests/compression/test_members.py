@@ -1,0 +1,76 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tightwire.compression import Int8, TopK
+from tightwire.errors import PlanError, TensorError
+from tightwire.plan import Plan, parse_compression
+
+GATHER = "bsp/allreduce:allgather/"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("topk:0", "give one in"),
+        ("topk:1.5", "give one in"),
+        ("topk:nan", "give one in"),
+        ("topk", "ratio"),
+        ("int8:block=7", "multiple of 8"),
+        ("int8:block=0", "multiple of 8"),
+        ("int8:rounding=up", "nearest or stochastic"),
+        ("ef", "alone compresses nothing"),
+        ("ef+topk:0.1", "alone compresses nothing"),
+        ("none+ef", "lossless"),
+        ("topk:0.1+ef+ef", "twice"),
+        ("topk:0.1+int8", "more than one codec"),
+    ],
+)
+def test_refusals_say_why(text: str, reason: str) -> None:
+    with pytest.raises(PlanError, match=reason):
+        Plan.parse(GATHER + text)
+
+
+@pytest.mark.parametrize("text", ["ef", "none+ef", "topk:0.1+ef+ef", "topk:0.1+int8+ef"])
+def test_nearest_legal_plan_is_legal(text: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        Plan.parse(GATHER + text)
+    nearest = str(caught.value).rpartition("Nearest legal: ")[2].removesuffix(".")
+    assert str(Plan.parse(nearest)) == nearest
+
+
+@pytest.mark.parametrize("text", ["none", "bf16+ef", "int8:256,rounding=stochastic", "topk:0.01+ef"])
+def test_text_round_trips(text: str) -> None:
+    stages = parse_compression(text)
+    assert parse_compression("+".join(map(str, stages))) == stages
+
+
+@given(st.integers(0, 10**9), st.floats(0, 1, exclude_min=True))
+def test_topk_keeps_the_ceiling(numel: int, ratio: float) -> None:
+    kept = TopK(ratio).kept(numel)
+    assert kept == (max(1, math.ceil(ratio * numel)) if numel else 0)
+    assert kept <= numel
+    assert TopK(ratio).wire_bytes(numel, 2) == 6 * kept
+
+
+def test_int8_takes_a_byte_each_and_a_step_per_block() -> None:
+    assert [Int8().wire_bytes(n) for n in (0, 1, 1024, 1025)] == [0, 5, 1028, 1033]
+
+
+def test_topk_refuses_a_message_whose_indices_are_wrong() -> None:
+    codec, out = TopK(0.5), torch.ones(4)
+    with pytest.raises(TensorError, match="ascend"):
+        codec.decode(torch.full((codec.wire_bytes(4),), 0xFF, dtype=torch.uint8), out)
+    assert torch.equal(out, torch.ones(4))
+
+
+def test_float16_saturates_and_keeps_the_rest() -> None:
+    (codec,) = parse_compression("fp16")
+    x, message, out = torch.tensor([1e6, -1e6, 65519.0]), torch.empty(6, dtype=torch.uint8), torch.empty(3)
+    codec.encode(x, message)  # type: ignore[attr-defined]
+    codec.decode(message, out)  # type: ignore[attr-defined]
+    assert out.tolist() == [65504.0, -65504.0, 65504.0]
+    assert x.tolist() == [1e6 - 65504, 65504 - 1e6, 15.0]

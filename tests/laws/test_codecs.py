@@ -1,0 +1,259 @@
+"""What every codec promises: a new one is a line in `CODECS`."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tightwire import kernels
+from tightwire.compression import MEMBERS, Codec
+from tightwire.errors import TensorError
+from tightwire.kernels import reference
+from tightwire.plan import parse_compression
+
+CODECS = [
+    "none",
+    "bf16",
+    "fp16",
+    "int8",
+    "int8:64",
+    "int8:rounding=stochastic",
+    "topk:0.01",
+    "topk:0.3",
+    "topk:1.0",
+]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+SIZES = [0, 1, 7, 1000, 4097]
+LARGE = 1_000_003
+
+every_codec = pytest.mark.parametrize("text", CODECS)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+every_size = pytest.mark.parametrize("numel", SIZES)
+
+
+def codec_of(text: str) -> Codec:
+    (codec,) = parse_compression(text)
+    assert isinstance(codec, Codec)
+    return codec
+
+
+def normal(numel: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(numel, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def message_for(codec: Codec, x: Tensor) -> Tensor:
+    return torch.full((codec.wire_bytes(x.numel(), x.element_size()),), 0xA5, dtype=torch.uint8)
+
+
+def round_trip(codec: Codec, x: Tensor, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the message, what it decodes to, and the leftover."""
+    leftover, message, decoded = x.clone(), message_for(codec, x), torch.full_like(x, 7)
+    codec.encode(leftover, message, seed=seed)
+    codec.decode(message, decoded)
+    return message, decoded, torch.zeros_like(x) if codec.lossless else leftover
+
+
+def difficult(dtype: torch.dtype) -> dict[str, Tensor]:
+    """Returns finite inputs that codecs get wrong, by name."""
+    limits, x = torch.finfo(dtype), normal(1000, torch.float64)
+    return {
+        "zero": torch.zeros(1000, dtype=dtype),
+        "negative zero": torch.full((1000,), -0.0, dtype=dtype),
+        "equal": torch.full((1000,), 0.3, dtype=dtype),
+        "one large": torch.where(torch.arange(1000) == 500, 1e4, x * 1e-3).to(dtype),
+        "denormal": (x * limits.smallest_normal / 64).to(dtype),
+        "small": (x * limits.smallest_normal * 64).to(dtype),
+        "huge": (x * (limits.max / 3)).clamp(limits.min, limits.max).to(dtype),
+        "largest": torch.full((1000,), limits.max, dtype=dtype) * x.sign().to(dtype),
+    }
+
+
+def assert_law(x: Tensor, decoded: Tensor, leftover: Tensor) -> None:
+    """Asserts x == decoded + leftover within a rounding of the larger of the two."""
+    assert decoded.isfinite().all()
+    assert leftover.isfinite().all()
+    error = (decoded.double() + leftover.double() - x.double()).abs()
+    size = torch.maximum(decoded.double().abs(), leftover.double().abs())
+    limits = torch.finfo(x.dtype)
+    assert (error <= limits.eps * size + limits.smallest_normal * limits.eps).all()
+
+
+def test_every_codec_is_here() -> None:
+    named = {text.partition(":")[0] for text in CODECS}
+    assert named == {member.name for member in MEMBERS if issubclass(member, Codec)}
+
+
+@every_codec
+@every_dtype
+@pytest.mark.parametrize("numel", [*SIZES, LARGE])
+def test_decoded_and_leftover_make_the_input(text: str, dtype: torch.dtype, numel: int) -> None:
+    codec, x = codec_of(text), normal(numel, dtype)
+    message, decoded, leftover = round_trip(codec, x)
+    assert message.numel() == codec.wire_bytes(numel, x.element_size())
+    assert_law(x, decoded, leftover)
+
+
+@every_codec
+@every_dtype
+def test_difficult_inputs_stay_finite_and_lose_nothing(text: str, dtype: torch.dtype) -> None:
+    for name, x in difficult(dtype).items():
+        _, decoded, leftover = round_trip(codec_of(text), x)
+        try:
+            assert_law(x, decoded, leftover)
+        except AssertionError as error:
+            raise AssertionError(f"{text} on {name} {dtype}") from error
+
+
+@every_codec
+@every_dtype
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_stays_so(text: str, dtype: torch.dtype, poison: float) -> None:
+    for numel, place in [(1, 0), (7, 6), (1000, 500), (4097, 4096), (4097, 3)]:
+        x = normal(numel, dtype)
+        x[place] = poison
+        _, decoded, _ = round_trip(codec_of(text), x)
+        assert not decoded.isfinite().all()
+
+
+@every_codec
+@every_dtype
+@every_size
+def test_reference_and_cpu_write_the_same(
+    text: str, dtype: torch.dtype, numel: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = [normal(numel, dtype), *(difficult(dtype).values() if numel == 1000 else ())]
+    found = [round_trip(codec_of(text), x, seed=5) for x in inputs]
+    monkeypatch.setattr(kernels, "of", lambda tensor: reference)
+    for x, ours in zip(inputs, found, strict=True):
+        for mine, theirs in zip(ours, round_trip(codec_of(text), x, seed=5), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+@every_codec
+def test_same_seed_same_message(text: str) -> None:
+    codec, x = codec_of(text), normal(4097)
+    assert torch.equal(round_trip(codec, x, seed=3)[0], round_trip(codec, x, seed=3)[0])
+
+
+@every_codec
+@every_dtype
+def test_adding_is_decoding_and_then_adding(text: str, dtype: torch.dtype) -> None:
+    codec, x = codec_of(text), normal(1000, dtype)
+    message, decoded, _ = round_trip(codec, x)
+    out = normal(1000, dtype, seed=1)
+    expected = out + decoded
+    codec.decode(message, out, add=True)
+    assert torch.equal(out, expected)
+
+
+@every_codec
+def test_message_may_lie_at_any_offset(text: str) -> None:
+    codec, x = codec_of(text), normal(1000)
+    message, decoded, _ = round_trip(codec, x)
+    room = torch.empty(message.numel() + 8, dtype=torch.uint8)
+    for offset in (1, 2, 3, 5):
+        part, out = room[offset : offset + message.numel()], torch.zeros(1000)
+        codec.encode(x.clone(), part)
+        codec.decode(part, out)
+        assert torch.equal(part, message)
+        assert torch.equal(out, decoded)
+
+
+@every_codec
+def test_bucket_may_be_a_part_of_a_larger_one(text: str) -> None:
+    codec, whole = codec_of(text), normal(1000)
+    message, _, leftover = round_trip(codec, whole[3:904].clone())
+    part = whole[3:904]
+    before, after, again = whole[:3].clone(), whole[904:].clone(), message_for(codec, part)
+    codec.encode(part, again)
+    assert torch.equal(again, message)
+    assert torch.equal(whole[:3], before)
+    assert torch.equal(whole[904:], after)
+    assert codec.lossless or torch.equal(part, leftover)
+
+
+@every_codec
+@pytest.mark.parametrize("change", [-1, 1])
+def test_message_of_another_size_is_refused(text: str, change: int) -> None:
+    codec, out = codec_of(text), torch.ones(1000)
+    message = torch.zeros(codec.wire_bytes(1000) + change, dtype=torch.uint8)
+    with pytest.raises(TensorError, match="1000 elements"):
+        codec.decode(message, out)
+    with pytest.raises(TensorError, match="1000 elements"):
+        codec.encode(out, message)
+    assert torch.equal(out, torch.ones(1000))
+
+
+@every_codec
+@pytest.mark.parametrize("dtype", [torch.int32, torch.complex64, torch.bool], ids=str)
+def test_what_is_no_float_is_refused(text: str, dtype: torch.dtype) -> None:
+    codec, x = codec_of(text), torch.ones(8, dtype=dtype)
+    with pytest.raises(TensorError, match="cannot take"):
+        codec.encode(x, message_for(codec, x))
+
+
+@every_codec
+def test_what_is_not_flat_is_refused(text: str) -> None:
+    codec = codec_of(text)
+    for x in (torch.ones(4, 2), torch.ones(16)[::2]):
+        with pytest.raises(TensorError, match="flat"):
+            codec.encode(x, message_for(codec, x))
+
+
+@every_codec
+@every_size
+def test_contraction_holds(text: str, numel: int) -> None:
+    codec = codec_of(text)
+    delta = codec.contraction(numel)
+    if delta is None:
+        return
+    assert 0 < delta <= 1
+    for x in (normal(numel), torch.full((numel,), 0.3), normal(numel) ** 5):
+        errors = [round_trip(codec, x, seed=s)[2].double().square().sum() for s in range(8)]
+        bound = (1 - delta) * x.double().square().sum()
+        assert sum(errors) / len(errors) <= bound * (1.05 if codec.unbiased else 1 + 1e-5) + 1e-12
+
+
+@every_codec
+def test_unbiased_codecs_are_right_on_average(text: str) -> None:
+    codec = codec_of(text)
+    if not codec.unbiased:
+        return
+    x, rounds = normal(257), 400
+    decoded = torch.stack([round_trip(codec, x, seed=s)[1] for s in range(rounds)]).double()
+    spread = decoded.std(0)
+    # Five standard errors, and room for what is so seldom that no round may have shown it.
+    allowed = 5 * spread / rounds**0.5 + 20 * spread.max() / rounds
+    assert ((decoded.mean(0) - x).abs() <= allowed).all()
+
+
+@every_codec
+def test_lossless_means_bit_for_bit(text: str) -> None:
+    codec = codec_of(text)
+    if not (codec.lossless or text == "topk:1.0"):
+        return
+    for dtype in DTYPES:
+        for x in difficult(dtype).values():
+            assert torch.equal(round_trip(codec, x)[1].view(torch.uint8), x.view(torch.uint8))
+
+
+@every_codec
+@settings(max_examples=30, deadline=None, database=None)
+@given(
+    values=st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=40),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 2**64),
+)
+def test_any_values(text: str, values: list[float], dtype: torch.dtype, seed: int) -> None:
+    limits = torch.finfo(dtype)
+    x = torch.tensor(values, dtype=torch.float64).clamp(limits.min, limits.max).to(dtype)
+    _, decoded, leftover = round_trip(codec_of(text), x, seed=seed)
+    assert_law(x, decoded, leftover)
+
+
+@every_codec
+def test_text_is_the_same_after_a_round_trip(text: str) -> None:
+    assert codec_of(str(codec_of(text))) == codec_of(text)
