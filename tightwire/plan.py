@@ -77,7 +77,7 @@ class Refusal:
     nearest: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{self.reason}\nNearest legal: {', or '.join(self.nearest)}."
+        return self.reason + (f"\nNearest legal: {', or '.join(self.nearest)}." if self.nearest else "")
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ class Plan:
     schedule: Member
 
     def __post_init__(self) -> None:
-        for member in self.members():
-            if refusal := member.refusal(self):
-                raise PlanError(str(refusal))
+        if refusal := _refusal(self):
+            nearest = tuple(_nearest_legal(refusal, set()))
+            raise PlanError(str(dataclasses.replace(refusal, nearest=nearest)))
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -108,26 +108,10 @@ class Plan:
         Raises:
             PlanError: a part that cannot be read, a name nobody has, or a combination that cannot work.
         """
-        parts = text.strip().split("/")
-        if len(parts) > len(FAMILIES) or not all(parts):
-            raise PlanError(
-                f"{text!r} is not a plan: seen {len(parts)} parts, one of them empty or too many; "
-                "write sync/architecture/compression/schedule, for example bsp/allreduce:ring/bf16/wfbp."
-            )
-        answers = dict(DEFAULTS) | dict(zip(FAMILIES, parts, strict=False))
-        return cls(
-            sync=parse_member("sync", answers["sync"]),
-            architecture=parse_member("architecture", answers["architecture"]),
-            compression=parse_compression(answers["compression"]),
-            schedule=parse_member("schedule", answers["schedule"]),
-        )
+        return cls(**_parse_answers(text))
 
     def __str__(self) -> str:
-        parts = [str(self.sync), str(self.architecture), self.compression_text, str(self.schedule)]
-        defaults = list(DEFAULTS.values())
-        while len(parts) > 1 and parts[-1] == defaults[len(parts) - 1]:
-            parts.pop()
-        return "/".join(parts)
+        return text_with(self)
 
     @property
     def compression_text(self) -> str:
@@ -155,6 +139,39 @@ def text_with(plan: Plan, **answers: str) -> str:
     while len(texts) > 1 and texts[-1] == defaults[len(texts) - 1]:
         texts.pop()
     return "/".join(texts)
+
+
+def _parse_answers(text: str) -> dict[str, Any]:
+    parts = text.strip().split("/")
+    if len(parts) > len(FAMILIES) or not all(parts):
+        raise PlanError(
+            f"{text!r} is not a plan: seen {len(parts)} parts, one of them empty or too many; "
+            "write sync/architecture/compression/schedule, for example bsp/allreduce:ring/bf16/wfbp."
+        )
+    answers = dict(DEFAULTS) | dict(zip(FAMILIES, parts, strict=False))
+    return {
+        axis: parse_compression(answer) if axis == "compression" else parse_member(axis, answer)
+        for axis, answer in answers.items()
+    }
+
+
+def _refusal(plan: Plan) -> Refusal | None:
+    """Returns the first member's objection."""
+    return next(filter(None, (member.refusal(plan) for member in plan.members())), None)
+
+
+def _nearest_legal(refusal: Refusal, seen: set[str]) -> Iterator[str]:
+    """Follows what a member proposes, blind to the other members' objections, to plans that are legal."""
+    for text in refusal.nearest:
+        if text in seen:
+            continue
+        seen.add(text)
+        proposed = object.__new__(Plan)  # unchecked
+        proposed.__dict__.update(_parse_answers(text))
+        if further := _refusal(proposed):
+            yield from _nearest_legal(further, seen)
+        else:
+            yield text
 
 
 @functools.cache
@@ -255,7 +272,8 @@ def _print_arguments(member: Member) -> str:
 
 
 def _print_value(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return text.replace("e+", "e")  # 1e+16: a plus joins stages
 
 
 def parse_bytes(text: str) -> int:
@@ -325,10 +343,22 @@ class PlanFile:
             PlanError: a plan or a route that cannot work.
         """
         plan_file = files.read(path, cls)
-        plan = Plan.parse(plan_file.plan)
-        for route in plan_file.routing:
-            plan.having(compression=parse_compression(route.compression))
+        plan_file.parse()
         return plan_file
+
+    def parse(self) -> Plan:
+        """Reads the plan, and checks that every route may be taken under it.
+
+        Raises:
+            PlanError: a plan or a route that cannot work.
+        """
+        plan = Plan.parse(self.plan)
+        for route in self.routing:
+            try:
+                plan.having(compression=parse_compression(route.compression))
+            except PlanError as error:
+                raise PlanError(f"the route of {route.match}: {error}") from None
+        return plan
 
     def write(self, path: str | pathlib.Path) -> None:
         """Writes the file as YAML, to be read, diffed and edited by hand."""

@@ -60,8 +60,16 @@ def attach(
     """
     transport = current() if transport is None else transport
     plan_file = _read_plan(plan)
-    chosen = Plan.parse(plan_file.plan)
-    require_agreement(transport, _facts(model, plan_file, seed))
+    chosen = plan_file.parse()
+    settings: dict[str, object] = {
+        "version of tightwire": version("tightwire"),
+        "plan": chosen,
+        "routing": plan_file.routing,
+        "optimizer": type(optimizer).__name__,
+        "buffers": buffers,
+        "seed": seed,
+    }
+    require_agreement(transport, settings | model_facts(model))
     counting = Counting(transport)
     fabric = Fabric(
         transport=counting,
@@ -80,14 +88,3 @@ def _read_plan(plan: Plan | PlanFile | str | pathlib.Path) -> PlanFile:
     if isinstance(plan, pathlib.Path) or str(plan).endswith((".yaml", ".yml")):
         return PlanFile.read(str(plan))
     return PlanFile(plan=str(plan))
-
-
-def _facts(model: nn.Module, plan_file: PlanFile, seed: int) -> dict[str, object]:
-    """Returns all that ranks must have in common."""
-    return {
-        "version of tightwire": version("tightwire"),
-        "plan": plan_file.plan,
-        "routing": plan_file.routing,
-        "seed": seed,
-        **model_facts(model),
-    }

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.nn.utils import get_total_norm
 
 from tightwire.attach.exchange import Exchange
 from tightwire.attach.fabric import Fabric
@@ -16,7 +18,6 @@ from tightwire.attach.gradients import Gradients
 from tightwire.attach.parameters import Parameters
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
-from tightwire.reducers import is_finite
 from tightwire.sync import Sync
 
 
@@ -24,8 +25,8 @@ class Engine(Protocol):
     """Keeps one worker in step with the others."""
 
     @property
-    def bytes_per_round(self) -> int:
-        """Payload bytes that this rank sends per round, known beforehand."""
+    def planned_bytes(self) -> int:
+        """Payload bytes that this rank sends in the rounds begun so far, by formula."""
 
     @property
     def rounds(self) -> int:
@@ -64,7 +65,7 @@ class Engine(Protocol):
 class Alone:
     """A world of one: nothing to do, exactly as plain PyTorch."""
 
-    bytes_per_round = 0
+    planned_bytes = 0
     rounds = 0
     skipped = 0
     exposed_s = 0.0
@@ -101,10 +102,14 @@ class GradientEngine:
         self.gradients = Gradients(parameters, self._exchange, self._count_users, fabric.tracer)
         self.gradients.before_round = self._before_round
         self._parameters = parameters
-        self.bytes_per_round = self._exchange.bytes_per_round + self._control.bytes_sent
         self.rounds = 0
         self.exposed_s = 0.0
         self._rounds_before = 0
+
+    @property
+    def planned_bytes(self) -> int:
+        """What a round sends, times rounds."""
+        return self.rounds * (self._exchange.bytes_per_round + self._control.bytes_sent)
 
     @property
     def skipped(self) -> int:
@@ -116,9 +121,10 @@ class GradientEngine:
 
     def before_step(self) -> None:  # noqa: D102
         self.exposed_s = self.gradients.take_exposed_s()
+        self.gradients.settle()
         if not self.gradients.finite:
             self.gradients.finite = True
-            if not all(p.grad is None or is_finite(p.grad) for p in self._parameters.values()):
+            if not have_finite_gradients(self._parameters.values()):
                 self.gradients.forget()
 
     def after_step(self, step: int) -> None:  # noqa: D102
@@ -151,7 +157,8 @@ class ParameterEngine:
     """Every so many steps, workers agree on the mean of their parameters (local methods).
 
     A round begins with one control message, by which workers that reached the end of their data before others go
-    on taking part until all have.
+    on taking part until all have. A worker with a NaN or Inf in its gradients drops that step, lest its optimizer's
+    state be lost, and spoils the round: all workers alike go back to where it began.
     """
 
     def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric) -> None:
@@ -159,19 +166,29 @@ class ParameterEngine:
         self._sync = cast(Sync, plan.sync)
         self._exchange = fabric.exchange(parameters, plan)
         self._control = fabric.control(1)
+        self._trained = tuple(parameters.values())
         self._parameters = Parameters(parameters, self._exchange)
-        self.bytes_per_round = self._exchange.bytes_per_round + self._control.bytes_sent
+        self._asked = 0
+        self._spoiled = False
         self.rounds = 0
         self.skipped = 0
         self.exposed_s = 0.0
         self._steps_alone = 0
         self._rounds_before = 0
 
+    @property
+    def planned_bytes(self) -> int:
+        """What rounds and the control messages around them send."""
+        return self.rounds * self._exchange.bytes_per_round + self._asked * self._control.bytes_sent
+
     def accumulating(self, on: bool) -> None:  # noqa: D102
         pass
 
     def before_step(self) -> None:  # noqa: D102
-        pass
+        if not have_finite_gradients(self._trained):
+            self._spoiled = True
+            for parameter in self._trained:
+                parameter.grad = None
 
     def after_step(self, step: int) -> None:  # noqa: D102
         self._steps_alone += 1
@@ -195,12 +212,14 @@ class ParameterEngine:
         return {
             "rounds": self._rounds_before + self.rounds,
             "steps_alone": self._steps_alone,
+            "spoiled": self._spoiled,
             "leftovers": leftovers(self._exchange),
             "anchors": anchors,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
         self._rounds_before, self._steps_alone = state["rounds"] - self.rounds, state["steps_alone"]
+        self._spoiled = state["spoiled"]
         load_leftovers(self._exchange, state["leftovers"])
         for anchor in self._parameters.anchors:
             anchor.pack({name: state["anchors"][name] for name in anchor.views})
@@ -211,15 +230,22 @@ class ParameterEngine:
     def _average(self) -> None:
         self.rounds += 1
         self._steps_alone = 0
-        self.skipped += not self._parameters.average(
-            seed=self._fabric.seed + self._rounds_before + self.rounds
-        )
+        seed = self._fabric.seed + self._rounds_before + self.rounds
+        self.skipped += not self._parameters.average(seed=seed, spoiled=self._spoiled)
+        self._spoiled = False
 
     def _ask(self, answer: float) -> float:
         """Returns the sum of all ranks' answers."""
+        self._asked += 1
         answers = torch.tensor([answer])
         self._control.run(answers, answers, seed=0)
         return answers.item() * self._fabric.transport.size
+
+
+def have_finite_gradients(parameters: Iterable[Parameter]) -> bool:
+    """Whether no gradient has a NaN or an Inf; on a GPU the host waits for it once."""
+    gradients = [p.grad for p in parameters if p.grad is not None and p.grad.numel() > 0]
+    return bool(get_total_norm(gradients, norm_type=math.inf).isfinite())
 
 
 def leftovers(exchange: Exchange) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 from torch.nn import Parameter
 from torch.utils.hooks import RemovableHandle
 
@@ -59,9 +60,13 @@ class Gradients:
         self._missing: list[int] = []
         self._running = False
         self._exposed_s = 0.0
+        # Autograd keeps a parameter's accumulator, and so its hook, only while someone else does.
+        self._accumulators = {name: _accumulator(parameter) for name, parameter in parameters.items()}
         self._handles: list[RemovableHandle] = []
         for name, parameter in parameters.items():
-            self._handles.append(parameter.register_hook(lambda _, name=name: self._before_gradient(name)))
+            self._handles.append(
+                self._accumulators[name].register_prehook(lambda _, name=name: self._before_gradient(name))
+            )
             self._handles.append(
                 parameter.register_post_accumulate_grad_hook(lambda _, name=name: self._on_gradient(name))
             )
@@ -70,11 +75,28 @@ class Gradients:
         """Takes the hooks out; gradients stay as they are."""
         for handle in self._handles:
             handle.remove()
+        self._accumulators.clear()
 
     def take_exposed_s(self) -> float:
         """Returns how long passes waited after their own work was done, since this was last asked."""
         exposed_s, self._exposed_s = self._exposed_s, 0.0
         return exposed_s
+
+    def settle(self) -> None:
+        """Adds back what `accumulate` passes set aside, where no averaging pass followed them.
+
+        Raises:
+            AttachError: a backward pass failed midway, so that ranks are not in step any more.
+        """
+        if self._running:
+            raise AttachError(
+                "the last backward pass did not end: it raised, and its gradients were not averaged. Close the run, "
+                "load a checkpoint and attach again."
+            )
+        for name, aside in self._aside.items():
+            if (gradient := self._parameters[name].grad) is not None:
+                gradient.add_(aside)
+        self._aside.clear()
 
     def forget(self) -> None:
         """Drops all gradients, so that the optimizer's step changes nothing."""
@@ -86,7 +108,9 @@ class Gradients:
     def _before_gradient(self, name: str) -> None:
         """Sets an averaged gradient aside before autograd adds to it."""
         parameter = self._parameters[name]
-        if name in self._averaged and parameter.grad is self._views[name]:
+        if parameter.grad is None:  # the user dropped it, and with it what was set aside of it
+            self._aside.pop(name, None)
+        elif name in self._averaged and parameter.grad is self._views[name]:
             self._aside[name] = parameter.grad.clone()
             parameter.grad = None
         self._averaged.discard(name)
@@ -105,8 +129,8 @@ class Gradients:
             self._begin()
         if name in self._arrived:
             raise AttachError(
-                f"parameter {name} got a gradient twice in one backward pass, after it was on its way; "
-                "use checkpoint(..., use_reentrant=False), or the schedule `sequential`."
+                f"parameter {name} got a gradient again before the backward pass that made its last one ended: that "
+                "pass raised. Close the run, load a checkpoint and attach again."
             )
         self._arrived.add(name)
         self.ready_s[name] = time.perf_counter()
@@ -128,6 +152,12 @@ class Gradients:
     def _fill(self, name: str, gradient: Tensor) -> None:
         view = self._views[name]
         if gradient is not view:
+            if (gradient.shape, gradient.dtype, gradient.device) != (view.shape, view.dtype, view.device):
+                raise AttachError(
+                    f"parameter {name} changed after it was attached: its gradient is now {list(gradient.shape)} "
+                    f"{gradient.dtype} on {gradient.device}, it was {list(view.shape)} {view.dtype} on {view.device}. "
+                    "Close the run and attach the changed model."
+                )
             view.copy_(gradient)
             self._parameters[name].grad = view
 
@@ -166,3 +196,13 @@ class Gradients:
             self._averaged.add(name)
         else:
             parameter.grad = None
+
+
+@torch.enable_grad()
+def _accumulator(parameter: Parameter) -> Node:
+    """Returns the node that adds to a parameter's gradient; unlike the parameter, it is silent in `autograd.grad`."""
+    alias = parameter.expand_as(parameter).grad_fn
+    assert alias is not None
+    node = alias.next_functions[0][0]
+    assert node is not None
+    return node

@@ -6,12 +6,18 @@ import weakref
 from collections.abc import Mapping
 
 from torch import nn
+from torch.nn import Parameter
 from torch.optim import Optimizer
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from tightwire.errors import AttachError
 
-# Set on every attached parameter, so that attaching twice is noticed however the model is wrapped.
-MARK = "_tightwire_guard"
+# Who guards a parameter at present, so that attaching twice is noticed however the model is wrapped. Not an
+# attribute of the parameter: an attached model can be copied and saved.
+_guards = WeakTensorKeyDictionary()
+
+# What averages gradients itself, by name: FSDP2 makes classes of its own.
+_WRAPPERS = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}
 
 
 class Guard:
@@ -23,7 +29,7 @@ class Guard:
         self._modules = [(m, dict(m._modules), dict(m._parameters)) for m in model.modules()]
         self._frozen = [p for p in model.parameters() if not p.requires_grad]
         for parameter in model.parameters():
-            setattr(parameter, MARK, weakref.ref(self))
+            _guards[parameter] = weakref.ref(self)
 
     def check(self) -> None:
         """Compares the model with the attached one.
@@ -47,8 +53,13 @@ class Guard:
     def release(self) -> None:
         """Lets the model be attached again."""
         for parameter in self._model.parameters():
-            if getattr(parameter, MARK, lambda: None)() is self:
-                delattr(parameter, MARK)
+            if _guard_of(parameter) is self:
+                del _guards[parameter]
+
+
+def _guard_of(parameter: Parameter) -> Guard | None:
+    guard: Guard | None = _guards.get(parameter, lambda: None)()
+    return guard
 
 
 def _differ(now: Mapping[str, object], then: Mapping[str, object]) -> bool:
@@ -56,17 +67,13 @@ def _differ(now: Mapping[str, object], then: Mapping[str, object]) -> bool:
 
 
 def _require_attachable(model: nn.Module, optimizer: Optimizer) -> None:
-    wrapped = [
-        type(m).__name__
-        for m in model.modules()
-        if type(m).__name__ in ("DistributedDataParallel", "FSDPModule")
-    ]
+    wrapped = [c.__name__ for m in model.modules() for c in type(m).__mro__ if c.__name__ in _WRAPPERS]
     if wrapped:
         raise AttachError(
             f"the model contains {wrapped[0]}, which averages gradients itself; attach the module inside it."
         )
     parameters = list(model.parameters())
-    if any(getattr(p, MARK, lambda: None)() is not None for p in parameters):
+    if any(_guard_of(p) is not None for p in parameters):
         raise AttachError(
             "the model, or a part of it, is attached already; close that run first (`with attach(...) as run:`)."
         )

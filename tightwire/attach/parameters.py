@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -31,8 +32,12 @@ class Parameters:
             anchor.pack({name: self._parameters[name].detach() for name in anchor.views})
 
     @torch.no_grad()
-    def average(self, *, seed: int) -> bool:
+    def average(self, *, seed: int, spoiled: bool = False) -> bool:
         """Replaces every parameter by its mean over all ranks: x ← x_start − mean(x_start − x_end).
+
+        Args:
+            seed: of stochastic codecs, the same on every rank.
+            spoiled: this rank's parameters are not to be had; the mean will not be finite.
 
         Contract: every rank; blocks; sends `exchange.bytes_per_round`.
 
@@ -43,6 +48,8 @@ class Parameters:
         for number, (anchor, averager) in enumerate(zip(self.anchors, self._exchange.averagers, strict=True)):
             for name, difference in averager.bucket.views.items():
                 torch.sub(anchor.views[name], self._parameters[name], out=difference)
+            if spoiled:
+                averager.bucket.flat.fill_(math.nan)
             self._exchange.ready(number)
         self._exchange.end()
         finite = self._exchange.wait()

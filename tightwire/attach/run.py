@@ -64,9 +64,14 @@ class Run:
             optimizer.register_step_pre_hook(lambda *_: self._before_step()),
             optimizer.register_step_post_hook(lambda *_: self._after_step()),
         ]
-        if fabric.transport.size > 1:
+        if fabric.transport.size == 1:
+            return
+        self._trace_forward()
+        try:
             self.adopt(plan)
-            self._trace_forward()
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -170,10 +175,10 @@ class Run:
         return Report(
             plan=str(self.plan),
             workers=self._fabric.transport.size,
-            steps=self.step,
+            steps=len(ends_s),
             rounds=sum(engine.rounds for engine in self._engines),
             skipped=sum(engine.skipped for engine in self._engines),
-            planned_bytes=sum(engine.rounds * engine.bytes_per_round for engine in self._engines),
+            planned_bytes=sum(engine.planned_bytes for engine in self._engines),
             sent_bytes=self._fabric.transport.bytes_sent,
             buffer_bytes=self._buffer_transport.bytes_sent,
             step_s=statistics.median(durations) if durations else None,
