@@ -59,6 +59,57 @@ def recursive_doubling(n: int) -> Program:
     return Program("recursive-doubling", n, 1, (*fold, *exchange, *unfold))
 
 
+def direct(n: int) -> Program:
+    """Sends chunk c straight to rank c, which sends the sum to all: 2α + 2(n−1)/n·Mβ + (n−1)/n·Mγ.
+
+    Each phase's n−1 steps rotate the partner and do not wait for one another.
+    """
+    scatter = [
+        Transfer(step, rank, (rank + 1 + step) % n, (rank + 1 + step) % n, "reduce")
+        for step in range(n - 1)
+        for rank in range(n)
+    ]
+    gather = [
+        Transfer(n - 1 + step, rank, (rank + 1 + step) % n, rank, "copy")
+        for step in range(n - 1)
+        for rank in range(n)
+    ]
+    return Program("direct", n, n, (*scatter, *gather))
+
+
+def halving_doubling(n: int) -> Program:
+    """Exchanges ever smaller halves until each rank has one chunk's sum, and back: 2log₂n·α + 2(n−1)/n·Mβ.
+
+    Reductions cost (n−1)/n·Mγ. Where n is no power of two, the ranks beyond the largest one below n hand their
+    contribution to a partner first and receive the sum last: 2(α + Mβ) more.
+    """
+    core = 1 << (n.bit_length() - 1)
+    distances = [core >> level for level in range(1, core.bit_length())]
+    chunks = range(core)
+    # What a rank has in hand before it halves over `distance`: the chunks that agree with it in all higher bits.
+    halving = [
+        Transfer(1 + level, rank, rank ^ distance, chunk, "reduce")
+        for level, distance in enumerate(distances)
+        for rank in range(core)
+        for chunk in chunks
+        if (chunk ^ rank) // distance == 1
+    ]
+    doubling = [
+        Transfer(1 + len(distances) + level, rank, rank ^ distance, chunk, "copy")
+        for level, distance in enumerate(reversed(distances))
+        for rank in range(core)
+        for chunk in chunks
+        if (chunk ^ rank) // distance == 0
+    ]
+    fold = [Transfer(0, rank, rank - core, chunk, "reduce") for rank in range(core, n) for chunk in chunks]
+    unfold = [
+        Transfer(1 + 2 * len(distances), rank - core, rank, chunk, "copy")
+        for rank in range(core, n)
+        for chunk in chunks
+    ]
+    return Program("halving-doubling", n, core, (*fold, *halving, *doubling, *unfold))
+
+
 def allgather(n: int) -> Program:
     """Sends every rank's message of m bytes to every other, rotating the partner: α + (n−1)·mβ.
 
@@ -87,6 +138,16 @@ PROGRAMS: dict[str, Recipe] = {
         build=recursive_doubling,
         title="Recursive doubling",
         paper="Thakur, Rabenseifner and Gropp 2005, Optimization of collective communication in MPICH",
+    ),
+    "halving-doubling": Recipe(
+        build=halving_doubling,
+        title="Recursive halving and doubling",
+        paper="Rabenseifner 2004, Optimization of collective reduction operations",
+    ),
+    "direct": Recipe(
+        build=direct,
+        title="Direct reduce-scatter and all-gather",
+        paper="Chan, Heimlich, Purkayastha, van de Geijn 2007, Collective communication: theory, practice, experience",
     ),
     "allgather": Recipe(
         build=allgather,
