@@ -35,12 +35,13 @@ class ByteTransformer(nn.Module):
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 256)
 
-    def forward(self, text: Tensor) -> Tensor:
-        """Maps (sequences, length) bytes to (sequences, length, 256) logits of the next one."""
-        positions = torch.arange(text.shape[1], device=text.device)
-        return self.head(self.norm(self.blocks(self.embedding(text) + self.position(positions))))
-
-    def loss(self, passages: Tensor) -> Tensor:
-        """Returns the mean cross-entropy, in nats per byte, over (sequences, length + 1) passages."""
-        logits = self(passages[:, :-1])
+    def forward(self, passages: Tensor) -> Tensor:
+        """Returns the mean cross-entropy, in nats per byte, over (sequences, length + 1) passages of bytes."""
+        logits = self.logits(passages[:, :-1])
         return functional.cross_entropy(logits.flatten(0, 1), passages[:, 1:].flatten())
+
+    def logits(self, text: Tensor) -> Tensor:
+        """Maps (sequences, length) bytes to (sequences, length, 256) logits of the byte after each."""
+        positions = torch.arange(text.shape[1], device=text.device)
+        logits: Tensor = self.head(self.norm(self.blocks(self.embedding(text) + self.position(positions))))
+        return logits

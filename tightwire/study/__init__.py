@@ -1,0 +1,1 @@
+"""Experiments on emulated clusters, and their reports."""
