@@ -42,14 +42,14 @@ PLANS = [
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_closed_forms_count_what_programs_do(program: str, workers: int) -> None:
     built = collectives.build(program, workers)
-    if workers > 1:
+    if workers > 1 and program in CLOSED_FORMS:
         assert CLOSED_FORMS[program](workers) == count(built)
     assert shape_of(program, workers).sends == max(len(built.sends(r)) for r in range(workers))
 
 
 # Where recursive doubling folds, its steps are not equally busy: the formula takes the busiest worker's bytes.
 @pytest.mark.parametrize("workers", [2, 4, 8])
-@pytest.mark.parametrize("program", ["ring", "native", "recursive-doubling"])
+@pytest.mark.parametrize("program", ["ring", "native", "recursive-doubling", "halving-doubling"])
 def test_formulas_are_those_of_the_programs(program: str, workers: int) -> None:
     cluster = Cluster.uniform(workers, BANDWIDTH, LATENCY_S)
     built = collectives.build(program, workers)

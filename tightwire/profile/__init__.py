@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from tightwire.profile.values import CodecCost, ParameterProfile, Profile
 
 if TYPE_CHECKING:
-    from tightwire.profile.codecs import measure_codecs
-    from tightwire.profile.model import measure
+    from tightwire.profile.codecs import measure_codecs, measure_pass
+    from tightwire.profile.model import Profiler, measure
 
-__all__ = ["CodecCost", "ParameterProfile", "Profile", "measure", "measure_codecs"]
+_HOMES = {"Profiler": "model", "measure": "model", "measure_codecs": "codecs", "measure_pass": "codecs"}
+
+__all__ = [
+    "CodecCost",
+    "ParameterProfile",
+    "Profile",
+    "Profiler",
+    "measure",
+    "measure_codecs",
+    "measure_pass",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Loads the measurements on first use: they need torch, and the values do not."""
-    if name == "measure":
-        from tightwire.profile.model import measure
-
-        return measure
-    if name == "measure_codecs":
-        from tightwire.profile.codecs import measure_codecs
-
-        return measure_codecs
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

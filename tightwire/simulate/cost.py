@@ -78,7 +78,8 @@ class Costs:
     @property
     def control_s(self) -> float:
         """The small message in which ranks count who used which parameter."""
-        return (self.cluster.fit("native") or prior("native", self.cluster)).alpha_s
+        program = "recursive-doubling"
+        return (self.cluster.fit(program) or prior(program, self.cluster)).alpha_s
 
     @property
     def has_feedback(self) -> bool:

@@ -18,7 +18,7 @@ class Shape:
     """What the busiest worker does in one run of a program; counts are of chunks.
 
     Attributes:
-        steps: rounds of messages that wait for one another.
+        steps: messages that wait for one another, in the longest row of them.
         chunks: into how many chunks a reducing program splits its buffer; 1 for a gathering one, whose chunks
             are whole messages.
         sends: chunks sent.
@@ -50,10 +50,9 @@ def shape_of(program: str, workers: int) -> Shape:
 def count(program: Program) -> Shape:
     """Returns the shape of a program by counting its transfers."""
     rank = busiest_rank(program)
-    sends, receives = program.sends(rank), program.receives(rank)
-    if program.gathers:  # all messages are under way at once; one's own is decoded as well
-        return Shape(steps=1, chunks=1, sends=len(sends), encodes=1, decodes=program.num_ranks)
-    steps = len({t.step for t in program.transfers})
+    sends, receives, steps = program.sends(rank), program.receives(rank), depth(program)
+    if program.gathers:  # one's own message is decoded as well
+        return Shape(steps=steps, chunks=1, sends=len(sends), encodes=1, decodes=program.num_ranks)
     if program.native:  # the backend sums messages without looking into them
         chunks = program.num_chunks
         return Shape(steps=steps, chunks=chunks, sends=len(sends), encodes=chunks, decodes=chunks)
@@ -68,6 +67,16 @@ def count(program: Program) -> Shape:
     )
 
 
+def depth(program: Program) -> int:
+    """Returns how many messages of a program wait for one another in a row, at most."""
+    arrived: dict[tuple[int, int], int] = {}  # (rank, chunk): the length of the row that brought its value
+    for _, transfers in program.steps():
+        rows = [arrived.get((t.src, t.chunk), 0) + 1 for t in transfers]
+        for t, row in zip(transfers, rows, strict=True):
+            arrived[t.dst, t.chunk] = max(row, arrived.get((t.dst, t.chunk), 0))
+    return max(arrived.values(), default=0)
+
+
 def busiest_rank(program: Program) -> int:
     """Returns the rank that sends the most chunks, the first of several."""
     return max(range(program.num_ranks), key=lambda rank: len(program.sends(rank)))
@@ -75,6 +84,18 @@ def busiest_rank(program: Program) -> int:
 
 def _ring(n: int) -> Shape:
     return Shape(steps=2 * (n - 1), chunks=n, sends=2 * (n - 1), encodes=n, decodes=2 * (n - 1))
+
+
+def _direct(n: int) -> Shape:
+    return Shape(steps=2, chunks=n, sends=2 * (n - 1), encodes=n, decodes=2 * (n - 1))
+
+
+def _halving_doubling(n: int) -> Shape:
+    halvings = n.bit_length() - 1
+    core = 1 << halvings
+    folds = n > core
+    sends = 2 * (core - 1) + folds * core
+    return Shape(steps=2 * (halvings + folds), chunks=core, sends=sends, encodes=core, decodes=sends)
 
 
 def _native(n: int) -> Shape:
@@ -91,7 +112,7 @@ def _recursive_doubling(n: int) -> Shape:
         n > 1 << doublings
     )  # then the busiest rank takes in another's contribution, and gives back the sum
     return Shape(
-        steps=doublings + 2 * folds,
+        steps=doublings + folds,
         chunks=1,
         sends=doublings + folds,
         encodes=doublings + folds,
@@ -101,6 +122,8 @@ def _recursive_doubling(n: int) -> Shape:
 
 CLOSED_FORMS: dict[str, Callable[[int], Shape]] = {
     "ring": _ring,
+    "direct": _direct,
+    "halving-doubling": _halving_doubling,
     "native": _native,
     "allgather": _allgather,
     "recursive-doubling": _recursive_doubling,
