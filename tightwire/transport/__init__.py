@@ -2,6 +2,8 @@
 
 from tightwire.transport.base import DONE, Done, Transport, Work, native_bytes
 from tightwire.transport.counting import Counting, Tally
+from tightwire.transport.faulty import Cut, Delay, Drop, Fault, Faulty, Freeze, Kill
+from tightwire.transport.shaped import Shaped
 from tightwire.transport.single import Single
 from tightwire.transport.threads import Threads, run_threads
 from tightwire.transport.world import current, device, init, shutdown
@@ -9,7 +11,15 @@ from tightwire.transport.world import current, device, init, shutdown
 __all__ = [
     "DONE",
     "Counting",
+    "Cut",
+    "Delay",
     "Done",
+    "Drop",
+    "Fault",
+    "Faulty",
+    "Freeze",
+    "Kill",
+    "Shaped",
     "Single",
     "Tally",
     "Threads",

@@ -57,7 +57,8 @@ class Liveness:
         self._socket.bind(("", 0))
         port = self._socket.getsockname()[1]
         self.addresses: Final[list[Address]] = [(ip, port) for ip in own_addresses(host)]
-        threading.Thread(target=self._listen, name="tightwire liveness", daemon=True).start()
+        self._thread = threading.Thread(target=self._listen, name="tightwire liveness", daemon=True)
+        self._thread.start()
 
     def meet(self, addresses: Mapping[int, Sequence[Address]], token: str) -> None:
         """Learns where the other ranks listen, and the word by which they know each other."""
@@ -94,6 +95,7 @@ class Liveness:
             self._tell({"left": note})
         with suppress(OSError):
             self._socket.sendto(self._pack({"stop": True}), ("127.0.0.1", self._socket.getsockname()[1]))
+        self._thread.join(1.0)  # a thread inside Gloo while the interpreter ends would abort the process
 
     def leave_at_exit(self) -> None:
         """Leaves because the program ends, perhaps by an exception: then says which."""

@@ -6,9 +6,12 @@ import atexit
 import itertools
 import json
 import secrets
+import socket
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Final, NoReturn, final
@@ -20,16 +23,18 @@ from torch import Tensor
 from tightwire.errors import PeerError, TransportError
 from tightwire.transport.base import Transport, Work, check_group, check_message, check_summable
 from tightwire.transport.blame import Wait, describe, name_ranks
+from tightwire.transport.launch import Launch
 from tightwire.transport.liveness import Liveness
 
 c10d: Final[Any] = dist  # torch does not type its stores and backends
 GLOO_SUMS: Final = frozenset({"float32", "float64", "float16", "bfloat16", "uint8", "int8", "int32", "int64"})
 POISON_TAG: Final = 2**31 - 2
+_generations = itertools.count()  # every process joins equally often, so their prefixes agree
 
 
 @final
 class TorchDistributed(Transport):
-    """One process of a torch.distributed world, over Gloo connections of its own; `join` makes it.
+    """One process of a torch.distributed world, over Gloo connections of its own; the `join` functions make it.
 
     Nothing here touches the process groups of the user: collectives on WORLD do not interfere. The backend
     object is called directly, for `dist.isend` costs a third more per small message.
@@ -180,34 +185,110 @@ class _Closed:
 _CLOSED: Final = _Closed()
 
 
-def join(store: Any, rank: int, size: int, *, deadline_s: float, host: str | None = None) -> TorchDistributed:
-    """Makes the world's transport once all ranks have come.
+def is_initialized() -> bool:
+    """Tells whether the program has joined torch.distributed itself."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def join_initialized(*, host: str | None, deadline_s: float) -> TorchDistributed:
+    """Makes the transport of a program that has joined torch.distributed itself.
 
     Contract: all ranks; blocks until the last one comes.
 
     Args:
-        store: a torch.distributed store, with a prefix that nothing else uses.
-        rank: this process.
-        size: number of processes.
+        host: where the workers meet, if it is known.
         deadline_s: the longest that any wait lasts, this one included.
-        host: where the store is, if it is known.
 
     Raises:
         PeerError: names the ranks that did not come in time.
     """
+    store = dist.distributed_c10d._get_default_store()
+    return join(store, dist.get_rank(), dist.get_world_size(), host=host, deadline_s=deadline_s)
+
+
+def join_launched(launch: Launch, *, deadline_s: float) -> TorchDistributed:
+    """Makes the transport of a program started by a launcher, and initialises torch.distributed beside it.
+
+    Contract: all ranks; blocks until the last one comes.
+
+    Raises:
+        PeerError: names the ranks that did not come in time.
+        TransportError: the rendezvous is impossible: its port is taken, or its host has no address.
+    """
+    store = rendezvous(launch, deadline_s=deadline_s)
+    transport = join(store, launch.rank, launch.size, host=launch.host, deadline_s=deadline_s)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        store=store,
+        rank=launch.rank,
+        world_size=launch.size,
+        timeout=timedelta(seconds=deadline_s),
+    )
+    return transport
+
+
+def join(store: Any, rank: int, size: int, *, host: str | None, deadline_s: float) -> TorchDistributed:
+    """Makes the world's transport once all ranks have come.
+
+    Args:
+        store: any torch.distributed store.
+        rank: this process.
+        size: number of processes.
+        host: where the store is, if it is known.
+        deadline_s: the longest that any wait lasts, this one included.
+
+    Raises:
+        PeerError: names the ranks that did not come in time.
+    """
+    own = c10d.PrefixStore(f"tightwire/{next(_generations)}", store)
     liveness = Liveness(rank, host=host, deadline_s=deadline_s)
-    here = {"addresses": liveness.addresses, "token": secrets.token_hex(8)}
+    here = json.dumps({"addresses": liveness.addresses, "token": secrets.token_hex(8)})
     try:
-        arrivals = within(
-            deadline_s, lambda: meet(store, rank, size, json.dumps(here), deadline_s=deadline_s)
-        )
-        liveness.meet({r: arrival["addresses"] for r, arrival in enumerate(arrivals)}, arrivals[0]["token"])
-        transport = TorchDistributed(store, rank, range(size), liveness, is_root=True)
+        all_here = within(deadline_s, lambda: meet(own, rank, size, here, deadline_s=deadline_s))
+        liveness.meet({r: there["addresses"] for r, there in enumerate(all_here)}, all_here[0]["token"])
+        transport = TorchDistributed(own, rank, range(size), liveness, is_root=True)
     except BaseException:
         liveness.leave()
         raise
     atexit.register(liveness.leave_at_exit)
     return transport
+
+
+def rendezvous(launch: Launch, *, deadline_s: float) -> Any:
+    """Returns the store where the workers meet: rank 0 listens unless the launcher does.
+
+    Raises:
+        TransportError: the port is taken, or the host has no address.
+        PeerError: rank 0 does not listen.
+    """
+    where = f"{launch.host}:{launch.port}"
+    try:
+        socket.getaddrinfo(launch.host, launch.port)
+    except OSError as error:
+        raise TransportError(f"asked to meet at {where}; that host has no address: {error}") from error
+    listens = launch.rank == 0 and not launch.agent_hosts
+    ends_at = time.monotonic() + deadline_s
+    while not listens and not _is_listening(launch):
+        if time.monotonic() > ends_at:
+            raise _no_answer(deadline_s)
+        time.sleep(0.02)
+    place = (launch.host, launch.port, launch.size, listens, timedelta(seconds=deadline_s))
+    try:
+        return within(deadline_s, lambda: c10d.TCPStore(*place, wait_for_workers=False, multi_tenant=True))
+    except dist.DistError as error:
+        if not listens:
+            raise _no_answer(deadline_s) from error
+        raise TransportError(
+            f"asked to listen at {where} for the other workers; the port is taken, or the address is not of "
+            f"this machine: set MASTER_PORT to a free port ({error})"
+        ) from error
+
+
+def _is_listening(launch: Launch) -> bool:
+    """Tells whether anybody listens yet: cheaper to ask, and to give up, than torch's store is."""
+    with suppress(OSError), socket.create_connection((launch.host, launch.port), timeout=1.0):
+        return True
+    return False
 
 
 def meet(store: Any, rank: int, size: int, here: str, *, deadline_s: float) -> list[Any]:
@@ -219,7 +300,7 @@ def meet(store: Any, rank: int, size: int, here: str, *, deadline_s: float) -> l
     names = [f"here/{r}" for r in range(size)]
     store.set(names[rank], here)
     try:
-        store.wait(names, timedelta(seconds=deadline_s))
+        store.wait(names, timedelta(seconds=0.9 * deadline_s))  # leaves time to see who is absent
     except RuntimeError as error:
         absent = [r for r, name in enumerate(names) if not store.check([name])]
         raise PeerError(
@@ -231,26 +312,30 @@ def meet(store: Any, rank: int, size: int, here: str, *, deadline_s: float) -> l
 
 
 def within(seconds: float, call: Callable[[], Any]) -> Any:
-    """Returns `call()`, which talks to a store whose host may be dead or frozen: torch would then wait forever.
+    """Returns `call()`, which talks to a store: torch waits for ever where its host is frozen or foreign.
 
     Raises:
-        PeerError: there was no answer; names rank 0, the usual host.
+        PeerError: there was no answer in time; names rank 0, the usual host.
     """
-    outcome: list[Any] = []
-    failure: list[BaseException] = []
+    outcome: Future[Any] = Future()
 
     def run() -> None:
         try:
-            outcome.append(call())
+            outcome.set_result(call())
         except BaseException as error:
-            failure.append(error)
+            outcome.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds + 2.0)
-    if failure and not isinstance(failure[0], dist.DistError):
-        raise failure[0]
-    if not outcome:
-        cause = failure[0] if failure else None
-        raise PeerError("rank 0, where the workers meet, does not answer; look at its log", [0]) from cause
-    return outcome[0]
+    threading.Thread(target=run, name="tightwire rendezvous", daemon=True).start()
+    try:
+        return outcome.result(seconds)
+    except TimeoutError:
+        raise _no_answer(seconds) from None
+
+
+def _no_answer(deadline_s: float) -> PeerError:
+    return PeerError(
+        f"rank 0 does not answer after {deadline_s:g} s where the workers meet: it never started, has died or is "
+        "frozen, or MASTER_ADDR and MASTER_PORT differ from its own. Look at its log; raise deadline_s if it is "
+        "only slow.",
+        [0],
+    )
