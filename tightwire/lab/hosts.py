@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -62,8 +63,12 @@ class Hosts(ABC):
         """The process of the worker itself, given the process that runs its `command`."""
 
     @abstractmethod
-    def guard(self, group: int, alive: bool) -> None:
-        """Notes that a process group runs on these hosts (`alive`), or that it has ended."""
+    def stdin(self) -> int:
+        """The open file that `command` must have as its standard input; the worker itself gets an empty one."""
+
+    @abstractmethod
+    def ended(self, group: int) -> None:
+        """Notes that a process group which ran a `command` has ended."""
 
     @abstractmethod
     def traffic(self) -> tuple[Traffic, ...]:
@@ -135,8 +140,8 @@ class Loopback(Hosts):
         self._keeper, _ = start_keeper((), networks=0)
 
     def command(self, rank: int, argv: Sequence[str]) -> list[str]:
-        """Runs it as it is."""
-        return list(argv)
+        """Tells the keeper what to kill when this process dies, before anything runs that could survive it."""
+        return ["sh", "-c", 'echo "+$$" >&0; exec "$@" </dev/null', "worker", *argv]
 
     def environment(self) -> dict[str, str]:
         """Tells `tw.init()` the rate to hold."""
@@ -154,11 +159,14 @@ class Loopback(Hosts):
         """The same: nothing stands between."""
         return process_pid
 
-    def guard(self, group: int, alive: bool) -> None:
-        """Tells the keeper what to kill when this process dies."""
+    def stdin(self) -> int:
+        """The keeper's orders: they do not end before the last worker has given its own."""
         assert self._keeper.stdin is not None
-        self._keeper.stdin.write(f"{'+' if alive else '-'}{group}\n")
-        self._keeper.stdin.flush()
+        return self._keeper.stdin.fileno()
+
+    def ended(self, group: int) -> None:
+        """Tells the keeper that the number may belong to someone else from now on."""
+        os.write(self.stdin(), f"-{group}\n".encode())
 
     def traffic(self) -> tuple[Traffic, ...]:
         """Nothing: the loopback is shared with the whole machine."""

@@ -198,7 +198,7 @@ class Job:
         process = subprocess.Popen(
             command,
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=self._hosts.stdin(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             encoding="utf-8",
@@ -206,7 +206,6 @@ class Job:
             process_group=0,  # Ctrl-C in the terminal reaches the workers once, through the launcher
         )
         self._processes.append(process)
-        self._hosts.guard(process.pid, alive=True)
         self._watch(rank, process)
 
     def _watch(self, rank: int, process: subprocess.Popen[str]) -> None:
@@ -222,7 +221,7 @@ class Job:
         # While the worker is not reaped, the number of its group cannot belong to anyone else.
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        self._hosts.guard(process.pid, alive=False)
+        self._hosts.ended(process.pid)
         self._events.put(_Exit(rank, process.wait()))
 
     def _read(self, rank: int, stream: Literal["stdout", "stderr"], pipe: IO[str]) -> None:

@@ -82,8 +82,12 @@ class Namespaces(Hosts):
         """The child of the process that entered the namespaces."""
         return child_of(process_pid)
 
-    def guard(self, group: int, alive: bool) -> None:
-        """Does nothing: the process namespace holds every worker already."""
+    def stdin(self) -> int:
+        """An empty one."""
+        return subprocess.DEVNULL
+
+    def ended(self, group: int) -> None:
+        """Does nothing: the process namespace holds every worker."""
 
     def traffic(self) -> tuple[Traffic, ...]:
         """Reads the queues at both ends of each link."""
