@@ -146,14 +146,14 @@ def test_the_plan_file_holds_everything(tmp_path: pathlib.Path) -> None:
     assert len(read.measured["profile"]["parameters"]) == 40
 
 
-def test_sentences_end_and_carry_numbers() -> None:
-    for cluster in (SLOW, FAST, Cluster.uniform(4, 1.2e8, 1e-4)):
-        for sentence in recommend(PROFILE, cluster).why:
-            assert sentence.endswith(".")
-        assert sum(any(c.isdigit() for c in s) for s in recommend(PROFILE, cluster).why) >= 3
+@pytest.mark.parametrize("cluster", [SLOW, FAST], ids=["slow", "fast"])
+def test_sentences_end_and_carry_numbers(cluster: Cluster) -> None:
+    why = recommend(PROFILE, cluster).why
+    assert all(sentence.endswith(".") for sentence in why)
+    assert sum(any(letter.isdigit() for letter in sentence) for sentence in why) >= 3
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(bandwidth=st.floats(1e5, 5e10), latency=st.floats(0, 1e-2), workers=st.integers(1, 6))
 def test_the_choice_is_never_slower_than_plain_all_reduce(
     bandwidth: float, latency: float, workers: int

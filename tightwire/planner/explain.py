@@ -108,7 +108,7 @@ def _flip(ranking: Ranking) -> str:
         stock = predict(STOCK, ranking.profile, cluster)
         return predict(plan, ranking.profile, cluster).step_s < stock.step_s * tolerance
 
-    farthest = min(FARTHEST, MAX_BANDWIDTH_BYTES_PER_S / here) if faster else 1 / FARTHEST
+    farthest = min(FARTHEST, 0.999 * MAX_BANDWIDTH_BYTES_PER_S / here) if faster else 1 / FARTHEST
     factor = find_flip(lambda f: gains(ranking.cluster.scaled(f)), farthest)
     if factor is None:
         who, way = ("The choice", "up") if faster else ("Plain all-reduce", "down")

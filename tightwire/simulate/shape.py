@@ -108,16 +108,10 @@ def _allgather(n: int) -> Shape:
 
 def _recursive_doubling(n: int) -> Shape:
     doublings = n.bit_length() - 1
-    folds = (
-        n > 1 << doublings
-    )  # then the busiest rank takes in another's contribution, and gives back the sum
-    return Shape(
-        steps=doublings + folds,
-        chunks=1,
-        sends=doublings + folds,
-        encodes=doublings + folds,
-        decodes=doublings + folds,
-    )
+    folded = n - (1 << doublings)  # ranks that hand in their contribution first and receive the sum last
+    each = doublings + (folded > 0)
+    steps = each + (2 * folded > 1 << doublings)
+    return Shape(steps=steps, chunks=1, sends=each, encodes=each, decodes=each)
 
 
 CLOSED_FORMS: dict[str, Callable[[int], Shape]] = {
