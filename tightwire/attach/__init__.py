@@ -10,11 +10,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tightwire.attach.agreement import copy_from_first, model_facts, require_agreement
+from tightwire.attach.auto import PROBE_BUDGET_S, WATCHED, Pilot
 from tightwire.attach.fabric import Fabric
 from tightwire.attach.report import Report
 from tightwire.attach.run import Buffers, Run
 from tightwire.attach.trace import Tracer
 from tightwire.plan import Plan, PlanFile
+from tightwire.planner import Allowance
 from tightwire.transport import Counting, Transport, current
 
 __all__ = ["Report", "Run", "attach"]
@@ -36,6 +38,7 @@ def attach(
     buffers: Buffers = "start",
     scaler: Scaler | None = None,
     seed: int = 0,
+    allow: Allowance = "lossless",
 ) -> Run:
     """Binds a model and its optimizer to their replicas on the other ranks, as `plan` says.
 
@@ -44,11 +47,13 @@ def attach(
     Args:
         model: any module; frozen, unused and shared parameters are welcome, sparse gradients are not.
         optimizer: any `torch.optim` optimizer of the model's parameters.
-        plan: a plan, its text, a plan file or its path (`*.yaml`), or `auto`: measure, then choose a lossless one.
+        plan: a plan, its text, a plan file or its path (`*.yaml`), or `auto`: probe the wire now, profile the first
+            steps, then go on with the best plan that `allow` admits.
         transport: between the ranks; by default the one that `tightwire.init()` joined.
         buffers: `start` makes buffers equal once; `every-step` copies rank 0's after every step, as DDP does.
         scaler: the AMP GradScaler, if there is one, so that leftovers are kept in unscaled units.
         seed: of stochastic codecs, the same on every rank.
+        allow: for `auto`: `lossless`, or `lossy` plans too.
 
     Contract: every rank, with the same model shapes, plan and options; blocks until all have arrived.
 
@@ -59,11 +64,12 @@ def attach(
         PeerError: a rank that did not arrive within the transport's deadline.
     """
     transport = current() if transport is None else transport
-    plan_file = _read_plan(plan)
+    is_auto = plan == "auto"
+    plan_file = PlanFile(plan=WATCHED) if is_auto else _read_plan(plan)
     chosen = plan_file.parse()
     settings: dict[str, object] = {
         "version of tightwire": version("tightwire"),
-        "plan": chosen,
+        "plan": f"auto, {allow}" if is_auto else chosen,
         "routing": plan_file.routing,
         "optimizer": type(optimizer).__name__,
         "buffers": buffers,
@@ -79,7 +85,25 @@ def attach(
         gradient_scale=scaler.get_scale if scaler is not None else lambda: 1.0,
     )
     copy_from_first(transport, [*model.parameters(), *model.buffers()])
-    return Run(model, optimizer, chosen, fabric, buffers=buffers)
+    return Run(
+        model,
+        optimizer,
+        chosen,
+        fabric,
+        buffers=buffers,
+        predicted_step_s=plan_file.predicted.get("step_s"),
+        why=plan_file.why,
+        pilot=_pilot(model, optimizer, transport, allow) if is_auto else None,
+    )
+
+
+def _pilot(model: nn.Module, optimizer: Optimizer, transport: Transport, allow: Allowance) -> Pilot | None:
+    """Probes the wire for the plan that will be chosen; alone there is nothing to choose."""
+    from tightwire.probe import probe
+
+    if transport.size == 1:
+        return None
+    return Pilot(model, optimizer, probe(transport, budget_s=PROBE_BUDGET_S), allow)
 
 
 def _read_plan(plan: Plan | PlanFile | str | pathlib.Path) -> PlanFile:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import pathlib
 import statistics
 import time
@@ -16,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tightwire.attach.agreement import copy_from_first
+from tightwire.attach.auto import Pilot
 from tightwire.attach.engine import Alone, Engine, build_engine
 from tightwire.attach.fabric import Fabric
 from tightwire.attach.guard import Guard
@@ -23,7 +23,7 @@ from tightwire.attach.report import Report
 from tightwire.attach.trace import Tracer
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
-from tightwire.transport import Counting
+from tightwire.transport import Counting, Transport
 
 Buffers = Literal["start", "every-step"]
 
@@ -49,15 +49,21 @@ class Run:
         fabric: Fabric,
         *,
         buffers: Buffers = "start",
+        predicted_step_s: float | None = None,
+        why: tuple[str, ...] = (),
+        pilot: Pilot | None = None,
     ) -> None:
         self.plan = plan
         self.step = 0
+        self._predicted_step_s, self._why, self._pilot = predicted_step_s, why, pilot
         self._model, self._optimizer, self._fabric, self._buffers = model, optimizer, fabric, buffers
         self._tracer: Tracer = fabric.tracer
         self._guard = Guard(model, optimizer)
         self._engines: list[Engine] = [Alone()]
-        self._step_ends_s: list[float] = []
-        self._exposed_s = 0.0
+        self._steps_made = 0
+        self._steps_s: list[float] = []
+        self._exposed_s: list[float] = []
+        self._step_end_s: float | None = None
         self._closed = False
         self._buffer_transport = Counting(fabric.transport.inner)
         self._handles = [
@@ -69,6 +75,8 @@ class Run:
         self._trace_forward()
         try:
             self.adopt(plan)
+            if pilot is not None:
+                pilot.begin()
         except BaseException:
             self.close()
             raise
@@ -85,6 +93,11 @@ class Run:
         finally:
             self.close()
 
+    @property
+    def transport(self) -> Transport:
+        """Between this worker and the others."""
+        return self._fabric.transport.inner
+
     def adopt(self, plan: Plan) -> None:
         """Goes on under another plan, between two steps; leftovers of the plan before are dropped.
 
@@ -98,6 +111,7 @@ class Run:
         self._engine.close()
         trained = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
         self._engines.append(build_engine(trained, plan, self._fabric))
+        self._steps_s, self._exposed_s = [], []
 
     @contextlib.contextmanager
     def accumulate(self) -> Iterator[None]:
@@ -118,6 +132,8 @@ class Run:
         if self._closed:
             return
         self._closed = True
+        if self._pilot is not None:
+            self._pilot.close()
         for handle in self._handles:
             handle.remove()
         self._engine.close()
@@ -170,19 +186,21 @@ class Run:
 
     def report(self) -> Report:
         """Returns what happened so far on this worker. Local."""
-        ends_s = self._step_ends_s
-        durations = [b - a for a, b in itertools.pairwise(ends_s)]
+        choice = self._pilot.choice if self._pilot else None
         return Report(
             plan=str(self.plan),
             workers=self._fabric.transport.size,
-            steps=len(ends_s),
+            steps=self._steps_made,
             rounds=sum(engine.rounds for engine in self._engines),
             skipped=sum(engine.skipped for engine in self._engines),
             planned_bytes=sum(engine.planned_bytes for engine in self._engines),
             sent_bytes=self._fabric.transport.bytes_sent,
             buffer_bytes=self._buffer_transport.bytes_sent,
-            step_s=statistics.median(durations) if durations else None,
-            exposed_s=self._exposed_s / max(1, len(ends_s)),
+            step_s=statistics.median(self._steps_s) if self._steps_s else None,
+            exposed_s=statistics.fmean(self._exposed_s) if self._exposed_s else 0.0,
+            predicted_step_s=choice.predicted_step_s if choice else self._predicted_step_s,
+            baseline_step_s=self._pilot.baseline_step_s if self._pilot else None,
+            why=choice.why if choice else self._why,
         )
 
     def trace(self, path: str | pathlib.Path) -> None:
@@ -200,12 +218,18 @@ class Run:
 
     def _after_step(self) -> None:
         self.step += 1
+        self._steps_made += 1
         self._tracer.record("compute", "optimizer", self._step_start_s, time.perf_counter())
         self._engine.after_step(self.step)
         if self._buffers == "every-step":
             copy_from_first(self._buffer_transport, self._model.buffers())
-        self._exposed_s += self._engine.exposed_s
-        self._step_ends_s.append(time.perf_counter())
+        exposed_s = self._engine.exposed_s
+        self._exposed_s.append(exposed_s)
+        if self._step_end_s is not None:
+            self._steps_s.append(time.perf_counter() - self._step_end_s)
+        if self._pilot is not None:
+            self._pilot.after_step(self, exposed_s)
+        self._step_end_s = time.perf_counter()
 
     def _trace_forward(self) -> None:
         started_s: list[float] = []

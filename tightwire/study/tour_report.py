@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import json
 import pathlib
 from collections.abc import Sequence
@@ -174,7 +175,7 @@ def _bars(plan: PlanResult, compute_s: float) -> list[tuple[str, str, float, flo
 def _typical_step(spans: Sequence[dict[str, Any]]) -> tuple[float, float]:
     """Returns the start and the end, in microseconds, of the step of median length."""
     ends = [s["ts"] + s["dur"] for s in spans if s["name"] == "optimizer"]
-    steps = sorted(zip(ends, ends[1:], strict=False), key=lambda step: step[1] - step[0])
+    steps = sorted(itertools.pairwise(ends), key=lambda step: step[1] - step[0])
     return steps[len(steps) // 2] if steps else (min(s["ts"] for s in spans), max(ends))
 
 

@@ -1,0 +1,28 @@
+# Each target does all set-up it needs; `make tour` and `make test` work on a bare machine with Python 3.11 or later.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: tour test check bench clean
+
+tour: .venv/ready  ## a real model on an emulated slow network, under stock DDP and under the chosen plans
+	$(BIN)/tightwire tour
+
+test: .venv/ready check  ## lint, types and all tests
+	$(BIN)/pytest --numprocesses 2 --dist worksteal
+
+check: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/ready  ## collectives and kernels against the stock alternative and the physical bound
+	$(BIN)/tightwire bench collectives
+	$(BIN)/tightwire bench kernels
+
+clean:
+	rm -rf .venv out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@

@@ -1,0 +1,118 @@
+"""plan="auto": measure the wire, the model and plain all-reduce during the first steps, then go on with the best plan.
+
+The first steps train under lossless plans, so that measuring changes no result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
+from torch.optim import Optimizer
+
+from tightwire.cluster import Cluster
+from tightwire.plan import Plan
+from tightwire.planner import STOCK, Allowance, Ranking, candidates, recommend
+from tightwire.profile import Profile, Profiler, measure_codecs, measure_pass
+from tightwire.transport import Transport
+
+if TYPE_CHECKING:
+    from tightwire.attach.run import Run
+
+# Nothing travels during backward under this plan, so compute is seen undisturbed.
+WATCHED = "bsp/allreduce/none/sequential"
+WARM_UP_STEPS = 2
+PROFILE_STEPS = 5
+BASELINE_STEPS = 4
+PROBE_BUDGET_S = 3.0
+
+log = logging.getLogger("tightwire")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What the planner decided, the same on every rank.
+
+    Attributes:
+        plan: its text.
+        predicted_step_s: what a step is expected to take.
+        why: the reasons.
+    """
+
+    plan: str
+    predicted_step_s: float
+    why: tuple[str, ...]
+
+
+class Pilot:
+    """Watches a run's first steps and then chooses its plan.
+
+    Contract: every rank makes one and calls `after_step` after every step. The step that ends a phase blocks;
+    rank 0's measurements decide.
+
+    Attributes:
+        baseline_step_s: what plain all-reduce took in this run, once it is measured.
+        choice: once it is made.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, cluster: Cluster, allow: Allowance) -> None:
+        self.baseline_step_s: float | None = None
+        self.choice: Choice | None = None
+        self._cluster, self._allow = cluster, allow
+        self._profiler = Profiler(model, optimizer)
+        self._profile: Profile | None = None
+        self._exposed_s: list[float] = []
+        self._steps = 0
+
+    def begin(self) -> None:
+        """Starts to watch."""
+        self._profiler.__enter__()
+
+    def close(self) -> None:
+        """Stops watching. Local."""
+        self._profiler.__exit__(None, None, None)
+
+    def after_step(self, run: Run, exposed_s: float) -> None:
+        """Counts a step, and acts when a phase is over."""
+        self._steps += 1
+        self._exposed_s.append(exposed_s)
+        if self._steps == WARM_UP_STEPS + PROFILE_STEPS:
+            run.adopt(Plan.parse(STOCK))
+        elif self._steps == WARM_UP_STEPS + PROFILE_STEPS + 1:  # the profiler saw the step before only now
+            self._profile = self._watched()
+            self.close()
+        elif self._steps == WARM_UP_STEPS + PROFILE_STEPS + BASELINE_STEPS and self.choice is None:
+            self.baseline_step_s = run.report().step_s
+            self.choice = self._choose(run.transport)
+            log.info("plan %s: %s", self.choice.plan, " ".join(self.choice.why))
+            run.adopt(Plan.parse(self.choice.plan))
+
+    def _watched(self) -> Profile:
+        """Returns the profile; what came after backward held the exchange, which is no compute."""
+        profile = self._profiler.profile(warm_up=WARM_UP_STEPS)
+        exposed_s = statistics.median(self._exposed_s[WARM_UP_STEPS:-1])
+        codecs = {plan.compression_text for plan in candidates(profile.num_bytes, "lossy")}
+        return dataclasses.replace(
+            profile,
+            optimizer_s=max(0.0, profile.optimizer_s - exposed_s),
+            codecs=measure_codecs(sorted(codecs)),
+            pass_s_per_element=measure_pass(),
+        )
+
+    def _choose(self, transport: Transport) -> Choice:
+        decision = b""
+        if transport.rank == 0:
+            assert self._profile is not None
+            ranking = recommend(self._profile, self._cluster, allow=self._allow)
+            decision = json.dumps(dataclasses.asdict(_choice(ranking))).encode()
+        facts = json.loads(transport.exchange(decision)[0])
+        return Choice(**facts | {"why": tuple(facts["why"])})
+
+
+def _choice(ranking: Ranking) -> Choice:
+    return Choice(plan=ranking.chosen.plan, predicted_step_s=ranking.chosen.step_s, why=ranking.why)
