@@ -233,12 +233,13 @@ def _read_arguments(member: type[Member], arguments: str, text: str) -> dict[str
 
 
 def _read_value(kind: Any, key: str, value: str, text: str) -> Any:
-    try:
-        if kind is bool:
-            return {"true": True, "false": False}[value.lower()]
-        if key.endswith("_bytes"):
+    if key.endswith("_bytes"):
+        try:
             return parse_bytes(value)
-        return kind(value)
+        except ValueError as error:
+            raise PlanError(f"{text!r}: {key}={error}.") from None
+    try:
+        return {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
     except (ValueError, KeyError):
         raise PlanError(f"{text!r}: {key}={value!r} is not {_article(kind.__name__)}.") from None
 
@@ -282,7 +283,7 @@ def parse_bytes(text: str) -> int:
     Raises:
         ValueError: not a whole number with one of the known units.
     """
-    match = re.fullmatch(r"(\d+)([A-Za-z]*)", text.strip())
+    match = re.fullmatch(r"([0-9]+)([A-Za-z]*)", text.strip())
     if not match or match[2] not in BYTE_UNITS:
         raise ValueError(
             f"{text!r} is no size; write a whole number and one of {', '.join(u for u in BYTE_UNITS if u)}"

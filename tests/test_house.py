@@ -1,0 +1,133 @@
+"""The house: imports point upward only, what must not need torch does not, one file speaks to torch.distributed."""
+
+import ast
+import importlib
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tightwire
+
+ROOT = Path(tightwire.__file__).parent
+
+# A module may import only from those before it, also inside functions.
+ORDER = (
+    "errors", "files", "plan", "buckets", "kernels", "compression", "transport", "collectives", "reducers", "sync",
+    "schedule", "cluster", "profile", "probe", "simulate", "planner", "attach", "lab", "bench", "study",
+    "integrations", "cli",
+)  # fmt: skip
+
+# Planning needs no torch.
+TORCH_FREE = (
+    "tightwire", "tightwire.errors", "tightwire.files", "tightwire.plan", "tightwire.compression",
+    "tightwire.collectives.program", "tightwire.collectives.builders", "tightwire.collectives.checker",
+    "tightwire.collectives", "tightwire.sync", "tightwire.schedule", "tightwire.cluster", "tightwire.profile",
+    "tightwire.simulate", "tightwire.planner", "tightwire.transport",
+)  # fmt: skip
+
+# Loaded only by what uses them, for they take longer than torch forgives.
+HEAVY = ("numba", "pydantic", "typer", "rich", "scipy", "networkx", "plotly", "yaml")
+
+# Where stock DDP is run for comparison; else only the torch transport speaks to torch.distributed.
+RUNS_STOCK_DDP = ("lab", "bench", "study")
+
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def part_of(path: Path) -> str:
+    """Returns the family of a file: `plan` of plan.py, `attach` of attach/run.py."""
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yields the full name of every module or name that a file imports, wherever it does."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively; write the whole name"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def loaded_by(code: str) -> set[str]:
+    """Returns the modules that a fresh interpreter holds after running `code`."""
+    show = "import sys; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{show}"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_point_upward(path: Path) -> None:
+    here = part_of(path)
+    if here in ("__init__", "__main__"):
+        return  # the public names, and the door to the command line
+    assert here in ORDER, f"{here} has no place in the order"
+    for imported in imports(path):
+        parts = imported.split(".")
+        if parts[0] == "tightwire" and len(parts) > 1 and parts[1] != here:
+            assert parts[1] in ORDER, f"{name_of(path)} imports {imported}"
+            assert ORDER.index(parts[1]) < ORDER.index(here), (
+                f"{name_of(path)} imports {imported}, which comes after it in the order"
+            )
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_one_file_speaks_to_torch_distributed(path: Path) -> None:
+    if part_of(path) in ("transport", *RUNS_STOCK_DDP):
+        return
+    assert not [name for name in imports(path) if name.startswith("torch.distributed")]
+
+
+def test_planning_needs_no_torch() -> None:
+    present = [name for name in TORCH_FREE if _exists(name)]
+    loaded = loaded_by("\n".join(f"import {name}" for name in present))
+    assert "torch" not in loaded
+
+
+def test_importing_costs_little() -> None:
+    loaded = loaded_by("import tightwire")
+    assert not loaded & {"torch", *HEAVY}
+    # What a training script loads on top of torch.
+    assert not (loaded_by("import tightwire.attach") - loaded_by("import torch")) & set(HEAVY)
+
+
+def _exists(name: str) -> bool:
+    head, _, tail = name.rpartition(".")
+    found = not head or _exists(head)
+    return found and (
+        not head or tail in {m.name for m in pkgutil.iter_modules(importlib.import_module(head).__path__)}
+    )
+
+
+def test_the_public_face() -> None:
+    assert sorted(tightwire.__all__) == tightwire.__all__
+    assert dir(tightwire) == tightwire.__all__
+    for name in tightwire.__all__:
+        assert getattr(tightwire, name).__doc__, f"{name} says nothing of itself"
+    with pytest.raises(AttributeError, match="it has Cluster, Plan"):
+        _ = tightwire.nothing
+    # Only names in __all__ are bound to things of ours: submodules and dunders aside, nothing else is public.
+    submodules = {m.name for m in pkgutil.iter_modules(tightwire.__path__)}
+    loose = {name for name in vars(tightwire) if not name.startswith("_")}
+    assert loose - set(tightwire.__all__) - submodules <= {"importlib", "annotations", "Any", "TYPE_CHECKING"}
+
+
+@pytest.mark.parametrize(
+    "package", [p for p in FILES if p.name == "__init__.py" and p.parent != ROOT], ids=name_of
+)
+def test_packages_name_what_they_offer(package: Path) -> None:
+    module = importlib.import_module(".".join(["tightwire", *package.parent.relative_to(ROOT).parts]))
+    for name in getattr(module, "__all__", []):
+        assert hasattr(module, name)

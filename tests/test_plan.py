@@ -1,0 +1,262 @@
+"""Plans: one text form, read back as it was printed; every illegal combination refused with a way out."""
+
+import pathlib
+import re
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tightwire.collectives import PROGRAMS, AllReduce
+from tightwire.compression import BFloat16, ErrorFeedback, Float16, Identity, Int8, TopK
+from tightwire.errors import FileError, PlanError
+from tightwire.plan import (
+    DEFAULTS,
+    FAMILIES,
+    Axis,
+    Member,
+    Plan,
+    PlanFile,
+    Route,
+    catalogue,
+    parse_bytes,
+    parse_member,
+    print_bytes,
+    text_with,
+)
+from tightwire.schedule import Fusion, Sequential, Wfbp
+from tightwire.sync import Bsp, Local
+
+COUNTS = st.integers(1, 10**6)
+BLOCKS = st.integers(1, 1000).map(lambda n: 8 * n)
+
+# Every member with any legal arguments; a new member is one line.
+MEMBERS: dict[Axis, dict[str, st.SearchStrategy[Any]]] = {
+    "sync": {"bsp": st.builds(Bsp), "local": st.builds(Local, COUNTS)},
+    "architecture": {"allreduce": st.builds(AllReduce, st.sampled_from(["auto", *PROGRAMS]))},
+    "compression": {
+        "none": st.builds(Identity),
+        "bf16": st.builds(BFloat16),
+        "fp16": st.builds(Float16),
+        "int8": st.builds(Int8, BLOCKS, st.sampled_from(["nearest", "stochastic"])),
+        "topk": st.builds(TopK, st.floats(0, 1, exclude_min=True)),
+        "ef": st.builds(ErrorFeedback),
+    },
+    "schedule": {
+        "sequential": st.builds(Sequential),
+        "wfbp": st.builds(Wfbp),
+        "fusion": st.builds(Fusion, COUNTS),
+    },
+}
+
+
+def any_of(axis: Axis) -> st.SearchStrategy[Any]:
+    return st.one_of(*MEMBERS[axis].values())
+
+
+# Any four answers, whether or not they go together.
+ANSWERS = st.fixed_dictionaries(
+    {axis: any_of(axis) for axis in MEMBERS}
+    | {"compression": st.lists(any_of("compression"), min_size=1, max_size=3).map(tuple)}
+)
+
+
+@pytest.mark.parametrize("axis", FAMILIES)
+def test_every_member_is_tried(axis: Axis) -> None:
+    assert set(MEMBERS[axis]) == set(catalogue(axis))
+
+
+@pytest.mark.parametrize("axis", FAMILIES)
+def test_every_member_says_what_it_is(axis: Axis) -> None:
+    for name, member in catalogue(axis).items():
+        assert member.axis == axis
+        assert member.title
+        assert isinstance(member.paper, str)
+        assert re.fullmatch(r"[a-z][a-z0-9-]*", name)
+
+
+@given(ANSWERS)
+def test_what_is_printed_is_read_back_or_refused_with_a_way_out(answers: dict[str, Any]) -> None:
+    try:
+        plan = Plan(**answers)
+    except PlanError as error:
+        reason, _, nearest = str(error).partition("\nNearest legal: ")
+        assert reason.endswith(".")
+        for text in nearest.removesuffix(".").split(", or "):
+            Plan.parse(text)
+        return
+    text = str(plan)
+    assert Plan.parse(text) == plan
+    assert str(Plan.parse(text)) == text
+    assert not set(text) & set(" \t\n'\"$&|;<>(){}*?[]#~\\!`")  # safe in a shell
+
+
+@pytest.mark.parametrize(
+    ("text", "printed"),
+    [
+        ("bsp", "bsp"),
+        ("bsp/allreduce/none/wfbp", "bsp"),
+        ("bsp/allreduce:auto", "bsp"),
+        (" bsp/allreduce:ring ", "bsp/allreduce:ring"),
+        ("bsp/allreduce/none/fusion:4096KiB", "bsp/allreduce/none/fusion:4MiB"),
+        ("bsp/allreduce/none/fusion:bucket_bytes=25MB", "bsp/allreduce/none/fusion:25MB"),
+        ("local:H=8/allreduce/topk:ratio=0.01+ef", "local:8/allreduce/topk:0.01+ef"),
+        ("bsp/allreduce/int8:1024,nearest", "bsp/allreduce/int8"),
+        ("bsp/allreduce/int8:rounding=stochastic", "bsp/allreduce/int8:rounding=stochastic"),
+    ],
+)
+def test_prints_the_shortest_text(text: str, printed: str) -> None:
+    assert str(Plan.parse(text)) == printed
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("bps", "'bps' is no known sync; known: bsp, local. Did you mean bsp?"),
+        ("bsp/ringreduce", "is no known architecture; known: allreduce"),
+        ("bsp/allreduce/fp8", "known: bf16, ef, fp16, int8, none, topk"),
+        ("bsp/allreduce/none/mgwfpb", "is no known schedule"),
+        ("bsp/allreduce:rign", "rign is no known program; known: auto, allgather"),
+        ("", "is not a plan"),
+        ("bsp//none", "is not a plan"),
+        ("bsp/allreduce/none/wfbp/more", "seen 5 parts"),
+        ("bsp:3", "'3' that bsp does not take; it takes no arguments"),
+        ("local", "Arguments of local: H: int"),
+        ("local:four", "H='four' is not an int"),
+        ("local:0", "at least 1"),
+        ("local:4,5", "'5' that local does not take; it takes H: int"),
+        ("local:K=4", "'K=4' that local does not take"),
+        ("local:4,H=5", "'H=5' that local does not take"),
+        ("local:", "Arguments of local"),
+        ("bsp/allreduce/topk:1.5", "give one in (0, 1]"),
+        ("bsp/allreduce/topk:nan", "give one in (0, 1]"),
+        ("bsp/allreduce/topk:0.01+", "'' is no known compression"),
+        ("bsp/allreduce/none/fusion:4mib", "write a whole number and one of B, KB"),
+        ("bsp/allreduce/none/fusion:0", "at least 1 byte"),
+        ("bsp/allreduce:ring/topk:0.01", "Nearest legal: bsp/allreduce:allgather/topk:0.01."),
+        ("bsp/allreduce/none+ef", "Nearest legal: bsp."),
+        ("bsp/allreduce:ring/ef", "Nearest legal: bsp/allreduce:allgather/topk:0.01+ef."),
+        ("bsp/allreduce:native/int8+int8", "Nearest legal: bsp/allreduce:ring/int8."),
+    ],
+)
+def test_says_what_is_wrong(text: str, said: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        Plan.parse(text)
+    assert said in str(caught.value)
+
+
+def test_a_default_is_what_leaving_out_means() -> None:
+    assert str(Plan.parse("/".join(DEFAULTS.values()))) == "bsp"
+
+
+def test_having_checks_again() -> None:
+    plan = Plan.parse("bsp/allreduce:ring/bf16")
+    assert str(plan.having(sync=Local(4))) == "local:4/allreduce:ring/bf16"
+    assert text_with(plan, compression="none") == "bsp/allreduce:ring"
+    with pytest.raises(PlanError, match="no elementwise sum"):
+        plan.having(compression=(TopK(0.5),))
+
+
+@dataclass(frozen=True)
+class Every(Member):
+    """A member with an argument of every kind."""
+
+    name: ClassVar[str] = "every"
+    count: int = 1
+    rate: float = 0.5
+    slow: bool = False
+    word: str = "a"
+    size_bytes: int = 8
+
+
+@given(
+    st.builds(
+        Every,
+        COUNTS,
+        st.floats(allow_nan=False),
+        st.booleans(),
+        st.sampled_from("abc"),
+        st.integers(0, 2**50),
+    )
+)
+def test_every_kind_of_argument_is_read_back(member: Every) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tightwire.plan.catalogue", lambda axis: {"every": Every})
+        assert parse_member("sync", str(member)) == member
+    assert "+" not in str(member)
+
+
+@given(st.integers(0, 2**60))
+def test_sizes_are_read_back(num_bytes: int) -> None:
+    assert parse_bytes(print_bytes(num_bytes)) == num_bytes
+
+
+@pytest.mark.parametrize("text", ["", "MB", "-1", "1.5MB", "4 QB", "4mb", "１MB"])
+def test_refuses_what_is_no_size(text: str) -> None:
+    with pytest.raises(ValueError, match="no size"):
+        parse_bytes(text)
+
+
+def full_file() -> PlanFile:
+    return PlanFile(
+        plan="bsp/allreduce/topk:0.01+ef",
+        routing=(Route(match="*.bias", compression="none"), Route(match="head.*", compression="bf16")),
+        measured={"cluster": {"alpha_s": 1e-4, "links": [1, 2]}, "note": "über 1 µs"},
+        predicted={"step_s": 0.25},
+        why=("exposed: 40 ms", "bound by the wire"),
+    )
+
+
+def test_a_plan_file_is_read_back(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "plan.yaml"
+    full_file().write(path)
+    assert PlanFile.read(path) == full_file()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_plan_file_may_be_written_by_hand(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text("plan: local:8  # changed on Monday\nrouting:\n- {match: '*.bias', compression: none}\n")
+    plan_file = PlanFile.read(str(path))
+    assert plan_file.parse() == Plan.parse("local:8")
+    assert plan_file.routing == (Route(match="*.bias", compression="none"),)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"plna": "bsp"}, FileError, "plna: "),
+        ({"routing": [{"match": "*", "compression": "none", "codec": 1}]}, FileError, "routing.0.codec: "),
+        ({"routing": [{"match": "*"}]}, FileError, "routing.0.compression: "),
+        ({"why": 3}, FileError, "why: "),
+        ({"version": 2}, FileError, "version: "),
+        ({"plan": 8}, FileError, "plan: "),
+        ({"plan": "bsp/treereduce"}, PlanError, "known: allreduce"),
+        ({"plan": "bsp/allreduce:ring", "routing": []}, None, ""),
+        (
+            {"plan": "bsp/allreduce:ring"} | {"routing": [{"match": "*.w", "compression": "topk:0.1"}]},
+            PlanError,
+            "the route of *.w: topk:0.1 cannot travel by ring",
+        ),
+        (
+            {"routing": [{"match": "*.w", "compression": "top"}]},
+            PlanError,
+            "the route of *.w: 'top' is no known",
+        ),
+    ],
+)
+def test_edits_of_a_plan_file(
+    tmp_path: pathlib.Path, change: dict[str, Any], error: type[Exception] | None, said: str
+) -> None:
+    path = tmp_path / "plan.yaml"
+    full_file().write(path)
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | change))
+    if error is None:
+        PlanFile.read(path)
+        return
+    with pytest.raises(error) as caught:
+        PlanFile.read(path)
+    assert said in str(caught.value)
