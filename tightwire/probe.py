@@ -1,0 +1,276 @@
+"""Measures the wire: latency and bandwidth of every pair, and how long the collectives in use take.
+
+Everything is timed on every rank, exchanged, and decided upon alike: the slowest rank's time counts, and sizes
+follow from it so that the whole stays within a budget.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+
+from tightwire.cluster import MAX_BANDWIDTH_BYTES_PER_S, Cluster, Fit, Pair
+from tightwire.collectives import Program, Runner, build
+from tightwire.collectives.traffic import predict_bytes
+from tightwire.compression import Identity
+from tightwire.transport import Transport
+
+PROGRAMS = ("native", "ring", "recursive-doubling", "allgather")
+# Tournament rounds in which all pairs are tried; of larger clusters only as many.
+MAX_ROUNDS = 7
+PING_PONGS = 20
+SAMPLES = 3
+# A sample lasts at least this long, so that what a link lets pass in a burst after a rest does not count.
+SAMPLE_S = 0.04
+MAX_RUNS = 20
+# Sent bytes of the collectives' samples, as shares of the largest.
+SHARES = (1 / 64, 1 / 16, 1 / 4, 1.0)
+SMALL_BYTES = 1024
+FIRST_BYTES = 2**17
+FIRST_S = 0.03
+MAX_BYTES = 2**26
+# A quarter of the budget is for pairs; the rest is for collectives.
+PAIR_SHARE = 0.25
+ITEM_BYTES = 4
+PING_TAG, STREAM_TAG = 1, 2
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One measured exchange: bytes that the busiest worker sent, and how long it took."""
+
+    sent_bytes: int
+    seconds: float
+
+
+def probe(
+    transport: Transport,
+    *,
+    budget_s: float = 10.0,
+    programs: Sequence[str] = PROGRAMS,
+    on_progress: Progress = lambda share, what: None,
+) -> Cluster:
+    """Measures the cluster that a transport connects.
+
+    Contract: every rank, with the same arguments; blocks for about `budget_s`; sends what fits into it.
+
+    Args:
+        transport: all workers.
+        budget_s: how long it may take, in seconds; more gives larger messages and smaller errors.
+        programs: to be timed and fitted, by name.
+        on_progress: is told the share that is done and what comes next.
+
+    Returns:
+        The same cluster on every rank.
+
+    Raises:
+        ProgramError: an unknown program.
+        PeerError: a rank did not take part.
+    """
+    if transport.size == 1:  # nothing is ever sent
+        return Cluster.uniform(1, MAX_BANDWIDTH_BYTES_PER_S, 0.0)
+    return _Probe(transport, budget_s, tuple(programs), on_progress).run()
+
+
+def fit(program: str, points: Sequence[Point]) -> Fit:
+    """Fits α + β · bytes by least squares of the relative errors, neither of them negative.
+
+    >>> fit("ring", [Point(sent_bytes=n, seconds=1e-3 + 1e-8 * n) for n in (0, 10**5, 10**6)]).residual < 1e-9
+    True
+    """
+    alpha_s, beta = _relative_line(points)
+    if alpha_s < 0:
+        alpha_s, beta = 0.0, _relative_slope(points)
+    elif beta < 0:
+        alpha_s, beta = statistics.fmean(p.seconds for p in points), 0.0
+    errors = [(alpha_s + beta * p.sent_bytes) / p.seconds - 1 for p in points]
+    residual = statistics.fmean(e * e for e in errors) ** 0.5
+    return Fit(program=program, alpha_s=alpha_s, beta_s_per_byte=beta, residual=residual)
+
+
+def tournament(size: int) -> list[list[tuple[int, int]]]:
+    """Returns rounds of disjoint pairs in which everybody meets everybody (the circle method).
+
+    >>> tournament(4)
+    [[(0, 3), (1, 2)], [(0, 2), (1, 3)], [(0, 1), (2, 3)]]
+    """
+    circle: list[int | None] = [*range(size), *([None] if size % 2 else [])]
+    rounds = []
+    for _ in range(len(circle) - 1):
+        half = len(circle) // 2
+        met = zip(circle[:half], reversed(circle[half:]), strict=True)
+        rounds.append([(min(a, b), max(a, b)) for a, b in met if a is not None and b is not None])
+        circle = [circle[0], circle[-1], *circle[1:-1]]
+    return rounds
+
+
+def _relative_line(points: Sequence[Point]) -> tuple[float, float]:
+    """Returns α and β that minimise Σ ((α + βx)/t − 1)²."""
+    a = sum(1 / p.seconds**2 for p in points)
+    b = sum(p.sent_bytes / p.seconds**2 for p in points)
+    c = sum((p.sent_bytes / p.seconds) ** 2 for p in points)
+    d = sum(1 / p.seconds for p in points)
+    e = sum(p.sent_bytes / p.seconds for p in points)
+    determinant = a * c - b * b
+    if determinant <= 1e-12 * a * c:  # all of one size
+        return d / a, 0.0
+    return (c * d - b * e) / determinant, (a * e - b * d) / determinant
+
+
+def _relative_slope(points: Sequence[Point]) -> float:
+    """Returns β that minimises Σ (βx/t − 1)²."""
+    ratios = [p.sent_bytes / p.seconds for p in points]
+    return sum(ratios) / sum(ratio * ratio for ratio in ratios)
+
+
+@final
+class _Probe:
+    """One probe under way on one rank; every rank makes the same calls in the same order."""
+
+    def __init__(
+        self, transport: Transport, budget_s: float, programs: tuple[str, ...], on_progress: Progress
+    ) -> None:
+        self._transport = transport
+        self._budget_s = budget_s
+        self._programs = [build(name, transport.size) for name in programs]
+        self._rounds = tournament(transport.size)[:MAX_ROUNDS]
+        self._on_progress = on_progress
+        self._done = 0
+
+    def run(self) -> Cluster:
+        """Measures pairs, then programs."""
+        self._tell("a first estimate")
+        bytes_per_s = self._estimate()
+        pairs = [pair for number in range(len(self._rounds)) for pair in self._round(number, bytes_per_s)]
+        bandwidth = statistics.median(pair.both_ways_bytes_per_s for pair in pairs)
+        return Cluster(
+            workers=self._transport.size,
+            bandwidth_bytes_per_s=bandwidth,
+            latency_s=statistics.median(pair.latency_s for pair in pairs),
+            fits=tuple(self._fit(program, bandwidth) for program in self._programs),
+            pairs=tuple(sorted(pairs, key=lambda pair: pair.workers)),
+        )
+
+    def _tell(self, what: str) -> None:
+        total = 1 + len(self._rounds) + len(self._programs) * (1 + len(SHARES))
+        self._on_progress(self._done / total, what)
+        self._done += 1
+
+    def _estimate(self) -> float:
+        """Returns the rate of a line: all send to their neighbours, more and more until it takes a while."""
+        num_bytes = FIRST_BYTES
+        while True:
+            self._transport.barrier()
+            seconds: float = max(self._gather(self._both_ways(self._neighbours, num_bytes)))
+            if seconds >= FIRST_S or num_bytes >= MAX_BYTES:
+                return num_bytes / seconds
+            num_bytes *= 4
+
+    @property
+    def _neighbours(self) -> tuple[int, int]:
+        rank, size = self._transport.rank, self._transport.size
+        return (rank + 1) % size, (rank - 1) % size
+
+    def _round(self, number: int, bytes_per_s: float) -> list[Pair]:
+        """Measures disjoint pairs side by side; the lower rank of a pair holds the watch."""
+        self._tell(f"pairs, round {number + 1} of {len(self._rounds)}")
+        seconds = self._budget_s * PAIR_SHARE / len(self._rounds) / (2 * (SAMPLES + 1))
+        num_bytes = _clamp(bytes_per_s * seconds)
+        mine = [pair for pair in self._rounds[number] if self._transport.rank in pair]
+        self._transport.barrier()
+        measured = [self._pair(*pair, num_bytes) for pair in mine]
+        leads = [found for found, pair in zip(measured, mine, strict=True) if self._transport.rank == pair[0]]
+        return [
+            Pair(**{**found, "workers": tuple(found["workers"])})
+            for rank in self._gather(leads)
+            for found in rank
+        ]
+
+    def _pair(self, low: int, high: int, num_bytes: int) -> dict[str, Any]:
+        peer = high if self._transport.rank == low else low
+        leads = self._transport.rank == low
+        latency_s = statistics.median(self._ping(peer, leads, 1) for _ in range(PING_PONGS)) / 2
+        streams = [self._ping(peer, leads, num_bytes) for _ in range(SAMPLES + 1)][1:]
+        both = [self._both_ways((peer, peer), num_bytes) for _ in range(SAMPLES + 1)][1:]
+        return {
+            "workers": (low, high),
+            "latency_s": latency_s,
+            "bandwidth_bytes_per_s": _rate(num_bytes, statistics.median(streams) - latency_s),
+            "both_ways_bytes_per_s": _rate(num_bytes, statistics.median(both)),
+        }
+
+    def _ping(self, peer: int, leads: bool, num_bytes: int) -> float:
+        """Sends `num_bytes` one way and one byte back."""
+        ball, answer = torch.zeros(num_bytes, dtype=torch.uint8), torch.zeros(1, dtype=torch.uint8)
+        begin_s = time.perf_counter()
+        if leads:
+            back = self._transport.irecv(answer, peer, PING_TAG)
+            self._transport.isend(ball, peer, PING_TAG).wait()
+            back.wait()
+        else:
+            self._transport.irecv(ball, peer, PING_TAG).wait()
+            self._transport.isend(answer, peer, PING_TAG).wait()
+        return time.perf_counter() - begin_s
+
+    def _both_ways(self, peers: tuple[int, int], num_bytes: int) -> float:
+        """Sends `num_bytes` to one peer while receiving as many from another, or the same."""
+        to, source = peers
+        out, into = torch.zeros(2, num_bytes, dtype=torch.uint8)
+        begin_s = time.perf_counter()
+        receive = self._transport.irecv(into, source, STREAM_TAG)
+        send = self._transport.isend(out, to, STREAM_TAG)
+        receive.wait()
+        send.wait()
+        return time.perf_counter() - begin_s
+
+    def _fit(self, program: Program, bytes_per_s: float) -> Fit:
+        per_program_s = self._budget_s * (1 - PAIR_SHARE) / len(self._programs)
+        largest = _clamp(bytes_per_s * per_program_s / (SAMPLES + 1) / sum(SHARES))
+        targets = [SMALL_BYTES, *(max(SMALL_BYTES, round(largest * share)) for share in SHARES)]
+        return fit(program.name, [self._point(program, target, bytes_per_s) for target in targets])
+
+    def _point(self, program: Program, target: int, bytes_per_s: float) -> Point:
+        """Times a program on a buffer for which the busiest worker sends about `target` bytes."""
+        self._tell(f"{program.name}, {target / 1e6:.2g} MB")
+        numel = max(1, round(target / _sent_per_element(program)))
+        buffer = torch.zeros(numel)
+        runner = Runner(program, self._transport, numel=numel, dtype=torch.float32, codec=Identity())
+        runs = round(min(MAX_RUNS, max(1.0, SAMPLE_S * bytes_per_s / target)))
+        samples = [self._sample(lambda: runner.run(buffer, buffer), runs) for _ in range(SAMPLES + 1)][1:]
+        slowest = [max(by_rank) for by_rank in zip(*self._gather(samples), strict=True)]
+        return Point(sent_bytes=_sent(program, numel), seconds=statistics.median(slowest))
+
+    def _sample(self, run: Callable[[], None], runs: int) -> float:
+        self._transport.barrier()
+        begin_s = time.perf_counter()
+        for _ in range(runs):
+            run()
+        return (time.perf_counter() - begin_s) / runs
+
+    def _gather(self, value: Any) -> list[Any]:
+        return [json.loads(payload) for payload in self._transport.exchange(json.dumps(value).encode())]
+
+
+def _sent(program: Program, numel: int) -> int:
+    ranks = range(program.num_ranks)
+    return max(predict_bytes(program, Identity(), numel, ITEM_BYTES, rank) for rank in ranks)
+
+
+def _sent_per_element(program: Program) -> float:
+    return _sent(program, 2**20) / 2**20
+
+
+def _clamp(num_bytes: float) -> int:
+    return round(min(MAX_BYTES, max(2**14, num_bytes)))
+
+
+def _rate(num_bytes: int, seconds: float) -> float:
+    return min(MAX_BANDWIDTH_BYTES_PER_S, num_bytes / max(seconds, 1e-9))
