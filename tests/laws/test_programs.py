@@ -107,8 +107,6 @@ def test_cost_is_the_closed_form(name: str) -> None:
         "ring": 2 * (n - 1) * latency_s + 2 * (n - 1) / n * 8000 / bytes_per_s,
         "native": 2 * (n - 1) * latency_s + 2 * (n - 1) / n * 8000 / bytes_per_s,
         "recursive-doubling": 3 * (latency_s + 8000 / bytes_per_s),
-        "halving-doubling": 6 * latency_s + 2 * (n - 1) / n * 8000 / bytes_per_s,
-        "direct": 2 * (n - 1) * latency_s + 2 * (n - 1) / n * 8000 / bytes_per_s,
         "allgather": (n - 1) * (latency_s + 8000 / bytes_per_s),
     }
     assert program.seconds([chunk] * program.num_chunks, latency_s, bytes_per_s) == pytest.approx(
