@@ -86,24 +86,12 @@ def _ring(n: int) -> Shape:
     return Shape(steps=2 * (n - 1), chunks=n, sends=2 * (n - 1), encodes=n, decodes=2 * (n - 1))
 
 
-def _direct(n: int) -> Shape:
-    return Shape(steps=2, chunks=n, sends=2 * (n - 1), encodes=n, decodes=2 * (n - 1))
-
-
-def _halving_doubling(n: int) -> Shape:
-    halvings = n.bit_length() - 1
-    core = 1 << halvings
-    folds = n > core
-    sends = 2 * (core - 1) + folds * core
-    return Shape(steps=2 * (halvings + folds), chunks=core, sends=sends, encodes=core, decodes=sends)
-
-
 def _native(n: int) -> Shape:
     return Shape(steps=2 * (n - 1), chunks=n, sends=2 * (n - 1), encodes=n, decodes=n)
 
 
 def _allgather(n: int) -> Shape:
-    return Shape(steps=1, chunks=1, sends=n - 1, encodes=1, decodes=n)
+    return Shape(steps=n - 1, chunks=1, sends=n - 1, encodes=1, decodes=n)
 
 
 def _recursive_doubling(n: int) -> Shape:
@@ -116,8 +104,6 @@ def _recursive_doubling(n: int) -> Shape:
 
 CLOSED_FORMS: dict[str, Callable[[int], Shape]] = {
     "ring": _ring,
-    "direct": _direct,
-    "halving-doubling": _halving_doubling,
     "native": _native,
     "allgather": _allgather,
     "recursive-doubling": _recursive_doubling,
