@@ -129,8 +129,8 @@ class Gradients:
             self._begin()
         if name in self._arrived:
             raise AttachError(
-                f"parameter {name} got a gradient twice in one backward pass. Use checkpoint(..., use_reentrant=False); "
-                "if an earlier pass raised, close the run, load a checkpoint and attach again."
+                f"parameter {name} got a gradient twice in one backward pass; use checkpoint(use_reentrant=False). If "
+                "an earlier pass raised, close the run, load a checkpoint and attach again."
             )
         self._arrived.add(name)
         self.ready_s[name] = time.perf_counter()

@@ -156,18 +156,20 @@ class Run:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from what `state_dict` returned on this rank.
 
-        After a change of the number of workers only the step counter is kept and leftovers are dropped, with a
-        warning.
+        Load the model's and the optimizer's state after attaching too: attaching makes parameters rank 0's. The
+        architecture and the schedule may have changed since. After a change of the number of workers only the step
+        counter is kept and leftovers are dropped, with a warning.
 
         Raises:
-            AttachError: a checkpoint of another plan, another rank or another model.
+            AttachError: a checkpoint of another sync, compression, rank or model.
         """
         self._require_open()
         transport = self._fabric.transport
-        if state.get("version") != 1 or state["plan"] != str(self.plan):
+        if state.get("version") != 1 or not _share_state(Plan.parse(state["plan"]), self.plan):
             raise AttachError(
                 f"this checkpoint was made under the plan {state.get('plan')} (version {state.get('version')}), this "
-                f"run's is {self.plan} (version 1); attach with the plan of the checkpoint."
+                f"run's is {self.plan} (version 1); attach with the plan of the checkpoint, or one that differs from "
+                "it in architecture and schedule only."
             )
         self.step = state["step"]
         if state["workers"] != transport.size:
@@ -246,3 +248,8 @@ class Run:
     def _require_open(self) -> None:
         if self._closed:
             raise AttachError("this run is closed; attach again to go on training in step.")
+
+
+def _share_state(a: Plan, b: Plan) -> bool:
+    """Whether what is kept from step to step means the same under both."""
+    return (a.sync, a.compression) == (b.sync, b.compression)
