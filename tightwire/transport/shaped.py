@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, final
 
-from tightwire.transport.base import Transport, Work, native_bytes
+from tightwire.transport.base import Transport, Work, check_message, native_bytes
 from tightwire.transport.wrapper import Wrapper
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class Shaped(Wrapper):
 
     def isend(self, tensor: Tensor, dst: int, tag: int) -> Work:
         """Sends once the line is free and the message has travelled."""
+        check_message(self, tensor, dst)
         now = time.monotonic()
         leaves_at = self._out.pass_at(tensor.nbytes, now, began_at=now)
         return _Later(self._clock, leaves_at + self.latency_s, lambda: self.inner.isend(tensor, dst, tag))

@@ -147,16 +147,19 @@ class TorchDistributed(Transport):
 class _Pending:
     """Something that Gloo does; what goes wrong becomes a PeerError that names the ranks to blame."""
 
-    __slots__ = ("_arguments", "_owner", "_verb", "work")
+    __slots__ = ("_arguments", "_done", "_owner", "_verb", "work")
 
     def __init__(
         self, owner: TorchDistributed, begin: Callable[..., Any], arguments: tuple[Any, ...], verb: str
     ) -> None:
         self._owner, self._arguments, self._verb = owner, arguments, verb
+        self._done = False
         self.work = self._watched(begin, *arguments)
 
     def wait(self) -> None:
-        self._watched(self.work.wait, self._owner._timeout)
+        if not self._done:
+            self._watched(self.work.wait, self._owner._timeout)
+            self._done = True  # Gloo would wait for another message
 
     def _watched(self, call: Callable[..., Any], *arguments: Any) -> Any:
         liveness = self._owner._liveness

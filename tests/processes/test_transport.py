@@ -1,0 +1,154 @@
+"""The torch.distributed transport between real processes: the laws, and what it says of those that fail."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from tests.workers import Ended, run_processes
+
+RING = """
+for _ in range(size):
+    b = torch.zeros(100_000)
+    r = t.irecv(b, (rank + 1) % size, 3)
+    s = t.isend(b.clone(), (rank - 1) % size, 3)
+    r.wait()
+    s.wait()
+"""
+SUM = "t.all_reduce(torch.ones(1000)).wait()"
+CHAIN = "t.irecv(torch.zeros(3), (rank + 1) % size, 3).wait()"
+
+
+def run_with_victim(
+    victim: int, action: str, wait: str, *, size: int = 3, deadline_s: float = 3.0
+) -> list[Ended]:
+    """Lets rank `victim` act while the others wait; they answer with whom they blame."""
+    script = f"""
+t = transport.init(deadline_s={deadline_s})
+t.channel()
+if rank == {victim}:
+    {action}
+try:
+    exec({wait!r})
+except transport.base.TransportError as error:
+    answer(list(getattr(error, "ranks", [])))
+    raise
+"""
+    return run_processes(size, script, check=False, timeout_s=30.0)
+
+
+def assert_named(ended: list[Ended], victim: int, sentence: str) -> None:
+    for rank, end in enumerate(ended):
+        if rank != victim:
+            assert end.answer == [victim], f"rank {rank}:\n{end.err}"
+            assert end.code > 0, f"rank {rank} ended with {end.code}"
+            assert f"PeerError: {sentence}" in end.err
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_laws_hold(size: int) -> None:
+    run_processes(
+        size,
+        """
+        from tests.transport.laws import LAWS
+        t = transport.init(deadline_s=30)
+        for law in LAWS:
+            law(t)
+        transport.shutdown()
+        """,
+    )
+
+
+@pytest.mark.parametrize("wait", [RING, SUM, CHAIN], ids=["ring", "sum", "chain"])
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_killed_worker_is_named_by_every_other(victim: int, wait: str) -> None:
+    ended = run_with_victim(victim, "os.kill(os.getpid(), signal.SIGKILL)", wait)
+    assert_named(ended, victim, f"rank {victim} does not answer")
+
+
+@pytest.mark.parametrize(("victim", "wait"), [(0, RING), (2, SUM), (1, CHAIN)], ids=["ring", "sum", "chain"])
+def test_a_frozen_worker_is_named_by_every_other(victim: int, wait: str) -> None:
+    ended = run_with_victim(victim, "os.kill(os.getpid(), signal.SIGSTOP)", wait)
+    assert_named(ended, victim, f"rank {victim} does not answer")
+
+
+def test_a_worker_that_raises_is_named_with_its_error() -> None:
+    ended = run_with_victim(1, "raise ValueError('bad batch')", RING)
+    assert_named(ended, 1, "rank 1 failed")
+    assert "ValueError: bad batch. Look at its log." in ended[0].err
+
+
+def test_a_worker_that_leaves_is_named() -> None:
+    assert_named(run_with_victim(2, "t.close(); sys.exit(0)", SUM), 2, "rank 2 left")
+
+
+def test_a_worker_that_is_late_is_named() -> None:
+    ended = run_with_victim(1, "time.sleep(5)", SUM, deadline_s=2.0)
+    assert_named(ended, 1, "rank 1 is alive but did not reach this point within 2 s")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("absent", [0, 2])
+def test_a_worker_that_never_joins_is_named(absent: int) -> None:
+    ended = run_processes(
+        3,
+        """
+        try:
+            transport.init(deadline_s=2)
+        except transport.base.TransportError as error:
+            answer(list(error.ranks))
+            raise
+        """,
+        ranks=[rank for rank in range(3) if rank != absent],
+        join=False,
+        check=False,
+        env={"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())},
+    )
+    assert [end.answer for end in ended] == [[absent], [absent]]
+    assert all(end.code > 0 for end in ended)
+
+
+def test_a_taken_port_is_a_clear_error() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        script = "transport.init(deadline_s=2)"
+        (end,) = run_processes(2, script, ranks=[0], join=False, check=False, env=environment)
+    assert end.code == 1
+    assert f"TransportError: asked to listen at 127.0.0.1:{port} for the other workers; the port" in end.err
+
+
+def test_a_launched_world_also_initialises_torch_distributed() -> None:
+    ended = run_processes(
+        2,
+        """
+        t = transport.init(deadline_s=20)
+        total = torch.ones(3)
+        dist.all_reduce(total)
+        t.all_reduce(total).wait()
+        transport.shutdown()
+        assert transport.init(deadline_s=20) is not t
+        transport.current().barrier()
+        answer(total.tolist())
+        """,
+        join=False,
+        env={"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())},
+    )
+    assert [end.answer for end in ended] == [[4.0] * 3] * 2
+
+
+def test_a_shaped_rate_wraps_the_transport() -> None:
+    ended = run_processes(
+        2,
+        "t = transport.init(deadline_s=20); t.barrier(); answer([type(t).__name__, t.rate_bytes_per_s])",
+        env={"TIGHTWIRE_SHAPED_RATE_BYTES_PER_S": "25e6"},
+    )
+    assert [end.answer for end in ended] == [["Shaped", 25e6]] * 2
