@@ -6,7 +6,7 @@ from tightwire.compression.casts import BFloat16, Float16, Identity
 from tightwire.compression.codec import Codec, Combine, Stage
 from tightwire.compression.feedback import ErrorFeedback
 from tightwire.compression.sparse import TopK
-from tightwire.compression.uniform import Int8
+from tightwire.compression.uniform import QSGD, Int2, Int4, Int8, TernGrad
 from tightwire.plan import Member
 
 MEMBERS: tuple[type[Member], ...] = (
@@ -14,19 +14,27 @@ MEMBERS: tuple[type[Member], ...] = (
     BFloat16,
     Float16,
     Int8,
+    Int4,
+    Int2,
+    QSGD,
+    TernGrad,
     TopK,
     ErrorFeedback,
 )
 
 __all__ = [
     "MEMBERS",
+    "QSGD",
     "BFloat16",
     "Codec",
     "Combine",
     "ErrorFeedback",
     "Float16",
     "Identity",
+    "Int2",
+    "Int4",
     "Int8",
     "Stage",
+    "TernGrad",
     "TopK",
 ]

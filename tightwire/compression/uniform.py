@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
@@ -93,6 +94,118 @@ class Int8(_AbsmaxCodec):
     title: ClassVar[str] = "8-bit integers, a scale per block"
     paper: ClassVar[str] = "Dettmers 2016, arXiv:1511.04561"
     bits: ClassVar[int] = 8
+
+
+@final
+@dataclass(frozen=True)
+class Int4(_AbsmaxCodec):
+    """Sends 4-bit integers, two per byte, and one float32 step per block, step = max|x|/7.
+
+    Attributes:
+        block: elements that share a step; a multiple of 8.
+        rounding: `nearest`, or `stochastic`, which is unbiased.
+    """
+
+    name: ClassVar[str] = "int4"
+    title: ClassVar[str] = "4-bit integers, a scale per block"
+    paper: ClassVar[str] = "Dettmers & Zettlemoyer 2023, arXiv:2212.09720"
+    bits: ClassVar[int] = 4
+
+    block: int = 128
+
+
+@final
+@dataclass(frozen=True)
+class Int2(_AbsmaxCodec):
+    """Sends −1, 0 or 1 times max|x|, four per byte, and one float32 step per block.
+
+    Attributes:
+        block: elements that share a step; a multiple of 8.
+        rounding: `nearest`, or `stochastic`, which is unbiased.
+    """
+
+    name: ClassVar[str] = "int2"
+    title: ClassVar[str] = "2-bit integers, a scale per block"
+    paper: ClassVar[str] = "Wen et al. 2017, arXiv:1705.07878"
+    bits: ClassVar[int] = 2
+
+    block: int = 64
+
+
+@final
+@dataclass(frozen=True)
+class QSGD(_UniformCodec):
+    """Sends ‖x‖₂ · sign(xᵢ) · ξᵢ/s per block, ξᵢ ∈ {0 … s} rounded stochastically (equation 3.1); unbiased.
+
+    Levels are packed in 2, 4 or 8 bits, the fewest that hold 2s + 1 values, instead of the paper's Elias code,
+    so that the size is known before encoding.
+
+    Attributes:
+        s: levels above zero, 1 … 127.
+        block: elements that share a norm (the paper's bucket size d); a multiple of 8.
+    """
+
+    name: ClassVar[str] = "qsgd"
+    title: ClassVar[str] = "random rounding on the scale of the norm"
+    paper: ClassVar[str] = "Alistarh et al. 2017, arXiv:1610.02132"
+    unbiased: ClassVar[bool] = True
+
+    s: int = 127
+    block: int = 512
+
+    def __post_init__(self) -> None:
+        _check_block(self, self.block)
+        if not 1 <= self.s <= 127:
+            raise PlanError(
+                f"qsgd with {self.s} levels does not fit in a byte; give 1 … 127, as in qsgd:7 (4 bits)."
+            )
+
+    def grid(self) -> Grid:
+        """Returns the grid whose top level is the norm."""
+        bits = next(bits for bits in (2, 4, 8) if 2 * self.s + 1 <= 2**bits)
+        return Grid(block=self.block, bits=bits, levels=self.s, norm="l2", stochastic=True)
+
+    def contraction(self, numel: int) -> float | None:
+        """Returns 1 − min(d/s², √d/s), from lemma 3.1, where that is above 0."""
+        d = min(self.block, max(numel, 1))
+        delta = 1 - min(d / self.s**2, math.sqrt(d) / self.s)
+        return delta if delta > 0 else None
+
+
+@final
+@dataclass(frozen=True)
+class TernGrad(_UniformCodec):
+    """Sends s · sign(xᵢ) · bᵢ with bᵢ ~ Bernoulli(|xᵢ|/s), s = min(max|x|, clip · rms(x)); 2 bits each.
+
+    The paper scales by layer; here it is by block. Without clipping it is unbiased.
+
+    Attributes:
+        clip: in root mean squares of the block (the paper's c); 0 for no clipping.
+        block: elements that share a scale; a multiple of 8.
+    """
+
+    name: ClassVar[str] = "terngrad"
+    title: ClassVar[str] = "random ternary gradients"
+    paper: ClassVar[str] = "Wen et al. 2017, arXiv:1705.07878"
+
+    clip: float = 2.5
+    block: int = 1024
+
+    def __post_init__(self) -> None:
+        _check_block(self, self.block)
+        if not (self.clip == 0 or 1 <= self.clip < math.inf):
+            raise PlanError(
+                f"terngrad with clip={self.clip} would cut typical elements; give 1 or more, or 0 for none."
+            )
+
+    @property
+    def unbiased(self) -> bool:  # type: ignore[override]
+        """Whether nothing is clipped."""
+        return self.clip == 0
+
+    def grid(self) -> Grid:
+        """Returns the ternary grid."""
+        return Grid(block=self.block, bits=2, levels=1, clip=self.clip, stochastic=True)
 
 
 def _check_block(codec: _UniformCodec, block: int) -> None:

@@ -19,6 +19,7 @@ class Grid:
         bits: per code, 2, 4 or 8.
         levels: above zero; 2·levels + 1 ≤ 2**bits.
         norm: what `levels` steps reach up to: the largest magnitude of the block, or its Euclidean norm.
+        clip: what `levels` steps reach at most, in root mean squares of the block; 0 does not limit them.
         stochastic: whether rounding up has the probability that makes it unbiased; to nearest otherwise.
     """
 
@@ -26,6 +27,7 @@ class Grid:
     bits: int
     levels: int
     norm: Literal["max", "l2"] = "max"
+    clip: float = 0.0
     stochastic: bool = False
 
     def num_blocks(self, numel: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -46,7 +48,9 @@ def quantise(x: Tensor, message: Tensor, grid: Grid, seed: int) -> None:
 def _quantise_blocks(x: Tensor, grid: Grid, seed: int, first: int) -> tuple[Tensor, Tensor]:
     largest = x.abs().amax(1, keepdim=True)
     scale = _euclidean_norm(x, largest) if grid.norm == "l2" else largest
-    scale = torch.where(scale < _FLOOR, largest, scale).clamp(max=_CEILING)
+    if grid.clip > 0:
+        scale = torch.minimum(scale, grid.clip / math.sqrt(x.shape[1]) * _euclidean_norm(x, largest))
+    scale = scale.clamp(max=_CEILING)
     sent = largest >= _FLOOR
     zero = torch.zeros_like(scale)
     step = torch.where(sent, scale / grid.levels, zero)
@@ -71,7 +75,7 @@ def _euclidean_norm(x: Tensor, largest: Tensor) -> Tensor:
     while width > 1:
         width //= 2
         folded = folded[:, :width] + folded[:, width:]
-    return largest * folded.sqrt()
+    return (largest.double() * folded.double().sqrt()).float()
 
 
 def dequantise(message: Tensor, out: Tensor, grid: Grid, add: bool) -> None:

@@ -39,6 +39,7 @@ def quantise(x: Tensor, message: Tensor, grid: Grid, seed: int) -> None:
         grid.bits,
         grid.levels,
         grid.norm == "l2",
+        grid.clip,
         grid.stochastic,
         (np.uint32(keys[0]), np.uint32(keys[1])),
     )

@@ -49,6 +49,46 @@ to_half = _cast(types.float32, types.uint16, [("fptrunc", ir.HalfType()), ("bitc
 from_half = _cast(types.uint16, types.float32, [("bitcast", ir.HalfType()), ("fpext", ir.FloatType())])
 
 
+def _reaching(typing: Any, a: Any, first: Any, mask: Any, low: Any) -> Any:
+    """Returns which of the 64 elements from a[first] on reach `low` without their sign, as the bits of a uint64.
+
+    A comparison of whole vectors whose outcome is read as an integer, which loops alone do not compile to.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        lane = context.get_value_type(a.dtype)
+        vector, places = ir.VectorType(lane, 64), ir.VectorType(ir.IntType(32), 64)
+        nothing = ir.Constant(vector, ir.Undefined)
+
+        def repeat(value: Any) -> Any:
+            one = builder.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0))
+            return builder.shuffle_vector(one, nothing, ir.Constant(places, [0] * 64))
+
+        array = context.make_array(a)(context, builder, args[0])
+        address = builder.gep(array.data, [args[1]])
+        elements = builder.load(builder.bitcast(address, vector.as_pointer()))
+        elements.align = 1
+        magnitudes = builder.and_(elements, repeat(args[2]))
+        return builder.bitcast(builder.icmp_signed(">=", magnitudes, repeat(args[3])), ir.IntType(64))
+
+    return types.uint64(a, types.intp, a.dtype, a.dtype), generate
+
+
+reaching: Any = intrinsic(_reaching)
+
+
+def _lowest_bit(typing: Any, bits: Any) -> Any:
+    """Returns the place of the lowest bit that is set in a uint64 that is not zero."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.uint64), generate
+
+
+lowest_bit: Any = intrinsic(_lowest_bit)
+
+
 @njit(inline="always")
 def is_finite_bits(bits: Any) -> Any:
     """Whether these are the bits of a finite float32."""

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from tightwire.kernels.cpu.bits import LOOP, U32, random_bits
+from tightwire.kernels.cpu.bits import LOOP, U32, lowest_bit, random_bits, reaching
 
 DIGIT_BITS = 11
 # Below this many elements sampling costs more than it saves.
 SMALL = 1024
 MOST_SAMPLES = 1 << 16
-# Elements looked at together: most groups hold none of the largest and cost a few vector instructions.
+# Elements looked at together: as many as an integer has bits.
 GROUP = 64
 
 
@@ -62,9 +62,10 @@ def estimate(a: Any, mask: Any, k: Any, sample: Any) -> Any:
     """
     stretch = a.size // sample.size
     for i in range(sample.size):
-        sample[i] = a[i * stretch + random_bits(U32(i), U32(0), U32(0)) % stretch] & mask
+        place = (np.uint64(random_bits(U32(i), U32(0), U32(0))) * np.uint64(stretch)) >> np.uint64(32)
+        sample[i] = a[i * stretch + np.int64(place)] & mask
     expected = k * sample.size / a.size
-    rank = int(expected + 4 * np.sqrt(expected) + 4)
+    rank = int(expected + 3 * np.sqrt(expected) + 4)
     if rank >= sample.size:
         return np.uint64(0)
     return kth_largest(sample, mask, rank)[0]
@@ -81,25 +82,28 @@ def collect(a: Any, mask: Any, low: Any, indices: Any, values: Any) -> Any:
     """
     count = 0
     whole = a.size - a.size % GROUP
-    for first in range(0, a.size, GROUP):
-        group = a[first : first + GROUP]
-        if first < whole:
-            largest = a.dtype.type(0)
-            for i in range(GROUP):
-                largest = max(largest, a.dtype.type(group[i] & mask))
-            if largest < low:
-                continue
-        if count > indices.size - GROUP:
+    for first in range(0, whole, GROUP):
+        if count > indices.size - 2 * GROUP:  # room for this group and for the rest after the last
             put_back(a, indices[:count], values)
             return -1
-        begin = count
-        for i in range(group.size):
-            indices[count] = first + i
-            values[count] = group[i]
-            count += a.dtype.type(group[i] & mask) >= low
-        for j in range(begin, count):
-            a[indices[j]] = 0
+        hits = reaching(a, first, mask, low)
+        while hits:
+            move(a, first + lowest_bit(hits), count, indices, values)
+            count += 1
+            hits &= hits - np.uint64(1)
+    for i in range(whole, a.size):
+        if a.dtype.type(a[i] & mask) >= low:
+            move(a, i, count, indices, values)
+            count += 1
     return count
+
+
+@njit(**LOOP)
+def move(a: Any, i: Any, slot: Any, indices: Any, values: Any) -> None:
+    """Moves one element out of `a`."""
+    indices[slot] = i
+    values[slot] = a[i]
+    a[i] = 0
 
 
 @njit(**LOOP)
@@ -119,9 +123,7 @@ def send_all(a: Any, mask: Any, k: Any, indices: Any, values: Any) -> None:
         magnitude = np.uint64(a[i] & mask)
         if magnitude > threshold or (magnitude == threshold and ties > 0):
             ties -= magnitude == threshold
-            indices[slot] = i
-            values[slot] = a[i]
-            a[i] = 0
+            move(a, i, slot, indices, values)
             slot += 1
 
 
@@ -155,9 +157,10 @@ def select(a: Any, mask: Any, k: Any, message: Any) -> None:
     """
     indices = message[: 4 * k].view(np.int32)
     values = message[4 * k :].view(a.dtype)
-    if a.size >= SMALL and k <= a.size // 8:
-        low = a.dtype.type(estimate(a, mask, k, np.empty(min(a.size // 16, MOST_SAMPLES), a.dtype)))
-        room = min(a.size, 2 * k + 4096) + GROUP
+    if a.size >= SMALL and k <= a.size // 2:
+        sample = np.empty(min(a.size // 16, MOST_SAMPLES), a.dtype)
+        low = a.dtype.type(estimate(a, mask, k, sample))
+        room = min(a.size, 2 * k + 16 * a.size // sample.size) + 2 * GROUP
         found, found_values = np.empty(room, np.int32), np.empty(room, a.dtype)
         count = collect(a, mask, low, found, found_values)
         if count >= k:

@@ -50,22 +50,22 @@ def euclidean_norm(block: Any, largest: Any, folded: Any) -> Any:
         width //= 2
         for i in range(width):
             folded[i] += folded[width + i]
-    return largest * np.sqrt(folded[0])
+    # In float64, because square roots of float32 are not rounded alike everywhere.
+    return F32(np.float64(largest) * np.sqrt(np.float64(folded[0])))
 
 
 @njit(**LOOP)
 def round_nearest(block: Any, next_bits: Any, codes: Any, step: Any, inverse: Any, levels: Any) -> Any:
-    """Rounds a block and leaves the differences; returns the largest magnitude's bits of the next one."""
+    """Rounds a block and leaves the differences; returns the largest magnitude's bits of `next_bits`."""
     top = F32(levels)
     largest = U32(0)
     for i in range(block.size):
-        if next_bits.size == block.size:
-            largest = max(largest, U32(next_bits[i] & MAGNITUDE))
+        largest = max(largest, U32(next_bits[i] & MAGNITUDE))
         rounded = (block[i] * inverse + ROUNDER) - ROUNDER
         rounded = min(max(rounded, -top), top)
         codes[i] = np.uint8(I32(rounded + top))
         block[i] -= rounded * step
-    return largest if next_bits.size == block.size else largest_bits(next_bits)
+    return largest
 
 
 @njit(**LOOP)
@@ -76,14 +76,13 @@ def round_stochastic(
     top = F32(levels)
     largest = U32(0)
     for i in range(block.size):
-        if next_bits.size == block.size:
-            largest = max(largest, U32(next_bits[i] & MAGNITUDE))
+        largest = max(largest, U32(next_bits[i] & MAGNITUDE))
         unit = random_unit(U32(first + U32(i)), keys[0], keys[1])
         rounded = np.floor(block[i] * inverse + unit)
         rounded = min(max(rounded, -top), top)
         codes[i] = np.uint8(I32(rounded + top))
         block[i] -= rounded * step
-    return largest if next_bits.size == block.size else largest_bits(next_bits)
+    return largest
 
 
 @njit(**LOOP)
@@ -104,7 +103,7 @@ def pack(codes: Any, numel: Any, out: Any, bits: Any) -> None:
 
 @njit(**LOOP)
 def quantise(
-    x: Any, message: Any, block: Any, bits: Any, levels: Any, l2: Any, stochastic: Any, keys: Any
+    x: Any, message: Any, block: Any, bits: Any, levels: Any, l2: Any, clip: Any, stochastic: Any, keys: Any
 ) -> None:
     """Writes the steps and codes of every block of `x`, and leaves in `x` what they miss."""
     numel = x.size
@@ -114,6 +113,7 @@ def quantise(
     all_bits = x.view(np.uint32)
     codes = np.empty(block, np.uint8)
     folded = np.empty(2 * block, np.float32)
+    nothing = np.zeros(block, np.uint32)
     largest = largest_bits(all_bits[:block])
     for b in range(num_blocks):
         first = b * block
@@ -128,8 +128,9 @@ def quantise(
             largest = largest_bits(next_bits)
         else:
             scale = float_of(largest)
-            if l2 and scale >= FLOOR:
-                scale = euclidean_norm(here, scale, folded)
+            if (l2 or clip > 0) and scale >= FLOOR:
+                norm = euclidean_norm(here, scale, folded)
+                scale = norm if l2 else min(scale, F32(clip / np.sqrt(float(here.size))) * norm)
             step = F32(0)
             inverse = F32(0)
             if scale >= FLOOR:
@@ -137,10 +138,14 @@ def quantise(
                 step = scale / F32(levels)
                 inverse = F32(levels) / scale
             steps[b] = step
+            # The last two blocks have no whole one ahead of them: a loop with that condition inside is slow.
+            ahead = next_bits if next_bits.size == here.size else nothing[: here.size]
             if stochastic:
-                largest = round_stochastic(here, next_bits, target, step, inverse, levels, U32(first), keys)
+                largest = round_stochastic(here, ahead, target, step, inverse, levels, U32(first), keys)
             else:
-                largest = round_nearest(here, next_bits, target, step, inverse, levels)
+                largest = round_nearest(here, ahead, target, step, inverse, levels)
+            if next_bits.size != here.size:
+                largest = largest_bits(next_bits)
         if bits != 8:
             pack(codes, here.size, out, bits)
 
