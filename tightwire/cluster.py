@@ -30,7 +30,7 @@ class Fit:
         program: as in `allreduce:PROGRAM`.
         alpha_s: time of an exchange of nothing.
         beta_s_per_byte: more per payload byte that the busiest worker sends.
-        residual: root mean square of the relative errors of the fit.
+        residual: root mean square of the relative errors of the fit, weighted by time.
         source: `measured`, or `prior` for the formula from latency and bandwidth.
     """
 

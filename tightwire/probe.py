@@ -81,18 +81,21 @@ def probe(
 
 
 def fit(program: str, points: Sequence[Point]) -> Fit:
-    """Fits α + β · bytes by least squares of the relative errors, neither of them negative.
+    """Fits α + β · bytes by least squares weighted with 1/time, neither of them negative.
+
+    Absolute errors would leave α to chance, relative ones β: a step is the sum of many buckets' times.
 
     >>> fit("ring", [Point(sent_bytes=n, seconds=1e-3 + 1e-8 * n) for n in (0, 10**5, 10**6)]).residual < 1e-9
     True
     """
-    alpha_s, beta = _relative_line(points)
+    alpha_s, beta = _line(points)
     if alpha_s < 0:
-        alpha_s, beta = 0.0, _relative_slope(points)
+        alpha_s, beta = 0.0, _slope(points)
     elif beta < 0:
         alpha_s, beta = statistics.fmean(p.seconds for p in points), 0.0
     errors = [(alpha_s + beta * p.sent_bytes) / p.seconds - 1 for p in points]
-    residual = statistics.fmean(e * e for e in errors) ** 0.5
+    total_s = sum(p.seconds for p in points)
+    residual = (sum(p.seconds * e * e for p, e in zip(points, errors, strict=True)) / total_s) ** 0.5
     return Fit(program=program, alpha_s=alpha_s, beta_s_per_byte=beta, residual=residual)
 
 
@@ -112,23 +115,21 @@ def tournament(size: int) -> list[list[tuple[int, int]]]:
     return rounds
 
 
-def _relative_line(points: Sequence[Point]) -> tuple[float, float]:
-    """Returns α and β that minimise Σ ((α + βx)/t − 1)²."""
-    a = sum(1 / p.seconds**2 for p in points)
-    b = sum(p.sent_bytes / p.seconds**2 for p in points)
-    c = sum((p.sent_bytes / p.seconds) ** 2 for p in points)
-    d = sum(1 / p.seconds for p in points)
-    e = sum(p.sent_bytes / p.seconds for p in points)
+def _line(points: Sequence[Point]) -> tuple[float, float]:
+    """Returns α and β that minimise Σ (α + βx − t)²/t."""
+    a = sum(1 / p.seconds for p in points)
+    b = sum(p.sent_bytes / p.seconds for p in points)
+    c = sum(p.sent_bytes**2 / p.seconds for p in points)
+    d, e = len(points), sum(p.sent_bytes for p in points)
     determinant = a * c - b * b
     if determinant <= 1e-12 * a * c:  # all of one size
         return d / a, 0.0
     return (c * d - b * e) / determinant, (a * e - b * d) / determinant
 
 
-def _relative_slope(points: Sequence[Point]) -> float:
-    """Returns β that minimises Σ (βx/t − 1)²."""
-    ratios = [p.sent_bytes / p.seconds for p in points]
-    return sum(ratios) / sum(ratio * ratio for ratio in ratios)
+def _slope(points: Sequence[Point]) -> float:
+    """Returns β that minimises Σ (βx − t)²/t."""
+    return sum(p.sent_bytes for p in points) / sum(p.sent_bytes**2 / p.seconds for p in points)
 
 
 @final
@@ -231,20 +232,27 @@ class _Probe:
         send.wait()
         return time.perf_counter() - begin_s
 
+    @property
+    def _sample_s(self) -> float:
+        """How long a sample should last: long enough, and all of them within half of the programs' budget."""
+        num_samples = len(self._programs) * (1 + len(SHARES)) * SAMPLES
+        return min(SAMPLE_S, self._budget_s * (1 - PAIR_SHARE) / 2 / num_samples)
+
     def _fit(self, program: Program, bytes_per_s: float) -> Fit:
         per_program_s = self._budget_s * (1 - PAIR_SHARE) / len(self._programs)
         largest = _clamp(bytes_per_s * per_program_s / (SAMPLES + 1) / sum(SHARES))
         targets = [SMALL_BYTES, *(max(SMALL_BYTES, round(largest * share)) for share in SHARES)]
-        return fit(program.name, [self._point(program, target, bytes_per_s) for target in targets])
+        return fit(program.name, [self._point(program, target) for target in targets])
 
-    def _point(self, program: Program, target: int, bytes_per_s: float) -> Point:
+    def _point(self, program: Program, target: int) -> Point:
         """Times a program on a buffer for which the busiest worker sends about `target` bytes."""
         self._tell(f"{program.name}, {target / 1e6:.2g} MB")
         numel = max(1, round(target / _sent_per_element(program)))
         buffer = torch.zeros(numel)
         runner = Runner(program, self._transport, numel=numel, dtype=torch.float32, codec=Identity())
-        runs = round(min(MAX_RUNS, max(1.0, SAMPLE_S * bytes_per_s / target)))
-        samples = [self._sample(lambda: runner.run(buffer, buffer), runs) for _ in range(SAMPLES + 1)][1:]
+        first_s = max(self._gather(self._sample(lambda: runner.run(buffer, buffer), 1)))
+        runs = round(min(MAX_RUNS, max(1.0, self._sample_s / first_s)))
+        samples = [self._sample(lambda: runner.run(buffer, buffer), runs) for _ in range(SAMPLES)]
         slowest = [max(by_rank) for by_rank in zip(*self._gather(samples), strict=True)]
         return Point(sent_bytes=_sent(program, numel), seconds=statistics.median(slowest))
 
