@@ -11,6 +11,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -69,10 +71,11 @@ def processes_with(marker: str) -> list[int]:
     return found
 
 
-def network_namespaces() -> set[str]:
-    """Every network namespace that a process lives in."""
+def networks(pids: list[int] | None = None) -> set[str]:
+    """The network namespaces that these processes live in; by default all processes."""
     found = set()
-    for entry in Path("/proc").glob("[0-9]*/ns/net"):
+    names = ["[0-9]*"] if pids is None else [str(pid) for pid in pids]
+    for entry in chain.from_iterable(Path("/proc").glob(f"{name}/ns/net") for name in names):
         try:
             found.add(str(entry.readlink()))
         except OSError:
@@ -207,16 +210,16 @@ def test_batch_scheduling(mode: str, open_lab: Callable[..., Lab]) -> None:
 
 @pytest.mark.parametrize("mode", KERNEL_MODES)
 def test_a_closed_lab_leaves_nothing(mode: str, open_lab: Callable[..., Lab]) -> None:
-    before = network_namespaces()
     marker = f"61{os.getpid()}"
     lab = open_lab(mode)
     # In a session of its own it is out of reach of signals to the worker's group.
     command = ["sh", "-c", f"setsid sleep {marker} >/dev/null 2>&1 & sleep 0.3"]
     assert lab.run(command, on_line=lambda line: None).ok
-    assert processes_with(marker)
+    left = networks(processes_with(marker))
+    assert len(left) == 2
     lab.__exit__(None, None, None)
     assert processes_with(marker) == []
-    assert network_namespaces() <= before
+    assert not left & networks()
 
 
 LAUNCHER = """if True:
@@ -231,26 +234,33 @@ LAUNCHER = """if True:
 """
 
 
-def launch(mode: str, marker: str, how: str = "running", code: str = LAUNCHER) -> subprocess.Popen[str]:
+@contextmanager
+def launch(
+    mode: str, marker: str, how: str = "running", code: str = LAUNCHER
+) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-c", code, mode, marker, how]
-    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert launcher.stdout is not None
-    assert [launcher.stdout.readline() for _ in range(2)] == ["up\n", "up\n"]
-    return launcher
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as launcher:
+        assert launcher.stdout is not None
+        assert launcher.stderr is not None
+        try:
+            ready = [launcher.stdout.readline() for _ in range(2)]
+            assert ready == ["up\n", "up\n"], launcher.stderr.read()
+            yield launcher
+        finally:
+            launcher.kill()
 
 
 @pytest.mark.parametrize("how", ["running", "frozen"])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_killed_launcher_leaves_nothing(mode: str, how: str, open_lab: Callable[..., Lab]) -> None:
     open_lab(mode)
-    before = network_namespaces()
     marker = f"{62 + (how == 'frozen')}{os.getpid()}"
     with launch(mode, marker, how) as launcher:
-        assert len(processes_with(marker)) >= 4
-        assert (network_namespaces() <= before) == (mode == "shaped")
+        left = networks(processes_with(marker)) - networks([os.getpid()])
+        assert len(left) == (0 if mode == "shaped" else 2)
         launcher.kill()
-    assert eventually(lambda: not processes_with(marker))
-    assert eventually(lambda: network_namespaces() <= before)
+        assert eventually(lambda: not processes_with(marker))
+        assert eventually(lambda: not left & networks())
 
 
 @pytest.mark.parametrize("mode", MODES)
