@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from tightwire.bench import collectives as collectives_bench
+from tightwire.bench import kernels as kernels_bench
 from tightwire.bench.collectives import Bench, Row
 from tightwire.errors import LabError, TightwireError
 from tightwire.lab import parse_rate
@@ -98,4 +99,57 @@ def _print_rows(rows: list[Row]) -> None:
         )
     if any(row.scheduling == "batch" for row in rows):
         table.caption = "Up to 64 KiB: workers under SCHED_BATCH."
+    Console().print(table)
+
+
+@app.command()
+def kernels(
+    sizes: Annotated[str, typer.Option(help="Elements, by comma.")] = "25000000,10000",
+    codecs: Annotated[str, typer.Option(help="Codecs, separated by spaces; every one by default.")] = "",
+    rounds: Annotated[int, typer.Option(help="Per codec; the median counts.", min=1)] = 9,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="End with one line of JSON on standard output.")
+    ] = False,
+) -> None:
+    """Time codecs on one core, beside a copy of the same memory and plain torch.
+
+    tightwire bench kernels
+
+    tightwire bench kernels --codecs "int8 topk:0.01" --sizes 1000000 --json
+    """
+    try:
+        numels = [int(size) for size in sizes.split(",")]
+        texts = tuple(codecs.split()) or kernels_bench.default_kernels()
+        with Console(stderr=True).status("the kernels start") as status:
+            rows = [
+                row
+                for numel in numels
+                # Small inputs are quick and noisy: more rounds cost nothing.
+                for row in kernels_bench.measure(
+                    texts, numel, rounds if numel > 10**6 else 10 * rounds, status.update
+                )
+            ]
+    except (TightwireError, ValueError) as error:
+        typer.echo(f"bench: {error}", err=True)
+        raise typer.Exit(2) from error
+    if as_json:
+        typer.echo(json.dumps({"rows": [asdict(row) for row in rows]}))
+    else:
+        _print_kernels(rows)
+
+
+def _print_kernels(rows: list[kernels_bench.Row]) -> None:
+    table = Table("codec", "phase", "elements", "ms", "copy ms", "ratio", "torch ms")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(
+            row.kernel,
+            row.phase,
+            f"{row.numel:,}",
+            f"{row.seconds * 1e3:.3f}",
+            f"{row.memcpy_s * 1e3:.3f}",
+            f"{row.ratio:.2f}",
+            "" if row.stock_s is None else f"{row.stock_s * 1e3:.3f}",
+        )
     Console().print(table)

@@ -1,0 +1,62 @@
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from tightwire.bench.kernels import default_kernels, measure, stock_ways
+from tightwire.cli.bench import app
+from tightwire.compression import MEMBERS, Codec
+from tightwire.errors import PlanError
+from tightwire.plan import parse_compression
+
+
+def test_every_codec_is_measured_by_default() -> None:
+    names = {text.partition(":")[0] for text in default_kernels()}
+    assert names == {member.name for member in MEMBERS if issubclass(member, Codec)}
+
+
+def test_rows_have_both_phases_and_leave_the_threads_as_they_were() -> None:
+    threads = torch.get_num_threads()
+    rows = measure(("bf16", "int4"), 1000, rounds=2)
+    assert [(row.kernel, row.phase) for row in rows] == [
+        ("bf16", "encode"),
+        ("bf16", "decode"),
+        ("int4", "encode"),
+        ("int4", "decode"),
+    ]
+    assert all(row.numel == 1000 and row.ratio == row.seconds / row.memcpy_s for row in rows)
+    assert [row.stock_s is None for row in rows] == [False, False, True, True]
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("text", ["topk:0.1", "bf16", "fp16"])
+def test_stock_way_does_the_same(text: str) -> None:
+    (codec,) = parse_compression(text)
+    assert isinstance(codec, Codec)
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    ours, stock = x.clone(), x.clone()
+    codec.encode(ours, torch.empty(codec.wire_bytes(1000), dtype=torch.uint8))
+    stock_ways(codec, stock)["encode"]()
+    assert torch.equal(ours, stock)
+
+
+def test_a_stage_is_refused() -> None:
+    with pytest.raises(PlanError, match="ef is no codec"):
+        measure(("ef",), 10, rounds=1)
+
+
+def test_command_prints_one_object_last() -> None:
+    result = CliRunner().invoke(
+        app, ["kernels", "--codecs", "none", "--sizes", "100", "--rounds", "1", "--json"]
+    )
+    assert result.exit_code == 0
+    rows = json.loads(result.stdout.splitlines()[-1])["rows"]
+    assert {"kernel", "phase", "numel", "seconds", "memcpy_s", "ratio", "stock_s"} == set(rows[0])
+
+
+@pytest.mark.parametrize("arguments", [["--codecs", "nothing"], ["--sizes", "ten"]])
+def test_bad_input_exits_with_one_sentence(arguments: list[str]) -> None:
+    result = CliRunner().invoke(app, ["kernels", *arguments])
+    assert result.exit_code == 2
+    assert "bench:" in result.stderr
