@@ -5,6 +5,7 @@ python -m tightwire.study.tour_worker '{"seconds": 45, "plans": ["ddp", "lossles
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -13,9 +14,9 @@ from typing import Any, cast, get_args
 
 from tightwire.cluster import Cluster
 from tightwire.plan import Plan
-from tightwire.planner import STOCK, Allowance, Ranking, is_lossless, recommend, summary
+from tightwire.planner import STOCK, Allowance, Ranking, candidates, is_lossless, recommend, summary
 from tightwire.probe import probe
-from tightwire.profile import Profile, measure, measure_codecs
+from tightwire.profile import Profile, measure, measure_codecs, measure_pass
 from tightwire.simulate import predict
 from tightwire.study.text import Corpus, standard_library
 from tightwire.study.training import DDP, Replica, train
@@ -23,6 +24,7 @@ from tightwire.transport import Transport, init, shutdown
 
 PROBE_BUDGET_S = 12.0
 PROFILE_STEPS = 8
+BUCKET_NUMEL = 2**20
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,11 @@ def main() -> None:
 
 def _probe(transport: Transport, teller: Teller, out: pathlib.Path) -> Cluster:
     teller.tell("stage", name="probe", seconds=PROBE_BUDGET_S)
-    cluster = probe(transport, budget_s=PROBE_BUDGET_S)
+    cluster = probe(
+        transport,
+        budget_s=PROBE_BUDGET_S,
+        on_progress=lambda share, _: teller.tell("progress", seconds=share * PROBE_BUDGET_S),
+    )
     if transport.rank == 0:
         cluster.write(out / "cluster.yaml")
     teller.tell("probed", bandwidth_bytes_per_s=cluster.bandwidth_bytes_per_s, latency_s=cluster.latency_s)
@@ -94,12 +100,21 @@ def _profile(transport: Transport, corpus: Corpus, teller: Teller, out: pathlib.
     teller.tell("stage", name="profile", seconds=10.0)
     replica = Replica(corpus, transport.rank)
     transport.barrier()
-    profile = measure(replica.model, replica.optimizer, replica.step, steps=PROFILE_STEPS)
-    profile = measure_codecs(profile)
+    profile = dataclasses.replace(
+        measure(replica.model, replica.optimizer, replica.step, steps=PROFILE_STEPS), **_codec_costs()
+    )
     if transport.rank == 0:
         profile.write(out / "profile.yaml")
     teller.tell("profiled", compute_s=profile.compute_s, num_bytes=profile.num_bytes)
     return profile
+
+
+def _codec_costs() -> dict[str, Any]:
+    compressions = sorted({plan.compression_text for plan in candidates(BUCKET_NUMEL * 4, "lossy")})
+    return {
+        "codecs": measure_codecs(compressions, numel=BUCKET_NUMEL),
+        "pass_s_per_element": measure_pass(numel=BUCKET_NUMEL),
+    }
 
 
 def _choose(
