@@ -37,7 +37,8 @@ class TorchDistributed(Transport):
     """One process of a torch.distributed world, over Gloo connections of its own; the `join` functions make it.
 
     Nothing here touches the process groups of the user: collectives on WORLD do not interfere. The backend
-    object is called directly, for `dist.isend` costs a third more per small message.
+    object is called directly, for `dist.isend` costs a third more per small message. Tensors of other devices
+    travel by way of host memory.
     """
 
     native_dtypes = GLOO_SUMS
@@ -71,17 +72,23 @@ class TorchDistributed(Transport):
     def isend(self, tensor: Tensor, dst: int, tag: int) -> Work:
         """Starts a Gloo send."""
         check_message(self, tensor, dst)
-        return _Pending(self, self._gloo.send, ([tensor], dst, tag), "send")
+        return _Pending(self, self._gloo.send, ([tensor.cpu()], dst, tag), "send")
 
     def irecv(self, tensor: Tensor, src: int, tag: int) -> Work:
         """Starts a Gloo receive."""
         check_message(self, tensor, src)
-        return _Pending(self, self._gloo.recv, ([tensor], src, tag), "receive")
+        if tensor.is_cpu:
+            return _Pending(self, self._gloo.recv, ([tensor], src, tag), "receive")
+        host = torch.empty_like(tensor, device="cpu")
+        return _Staged(self.irecv(host, src, tag), host, tensor)
 
     def all_reduce(self, tensor: Tensor) -> Work:
         """Starts Gloo's all-reduce."""
         check_summable(self, tensor)
-        return _Pending(self, self._gloo.allreduce, ([tensor],), "for an all-reduce")
+        if tensor.is_cpu:
+            return _Pending(self, self._gloo.allreduce, ([tensor],), "for an all-reduce")
+        host = tensor.cpu()
+        return _Staged(self.all_reduce(host), host, tensor)
 
     def exchange(self, payload: bytes) -> list[bytes]:
         """Returns every rank's payload, by rank: an all-gather of sizes, then one of padded payloads."""
@@ -177,6 +184,18 @@ class _Pending:
             (tensor,), peer, tag = self._arguments
             return Wait(frozenset({world[peer]}), describe(self._verb, tensor.nbytes, tag))
         return Wait(frozenset(world) - {self._owner._liveness.rank}, self._verb)
+
+
+@final
+class _Staged:
+    """Something done to a host copy of a tensor on another device."""
+
+    def __init__(self, work: Work, host: Tensor, tensor: Tensor) -> None:
+        self._work, self._host, self._tensor = work, host, tensor
+
+    def wait(self) -> None:
+        self._work.wait()
+        self._tensor.detach().copy_(self._host)
 
 
 @final
