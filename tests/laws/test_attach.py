@@ -16,7 +16,6 @@ from tests.attach.training import (
     momentum,
     plain,
     same,
-    sgd,
     train,
     train_all,
     values,

@@ -152,12 +152,6 @@ class Gradients:
     def _fill(self, name: str, gradient: Tensor) -> None:
         view = self._views[name]
         if gradient is not view:
-            if (gradient.shape, gradient.dtype, gradient.device) != (view.shape, view.dtype, view.device):
-                raise AttachError(
-                    f"parameter {name} changed after it was attached: its gradient is now {list(gradient.shape)} "
-                    f"{gradient.dtype} on {gradient.device}, it was {list(view.shape)} {view.dtype} on {view.device}. "
-                    "Close the run and attach the changed model."
-                )
             view.copy_(gradient)
             self._parameters[name].grad = view
 

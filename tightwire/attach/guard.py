@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping
 
+import torch
 from torch import nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -27,6 +28,7 @@ class Guard:
         _require_attachable(model, optimizer)
         self._model = model
         self._modules = [(m, dict(m._modules), dict(m._parameters)) for m in model.modules()]
+        self._kinds = [(p, _kind(p)) for p in model.parameters()]
         self._frozen = [p for p in model.parameters() if not p.requires_grad]
         for parameter in model.parameters():
             _guards[parameter] = weakref.ref(self)
@@ -35,13 +37,19 @@ class Guard:
         """Compares the model with the attached one.
 
         Raises:
-            AttachError: names the module whose children or parameters changed, or the parameter that thawed.
+            AttachError: names the module or the parameter that changed, or what thawed.
         """
         for module, children, parameters in self._modules:
             if _differ(module._modules, children) or _differ(module._parameters, parameters):
                 raise AttachError(
                     f"the model changed after it was attached: {type(module).__name__} has other parameters or "
                     "submodules than before. Close the run and attach the changed model."
+                )
+        for parameter, kind in self._kinds:  # a new dtype or device takes autograd's hooks with it
+            if _kind(parameter) != kind:
+                raise AttachError(
+                    f"a parameter changed after it was attached: it is now {_kind(parameter)}, it was {kind}. Convert "
+                    "and move a model before it is attached."
                 )
         if thawed := [p for p in self._frozen if p.requires_grad]:
             raise AttachError(
@@ -60,6 +68,10 @@ class Guard:
 def _guard_of(parameter: Parameter) -> Guard | None:
     guard: Guard | None = _guards.get(parameter, lambda: None)()
     return guard
+
+
+def _kind(parameter: Parameter) -> tuple[torch.Size, torch.dtype, torch.device]:
+    return parameter.shape, parameter.dtype, parameter.device
 
 
 def _differ(now: Mapping[str, object], then: Mapping[str, object]) -> bool:
