@@ -1,6 +1,7 @@
 """The planner: candidates, predicted, ranked and explained. No torch."""
 
 from tightwire.planner.candidates import STOCK, Allowance, candidates, harm, is_lossless
+from tightwire.planner.explain import describe
 from tightwire.planner.ranking import Ranking, recommend, summary
 from tightwire.simulate import predict
 
@@ -9,6 +10,7 @@ __all__ = [
     "Allowance",
     "Ranking",
     "candidates",
+    "describe",
     "harm",
     "is_lossless",
     "predict",

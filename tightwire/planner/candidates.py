@@ -15,7 +15,7 @@ Allowance = Literal["lossless", "lossy"]
 
 # Plain PyTorch: DistributedDataParallel with its default bucket size.
 STOCK = "bsp/allreduce/none/fusion:25MiB"
-# Members that need an argument, or are worth trying at several. Others are tried as their defaults have them.
+# Members worth trying at several settings. Others are tried as their example, or their defaults, have them.
 SETTINGS: dict[str, tuple[str, ...]] = {
     "local": ("local:4", "local:8", "local:16", "local:32"),
     "topk": ("topk:0.1", "topk:0.03", "topk:0.01", "topk:0.003", "topk:0.001"),
@@ -83,17 +83,14 @@ def _plans(sync: Sync, compression: tuple[Member, ...], gradient_bytes: int) -> 
 
 
 def _members(axis: Axis) -> Iterator[Member]:
-    for name in catalogue(axis):
-        for text in SETTINGS.get(name, (name,)):
-            try:
-                yield parse_member(axis, text)
-            except PlanError:  # needs an argument that nobody has chosen yet
-                continue
+    for name, member in catalogue(axis).items():
+        for text in SETTINGS.get(name, (member.example or name,)):
+            yield parse_member(axis, text.partition("+")[0])
 
 
 def _compressions() -> Iterator[tuple[Member, ...]]:
     for codec in _members("compression"):
-        if not isinstance(codec, Codec):
+        if not isinstance(codec, Codec):  # a stage; which of them helps is decided here
             continue
         if codec.lossless or codec.unbiased or _ratio((codec,)) <= MAX_RATIO_WITHOUT_FEEDBACK:
             yield (codec,)

@@ -34,6 +34,15 @@ def explain(ranking: Ranking) -> Iterator[str]:
     yield from _caveats(ranking)
 
 
+def describe(prediction: Prediction, stock: Prediction) -> str:
+    """Returns a sentence on what a plan's step is made of, and how it compares with plain all-reduce."""
+    return (
+        f"{prediction.plan}: {print_ms(prediction.compute_s)} of computing, {print_ms(prediction.exposed_s)} of "
+        f"exposed exchange; bound by {BOUNDS[prediction.bound_by]}; {stock.step_s / prediction.step_s:.2f} times as fast as "
+        f"plain all-reduce."
+    )
+
+
 def _verdict(ranking: Ranking) -> str:
     chosen, stock = ranking.chosen, ranking.stock
     if ranking.stays:

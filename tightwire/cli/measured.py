@@ -1,0 +1,130 @@
+"""What `plan` and `simulate` share: measured facts from files or from round numbers, and how rankings print."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tightwire.cluster import PAYLOAD_SHARE, Cluster
+from tightwire.errors import FileError
+from tightwire.lab import parse_rate
+from tightwire.plan import parse_bytes
+from tightwire.planner import summary
+from tightwire.planner.words import print_ms, print_size
+from tightwire.profile import Profile
+from tightwire.simulate import Prediction
+
+ProfileOption = Annotated[
+    pathlib.Path | None,
+    typer.Option(
+        "--profile", help="From `tightwire profile`; or --gradients and --compute.", show_default=False
+    ),
+]
+ClusterOption = Annotated[
+    pathlib.Path | None,
+    typer.Option(
+        "--cluster", help="From `tightwire probe`; or --workers, --bandwidth, --latency.", show_default=False
+    ),
+]
+GradientsOption = Annotated[
+    str | None, typer.Option(help="Size of all gradients: 100MB.", show_default=False)
+]
+ComputeOption = Annotated[
+    str | None, typer.Option(help="Of one step: 300ms; a third of it forward.", show_default=False)
+]
+WorkersOption = Annotated[int | None, typer.Option(help="How many.", show_default=False)]
+BandwidthOption = Annotated[
+    str | None, typer.Option(help="Of each worker's line, each way: 1gbit, 25MB/s.", show_default=False)
+]
+LatencyOption = Annotated[str, typer.Option(help="Of a message: 50us, 1ms.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="End with one line of JSON on standard output.")]
+
+LAYERS = 48
+SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
+
+
+def read_profile(path: pathlib.Path | None, gradients: str | None, compute: str | None) -> Profile:
+    """Returns the profile of a file, or one of equal layers from two round numbers.
+
+    Raises:
+        FileError: neither or both are given, or one of them is wrong.
+    """
+    if path is not None and gradients is None and compute is None:
+        return Profile.read(path)
+    if path is not None or gradients is None or compute is None:
+        raise FileError(
+            "the model is not given: write --profile FILE, or --gradients 100MB and --compute 300ms."
+        )
+    compute_s = parse_seconds("--compute", compute)
+    try:
+        num_bytes = parse_bytes(gradients)
+    except ValueError as error:
+        raise FileError(f"--gradients: {error}.") from None
+    return Profile.uniform(
+        layers=LAYERS,
+        numel_per_layer=max(1, num_bytes // 4 // LAYERS),
+        forward_s=compute_s / 3,
+        backward_s=compute_s * 2 / 3,
+    )
+
+
+def read_cluster(
+    path: pathlib.Path | None, workers: int | None, bandwidth: str | None, latency: str
+) -> Cluster:
+    """Returns the cluster of a file, or a uniform one from three round numbers.
+
+    Raises:
+        FileError: neither or both are given, or one of them is wrong.
+        LabError: a bandwidth that cannot be read.
+    """
+    if path is not None and workers is None and bandwidth is None:
+        return Cluster.read(path)
+    rate = parse_rate(bandwidth) if bandwidth is not None else None
+    if path is not None or workers is None or rate is None:
+        raise FileError(
+            "the cluster is not given: write --cluster FILE, or --workers 4 and --bandwidth 1gbit."
+        )
+    return Cluster.uniform(workers, rate * PAYLOAD_SHARE, parse_seconds("--latency", latency))
+
+
+def parse_seconds(option: str, text: str) -> float:
+    """Reads `300ms`, `50us` or `1.5s`.
+
+    >>> parse_seconds("--latency", "50us")
+    5e-05
+
+    Raises:
+        FileError: names the option.
+    """
+    match = re.fullmatch(r"(\d*\.?\d+) *(s|ms|us|µs)", text.strip())
+    if not match:
+        raise FileError(
+            f"{option} {text!r} is no time; write a number and one of {', '.join(SECONDS)}, as in 50us."
+        )
+    return float(match[1]) * SECONDS[match[2]]
+
+
+def print_ranking(rows: Sequence[Prediction], why: Sequence[str], as_json: bool, most: int = 12) -> None:
+    """Prints predictions as a table with sentences, or as one line of JSON."""
+    if as_json:
+        typer.echo(json.dumps({"ranking": [summary(row) for row in rows], "why": list(why)}))
+        return
+    table = Table("plan", "step", "from", "to", "exposed", "sent", "bound by")
+    for column in table.columns:
+        column.no_wrap = True
+        column.justify = "left" if column.header in ("plan", "bound by") else "right"
+    for row in rows[:most]:
+        times = map(print_ms, (row.step_s, row.low_s, row.high_s, row.exposed_s))
+        table.add_row(row.plan, *times, print_size(row.bytes_per_step), row.bound_by)
+    if len(rows) > most:
+        table.caption = f"{len(rows) - most} more; --json lists all."
+    Console().print(table)
+    for sentence in why:
+        typer.echo(sentence)
