@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 from tightwire.collectives import PROGRAMS, AllReduce
 from tightwire.compression.codec import Codec
@@ -11,6 +11,7 @@ from tightwire.errors import PlanError
 from tightwire.plan import Axis, Member, Plan, catalogue, parse_compression, parse_member, print_bytes
 from tightwire.sync import Sync
 
+M = TypeVar("M", bound=Member)
 Allowance = Literal["lossless", "lossy"]
 
 # Plain PyTorch: DistributedDataParallel with its default bucket size.
@@ -37,8 +38,7 @@ def candidates(gradient_bytes: int, allow: Allowance) -> Iterator[Plan]:
     """
     if allow not in get_args(Allowance):
         raise PlanError(f"allow={allow!r} is no allowance; known: {', '.join(get_args(Allowance))}.")
-    for sync in _members("sync"):
-        assert isinstance(sync, Sync)
+    for sync in _members("sync", Sync):
         for compression in _compressions():
             if allow == "lossy" or is_lossless(sync, compression):
                 yield from _plans(sync, compression, gradient_bytes)
@@ -82,19 +82,21 @@ def _plans(sync: Sync, compression: tuple[Member, ...], gradient_bytes: int) -> 
                 continue
 
 
-def _members(axis: Axis) -> Iterator[Member]:
+def _members(axis: Axis, kind: type[M]) -> Iterator[M]:
     for name, member in catalogue(axis).items():
-        for text in SETTINGS.get(name, (member.example or name,)):
-            yield parse_member(axis, text.partition("+")[0])
+        if issubclass(member, kind):
+            for text in SETTINGS.get(name, (member.example or name,)):
+                built = parse_member(axis, text.partition("+")[0])
+                assert isinstance(built, kind)
+                yield built
 
 
 def _compressions() -> Iterator[tuple[Member, ...]]:
-    for codec in _members("compression"):
-        if not isinstance(codec, Codec):  # a stage; which of them helps is decided here
-            continue
+    for codec in _members("compression", Codec):
         if codec.lossless or codec.unbiased or _ratio((codec,)) <= MAX_RATIO_WITHOUT_FEEDBACK:
             yield (codec,)
-        if not codec.lossless:
+        # Leftovers of an unbiased codec that is no contraction grow without bound.
+        if not codec.lossless and not (codec.unbiased and codec.contraction(2**20) is None):
             yield parse_compression(f"{codec}+ef")
 
 

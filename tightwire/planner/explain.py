@@ -37,9 +37,9 @@ def explain(ranking: Ranking) -> Iterator[str]:
 def describe(prediction: Prediction, stock: Prediction) -> str:
     """Returns a sentence on what a plan's step is made of, and how it compares with plain all-reduce."""
     return (
-        f"{prediction.plan}: {print_ms(prediction.compute_s)} of computing, {print_ms(prediction.exposed_s)} of "
-        f"exposed exchange; bound by {BOUNDS[prediction.bound_by]}; {stock.step_s / prediction.step_s:.2f} times as fast as "
-        f"plain all-reduce."
+        f"{prediction.plan}: {print_ms(prediction.compute_s)} of computing and {print_ms(prediction.exposed_s)} "
+        f"of exposed exchange, bound by {BOUNDS[prediction.bound_by]}; {stock.step_s / prediction.step_s:.2f} "
+        "times as fast as plain all-reduce."
     )
 
 
@@ -85,7 +85,7 @@ def _bought(ranking: Ranking, chosen: Plan, axis: Axis, plain: str) -> Iterator[
         return
     saved_s = other.step_s - ranking.chosen.step_s
     sends = ""
-    if other.bytes_per_step != ranking.chosen.bytes_per_step:
+    if print_size(other.bytes_per_step) != print_size(ranking.chosen.bytes_per_step):
         sends = f": {print_size(ranking.chosen.bytes_per_step)} a step instead of {print_size(other.bytes_per_step)}"
     own = answers(chosen)[tuple(FAMILIES).index(axis)]
     yield f"{own} instead of {plain} saves {print_ms(saved_s)}{sends}."
