@@ -10,7 +10,8 @@ from tightwire.collectives.program import Program, split
 from tightwire.compression.codec import Codec
 from tightwire.transport.base import native_bytes
 
-PIECE_BYTES = 512 * 1024
+# Measured over Gloo at 1 Gb/s: smaller pieces cost more wake-ups than the overlap gains, larger ones overlap less.
+PIECE_BYTES = 1024 * 1024
 PIECE_MULTIPLE = 1024  # elements; codecs work in blocks, and this is a whole number of them
 
 ITEM_BYTES = {
@@ -40,21 +41,25 @@ class Pieces:
 
 
 def cut(chunk_sizes: Sequence[int], itemsize: int, piece_bytes: int) -> Pieces:
-    """Cuts chunks into nearly equal pieces of at most about `piece_bytes`; an empty chunk has none.
+    """Cuts chunks into nearly equal pieces of about `piece_bytes` at most; an empty chunk has none.
 
-    >>> cut((5000, 0, 3000), 4, 8192).sizes
-    (1024, 2048, 1928, 1024, 1976)
+    A chunk of more than half a piece is halved: with one piece, nothing would overlap.
+
+    >>> cut((5000, 0, 2000), 4, 8192).sizes
+    (1024, 2048, 1928, 1024, 976)
     """
-    per_chunk = [
-        split(size, -(-size * itemsize // piece_bytes), PIECE_MULTIPLE) if size else ()
-        for size in chunk_sizes
-    ]
-    kept = [tuple(filter(None, sizes)) for sizes in per_chunk]
+    kept = [_cut_one(size, itemsize, piece_bytes) for size in chunk_sizes]
     starts = itertools.accumulate(map(len, kept), initial=0)
     return Pieces(
         sizes=tuple(itertools.chain(*kept)),
         of_chunk=tuple(range(start, start + len(sizes)) for start, sizes in zip(starts, kept, strict=False)),
     )
+
+
+def _cut_one(size: int, itemsize: int, piece_bytes: int) -> tuple[int, ...]:
+    num_bytes = size * itemsize
+    count = max(-(-num_bytes // piece_bytes), 2 if 2 * num_bytes > piece_bytes else 1)
+    return tuple(filter(None, split(size, count, PIECE_MULTIPLE)))
 
 
 def pieces_of(program: Program, codec: Codec, numel: int, itemsize: int, piece_bytes: int) -> Pieces:
