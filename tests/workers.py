@@ -78,6 +78,7 @@ def run_processes(
     timeout_s: float = 60.0,
     check: bool = True,
     join: bool = True,
+    full_exit: bool = False,
 ) -> list[Ended]:
     """Runs `script` in one process per rank over Gloo on loopback; returns how each ended, in order.
 
@@ -93,6 +94,7 @@ def run_processes(
         timeout_s: after it all are killed (code −9).
         check: whether a non-zero exit code is an AssertionError with that worker's standard error.
         join: whether to initialise torch.distributed first.
+        full_exit: whether a worker that succeeds also tears the interpreter down (one that fails always does).
     """
     ranks = list(ranks or range(num_workers))
     with tempfile.TemporaryDirectory() as folder:
@@ -105,7 +107,14 @@ def run_processes(
             "TIGHTWIRE_TEST_PORT_FILE": f"{folder}/port",
             **(env or {}),
         }
-        job = {"ranks": ranks, "script": str(path), "folder": folder, "env": settings, "timeout_s": timeout_s}
+        job = {
+            "ranks": ranks,
+            "script": str(path),
+            "folder": folder,
+            "env": settings,
+            "timeout_s": timeout_s,
+            "full_exit": full_exit,
+        }
         codes = _ask(job)
         ended = [_ended(Path(folder), rank, *codes[str(rank)]) for rank in ranks]
     if check:

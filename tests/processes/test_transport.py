@@ -57,6 +57,7 @@ def test_the_laws_hold(size: int) -> None:
             law(t)
         transport.shutdown()
         """,
+        full_exit=True,
     )
 
 
