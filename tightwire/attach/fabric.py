@@ -15,6 +15,7 @@ from tightwire.attach.trace import Tracer, traced
 from tightwire.buckets import Bucket, plan_layout
 from tightwire.collectives import AllReduce
 from tightwire.compression import Codec, ErrorFeedback, Identity
+from tightwire.errors import AttachError
 from tightwire.plan import Plan, Route, parse_compression
 from tightwire.reducers import Averager, Reducer, all_reducer
 from tightwire.schedule import Schedule, TensorFacts
@@ -50,6 +51,7 @@ class Fabric:
         Args:
             tensors: by name, in the order in which a model registers them: gradients arrive in the reverse order.
         """
+        _require_cpu(tensors)
         schedule, architecture = cast(Schedule, plan.schedule), cast(AllReduce, plan.architecture)
         backward = dict(reversed(list(tensors.items())))
         routes = {name: self.compression_for(name, plan) for name in backward}
@@ -73,4 +75,13 @@ class Fabric:
         layout = plan_layout({"control": torch.zeros(numel)}, [[0]])[0]
         return all_reducer(
             AllReduce("recursive-doubling"), Identity(), self.transport.channel(), bucket=layout, tag=0
+        )
+
+
+def _require_cpu(tensors: Mapping[str, Tensor]) -> None:
+    if elsewhere := {name: tensor.device for name, tensor in tensors.items() if tensor.device.type != "cpu"}:
+        name, device = next(iter(elsewhere.items()))
+        raise AttachError(
+            f"{len(elsewhere)} parameters, {name} among them, are on {device}; this release averages tensors in host "
+            "memory only. Train on CPU, or stay with DistributedDataParallel for now."
         )

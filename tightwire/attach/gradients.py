@@ -44,7 +44,6 @@ class Gradients:
         self.finite = True
         self.nonfinite_rounds = 0
         self.before_round: Callable[[], tuple[int, float]] = lambda: (0, 1.0)
-        self.ready_s: dict[str, float] = {}
         self._parameters = parameters
         self._exchange = exchange
         self._count_users = count_users
@@ -59,6 +58,7 @@ class Gradients:
         self._arrived: set[str] = set()
         self._missing: list[int] = []
         self._running = False
+        self._begun_s = 0.0
         self._exposed_s = 0.0
         # Autograd keeps a parameter's accumulator, and so its hook, only while someone else does.
         self._accumulators = {name: _accumulator(parameter) for name, parameter in parameters.items()}
@@ -133,7 +133,6 @@ class Gradients:
                 "an earlier pass raised, close the run, load a checkpoint and attach again."
             )
         self._arrived.add(name)
-        self.ready_s[name] = time.perf_counter()
         self._fill(name, gradient)
         bucket = self._bucket_of[name]
         self._missing[bucket] -= 1
@@ -141,6 +140,7 @@ class Gradients:
             self._exchange.ready(bucket)
 
     def _begin(self) -> None:
+        self._begun_s = time.perf_counter()
         self._running = True
         self._arrived = set()
         self._missing = [len(averager.bucket.views) for averager in self._exchange.averagers]
@@ -158,6 +158,7 @@ class Gradients:
     def _end(self) -> None:
         self._running = False
         waiting_since_s = time.perf_counter()
+        self._tracer.record("compute", "backward", self._begun_s, waiting_since_s)
         used = [self._complete(name, parameter) for name, parameter in self._parameters.items()]
         self._exchange.end()
         users = self._count_users(torch.tensor(used, dtype=torch.float32))
