@@ -5,6 +5,8 @@ from __future__ import annotations
 from tightwire.compression.casts import BFloat16, Float16, Identity
 from tightwire.compression.codec import Codec, Combine, Stage
 from tightwire.compression.feedback import ErrorFeedback
+from tightwire.compression.floats import Float8, Natural
+from tightwire.compression.signs import EFSign, OneBit
 from tightwire.compression.sparse import TopK
 from tightwire.compression.uniform import QSGD, Int2, Int4, Int8, TernGrad
 from tightwire.plan import Member
@@ -18,6 +20,10 @@ MEMBERS: tuple[type[Member], ...] = (
     Int2,
     QSGD,
     TernGrad,
+    Float8,
+    Natural,
+    EFSign,
+    OneBit,
     TopK,
     ErrorFeedback,
 )
@@ -28,12 +34,16 @@ __all__ = [
     "BFloat16",
     "Codec",
     "Combine",
+    "EFSign",
     "ErrorFeedback",
+    "Float8",
     "Float16",
     "Identity",
     "Int2",
     "Int4",
     "Int8",
+    "Natural",
+    "OneBit",
     "Stage",
     "TernGrad",
     "TopK",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tightwire.errors import TensorError
+from tightwire.errors import PlanError, TensorError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,4 +37,16 @@ def check(codec: Codec, x: Tensor, message: Tensor) -> None:
         raise TensorError(
             f"{codec} sends {x.numel()} elements of {x.dtype} in {num_bytes} bytes, seen a message of "
             f"{message.numel()}: truncated, or written by another plan or version; nothing was applied."
+        )
+
+
+def check_block(codec: Codec, block: int) -> None:
+    """Checks how many elements share a scale.
+
+    Raises:
+        PlanError: not a multiple of 8, which whole bytes need, or unreasonable.
+    """
+    if block < 8 or block % 8 or block > 1 << 20:
+        raise PlanError(
+            f"{codec.name} with block={block} cannot be packed; give a multiple of 8 from 8 to {1 << 20}."
         )

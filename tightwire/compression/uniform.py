@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 from tightwire import kernels
+from tightwire.compression.checks import check_block
 from tightwire.compression.codec import Combine
 from tightwire.compression.widened import WidenedCodec
 from tightwire.errors import PlanError
@@ -53,7 +54,7 @@ class _AbsmaxCodec(_UniformCodec, abc.ABC):
     rounding: str = "nearest"
 
     def __post_init__(self) -> None:
-        _check_block(self, self.block)
+        check_block(self, self.block)
         if self.rounding not in _ROUNDINGS:
             raise PlanError(
                 f"{self.name} with rounding={self.rounding} does not exist; write {' or '.join(_ROUNDINGS)}."
@@ -154,7 +155,7 @@ class QSGD(_UniformCodec):
     block: int = 512
 
     def __post_init__(self) -> None:
-        _check_block(self, self.block)
+        check_block(self, self.block)
         if not 1 <= self.s <= 127:
             raise PlanError(
                 f"qsgd with {self.s} levels does not fit in a byte; give 1 … 127, as in qsgd:7 (4 bits)."
@@ -192,7 +193,7 @@ class TernGrad(_UniformCodec):
     block: int = 1024
 
     def __post_init__(self) -> None:
-        _check_block(self, self.block)
+        check_block(self, self.block)
         if not (self.clip == 0 or 1 <= self.clip < math.inf):
             raise PlanError(
                 f"terngrad with clip={self.clip} would cut typical elements; give 1 or more, or 0 for none."
@@ -206,10 +207,3 @@ class TernGrad(_UniformCodec):
     def grid(self) -> Grid:
         """Returns the ternary grid."""
         return Grid(block=self.block, bits=2, levels=1, clip=self.clip, stochastic=True)
-
-
-def _check_block(codec: _UniformCodec, block: int) -> None:
-    if block < 8 or block % 8 or block > 1 << 20:
-        raise PlanError(
-            f"{codec.name} with block={block} cannot be packed; give a multiple of 8 between 8 and {1 << 20}."
-        )

@@ -1,4 +1,4 @@
-"""The shape of a uniform quantiser's message: one definition for its kernels and its byte formula."""
+"""The shapes of messages: one definition for a kernel and for its byte formula."""
 
 from __future__ import annotations
 
@@ -37,3 +37,24 @@ class Grid:
     def wire_bytes(self, numel: int) -> int:
         """Returns the size of the message for `numel` elements."""
         return 4 * self.num_blocks(numel) + -(-numel * self.bits // 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eight:
+    """An 8-bit float format: a sign, an exponent, and this many bits of mantissa.
+
+    Attributes:
+        torch_name: of the dtype in torch.
+        mantissa: bits.
+        bias: of the exponent.
+        top: the largest finite value.
+    """
+
+    torch_name: str
+    mantissa: int
+    bias: int
+    top: float
+
+
+E4M3 = Eight(torch_name="float8_e4m3fn", mantissa=3, bias=7, top=448.0)
+E5M2 = Eight(torch_name="float8_e5m2", mantissa=2, bias=15, top=57344.0)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from tightwire.kernels.grid import Grid
+from tightwire.kernels.grid import Eight, Grid
 from tightwire.kernels.keys import keys_of
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -32,17 +32,21 @@ def widen(message: Tensor, out: Tensor, half: torch.dtype, add: bool) -> None:
 
 def quantise(x: Tensor, message: Tensor, grid: Grid, seed: int) -> None:
     """Writes the `grid` message of float32 `x`; `x` keeps the difference."""
-    whole = x.numel() - x.numel() % grid.block
-    split = 4 * grid.num_blocks(x.numel())
-    steps, codes = [], []
-    for first, last in ((0, whole), (whole, x.numel())):
-        if first < last:
-            blocks = x[first:last].view(-1, min(grid.block, last - first))
-            step, code = _quantise_blocks(blocks, grid, seed, first)
-            steps.append(step)
-            codes.append(_pack(code, grid.bits))
-    message[:split] = torch.cat(steps).view(torch.uint8)
-    message[split:] = torch.cat(codes)
+    parts = [_quantise_blocks(blocks, grid, seed, first) for first, blocks in _blocks(x, grid.block)]
+    _join([(step, _pack(codes, grid.bits)) for step, codes in parts], message)
+
+
+def _blocks(x: Tensor, block: int) -> list[tuple[int, Tensor]]:
+    """Returns the whole blocks as rows, and the rest as one row, each with the index of its first element."""
+    whole = x.numel() - x.numel() % block
+    parts = [(0, x[:whole].view(-1, block)), (whole, x[whole:].view(1, -1))]
+    return [(first, rows) for first, rows in parts if rows.numel() > 0]
+
+
+def _join(parts: list[tuple[Tensor, Tensor]], message: Tensor) -> None:
+    """Writes the scales of all parts, and then the codes of all parts."""
+    pieces = [piece.reshape(-1).view(torch.uint8) for kind in zip(*parts, strict=True) for piece in kind]
+    message.copy_(torch.cat(pieces))
 
 
 def _quantise_blocks(x: Tensor, grid: Grid, seed: int, first: int) -> tuple[Tensor, Tensor]:
@@ -64,33 +68,44 @@ def _quantise_blocks(x: Tensor, grid: Grid, seed: int, first: int) -> tuple[Tens
     step = torch.where(finite, step, torch.nan)
     rounded = torch.where(finite, rounded, 0.0)
     x.sub_(rounded * step)
-    return step.view(-1), (rounded + grid.levels).to(torch.uint8)
+    return step, (rounded + grid.levels).to(torch.uint8)
 
 
 def _euclidean_norm(x: Tensor, largest: Tensor) -> Tensor:
     """Returns the norm of each row, summed by folding halves."""
+    folded = _fold((x * (1 / largest)).square())
+    return (largest.double() * folded.double().sqrt()).float()
+
+
+def _fold(x: Tensor) -> Tensor:
+    """Returns the sum of each row by folding halves, an order that every device can follow."""
     width = 1 << max(0, x.shape[1] - 1).bit_length()
-    folded = torch.zeros(x.shape[0], width, device=x.device)
-    folded[:, : x.shape[1]] = (x * (1 / largest)).square()
+    folded = torch.nn.functional.pad(x, (0, width - x.shape[1]))
     while width > 1:
         width //= 2
         folded = folded[:, :width] + folded[:, width:]
-    return (largest.double() * folded.double().sqrt()).float()
+    return folded
 
 
 def dequantise(message: Tensor, out: Tensor, grid: Grid, add: bool) -> None:
     """Writes or adds a `grid` message to float32 `out`."""
-    whole = out.numel() - out.numel() % grid.block
-    split = 4 * grid.num_blocks(out.numel())
-    steps = _read(message[:split], torch.float32)
-    for first, last in ((0, whole), (whole, out.numel())):
-        if first < last:
-            blocks = out[first:last].view(-1, min(grid.block, last - first))
-            num_blocks, width = blocks.shape
-            begin = split + first * grid.bits // 8
-            packed = message[begin : begin + num_blocks * -(-width * grid.bits // 8)].view(num_blocks, -1)
-            step = steps[first // grid.block :][:num_blocks, None]
-            _write((_unpack(packed, grid.bits)[:, :width].float() - grid.levels) * step, blocks, add)
+    for blocks, steps, packed in _split(message, out, grid.block, 4, grid.bits):
+        codes = _unpack(packed, grid.bits)[:, : blocks.shape[1]]
+        _write((codes.float() - grid.levels) * _read(steps, torch.float32)[:, None], blocks, add)
+
+
+def _split(
+    message: Tensor, out: Tensor, block: int, scale_bytes: int, bits: int
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Returns the rows of `out` with the scales, and the packed codes, of each: the inverse of `_join`."""
+    split = scale_bytes * -(-out.numel() // block)
+    parts = []
+    for first, rows in _blocks(out, block):
+        num_rows, width = rows.shape
+        scales = message[scale_bytes * (first // block) :][: scale_bytes * num_rows]
+        codes = message[split + first * bits // 8 :][: num_rows * -(-width * bits // 8)].view(num_rows, -1)
+        parts.append((rows, scales, codes))
+    return parts
 
 
 def _pack(codes: Tensor, bits: int) -> Tensor:
@@ -106,6 +121,90 @@ def _pack(codes: Tensor, bits: int) -> Tensor:
 def _unpack(packed: Tensor, bits: int) -> Tensor:
     shifts = torch.arange(0, 8, bits, device=packed.device, dtype=torch.uint8)[:, None]
     return ((packed[:, None, :] >> shifts) & ((1 << bits) - 1)).reshape(packed.shape[0], -1)
+
+
+def sign(x: Tensor, message: Tensor, block: int, two_sided: bool) -> None:
+    """Writes the sign bits of float32 `x`, and per block the mean of |x|, or of each sign; `x` keeps the rest."""
+    parts = []
+    for _, rows in _blocks(x, block):
+        negative = rows.signbit()
+        sides = [~negative, negative] if two_sided else [torch.ones_like(negative)]
+        means = torch.cat([_mean_magnitude(rows, side) for side in sides], 1)
+        rows.sub_(torch.where(negative, -means[:, -1:], means[:, :1]))
+        parts.append((means, _pack(negative.to(torch.uint8), 1)))
+    _join(parts, message)
+
+
+def _mean_magnitude(x: Tensor, side: Tensor) -> Tensor:
+    magnitude = torch.where(side, x.abs() * (1 / torch.full_like(x[:, :1], x.shape[1])), 0.0)
+    more = x.shape[1] / side.sum(1, keepdim=True).clamp(min=1).double()
+    mean = (_fold(magnitude).double() * more).float()
+    largest = x.abs().amax(1, keepdim=True)
+    return torch.where(mean > largest, largest, mean)
+
+
+def unsign(message: Tensor, out: Tensor, block: int, two_sided: bool, add: bool) -> None:
+    """Writes or adds a message of signs to float32 `out`."""
+    for rows, scales, packed in _split(message, out, block, 8 if two_sided else 4, 1):
+        means = _read(scales, torch.float32).view(rows.shape[0], -1)
+        negative = _unpack(packed, 1)[:, : rows.shape[1]].bool()
+        _write(torch.where(negative, -means[:, -1:], means[:, :1]), rows, add)
+
+
+def power(x: Tensor, message: Tensor, block: int, seed: int) -> None:
+    """Writes float32 `x` rounded to powers of two, stochastically; `x` keeps the difference."""
+    parts = []
+    for first, rows in _blocks(x, block):
+        magnitude = rows.view(torch.int32).long() & _MASKS[4]
+        largest = magnitude.amax(1, keepdim=True)
+        finite = largest < 0x7F800000
+        top = ((largest >> 23) + 1).clamp(max=254)
+        lowest = (top - 127).clamp(min=0)
+        random = random_bits(first, rows.numel(), seed, x.device).view_as(magnitude) >> 9
+        codes = (((magnitude + random) >> 23).clamp(max=254) - lowest).clamp(min=0)
+        codes = torch.where(finite, codes, 0)
+        signs = torch.where(finite, rows.signbit(), False).to(torch.uint8) << 7
+        rows.sub_(torch.where(finite, _powers(codes, lowest, signs), torch.nan))
+        parts.append((torch.where(finite, top, 255).to(torch.uint8), codes.to(torch.uint8) | signs))
+    _join(parts, message)
+
+
+def _powers(codes: Tensor, lowest: Tensor, signs: Tensor) -> Tensor:
+    values = torch.where(codes > 0, (codes + lowest) << 23, 0).to(torch.int32).view(torch.float32)
+    return torch.where(signs > 0, -values, values)
+
+
+def unpower(message: Tensor, out: Tensor, block: int, add: bool) -> None:
+    """Writes or adds a message of powers of two to float32 `out`."""
+    for rows, scales, codes in _split(message, out, block, 1, 8):
+        top = scales.long()[:, None]
+        values = _powers(codes.long() & 127, (top - 127).clamp(min=0), codes & 128)
+        _write(torch.where(top < 255, values, torch.nan), rows, add)
+
+
+def eight(x: Tensor, message: Tensor, block: int, form: Eight) -> None:
+    """Writes float32 `x` in an 8-bit float format, scaled per block; `x` keeps the difference."""
+    parts = []
+    for _, rows in _blocks(x, block):
+        largest = rows.abs().amax(1, keepdim=True)
+        scale = largest.clamp(max=_CEILING)
+        zero = torch.zeros_like(scale)
+        step = torch.where(largest >= _FLOOR, scale / form.top, zero)
+        inverse = torch.where(largest >= _FLOOR, torch.full_like(scale, form.top) / scale, zero)
+        finite = largest.isfinite()
+        step = torch.where(finite, step, torch.nan)
+        scaled = torch.where(finite, rows * inverse, 0.0).clamp(-form.top, form.top)
+        rounded = scaled.to(getattr(torch, form.torch_name))
+        rows.sub_(rounded.float() * step)
+        parts.append((step, rounded.view(torch.uint8)))
+    _join(parts, message)
+
+
+def uneight(message: Tensor, out: Tensor, block: int, form: Eight, add: bool) -> None:
+    """Writes or adds a message of 8-bit floats to float32 `out`."""
+    for rows, scales, codes in _split(message, out, block, 4, 8):
+        values = _read(codes, getattr(torch, form.torch_name)).float()
+        _write(values * _read(scales, torch.float32)[:, None], rows, add)
 
 
 def select(x: Tensor, message: Tensor, k: int) -> None:
@@ -133,6 +232,11 @@ def scatter(message: Tensor, out: Tensor, k: int, add: bool) -> bool:
 
 def random_unit(first: int, numel: int, seed: int, device: torch.device) -> Tensor:
     """Returns float32 in [0, 1) for the elements first … first + numel − 1 of the message with this seed."""
+    return (random_bits(first, numel, seed, device) >> 8).to(torch.float32) * 2.0**-24
+
+
+def random_bits(first: int, numel: int, seed: int, device: torch.device) -> Tensor:
+    """Returns 32 random bits for each of these elements, as int64."""
     key, second_key = keys_of(seed)
     mask = 0xFFFFFFFF
     h = torch.arange(first, first + numel, device=device) ^ key
@@ -140,8 +244,7 @@ def random_unit(first: int, numel: int, seed: int, device: torch.device) -> Tens
     h = ((h * 0x7FEB352D) & mask) ^ second_key
     h = h ^ (h >> 15)
     h = (h * 0x846CA68B) & mask
-    h = h ^ (h >> 16)
-    return (h >> 8).to(torch.float32) * 2.0**-24
+    return h ^ (h >> 16)
 
 
 def _read(message: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tightwire.kernels.cpu import casts, sparse, uniform
-from tightwire.kernels.grid import Grid
+from tightwire.kernels.cpu import casts, floats, signs, sparse, uniform
+from tightwire.kernels.grid import E4M3, Eight, Grid
 from tightwire.kernels.keys import keys_of
 
 _NARROW = {torch.float16: casts.narrow_float16, torch.bfloat16: casts.narrow_bfloat16}
@@ -31,7 +32,6 @@ def widen(message: Tensor, out: Tensor, half: torch.dtype, add: bool) -> None:
 
 def quantise(x: Tensor, message: Tensor, grid: Grid, seed: int) -> None:
     """Writes the `grid` message of float32 `x`; `x` keeps the difference."""
-    keys = keys_of(seed)
     uniform.quantise(
         x.numpy(),
         message.numpy(),
@@ -41,13 +41,54 @@ def quantise(x: Tensor, message: Tensor, grid: Grid, seed: int) -> None:
         grid.norm == "l2",
         grid.clip,
         grid.stochastic,
-        (np.uint32(keys[0]), np.uint32(keys[1])),
+        _keys(seed),
     )
 
 
 def dequantise(message: Tensor, out: Tensor, grid: Grid, add: bool) -> None:
     """Writes or adds a `grid` message to float32 `out`."""
     uniform.dequantise(message.numpy(), out.numpy(), grid.block, grid.bits, grid.levels, add)
+
+
+def sign(x: Tensor, message: Tensor, block: int, two_sided: bool) -> None:
+    """Writes the sign bits of float32 `x`, and per block the mean of |x|, or of each sign; `x` keeps the rest."""
+    signs.signs(x.numpy(), message.numpy(), block, two_sided)
+
+
+def unsign(message: Tensor, out: Tensor, block: int, two_sided: bool, add: bool) -> None:
+    """Writes or adds a message of signs to float32 `out`."""
+    signs.unsign(message.numpy(), out.numpy(), block, two_sided, add)
+
+
+def power(x: Tensor, message: Tensor, block: int, seed: int) -> None:
+    """Writes float32 `x` rounded to powers of two, stochastically; `x` keeps the difference."""
+    floats.powers(x.numpy(), message.numpy(), block, _keys(seed))
+
+
+def unpower(message: Tensor, out: Tensor, block: int, add: bool) -> None:
+    """Writes or adds a message of powers of two to float32 `out`."""
+    floats.unpowers(message.numpy(), out.numpy(), block, add)
+
+
+def eight(x: Tensor, message: Tensor, block: int, form: Eight) -> None:
+    """Writes float32 `x` in an 8-bit float format, scaled per block; `x` keeps the difference."""
+    floats.eight(x.numpy(), message.numpy(), block, form.top, form.mantissa, form.bias)
+
+
+def uneight(message: Tensor, out: Tensor, block: int, form: Eight, add: bool) -> None:
+    """Writes or adds a message of 8-bit floats to float32 `out`."""
+    floats.uneight(message.numpy(), out.numpy(), block, _values(form), add)
+
+
+@functools.cache
+def _values(form: Eight) -> Any:
+    """Returns the float32 that each byte stands for."""
+    return torch.arange(256, dtype=torch.uint8).view(getattr(torch, form.torch_name)).float().numpy()
+
+
+def _keys(seed: int) -> tuple[Any, Any]:
+    key, second_key = keys_of(seed)
+    return np.uint32(key), np.uint32(second_key)
 
 
 def select(x: Tensor, message: Tensor, k: int) -> None:
@@ -88,5 +129,12 @@ def compile_all() -> None:
     grid = Grid(block=8, bits=8, levels=127)
     quantise(x, message[: grid.wire_bytes(8)], grid, 0)
     dequantise(message[: grid.wire_bytes(8)], x, grid, False)
+    for two_sided in (False, True):
+        sign(x, message[: 5 + 4 * two_sided], 8, two_sided)
+        unsign(message[: 5 + 4 * two_sided], x, 8, two_sided, False)
+    power(x, message[:9], 8, 0)
+    unpower(message[:9], x, 8, False)
+    eight(x, message[:12], 8, E4M3)
+    uneight(message[:12], x, 8, E4M3, False)
     select(x, message[:8], 1)
     scatter(message[:8], x, 1, False)

@@ -89,16 +89,13 @@ def round_stochastic(
 def pack(codes: Any, numel: Any, out: Any, bits: Any) -> None:
     """Packs the codes of a block, planes of consecutive elements side by side in a byte."""
     width = out.size
-    per_byte = 8 // bits
-    codes[numel : width * per_byte] = np.uint8(0)
-    if bits == 4:
+    codes[numel : width * (8 // bits)] = np.uint8(0)
+    out[:] = codes[:width]
+    for plane in range(1, 8 // bits):
+        shift = np.uint8(plane * bits)
+        part = codes[plane * width : (plane + 1) * width]
         for i in range(width):
-            out[i] = codes[i] | np.uint8(codes[width + i] << np.uint8(4))
-    else:
-        for i in range(width):
-            low = codes[i] | np.uint8(codes[width + i] << np.uint8(2))
-            high = codes[2 * width + i] | np.uint8(codes[3 * width + i] << np.uint8(2))
-            out[i] = low | np.uint8(high << np.uint8(4))
+            out[i] |= np.uint8(part[i] << shift)
 
 
 @njit(**LOOP)
@@ -111,7 +108,7 @@ def quantise(
     steps = message[: 4 * num_blocks].view(np.float32)
     packed = message[4 * num_blocks :]
     all_bits = x.view(np.uint32)
-    codes = np.empty(block, np.uint8)
+    codes = np.empty(block + 8, np.uint8)
     folded = np.empty(2 * block, np.float32)
     nothing = np.zeros(block, np.uint32)
     largest = largest_bits(all_bits[:block])
