@@ -6,8 +6,10 @@ follow from it so that the whole stays within a budget.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from tightwire.cluster import MAX_BANDWIDTH_BYTES_PER_S, Cluster, Fit, Pair
 from tightwire.collectives import Program, Runner, build
 from tightwire.collectives.traffic import predict_bytes
 from tightwire.compression import Identity
-from tightwire.transport import Transport
+from tightwire.transport import Transport, init, shutdown
 
 PROGRAMS = ("native", "ring", "recursive-doubling", "allgather")
 # Tournament rounds in which all pairs are tried; of larger clusters only as many.
@@ -282,3 +284,26 @@ def _clamp(num_bytes: float) -> int:
 
 def _rate(num_bytes: int, seconds: float) -> float:
     return min(MAX_BANDWIDTH_BYTES_PER_S, num_bytes / max(seconds, 1e-9))
+
+
+def main() -> None:
+    """Probes inside torchrun or a lab; rank 0 prints one JSON object per line: progress, and last the cluster.
+
+    python -m tightwire.probe '{"budget_s": 10.0, "programs": ["ring"]}'
+    """
+    order = json.loads(sys.argv[1])
+    transport = init()
+    is_first = transport.rank == 0
+
+    def tell(share: float, what: str) -> None:
+        if is_first:
+            print(json.dumps({"share": share, "what": what}), flush=True)
+
+    cluster = probe(transport, budget_s=order["budget_s"], programs=order["programs"], on_progress=tell)
+    if is_first:
+        print(json.dumps({"cluster": dataclasses.asdict(cluster)}), flush=True)
+    shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args
 
 from tightwire.collectives import PROGRAMS, AllReduce
-from tightwire.compression.codec import Codec
+from tightwire.compression.codec import Codec, Stage
 from tightwire.errors import PlanError
 from tightwire.plan import Axis, Member, Plan, catalogue, parse_compression, parse_member, print_bytes
 from tightwire.sync import Sync
 
-M = TypeVar("M", bound=Member)
 Allowance = Literal["lossless", "lossy"]
 
 # Plain PyTorch: DistributedDataParallel with its default bucket size.
@@ -38,7 +37,8 @@ def candidates(gradient_bytes: int, allow: Allowance) -> Iterator[Plan]:
     """
     if allow not in get_args(Allowance):
         raise PlanError(f"allow={allow!r} is no allowance; known: {', '.join(get_args(Allowance))}.")
-    for sync in _members("sync", Sync):
+    for sync in _members("sync"):
+        assert isinstance(sync, Sync)
         for compression in _compressions():
             if allow == "lossy" or is_lossless(sync, compression):
                 yield from _plans(sync, compression, gradient_bytes)
@@ -82,17 +82,16 @@ def _plans(sync: Sync, compression: tuple[Member, ...], gradient_bytes: int) -> 
                 continue
 
 
-def _members(axis: Axis, kind: type[M]) -> Iterator[M]:
+def _members(axis: Axis) -> Iterator[Member]:
     for name, member in catalogue(axis).items():
-        if issubclass(member, kind):
+        if not issubclass(member, Stage):
             for text in SETTINGS.get(name, (member.example or name,)):
-                built = parse_member(axis, text.partition("+")[0])
-                assert isinstance(built, kind)
-                yield built
+                yield parse_member(axis, text.partition("+")[0])
 
 
 def _compressions() -> Iterator[tuple[Member, ...]]:
-    for codec in _members("compression", Codec):
+    for codec in _members("compression"):
+        assert isinstance(codec, Codec)
         if codec.lossless or codec.unbiased or _ratio((codec,)) <= MAX_RATIO_WITHOUT_FEEDBACK:
             yield (codec,)
         # Leftovers of an unbiased codec that is no contraction grow without bound.

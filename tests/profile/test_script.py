@@ -1,0 +1,66 @@
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from tightwire.errors import AttachError
+from tightwire.profile import Profile
+from tightwire.profile.script import profile_script
+
+SCRIPT = """
+import sys, torch
+from torch import nn
+if __name__ == "__main__":
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(int(sys.argv[1])):
+        optimizer.zero_grad()
+        model(torch.ones(3, 4)).square().sum().backward()
+        optimizer.step()
+    print("to the end")
+"""
+
+
+@pytest.fixture
+def script(tmp_path: pathlib.Path) -> pathlib.Path:
+    path = tmp_path / "train.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+def test_a_script_is_profiled_as_it_is(script: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = list(sys.argv)
+    found = profile_script(script, ["1000"], steps=2)
+    assert [p.name for p in found.parameters][-1].startswith("0.")
+    assert found.num_bytes == 4 * (4 * 8 + 8 + 8 * 2 + 2)
+    assert "to the end" not in capsys.readouterr().out
+    assert sys.argv == before
+
+
+def test_a_short_script_is_refused(script: pathlib.Path) -> None:
+    with pytest.raises(AttachError, match="optimizer steps"):
+        profile_script(script, ["3"])
+
+
+def test_from_the_command_line_to_a_plan(script: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    out = tmp_path / "profile.yaml"
+    run = [sys.executable, "-m", "tightwire"]
+    subprocess.run(
+        [*run, "profile", "--no-codecs", "--out", out, str(script), "1000"], check=True, timeout=60
+    )
+    assert Profile.read(out).num_bytes == 232
+    uniform = ["--workers", "4", "--bandwidth", "1gbit"]
+    ended = subprocess.run(
+        [*run, "plan", "--profile", out, *uniform, "--json"],
+        check=True,
+        timeout=60,
+        capture_output=True,
+        text=True,
+    )
+    answer = json.loads(ended.stdout.splitlines()[-1])
+    assert {"plan", "step_s", "low_s", "high_s", "exposed_s", "bytes_per_step", "bound_by"} <= answer[
+        "ranking"
+    ][0].keys()
+    assert answer["why"]

@@ -1,0 +1,63 @@
+"""`tightwire profile`: measure what a training script's step costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from typing import Annotated
+
+import typer
+
+from tightwire.errors import FileError
+from tightwire.planner import candidates
+from tightwire.planner.words import print_ms, print_size
+from tightwire.profile import Profile
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def profile(
+    script: Annotated[
+        list[str], typer.Argument(help="A training script and its arguments.", show_default=False)
+    ],
+    out: Annotated[pathlib.Path, typer.Option(help="Where to write what was found.")] = pathlib.Path(
+        "profile.yaml"
+    ),
+    steps: Annotated[int, typer.Option(help="Training steps to measure.", min=1)] = 5,
+    codecs: Annotated[bool, typer.Option(help="Time codecs on this machine too.")] = True,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="End with one line of JSON on standard output.")
+    ] = False,
+) -> None:
+    """Run a script for a few training steps, and measure forward, backward, gradients and codecs.
+
+    The script needs no change; it is stopped after the steps. Give it the machine as it will be in training.
+
+        tightwire profile train.py --batch-size 32
+
+        tightwire profile --out resnet.yaml --steps 10 train.py
+    """
+    from tightwire.profile import measure_codecs, measure_pass
+    from tightwire.profile.script import profile_script
+
+    path = pathlib.Path(script[0])
+    if not path.is_file():
+        raise FileError(f"{path} is no file; write the path of a training script.")
+    found = profile_script(path, script[1:], steps=steps)
+    if codecs:
+        compressions = sorted({plan.compression_text for plan in candidates(found.num_bytes, "lossy")})
+        found = dataclasses.replace(
+            found, codecs=measure_codecs(compressions), pass_s_per_element=measure_pass()
+        )
+    found.write(out)
+    typer.echo(json.dumps(dataclasses.asdict(found)) if as_json else _describe(found, out))
+
+
+def _describe(found: Profile, out: pathlib.Path) -> str:
+    return (
+        f"{len(found.parameters)} parameters, {print_size(found.num_bytes)} of gradients. A step: forward "
+        f"{print_ms(found.forward_s)}, backward {print_ms(found.backward_s)}, the rest {print_ms(found.optimizer_s)}, "
+        f"spread {found.noise:.1%}; {len(found.codecs)} codecs timed. Written to {out}."
+    )
