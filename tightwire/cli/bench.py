@@ -153,3 +153,28 @@ def _print_kernels(rows: list[kernels_bench.Row]) -> None:
             "" if row.stock_s is None else f"{row.stock_s * 1e3:.3f}",
         )
     Console().print(table)
+
+
+@app.command()
+def overhead(
+    samples: Annotated[int, typer.Option(help="Steps of each kind, by turns; the median counts.", min=5)] = 200,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="End with one line of JSON on standard output.")
+    ] = False,
+) -> None:
+    """Time what attach costs where it has nothing to do: a world of one, on steps of about 20 ms.
+
+    Plain and attached steps take turns and must end with the same parameters, to the bit.
+
+        tightwire bench overhead
+    """
+    from tightwire.bench import overhead as overhead_bench
+
+    found = overhead_bench.measure(samples)
+    if as_json:
+        typer.echo(json.dumps(asdict(found)))
+        return
+    typer.echo(f"plain step      {found.plain_step_s * 1e3:8.3f} ms")
+    typer.echo(f"attached step   {found.attached_step_s * 1e3:8.3f} ms   {found.ratio - 1:+.2%} (median of the pairs)")
+    typer.echo(f"same parameters {'to the bit' if found.identical else 'NO'}")
+    typer.echo(f"import tightwire adds {found.import_s * 1e3:.0f} ms to import torch")

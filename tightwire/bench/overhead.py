@@ -1,0 +1,94 @@
+"""What Tightwire costs where it has nothing to do: a world of one, and the import."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from tightwire.attach import attach
+from tightwire.transport import Single
+
+STEP_S = 0.02
+IMPORTS = (
+    "import time, torch; start = time.perf_counter(); import tightwire; print(time.perf_counter() - start)"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overhead:
+    """What was measured; medians.
+
+    Attributes:
+        plain_step_s: a training step in plain PyTorch, of about 20 ms.
+        attached_step_s: the same step under `attach` in a world of one.
+        ratio: median of the pairs' ratios, attached over plain.
+        identical: whether both ended with the same parameters, to the bit.
+        import_s: what `import tightwire` adds to `import torch`.
+    """
+
+    plain_step_s: float
+    attached_step_s: float
+    ratio: float
+    identical: bool
+    import_s: float
+
+
+class _Trainee:
+    """A model whose step takes about 20 ms on one core, seeded, so that two of them are alike."""
+
+    def __init__(self, batch: int) -> None:
+        torch.manual_seed(0)
+        layers = [module for _ in range(12) for module in (nn.Linear(256, 256), nn.ReLU())]
+        self.model = nn.Sequential(*layers)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)
+        self.x = torch.randn(batch, 256)
+
+    def step(self) -> None:
+        self.optimizer.zero_grad()
+        self.model(self.x).square().mean().backward()
+        self.optimizer.step()
+
+    def parameters(self) -> torch.Tensor:
+        return torch.cat([p.detach().flatten() for p in self.model.parameters()])
+
+
+def measure(samples: int = 200) -> Overhead:
+    """Times plain and attached steps by turns, so that what disturbs the machine disturbs both."""
+    torch.set_num_threads(1)
+    batch = _batch_for(STEP_S)
+    plain, attached = _Trainee(batch), _Trainee(batch)
+    with attach(attached.model, attached.optimizer, "bsp", transport=Single()):
+        pairs = [(_seconds(plain.step), _seconds(attached.step)) for _ in range(samples)]
+    return Overhead(
+        plain_step_s=statistics.median(p for p, _ in pairs),
+        attached_step_s=statistics.median(a for _, a in pairs),
+        ratio=statistics.median(a / p for p, a in pairs),
+        identical=torch.equal(plain.parameters(), attached.parameters()),
+        import_s=statistics.median(_import_s() for _ in range(3)),
+    )
+
+
+def _batch_for(seconds: float) -> int:
+    """Returns the batch whose step takes about `seconds` here."""
+    trial = _Trainee(256)
+    trial.step()
+    per_sample_s = statistics.median(_seconds(trial.step) for _ in range(5)) / 256
+    return max(1, round(seconds / per_sample_s))
+
+
+def _seconds(work: Callable[[], None]) -> float:
+    start_s = time.perf_counter()
+    work()
+    return time.perf_counter() - start_s
+
+
+def _import_s() -> float:
+    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True)
+    return float(done.stdout)
