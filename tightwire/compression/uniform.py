@@ -112,7 +112,7 @@ class Int4(_AbsmaxCodec):
     paper: ClassVar[str] = "Dettmers & Zettlemoyer 2023, arXiv:2212.09720"
     bits: ClassVar[int] = 4
 
-    block: int = 128
+    block: int = 256
 
 
 @final
@@ -130,7 +130,7 @@ class Int2(_AbsmaxCodec):
     paper: ClassVar[str] = "Wen et al. 2017, arXiv:1705.07878"
     bits: ClassVar[int] = 2
 
-    block: int = 64
+    block: int = 256
 
 
 @final

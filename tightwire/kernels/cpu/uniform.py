@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import literal_unroll, njit
 
 from tightwire.kernels.cpu.bits import (
     CEILING,
@@ -88,14 +88,23 @@ def round_stochastic(
 @njit(**LOOP)
 def pack(codes: Any, numel: Any, out: Any, bits: Any) -> None:
     """Packs the codes of a block, planes of consecutive elements side by side in a byte."""
-    width = out.size
-    codes[numel : width * (8 // bits)] = np.uint8(0)
-    out[:] = codes[:width]
-    for plane in range(1, 8 // bits):
-        shift = np.uint8(plane * bits)
-        part = codes[plane * width : (plane + 1) * width]
-        for i in range(width):
-            out[i] |= np.uint8(part[i] << shift)
+    w = out.size
+    codes[numel : w * (8 // bits)] = np.uint8(0)
+    # A loop for each, because shifts by a constant are what vectorises.
+    if bits == 4:
+        for i in range(w):
+            out[i] = np.uint8(codes[i] | np.uint8(codes[w + i] << np.uint8(4)))
+    elif bits == 2:
+        for i in range(w):
+            low = np.uint8(codes[i] | np.uint8(codes[w + i] << np.uint8(2)))
+            high = np.uint8(codes[2 * w + i] | np.uint8(codes[3 * w + i] << np.uint8(2)))
+            out[i] = np.uint8(low | np.uint8(high << np.uint8(4)))
+    else:
+        for i in range(w):
+            byte = codes[i]
+            for plane in literal_unroll((1, 2, 3, 4, 5, 6, 7)):
+                byte = np.uint8(byte | np.uint8(codes[plane * w + i] << np.uint8(plane)))
+            out[i] = byte
 
 
 @njit(**LOOP)
