@@ -16,7 +16,8 @@ def inputs(numel, r):
 
 def average(net, name, codec, numel, tag):
     counting = transport.Counting(net)
-    runner = Runner(build(name, size), counting, numel=numel, dtype=torch.float32, codec=codec, tag=tag, piece_bytes=16384)
+    runner = Runner(build(name, size), counting, numel=numel, dtype=torch.float32,
+                    codec=codec, tag=tag, piece_bytes=16384)
     for _ in range(3):
         counting.tally.clear()
         work, mean = inputs(numel, rank), torch.empty(numel)
@@ -61,7 +62,8 @@ def test_runners_under_way_together_do_not_mix() -> None:
         net = transport.init(deadline_s=20)
         buffers = [torch.full((50_000,), float(10 * b + rank)) for b in range(2)]
         runners = [
-            Runner(build("ring", size), net, numel=50_000, dtype=torch.float32, codec=Identity(), tag=b, piece_bytes=8192)
+            Runner(build("ring", size), net, numel=50_000, dtype=torch.float32,
+                   codec=Identity(), tag=b, piece_bytes=8192)
             for b in range(2)
         ]
         threads = [threading.Thread(target=r.run, args=(b, b)) for r, b in zip(runners, buffers)]
