@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tightwire.compression import Int8, TopK
+from tightwire.compression import Int8, TopK, warm, warm_up
 from tightwire.errors import PlanError, TensorError
 from tightwire.plan import Plan, parse_compression
 
@@ -74,3 +74,15 @@ def test_float16_saturates_and_keeps_the_rest() -> None:
     codec.decode(message, out)  # type: ignore[attr-defined]
     assert out.tolist() == [65504.0, -65504.0, 65504.0]
     assert x.tolist() == [1e6 - 65504, 65504 - 1e6, 15.0]
+
+
+def test_warm_up_says_so_when_it_compiles(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    warm_up(Int8())
+    caplog.clear()
+    assert 0 <= warm_up(Int8()) < 2
+    assert not caplog.text
+    monkeypatch.setattr(warm, "_SLOW_S", -1.0)
+    warm_up(TopK(0.01), torch.bfloat16)
+    assert "compiled the kernels of topk:0.01" in caplog.text

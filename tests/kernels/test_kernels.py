@@ -4,7 +4,6 @@ import subprocess
 import sys
 import threading
 
-import pytest
 import torch
 
 from tightwire import kernels
@@ -22,7 +21,7 @@ def public(module: object) -> dict[str, inspect.Signature]:
 
 def test_reference_has_every_kernel_with_the_same_signature() -> None:
     ours, defined = public(cpu), public(reference)
-    del ours["compile_all"], defined["random_unit"], defined["random_bits"]
+    del defined["random_unit"], defined["random_bits"]
     assert ours == defined
 
 
@@ -55,12 +54,3 @@ def test_scratch_is_reused_grows_and_belongs_to_a_thread() -> None:
     thread.start()
     thread.join()
     assert others != [large.data_ptr()]
-
-
-def test_warm_up_says_so_when_it_compiles(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert kernels.warm_up() >= 0
-    monkeypatch.setattr(kernels, "_SLOW_S", -1.0)
-    kernels.warm_up()
-    assert "compiled" in caplog.text

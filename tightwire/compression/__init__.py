@@ -9,6 +9,7 @@ from tightwire.compression.floats import Float8, Natural
 from tightwire.compression.signs import EFSign, OneBit
 from tightwire.compression.sparse import TopK
 from tightwire.compression.uniform import QSGD, Int2, Int4, Int8, TernGrad
+from tightwire.compression.warm import warm_up
 from tightwire.plan import Member
 
 MEMBERS: tuple[type[Member], ...] = (
@@ -47,4 +48,5 @@ __all__ = [
     "Stage",
     "TernGrad",
     "TopK",
+    "warm_up",
 ]

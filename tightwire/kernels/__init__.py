@@ -8,6 +8,9 @@ message does not carry, and releases the GIL while it works:
 
     narrow, widen            casts to half-precision formats, saturating
     quantise, dequantise     a uniform grid per block: int8, int4, int2, QSGD, TernGrad
+    sign, unsign             one bit each, and the mean magnitudes of a block
+    power, unpower           powers of two, at random
+    eight, uneight           8-bit floats, scaled per block
     select, scatter          the k largest magnitudes, by index
 """
 
@@ -15,9 +18,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-import logging
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-logger = logging.getLogger(__name__)
-_SLOW_S = 2.0
 _local = threading.local()
 
 
@@ -54,19 +53,3 @@ def scratch(use: str, numel: int, dtype: Any, device: Any = "cpu") -> Tensor:
     if pool is None or pool.numel() < numel:
         pool = pools[key] = torch.empty(numel, dtype=dtype, device=device)
     return pool[:numel]
-
-
-def warm_up() -> float:
-    """Compiles every CPU kernel once, or loads it from the cache on disk; logs when that takes over 2 s.
-
-    Called before the first training step, so that no step pays for it.
-
-    Returns:
-        The seconds it took.
-    """
-    began_s = time.perf_counter()
-    _module("cpu").compile_all()
-    took_s = time.perf_counter() - began_s
-    if took_s > _SLOW_S:
-        logger.warning("compiled the CPU kernels in %.1f s; the next start finds them in the cache", took_s)
-    return took_s

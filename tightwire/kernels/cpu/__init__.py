@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tightwire.kernels.cpu import casts, floats, signs, sparse, uniform
-from tightwire.kernels.grid import E4M3, Eight, Grid
+from tightwire.kernels.grid import Eight, Grid
 from tightwire.kernels.keys import keys_of
 
 _NARROW = {torch.float16: casts.narrow_float16, torch.bfloat16: casts.narrow_bfloat16}
@@ -118,23 +118,3 @@ def _scatter_half(message: Tensor, out: Tensor, k: int, add: bool) -> None:
         out.index_add_(0, indices, values)
     else:
         out.zero_().index_copy_(0, indices.long(), values)
-
-
-def compile_all() -> None:
-    """Runs every loop once on a few elements, which compiles it or loads it from the cache."""
-    x, message = torch.ones(8), torch.empty(64, dtype=torch.uint8)
-    for half in (torch.float16, torch.bfloat16):
-        narrow(x, message[:16], half)
-        widen(message[:16], x, half, False)
-    grid = Grid(block=8, bits=8, levels=127)
-    quantise(x, message[: grid.wire_bytes(8)], grid, 0)
-    dequantise(message[: grid.wire_bytes(8)], x, grid, False)
-    for two_sided in (False, True):
-        sign(x, message[: 5 + 4 * two_sided], 8, two_sided)
-        unsign(message[: 5 + 4 * two_sided], x, 8, two_sided, False)
-    power(x, message[:9], 8, 0)
-    unpower(message[:9], x, 8, False)
-    eight(x, message[:12], 8, E4M3)
-    uneight(message[:12], x, 8, E4M3, False)
-    select(x, message[:8], 1)
-    scatter(message[:8], x, 1, False)
