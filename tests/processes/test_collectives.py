@@ -9,7 +9,7 @@ from tests.workers import run_processes
 SCRIPT = """
 import hashlib
 from tightwire.collectives import PROGRAMS, Runner, build
-from tightwire.plan import parse_compression
+from tightwire.compression import Identity, Int8, TopK
 
 def inputs(numel, r):
     return torch.randn(numel, generator=torch.Generator().manual_seed(r))
@@ -32,20 +32,19 @@ def average(net, name, codec, numel, tag):
 
 net = transport.init(deadline_s=20)
 found = {}
-for tag, (name, text) in enumerate([(n, c) for n in PROGRAMS for c in CODECS]):
-    codec = parse_compression(text)[0]
+CODECS = (Identity(), Int8(), TopK(0.01))
+for tag, (name, codec) in enumerate([(n, c) for n in PROGRAMS for c in CODECS]):
     if name == "native" and codec.sums_as is None or codec.combine == "none" and name != "allgather":
         continue
     for numel in (0, 7, 100_003):
-        found[f"{name} {text} {numel}"] = average(net, name, codec, numel, tag)
+        found[f"{name} {codec} {numel}"] = average(net, name, codec, numel, tag)
 answer(found)
 """
 
 
 @pytest.mark.parametrize("n", [3, 4])
 def test_mean_traffic_and_agreement_over_gloo(n: int) -> None:
-    script = SCRIPT.replace("CODECS", repr(("none", "int8", "topk:0.01")))
-    answers: list[dict[str, Any]] = [end.answer for end in run_processes(n, script)]
+    answers: list[dict[str, Any]] = [end.answer for end in run_processes(n, SCRIPT)]
     assert answers[0]
     for case, (worst, digest) in answers[0].items():
         assert worst < 1e-5, case
