@@ -15,15 +15,16 @@ from tightwire.collectives.traffic import predict_bytes
 from tightwire.errors import PlanError
 from tightwire.plan import Plan, parse_compression
 from tightwire.profile import CodecCost, ParameterProfile, Profile
-from tightwire.simulate import predict, prior, sent_bytes, shape_of
+from tightwire.simulate import predict, prior, sent_bytes, shape_of, slowest_of
 from tightwire.simulate.shape import CLOSED_FORMS, count
 
 LATENCY_S, BANDWIDTH = 1e-4, 25e6
 CLUSTER = Cluster.uniform(4, BANDWIDTH, LATENCY_S)
-# Passes over memory are free here, so that closed forms are short.
+# Passes over memory are free here, and workers equally fast, so that closed forms are short.
 PROFILE = dataclasses.replace(
     Profile.uniform(layers=8, numel_per_layer=500_000, forward_s=0.1, backward_s=0.2, optimizer_s=0.01),
     pass_s_per_element=0.0,
+    noise=0.0,
 )
 PROGRAMS = sorted(collectives.PROGRAMS)
 PLANS = [
@@ -121,6 +122,17 @@ def test_local_steps_share_one_exchange() -> None:
     eighth = predict("local:8/allreduce/none/sequential", PROFILE, CLUSTER)
     assert eighth.step_s - PROFILE.compute_s == pytest.approx((every.step_s - PROFILE.compute_s) / 8)
     assert eighth.bytes_per_step == pytest.approx(every.bytes_per_step / 8, abs=1)
+
+
+def test_the_slowest_worker_sets_the_pace() -> None:
+    noisy = dataclasses.replace(PROFILE, noise=0.1)
+    late_s = 0.31 * 0.1 * slowest_of(4)
+    for plan, share in (("bsp", 1.0), ("local:4/allreduce/none/sequential", 0.5)):
+        calm, rough = predict(plan, PROFILE, CLUSTER), predict(plan, noisy, CLUSTER)
+        assert rough.step_s - calm.step_s == pytest.approx(late_s * share)
+        assert rough.compute_s == pytest.approx(calm.compute_s)
+    alone = Cluster.uniform(1, BANDWIDTH, LATENCY_S)
+    assert predict("bsp", noisy, alone).step_s == pytest.approx(PROFILE.compute_s)
 
 
 def test_overlap_slowdown_stretches_compute_only_while_buckets_move() -> None:

@@ -76,7 +76,7 @@ class Profile:
         parameters: in the order in which backward produces their gradients.
         codecs: what encoding and decoding cost.
         pass_s_per_element: one pass over memory, such as adding a leftover.
-        noise: spread of the step time: its standard deviation over its median.
+        noise: spread of the step time, from step to step and worker to worker: standard deviation over median.
         overlap_slowdown: how many times longer compute takes while a transfer is under way; more than 1 where
             communication and compute share cores.
     """

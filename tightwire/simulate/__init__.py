@@ -2,7 +2,7 @@
 
 from tightwire.simulate.cost import BucketCost, Costs, prior, program_of
 from tightwire.simulate.events import Clock, Work
-from tightwire.simulate.predict import predict
+from tightwire.simulate.predict import predict, slowest_of
 from tightwire.simulate.prediction import Bound, Prediction, Span
 from tightwire.simulate.shape import Shape, shape_of
 from tightwire.simulate.step import Backward, Channel, Move, Timeline
@@ -26,4 +26,5 @@ __all__ = [
     "program_of",
     "sent_bytes",
     "shape_of",
+    "slowest_of",
 ]

@@ -61,9 +61,7 @@ class Costs:
     @property
     def codec(self) -> Codec:
         """The plan's codec: its first compression stage."""
-        codec = self.plan.compression[0]
-        assert isinstance(codec, Codec), codec
-        return codec
+        return _codec_of(self.plan)
 
     @property
     def program(self) -> str:
@@ -112,13 +110,21 @@ def program_of(plan: Plan) -> str:
     """Returns the name of the program that carries the plan's messages.
 
     Raises:
-        PlanError: an architecture that cannot be predicted yet.
+        PlanError: an architecture or a compression that cannot be predicted yet.
     """
-    architecture, codec = plan.architecture, plan.compression[0]
-    assert isinstance(codec, Codec), codec
+    architecture, codec = plan.architecture, _codec_of(plan)
     if not isinstance(architecture, AllReduce):
         raise PlanError(f"{plan}: {architecture} cannot be predicted yet; allreduce can.")
     return architecture.program_name(codec)
+
+
+def _codec_of(plan: Plan) -> Codec:
+    codec = plan.compression[0]
+    if not isinstance(codec, Codec):
+        raise PlanError(
+            f"{plan}: {codec} cannot be predicted yet: it has an exchange of its own; codecs can."
+        )
+    return codec
 
 
 def prior(program: str, cluster: Cluster) -> Fit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -22,10 +23,20 @@ LOCAL_PASSES = 3
 STANDARD_DEVIATIONS = 2.0
 
 
+def slowest_of(workers: int) -> float:
+    """Returns how many standard deviations the slowest of N equal workers is expected to be late (Blom 1958).
+
+    >>> [round(slowest_of(n), 2) for n in (1, 4, 64)]
+    [0.0, 1.05, 2.34]
+    """
+    return statistics.NormalDist().inv_cdf((workers - 0.375) / (workers + 0.25))
+
+
 def predict(plan: Plan | str, profile: Profile, cluster: Cluster) -> Prediction:
     """Predicts the step time of a plan, with an interval and reasons.
 
-    Compute runs as profiled, slowed down while a bucket moves by the measured factor. Buckets move one at a
+    Compute runs as profiled, slowed down while a bucket moves by the measured factor; of N workers whose compute
+    varies as profiled, the slowest sets the pace. Buckets move one at a
     time, in the order that the plan's own scheduler decides; a bucket costs encoding, α + β · bytes of its
     program, and decoding.
 
@@ -66,7 +77,7 @@ class _Round:
         before_s, after_s = self._around()
         path = tuple(self._critical_path(timeline, before_s, after_s))
         shares = _shares(path, timeline, costs)
-        round_s = before_s + timeline.end_s + after_s
+        round_s = before_s + self._late_s + timeline.end_s + after_s
         deviation_s = self._deviation_s(shares)
         return Prediction(
             plan=str(self.plan),
@@ -75,7 +86,7 @@ class _Round:
             high_s=(round_s + STANDARD_DEVIATIONS * deviation_s) / steps,
             compute_s=(before_s + timeline.backward_end_s + after_s) / steps,
             codec_s=sum(cost.codec_s for cost in costs) / steps,
-            exposed_s=(timeline.end_s - timeline.backward_end_s) / steps,
+            exposed_s=(self._late_s + timeline.end_s - timeline.backward_end_s) / steps,
             bytes_per_step=round(sum(cost.sent_bytes for cost in costs) / steps),
             bound_by=max(get_args(Bound), key=shares.__getitem__),
             critical_path=path,
@@ -89,6 +100,12 @@ class _Round:
     @property
     def _overlaps(self) -> bool:
         return self._sync.averages_gradients(self._sync.steps_per_round)
+
+    @property
+    def _late_s(self) -> float:
+        """How much later than the others the slowest worker arrives; delays of several steps partly cancel out."""
+        deviation_s = self.profile.noise * self.profile.compute_s * math.sqrt(self._sync.steps_per_round)
+        return slowest_of(self.cluster.workers) * deviation_s
 
     @cached_property
     def _costs(self) -> Costs:
@@ -130,15 +147,18 @@ class _Round:
         """Yields what the end of the round waited for, in order of time."""
         if before_s > 0.0:
             yield Span(what="forward" if self._overlaps else "compute", start_s=0.0, end_s=before_s)
+        if self._late_s > 0.0:
+            yield Span(what="slowest worker", start_s=before_s, end_s=before_s + self._late_s)
+        begin_s = before_s + self._late_s
         moves, start_s = _last_train(timeline)
         if start_s > 0.0:
-            yield Span(what="backward", start_s=before_s, end_s=before_s + start_s)
+            yield Span(what="backward", start_s=begin_s, end_s=begin_s + start_s)
         for move in moves:
             what = f"bucket {move.bucket}"
-            yield Span(what=what, start_s=before_s + move.start_s, end_s=before_s + move.end_s)
-        end_s = before_s + timeline.end_s
+            yield Span(what=what, start_s=begin_s + move.start_s, end_s=begin_s + move.end_s)
+        end_s = begin_s + timeline.end_s
         if not moves and timeline.control_end_s > timeline.backward_end_s:
-            yield Span(what="control message", start_s=before_s + start_s, end_s=end_s)
+            yield Span(what="control message", start_s=begin_s + start_s, end_s=end_s)
         if after_s > 0.0:
             yield Span(what="optimizer", start_s=end_s, end_s=end_s + after_s)
 

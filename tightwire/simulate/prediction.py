@@ -39,7 +39,7 @@ class Prediction:
         high_s: step_s plus as much.
         compute_s: forward, backward and optimizer; slowed down by transfers where they share cores.
         codec_s: encoding and decoding, wherever it happens.
-        exposed_s: waiting for the exchange with nothing to compute.
+        exposed_s: waiting for the exchange, or for the slowest worker, with nothing to compute.
         bytes_per_step: payload that the busiest worker sends.
         bound_by: what most of the critical path is made of.
         critical_path: what the end of the step waited for, back to its start.
