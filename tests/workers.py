@@ -126,7 +126,7 @@ def run_processes(
 @functools.cache
 def _nursery() -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", str(ROOT / "tests" / "nursery.py")],
+        [sys.executable, "-P", "-W", "ignore", str(ROOT / "tests" / "nursery.py")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
