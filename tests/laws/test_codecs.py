@@ -38,6 +38,8 @@ CODECS = [
     "efsign:64",
     "onebit",
     "onebit:64",
+    "stc:0.01",
+    "stc:0.3",
     "topk:0.01",
     "topk:0.3",
     "topk:1.0",

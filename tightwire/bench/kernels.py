@@ -26,6 +26,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "int8": ("int8", "int8:rounding=stochastic"),
     "qsgd": ("qsgd", "qsgd:7"),
     "topk": ("topk:0.01", "topk:0.001"),
+    "stc": ("stc:0.01",),
 }
 
 

@@ -8,6 +8,7 @@ from tightwire.compression.feedback import ErrorFeedback
 from tightwire.compression.floats import Float8, Natural
 from tightwire.compression.signs import EFSign, OneBit
 from tightwire.compression.sparse import TopK
+from tightwire.compression.sparse_ternary import STC
 from tightwire.compression.uniform import QSGD, Int2, Int4, Int8, TernGrad
 from tightwire.compression.warm import warm_up
 from tightwire.plan import Member
@@ -26,12 +27,14 @@ MEMBERS: tuple[type[Member], ...] = (
     EFSign,
     OneBit,
     TopK,
+    STC,
     ErrorFeedback,
 )
 
 __all__ = [
     "MEMBERS",
     "QSGD",
+    "STC",
     "BFloat16",
     "Codec",
     "Combine",
