@@ -31,11 +31,11 @@ Axis = Literal["sync", "architecture", "compression", "schedule"]
 
 # Where each axis's members are listed, as `MEMBERS`. Looked up by name on first use, so that a family may
 # import this file and this file need not import any family.
-FAMILIES: dict[Axis, str] = {
-    "sync": "tightwire.sync",
-    "architecture": "tightwire.collectives",
-    "compression": "tightwire.compression",
-    "schedule": "tightwire.schedule",
+FAMILIES: dict[Axis, tuple[str, ...]] = {
+    "sync": ("tightwire.sync",),
+    "architecture": ("tightwire.collectives",),
+    "compression": ("tightwire.compression", "tightwire.reducers"),
+    "schedule": ("tightwire.schedule",),
 }
 DEFAULTS: dict[Axis, str] = {
     "sync": "bsp",
@@ -177,8 +177,8 @@ def _nearest_legal(refusal: Refusal, seen: set[str]) -> Iterator[str]:
 @functools.cache
 def catalogue(axis: Axis) -> Mapping[str, type[Member]]:
     """Returns every member of an axis by name: the one table that lists what exists."""
-    family = importlib.import_module(FAMILIES[axis])
-    return {member.name: member for member in family.MEMBERS}
+    families = map(importlib.import_module, FAMILIES[axis])
+    return {member.name: member for family in families for member in family.MEMBERS}
 
 
 def parse_compression(text: str) -> tuple[Member, ...]:

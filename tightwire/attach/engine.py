@@ -134,11 +134,16 @@ class GradientEngine:
         pass  # nothing outlives a backward pass
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
-        return {"rounds": self._rounds_before + self.rounds, "leftovers": leftovers(self._exchange)}
+        return {
+            "rounds": self._rounds_before + self.rounds,
+            "leftovers": leftovers(self._exchange),
+            "reducers": memories(self._exchange),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
         self._rounds_before = state["rounds"] - self.rounds
         load_leftovers(self._exchange, state["leftovers"])
+        load_memories(self._exchange, state["reducers"])
 
     def close(self) -> None:  # noqa: D102
         self.gradients.remove()
@@ -214,6 +219,7 @@ class ParameterEngine:
             "steps_alone": self._steps_alone,
             "spoiled": self._spoiled,
             "leftovers": leftovers(self._exchange),
+            "reducers": memories(self._exchange),
             "anchors": anchors,
         }
 
@@ -221,6 +227,7 @@ class ParameterEngine:
         self._rounds_before, self._steps_alone = state["rounds"] - self.rounds, state["steps_alone"]
         self._spoiled = state["spoiled"]
         load_leftovers(self._exchange, state["leftovers"])
+        load_memories(self._exchange, state["reducers"])
         for anchor in self._parameters.anchors:
             anchor.pack({name: state["anchors"][name] for name in anchor.views})
 
@@ -260,16 +267,35 @@ def load_leftovers(exchange: Exchange, state: Mapping[str, Tensor]) -> None:
         AttachError: names the tensors that are missing, unknown or of another shape.
     """
     present = {name: view for a in exchange.averagers for name, view in a.leftovers().items()}
+    _load("leftovers", present, state)
+
+
+def memories(exchange: Exchange) -> dict[str, Tensor]:
+    """Returns copies of what reducers remember, by tensor name."""
+    return {name: kept.clone() for a in exchange.averagers for name, kept in a.reducer.memory().items()}
+
+
+def load_memories(exchange: Exchange, state: Mapping[str, Tensor]) -> None:
+    """Takes up what reducers remembered, however buckets were cut when it was saved.
+
+    Raises:
+        AttachError: names the tensors that are missing, unknown or of another shape.
+    """
+    present = {name: kept for a in exchange.averagers for name, kept in a.reducer.memory().items()}
+    _load("memory of reducers", present, state)
+
+
+def _load(what: str, present: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     wrong = sorted(present.keys() ^ state.keys()) or [
         n for n, v in present.items() if v.shape != state[n].shape
     ]
     if wrong:
         raise AttachError(
-            f"the checkpoint's leftovers do not fit this model and plan: {', '.join(wrong[:5])} differ; "
+            f"the checkpoint's {what} do not fit this model and plan: {', '.join(wrong[:5])} differ; "
             "load it under the plan and the model it was saved with."
         )
-    for name, view in present.items():
-        view.copy_(state[name])
+    for name, tensor in present.items():
+        tensor.copy_(state[name])
 
 
 def build_engine(parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric) -> Engine:

@@ -17,7 +17,7 @@ from tightwire.collectives import AllReduce
 from tightwire.compression import Codec, ErrorFeedback, Identity
 from tightwire.errors import AttachError
 from tightwire.plan import Plan, Route, parse_compression
-from tightwire.reducers import Averager, Reducer, all_reducer
+from tightwire.reducers import Averager, Reducer, Reduction, all_reducer, build_reducer
 from tightwire.schedule import Schedule, TensorFacts
 from tightwire.transport import Counting
 
@@ -61,10 +61,12 @@ class Fabric:
         ]
         channel = self.transport.channel()
         averagers = []
-        for tag, layout in enumerate(plan_layout(backward, schedule.partition(facts))):
-            codec, *stages = parse_compression(routes[layout.slots[0].name])
-            reducer = all_reducer(
-                architecture, traced(cast(Codec, codec), self.tracer), channel, bucket=layout, tag=tag
+        for number, layout in enumerate(plan_layout(backward, schedule.partition(facts))):
+            sender, *stages = parse_compression(routes[layout.slots[0].name])
+            if isinstance(sender, Codec):
+                sender = traced(sender, self.tracer)
+            reducer = build_reducer(
+                architecture, cast(Codec | Reduction, sender), channel, bucket=layout, number=number
             )
             feedback = any(isinstance(stage, ErrorFeedback) for stage in stages)
             averagers.append(Averager(Bucket(layout), reducer, feedback=feedback))

@@ -87,6 +87,13 @@ class Runner:
             if not self.lossless:
                 work.zero_()
 
+    def keep(self) -> None:
+        """Does nothing: a run leaves nothing to remember."""
+
+    def memory(self) -> dict[str, Tensor]:
+        """Returns nothing; see `keep`."""
+        return {}
+
     def _check(self, work: Tensor, mean: Tensor) -> None:
         for name, tensor in (("work", work), ("mean", mean)):
             if tensor.shape != (self._numel,) or tensor.dtype != self._dtype or not tensor.is_contiguous():

@@ -1,7 +1,44 @@
-"""Agreeing on a mean."""
+"""Agreeing on a mean: by a codec over a program, or by a method that talks while it compresses."""
 
-from tightwire.reducers.all_reduce import all_reducer
-from tightwire.reducers.averager import Averager, is_finite
-from tightwire.reducers.reducer import Reducer
+from __future__ import annotations
 
-__all__ = ["Averager", "Reducer", "all_reducer", "is_finite"]
+from typing import TYPE_CHECKING, Any
+
+from tightwire.plan import Member
+from tightwire.reducers.low_rank import PowerSGD
+from tightwire.reducers.reduction import Reduction
+
+if TYPE_CHECKING:
+    from tightwire.reducers.averager import Averager, is_finite
+    from tightwire.reducers.build import all_reducer, build_reducer
+    from tightwire.reducers.reducer import Reducer
+
+MEMBERS: tuple[type[Member], ...] = (PowerSGD,)
+
+__all__ = [
+    "MEMBERS",
+    "Averager",
+    "PowerSGD",
+    "Reducer",
+    "Reduction",
+    "all_reducer",
+    "build_reducer",
+    "is_finite",
+]
+
+# Loaded on first use: they need torch, and members do not.
+_LAZY = {
+    "Averager": "averager",
+    "is_finite": "averager",
+    "all_reducer": "build",
+    "build_reducer": "build",
+    "Reducer": "reducer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

@@ -47,7 +47,8 @@ class Averager:
         self.finite = is_finite(flat)
 
     def keep(self) -> None:
-        """Keeps the leftover of the last run for the next one."""
+        """Keeps the leftover of the last run for the next one, and what the reducer learnt."""
+        self.reducer.keep()
         if self._leftover is not None and self._work is not None:
             self._leftover, self._work = self._work, self._leftover
 

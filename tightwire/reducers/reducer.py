@@ -10,6 +10,9 @@ from torch import Tensor
 class Reducer(Protocol):
     """Agrees with the other ranks on the mean of a bucket.
 
+    What a reducer remembers from run to run changes only when it is told to keep a run: one that is followed by
+    another without `keep` leaves no trace.
+
     Attributes:
         lossless: the mean is exact up to rounding; `bucket` and `mean` may be the same memory.
         bytes_sent: payload bytes that this rank sends in one run, known beforehand.
@@ -31,3 +34,9 @@ class Reducer(Protocol):
         Raises:
             PeerError: a rank did not take part within the deadline.
         """
+
+    def keep(self) -> None:
+        """Remembers what the last run learnt. Local."""
+
+    def memory(self) -> dict[str, Tensor]:
+        """Returns what is remembered, by tensor name, to be saved or written to: it shares memory."""

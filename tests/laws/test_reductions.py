@@ -1,0 +1,221 @@
+"""Laws 1, 2, 5, 8 and 9 for every reduction: the methods that talk while they compress."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from tightwire.buckets import BucketLayout, plan_layout
+from tightwire.collectives import AllReduce
+from tightwire.plan import parse_compression
+from tightwire.reducers import MEMBERS, Reducer, Reduction, build_reducer
+from tightwire.transport import Counting, Transport, run_threads
+
+REDUCTIONS = ("powersgd:1", "powersgd:2", "powersgd:4")
+# Settings at which nothing is lost.
+WHOLE = ("powersgd:4097",)
+WORKERS = (1, 2, 3, 4, 5, 8)
+FLAT = ((0,), (1,), (7,), (1000,), (4097,))
+BUCKETS: tuple[tuple[tuple[int, ...], ...], ...] = (
+    *((shape,) for shape in FLAT),
+    ((17, 59),),
+    ((40, 30), (40,), (6, 5, 3, 3), (0, 4), (40, 30), (), (30, 41)),
+)
+DTYPES = (torch.float64, torch.bfloat16, torch.float16)
+
+
+def reduction_of(text: str) -> Reduction:
+    (reduction,) = parse_compression(text)
+    assert isinstance(reduction, Reduction)
+    return reduction
+
+
+def layout_of(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype = torch.float32) -> BucketLayout:
+    tensors = {f"t{i}": torch.empty(shape, dtype=dtype) for i, shape in enumerate(shapes)}
+    return plan_layout(tensors, [range(len(shapes))])[0]
+
+
+def inputs(layout: BucketLayout, rank: int, turn: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(100 * turn + rank)
+    return torch.randn(layout.numel, generator=generator).to(layout.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What one rank saw in one run."""
+
+    given: Tensor
+    mean: Tensor
+    leftover: Tensor
+    predicted: int
+    declared: int
+    counted: int
+
+
+def reducer_on(transport: Transport, text: str, layout: BucketLayout) -> Reducer:
+    return build_reducer(AllReduce(), reduction_of(text), transport, bucket=layout, number=1)
+
+
+def average(transport: Transport, text: str, layout: BucketLayout, rounds: int = 2) -> list[Outcome]:
+    counting = Counting(transport)
+    reducer = reducer_on(counting, text, layout)
+    shapes = [slot.shape for slot in layout.slots]
+    declared = reduction_of(text).bytes_sent(shapes, layout.dtype.itemsize, transport.size, transport.rank)
+    outcomes = []
+    for turn in range(rounds):
+        given = inputs(layout, transport.rank, turn)
+        work, mean = given.clone(), torch.full_like(given, 7.0)
+        counting.tally.clear()
+        reducer.run(work, mean, seed=turn)
+        reducer.keep()
+        outcomes.append(
+            Outcome(
+                given=given,
+                mean=mean,
+                leftover=work,
+                predicted=reducer.bytes_sent,
+                declared=declared,
+                counted=counting.bytes_sent,
+            )
+        )
+    return outcomes
+
+
+def check_laws(outcomes: Sequence[Outcome]) -> None:
+    n, dtype = len(outcomes), outcomes[0].mean.dtype
+    for outcome in outcomes:
+        assert outcome.counted == outcome.predicted == outcome.declared
+        assert torch.equal(outcome.mean, outcomes[0].mean)
+    expected = torch.stack([o.given.double() - o.leftover.double() for o in outcomes]).mean(0)
+    largest = max((float(o.given.abs().max()) for o in outcomes if o.given.numel()), default=0.0)
+    tolerance = 8 * n * largest * torch.finfo(dtype).eps
+    torch.testing.assert_close(outcomes[0].mean.double(), expected, rtol=0, atol=tolerance)
+
+
+def test_every_reduction_is_here() -> None:
+    assert {text.partition(":")[0] for text in REDUCTIONS} == {member.name for member in MEMBERS}
+
+
+@pytest.mark.parametrize("n", WORKERS)
+@pytest.mark.parametrize("text", REDUCTIONS)
+def test_mean_traffic_and_agreement(text: str, n: int) -> None:
+    for shapes in BUCKETS:
+        layout = layout_of(shapes)
+        for outcomes in zip(*run_threads(n, lambda t: average(t, text, layout), deadline_s=20), strict=True):
+            check_laws(outcomes)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("text", REDUCTIONS)
+def test_other_dtypes(text: str, dtype: torch.dtype) -> None:
+    layout = layout_of(BUCKETS[-1], dtype)
+    for outcomes in zip(*run_threads(3, lambda t: average(t, text, layout), deadline_s=20), strict=True):
+        check_laws(outcomes)
+
+
+@pytest.mark.parametrize("text", REDUCTIONS)
+def test_a_world_of_one_is_plain(text: str) -> None:
+    [outcomes] = run_threads(1, lambda t: average(t, text, layout_of(BUCKETS[-1])))
+    for outcome in outcomes:
+        assert torch.equal(outcome.mean, outcome.given)
+        assert not outcome.leftover.any()
+        assert outcome.counted == 0
+
+
+@pytest.mark.parametrize("n", WORKERS)
+@pytest.mark.parametrize("text", WHOLE)
+def test_losing_nothing_is_dense(text: str, n: int) -> None:
+    for shapes in BUCKETS:
+        layout = layout_of(shapes)
+        runs = run_threads(n, lambda t: average(t, text, layout, rounds=1)[0], deadline_s=20)
+        exact = torch.stack([outcome.given.double() for outcome in runs]).mean(0)
+        torch.testing.assert_close(runs[0].mean.double(), exact, rtol=0, atol=1e-6 * max(n, 2))
+        for outcome in runs:
+            assert not outcome.leftover.any()
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("text", REDUCTIONS)
+def test_a_poisoned_rank_is_seen_by_all_and_leaves_no_trace(text: str, poison: float) -> None:
+    """Law 8: the mean is not finite anywhere, and a round that is not kept changes no later one."""
+    layout = layout_of(BUCKETS[-1])
+
+    def worker(transport: Transport) -> list[Tensor]:
+        reducer = reducer_on(transport, text, layout)
+        means = []
+        for turn, poisoned in enumerate((False, True, False)):
+            work, mean = inputs(layout, transport.rank, turn), torch.empty(layout.numel)
+            if poisoned and transport.rank == 1:
+                work[617] = poison
+            before = {name: kept.clone() for name, kept in reducer.memory().items()}
+            reducer.run(work, mean, seed=turn)
+            if poisoned:
+                assert not mean.isfinite().all()
+                assert all(torch.equal(before[name], kept) for name, kept in reducer.memory().items())
+            else:
+                reducer.keep()
+                means.append(mean)
+        return means
+
+    def untouched(transport: Transport) -> list[Tensor]:
+        reducer = reducer_on(transport, text, layout)
+        means = []
+        for turn in (0, 2):
+            mean = torch.empty(layout.numel)
+            reducer.run(inputs(layout, transport.rank, turn), mean, seed=turn)
+            reducer.keep()
+            means.append(mean)
+        return means
+
+    for n in (2, 3):
+        runs, expected = run_threads(n, worker, deadline_s=20), run_threads(n, untouched, deadline_s=20)
+        for mean, plain in zip(runs[0], expected[0], strict=True):
+            assert torch.equal(mean, plain)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 1e-42, 1e30])
+@pytest.mark.parametrize("text", REDUCTIONS)
+def test_all_equal_inputs(text: str, value: float) -> None:
+    """Zeros, denormals and huge values: the mean stays finite, and with what is left over is the input."""
+    layout = layout_of(BUCKETS[-1])
+
+    def worker(transport: Transport) -> tuple[Tensor, Tensor]:
+        reducer = reducer_on(transport, text, layout)
+        for turn in range(3):
+            work, mean = torch.full((layout.numel,), value), torch.empty(layout.numel)
+            reducer.run(work, mean, seed=turn)
+            reducer.keep()
+        assert all(kept.isfinite().all() for kept in reducer.memory().values())
+        return work, mean
+
+    works, means = zip(*run_threads(3, worker, deadline_s=20), strict=True)
+    assert means[0].isfinite().all()
+    rest = torch.full((layout.numel,), value) - torch.stack(works).mean(0)
+    torch.testing.assert_close(means[0], rest, rtol=1e-4, atol=value * 1e-4)
+
+
+@pytest.mark.parametrize("text", REDUCTIONS)
+def test_memory_is_all_there_is_to_resume(text: str) -> None:
+    """Law 4: a reducer that takes up another's memory goes on as it would have."""
+    layout = layout_of(BUCKETS[-1])
+
+    def worker(transport: Transport) -> None:
+        first, second = (reducer_on(transport, text, layout) for _ in range(2))
+        for turn in range(4):
+            work, mean = inputs(layout, transport.rank, turn), torch.empty(layout.numel)
+            again, same = work.clone(), torch.empty(layout.numel)
+            if turn == 2:
+                for name, kept in second.memory().items():
+                    kept.copy_(first.memory()[name])
+            first.run(work, mean, seed=turn)
+            first.keep()
+            if turn >= 2:
+                second.run(again, same, seed=turn)
+                second.keep()
+                assert torch.equal(mean, same)
+                assert torch.equal(work, again)
+
+    run_threads(3, worker, deadline_s=20)
