@@ -26,6 +26,8 @@ PROFILE = dataclasses.replace(
     pass_s_per_element=0.0,
     noise=0.0,
 )
+# Ranks tell each other which of the 8 parameters they used: 4 bytes for each, in 2 doublings.
+CONTROL_BYTES = 2 * 8 * 4
 PROGRAMS = sorted(collectives.PROGRAMS)
 PLANS = [
     "bsp",
@@ -79,7 +81,7 @@ def test_an_uncontended_exchange_takes_alpha_plus_beta_bytes(program: str) -> No
     fit = Fit(program=program, alpha_s=2e-3, beta_s_per_byte=4.1e-8)
     cluster = dataclasses.replace(CLUSTER, fits=(fit,))
     prediction = predict(f"bsp/allreduce:{program}/none/sequential", PROFILE, cluster)
-    expected_s = fit.seconds(prediction.bytes_per_step)
+    expected_s = fit.seconds(prediction.bytes_per_step - CONTROL_BYTES)
     assert prediction.exposed_s == pytest.approx(expected_s, rel=1e-9)
     assert prediction.step_s == pytest.approx(PROFILE.compute_s + expected_s, rel=1e-9)
 
@@ -91,14 +93,14 @@ def test_a_gathering_plan_encodes_once_and_decodes_every_message() -> None:
     profile = dataclasses.replace(PROFILE, codecs=(cost,))
     prediction = predict("bsp/allreduce/topk:0.01+ef/sequential", profile, CLUSTER)
     assert prediction.codec_s == pytest.approx(4_000_000 * (2e-9 + 4 * 1e-10) + 4 * 1e-5)
-    assert prediction.bytes_per_step == 3 * 40_000 * 8
+    assert prediction.bytes_per_step == 3 * 40_000 * 8 + CONTROL_BYTES
 
 
 def test_buckets_overlap_with_backward() -> None:
     sequential = predict("bsp/allreduce/none/sequential", PROFILE, CLUSTER)
     fused = predict("bsp/allreduce/none/fusion:2MB", PROFILE, CLUSTER)
     first_ready_s = PROFILE.parameters[0].ready_s
-    wire_s = fused.bytes_per_step / BANDWIDTH + 8 * 6 * LATENCY_S
+    wire_s = (fused.bytes_per_step - CONTROL_BYTES) / BANDWIDTH + 8 * 6 * LATENCY_S
     assert fused.step_s == pytest.approx(0.1 + first_ready_s + wire_s + 0.01)
     assert fused.step_s < sequential.step_s
     assert fused.bytes_per_step == sequential.bytes_per_step
@@ -185,7 +187,8 @@ def test_no_plan_beats_compute_or_the_wire(
     profile = Profile(forward_s=0.1, backward_s=0.2, optimizer_s=0.01, parameters=parameters)
     prediction = predict(plan, profile, Cluster.uniform(workers, bandwidth, 1e-5))
     assert prediction.step_s >= profile.compute_s * (1 - 1e-9)
-    assert prediction.step_s >= (prediction.bytes_per_step - 1) / bandwidth
+    control_bytes = 4 * 4 * len(numels)  # counted, but its time is a latency
+    assert prediction.step_s >= (prediction.bytes_per_step - 1 - control_bytes) / bandwidth
     assert prediction.step_s <= prediction.compute_s + prediction.exposed_s + 1e-9
 
 
@@ -200,7 +203,7 @@ def test_a_thousand_workers_are_predicted_without_building_their_program() -> No
     before = collectives.build.cache_info().misses
     prediction = predict("bsp/allreduce:ring/none/fusion:1MiB", PROFILE, Cluster.uniform(1024, 1e9, 1e-5))
     assert collectives.build.cache_info().misses == before
-    assert prediction.bytes_per_step == pytest.approx(2 * 1023 / 1024 * PROFILE.num_bytes, rel=1e-6)
+    assert prediction.bytes_per_step == pytest.approx(2 * 1023 / 1024 * PROFILE.num_bytes, rel=1e-4)
 
 
 def test_an_unknown_plan_is_refused() -> None:

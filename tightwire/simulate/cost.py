@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tightwire.cluster import PRIOR_RESIDUAL, Cluster, Fit
 from tightwire.collectives import AllReduce
 from tightwire.collectives.traffic import PIECE_BYTES
-from tightwire.compression.codec import Codec
+from tightwire.compression import Codec, Identity
 from tightwire.errors import PlanError
 from tightwire.plan import Plan
 from tightwire.profile import Profile
@@ -80,9 +80,10 @@ class Costs:
         return (self.cluster.fit(program) or prior(program, self.cluster)).alpha_s
 
     @property
-    def has_feedback(self) -> bool:
-        """Whether what was not sent joins the next round."""
-        return any(stage.name == "ef" for stage in self.plan.compression[1:])
+    def control_bytes(self) -> int:
+        """What the busiest worker sends of it: one float32 per parameter, by recursive doubling."""
+        count = len(self.profile.parameters)
+        return sent_bytes("recursive-doubling", Identity(), count, 4, self.cluster.workers)
 
     def _codec_s(self, numel: int) -> float:
         if self.codec.lossless or self.cluster.workers == 1:

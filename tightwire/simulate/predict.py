@@ -87,7 +87,7 @@ class _Round:
             compute_s=(before_s + timeline.backward_end_s + after_s) / steps,
             codec_s=sum(cost.codec_s for cost in costs) / steps,
             exposed_s=(self._late_s + timeline.end_s - timeline.backward_end_s) / steps,
-            bytes_per_step=round(sum(cost.sent_bytes for cost in costs) / steps),
+            bytes_per_step=round((sum(cost.sent_bytes for cost in costs) + self._control_bytes) / steps),
             bound_by=max(get_args(Bound), key=shares.__getitem__),
             critical_path=path,
         )
@@ -110,6 +110,10 @@ class _Round:
     @cached_property
     def _costs(self) -> Costs:
         return Costs(plan=self.plan, profile=self.profile, cluster=self.cluster)
+
+    @property
+    def _control_bytes(self) -> int:
+        return self._costs.control_bytes if self._overlaps else 0
 
     @cached_property
     def _buckets(self) -> list[list[ParameterProfile]]:
