@@ -65,6 +65,10 @@ class Member:
         """Says why this member cannot work in `plan`, or None when it can."""
         return None
 
+    def expand(self) -> tuple[Member, ...]:
+        """Returns what a plan holds in its place: itself, unless it is a name for several."""
+        return (self,)
+
     def __str__(self) -> str:
         return self.name + _print_arguments(self)
 
@@ -183,7 +187,8 @@ def catalogue(axis: Axis) -> Mapping[str, type[Member]]:
 
 def parse_compression(text: str) -> tuple[Member, ...]:
     """Reads stages joined by `+`, as in `topk:0.01+ef`."""
-    return tuple(parse_member("compression", stage) for stage in text.split("+"))
+    members = (parse_member("compression", stage) for stage in text.split("+"))
+    return tuple(expanded for member in members for expanded in member.expand())
 
 
 @functools.cache

@@ -46,7 +46,17 @@ TRIPLES = [
     for triple in itertools.product(SYNCS, (f"allreduce:{p}" for p in PROGRAMS), COMPRESSIONS)
     if _legal("/".join(triple))
 ]
-PLANS = [f"{triple}/{SCHEDULES[i % 3]}" for i, triple in enumerate(TRIPLES)]
+# What stages make of it: sparsity, buckets and memories of every kind.
+STAGED = [
+    "bsp/allreduce/topk:0.2+ef21",
+    "bsp/allreduce:ring/int8:rounding=stochastic+diana:0.3",
+    "bsp/allreduce/none+momentum:0.5+clip:1",
+    "bsp/allreduce/topk:0.2+ef+dense-every:3",
+    "bsp/allreduce:ring/int4+ef+dense-first:2+min:64B,dims=2",
+    "bsp/allreduce/dgc:ratio=0.1,warmup=6",
+    "local:2/allreduce/topk:0.2+ef+momentum:0.5+clip:1+warmup:2",
+]
+PLANS = [f"{triple}/{SCHEDULES[i % 3]}" for i, triple in enumerate([*TRIPLES, *STAGED])]
 CASES = [(plan, WORKERS[(i + turn) % 5]) for i, plan in enumerate(PLANS) for turn in (0, 2)]
 LOSSLESS = [f"bsp/allreduce:{p}/none/{s}" for p in PROGRAMS for s in SCHEDULES]
 FEW = [
@@ -59,6 +69,7 @@ FEW = [
     "local:2/allreduce:recursive-doubling/none/sequential",
     "local:2/allreduce/int8:rounding=stochastic/wfbp",
     "local:3/allreduce/topk:0.2+ef/fusion:64",
+    *STAGED,
 ]
 
 
@@ -188,6 +199,10 @@ def _copied(state: object) -> object:
     return torch.load(file, weights_only=True)
 
 
+def _flat(memory: dict[str, dict[str, Tensor]]) -> dict[tuple[str, str], Tensor]:
+    return {(name, kind): tensor for name, kinds in memory.items() for kind, tensor in kinds.items()}
+
+
 def _load(j: Job, saved: list[object]) -> None:
     model, optimizer, run = saved
     assert isinstance(model, dict)
@@ -207,9 +222,9 @@ def test_a_poisoned_step_is_skipped_by_all(plan: str, poison: float) -> None:
         with job(transport, plan, optimizer=adam) as j:
             for step in range(3):
                 j.step(step)
-            before = j.run.state_dict()["engine"]["leftovers"]
+            before = _flat(j.run.state_dict()["engine"]["memory"])
             j.step(3, factor=poison if transport.rank == 1 else 1.0)
-            after = j.run.state_dict()["engine"]["leftovers"]
+            after = _flat(j.run.state_dict()["engine"]["memory"])
             assert same(j.seen[3], j.seen[2])
             assert before.keys() == after.keys()
             assert all(torch.equal(before[name], after[name]) for name in before)

@@ -18,6 +18,7 @@ from tightwire.attach.gradients import Gradients
 from tightwire.attach.parameters import Parameters
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
+from tightwire.reducers.averager import Round
 from tightwire.sync import Sync
 
 
@@ -58,6 +59,9 @@ class Engine(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state_dict` returned."""
 
+    def resume_at(self, rounds: int) -> None:
+        """Counts on from a checkpoint's rounds, remembering nothing else of it."""
+
     def close(self) -> None:
         """Takes hooks out and ends threads. Local."""
 
@@ -88,6 +92,9 @@ class Alone:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
         pass
 
+    def resume_at(self, rounds: int) -> None:  # noqa: D102
+        pass
+
     def close(self) -> None:  # noqa: D102
         pass
 
@@ -103,13 +110,9 @@ class GradientEngine:
         self.gradients.before_round = self._before_round
         self._parameters = parameters
         self.rounds = 0
+        self.planned_bytes = 0
         self.exposed_s = 0.0
         self._rounds_before = 0
-
-    @property
-    def planned_bytes(self) -> int:
-        """What a round sends, times rounds."""
-        return self.rounds * (self._exchange.bytes_per_round + self._control.bytes_sent)
 
     @property
     def skipped(self) -> int:
@@ -136,22 +139,25 @@ class GradientEngine:
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
         return {
             "rounds": self._rounds_before + self.rounds,
-            "leftovers": leftovers(self._exchange),
-            "reducers": memories(self._exchange),
+            "memory": memory(self._exchange),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
-        self._rounds_before = state["rounds"] - self.rounds
-        load_leftovers(self._exchange, state["leftovers"])
-        load_memories(self._exchange, state["reducers"])
+        load_memory(self._exchange, state["memory"])
+        self.resume_at(state["rounds"])
+
+    def resume_at(self, rounds: int) -> None:  # noqa: D102
+        self._rounds_before = rounds - self.rounds
 
     def close(self) -> None:  # noqa: D102
         self.gradients.remove()
         self._exchange.close()
 
-    def _before_round(self) -> tuple[int, float]:
+    def _before_round(self) -> Round:
         self.rounds += 1
-        return self._fabric.seed + self._rounds_before + self.rounds, self._fabric.gradient_scale()
+        number = self._rounds_before + self.rounds
+        self.planned_bytes += self._exchange.bytes_in(number) + self._control.bytes_sent
+        return Round(number=number, seed=self._fabric.seed + number, scale=self._fabric.gradient_scale())
 
     def _count_users(self, used: Tensor) -> Tensor:
         self._control.run(used, used, seed=0)
@@ -173,18 +179,13 @@ class ParameterEngine:
         self._control = fabric.control(1)
         self._trained = tuple(parameters.values())
         self._parameters = Parameters(parameters, self._exchange)
-        self._asked = 0
+        self.planned_bytes = 0
         self._spoiled = False
         self.rounds = 0
         self.skipped = 0
         self.exposed_s = 0.0
         self._steps_alone = 0
         self._rounds_before = 0
-
-    @property
-    def planned_bytes(self) -> int:
-        """What rounds and the control messages around them send."""
-        return self.rounds * self._exchange.bytes_per_round + self._asked * self._control.bytes_sent
 
     def accumulating(self, on: bool) -> None:  # noqa: D102
         pass
@@ -218,18 +219,19 @@ class ParameterEngine:
             "rounds": self._rounds_before + self.rounds,
             "steps_alone": self._steps_alone,
             "spoiled": self._spoiled,
-            "leftovers": leftovers(self._exchange),
-            "reducers": memories(self._exchange),
+            "memory": memory(self._exchange),
             "anchors": anchors,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
-        self._rounds_before, self._steps_alone = state["rounds"] - self.rounds, state["steps_alone"]
-        self._spoiled = state["spoiled"]
-        load_leftovers(self._exchange, state["leftovers"])
-        load_memories(self._exchange, state["reducers"])
+        load_memory(self._exchange, state["memory"])
+        self.resume_at(state["rounds"])
+        self._steps_alone, self._spoiled = state["steps_alone"], state["spoiled"]
         for anchor in self._parameters.anchors:
             anchor.pack({name: state["anchors"][name] for name in anchor.views})
+
+    def resume_at(self, rounds: int) -> None:  # noqa: D102
+        self._rounds_before = rounds - self.rounds
 
     def close(self) -> None:  # noqa: D102
         self._exchange.close()
@@ -237,13 +239,15 @@ class ParameterEngine:
     def _average(self) -> None:
         self.rounds += 1
         self._steps_alone = 0
-        seed = self._fabric.seed + self._rounds_before + self.rounds
-        self.skipped += not self._parameters.average(seed=seed, spoiled=self._spoiled)
+        number = self._rounds_before + self.rounds
+        self.planned_bytes += self._exchange.bytes_in(number)
+        now = Round(number=number, seed=self._fabric.seed + number)
+        self.skipped += not self._parameters.average(now, spoiled=self._spoiled)
         self._spoiled = False
 
     def _ask(self, answer: float) -> float:
         """Returns the sum of all ranks' answers."""
-        self._asked += 1
+        self.planned_bytes += self._control.bytes_sent
         answers = torch.tensor([answer])
         self._control.run(answers, answers, seed=0)
         return answers.item() * self._fabric.transport.size
@@ -255,47 +259,39 @@ def have_finite_gradients(parameters: Iterable[Parameter]) -> bool:
     return bool(get_total_norm(gradients, norm_type=math.inf).isfinite())
 
 
-def leftovers(exchange: Exchange) -> dict[str, Tensor]:
-    """Returns copies of all leftovers by tensor name."""
-    return {name: view.clone() for a in exchange.averagers for name, view in a.leftovers().items()}
+Named = Mapping[str, Mapping[str, Tensor]]
 
 
-def load_leftovers(exchange: Exchange, state: Mapping[str, Tensor]) -> None:
-    """Takes up leftovers by tensor name, however buckets were cut when they were saved.
-
-    Raises:
-        AttachError: names the tensors that are missing, unknown or of another shape.
-    """
-    present = {name: view for a in exchange.averagers for name, view in a.leftovers().items()}
-    _load("leftovers", present, state)
-
-
-def memories(exchange: Exchange) -> dict[str, Tensor]:
-    """Returns copies of what reducers remember, by tensor name."""
-    return {name: kept.clone() for a in exchange.averagers for name, kept in a.reducer.memory().items()}
+def memory(exchange: Exchange) -> dict[str, dict[str, Tensor]]:
+    """Returns copies of all that stages and reducers remember, by tensor name, then by what it is called."""
+    return {
+        name: {kind: kept.clone() for kind, kept in kinds.items()}
+        for averager in exchange.averagers
+        for name, kinds in averager.memory().items()
+    }
 
 
-def load_memories(exchange: Exchange, state: Mapping[str, Tensor]) -> None:
-    """Takes up what reducers remembered, however buckets were cut when it was saved.
+def load_memory(exchange: Exchange, state: Named) -> None:
+    """Takes up what was remembered, by tensor name, however buckets were cut when it was saved.
 
     Raises:
-        AttachError: names the tensors that are missing, unknown or of another shape.
+        AttachError: names the tensors whose memory is missing, unknown or of another shape; nothing is taken up.
     """
-    present = {name: kept for a in exchange.averagers for name, kept in a.reducer.memory().items()}
-    _load("memory of reducers", present, state)
-
-
-def _load(what: str, present: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    wrong = sorted(present.keys() ^ state.keys()) or [
-        n for n, v in present.items() if v.shape != state[n].shape
-    ]
-    if wrong:
+    present = {name: kinds for a in exchange.averagers for name, kinds in a.memory().items()}
+    if wrong := [
+        name for name in sorted({*present, *state}) if _shapes(present, name) != _shapes(state, name)
+    ]:
         raise AttachError(
-            f"the checkpoint's {what} do not fit this model and plan: {', '.join(wrong[:5])} differ; "
+            f"the checkpoint's memory does not fit this model and plan: that of {', '.join(wrong[:5])} differs; "
             "load it under the plan and the model it was saved with."
         )
-    for name, tensor in present.items():
-        tensor.copy_(state[name])
+    for name, kinds in present.items():
+        for kind, kept in kinds.items():
+            kept.copy_(state[name][kind])
+
+
+def _shapes(named: Named, name: str) -> dict[str, torch.Size]:
+    return {kind: kept.shape for kind, kept in named.get(name, {}).items()}
 
 
 def build_engine(parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric) -> Engine:

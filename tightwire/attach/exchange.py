@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 
 from tightwire.attach.trace import Tracer
-from tightwire.reducers import Averager
+from tightwire.reducers.averager import Averager, Round
 from tightwire.schedule import Scheduler
 
 
@@ -16,14 +16,14 @@ class Exchange:
     A round is `begin`, `ready` for each bucket as it fills, `end`, `wait`. The thread sleeps between events and
     holds the interpreter lock only between transfers.
 
-    Contract: every rank runs the same rounds. Only `wait` blocks; what a round sends is `bytes_per_round`.
+    Contract: every rank runs the same rounds. Only `wait` blocks; what a round sends is `bytes_in` it.
     """
 
     def __init__(self, averagers: Sequence[Averager], scheduler: Scheduler, tracer: Tracer) -> None:
         self.averagers = tuple(averagers)
         self._scheduler = scheduler
         self._tracer = tracer
-        self._seed, self._scale = 0, 1.0
+        self._now = Round()
         self._moved = 0
         self._failure: BaseException | None = None
         self._closed = False
@@ -31,15 +31,14 @@ class Exchange:
         self._thread = threading.Thread(target=self._serve, name="tightwire-communication", daemon=True)
         self._thread.start()
 
-    @property
-    def bytes_per_round(self) -> int:
-        """Payload bytes that this rank sends per round."""
-        return sum(averager.reducer.bytes_sent for averager in self.averagers)
+    def bytes_in(self, round_number: int) -> int:
+        """Returns the payload bytes that this rank sends in a round."""
+        return sum(averager.bytes_in(round_number) for averager in self.averagers)
 
-    def begin(self, *, seed: int, scale: float = 1.0) -> None:
+    def begin(self, now: Round) -> None:
         """Starts a round; no bucket is ready."""
         with self._changed:
-            self._seed, self._scale, self._moved = seed, scale, 0
+            self._now, self._moved = now, 0
             self._scheduler.begin()
 
     def ready(self, bucket: int) -> None:
@@ -58,7 +57,7 @@ class Exchange:
         """Waits until every bucket holds its mean.
 
         Returns:
-            Whether all means are finite; the same on every rank. Leftovers are kept only then.
+            Whether all means are finite; the same on every rank. Only then the round is kept.
 
         Raises:
             TightwireError: whatever went wrong on the communication thread.
@@ -84,7 +83,7 @@ class Exchange:
         while (bucket := self._await_work()) is not None:
             try:
                 with self._tracer.span("communication", f"bucket {bucket}"):
-                    self.averagers[bucket].run(seed=self._seed, scale=self._scale)
+                    self.averagers[bucket].run(self._now)
             except BaseException as failure:  # whatever it is, the waiting thread must learn of it
                 self._failure = failure
             with self._changed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -12,14 +13,15 @@ from torch import Tensor
 
 from tightwire.attach.exchange import Exchange
 from tightwire.attach.trace import Tracer, traced
-from tightwire.buckets import Bucket, plan_layout
+from tightwire.buckets import Bucket, BucketLayout, plan_layout
 from tightwire.collectives import AllReduce
-from tightwire.compression import Codec, ErrorFeedback, Identity
+from tightwire.compression import Codec, Identity
+from tightwire.compression.routing import compression_for
 from tightwire.errors import AttachError
-from tightwire.plan import Plan, Route, parse_compression
+from tightwire.plan import Member, Plan, Route, parse_compression
 from tightwire.reducers import Averager, Reducer, Reduction, all_reducer, build_reducer
 from tightwire.schedule import Schedule, TensorFacts
-from tightwire.transport import Counting
+from tightwire.transport import Counting, Transport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +42,11 @@ class Fabric:
     seed: int
     gradient_scale: Callable[[], float]
 
-    def compression_for(self, name: str, plan: Plan) -> str:
-        """Returns the compression answer for a parameter: its first matching route's, or the plan's."""
+    def compression_of(self, name: str, tensor: Tensor, plan: Plan) -> tuple[Member, ...]:
+        """Returns how a parameter travels: as its first matching route says, or the plan, if it is worth it."""
         routes = (r.compression for r in self.routing if fnmatch.fnmatchcase(name, r.match))
-        return next(routes, plan.compression_text)
+        compression = parse_compression(next(routes, plan.compression_text))
+        return compression_for(compression, tensor.numel() * tensor.itemsize, tensor.dim())
 
     def exchange(self, tensors: Mapping[str, Tensor], plan: Plan) -> Exchange:
         """Builds buckets for tensors, and what averages them under `plan`. Every rank, in the same order.
@@ -54,23 +57,26 @@ class Fabric:
         _require_cpu(tensors)
         schedule, architecture = cast(Schedule, plan.schedule), cast(AllReduce, plan.architecture)
         backward = dict(reversed(list(tensors.items())))
-        routes = {name: self.compression_for(name, plan) for name in backward}
+        routes = {name: self.compression_of(name, tensor, plan) for name, tensor in backward.items()}
         facts = [
-            TensorFacts(num_bytes=t.numel() * t.itemsize, kind=(str(t.dtype), str(t.device), routes[name]))
+            TensorFacts(
+                num_bytes=t.numel() * t.itemsize, kind=(str(t.dtype), str(t.device), *map(str, routes[name]))
+            )
             for name, t in backward.items()
         ]
         channel = self.transport.channel()
         averagers = []
         for number, layout in enumerate(plan_layout(backward, schedule.partition(facts))):
-            sender, *stages = parse_compression(routes[layout.slots[0].name])
-            if isinstance(sender, Codec):
-                sender = traced(sender, self.tracer)
-            reducer = build_reducer(
-                architecture, cast(Codec | Reduction, sender), channel, bucket=layout, number=number
-            )
-            feedback = any(isinstance(stage, ErrorFeedback) for stage in stages)
-            averagers.append(Averager(Bucket(layout), reducer, feedback=feedback))
+            build = functools.partial(self._build, architecture, channel, layout, number)
+            compression = routes[layout.slots[0].name]
+            averagers.append(Averager(Bucket(layout), compression, build, workers=channel.size))
         return Exchange(averagers, schedule.scheduler(len(averagers)), self.tracer)
+
+    def _build(
+        self, architecture: AllReduce, channel: Transport, layout: BucketLayout, number: int, sender: Member
+    ) -> Reducer:
+        seen = traced(sender, self.tracer) if isinstance(sender, Codec) else cast(Reduction, sender)
+        return build_reducer(architecture, seen, channel, bucket=layout, number=number)
 
     def control(self, numel: int) -> Reducer:
         """Builds the reducer of the small exact messages that engines agree by, on a channel of its own."""

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from tightwire.attach.exchange import Exchange
 from tightwire.attach.trace import Tracer
 from tightwire.errors import AttachError
+from tightwire.reducers.averager import Round
 
 
 class Gradients:
@@ -43,7 +44,7 @@ class Gradients:
         self.enabled = True
         self.finite = True
         self.nonfinite_rounds = 0
-        self.before_round: Callable[[], tuple[int, float]] = lambda: (0, 1.0)
+        self.before_round: Callable[[], Round] = Round
         self._parameters = parameters
         self._exchange = exchange
         self._count_users = count_users
@@ -144,8 +145,7 @@ class Gradients:
         self._running = True
         self._arrived = set()
         self._missing = [len(averager.bucket.views) for averager in self._exchange.averagers]
-        seed, scale = self.before_round()
-        self._exchange.begin(seed=seed, scale=scale)
+        self._exchange.begin(self.before_round())
         # The engine's own end-of-backward callback, which DDP and FSDP rely on as well.
         torch.autograd.Variable._execution_engine.queue_callback(self._end)
 

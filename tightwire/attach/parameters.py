@@ -10,6 +10,7 @@ from torch.nn import Parameter
 
 from tightwire.attach.exchange import Exchange
 from tightwire.buckets import Bucket
+from tightwire.reducers.averager import Round
 
 
 class Parameters:
@@ -32,19 +33,19 @@ class Parameters:
             anchor.pack({name: self._parameters[name].detach() for name in anchor.views})
 
     @torch.no_grad()
-    def average(self, *, seed: int, spoiled: bool = False) -> bool:
+    def average(self, now: Round, *, spoiled: bool = False) -> bool:
         """Replaces every parameter by its mean over all ranks: x ← x_start − mean(x_start − x_end).
 
         Args:
-            seed: of stochastic codecs, the same on every rank.
+            now: the round, the same on every rank.
             spoiled: this rank's parameters are not to be had; the mean will not be finite.
 
-        Contract: every rank; blocks; sends `exchange.bytes_per_round`.
+        Contract: every rank; blocks; sends `exchange.bytes_in` the round.
 
         Returns:
             Whether the mean was finite; if not, all ranks alike went back to the parameters agreed on before.
         """
-        self._exchange.begin(seed=seed)
+        self._exchange.begin(now)
         for number, (anchor, averager) in enumerate(zip(self.anchors, self._exchange.averagers, strict=True)):
             for name, difference in averager.bucket.views.items():
                 torch.sub(anchor.views[name], self._parameters[name], out=difference)

@@ -99,18 +99,24 @@ class Run:
         return self._fabric.transport.inner
 
     def adopt(self, plan: Plan) -> None:
-        """Goes on under another plan, between two steps; leftovers of the plan before are dropped.
+        """Goes on under another plan, between two steps.
+
+        What stages remember is kept where it means the same under both plans, as after a change of the ratio alone;
+        where not, it is dropped, with a warning, and rounds are counted from 1 again.
 
         Contract: every rank, at the same step, with the same plan; blocks.
         """
         self._require_open()
-        self.plan = plan
+        before, self.plan = self.plan, plan
         if self._fabric.transport.size == 1:
             return
         self._engine.flush()
         self._engine.close()
+        state = self._engine.state_dict()
         trained = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
         self._engines.append(build_engine(trained, plan, self._fabric))
+        if state:
+            self._carry_over(state, before)
         self._steps_s, self._exposed_s = [], []
 
     @contextlib.contextmanager
@@ -157,27 +163,28 @@ class Run:
         """Continues from what `state_dict` returned on this rank.
 
         Load the model's and the optimizer's state after attaching too: attaching makes parameters rank 0's. The
-        architecture and the schedule may have changed since. After a change of the number of workers only the step
-        counter is kept and leftovers are dropped, with a warning.
+        rest of the plan may have changed since if its stages remember the same. After a change of the number of workers
+        only the counters of steps and rounds are kept, and leftovers and momenta are dropped, with a warning.
 
         Raises:
-            AttachError: a checkpoint of another sync, compression, rank or model.
+            AttachError: a checkpoint of another sync, rank or model, or of stages that remember something else.
         """
         self._require_open()
         transport = self._fabric.transport
-        if state.get("version") != 1 or not _share_state(Plan.parse(state["plan"]), self.plan):
+        if state.get("version") != 1 or Plan.parse(state["plan"]).sync != self.plan.sync:
             raise AttachError(
                 f"this checkpoint was made under the plan {state.get('plan')} (version {state.get('version')}), this "
-                f"run's is {self.plan} (version 1); attach with the plan of the checkpoint, or one that differs from "
-                "it in architecture and schedule only."
+                f"run's is {self.plan} (version 1); attach with the plan of the checkpoint, or one of the same "
+                f"sync."
             )
         self.step = state["step"]
         if state["workers"] != transport.size:
             warnings.warn(
-                f"the checkpoint was made by {state['workers']} workers, this run has {transport.size}: leftovers are "
-                "dropped, and what they held of old gradients is lost.",
+                f"the checkpoint was made by {state['workers']} workers, this run has {transport.size}: leftovers "
+                "and momenta are dropped, and what they held of old gradients is lost.",
                 stacklevel=2,
             )
+            self._engine.resume_at(state["engine"].get("rounds", 0))
             return
         if state["rank"] != transport.rank:
             raise AttachError(
@@ -208,6 +215,20 @@ class Run:
     def trace(self, path: str | pathlib.Path) -> None:
         """Writes what this worker did when, for Perfetto (ui.perfetto.dev) or chrome://tracing. Local."""
         self._tracer.write(path, self._fabric.transport.rank)
+
+    def _carry_over(self, state: Mapping[str, Any], before: Plan) -> None:
+        """Takes up what was remembered under the plan before, if it means the same under this one."""
+        try:
+            if before.sync == self.plan.sync:
+                self._engine.load_state_dict(state)
+                return
+        except AttachError:  # it remembers something else
+            pass
+        if state["memory"]:
+            warnings.warn(
+                f"leftovers and momenta of {before} are dropped: they mean nothing under {self.plan}.",
+                stacklevel=3,
+            )
 
     @property
     def _engine(self) -> Engine:
@@ -248,8 +269,3 @@ class Run:
     def _require_open(self) -> None:
         if self._closed:
             raise AttachError("this run is closed; attach again to go on training in step.")
-
-
-def _share_state(a: Plan, b: Plan) -> bool:
-    """Whether what is kept from step to step means the same under both."""
-    return (a.sync, a.compression) == (b.sync, b.compression)

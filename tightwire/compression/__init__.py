@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from tightwire.compression.casts import BFloat16, Float16, Identity
-from tightwire.compression.codec import Codec, Combine, Stage
-from tightwire.compression.feedback import ErrorFeedback
+from tightwire.compression.codec import Codec, Combine
+from tightwire.compression.corrections import Clip, Momentum
+from tightwire.compression.feedback import DIANA, EF21, ErrorFeedback
 from tightwire.compression.floats import Float8, Natural
+from tightwire.compression.recipes import RECIPES, Recipe
+from tightwire.compression.rounds import DenseEvery, DenseFirst, WarmUp
+from tightwire.compression.routing import Least
 from tightwire.compression.signs import EFSign, OneBit
 from tightwire.compression.sparse import TopK
 from tightwire.compression.sparse_ternary import STC
+from tightwire.compression.stage import Memory, Stage
 from tightwire.compression.uniform import QSGD, Int2, Int4, Int8, TernGrad
 from tightwire.compression.warm import warm_up
 from tightwire.plan import Member
@@ -29,15 +34,29 @@ MEMBERS: tuple[type[Member], ...] = (
     TopK,
     STC,
     ErrorFeedback,
+    EF21,
+    DIANA,
+    Momentum,
+    Clip,
+    WarmUp,
+    DenseFirst,
+    DenseEvery,
+    Least,
+    *RECIPES,
 )
 
 __all__ = [
+    "DIANA",
+    "EF21",
     "MEMBERS",
     "QSGD",
     "STC",
     "BFloat16",
+    "Clip",
     "Codec",
     "Combine",
+    "DenseEvery",
+    "DenseFirst",
     "EFSign",
     "ErrorFeedback",
     "Float8",
@@ -46,10 +65,15 @@ __all__ = [
     "Int2",
     "Int4",
     "Int8",
+    "Least",
+    "Memory",
+    "Momentum",
     "Natural",
     "OneBit",
+    "Recipe",
     "Stage",
     "TernGrad",
     "TopK",
+    "WarmUp",
     "warm_up",
 ]

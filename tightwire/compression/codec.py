@@ -70,7 +70,7 @@ class Codec(Member, abc.ABC):
         first, *others = plan.compression
         if not any(isinstance(other, Codec) for other in others):
             return None
-        stages = [str(other) for other in others if isinstance(other, Stage)]
+        stages = [str(other) for other in others if not isinstance(other, Codec)]
         return Refusal(
             reason=f"{plan.compression_text} has more than one codec: one message has one encoding.",
             nearest=(text_with(plan, compression="+".join([str(first), *stages])),),
@@ -79,26 +79,3 @@ class Codec(Member, abc.ABC):
     def contraction(self, numel: int) -> float | None:
         """Returns δ of E‖x − decode(encode(x))‖² ≤ (1 − δ)‖x‖², or None where no such bound holds."""
         return 1.0 if self.lossless else None
-
-
-@dataclass(frozen=True)
-class Stage(Member):
-    """Something around a codec that changes what is encoded from round to round, such as error feedback."""
-
-    axis: ClassVar[Axis] = "compression"
-
-    def refusal(self, plan: Plan) -> Refusal | None:
-        """Refuses a stage without a codec before it, or given twice."""
-        first, *others = plan.compression
-        if isinstance(first, Stage):
-            return Refusal(
-                reason=f"{self} alone compresses nothing: it goes after the codec whose messages it changes.",
-                nearest=(text_with(plan, compression=f"topk:0.01+{self}"),),
-            )
-        if others.count(self) > 1:
-            once = dict.fromkeys(map(str, plan.compression))
-            return Refusal(
-                reason=f"{plan.compression_text} has {self} twice: once is all that it can do.",
-                nearest=(text_with(plan, compression="+".join(once)),),
-            )
-        return None

@@ -1,35 +1,163 @@
-"""Stages that remember, for the next round, what a message did not carry."""
+"""Stages that remember what messages did not carry: as an error to send later, or as a distance still to go."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, final
 
-from tightwire.compression.codec import Codec, Stage
-from tightwire.plan import Plan, Refusal, text_with
+from tightwire.compression.codec import Codec
+from tightwire.compression.stage import Memory, Stage, refuse
+from tightwire.errors import PlanError
+from tightwire.plan import Plan, Refusal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tightwire.buckets import BucketLayout
 
 
 @final
 @dataclass(frozen=True)
 class ErrorFeedback(Stage):
-    """Adds the leftover of each round to the next: e ← p − C(p) with p = g + e.
-
-    The reducer leaves the leftover in the bucket, so this stage only says that it is kept, not dropped.
-    """
+    """Adds the leftover of each round to the next: e ← p − C(p) with p = g + e."""
 
     name: ClassVar[str] = "ef"
     title: ClassVar[str] = "error feedback"
     paper: ClassVar[str] = "Seide et al. 2014, Interspeech; Karimireddy et al. 2019, arXiv:1901.09847"
     example: ClassVar[str] = "topk:0.01+ef"
+    place: ClassVar[int] = 0
+
+    def memory(self, bucket: BucketLayout, workers: int) -> Memory:
+        """Returns a memory of the leftover."""
+        return _Leftover(zeros(bucket))
+
+
+class _Leftover(Memory):
+    def __init__(self, leftover: Tensor) -> None:
+        self._leftover = leftover
+
+    def before(self, x: Tensor, out: Tensor) -> None:
+        import torch
+
+        torch.add(x, self._leftover, out=out)
+
+    def keep(self, leftover: Tensor | None) -> Tensor | None:
+        if leftover is None:
+            self._leftover.zero_()
+            return None
+        self._leftover, spare = leftover, self._leftover
+        return spare
+
+    def kept(self) -> Mapping[str, Tensor]:
+        return {"ef": self._leftover}
+
+
+@final
+@dataclass(frozen=True)
+class EF21(Stage):
+    """Sends the compressed change of the gradient: c = C(g − h), h ← h + c; the mean is that of all h.
+
+    It starts at h = 0, so that the first round sends C(g), as the paper's experiments do (Algorithm 2).
+    """
+
+    name: ClassVar[str] = "ef21"
+    title: ClassVar[str] = "sends changes of the gradient, for contractive codecs"
+    paper: ClassVar[str] = "Richtárik, Sokolov and Fatkhullin 2021, arXiv:2106.05203, Algorithm 2"
+    example: ClassVar[str] = "topk:0.01+ef21"
+    place: ClassVar[int] = 0
+
+    def memory(self, bucket: BucketLayout, workers: int) -> Memory:
+        """Returns a memory of h and of its mean."""
+        return _Differences(bucket, 1.0)
 
     def refusal(self, plan: Plan) -> Refusal | None:
-        """Refuses a codec that leaves nothing over."""
-        if refusal := super().refusal(plan):
-            return refusal
+        """Refuses what is no contraction: h would not come nearer to the gradient."""
         codec = plan.compression[0]
-        if isinstance(codec, Codec) and codec.lossless:
-            return Refusal(
-                reason=f"{codec}+ef has nothing to feed back: {codec} is lossless, nothing is left over.",
-                nearest=(text_with(plan, compression=str(codec)),),
+        if (refusal := super().refusal(plan)) or _contracts(codec):
+            return refusal
+        others = (DIANA(0.1) if getattr(codec, "unbiased", False) else ErrorFeedback(),)
+        reason = f"{codec}+ef21 would not settle: ef21 needs a contractive codec, and {codec} promises no such thing."
+        return refuse(plan, reason, [*others, *(s for s in plan.compression[1:] if s != self)])
+
+
+@final
+@dataclass(frozen=True)
+class DIANA(Stage):
+    """Sends the compressed difference to a memory that learns: Δ = Q(g − h), h ← h + αΔ; the mean is h̄ + Δ̄.
+
+    Attributes:
+        alpha: how fast the memory learns, in (0, 1]; at most 1/(1 + ω) for a codec of variance ω (theorem 1).
+    """
+
+    name: ClassVar[str] = "diana"
+    title: ClassVar[str] = "sends differences to a memory, for unbiased codecs"
+    paper: ClassVar[str] = "Mishchenko, Gorbunov, Takáč and Richtárik 2019, arXiv:1901.09269, Algorithm 1"
+    example: ClassVar[str] = "qsgd:127+diana:0.1"
+    place: ClassVar[int] = 0
+
+    alpha: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha <= 1:
+            raise PlanError(
+                f"diana cannot learn at a rate of {self.alpha}: give one in (0, 1], as in diana:0.1."
             )
-        return None
+
+    def memory(self, bucket: BucketLayout, workers: int) -> Memory:
+        """Returns a memory of h and of its mean."""
+        return _Differences(bucket, self.alpha)
+
+    def refusal(self, plan: Plan) -> Refusal | None:
+        """Refuses a biased codec: its bias would stay in the mean."""
+        codec = plan.compression[0]
+        if (refusal := super().refusal(plan)) or getattr(codec, "unbiased", False):
+            return refusal
+        instead = EF21() if _contracts(codec) else ErrorFeedback()
+        return refuse(
+            plan,
+            f"{codec}+{self} would keep the bias of {codec}: diana needs an unbiased codec.",
+            [instead, *(stage for stage in plan.compression[1:] if stage != self)],
+        )
+
+
+class _Differences(Memory):
+    """h, each worker's own, and the mean of h over all workers, which every worker follows by the means it gets."""
+
+    def __init__(self, bucket: BucketLayout, alpha: float) -> None:
+        self._alpha = alpha
+        self._own, self._mean = zeros(bucket), zeros(bucket)
+        self._difference, self._next_mean = zeros(bucket), zeros(bucket)
+
+    def before(self, x: Tensor, out: Tensor) -> None:
+        import torch
+
+        torch.sub(x, self._own, out=self._difference)
+        out.copy_(self._difference)
+
+    def after(self, mean: Tensor) -> None:
+        import torch
+
+        torch.add(self._mean, mean, alpha=self._alpha, out=self._next_mean)
+        mean.add_(self._mean)
+
+    def keep(self, leftover: Tensor | None) -> Tensor | None:
+        if leftover is not None:
+            self._difference.sub_(leftover)  # what was sent
+        self._own.add_(self._difference, alpha=self._alpha)
+        self._mean, self._next_mean = self._next_mean, self._mean
+        return leftover
+
+    def kept(self) -> Mapping[str, Tensor]:
+        return {"h": self._own, "mean h": self._mean}
+
+
+def zeros(bucket: BucketLayout) -> Tensor:
+    """Returns flat memory for what is remembered of a bucket: zeros of its size, dtype and device."""
+    import torch
+
+    return torch.zeros(bucket.numel, dtype=bucket.dtype, device=bucket.device)
+
+
+def _contracts(codec: object) -> bool:
+    return isinstance(codec, Codec) and codec.contraction(2**20) is not None

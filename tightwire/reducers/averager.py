@@ -1,67 +1,140 @@
-"""One bucket's way to its mean, and what is kept of it from round to round."""
+"""One bucket's way to its mean: through the stages of its compression, a reducer, and back."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tightwire.buckets import Bucket
+from tightwire.compression.stage import Memory, Stage, sender_at
+from tightwire.plan import Member
 from tightwire.reducers.reducer import Reducer
 
 
-class Averager:
-    """Averages one bucket in place; with error feedback, what was not sent joins the next round.
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """What is common to all buckets in one agreement, and to all ranks.
 
-    A round is run, then either kept or dropped: until `keep` is called the leftovers of the round before are
-    untouched, so that a round which turned out non-finite (law 8) or was skipped leaves no trace.
+    Attributes:
+        number: of rounds begun, this one included; counted on from a checkpoint.
+        seed: of stochastic codecs.
+        scale: values are this many times their true size (AMP loss scaling).
+    """
+
+    number: int = 1
+    seed: int = 0
+    scale: float = 1.0
+
+
+class Averager:
+    """Averages one bucket in place, as its compression says.
+
+    A round is run, then either kept or dropped: until `keep` is called what is remembered of the rounds before is
+    untouched, so that a round which turned out non-finite (law 8) or was skipped leaves no trace. What is
+    remembered, is in true units whatever the scale.
 
     Attributes:
         bucket: holds this worker's values before `run` and the mean after it.
         finite: whether the last mean was finite; the same on every rank.
     """
 
-    def __init__(self, bucket: Bucket, reducer: Reducer, *, feedback: bool) -> None:
-        self.bucket = bucket
-        self.reducer = reducer
-        self.finite = True
-        self._work = None if reducer.lossless else torch.zeros_like(bucket.flat)
-        self._leftover = torch.zeros_like(bucket.flat) if feedback else None
-
-    def run(self, *, seed: int, scale: float = 1.0) -> None:
-        """Replaces the bucket's values by their mean over all ranks.
+    def __init__(
+        self,
+        bucket: Bucket,
+        compression: Sequence[Member],
+        build: Callable[[Member], Reducer],
+        *,
+        workers: int,
+    ) -> None:
+        """Allocates what rounds will need.
 
         Args:
-            seed: of stochastic codecs, the same on every rank.
-            scale: the values are this many times their true size (AMP loss scaling); leftovers are kept unscaled.
-
-        Contract: as `Reducer.run`.
+            bucket: to average.
+            compression: a codec or a reduction, and the stages around it.
+            build: builds the bucket's reducer for whatever sends in a round; sends nothing.
+            workers: how many ranks take part.
         """
+        self.bucket = bucket
+        self.finite = True
+        self._compression = tuple(compression)
+        self._build = build
+        self._main = build(compression[0])
+        self._reducer = self._main  # of the last run
+        self._other: tuple[Member, Reducer] | None = None
+        self._memories = _memories(bucket, compression, workers)
+        self._work = None if self._main.lossless and not self._memories else torch.zeros_like(bucket.flat)
+
+    def bytes_in(self, round_number: int) -> int:
+        """Returns the payload bytes that this rank sends in a round."""
+        return self._reducer_at(round_number).bytes_sent
+
+    def run(self, now: Round) -> None:
+        """Replaces the bucket's values by their mean over all ranks.
+
+        Contract: as `Reducer.run`; the same round on every rank.
+        """
+        self._reducer = self._reducer_at(now.number)
         flat = self.bucket.flat
-        if self._work is None:
-            self.reducer.run(flat, flat, seed=seed)
+        if self._memories:
+            self._run_through_stages(flat, now)
+        elif self._reducer.lossless:
+            self._reducer.run(flat, flat, seed=now.seed)
         else:
-            self._load_work(flat, scale)
-            self.reducer.run(self._work, flat, seed=seed)
-            if self._leftover is not None and scale != 1.0:
-                self._work.div_(scale)
+            assert self._work is not None
+            self._reducer.run(self._work.copy_(flat), flat, seed=now.seed)
         self.finite = is_finite(flat)
 
     def keep(self) -> None:
-        """Keeps the leftover of the last run for the next one, and what the reducer learnt."""
-        self.reducer.keep()
-        if self._leftover is not None and self._work is not None:
-            self._leftover, self._work = self._work, self._leftover
+        """Keeps what the last run taught stages and reducer."""
+        self._reducer.keep()
+        leftover = None if self._reducer.lossless else self._work
+        for memory in self._memories:
+            leftover = memory.keep(leftover)
+        if leftover is not None:
+            self._work = leftover
 
-    def leftovers(self) -> dict[str, Tensor]:
-        """Returns the kept leftovers by tensor name, sharing memory; empty without error feedback."""
-        return {} if self._leftover is None else Bucket(self.bucket.layout, self._leftover).views
+    def memory(self) -> dict[str, dict[str, Tensor]]:
+        """Returns what is remembered by tensor name, then by what it is called; shares memory."""
+        named: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in self._main.memory().items():
+            named.setdefault(name, {})["reducer"] = tensor
+        for memory in self._memories:
+            for kind, flat in memory.kept().items():
+                for name, view in Bucket(self.bucket.layout, flat).views.items():
+                    named.setdefault(name, {})[kind] = view
+        return named
 
-    def _load_work(self, flat: Tensor, scale: float) -> None:
-        assert self._work is not None
-        if self._leftover is None:
-            self._work.copy_(flat)
-        else:
-            torch.add(flat, self._leftover, alpha=scale, out=self._work)
+    def _run_through_stages(self, flat: Tensor, now: Round) -> None:
+        work = self._work
+        assert work is not None
+        if now.scale != 1.0:
+            flat.div_(now.scale)
+        for memory, x in zip(self._memories, [flat, *[work] * len(self._memories)], strict=False):
+            memory.before(x, work)
+        self._reducer.run(work, flat, seed=now.seed)
+        for memory in reversed(self._memories):
+            memory.after(flat)
+        if now.scale != 1.0:
+            flat.mul_(now.scale)
+
+    def _reducer_at(self, round_number: int) -> Reducer:
+        """Returns the round's reducer; at most one besides the plan's own is held, to bound memory."""
+        sender = sender_at(self._compression, round_number)
+        if sender == self._compression[0]:
+            return self._main
+        if self._other is None or self._other[0] != sender:
+            self._other = (sender, self._build(sender))
+        return self._other[1]
+
+
+def _memories(bucket: Bucket, compression: Sequence[Member], workers: int) -> tuple[Memory, ...]:
+    """Returns what the stages remember, from the outside in."""
+    stages = [stage for stage in reversed(compression) if isinstance(stage, Stage)]
+    memories = (stage.memory(bucket.layout, workers) for stage in stages)
+    return tuple(memory for memory in memories if memory is not None)
 
 
 def is_finite(flat: Tensor) -> bool:

@@ -1,0 +1,113 @@
+"""Stages that put another codec in the plan's place in some rounds.
+
+Which one is a function of the round's number alone, so that all ranks agree and bytes are known beforehand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from tightwire.compression.casts import Identity
+from tightwire.compression.stage import Stage, refuse
+from tightwire.errors import PlanError
+from tightwire.plan import Member, Plan, Refusal
+
+
+@final
+@dataclass(frozen=True)
+class WarmUp(Stage):
+    """Raises sparsity in four equal stretches, 75, 93.75, 98.4 and 99.6 %, up to the codec's own.
+
+    >>> from tightwire.compression import TopK
+    >>> [str(WarmUp(100).sender_at(TopK(0.001), n)) for n in (1, 26, 100, 101)]
+    ['topk:0.25', 'topk:0.0625', 'topk:0.00390625', 'topk:0.001']
+
+    Attributes:
+        rounds: of the four stretches together.
+    """
+
+    name: ClassVar[str] = "warmup"
+    title: ClassVar[str] = "sparsity that grows in the first rounds"
+    paper: ClassVar[str] = "Lin et al. 2018, Deep Gradient Compression, arXiv:1712.01887, section 3.3"
+    example: ClassVar[str] = "topk:0.001+ef+warmup:1000"
+    place: ClassVar[int] = 3
+
+    rounds: int
+
+    def __post_init__(self) -> None:
+        _require_rounds(self, self.rounds)
+
+    def sender_at(self, sender: Member, round_number: int) -> Member:
+        """Returns the codec at the ratio of this round; its own where that keeps more."""
+        if round_number > self.rounds:
+            return sender
+        stretch = 4 * (round_number - 1) // self.rounds
+        ratio: float = getattr(sender, "ratio")  # noqa: B009  (refused where there is none)
+        return dataclasses.replace(sender, ratio=max(ratio, 0.25 ** (stretch + 1)))  # type: ignore[call-arg]
+
+    def refusal(self, plan: Plan) -> Refusal | None:
+        """Refuses a codec that keeps no share of its elements."""
+        sender = plan.compression[0]
+        if (refusal := super().refusal(plan)) or hasattr(sender, "ratio"):
+            return refusal
+        stages = [DenseFirst(self.rounds) if stage == self else stage for stage in plan.compression[1:]]
+        return refuse(plan, f"{sender} has no ratio that {self} could bring down.", stages)
+
+
+@final
+@dataclass(frozen=True)
+class DenseFirst(Stage):
+    """Sends everything in the first rounds, until gradients have calmed down.
+
+    Attributes:
+        rounds: how many.
+    """
+
+    name: ClassVar[str] = "dense-first"
+    title: ClassVar[str] = "uncompressed in the first rounds"
+    paper: ClassVar[str] = (
+        "Vogels, Karimireddy and Jaggi 2019, arXiv:1905.13727 (start_powerSGD_iter in PyTorch)"
+    )
+    example: ClassVar[str] = "int4+ef+dense-first:1000"
+    place: ClassVar[int] = 4
+
+    rounds: int
+
+    def __post_init__(self) -> None:
+        _require_rounds(self, self.rounds)
+
+    def sender_at(self, sender: Member, round_number: int) -> Member:
+        """Returns the identity in the first rounds."""
+        return Identity() if round_number <= self.rounds else sender
+
+
+@final
+@dataclass(frozen=True)
+class DenseEvery(Stage):
+    """Sends everything in every k-th round, leftovers included, so that nothing stays behind for longer.
+
+    Attributes:
+        rounds: k, at least 2.
+    """
+
+    name: ClassVar[str] = "dense-every"
+    title: ClassVar[str] = "uncompressed in every k-th round"
+    paper: ClassVar[str] = "Renggli et al. 2019, SparCML, arXiv:1802.08021 (periodic full exchange)"
+    example: ClassVar[str] = "topk:0.01+ef+dense-every:100"
+    place: ClassVar[int] = 5
+
+    rounds: int
+
+    def __post_init__(self) -> None:
+        _require_rounds(self, self.rounds, least=2)
+
+    def sender_at(self, sender: Member, round_number: int) -> Member:
+        """Returns the identity in every k-th round."""
+        return Identity() if round_number % self.rounds == 0 else sender
+
+
+def _require_rounds(stage: Stage, rounds: int, least: int = 1) -> None:
+    if rounds < least:
+        raise PlanError(f"{stage} has too few rounds to do anything: give at least {least}.")

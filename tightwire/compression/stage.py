@@ -1,0 +1,121 @@
+"""The stage contract: what stands around a codec, and what it remembers of a bucket from round to round."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from tightwire.plan import Axis, Member, Plan, Refusal, text_with
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tightwire.buckets import BucketLayout
+
+
+class Memory(abc.ABC):
+    """What a stage does with one bucket's values, and remembers of them.
+
+    A round calls `before`, lets the reducer run, and calls `after`; `keep` follows only if the round counts, so
+    that one which was dropped leaves no trace. All tensors are flat, of the bucket's size and dtype.
+    """
+
+    @abc.abstractmethod
+    def before(self, x: Tensor, out: Tensor) -> None:
+        """Writes to `out`, which may be `x`, what is to be sent for `x`."""
+
+    def after(self, mean: Tensor) -> None:
+        """Turns the mean of what was sent into the mean of what came in, in place."""
+        return
+
+    def keep(self, leftover: Tensor | None) -> Tensor | None:
+        """Learns from the round just run.
+
+        Args:
+            leftover: what was not sent, in memory for the taking; None where all was sent.
+
+        Returns:
+            `leftover`, or memory in exchange for it.
+        """
+        return leftover
+
+    def kept(self) -> Mapping[str, Tensor]:
+        """Returns what must survive a checkpoint, by what it is called; shares memory."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Stage(Member):
+    """Something around a codec, or around a reduction: it changes what is encoded, or when, or for which tensors.
+
+    Each stage stands around all that is to its left: in `topk:0.01+ef+momentum:0.9` a gradient first meets
+    momentum, then error feedback, then top-k. The order is fixed by `place`; a plan that has another is refused.
+
+    Class attributes:
+        place: from the inside out; stages of one place do the same in different ways, and exclude each other.
+        serves_dense: whether it does anything where nothing is left over.
+    """
+
+    axis: ClassVar[Axis] = "compression"
+    place: ClassVar[int]
+    serves_dense: ClassVar[bool] = False
+
+    def sender_at(self, sender: Member, round_number: int) -> Member:
+        """Returns what sends in a round, counted from 1, where `sender` would without this stage."""
+        return sender
+
+    def compresses(self, num_bytes: int, dims: int) -> bool:
+        """Whether a tensor of this size and number of dimensions is compressed; if not it travels dense."""
+        return True
+
+    def memory(self, bucket: BucketLayout, workers: int) -> Memory | None:
+        """Returns what this stage does with one bucket's values from round to round, or None for nothing."""
+        return None
+
+    def refusal(self, plan: Plan) -> Refusal | None:
+        """Refuses a stage without a codec before it, one that can do nothing, given twice, or out of order."""
+        sender, *others = plan.compression
+        if isinstance(sender, Stage):
+            return Refusal(
+                reason=f"{self} alone compresses nothing: it goes after the codec whose messages it changes.",
+                nearest=(text_with(plan, compression=f"topk:0.01+{self}"),),
+            )
+        if not self.serves_dense and getattr(sender, "lossless", False):
+            return refuse(
+                plan,
+                f"{sender}+{self} can do nothing: {sender} is lossless, nothing is left over.",
+                [other for other in others if getattr(other, "serves_dense", False)],
+            )
+        stages = [other for other in others if isinstance(other, Stage)]
+        rivals = [stage for stage in stages if stage.place == self.place]
+        if len(rivals) > 1:
+            why = (
+                f"{self} twice: once is all that it can do"
+                if len(set(rivals)) == 1
+                else f"{' and '.join(map(str, rivals))}, which exclude each other"
+            )
+            chosen = [s for s in dict.fromkeys(stages) if s.place != self.place or s == rivals[0]]
+            return refuse(plan, f"{plan.compression_text} has {why}.", chosen)
+        in_order = sorted(stages, key=lambda stage: stage.place)
+        if stages != in_order:
+            return refuse(
+                plan, f"{plan.compression_text} has its stages out of order: they go inside out.", in_order
+            )
+        return None
+
+
+def refuse(plan: Plan, reason: str, stages: Iterable[Member]) -> Refusal:
+    """Refuses `plan`; nearest to it is its sender with these stages instead."""
+    texts = [str(plan.compression[0]), *map(str, stages)]
+    return Refusal(reason=reason, nearest=(text_with(plan, compression="+".join(texts)),))
+
+
+def sender_at(compression: Sequence[Member], round_number: int) -> Member:
+    """Returns what sends in a round, counted from 1: the plan's codec, or what its stages put in its place."""
+    sender, *stages = compression
+    for stage in stages:
+        assert isinstance(stage, Stage), stage
+        sender = stage.sender_at(sender, round_number)
+    return sender
