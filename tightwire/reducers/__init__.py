@@ -7,20 +7,26 @@ from typing import TYPE_CHECKING, Any
 from tightwire.plan import Member
 from tightwire.reducers.low_rank import PowerSGD
 from tightwire.reducers.reduction import Reduction
+from tightwire.reducers.sparse import GTopK, OkTopK, SparCML
+from tightwire.reducers.two_sided import DoubleSqueeze
 
 if TYPE_CHECKING:
     from tightwire.reducers.averager import Averager, is_finite
     from tightwire.reducers.build import all_reducer, build_reducer
     from tightwire.reducers.reducer import Reducer
 
-MEMBERS: tuple[type[Member], ...] = (PowerSGD,)
+MEMBERS: tuple[type[Member], ...] = (PowerSGD, GTopK, OkTopK, SparCML, DoubleSqueeze)
 
 __all__ = [
     "MEMBERS",
     "Averager",
+    "DoubleSqueeze",
+    "GTopK",
+    "OkTopK",
     "PowerSGD",
     "Reducer",
     "Reduction",
+    "SparCML",
     "all_reducer",
     "build_reducer",
     "is_finite",
