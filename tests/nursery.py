@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -28,6 +29,8 @@ def serve() -> dict[str, Any] | None:
     """Runs jobs until standard input ends; returns the part of a job to run in a forked worker, else None."""
     for line in sys.stdin:
         job = json.loads(line)
+        for module in job["preload"]:
+            importlib.import_module(module)
         workers: dict[int, int] = {}
         for rank in job["ranks"]:
             pid = os.fork()

@@ -124,6 +124,11 @@ def test_the_public_face() -> None:
     assert loose - set(tightwire.__all__) - submodules <= {"importlib", "annotations", "Any", "TYPE_CHECKING"}
 
 
+@pytest.mark.parametrize("before", ["tightwire.Run", "from tightwire.attach.run import Run"])
+def test_attach_can_be_called_whatever_was_imported_before(before: str) -> None:
+    loaded_by(f"import tightwire\n{before}\nassert callable(tightwire.attach)")
+
+
 @pytest.mark.parametrize(
     "package", [p for p in FILES if p.name == "__init__.py" and p.parent != ROOT], ids=name_of
 )

@@ -79,6 +79,7 @@ def run_processes(
     check: bool = True,
     join: bool = True,
     full_exit: bool = False,
+    preload: Sequence[str] = (),
 ) -> list[Ended]:
     """Runs `script` in one process per rank over Gloo on loopback; returns how each ended, in order.
 
@@ -94,6 +95,7 @@ def run_processes(
         timeout_s: after it all are killed (code −9).
         check: whether a non-zero exit code is an AssertionError with that worker's standard error.
         join: whether to initialise torch.distributed first.
+        preload: modules that take long to import, to be imported once and not by each worker.
         full_exit: whether a worker that succeeds also tears the interpreter down (one that fails always does).
     """
     ranks = list(ranks or range(num_workers))
@@ -114,6 +116,7 @@ def run_processes(
             "env": settings,
             "timeout_s": timeout_s,
             "full_exit": full_exit,
+            "preload": list(preload),
         }
         codes = _ask(job)
         ended = [_ended(Path(folder), rank, *codes[str(rank)]) for rank in ranks]

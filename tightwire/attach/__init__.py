@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pathlib
+import sys
+import types
 from importlib.metadata import version
 from typing import Protocol
 
@@ -112,3 +114,12 @@ def _read_plan(plan: Plan | PlanFile | str | pathlib.Path) -> PlanFile:
     if isinstance(plan, pathlib.Path) or str(plan).endswith((".yaml", ".yml")):
         return PlanFile.read(str(plan))
     return PlanFile(plan=str(plan))
+
+
+class _Package(types.ModuleType):
+    """Importing this package binds its name in `tightwire`, over the function's: so calling it attaches."""
+
+    __call__ = staticmethod(attach)
+
+
+sys.modules[__name__].__class__ = _Package
