@@ -32,6 +32,7 @@ class STC(Codec):
     name: ClassVar[str] = "stc"
     title: ClassVar[str] = "largest magnitudes, as signs of one size"
     paper: ClassVar[str] = "Sattler et al. 2019, arXiv:1903.02891"
+    example: ClassVar[str] = "stc:0.01"
     combine: ClassVar[Combine] = "none"
 
     ratio: float
