@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from tightwire.attach import Report, Run, attach
     from tightwire.cluster import Cluster
     from tightwire.errors import TightwireError
+    from tightwire.integrations import DDPHook, ddp_hook
     from tightwire.plan import Plan, PlanFile
     from tightwire.planner import Ranking, predict, recommend
     from tightwire.profile import Profile
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 # Loaded on first use, so that planning needs no torch and importing costs nothing.
 _HOMES = {
     "Cluster": "cluster",
+    "DDPHook": "integrations",
     "Plan": "plan",
     "PlanFile": "plan",
     "Prediction": "simulate",
@@ -27,6 +29,7 @@ _HOMES = {
     "Run": "attach",
     "TightwireError": "errors",
     "attach": "attach",
+    "ddp_hook": "integrations",
     "device": "transport",
     "init": "transport",
     "predict": "planner",
@@ -36,6 +39,7 @@ _HOMES = {
 
 __all__ = [
     "Cluster",
+    "DDPHook",
     "Plan",
     "PlanFile",
     "Prediction",
@@ -45,6 +49,7 @@ __all__ = [
     "Run",
     "TightwireError",
     "attach",
+    "ddp_hook",
     "device",
     "init",
     "predict",

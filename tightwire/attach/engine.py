@@ -12,13 +12,12 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import get_total_norm
 
-from tightwire.attach.exchange import Exchange
 from tightwire.attach.fabric import Fabric
 from tightwire.attach.gradients import Gradients
 from tightwire.attach.parameters import Parameters
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
-from tightwire.reducers.averager import Round
+from tightwire.reducers.averager import Averager, Round
 from tightwire.sync import Sync
 
 
@@ -139,11 +138,11 @@ class GradientEngine:
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
         return {
             "rounds": self._rounds_before + self.rounds,
-            "memory": memory(self._exchange),
+            "memory": memory(self._exchange.averagers),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
-        load_memory(self._exchange, state["memory"])
+        load_memory(self._exchange.averagers, state["memory"])
         self.resume_at(state["rounds"])
 
     def resume_at(self, rounds: int) -> None:  # noqa: D102
@@ -219,12 +218,12 @@ class ParameterEngine:
             "rounds": self._rounds_before + self.rounds,
             "steps_alone": self._steps_alone,
             "spoiled": self._spoiled,
-            "memory": memory(self._exchange),
+            "memory": memory(self._exchange.averagers),
             "anchors": anchors,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
-        load_memory(self._exchange, state["memory"])
+        load_memory(self._exchange.averagers, state["memory"])
         self.resume_at(state["rounds"])
         self._steps_alone, self._spoiled = state["steps_alone"], state["spoiled"]
         for anchor in self._parameters.anchors:
@@ -262,22 +261,22 @@ def have_finite_gradients(parameters: Iterable[Parameter]) -> bool:
 Named = Mapping[str, Mapping[str, Tensor]]
 
 
-def memory(exchange: Exchange) -> dict[str, dict[str, Tensor]]:
+def memory(averagers: Iterable[Averager]) -> dict[str, dict[str, Tensor]]:
     """Returns copies of all that stages and reducers remember, by tensor name, then by what it is called."""
     return {
         name: {kind: kept.clone() for kind, kept in kinds.items()}
-        for averager in exchange.averagers
+        for averager in averagers
         for name, kinds in averager.memory().items()
     }
 
 
-def load_memory(exchange: Exchange, state: Named) -> None:
+def load_memory(averagers: Iterable[Averager], state: Named) -> None:
     """Takes up what was remembered, by tensor name, however buckets were cut when it was saved.
 
     Raises:
         AttachError: names the tensors whose memory is missing, unknown or of another shape; nothing is taken up.
     """
-    present = {name: kinds for a in exchange.averagers for name, kinds in a.memory().items()}
+    present = {name: kinds for a in averagers for name, kinds in a.memory().items()}
     if wrong := [
         name for name in sorted({*present, *state}) if _shapes(present, name) != _shapes(state, name)
     ]:

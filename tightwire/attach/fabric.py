@@ -54,7 +54,7 @@ class Fabric:
         Args:
             tensors: by name, in the order in which a model registers them: gradients arrive in the reverse order.
         """
-        _require_cpu(tensors)
+        require_cpu(tensors)
         schedule, architecture = cast(Schedule, plan.schedule), cast(AllReduce, plan.architecture)
         backward = dict(reversed(list(tensors.items())))
         routes = {name: self.compression_of(name, tensor, plan) for name, tensor in backward.items()}
@@ -86,7 +86,12 @@ class Fabric:
         )
 
 
-def _require_cpu(tensors: Mapping[str, Tensor]) -> None:
+def require_cpu(tensors: Mapping[str, Tensor]) -> None:
+    """Makes sure that tensors are where they can be averaged.
+
+    Raises:
+        AttachError: names one that is not in host memory.
+    """
     if elsewhere := {name: tensor.device for name, tensor in tensors.items() if tensor.device.type != "cpu"}:
         name, device = next(iter(elsewhere.items()))
         raise AttachError(

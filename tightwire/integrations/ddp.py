@@ -1,0 +1,288 @@
+"""A communication hook for stock DistributedDataParallel: any compression of a plan, with state that checkpoints."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol, cast, final
+
+from torch import Tensor, nn
+from torch.futures import Future
+
+from tightwire.attach import Scaler
+from tightwire.attach.agreement import require_agreement
+from tightwire.attach.engine import Named, load_memory, memory
+from tightwire.attach.fabric import require_cpu
+from tightwire.buckets import Bucket, BucketLayout, plan_layout
+from tightwire.collectives import AllReduce
+from tightwire.compression import Codec
+from tightwire.compression.routing import compression_for
+from tightwire.errors import AttachError, PlanError
+from tightwire.plan import DEFAULTS, Member, Plan, Refusal, text_with
+from tightwire.reducers import Averager, Reducer, Reduction, build_reducer
+from tightwire.reducers.averager import Round
+from tightwire.transport import Counting, Transport, current
+
+
+class GradBucket(Protocol):
+    """What is needed of a `torch.distributed.GradBucket`."""
+
+    def index(self) -> int:
+        """Returns its place: DDP hands buckets over in this order, from 0."""
+
+    def is_last(self) -> bool:
+        """Whether it ends the backward pass."""
+
+    def buffer(self) -> Tensor:
+        """Returns its flat memory."""
+
+    def gradients(self) -> list[Tensor]:
+        """Returns its gradients, views of that memory."""
+
+    def parameters(self) -> list[Tensor]:
+        """Returns their parameters, in the same order."""
+
+
+class Wrapped(Protocol):
+    """What is needed of a `DistributedDataParallel`."""
+
+    module: nn.Module
+
+    def register_comm_hook(self, state: object, hook: Callable[..., Future[Tensor]]) -> None:
+        """Has `hook` called with `state` for every bucket."""
+
+
+def ddp_hook(
+    plan: Plan | str, *, transport: Transport | None = None, scaler: Scaler | None = None, seed: int = 0
+) -> DDPHook:
+    """Makes a hook with which DDP averages gradients as `plan` says.
+
+        tw.init()
+        ddp = DistributedDataParallel(model)
+        hook = tw.ddp_hook("bsp/allreduce/topk:0.01+ef")
+        hook.register(ddp)
+
+    Args:
+        plan: of sync `bsp`; its schedule is left out, for DDP cuts and orders buckets itself.
+        transport: between the ranks; by default the one that `tightwire.init()` joined.
+        scaler: the AMP GradScaler, if there is one, so that leftovers are kept in unscaled units.
+        seed: of stochastic codecs, the same on every rank.
+
+    Raises:
+        PlanError: a plan that cannot work, or not under DDP.
+    """
+    plan = Plan.parse(plan) if isinstance(plan, str) else plan
+    _require_ddp_can(plan)
+    return DDPHook(plan, current() if transport is None else transport, scaler=scaler, seed=seed)
+
+
+def _require_ddp_can(plan: Plan) -> None:
+    refusal = None
+    if str(plan.sync) != "bsp":
+        refusal = Refusal(
+            reason=f"DDP cannot train by {plan.sync}: it averages the gradients of every step.",
+            nearest=(text_with(plan, sync="bsp", schedule=DEFAULTS["schedule"]),),
+        )
+    elif str(plan.schedule) != DEFAULTS["schedule"]:
+        refusal = Refusal(
+            reason=f"DDP cannot schedule by {plan.schedule}: it cuts buckets itself (bucket_cap_mb) and sends each "
+            "when it is full.",
+            nearest=(text_with(plan, schedule=DEFAULTS["schedule"]),),
+        )
+    if refusal:
+        raise PlanError(f"{refusal} Or use tightwire.attach.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """One bucket of one round, for the thread."""
+
+    averagers: Sequence[Averager]
+    gradients: Mapping[str, Tensor]
+    buffer: Tensor
+    is_last: bool
+    now: Round
+    future: Future[Tensor]
+
+
+@final
+class DDPHook:
+    """Averages DDP's buckets on a thread of its own, while backward goes on; made by `ddp_hook`.
+
+    All state is kept by parameter name: DDP cuts its buckets anew after the first step, and checkpoints may be loaded
+    under other buckets. A mean with a NaN or Inf leaves no trace in what is remembered; it reaches the optimizer on
+    all ranks alike, where a GradScaler skips the step, as in stock DDP. A world of one is stock DDP.
+
+    Contract: every rank registers, trains and checkpoints alike.
+
+    Attributes:
+        rounds: backward passes averaged so far, those before a checkpoint included.
+        planned_bytes: payload bytes that this rank sends in the rounds begun here, by formula.
+    """
+
+    def __init__(self, plan: Plan, transport: Transport, *, scaler: Scaler | None, seed: int) -> None:
+        self.plan = plan
+        self.rounds = 0
+        self.planned_bytes = 0
+        self._world = transport
+        self._counting = Counting(transport)
+        self._channel: Transport = self._counting
+        self._scale: Callable[[], float] = scaler.get_scale if scaler is not None else lambda: 1.0
+        self._seed = seed
+        self._names: dict[Tensor, str] = {}
+        self._averagers: dict[tuple[str, ...], list[Averager]] = {}
+        self._saved: dict[str, Mapping[str, Tensor]] = {}  # for averagers still to be built
+        self._under_way: list[Averager] = []
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tightwire-ddp")
+
+    @property
+    def sent_bytes(self) -> int:
+        """Payload bytes that this rank sent for gradients so far, counted."""
+        return self._counting.bytes_sent
+
+    def register(self, ddp: Wrapped) -> None:
+        """Has DDP call this hook for every bucket, from the next backward pass on.
+
+        Contract: every rank; blocks until all have arrived.
+
+        Raises:
+            AttachError: registered already, or parameters that are not in host memory.
+            MismatchError: ranks with different plans or seeds.
+        """
+        if self._names:
+            raise AttachError("this hook is registered already; make one for each DistributedDataParallel.")
+        named = dict(ddp.module.named_parameters())
+        require_cpu(named)
+        require_agreement(self._world, {"plan": self.plan, "seed": self._seed})
+        self._channel = self._counting.channel()
+        self._names = {parameter: name for name, parameter in named.items()}
+        ddp.register_comm_hook(self, lambda state, bucket: state.run(bucket))
+
+    def run(self, bucket: GradBucket) -> Future[Tensor]:
+        """Averages one bucket; called by DDP.
+
+        Returns:
+            What holds the bucket's memory once that is the mean.
+        """
+        future: Future[Tensor] = Future()
+        if self._world.size == 1:
+            future.set_result(bucket.buffer())
+            return future
+        if bucket.index() == 0:
+            self.rounds += 1
+        names = [self._names[parameter] for parameter in bucket.parameters()]
+        gradients = dict(zip(names, bucket.gradients(), strict=True))
+        job = _Job(
+            averagers=self._averagers_of(bucket.index(), gradients),
+            gradients=gradients,
+            buffer=bucket.buffer(),
+            is_last=bucket.is_last(),
+            now=Round(number=self.rounds, seed=self._seed + self.rounds, scale=self._scale()),
+            future=future,
+        )
+        self.planned_bytes += sum(averager.bytes_in(self.rounds) for averager in job.averagers)
+        self._thread.submit(self._serve, job)
+        return future
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns this rank's part of a checkpoint, by parameter name; tensors are copies."""
+        return {
+            "version": 1,
+            "plan": str(self.plan),
+            "rank": self._world.rank,
+            "workers": self._world.size,
+            "rounds": self.rounds,
+            "memory": {**self._saved, **memory(self._all())},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from what `state_dict` returned on this rank, before or after `register`, between two steps.
+
+        After a change of the number of workers only rounds are counted on, and leftovers and momenta are dropped,
+        with a warning. Memory that does not fit the plan is an AttachError, in the next backward pass at the latest.
+
+        Raises:
+            AttachError: a checkpoint of another version or rank.
+        """
+        if state.get("version") != 1 or (
+            state["workers"] == self._world.size and state["rank"] != self._world.rank
+        ):
+            raise AttachError(
+                f"this is version {state.get('version')} of a hook's state, of rank {state.get('rank')}; rank "
+                f"{self._world.rank} loads version 1 of its own."
+            )
+        self.rounds = state["rounds"]
+        self._averagers.clear()
+        self._saved = dict(state["memory"])
+        if state["workers"] != self._world.size:
+            self._saved = {}
+            warnings.warn(
+                f"the checkpoint was made by {state['workers']} workers, this run has {self._world.size}: leftovers "
+                "and momenta are dropped, and what they held of old gradients is lost.",
+                stacklevel=2,
+            )
+
+    def close(self) -> None:
+        """Ends the thread. Local; training with the hook is over then."""
+        self._thread.shutdown(wait=False)
+
+    def _serve(self, job: _Job) -> None:
+        try:
+            for averager in job.averagers:
+                mine = {name: job.gradients[name] for name in averager.bucket.views}
+                averager.bucket.pack(mine)
+                averager.run(job.now)
+                averager.bucket.unpack(mine)
+            self._under_way += job.averagers
+            if job.is_last:
+                self._end_round()
+            job.future.set_result(job.buffer)
+        except Exception as failure:  # whatever it is, backward must learn of it
+            self._under_way.clear()
+            cast(Any, job.future).set_exception(failure)
+
+    def _end_round(self) -> None:
+        under_way, self._under_way = self._under_way, []
+        if all(averager.finite for averager in under_way):
+            for averager in under_way:
+                averager.keep()
+
+    def _averagers_of(self, index: int, gradients: Mapping[str, Tensor]) -> list[Averager]:
+        """Returns what averages a bucket of these gradients; DDP may have cut its buckets anew."""
+        names = tuple(gradients)
+        if names not in self._averagers:
+            self._put_aside(names)
+            self._averagers[names] = self._build_all(index, gradients)
+        return self._averagers[names]
+
+    def _put_aside(self, names: Sequence[str]) -> None:
+        """Takes apart the old buckets of these tensors, which are idle: none of them is in this round."""
+        for old in [cut for cut in self._averagers if not set(cut).isdisjoint(names)]:
+            self._saved |= memory(self._averagers.pop(old))
+
+    def _build_all(self, index: int, gradients: Mapping[str, Tensor]) -> list[Averager]:
+        """Builds an averager for each way in which tensors of one bucket travel."""
+        ways: dict[tuple[Member, ...], list[int]] = {}
+        for place, tensor in enumerate(gradients.values()):
+            way = compression_for(self.plan.compression, tensor.numel() * tensor.itemsize, tensor.dim())
+            ways.setdefault(way, []).append(place)
+        averagers = []
+        partition = list(ways.values())
+        for way, layout in zip(ways, plan_layout(gradients, partition), strict=True):
+            build = functools.partial(self._build, layout, index)
+            averagers.append(Averager(Bucket(layout), way, build, workers=self._world.size))
+        saved: Named = {name: self._saved.pop(name) for name in gradients if name in self._saved}
+        if saved:
+            load_memory(averagers, saved)
+        return averagers
+
+    def _build(self, layout: BucketLayout, number: int, sender: Member) -> Reducer:
+        architecture = cast(AllReduce, self.plan.architecture)
+        way = cast(Codec | Reduction, sender)
+        return build_reducer(architecture, way, self._channel, bucket=layout, number=number)
+
+    def _all(self) -> list[Averager]:
+        return [averager for averagers in self._averagers.values() for averager in averagers]
