@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from tightwire.attach import Report, Run, attach
     from tightwire.cluster import Cluster
     from tightwire.errors import TightwireError
-    from tightwire.integrations import DDPHook, ddp_hook
+    from tightwire.integrations import ddp_hook
     from tightwire.plan import Plan, PlanFile
     from tightwire.planner import Ranking, predict, recommend
     from tightwire.profile import Profile
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 # Loaded on first use, so that planning needs no torch and importing costs nothing.
 _HOMES = {
     "Cluster": "cluster",
-    "DDPHook": "integrations",
     "Plan": "plan",
     "PlanFile": "plan",
     "Prediction": "simulate",
@@ -39,7 +38,6 @@ _HOMES = {
 
 __all__ = [
     "Cluster",
-    "DDPHook",
     "Plan",
     "PlanFile",
     "Prediction",
