@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from tightwire.reducers.low_rank import PowerSGD
     from tightwire.transport import Transport
 
+# What a column keeps of its square after projection, at least: keeps dependent columns from dividing by zero.
+RIDGE = 1e-14
+
 
 def memory_shape(slot: Slot) -> Shape:
     """Returns a slot's dimensions in the order in which they lie in memory, the slowest first."""
@@ -29,13 +32,13 @@ def memory_shape(slot: Slot) -> Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class _Matrix:
-    """One tensor as a matrix, and the memory of its factors, each row of them a column in the paper.
+    """One tensor as a matrix, and the memory of its factors, of Q the transpose: so products are fastest.
 
     Attributes:
         name: of the tensor.
         elements: where it lies in the bucket.
         size: rows and columns.
-        p: (rank, rows).
+        p: (rows, rank).
         q: (rank, columns).
         start: (rank, columns), what the next round's q starts from.
     """
@@ -70,7 +73,7 @@ class FactorReducer:
         self._qs = torch.zeros(method.rank * sum(columns for _, (_, columns) in factored), dtype=dtype)
         self._starts = torch.zeros_like(self._qs)
         self._plain_ps = self._ps[:num_plain]
-        p = _cut(self._ps[num_plain:], [(method.rank, rows) for _, (rows, _) in factored])
+        p = _cut(self._ps[num_plain:], [(rows, method.rank) for _, (rows, _) in factored])
         q, start = (
             _cut(flat, [(method.rank, columns) for _, (_, columns) in factored])
             for flat in (self._qs, self._starts)
@@ -111,7 +114,7 @@ class FactorReducer:
     def project(self, bucket: Tensor) -> None:
         """P ← M·Q, and what travels as it is beside it."""
         for m in self._matrices:
-            torch.mm(m.start, m.of(bucket).to(m.p.dtype).t(), out=m.p)
+            torch.mm(m.of(bucket).to(m.p.dtype), m.start.t(), out=m.p)
         if self._plain:
             torch.cat([bucket[elements].to(self._ps.dtype) for elements in self._plain], out=self._plain_ps)
 
@@ -120,7 +123,7 @@ class FactorReducer:
         for batch in self._p_batches:
             orthonormalise(batch)
         for m in self._matrices:
-            torch.mm(m.p, m.of(bucket).to(m.q.dtype), out=m.q)
+            torch.mm(m.p.t(), m.of(bucket).to(m.q.dtype), out=m.q)
 
     def keep(self) -> None:
         """Starts the next round from the mean Q, its columns scaled and lost ones drawn again. Local."""
@@ -138,31 +141,29 @@ class FactorReducer:
     def _multiply(self, mean: Tensor) -> None:
         for m in self._matrices:
             if mean.dtype == m.p.dtype:
-                torch.mm(m.p.t(), m.q, out=m.of(mean))
+                torch.mm(m.p, m.q, out=m.of(mean))
             else:
-                m.of(mean).copy_(m.p.t() @ m.q)
+                m.of(mean).copy_(m.p @ m.q)
         sizes = [elements.stop - elements.start for elements in self._plain]
         for elements, values in zip(self._plain, self._plain_ps.split_with_sizes(sizes), strict=True):
             mean[elements] = values
 
 
-def orthonormalise(vectors: Tensor) -> None:
-    """Makes each batch's vectors orthonormal, in place, by Gram–Schmidt, projecting twice.
+def orthonormalise(matrices: Tensor) -> None:
+    """Makes the columns of each matrix orthonormal, in place: Gram–Schmidt by the Cholesky factor of MᵀM.
 
-    A vector that depends on those before it, or is zero, becomes zero; what is not finite stays so.
+    In double precision, where squares of float32 neither overflow nor vanish. A column that depends on those
+    before it, or is zero, becomes zero; what is not finite stays so.
 
     Args:
-        vectors: (batch, count, length), float32 or float64.
+        matrices: (batch, rows, columns), float32 or float64.
     """
-    largest = vectors.abs().amax(2, keepdim=True)
-    vectors.div_(torch.where(largest == 0, 1, largest))  # squares of huge and of tiny values stay in range
-    for i in range(vectors.shape[1]):
-        vector, before = vectors[:, i : i + 1], vectors[:, :i]
-        smallest = 4 * torch.finfo(vectors.dtype).eps * torch.linalg.vector_norm(vector, dim=2, keepdim=True)
-        for _ in range(2 if i else 0):
-            vector.sub_((vector @ before.mT) @ before)
-        length = torch.linalg.vector_norm(vector, dim=2, keepdim=True)
-        vector.mul_(torch.where(length <= smallest, 0, length.reciprocal()))
+    wide = matrices.mT.double()
+    gram = wide @ wide.mT
+    squares = gram.diagonal(dim1=-2, dim2=-1)
+    squares.copy_(torch.where(squares == 0, 1, squares * (1 + RIDGE)))
+    lower, _ = torch.linalg.cholesky_ex(gram)
+    matrices.copy_(torch.linalg.solve_triangular(lower, wide, upper=False).mT)
 
 
 def _elements(slot: Slot) -> slice:
@@ -175,7 +176,7 @@ def _cut(flat: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
 
 
 def _batches(flat: Tensor, factors: Sequence[Tensor]) -> list[Tensor]:
-    """Returns neighbours of one shape as batches of (batch, rank, length)."""
+    """Returns neighbours of one shape as batches of (batch, *shape)."""
     shapes = [(len(list(group)), *shape) for shape, group in itertools.groupby(f.shape for f in factors)]
     return _cut(flat, shapes)
 
