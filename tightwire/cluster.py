@@ -32,6 +32,7 @@ class Fit:
         program: as in `allreduce:PROGRAM`.
         alpha_s: time of an exchange of nothing.
         beta_s_per_byte: more per payload byte that the busiest worker sends.
+        cpu_s_per_byte: processor time that one worker spends on moving it, the reduction included.
         residual: root mean square of the relative errors of the fit, weighted by time.
         source: `measured`, or `prior` for the formula from latency and bandwidth.
     """
@@ -41,12 +42,14 @@ class Fit:
     program: str
     alpha_s: float
     beta_s_per_byte: float
+    cpu_s_per_byte: float = 0.0
     residual: float = 0.0
     source: Literal["measured", "prior"] = "measured"
 
     def __post_init__(self) -> None:
         require_range("alpha_s", self.alpha_s, 0.0, MAX_LATENCY_S * 1000)
         require_range("beta_s_per_byte", self.beta_s_per_byte, 0.0, 1.0)
+        require_range("cpu_s_per_byte", self.cpu_s_per_byte, 0.0, 1.0)
         require_range("residual", self.residual, 0.0, 10.0)
 
     def seconds(self, sent_bytes: float) -> float:

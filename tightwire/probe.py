@@ -47,10 +47,11 @@ Progress = Callable[[float, str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One measured exchange: bytes that the busiest worker sent, and how long it took."""
+    """One measured exchange: bytes that the busiest worker sent, how long it took, and a worker's processor time."""
 
     sent_bytes: int
     seconds: float
+    processor_s: float = 0.0
 
 
 def probe(
@@ -98,7 +99,14 @@ def fit(program: str, points: Sequence[Point]) -> Fit:
     errors = [(alpha_s + beta * p.sent_bytes) / p.seconds - 1 for p in points]
     total_s = sum(p.seconds for p in points)
     residual = (sum(p.seconds * e * e for p, e in zip(points, errors, strict=True)) / total_s) ** 0.5
-    return Fit(program=program, alpha_s=alpha_s, beta_s_per_byte=beta, residual=residual)
+    largest = max(points, key=lambda p: p.sent_bytes)
+    return Fit(
+        program=program,
+        alpha_s=alpha_s,
+        beta_s_per_byte=beta,
+        cpu_s_per_byte=largest.processor_s / max(1, largest.sent_bytes),
+        residual=residual,
+    )
 
 
 def tournament(size: int) -> list[list[tuple[int, int]]]:
@@ -254,9 +262,13 @@ class _Probe:
         runner = Runner(program, self._transport, numel=numel, dtype=torch.float32, codec=Identity())
         first_s = max(self._gather(self._sample(lambda: runner.run(buffer, buffer), 1)))
         runs = round(min(MAX_RUNS, max(1.0, self._sample_s / first_s)))
+        began_s = time.process_time()
         samples = [self._sample(lambda: runner.run(buffer, buffer), runs) for _ in range(SAMPLES)]
+        processor_s = (time.process_time() - began_s) / (SAMPLES * runs)
         slowest = [max(by_rank) for by_rank in zip(*self._gather(samples), strict=True)]
-        return Point(sent_bytes=_sent(program, numel), seconds=statistics.median(slowest))
+        return Point(
+            sent_bytes=_sent(program, numel), seconds=statistics.median(slowest), processor_s=processor_s
+        )
 
     def _sample(self, run: Callable[[], None], runs: int) -> float:
         self._transport.barrier()

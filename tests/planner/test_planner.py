@@ -73,7 +73,8 @@ def test_a_fast_wire_stays_with_plain_all_reduce() -> None:
 def test_noise_hides_small_gains() -> None:
     faster = recommend(PROFILE, SLOW)
     gain = 1 - faster.chosen.step_s / faster.stock.step_s
-    noisy = dataclasses.replace(PROFILE, noise=gain + 0.01)
+    noise = (gain + 0.02) * faster.stock.step_s / PROFILE.compute_s
+    noisy = dataclasses.replace(PROFILE, noise=noise)
     assert recommend(noisy, SLOW).stays
 
 

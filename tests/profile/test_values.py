@@ -29,7 +29,7 @@ def test_uniform_layers_become_ready_one_after_another() -> None:
         {"forward_s": -1.0},
         {"backward_s": float("nan")},
         {"noise": -0.1},
-        {"overlap_slowdown": 0.5},
+        {"contention": 0.5},
         {"parameters": ()},
         {"parameters": (GOOD.parameters[0], GOOD.parameters[0])},
         {"backward_s": 0.2},

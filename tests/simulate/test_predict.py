@@ -137,13 +137,14 @@ def test_the_slowest_worker_sets_the_pace() -> None:
     assert predict("bsp", noisy, alone).step_s == pytest.approx(PROFILE.compute_s)
 
 
-def test_overlap_slowdown_stretches_compute_only_while_buckets_move() -> None:
-    slow = dataclasses.replace(PROFILE, overlap_slowdown=2.0)
-    sequential = predict("bsp/allreduce/none/sequential", slow, CLUSTER)
-    assert sequential.compute_s == pytest.approx(PROFILE.compute_s)
-    fused = predict("bsp/allreduce/none/fusion:2MB", slow, CLUSTER)
-    # From the first bucket on the channel never rests, so 7/8 of backward take twice as long.
-    assert fused.compute_s == pytest.approx(0.1 + 0.2 / 8 + 2 * 0.2 * 7 / 8 + 0.01)
+def test_shared_cores_lose_compute_only_to_what_moves_meanwhile() -> None:
+    beta = 1 / BANDWIDTH
+    native = Fit(program="native", alpha_s=1e-3, beta_s_per_byte=beta, cpu_s_per_byte=beta / 4)
+    busy = dataclasses.replace(CLUSTER, fits=(native,))
+    shared = dataclasses.replace(PROFILE, contention=2.0)
+    for plan, loses in (("bsp/allreduce/none/sequential", False), ("bsp/allreduce/none/fusion:2MB", True)):
+        plain = predict(plan, PROFILE, busy).compute_s
+        assert (predict(plan, shared, busy).compute_s > plain * 1.1) is loses
 
 
 @pytest.mark.parametrize("plan", PLANS)

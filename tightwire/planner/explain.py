@@ -48,9 +48,10 @@ def _verdict(ranking: Ranking) -> str:
     if ranking.stays:
         best = ranking.rows[0]
         gain = max(0.0, 1 - best.step_s / stock.step_s)
+        noise = least_gain(ranking.profile, stock)
         return (
             f"Stay with plain all-reduce ({stock.plan}, {print_ms(stock.step_s)} a step): the fastest plan allowed, "
-            f"{best.plan}, would gain {gain:.1%}, and {least_gain(ranking.profile):.1%} is lost in the noise."
+            f"{best.plan}, would gain {gain:.1%}, and {noise:.1%} is lost in the noise."
         )
     return (
         f"{chosen.plan} is predicted to take {print_ms(chosen.step_s)} a step ({print_ms(chosen.low_s)} to "
@@ -111,7 +112,7 @@ def _flip(ranking: Ranking) -> str:
     """Says at which bandwidth the choice would change."""
     here = ranking.cluster.bandwidth_bytes_per_s
     plan, faster = (_contender(ranking), False) if ranking.stays else (ranking.chosen.plan, True)
-    tolerance = 1 - least_gain(ranking.profile)
+    tolerance = 1 - least_gain(ranking.profile, ranking.stock)
 
     def gains(cluster: Cluster) -> bool:
         stock = predict(STOCK, ranking.profile, cluster)
@@ -154,7 +155,7 @@ def find_flip(gains: Callable[[float], bool], farthest: float) -> float | None:
 def _lossy_offer(ranking: Ranking) -> Iterator[str]:
     best = rank(ranking.profile, ranking.cluster, "lossy").chosen
     gain = ranking.chosen.step_s / best.step_s
-    if gain < 1 + least_gain(ranking.profile):
+    if gain < 1 + least_gain(ranking.profile, ranking.stock):
         yield f"Do not compress here: no lossy plan would be more than {SAME_CLASS:.0%} faster."
     else:
         yield (

@@ -92,14 +92,14 @@ def rank(profile: Profile, cluster: Cluster, allow: Allowance) -> Ranking:
         cluster=cluster,
         allow=allow,
         rows=tuple(prediction for prediction, _ in predicted),
-        chosen=_choose(predicted, stock, least_gain(profile)),
+        chosen=_choose(predicted, stock, least_gain(profile, stock)),
         stock=stock,
     )
 
 
-def least_gain(profile: Profile) -> float:
-    """Returns the gain, as a share of the step, below which steps cannot be told apart."""
-    return max(LEAST_GAIN, profile.noise)
+def least_gain(profile: Profile, stock: Prediction) -> float:
+    """Returns the gain, as a share of plain all-reduce's step, below which steps cannot be told apart."""
+    return max(LEAST_GAIN, profile.noise * profile.compute_s / stock.step_s)
 
 
 def summary(prediction: Prediction) -> dict[str, Any]:

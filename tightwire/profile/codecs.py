@@ -15,21 +15,23 @@ from tightwire.profile.values import CodecCost
 
 # What does not depend on the size is measured on a bucket of this many elements.
 SMALL_NUMEL = 1024
+# Gradients are cold when their turn comes, so codecs are timed on more than caches hold.
+COLD_NUMEL = 2**23
 
 
 def measure_codecs(
     compressions: Sequence[str],
     *,
-    numel: int = 2**20,
+    numel: int = COLD_NUMEL,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    samples: int = 5,
+    samples: int = 3,
 ) -> tuple[CodecCost, ...]:
     """Times encoding and decoding of each codec; medians of `samples`.
 
     Args:
         compressions: compression answers; of each only the codec is timed, stages are passes over memory.
-        numel: of a bucket of realistic size.
+        numel: of a bucket; more than caches hold.
         dtype: of the gradients.
         device: where they are.
         samples: how often.
@@ -44,10 +46,10 @@ def measure_codecs(
 
 def measure_pass(
     *,
-    numel: int = 2**20,
+    numel: int = COLD_NUMEL,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    samples: int = 5,
+    samples: int = 3,
 ) -> float:
     """Returns the seconds per element of one pass over memory: adding one buffer to another."""
     a, b = torch.randn(2, numel, device=device).to(dtype)

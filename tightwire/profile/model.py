@@ -20,12 +20,13 @@ from tightwire.profile.values import ParameterProfile, Profile
 
 @dataclass
 class Marks:
-    """When things happened in one step, in seconds of `time.perf_counter`."""
+    """When things happened in one step, in seconds of `time.perf_counter`; and the thread's processor time."""
 
     begin_s: float
     backward_s: float | None = None
     backward_end_s: float = 0.0
     end_s: float = 0.0
+    processor_s: float = 0.0
     ready_s: dict[str, float] = field(default_factory=dict)
 
 
@@ -64,7 +65,7 @@ class Profiler:
         for name, parameter in self._parameters.items():
             hook = parameter.register_post_accumulate_grad_hook(lambda _, name=name: self._on_gradient(name))
             self._handles.append(hook)
-        self._marks = Marks(begin_s=self._now_s())
+        self._marks = Marks(begin_s=self._now_s(), processor_s=-time.thread_time())
         return self
 
     def __exit__(
@@ -92,6 +93,7 @@ class Profiler:
             optimizer_s=statistics.median(m.end_s - m.backward_end_s for m in steps),
             parameters=tuple(self._in_order(steps, backward_s)),
             noise=_spread([m.end_s - m.begin_s for m in steps]),
+            contention=1.0 if self._on_cuda else max(1.0, statistics.median(map(_contention, steps))),
         )
 
     def _in_order(self, steps: list[Marks], backward_s: float) -> Iterator[ParameterProfile]:
@@ -138,9 +140,10 @@ class Profiler:
 
     def _on_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._marks.end_s = self._now_s()
+        self._marks.processor_s += time.thread_time()
         if self._marks.backward_s is not None:
             self._steps.append(self._marks)
-        self._marks = Marks(begin_s=self._marks.end_s)
+        self._marks = Marks(begin_s=self._marks.end_s, processor_s=-time.thread_time())
 
     def _now_s(self) -> float:
         if self._on_cuda:  # kernels run behind the hooks that ask
@@ -178,6 +181,11 @@ def _tensors(output: Any) -> Iterator[Tensor]:
     elif isinstance(output, list | tuple):
         for value in output:
             yield from _tensors(value)
+
+
+def _contention(marks: Marks) -> float:
+    """Returns how many times longer the step took than its thread was running."""
+    return (marks.end_s - marks.begin_s) / max(marks.processor_s, 1e-9)
 
 
 def _spread(seconds: list[float]) -> float:

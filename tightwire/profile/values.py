@@ -77,8 +77,9 @@ class Profile:
         codecs: what encoding and decoding cost.
         pass_s_per_element: one pass over memory, such as adding a leftover.
         noise: spread of the step time, from step to step and worker to worker: standard deviation over median.
-        overlap_slowdown: how many times longer compute takes while a transfer is under way; more than 1 where
-            communication and compute share cores.
+        contention: wall time over processor time of the training thread, at least 1: how many times longer work
+            takes because the workers of a host share its cores. More than 1 where there are fewer cores than
+            workers; communication then takes time from compute even while both overlap.
     """
 
     __pydantic_config__: ClassVar = files.STRICT
@@ -90,7 +91,7 @@ class Profile:
     codecs: tuple[CodecCost, ...] = ()
     pass_s_per_element: float = PRIOR_PASS_S_PER_ELEMENT
     noise: float = 0.02
-    overlap_slowdown: float = 1.0
+    contention: float = 1.0
     version: Literal[1] = 1
 
     def __post_init__(self) -> None:
@@ -98,7 +99,7 @@ class Profile:
             require_range(field, getattr(self, field), 0.0, MAX_SECONDS)
         require_range("pass_s_per_element", self.pass_s_per_element, 0.0, 1.0)
         require_range("noise", self.noise, 0.0, 10.0)
-        require_range("overlap_slowdown", self.overlap_slowdown, 1.0, 100.0)
+        require_range("contention", self.contention, 1.0, 1000.0)
         _require_parameters(self.parameters, self.backward_s)
 
     @classmethod

@@ -14,6 +14,11 @@ from tightwire.profile import Profile
 from tightwire.simulate.shape import shape_of
 from tightwire.simulate.traffic import sent_bytes
 
+# From this contention on, a communication thread takes its whole processor time from compute.
+SATURATED = 1.5
+# Input to work, work to sum, losses to leftover, sum to mean, the check.
+LOSSY_PASSES = 5
+
 
 @dataclass(frozen=True, kw_only=True)
 class BucketCost:
@@ -24,12 +29,14 @@ class BucketCost:
         latency_s: the part of the program's time that does not depend on bytes.
         wire_s: the part that does.
         sent_bytes: payload that the busiest worker sends.
+        stolen_s: compute time that it costs while both overlap, where workers share cores.
     """
 
     codec_s: float
     latency_s: float
     wire_s: float
     sent_bytes: int
+    stolen_s: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -51,11 +58,13 @@ class Costs:
         wire_s = fit.beta_s_per_byte * sent
         codec_s = self._codec_s(numel)
         hidden_s = self._hidden_s(numel * itemsize, codec_s, wire_s)
+        passes_s = self._passes_s(numel)
         return BucketCost(
-            codec_s=codec_s - hidden_s + self._passes_s(numel),
+            codec_s=codec_s - hidden_s + passes_s,
             latency_s=fit.alpha_s,
             wire_s=wire_s,
             sent_bytes=sent,
+            stolen_s=self._stolen_s(codec_s + passes_s, fit.cpu_s_per_byte * sent),
         )
 
     @property
@@ -101,9 +110,20 @@ class Costs:
         pieces = max(1, round(num_bytes / shape.chunks / PIECE_BYTES))
         return min(codec_s, wire_s) * (1 - 1 / pieces)
 
+    def _stolen_s(self, work_s: float, moving_s: float) -> float:
+        """Returns what compute loses to the communication thread: nothing where there are cores to spare.
+
+        Args:
+            work_s: codecs and passes, timed under the profile's contention.
+            moving_s: processor time of the transfer, timed without.
+        """
+        contention = self.profile.contention
+        saturation = min(1.0, (contention - 1.0) / (SATURATED - 1.0))
+        return saturation * (work_s + moving_s * contention)
+
     def _passes_s(self, numel: int) -> float:
-        """Returns the time of checking the mean, and of bringing lossy work into memory of its own."""
-        passes = 1 if self.codec.lossless else 2
+        """Returns the time of checking the mean, and of bringing lossy work into memory of its own and back."""
+        passes = 1 if self.codec.lossless else LOSSY_PASSES
         return passes * numel * self.profile.pass_s_per_element
 
 

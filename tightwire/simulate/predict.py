@@ -35,10 +35,9 @@ def slowest_of(workers: int) -> float:
 def predict(plan: Plan | str, profile: Profile, cluster: Cluster) -> Prediction:
     """Predicts the step time of a plan, with an interval and reasons.
 
-    Compute runs as profiled, slowed down while a bucket moves by the measured factor; of N workers whose compute
-    varies as profiled, the slowest sets the pace. Buckets move one at a
-    time, in the order that the plan's own scheduler decides; a bucket costs encoding, α + β · bytes of its
-    program, and decoding.
+    Compute runs as profiled; where workers share cores, it loses the processor time of what moves meanwhile. Of N
+    workers whose compute varies as profiled, the slowest sets the pace. Buckets move one at a time, in the order
+    that the plan's own scheduler decides; a bucket costs encoding, α + β · bytes of its program, and decoding.
 
     Args:
         plan: a plan or its text.
@@ -135,15 +134,21 @@ class _Round:
             self._costs.bucket(sum(p.numel for p in bucket), bucket[0].itemsize) for bucket in self._buckets
         ]
 
+    @property
+    def _filling_s(self) -> float:
+        """What copying gradients into buckets adds to backward."""
+        if self.cluster.workers == 1:
+            return 0.0
+        return sum(p.numel for p in self.profile.parameters) * self.profile.pass_s_per_element
+
     def _timeline(self) -> Timeline:
         assert isinstance(self.plan.schedule, Schedule), self.plan.schedule
         costs, overlaps = self._bucket_costs, self._overlaps
         backward = Backward(
-            backward_s=self.profile.backward_s if overlaps else 0.0,
+            backward_s=self.profile.backward_s + self._filling_s if overlaps else 0.0,
             ready_s=[max(p.ready_s for p in bucket) if overlaps else 0.0 for bucket in self._buckets],
             costs=costs,
             control_s=self._costs.control_s if overlaps else 0.0,
-            slowdown=self.profile.overlap_slowdown,
         )
         return backward.simulate(self.plan.schedule.scheduler(len(costs)))
 

@@ -9,6 +9,9 @@ from tightwire.schedule import Scheduler
 from tightwire.simulate.cost import BucketCost
 from tightwire.simulate.events import Action, Clock, Work
 
+# However busy the communication thread is, its host's scheduler leaves compute this much at least.
+MOST_STOLEN = 0.9
+
 
 @dataclass(frozen=True, kw_only=True)
 class Move:
@@ -42,16 +45,23 @@ class Timeline:
 
 
 class Channel:
-    """A worker's communication thread: moves one bucket at a time, in the scheduler's order."""
+    """A worker's communication thread: moves one bucket at a time, in the scheduler's order.
+
+    `on_change` is told the speed that is left for compute.
+    """
 
     def __init__(
-        self, clock: Clock, scheduler: Scheduler, seconds: Sequence[float], on_busy: Callable[[bool], None]
+        self,
+        clock: Clock,
+        scheduler: Scheduler,
+        costs: Sequence[BucketCost],
+        on_change: Callable[[float], None],
     ) -> None:
         self.moves: list[Move] = []
         self._clock = clock
         self._scheduler = scheduler
-        self._seconds = seconds
-        self._on_busy = on_busy
+        self._costs = costs
+        self._on_change = on_change
         self._busy = False
 
     def poke(self) -> None:
@@ -59,16 +69,17 @@ class Channel:
         if self._busy or (bucket := self._scheduler.next()) is None:
             return
         self._busy = True
-        self._on_busy(True)
+        cost = self._costs[bucket]
+        self._on_change(1.0 - min(MOST_STOLEN, cost.stolen_s / cost.seconds if cost.seconds else 0.0))
         start_s = self._clock.now_s
-        self._clock.after(self._seconds[bucket], lambda: self._arrive(bucket, start_s))
+        self._clock.after(cost.seconds, lambda: self._arrive(bucket, start_s))
 
     def _arrive(self, bucket: int, start_s: float) -> None:
         self.moves.append(Move(bucket=bucket, start_s=start_s, end_s=self._clock.now_s))
         self._busy = False
         self.poke()
         if not self._busy:
-            self._on_busy(False)
+            self._on_change(1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,14 +91,12 @@ class Backward:
         ready_s: when each bucket is filled, from its start, undisturbed.
         costs: of each bucket.
         control_s: of the message after backward.
-        slowdown: of compute while a bucket moves.
     """
 
     backward_s: float
     ready_s: Sequence[float]
     costs: Sequence[BucketCost]
     control_s: float
-    slowdown: float = 1.0
 
     def simulate(self, scheduler: Scheduler) -> Timeline:
         """Lets it happen; `scheduler` must be one for as many buckets."""
@@ -117,8 +126,8 @@ class Backward:
         channel = Channel(
             clock,
             scheduler,
-            [cost.seconds for cost in self.costs],
-            lambda busy: compute.set_speed(1 / self.slowdown if busy else 1.0),
+            self.costs,
+            lambda speed: compute.set_speed(speed),
         )
         clock.run()
         timeline.moves = channel.moves

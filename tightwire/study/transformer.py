@@ -22,7 +22,8 @@ class Block(nn.Module):
         q, k, v = self.qkv(self.norm_attention(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(mixed.transpose(1, 2).flatten(-2))
-        return x + self.down(functional.gelu(self.up(self.norm_feed(x))))
+        fed: Tensor = self.down(functional.gelu(self.up(self.norm_feed(x))))
+        return x + fed
 
 
 class ByteTransformer(nn.Module):
