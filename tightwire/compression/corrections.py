@@ -57,11 +57,10 @@ class _Velocity(Memory):
         self._velocity, self._next = zeros(bucket), zeros(bucket)
         self._sent = self._next.bool()
 
-    def before(self, x: Tensor, out: Tensor) -> None:
+    def before(self, x: Tensor, out: Tensor) -> Tensor:
         import torch
 
-        torch.add(x, self._velocity, alpha=self._m, out=self._next)
-        out.copy_(self._next)
+        return torch.add(x, self._velocity, alpha=self._m, out=self._next)
 
     def keep(self, leftover: Tensor | None) -> Tensor | None:
         import torch
@@ -113,10 +112,11 @@ class _Clipping(Memory):
         self._norm = norm
         self._sizes = [slot.numel for slot in bucket.slots]
 
-    def before(self, x: Tensor, out: Tensor) -> None:
+    def before(self, x: Tensor, out: Tensor) -> Tensor:
         import torch
 
         for part, clipped in zip(x.split(self._sizes), out.split(self._sizes), strict=True):
             norm = torch.linalg.vector_norm(part, dtype=torch.promote_types(part.dtype, torch.float32))
             # A NaN or an Inf stays one: every rank must learn of it.
             torch.mul(part, (self._norm / norm).clamp(max=1.0).nan_to_num(1.0).to(part.dtype), out=clipped)
+        return out

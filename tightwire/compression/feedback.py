@@ -37,10 +37,10 @@ class _Leftover(Memory):
     def __init__(self, leftover: Tensor) -> None:
         self._leftover = leftover
 
-    def before(self, x: Tensor, out: Tensor) -> None:
+    def before(self, x: Tensor, out: Tensor) -> Tensor:
         import torch
 
-        torch.add(x, self._leftover, out=out)
+        return torch.add(x, self._leftover, out=out)
 
     def keep(self, leftover: Tensor | None) -> Tensor | None:
         if leftover is None:
@@ -129,11 +129,10 @@ class _Differences(Memory):
         self._own, self._mean = zeros(bucket), zeros(bucket)
         self._difference, self._next_mean = zeros(bucket), zeros(bucket)
 
-    def before(self, x: Tensor, out: Tensor) -> None:
+    def before(self, x: Tensor, out: Tensor) -> Tensor:
         import torch
 
-        torch.sub(x, self._own, out=self._difference)
-        out.copy_(self._difference)
+        return torch.sub(x, self._own, out=self._difference)
 
     def after(self, mean: Tensor) -> None:
         import torch

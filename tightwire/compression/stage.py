@@ -23,8 +23,8 @@ class Memory(abc.ABC):
     """
 
     @abc.abstractmethod
-    def before(self, x: Tensor, out: Tensor) -> None:
-        """Writes to `out`, which may be `x`, what is to be sent for `x`."""
+    def before(self, x: Tensor, out: Tensor) -> Tensor:
+        """Returns what is to be sent for `x`: in `out`, which may be `x`, or in memory that nobody may write to."""
 
     def after(self, mean: Tensor) -> None:
         """Turns the mean of what was sent into the mean of what came in, in place."""

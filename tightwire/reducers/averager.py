@@ -112,8 +112,11 @@ class Averager:
         assert work is not None
         if now.scale != 1.0:
             flat.div_(now.scale)
-        for memory, x in zip(self._memories, [flat, *[work] * len(self._memories)], strict=False):
-            memory.before(x, work)
+        x = flat
+        for memory in self._memories:
+            x = memory.before(x, work)
+        if x is not work:
+            work.copy_(x)
         self._reducer.run(work, flat, seed=now.seed)
         for memory in reversed(self._memories):
             memory.after(flat)
