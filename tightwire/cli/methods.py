@@ -82,12 +82,12 @@ def _print(rows: list[dict[str, Any]]) -> None:
 
 
 def _print_legality(rows: list[dict[str, Any]]) -> None:
-    compressions = [text for axis, text in _texts() if axis == "compression"]
-    table = Table("architecture", *compressions, title="who carries what")
+    carriers = [row for row in rows if row["axis"] == "architecture"]
+    table = Table(
+        "compression", *(row["name"].removeprefix("allreduce:") for row in carriers), title="who carries what"
+    )
     table.columns[0].no_wrap = True
-    for row in rows:
-        if row["axis"] == "architecture":
-            table.add_row(
-                row["name"], *("yes" if text in row["combines_with"] else "–" for text in compressions)
-            )
+    for axis, text in _texts():
+        if axis == "compression":
+            table.add_row(text, *("yes" if text in row["combines_with"] else "–" for row in carriers))
     Console().print(table)
