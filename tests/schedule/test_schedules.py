@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tightwire.errors import PlanError
@@ -64,6 +64,7 @@ def passes(draw: st.DrawFn) -> tuple[int, list[list[int | None]]]:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+@settings(max_examples=40)
 @given(passes())
 def test_every_bucket_moves_once_per_pass_in_one_order(
     schedule: Schedule, case: tuple[int, list[list[int | None]]]
