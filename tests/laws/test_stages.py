@@ -35,6 +35,8 @@ STAGED = [
     "topk:0.1+ef+dense-every:3",
     "topk:0.1+ef21+dense-every:3",
     "topk:0.1+ef+min:4KiB,dims=2",
+    "gtopk:0.02+ef+warmup:8",
+    "powersgd:2+ef+momentum:0.9+dense-every:3",
     "topk:0.1+ef+momentum:0.9+clip:0.5+warmup:8+dense-first:2+dense-every:5",
 ]
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
