@@ -15,7 +15,7 @@ from tightwire.attach.exchange import Exchange
 from tightwire.attach.trace import Tracer, traced
 from tightwire.buckets import Bucket, BucketLayout, plan_layout
 from tightwire.collectives import AllReduce
-from tightwire.compression import Codec, Identity
+from tightwire.compression import Codec, Identity, warm_up
 from tightwire.compression.routing import compression_for
 from tightwire.errors import AttachError
 from tightwire.plan import Member, Plan, Route, parse_compression
@@ -75,8 +75,10 @@ class Fabric:
     def _build(
         self, architecture: AllReduce, channel: Transport, layout: BucketLayout, number: int, sender: Member
     ) -> Reducer:
-        seen = traced(sender, self.tracer) if isinstance(sender, Codec) else cast(Reduction, sender)
-        return build_reducer(architecture, seen, channel, bucket=layout, number=number)
+        if not isinstance(sender, Codec):
+            return build_reducer(architecture, cast(Reduction, sender), channel, bucket=layout, number=number)
+        warm_up(sender, layout.dtype)  # kernels are compiled now, not within the first step
+        return build_reducer(architecture, traced(sender, self.tracer), channel, bucket=layout, number=number)
 
     def control(self, numel: int) -> Reducer:
         """Builds the reducer of the small exact messages that engines agree by, on a channel of its own."""
