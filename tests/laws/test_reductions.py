@@ -27,9 +27,11 @@ REDUCTIONS = (
     "doublesqueeze:topk:0.01",
     "doublesqueeze:int8",
     "doublesqueeze",
+    "atomo:1",
+    "atomo:3",
 )
 # Settings at which nothing is lost.
-WHOLE = ("powersgd:4097", "gtopk:1", "oktopk:1", "sparcml:1", "doublesqueeze:topk:1")
+WHOLE = ("powersgd:4097", "gtopk:1", "oktopk:1", "sparcml:1", "doublesqueeze:topk:1", "atomo:4097")
 WORKERS = (1, 2, 3, 4, 5, 8)
 FLAT = ((0,), (1,), (7,), (1000,), (4097,))
 BUCKETS: tuple[tuple[tuple[int, ...], ...], ...] = (

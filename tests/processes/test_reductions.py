@@ -13,6 +13,7 @@ REDUCTIONS = (
     "sparcml:0.01",
     "doublesqueeze:topk:0.01",
     "doublesqueeze:int8",
+    "atomo:2",
 )
 
 SCRIPT = """
@@ -76,14 +77,14 @@ def train(plan):
     flat = torch.cat([p.detach().flatten() for p in model.parameters()])
     return [loss.item(), hashlib.sha256(flat.numpy().tobytes()).hexdigest()]
 
-answer({plan: train(plan) for plan in ["bsp", *(f"bsp/allreduce/{text}+ef/fusion:1KB" for text in REDUCTIONS)]})
+answer({plan: train(plan) for plan in ["bsp", *(f"bsp/allreduce/{text}/fusion:1KB" for text in COMPRESSIONS)]})
 tw.shutdown()
 """
 
 
 def test_training_under_each() -> None:
-    reductions = tuple(text.replace("0.01", "0.1") for text in REDUCTIONS)
-    answers = [end.answer for end in run_processes(3, f"REDUCTIONS = {reductions}\n" + TRAIN)]
+    texts = [text.replace("0.01", "0.1") + "+ef" * ("atomo" not in text) for text in REDUCTIONS]
+    answers = [end.answer for end in run_processes(3, f"COMPRESSIONS = {texts}\n" + TRAIN)]
     dense = answers[0]["bsp"][0]
     for plan, (loss, digest) in answers[0].items():
         assert loss < dense + 0.2, plan

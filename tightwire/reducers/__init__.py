@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tightwire.plan import Member
-from tightwire.reducers.low_rank import PowerSGD
+from tightwire.reducers.low_rank import Atomo, PowerSGD
 from tightwire.reducers.reduction import Reduction
 from tightwire.reducers.sparse import GTopK, OkTopK, SparCML
 from tightwire.reducers.two_sided import DoubleSqueeze
@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from tightwire.reducers.build import all_reducer, build_reducer
     from tightwire.reducers.reducer import Reducer
 
-MEMBERS: tuple[type[Member], ...] = (PowerSGD, GTopK, OkTopK, SparCML, DoubleSqueeze)
+MEMBERS: tuple[type[Member], ...] = (PowerSGD, GTopK, OkTopK, SparCML, DoubleSqueeze, Atomo)
 
 __all__ = [
     "MEMBERS",
+    "Atomo",
     "Averager",
     "DoubleSqueeze",
     "GTopK",

@@ -67,7 +67,7 @@ class FactorReducer:
         slots = sorted(bucket.slots, key=lambda slot: method.matrix(memory_shape(slot)) or (0, 0))
         sizes = {slot.name: method.matrix(memory_shape(slot)) for slot in slots}
         factored = [(slot, size) for slot in slots if (size := sizes[slot.name])]
-        self._plain = [_elements(slot) for slot in slots if not sizes[slot.name]]
+        self._plain = [elements_of(slot) for slot in slots if not sizes[slot.name]]
         num_plain = sum(s.stop - s.start for s in self._plain)
         self._ps = torch.zeros(num_plain + method.rank * sum(rows for _, (rows, _) in factored), dtype=dtype)
         self._qs = torch.zeros(method.rank * sum(columns for _, (_, columns) in factored), dtype=dtype)
@@ -79,7 +79,7 @@ class FactorReducer:
             for flat in (self._qs, self._starts)
         )
         self._matrices = [
-            _Matrix(name=slot.name, elements=_elements(slot), size=size, p=p[i], q=q[i], start=start[i])
+            _Matrix(name=slot.name, elements=elements_of(slot), size=size, p=p[i], q=q[i], start=start[i])
             for i, (slot, size) in enumerate(factored)
         ]
         for m in self._matrices:
@@ -166,7 +166,8 @@ def orthonormalise(matrices: Tensor) -> None:
     matrices.copy_(torch.linalg.solve_triangular(lower, wide, upper=False).mT)
 
 
-def _elements(slot: Slot) -> slice:
+def elements_of(slot: Slot) -> slice:
+    """Returns where a slot lies in its bucket."""
     return slice(slot.offset, slot.offset + slot.numel)
 
 
