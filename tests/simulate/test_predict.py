@@ -113,6 +113,12 @@ def test_a_fast_wire_leaves_only_the_last_bucket_exposed() -> None:
     assert prediction.bound_by == "compute"
 
 
+@pytest.mark.parametrize("stage", ["dense-every:3", "min:4KiB"])
+def test_what_compresses_in_part_is_refused(stage: str) -> None:
+    with pytest.raises(PlanError, match="some rounds or tensors only"):
+        predict(f"bsp/allreduce/topk:0.01+ef+{stage}", PROFILE, CLUSTER)
+
+
 def test_a_world_of_one_exchanges_nothing() -> None:
     prediction = predict("bsp/allreduce:ring/int8+ef", PROFILE, Cluster.uniform(1, BANDWIDTH, LATENCY_S))
     assert prediction.bytes_per_step == 0

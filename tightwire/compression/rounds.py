@@ -97,6 +97,7 @@ class DenseEvery(Stage):
     paper: ClassVar[str] = "Renggli et al. 2019, SparCML, arXiv:1802.08021 (periodic full exchange)"
     example: ClassVar[str] = "topk:0.01+ef+dense-every:100"
     place: ClassVar[int] = 5
+    mixes: ClassVar[bool] = True
 
     rounds: int
 

@@ -27,6 +27,7 @@ class Least(Stage):
     paper: ClassVar[str] = "Lin et al. 2018, arXiv:1712.01887; Vogels et al. 2019, arXiv:1905.13727"
     example: ClassVar[str] = "topk:0.01+ef+min:4KiB,dims=2"
     place: ClassVar[int] = 6
+    mixes: ClassVar[bool] = True
 
     tensor_bytes: int = 0
     dims: int = 0

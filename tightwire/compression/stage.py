@@ -56,11 +56,13 @@ class Stage(Member):
     Class attributes:
         place: from the inside out; stages of one place do the same in different ways, and exclude each other.
         serves_dense: whether it does anything where nothing is left over.
+        mixes: whether some rounds, beyond the first ones, or some tensors go uncompressed.
     """
 
     axis: ClassVar[Axis] = "compression"
     place: ClassVar[int]
     serves_dense: ClassVar[bool] = False
+    mixes: ClassVar[bool] = False
 
     def sender_at(self, sender: Member, round_number: int) -> Member:
         """Returns what sends in a round, counted from 1, where `sender` would without this stage."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tightwire.cluster import PRIOR_RESIDUAL, Cluster, Fit
 from tightwire.collectives import AllReduce
 from tightwire.collectives.traffic import PIECE_BYTES
-from tightwire.compression import Codec, Identity
+from tightwire.compression import Codec, Identity, Stage
 from tightwire.errors import PlanError
 from tightwire.plan import Plan
 from tightwire.profile import Profile
@@ -144,6 +144,11 @@ def _codec_of(plan: Plan) -> Codec:
     if not isinstance(codec, Codec):
         raise PlanError(
             f"{plan}: {codec} cannot be predicted yet: it has an exchange of its own; codecs can."
+        )
+    if mixed := [stage for stage in plan.compression[1:] if isinstance(stage, Stage) and stage.mixes]:
+        raise PlanError(
+            f"{plan}: {mixed[0]} cannot be predicted yet: it compresses some rounds or tensors only. Predict the plan "
+            "without it."
         )
     return codec
 
