@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -18,7 +20,7 @@ class Report:
         planned_bytes: what the plan says that this worker sends in these rounds.
         sent_bytes: what the transport counted.
         buffer_bytes: what it counted besides, for buffers kept in step.
-        step_s: median time between the ends of steps; None before the second step.
+        step_s: typical time between the ends of steps, exchanges in proportion; None before the second step.
         exposed_s: mean time per step that this worker only waited for others.
         predicted_step_s: what the planner expected; None when nothing was predicted.
         baseline_step_s: median step under plain all-reduce measured in this run; None when it was not measured.
@@ -67,6 +69,17 @@ class Report:
 
     def _predicted(self) -> str:
         return f" (predicted {_milliseconds(self.predicted_step_s)})" if self.predicted_step_s else ""
+
+
+def typical_step_s(steps_s: Sequence[float], steps_per_round: int) -> float | None:
+    """Returns the median, over all stretches of one round, of the mean step: exchanges count in their proportion.
+
+    >>> typical_step_s([1.0, 1.0, 4.0, 1.0, 1.0, 4.0], 3)
+    2.0
+    """
+    length = min(steps_per_round, len(steps_s))
+    stretches = [sum(steps_s[i : i + length]) / length for i in range(len(steps_s) - length + 1) if length]
+    return statistics.median(stretches) if stretches else None
 
 
 def _milliseconds(seconds: float | None) -> str:

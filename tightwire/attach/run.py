@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 from torch import nn
 from torch.optim import Optimizer
@@ -19,10 +19,11 @@ from tightwire.attach.auto import Pilot
 from tightwire.attach.engine import Alone, Engine, build_engine
 from tightwire.attach.fabric import Fabric
 from tightwire.attach.guard import Guard
-from tightwire.attach.report import Report
+from tightwire.attach.report import Report, typical_step_s
 from tightwire.attach.trace import Tracer
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
+from tightwire.sync import Sync
 from tightwire.transport import Counting, Transport
 
 Buffers = Literal["start", "every-step"]
@@ -196,6 +197,7 @@ class Run:
     def report(self) -> Report:
         """Returns what happened so far on this worker. Local."""
         choice = self._pilot.choice if self._pilot else None
+        sync = cast(Sync, self.plan.sync)
         return Report(
             plan=str(self.plan),
             workers=self._fabric.transport.size,
@@ -205,7 +207,7 @@ class Run:
             planned_bytes=sum(engine.planned_bytes for engine in self._engines),
             sent_bytes=self._fabric.transport.bytes_sent,
             buffer_bytes=self._buffer_transport.bytes_sent,
-            step_s=statistics.median(self._steps_s) if self._steps_s else None,
+            step_s=typical_step_s(self._steps_s, sync.steps_per_round),
             exposed_s=statistics.fmean(self._exposed_s) if self._exposed_s else 0.0,
             predicted_step_s=choice.predicted_step_s if choice else self._predicted_step_s,
             baseline_step_s=self._pilot.baseline_step_s if self._pilot else None,

@@ -61,7 +61,7 @@ class Costs:
         passes_s = self._passes_s(numel)
         return BucketCost(
             codec_s=codec_s - hidden_s + passes_s,
-            latency_s=fit.alpha_s,
+            latency_s=fit.alpha_s * self.profile.contention,  # who waits for a core answers late
             wire_s=wire_s,
             sent_bytes=sent,
             stolen_s=self._stolen_s(codec_s + passes_s, fit.cpu_s_per_byte * sent),

@@ -20,6 +20,8 @@ from tightwire.sync import Sync
 
 # Local methods subtract parameters from anchors, anchors from means, and copy the result back.
 LOCAL_PASSES = 3
+# Gradients are copied into buckets as they appear, which reads, writes and turns the caches over.
+FILLING_PASSES = 4
 STANDARD_DEVIATIONS = 2.0
 
 
@@ -139,7 +141,9 @@ class _Round:
         """What copying gradients into buckets adds to backward."""
         if self.cluster.workers == 1:
             return 0.0
-        return sum(p.numel for p in self.profile.parameters) * self.profile.pass_s_per_element
+        return (
+            FILLING_PASSES * sum(p.numel for p in self.profile.parameters) * self.profile.pass_s_per_element
+        )
 
     def _timeline(self) -> Timeline:
         assert isinstance(self.plan.schedule, Schedule), self.plan.schedule

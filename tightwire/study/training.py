@@ -8,19 +8,22 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import pathlib
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from tightwire.attach import attach
+from tightwire.attach.report import typical_step_s
+from tightwire.plan import Plan
 from tightwire.study.text import Corpus, draw
 from tightwire.study.transformer import ByteTransformer
+from tightwire.sync import Sync
 from tightwire.transport import Transport
 
 DDP = "ddp"
@@ -41,7 +44,7 @@ class Training:
         plan: its text, or `ddp`.
         steps: made.
         seconds: taken for them, snapshots included, judging them not.
-        step_s: median of a step.
+        step_s: of a typical step, exchanges in proportion.
         curve: (seconds, steps, held-out loss) at regular times, the start and the end included; rank 0 only.
         exposed_s: mean wait per step with nothing to compute; None under DDP, which does not tell.
         payload_bytes: sent by this worker in all steps; None under DDP, which does not tell.
@@ -149,10 +152,14 @@ def train(
         plan=plan,
         steps=len(steps_s),
         seconds=ends_s[-1],
-        step_s=statistics.median(steps_s[1:] or steps_s),
+        step_s=typical_step_s(steps_s[1:] or steps_s, _steps_per_round(plan)) or math.nan,
         curve=tuple((t, s, replica.judge(x)) for t, s, x in snapshots) if transport.rank == 0 else (),
         **facts,
     )
+
+
+def _steps_per_round(plan: str) -> int:
+    return 1 if plan == DDP else cast(Sync, Plan.parse(plan).sync).steps_per_round
 
 
 def _train_until(clock: Clock, replica: Replica, model: nn.Module) -> tuple[list[float], list[Snapshot]]:
