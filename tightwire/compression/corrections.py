@@ -55,7 +55,6 @@ class _Velocity(Memory):
     def __init__(self, bucket: BucketLayout, m: float) -> None:
         self._m = m
         self._velocity, self._next = zeros(bucket), zeros(bucket)
-        self._sent = self._next.bool()
 
     def before(self, x: Tensor, out: Tensor) -> Tensor:
         import torch
@@ -65,10 +64,10 @@ class _Velocity(Memory):
     def keep(self, leftover: Tensor | None) -> Tensor | None:
         import torch
 
-        if leftover is not None:  # a dense round is not one that a choice of elements has made stale
-            torch.eq(leftover, 0, out=self._sent)
-            self._next.masked_fill_(self._sent, 0)
-        self._velocity, self._next = self._next, self._velocity
+        if leftover is None:  # a dense round is not one that a choice of elements has made stale
+            self._velocity, self._next = self._next, self._velocity
+        else:
+            torch.ne(leftover, 0, out=self._velocity).mul_(self._next)  # no mask of its own: twice as fast
         return leftover
 
     def kept(self) -> Mapping[str, Tensor]:
