@@ -17,7 +17,7 @@ ROOT = Path(tightwire.__file__).parent
 # A module may import only from those before it, also inside functions.
 ORDER = (
     "errors", "files", "plan", "buckets", "kernels", "compression", "transport", "collectives", "reducers", "sync",
-    "schedule", "cluster", "profile", "probe", "simulate", "planner", "attach", "lab", "bench", "study",
+    "schedule", "cluster", "profile", "probe", "simulate", "planner", "runtime", "lab", "bench", "study",
     "integrations", "cli",
 )  # fmt: skip
 
@@ -100,7 +100,7 @@ def test_importing_costs_little() -> None:
     loaded = loaded_by("import tightwire")
     assert not loaded & {"torch", *HEAVY}
     # What a training script loads on top of torch.
-    assert not (loaded_by("import tightwire.attach") - loaded_by("import torch")) & set(HEAVY)
+    assert not (loaded_by("import tightwire.runtime") - loaded_by("import torch")) & set(HEAVY)
 
 
 def _exists(name: str) -> bool:
@@ -124,7 +124,7 @@ def test_the_public_face() -> None:
     assert loose - set(tightwire.__all__) - submodules <= {"importlib", "annotations", "Any", "TYPE_CHECKING"}
 
 
-@pytest.mark.parametrize("before", ["tightwire.Run", "from tightwire.attach.run import Run"])
+@pytest.mark.parametrize("before", ["tightwire.Run", "from tightwire.runtime.run import Run"])
 def test_attach_can_be_called_whatever_was_imported_before(before: str) -> None:
     loaded_by(f"import tightwire\n{before}\nassert callable(tightwire.attach)")
 

@@ -6,13 +6,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tightwire.attach import Report, Run, attach
     from tightwire.cluster import Cluster
     from tightwire.errors import TightwireError
     from tightwire.integrations import ddp_hook
     from tightwire.plan import Plan, PlanFile
     from tightwire.planner import Ranking, predict, recommend
     from tightwire.profile import Profile
+    from tightwire.runtime import Report, Run, attach
     from tightwire.simulate import Prediction
     from tightwire.transport import device, init, shutdown
 
@@ -24,10 +24,10 @@ _HOMES = {
     "Prediction": "simulate",
     "Profile": "profile",
     "Ranking": "planner",
-    "Report": "attach",
-    "Run": "attach",
+    "Report": "runtime",
+    "Run": "runtime",
     "TightwireError": "errors",
-    "attach": "attach",
+    "attach": "runtime",
     "ddp_hook": "integrations",
     "device": "transport",
     "init": "transport",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.attach.training import (
+from tests.runtime.training import (
     Job,
     MakeOptimizer,
     Net,

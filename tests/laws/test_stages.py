@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.attach.training import job, plain, same, train_all
-from tests.attach.training import momentum as sgd_with_momentum
+from tests.runtime.training import job, plain, same, train_all
+from tests.runtime.training import momentum as sgd_with_momentum
 from tightwire.buckets import Bucket, plan_layout
 from tightwire.collectives import AllReduce
 from tightwire.compression import MEMBERS, Recipe, Stage

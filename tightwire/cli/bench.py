@@ -157,7 +157,9 @@ def _print_kernels(rows: list[kernels_bench.Row]) -> None:
 
 @app.command()
 def overhead(
-    samples: Annotated[int, typer.Option(help="Steps of each kind, by turns; the median counts.", min=5)] = 200,
+    samples: Annotated[
+        int, typer.Option(help="Steps of each kind, by turns; the median counts.", min=5)
+    ] = 200,
     as_json: Annotated[
         bool, typer.Option("--json", help="End with one line of JSON on standard output.")
     ] = False,
@@ -175,6 +177,8 @@ def overhead(
         typer.echo(json.dumps(asdict(found)))
         return
     typer.echo(f"plain step      {found.plain_step_s * 1e3:8.3f} ms")
-    typer.echo(f"attached step   {found.attached_step_s * 1e3:8.3f} ms   {found.ratio - 1:+.2%} (median of the pairs)")
+    typer.echo(
+        f"attached step   {found.attached_step_s * 1e3:8.3f} ms   {found.ratio - 1:+.2%} (median of the pairs)"
+    )
     typer.echo(f"same parameters {'to the bit' if found.identical else 'NO'}")
     typer.echo(f"import tightwire adds {found.import_s * 1e3:.0f} ms to import torch")

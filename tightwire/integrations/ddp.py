@@ -12,10 +12,6 @@ from typing import Any, Protocol, cast, final
 from torch import Tensor, nn
 from torch.futures import Future
 
-from tightwire.attach import Scaler
-from tightwire.attach.agreement import require_agreement
-from tightwire.attach.engine import Named, load_memory, memory
-from tightwire.attach.fabric import require_cpu
 from tightwire.buckets import Bucket, BucketLayout, plan_layout
 from tightwire.collectives import AllReduce
 from tightwire.compression import Codec
@@ -24,6 +20,10 @@ from tightwire.errors import AttachError, PlanError
 from tightwire.plan import DEFAULTS, Member, Plan, Refusal, text_with
 from tightwire.reducers import Averager, Reducer, Reduction, build_reducer
 from tightwire.reducers.averager import Round
+from tightwire.runtime import Scaler
+from tightwire.runtime.agreement import require_agreement
+from tightwire.runtime.engine import Named, load_memory, memory
+from tightwire.runtime.fabric import require_cpu
 from tightwire.transport import Counting, Transport, current
 
 

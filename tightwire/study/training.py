@@ -18,9 +18,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tightwire.attach import attach
-from tightwire.attach.report import typical_step_s
 from tightwire.plan import Plan
+from tightwire.runtime import attach
+from tightwire.runtime.report import typical_step_s
 from tightwire.study.text import Corpus, draw
 from tightwire.study.transformer import ByteTransformer
 from tightwire.sync import Sync

@@ -22,7 +22,7 @@ from tightwire.profile import Profile, Profiler, measure_codecs, measure_pass
 from tightwire.transport import Transport
 
 if TYPE_CHECKING:
-    from tightwire.attach.run import Run
+    from tightwire.runtime.run import Run
 
 # Nothing travels during backward under this plan, so compute is seen undisturbed.
 WATCHED = "bsp/allreduce/none/sequential"

@@ -14,15 +14,15 @@ from typing import Any, Literal, Self, cast
 from torch import nn
 from torch.optim import Optimizer
 
-from tightwire.attach.agreement import copy_from_first
-from tightwire.attach.auto import Pilot
-from tightwire.attach.engine import Alone, Engine, build_engine
-from tightwire.attach.fabric import Fabric
-from tightwire.attach.guard import Guard
-from tightwire.attach.report import Report, typical_step_s
-from tightwire.attach.trace import Tracer
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
+from tightwire.runtime.agreement import copy_from_first
+from tightwire.runtime.auto import Pilot
+from tightwire.runtime.engine import Alone, Engine, build_engine
+from tightwire.runtime.fabric import Fabric
+from tightwire.runtime.guard import Guard
+from tightwire.runtime.report import Report, typical_step_s
+from tightwire.runtime.trace import Tracer
 from tightwire.sync import Sync
 from tightwire.transport import Counting, Transport
 

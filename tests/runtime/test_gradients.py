@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tests.attach.training import (
+from tests.runtime.training import (
     Net,
     adam,
     assert_close,
@@ -27,7 +27,7 @@ from tests.attach.training import (
     train_all,
     values,
 )
-from tightwire.attach import attach
+from tightwire.runtime import attach
 from tightwire.transport import Single, Transport, run_threads
 
 N = 3

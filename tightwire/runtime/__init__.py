@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import pathlib
-import sys
-import types
 from importlib.metadata import version
 from typing import Protocol
 
 from torch import nn
 from torch.optim import Optimizer
 
-from tightwire.attach.agreement import copy_from_first, model_facts, require_agreement
-from tightwire.attach.auto import PROBE_BUDGET_S, WATCHED, Pilot
-from tightwire.attach.fabric import Fabric
-from tightwire.attach.report import Report
-from tightwire.attach.run import Buffers, Run
-from tightwire.attach.trace import Tracer
 from tightwire.plan import Plan, PlanFile
 from tightwire.planner import Allowance
+from tightwire.runtime.agreement import copy_from_first, model_facts, require_agreement
+from tightwire.runtime.auto import PROBE_BUDGET_S, WATCHED, Pilot
+from tightwire.runtime.fabric import Fabric
+from tightwire.runtime.report import Report
+from tightwire.runtime.run import Buffers, Run
+from tightwire.runtime.trace import Tracer
 from tightwire.transport import Counting, Transport, current
 
 __all__ = ["Report", "Run", "attach"]
@@ -114,12 +112,3 @@ def _read_plan(plan: Plan | PlanFile | str | pathlib.Path) -> PlanFile:
     if isinstance(plan, pathlib.Path) or str(plan).endswith((".yaml", ".yml")):
         return PlanFile.read(str(plan))
     return PlanFile(plan=str(plan))
-
-
-class _Package(types.ModuleType):
-    """Importing this package binds its name in `tightwire`, over the function's: so calling it attaches."""
-
-    __call__ = staticmethod(attach)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import get_total_norm
 
-from tightwire.attach.fabric import Fabric
-from tightwire.attach.gradients import Gradients
-from tightwire.attach.parameters import Parameters
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
 from tightwire.reducers.averager import Averager, Round
+from tightwire.runtime.fabric import Fabric
+from tightwire.runtime.gradients import Gradients
+from tightwire.runtime.parameters import Parameters
 from tightwire.sync import Sync
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tightwire.attach import Report, Run, attach
+from tightwire.runtime import Report, Run, attach
 from tightwire.transport import Transport, run_threads
 
 MakeOptimizer = Callable[[Any], Optimizer]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-from tightwire.attach.trace import Tracer
 from tightwire.reducers.averager import Averager, Round
+from tightwire.runtime.trace import Tracer
 from tightwire.schedule import Scheduler
 
 

@@ -11,10 +11,10 @@ from torch.autograd.graph import Node
 from torch.nn import Parameter
 from torch.utils.hooks import RemovableHandle
 
-from tightwire.attach.exchange import Exchange
-from tightwire.attach.trace import Tracer
 from tightwire.errors import AttachError
 from tightwire.reducers.averager import Round
+from tightwire.runtime.exchange import Exchange
+from tightwire.runtime.trace import Tracer
 
 
 class Gradients:

@@ -7,7 +7,7 @@ import io
 import pytest
 import torch
 
-from tests.attach.training import Job, Net, assert_close, job, momentum, plain, same, train_all, values
+from tests.runtime.training import Job, Net, assert_close, job, momentum, plain, same, train_all, values
 from tightwire.errors import AttachError
 from tightwire.transport import Transport, run_threads
 

@@ -11,8 +11,6 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from tightwire.attach.exchange import Exchange
-from tightwire.attach.trace import Tracer, traced
 from tightwire.buckets import Bucket, BucketLayout, plan_layout
 from tightwire.collectives import AllReduce
 from tightwire.compression import Codec, Identity, warm_up
@@ -20,6 +18,8 @@ from tightwire.compression.routing import compression_for
 from tightwire.errors import AttachError
 from tightwire.plan import Member, Plan, Route, parse_compression
 from tightwire.reducers import Averager, Reducer, Reduction, all_reducer, build_reducer
+from tightwire.runtime.exchange import Exchange
+from tightwire.runtime.trace import Tracer, traced
 from tightwire.schedule import Schedule, TensorFacts
 from tightwire.transport import Counting, Transport
 

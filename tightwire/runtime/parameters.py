@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch.nn import Parameter
 
-from tightwire.attach.exchange import Exchange
 from tightwire.buckets import Bucket
 from tightwire.reducers.averager import Round
+from tightwire.runtime.exchange import Exchange
 
 
 class Parameters:
