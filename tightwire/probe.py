@@ -264,7 +264,7 @@ class _Probe:
         runs = round(min(MAX_RUNS, max(1.0, self._sample_s / first_s)))
         began_s = time.process_time()
         samples = [self._sample(lambda: runner.run(buffer, buffer), runs) for _ in range(SAMPLES)]
-        processor_s = (time.process_time() - began_s) / (SAMPLES * runs)
+        processor_s = max(self._gather((time.process_time() - began_s) / (SAMPLES * runs)))
         slowest = [max(by_rank) for by_rank in zip(*self._gather(samples), strict=True)]
         return Point(
             sent_bytes=_sent(program, numel), seconds=statistics.median(slowest), processor_s=processor_s
