@@ -13,7 +13,7 @@ from tightwire.compression.codec import Codec
 from tightwire.errors import ProgramError, TensorError
 from tightwire.transport.base import Transport, Work
 
-RECEIVES_AHEAD = 8
+RECEIVES_AHEAD = 4
 
 
 class Runner:
