@@ -119,6 +119,7 @@ def _line(event: dict[str, Any]) -> str:
 
 def _print(result: TourResult) -> None:
     table = Table(*tour_report.COLUMNS)
+    table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
     for plan in result.plans:

@@ -52,7 +52,7 @@ class Choice:
 class Pilot:
     """Watches a run's first steps and then chooses its plan.
 
-    Contract: every rank makes one and calls `after_step` after every step. The step that ends a phase blocks;
+    Contract: every rank makes one, and tells it before and after every step. The step that ends a phase blocks;
     rank 0's measurements decide.
 
     Attributes:
@@ -77,6 +77,11 @@ class Pilot:
         """Stops watching. Local."""
         self._profiler.__exit__(None, None, None)
 
+    def before_step(self) -> None:
+        """Stops watching once all was seen; not in `after_step`, where the optimizer goes through its hooks."""
+        if self._profile is not None:
+            self.close()
+
     def after_step(self, run: Run, exposed_s: float) -> None:
         """Counts a step, and acts when a phase is over."""
         self._steps += 1
@@ -85,7 +90,6 @@ class Pilot:
             run.adopt(Plan.parse(STOCK))
         elif self._steps == WARM_UP_STEPS + PROFILE_STEPS + 1:  # the profiler saw the step before only now
             self._profile = self._watched()
-            self.close()
         elif self._steps == WARM_UP_STEPS + PROFILE_STEPS + BASELINE_STEPS and self.choice is None:
             self.baseline_step_s = run.report().step_s
             self.choice = self._choose(run.transport)

@@ -237,6 +237,8 @@ class Run:
         return self._engines[-1]
 
     def _before_step(self) -> None:
+        if self._pilot is not None:
+            self._pilot.before_step()
         self._guard.check()
         self._step_start_s = time.perf_counter()
         self._engine.before_step()

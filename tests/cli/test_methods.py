@@ -1,0 +1,61 @@
+"""`tightwire methods` and the group itself."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tightwire.cli import COMMANDS
+from tightwire.cli.methods import describe
+from tightwire.plan import FAMILIES
+
+CLUSTER = ("--workers", "4", "--bandwidth", "1gbit")
+
+
+def tightwire(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tightwire", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_every_method_says_what_it_is_and_where_it_comes_from() -> None:
+    rows = list(describe())
+    assert {row["axis"] for row in rows} == set(FAMILIES)
+    for row in rows:
+        assert row["title"], row
+        assert row["paper"] or row["name"] == "none", row
+        assert row["combines_with"], row
+
+
+def test_the_last_line_is_one_object() -> None:
+    done = tightwire("methods", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["methods"]
+
+
+def test_help_lists_every_command() -> None:
+    done = tightwire("--help")
+    assert done.returncode == 0, done.stderr
+    assert all(command in done.stdout for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ("simulate", "bsp/allreduce:ring/topk:0.01", "--workers", "4", "--bandwidth", "1gbit"),
+            "Nearest legal",
+        ),
+        (("tour", "--rate", "0mbit"), "0mbit"),
+        (("tour", "--workers", "0"), "0 workers"),
+        (("nothing",), "No such command"),
+    ],
+)
+def test_bad_input_ends_with_a_sentence(arguments: tuple[str, ...], said: str) -> None:
+    done = tightwire(*arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
