@@ -12,7 +12,7 @@ from tightwire.cli import COMMANDS
 from tightwire.cli.methods import describe
 from tightwire.plan import FAMILIES
 
-CLUSTER = ("--workers", "4", "--bandwidth", "1gbit")
+MODEL = ("--gradients", "1MB", "--compute", "9ms", "--workers", "4", "--bandwidth", "1gbit")
 
 
 def tightwire(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -46,7 +46,7 @@ def test_help_lists_every_command() -> None:
     ("arguments", "said"),
     [
         (
-            ("simulate", "bsp/allreduce:ring/topk:0.01", "--workers", "4", "--bandwidth", "1gbit"),
+            ("simulate", "bsp/allreduce:ring/topk:0.01", *MODEL),
             "Nearest legal",
         ),
         (("tour", "--rate", "0mbit"), "0mbit"),
