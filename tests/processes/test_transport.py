@@ -27,6 +27,7 @@ def run_with_victim(
     script = f"""
 t = transport.init(deadline_s={deadline_s})
 t.channel()
+t.barrier()  # a victim that dies while others still connect is another story
 if rank == {victim}:
     {action}
 try:
