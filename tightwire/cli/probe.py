@@ -39,7 +39,7 @@ def probe(
     out: Annotated[pathlib.Path, typer.Option(help="Where to write what was found.")] = pathlib.Path(
         "cluster.yaml"
     ),
-    budget: Annotated[float, typer.Option(help="Seconds to take, about.", min=0.1, max=600)] = 7.0,
+    budget: Annotated[float, typer.Option(help="Seconds to take, about.", min=0.1, max=600)] = 4.0,
     programs: Annotated[
         str, typer.Option(help=f"To be timed, by comma; known: {', '.join(PROGRAMS)}.")
     ] = "native,ring,recursive-doubling,allgather",
