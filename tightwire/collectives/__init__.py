@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tightwire.collectives.architecture import AllReduce
+from tightwire.collectives.architecture import AllReduce, Architecture
 from tightwire.collectives.builders import PROGRAMS, Recipe, build
 from tightwire.collectives.checker import ALL_GATHER, ALL_REDUCE, Goal, check
 from tightwire.collectives.program import Program, Transfer
@@ -22,6 +22,7 @@ __all__ = [
     "PIECE_BYTES",
     "PROGRAMS",
     "AllReduce",
+    "Architecture",
     "Goal",
     "Program",
     "Recipe",

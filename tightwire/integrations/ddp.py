@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.futures import Future
 
 from tightwire.buckets import Bucket, BucketLayout, plan_layout
-from tightwire.collectives import AllReduce
+from tightwire.collectives import Architecture
 from tightwire.compression import Codec
 from tightwire.compression.routing import compression_for
 from tightwire.errors import AttachError, PlanError
@@ -22,7 +22,7 @@ from tightwire.reducers import Averager, Reducer, Reduction, build_reducer
 from tightwire.reducers.averager import Round
 from tightwire.runtime import Scaler
 from tightwire.runtime.agreement import require_agreement
-from tightwire.runtime.engine import Named, load_memory, memory
+from tightwire.runtime.engines.memory import Named, load_memory, memory
 from tightwire.runtime.fabric import require_cpu
 from tightwire.transport import Counting, Transport, current
 
@@ -280,7 +280,7 @@ class DDPHook:
         return averagers
 
     def _build(self, layout: BucketLayout, number: int, sender: Member) -> Reducer:
-        architecture = cast(AllReduce, self.plan.architecture)
+        architecture = cast(Architecture, self.plan.architecture)
         way = cast(Codec | Reduction, sender)
         return build_reducer(architecture, way, self._channel, bucket=layout, number=number)
 

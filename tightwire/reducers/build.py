@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tightwire.buckets import BucketLayout
-from tightwire.collectives import AllReduce, Runner, build
+from tightwire.collectives import Architecture, Runner
 from tightwire.compression import Codec
 from tightwire.reducers.reducer import Reducer
 from tightwire.reducers.reduction import TAGS, Reduction
@@ -11,7 +11,7 @@ from tightwire.transport import Transport
 
 
 def build_reducer(
-    architecture: AllReduce,
+    architecture: Architecture,
     sender: Codec | Reduction,
     transport: Transport,
     *,
@@ -33,7 +33,7 @@ def build_reducer(
 
 
 def all_reducer(
-    architecture: AllReduce, codec: Codec, transport: Transport, *, bucket: BucketLayout, tag: int
+    architecture: Architecture, codec: Codec, transport: Transport, *, bucket: BucketLayout, tag: int
 ) -> Reducer:
     """Builds the reducer of one bucket, by an all-reduce.
 
@@ -44,5 +44,5 @@ def all_reducer(
         bucket: of which size and dtype.
         tag: tells reducers over one transport apart; the same on every rank.
     """
-    program = build(architecture.program_name(codec), transport.size)
+    program = architecture.program(codec, transport.size)
     return Runner(program, transport, numel=bucket.numel, dtype=bucket.dtype, codec=codec, tag=tag)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tightwire.buckets import Bucket, BucketLayout, plan_layout
-from tightwire.collectives import AllReduce
+from tightwire.collectives import AllReduce, Architecture
 from tightwire.compression import Codec, Identity, warm_up
 from tightwire.compression.routing import compression_for
 from tightwire.errors import AttachError
@@ -55,7 +55,7 @@ class Fabric:
             tensors: by name, in the order in which a model registers them: gradients arrive in the reverse order.
         """
         require_cpu(tensors)
-        schedule, architecture = cast(Schedule, plan.schedule), cast(AllReduce, plan.architecture)
+        schedule, architecture = cast(Schedule, plan.schedule), cast(Architecture, plan.architecture)
         backward = dict(reversed(list(tensors.items())))
         routes = {name: self.compression_of(name, tensor, plan) for name, tensor in backward.items()}
         facts = [
@@ -73,7 +73,12 @@ class Fabric:
         return Exchange(averagers, schedule.scheduler(len(averagers)), self.tracer)
 
     def _build(
-        self, architecture: AllReduce, channel: Transport, layout: BucketLayout, number: int, sender: Member
+        self,
+        architecture: Architecture,
+        channel: Transport,
+        layout: BucketLayout,
+        number: int,
+        sender: Member,
     ) -> Reducer:
         if not isinstance(sender, Codec):
             return build_reducer(architecture, cast(Reduction, sender), channel, bucket=layout, number=number)

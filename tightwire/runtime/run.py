@@ -18,7 +18,7 @@ from tightwire.errors import AttachError
 from tightwire.plan import Plan
 from tightwire.runtime.agreement import copy_from_first
 from tightwire.runtime.auto import Pilot
-from tightwire.runtime.engine import Alone, Engine, build_engine
+from tightwire.runtime.engines import Alone, Engine, build_engine
 from tightwire.runtime.fabric import Fabric
 from tightwire.runtime.guard import Guard
 from tightwire.runtime.report import Report, typical_step_s

@@ -1,0 +1,30 @@
+"""What carries a plan out at run time: one engine per way of keeping workers in step.
+
+A new engine is a file here and a line in `build_engine`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+from torch.nn import Parameter
+
+from tightwire.plan import Plan
+from tightwire.runtime.engines.engine import Alone, Engine
+from tightwire.runtime.engines.gradients import GradientEngine
+from tightwire.runtime.engines.parameters import ParameterEngine
+from tightwire.runtime.fabric import Fabric
+from tightwire.sync import Sync
+
+__all__ = ["Alone", "Engine", "build_engine"]
+
+
+def build_engine(parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric) -> Engine:
+    """Builds what carries out `plan`. Every rank, in the same order: it opens channels."""
+    exchanges = cast(Sync, plan.sync).exchanges
+    return (
+        GradientEngine(parameters, plan, fabric)
+        if "gradients" in exchanges
+        else ParameterEngine(parameters, plan, fabric)
+    )

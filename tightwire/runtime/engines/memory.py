@@ -1,0 +1,54 @@
+"""What engines share: what is remembered by tensor name, and whether gradients are finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn.utils import get_total_norm
+
+from tightwire.errors import AttachError
+from tightwire.reducers.averager import Averager
+
+Named = Mapping[str, Mapping[str, Tensor]]
+
+
+def memory(averagers: Iterable[Averager]) -> dict[str, dict[str, Tensor]]:
+    """Returns copies of all that stages and reducers remember, by tensor name, then by what it is called."""
+    return {
+        name: {kind: kept.clone() for kind, kept in kinds.items()}
+        for averager in averagers
+        for name, kinds in averager.memory().items()
+    }
+
+
+def load_memory(averagers: Iterable[Averager], state: Named) -> None:
+    """Takes up what was remembered, by tensor name, however buckets were cut when it was saved.
+
+    Raises:
+        AttachError: names the tensors whose memory is missing, unknown or of another shape; nothing is taken up.
+    """
+    present = {name: kinds for a in averagers for name, kinds in a.memory().items()}
+    if wrong := [
+        name for name in sorted({*present, *state}) if _shapes(present, name) != _shapes(state, name)
+    ]:
+        raise AttachError(
+            f"the checkpoint's memory does not fit this model and plan: that of {', '.join(wrong[:5])} differs; "
+            "load it under the plan and the model it was saved with."
+        )
+    for name, kinds in present.items():
+        for kind, kept in kinds.items():
+            kept.copy_(state[name][kind])
+
+
+def _shapes(named: Named, name: str) -> dict[str, torch.Size]:
+    return {kind: kept.shape for kind, kept in named.get(name, {}).items()}
+
+
+def have_finite_gradients(parameters: Iterable[Parameter]) -> bool:
+    """Whether no gradient has a NaN or an Inf; on a GPU the host waits for it once."""
+    gradients = [p.grad for p in parameters if p.grad is not None and p.grad.numel() > 0]
+    return bool(get_total_norm(gradients, norm_type=math.inf).isfinite())
