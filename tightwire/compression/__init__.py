@@ -14,7 +14,7 @@ from tightwire.compression.signs import EFSign, OneBit
 from tightwire.compression.sparse import TopK
 from tightwire.compression.sparse_ternary import STC
 from tightwire.compression.stage import Memory, Stage
-from tightwire.compression.uniform import QSGD, Int2, Int4, Int8, TernGrad
+from tightwire.compression.uniform import NUQSGD, QSGD, Int2, Int4, Int8, TernGrad
 from tightwire.compression.warm import warm_up
 from tightwire.plan import Member
 
@@ -26,6 +26,7 @@ MEMBERS: tuple[type[Member], ...] = (
     Int4,
     Int2,
     QSGD,
+    NUQSGD,
     TernGrad,
     Float8,
     Natural,
@@ -49,6 +50,7 @@ __all__ = [
     "DIANA",
     "EF21",
     "MEMBERS",
+    "NUQSGD",
     "QSGD",
     "STC",
     "BFloat16",

@@ -7,7 +7,7 @@ Every function takes flat contiguous tensors and message memory that the caller 
 message does not carry, and releases the GIL while it works:
 
     narrow, widen            casts to half-precision formats, saturating
-    quantise, dequantise     a uniform grid per block: int8, int4, int2, QSGD, TernGrad
+    quantise, dequantise     a grid per block: int8, int4, int2, QSGD, NUQSGD, TernGrad
     sign, unsign             one bit each, and the mean magnitudes of a block
     power, unpower           powers of two, at random
     eight, uneight           8-bit floats, scaled per block

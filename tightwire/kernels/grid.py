@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Rounds each element of a block to one of 2·levels + 1 evenly spaced values around zero.
+    """Rounds each element of a block to one of 2·levels + 1 values around zero, evenly spaced unless they double.
 
     The message is one float32 step per block, then the codes: `bits` each, shifted to be unsigned by adding
     `levels`, packed per block. A block of r elements takes w = ceil(r·bits/8) bytes; element i is in byte
@@ -17,10 +17,11 @@ class Grid:
     Attributes:
         block: elements that share a step; a multiple of 8.
         bits: per code, 2, 4 or 8.
-        levels: above zero; 2·levels + 1 ≤ 2**bits.
+        levels: above zero; 2·levels + 1 ≤ 2**bits, and levels ≤ 127.
         norm: what `levels` steps reach up to: the largest magnitude of the block, or its Euclidean norm.
         clip: what `levels` steps reach at most, in root mean squares of the block; 0 does not limit them.
         stochastic: whether rounding up has the probability that makes it unbiased; to nearest otherwise.
+        doubling: whether each level is twice the one below, up to one step: level l is 2**(l − levels) steps.
     """
 
     block: int
@@ -29,6 +30,7 @@ class Grid:
     norm: Literal["max", "l2"] = "max"
     clip: float = 0.0
     stochastic: bool = False
+    doubling: bool = False
 
     def num_blocks(self, numel: int) -> int:
         """Returns how many blocks, the last one possibly short, hold `numel` elements."""

@@ -57,9 +57,12 @@ def _quantise_blocks(x: Tensor, grid: Grid, seed: int, first: int) -> tuple[Tens
     scale = scale.clamp(max=_CEILING)
     sent = largest >= _FLOOR
     zero = torch.zeros_like(scale)
-    step = torch.where(sent, scale / grid.levels, zero)
-    inverse = torch.where(sent, torch.full_like(scale, grid.levels) / scale, zero)
-    if grid.stochastic:
+    levels = 1 if grid.doubling else grid.levels
+    step = torch.where(sent, scale / levels, zero)
+    inverse = torch.where(sent, torch.full_like(scale, levels) / scale, zero)
+    if grid.doubling:
+        rounded = _doubling_codes(x * inverse, grid.levels, random_bits(first, x.numel(), seed, x.device))
+    elif grid.stochastic:
         rounded = (x * inverse + random_unit(first, x.numel(), seed, x.device).view_as(x)).floor()
     else:
         rounded = (x * inverse).round()
@@ -67,8 +70,24 @@ def _quantise_blocks(x: Tensor, grid: Grid, seed: int, first: int) -> tuple[Tens
     finite = largest.isfinite()
     step = torch.where(finite, step, torch.nan)
     rounded = torch.where(finite, rounded, 0.0)
-    x.sub_(rounded * step)
+    x.sub_((_doubling_values(rounded, grid.levels) if grid.doubling else rounded) * step)
     return step, (rounded + grid.levels).to(torch.uint8)
+
+
+def _doubling_codes(y: Tensor, levels: int, random: Tensor) -> Tensor:
+    """Rounds |y| ≤ 1 to levels that double, stochastically: 0, and 2**(l − levels) for l from 1 to `levels`."""
+    magnitude, random = y.view(torch.int32).long() & _MASKS[4], random.view_as(y)
+    above = magnitude - ((127 - levels) << 23)
+    below = (y.abs() * 2.0 ** (levels - 1) * 2.0**23).long()
+    exact = torch.where(magnitude >= (128 - levels) << 23, above, below)
+    level = ((exact + (random >> 9)) >> 23).clamp(max=levels)
+    return torch.where(y.signbit(), -level, level).float()
+
+
+def _doubling_values(codes: Tensor, levels: int) -> Tensor:
+    level = codes.abs().int()
+    values = torch.where(level > 0, (level + (127 - levels)) << 23, 0).to(torch.int32).view(torch.float32)
+    return torch.where(codes < 0, -values, values)
 
 
 def _euclidean_norm(x: Tensor, largest: Tensor) -> Tensor:
@@ -91,7 +110,10 @@ def dequantise(message: Tensor, out: Tensor, grid: Grid, add: bool) -> None:
     """Writes or adds a `grid` message to float32 `out`."""
     for blocks, steps, packed in _split(message, out, grid.block, 4, grid.bits):
         codes = _unpack(packed, grid.bits)[:, : blocks.shape[1]]
-        _write((codes.float() - grid.levels) * _read(steps, torch.float32)[:, None], blocks, add)
+        values = codes.float() - grid.levels
+        if grid.doubling:
+            values = _doubling_values(values, grid.levels)
+        _write(values * _read(steps, torch.float32)[:, None], blocks, add)
 
 
 def _split(

@@ -41,13 +41,14 @@ def quantise(x: Tensor, message: Tensor, grid: Grid, seed: int) -> None:
         grid.norm == "l2",
         grid.clip,
         grid.stochastic,
+        grid.doubling,
         _keys(seed),
     )
 
 
 def dequantise(message: Tensor, out: Tensor, grid: Grid, add: bool) -> None:
     """Writes or adds a `grid` message to float32 `out`."""
-    uniform.dequantise(message.numpy(), out.numpy(), grid.block, grid.bits, grid.levels, add)
+    uniform.dequantise(message.numpy(), out.numpy(), grid.block, grid.bits, grid.levels, grid.doubling, add)
 
 
 def sign(x: Tensor, message: Tensor, block: int, two_sided: bool) -> None:

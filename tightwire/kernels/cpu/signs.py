@@ -8,21 +8,7 @@ import numpy as np
 from numba import njit
 
 from tightwire.kernels.cpu.bits import F32, LOOP, MAGNITUDE, U32, float_of
-from tightwire.kernels.cpu.uniform import largest_bits, pack
-
-
-@njit(**LOOP)
-def fold(folded: Any, numel: Any) -> Any:
-    """Returns the sum by folding halves, an order that every device can follow; overwrites its input."""
-    width = 1
-    while width < numel:
-        width *= 2
-    folded[numel:width] = F32(0)
-    while width > 1:
-        width //= 2
-        for i in range(width):
-            folded[i] += folded[width + i]
-    return folded[0]
+from tightwire.kernels.cpu.uniform import fold, largest_bits, pack
 
 
 @njit(**LOOP)
@@ -33,7 +19,11 @@ def mean_magnitude(block: Any, side: Any, count: Any, folded: Any) -> Any:
     for i in range(block.size):
         magnitude = float_of(U32(bits[i] & MAGNITUDE)) * share
         folded[i] = magnitude if side == 2 or U32(bits[i] >> U32(31)) == U32(side) else F32(0)
-    mean = F32(np.float64(fold(folded, block.size)) * (block.size / max(count, 1)))
+    width = 1
+    while width < block.size:
+        width *= 2
+    folded[block.size : width] = F32(0)
+    mean = F32(np.float64(fold(folded, width)) * (block.size / max(count, 1)))
     largest = float_of(largest_bits(bits))
     return largest if mean > largest else mean
 
