@@ -1,4 +1,4 @@
-"""What a cluster can do: measured facts about the wire, as a value and as a file."""
+"""What a cluster can do, as a value and as a file."""
 
 from __future__ import annotations
 

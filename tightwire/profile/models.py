@@ -1,0 +1,250 @@
+"""Well-known models as lists of layers: their parameters and floating-point operations, from their papers.
+
+What a plan needs of a model is known without running it: how large each tensor is, and in which share of backward it
+becomes ready. A device's speed turns that into a `Profile` (derived.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from tightwire.errors import FileError
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One layer, in the order of the forward pass.
+
+    Attributes:
+        name: prefix of its parameters' names.
+        shapes: of its parameters, by name.
+        forward_flops: of one sample; a multiplication and an addition are two.
+    """
+
+    name: str
+    shapes: dict[str, Shape]
+    forward_flops: float
+
+    @property
+    def numel(self) -> int:
+        """Elements of all its parameters."""
+        return sum(map(math.prod, self.shapes.values()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """A model as its layers.
+
+    Attributes:
+        name: as in `--model NAME`.
+        sample: what one sample is, in words.
+        layers: in the order of the forward pass.
+        paper: where the architecture comes from.
+    """
+
+    name: str
+    sample: str
+    layers: tuple[Layer, ...]
+    paper: str
+
+    @property
+    def numel(self) -> int:
+        """Elements of all parameters.
+
+        >>> f"{model_shape('resnet50').numel:,}", f"{model_shape('vgg16').numel:,}"
+        ('25,557,032', '138,357,544')
+        """
+        return sum(layer.numel for layer in self.layers)
+
+    @property
+    def forward_flops(self) -> float:
+        """Floating-point operations of one sample's forward pass."""
+        return sum(layer.forward_flops for layer in self.layers)
+
+
+def model_shape(name: str) -> ModelShape:
+    """Returns a model by name.
+
+    Raises:
+        FileError: an unknown name; the known ones are listed.
+    """
+    if name not in MODELS:
+        raise FileError(f"{name!r} is no known model; known: {', '.join(MODELS)}.")
+    return MODELS[name](name)
+
+
+def _conv(name: str, channels: tuple[int, int], kernel: int, side: int, *, bias: bool = False) -> Layer:
+    """A convolution to `side` × `side` pixels."""
+    come, go = channels
+    shapes: dict[str, Shape] = {"weight": (go, come, kernel, kernel)}
+    if bias:
+        shapes["bias"] = (go,)
+    return Layer(name=name, shapes=shapes, forward_flops=2.0 * kernel**2 * come * go * side**2)
+
+
+def _norm(name: str, width: int, positions: int, *, bias: bool = True) -> Layer:
+    """A normalisation of `positions` vectors: about 5 operations per element."""
+    shapes: dict[str, Shape] = {"weight": (width,)}
+    if bias:
+        shapes["bias"] = (width,)
+    return Layer(name=name, shapes=shapes, forward_flops=5.0 * width * positions)
+
+
+def _linear(name: str, widths: tuple[int, int], positions: int = 1, *, bias: bool = True) -> Layer:
+    come, go = widths
+    shapes: dict[str, Shape] = {"weight": (go, come)}
+    if bias:
+        shapes["bias"] = (go,)
+    return Layer(name=name, shapes=shapes, forward_flops=2.0 * come * go * positions)
+
+
+def _embedding(name: str, rows: int, width: int) -> Layer:
+    return Layer(name=name, shapes={"weight": (rows, width)}, forward_flops=0.0)
+
+
+def _attention(name: str, heads_width: int, length: int) -> Layer:
+    """Scores and their use: two products of length × length × width; no parameters."""
+    return Layer(name=name, shapes={}, forward_flops=4.0 * length**2 * heads_width)
+
+
+def _resnet50(name: str) -> ModelShape:
+    def bottleneck(prefix: str, come: int, middle: int, side: int, stride: int) -> Iterator[Layer]:
+        go = 4 * middle
+        for number, (channels, kernel, at) in enumerate(
+            (((come, middle), 1, side * stride), ((middle, middle), 3, side), ((middle, go), 1, side)), 1
+        ):
+            yield _conv(f"{prefix}.conv{number}", channels, kernel, at)
+            yield _norm(f"{prefix}.bn{number}", channels[1], at**2)
+        if come != go:
+            yield _conv(f"{prefix}.downsample.0", (come, go), 1, side)
+            yield _norm(f"{prefix}.downsample.1", go, side**2)
+
+    def layers() -> Iterator[Layer]:
+        yield _conv("conv1", (3, 64), 7, 112)
+        yield _norm("bn1", 64, 112**2)
+        come = 64
+        for stage, (blocks, middle, side) in enumerate(
+            ((3, 64, 56), (4, 128, 28), (6, 256, 14), (3, 512, 7)), 1
+        ):
+            for block in range(blocks):
+                stride = 2 if block == 0 and stage > 1 else 1
+                yield from bottleneck(f"layer{stage}.{block}", come, middle, side, stride)
+                come = 4 * middle
+        yield _linear("fc", (2048, 1000))
+
+    paper = "He et al., Deep Residual Learning for Image Recognition, arXiv:1512.03385"
+    return ModelShape(name=name, sample="an image of 224 × 224 pixels", layers=tuple(layers()), paper=paper)
+
+
+def _vgg16(name: str) -> ModelShape:
+    def layers() -> Iterator[Layer]:
+        come, side, place = 3, 224, 0
+        for repeats, width in ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)):
+            for _ in range(repeats):
+                yield _conv(f"features.{place}", (come, width), 3, side, bias=True)
+                come, place = width, place + 2
+            side, place = side // 2, place + 1
+        for place, widths in ((0, (512 * 49, 4096)), (3, (4096, 4096)), (6, (4096, 1000))):
+            yield _linear(f"classifier.{place}", widths)
+
+    paper = "Simonyan and Zisserman, Very Deep Convolutional Networks, arXiv:1409.1556"
+    return ModelShape(name=name, sample="an image of 224 × 224 pixels", layers=tuple(layers()), paper=paper)
+
+
+def _bert(blocks: int, width: int, length: int = 64) -> Callable[[str], ModelShape]:
+    def block(prefix: str) -> Iterator[Layer]:
+        for part in ("query", "key", "value"):
+            yield _linear(f"{prefix}.attention.self.{part}", (width, width), length)
+        yield _attention(f"{prefix}.attention.self", width, length)
+        yield _linear(f"{prefix}.attention.output.dense", (width, width), length)
+        yield _norm(f"{prefix}.attention.output.LayerNorm", width, length)
+        yield _linear(f"{prefix}.intermediate.dense", (width, 4 * width), length)
+        yield _linear(f"{prefix}.output.dense", (4 * width, width), length)
+        yield _norm(f"{prefix}.output.LayerNorm", width, length)
+
+    def layers() -> Iterator[Layer]:
+        for part, rows in (("word", 30522), ("position", 512), ("token_type", 2)):
+            yield _embedding(f"bert.embeddings.{part}_embeddings", rows, width)
+        yield _norm("bert.embeddings.LayerNorm", width, length)
+        for number in range(blocks):
+            yield from block(f"bert.encoder.layer.{number}")
+        yield _linear("bert.pooler.dense", (width, width))
+        yield _linear("cls.predictions.transform.dense", (width, width), length)
+        yield _norm("cls.predictions.transform.LayerNorm", width, length)
+        # The decoder's weight is the word embedding's; only its bias is its own.
+        shapes: dict[str, Shape] = {"bias": (30522,)}
+        yield Layer(name="cls.predictions", shapes=shapes, forward_flops=2.0 * 30522 * width * length)
+        yield _linear("cls.seq_relationship", (width, 2))
+
+    paper = "Devlin et al., BERT, arXiv:1810.04805"
+    return lambda name: ModelShape(
+        name=name, sample=f"a sequence of {length} tokens", layers=tuple(layers()), paper=paper
+    )
+
+
+def _gpt2(blocks: int, width: int, length: int = 1024) -> Callable[[str], ModelShape]:
+    def block(prefix: str) -> Iterator[Layer]:
+        yield _norm(f"{prefix}.ln_1", width, length)
+        yield _linear(f"{prefix}.attn.c_attn", (width, 3 * width), length)
+        yield _attention(f"{prefix}.attn", width, length)
+        yield _linear(f"{prefix}.attn.c_proj", (width, width), length)
+        yield _norm(f"{prefix}.ln_2", width, length)
+        yield _linear(f"{prefix}.mlp.c_fc", (width, 4 * width), length)
+        yield _linear(f"{prefix}.mlp.c_proj", (4 * width, width), length)
+
+    def layers() -> Iterator[Layer]:
+        yield _embedding("transformer.wte", 50257, width)
+        yield _embedding("transformer.wpe", 1024, width)
+        for number in range(blocks):
+            yield from block(f"transformer.h.{number}")
+        yield _norm("transformer.ln_f", width, length)
+        yield Layer(name="lm_head", shapes={}, forward_flops=2.0 * 50257 * width * length)  # tied to wte
+
+    paper = "Radford et al. 2019, Language Models are Unsupervised Multitask Learners"
+    return lambda name: ModelShape(
+        name=name, sample=f"a sequence of {length} tokens", layers=tuple(layers()), paper=paper
+    )
+
+
+def _llama(blocks: int, width: int, hidden: int, length: int = 8192) -> Callable[[str], ModelShape]:
+    shared = width // (width // 128) * 8  # grouped queries: 8 heads of keys and of values, 128 wide each
+
+    def block(prefix: str) -> Iterator[Layer]:
+        yield _norm(f"{prefix}.input_layernorm", width, length, bias=False)
+        for part, go in (("q", width), ("k", shared), ("v", shared), ("o", width)):
+            yield _linear(f"{prefix}.self_attn.{part}_proj", (width, go), length, bias=False)
+        yield _attention(f"{prefix}.self_attn", width, length)
+        yield _norm(f"{prefix}.post_attention_layernorm", width, length, bias=False)
+        yield _linear(f"{prefix}.mlp.gate_proj", (width, hidden), length, bias=False)
+        yield _linear(f"{prefix}.mlp.up_proj", (width, hidden), length, bias=False)
+        yield _linear(f"{prefix}.mlp.down_proj", (hidden, width), length, bias=False)
+
+    def layers() -> Iterator[Layer]:
+        yield _embedding("model.embed_tokens", 128256, width)
+        for number in range(blocks):
+            yield from block(f"model.layers.{number}")
+        yield _norm("model.norm", width, length, bias=False)
+        yield _linear("lm_head", (width, 128256), length, bias=False)
+
+    paper = "Grattafiori et al., The Llama 3 Herd of Models, arXiv:2407.21783"
+    return lambda name: ModelShape(
+        name=name, sample=f"a sequence of {length} tokens", layers=tuple(layers()), paper=paper
+    )
+
+
+MODELS: dict[str, Callable[[str], ModelShape]] = {
+    "resnet50": _resnet50,
+    "vgg16": _vgg16,
+    "bert-base": _bert(12, 768),
+    "bert-large": _bert(24, 1024),
+    "gpt2": _gpt2(12, 768),
+    "gpt2-medium": _gpt2(24, 1024),
+    "gpt2-large": _gpt2(36, 1280),
+    "gpt2-xl": _gpt2(48, 1600),
+    "llama-8b": _llama(32, 4096, 14336),
+    "llama-70b": _llama(80, 8192, 28672),
+}
