@@ -29,6 +29,8 @@ REDUCTIONS = (
     "doublesqueeze",
     "atomo:1",
     "atomo:3",
+    "sign",
+    "sign:64",
 )
 # Settings at which nothing is lost.
 WHOLE = ("powersgd:4097", "gtopk:1", "oktopk:1", "sparcml:1", "doublesqueeze:topk:1", "atomo:4097")
@@ -104,11 +106,14 @@ def average_on_all(n: int, text: str, layout: BucketLayout) -> list[tuple[Outcom
     return list(zip(*run_threads(n, lambda t: average(t, text, layout), deadline_s=20), strict=True))
 
 
-def check_laws(outcomes: Sequence[Outcome]) -> None:
+def check_laws(outcomes: Sequence[Outcome], *, votes: bool = False) -> None:
     n, dtype = len(outcomes), outcomes[0].mean.dtype
     for outcome in outcomes:
         assert outcome.counted == outcome.predicted == outcome.declared
         assert torch.equal(outcome.mean, outcomes[0].mean)
+    if votes and n > 1:  # exempt from the law of the mean; their own is in tests/reducers/test_election.py
+        assert set(outcomes[0].mean.tolist()) <= {-1.0, 1.0}
+        return
     expected = torch.stack([o.given.double() - o.leftover.double() for o in outcomes]).mean(0)
     largest = max((float(o.given.abs().max()) for o in outcomes if o.given.numel()), default=0.0)
     tolerance = 8 * n * largest * torch.finfo(dtype).eps
@@ -124,14 +129,14 @@ def test_every_reduction_is_here() -> None:
 def test_mean_traffic_and_agreement(text: str, n: int) -> None:
     for shapes in BUCKETS:
         for outcomes in average_on_all(n, text, layout_of(shapes)):
-            check_laws(outcomes)
+            check_laws(outcomes, votes=reduction_of(text).votes)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("text", REDUCTIONS)
 def test_other_dtypes(text: str, dtype: torch.dtype) -> None:
     for outcomes in average_on_all(3, text, layout_of(BUCKETS[-1], dtype)):
-        check_laws(outcomes)
+        check_laws(outcomes, votes=reduction_of(text).votes)
 
 
 @pytest.mark.parametrize("text", REDUCTIONS)
@@ -210,6 +215,9 @@ def test_all_equal_inputs(text: str, value: float) -> None:
 
     works, means = zip(*run_threads(3, worker, deadline_s=20), strict=True)
     assert means[0].isfinite().all()
+    if reduction_of(text).votes:
+        assert means[0].eq(float(value > 0)).all()
+        return
     rest = torch.full((layout.numel,), value) - torch.stack(works).mean(0)
     torch.testing.assert_close(means[0], rest, rtol=1e-4, atol=value * 1e-4)
 

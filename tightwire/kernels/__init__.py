@@ -9,9 +9,15 @@ message does not carry, and releases the GIL while it works:
     narrow, widen            casts to half-precision formats, saturating
     quantise, dequantise     a grid per block: int8, int4, int2, QSGD, NUQSGD, TernGrad
     sign, unsign             one bit each, and the mean magnitudes of a block
+    cast, tally, uncast      votes: one bit each, and what the majority of several is
     power, unpower           powers of two, at random
     eight, uneight           8-bit floats, scaled per block
     select, scatter          the k largest magnitudes, by index
+    above, put               the magnitudes that reach a threshold, at most k, by index
+    select_blocks, put_blocks    the largest magnitudes of every block, by index within it
+    draw                     at most k elements at random, larger ones more often; `put` reads them
+    transform, untransform   chunks as cosines, and waves from a few of them
+    sketch, unsketch         a count-sketch, and the estimates it gives
 """
 
 from __future__ import annotations

@@ -60,3 +60,6 @@ class Eight:
 
 E4M3 = Eight(torch_name="float8_e4m3fn", mantissa=3, bias=7, top=448.0)
 E5M2 = Eight(torch_name="float8_e5m2", mantissa=2, bias=15, top=57344.0)
+
+# What a block of votes is. The worst of several is the largest.
+ABSTAINED, VOTED, SPOILED = 0, 1, 2

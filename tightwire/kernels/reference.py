@@ -7,8 +7,19 @@ import math
 import torch
 from torch import Tensor
 
-from tightwire.kernels.grid import Eight, Grid
+from tightwire.kernels.grid import ABSTAINED, SPOILED, VOTED, Eight, Grid
 from tightwire.kernels.keys import keys_of
+from tightwire.kernels.reference_sparse import (
+    above as above,
+    draw as draw,
+    put as put,
+    put_blocks as put_blocks,
+    select_blocks as select_blocks,
+    sketch as sketch,
+    transform as transform,
+    unsketch as unsketch,
+    untransform as untransform,
+)
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _MASKS = {2: 0x7FFF, 4: 0x7FFFFFFF, 8: 0x7FFFFFFFFFFFFFFF}
@@ -171,6 +182,46 @@ def unsign(message: Tensor, out: Tensor, block: int, two_sided: bool, add: bool)
         means = _read(scales, torch.float32).view(rows.shape[0], -1)
         negative = _unpack(packed, 1)[:, : rows.shape[1]].bool()
         _write(torch.where(negative, -means[:, -1:], means[:, :1]), rows, add)
+
+
+def cast(x: Tensor, message: Tensor, block: int, seed: int) -> None:
+    """Writes the signs of float32 `x` as votes, random where it is zero; `x` stays as it is."""
+    parts = []
+    for first, rows in _blocks(x, block):
+        largest = rows.abs().amax(1)
+        states = torch.where(largest > 0, VOTED, ABSTAINED)
+        states = torch.where(largest.isfinite(), states, SPOILED).to(torch.uint8)
+        signs = torch.where(rows == 0, _random_sign(first, rows, seed), rows.signbit().long())
+        parts.append((states, _pack(signs.to(torch.uint8), 1)))
+    _join(parts, message)
+
+
+def _random_sign(first: int, rows: Tensor, seed: int) -> Tensor:
+    return random_bits(first, rows.numel(), seed, rows.device).view(rows.shape) >> 31
+
+
+def tally(messages: Tensor, outcome: Tensor, numel: int, block: int, seed: int) -> None:
+    """Writes the message of the majority of (voters, bytes) messages of `numel` elements, random where they tie."""
+    shape = torch.empty(numel, dtype=torch.uint8, device=messages.device)
+    ballots = [_split(message, shape, block, 1, 1) for message in messages]
+    parts = []
+    for place, (first, rows) in enumerate(_blocks(shape, block)):
+        states = torch.stack([ballot[place][1] for ballot in ballots])
+        signs = torch.stack([_unpack(ballot[place][2], 1)[:, : rows.shape[1]] for ballot in ballots])
+        counts = (states == VOTED)[:, :, None]
+        lead = (signs.long() * counts).sum(0) * 2 - counts.sum(0)
+        majority = torch.where(lead == 0, _random_sign(first, rows, seed), (lead > 0).long())
+        parts.append((states.amax(0), _pack(majority.to(torch.uint8), 1)))
+    _join(parts, outcome)
+
+
+def uncast(message: Tensor, out: Tensor, block: int, add: bool) -> None:
+    """Writes or adds the signs of a message of votes to float32 `out`."""
+    sizes = torch.tensor([0.0, 1.0, math.nan], device=out.device)
+    for rows, states, packed in _split(message, out, block, 1, 1):
+        size = sizes[states.long().clamp(max=SPOILED)][:, None]
+        negative = _unpack(packed, 1)[:, : rows.shape[1]].bool()
+        _write(torch.where(negative, -size, size), rows, add)
 
 
 def power(x: Tensor, message: Tensor, block: int, seed: int) -> None:

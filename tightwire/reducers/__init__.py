@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tightwire.plan import Member
+from tightwire.reducers.election import MajorityVote
 from tightwire.reducers.low_rank import Atomo, PowerSGD
 from tightwire.reducers.reduction import Reduction
 from tightwire.reducers.sparse import GTopK, OkTopK, SparCML
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from tightwire.reducers.build import all_reducer, build_reducer
     from tightwire.reducers.reducer import Reducer
 
-MEMBERS: tuple[type[Member], ...] = (PowerSGD, GTopK, OkTopK, SparCML, DoubleSqueeze, Atomo)
+MEMBERS: tuple[type[Member], ...] = (PowerSGD, GTopK, OkTopK, SparCML, DoubleSqueeze, MajorityVote, Atomo)
 
 __all__ = [
     "MEMBERS",
@@ -23,6 +24,7 @@ __all__ = [
     "Averager",
     "DoubleSqueeze",
     "GTopK",
+    "MajorityVote",
     "OkTopK",
     "PowerSGD",
     "Reducer",

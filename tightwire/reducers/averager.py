@@ -12,6 +12,7 @@ from tightwire.buckets import Bucket
 from tightwire.compression.stage import Memory, Stage, sender_at
 from tightwire.plan import Member
 from tightwire.reducers.reducer import Reducer
+from tightwire.reducers.reduction import Reduction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,7 @@ class Averager:
         self._main = build(compression[0])
         self._reducer = self._main  # of the last run
         self._other: tuple[Member, Reducer] | None = None
+        self._votes = isinstance(compression[0], Reduction) and compression[0].votes
         self._memories = _memories(bucket, compression, workers)
         self._work = None if self._main.lossless and not self._memories else torch.zeros_like(bucket.flat)
 
@@ -78,7 +80,7 @@ class Averager:
         """
         self._reducer = self._reducer_at(now.number)
         flat = self.bucket.flat
-        if self._memories:
+        if self._memories or self._votes:
             self._run_through_stages(flat, now)
         elif self._reducer.lossless:
             self._reducer.run(flat, flat, seed=now.seed)
@@ -90,7 +92,7 @@ class Averager:
     def keep(self) -> None:
         """Keeps what the last run taught stages and reducer."""
         self._reducer.keep()
-        leftover = None if self._reducer.lossless else self._work
+        leftover = None if self._reducer.lossless or self._votes else self._work
         for memory in self._memories:
             leftover = memory.keep(leftover)
         if leftover is not None:

@@ -32,11 +32,14 @@ class Reduction(Member, abc.ABC):
     Class attributes:
         lossless: whether the mean is exact up to rounding.
         unbiased: whether the mean's expectation is the exact mean, so that leftovers may be dropped.
+        votes: whether what comes out stands for the mean without being one: it is of size 1 whatever the size of
+            what came in, nothing is left over, and the law of the mean does not hold.
     """
 
     axis: ClassVar[Axis] = "compression"
     lossless: ClassVar[bool] = False
     unbiased: ClassVar[bool] = False
+    votes: ClassVar[bool] = False
 
     @abc.abstractmethod
     def bytes_sent(self, shapes: Sequence[Shape], itemsize: int, workers: int, rank: int) -> int:

@@ -9,7 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tightwire.kernels.cpu import casts, floats, signs, sparse, uniform
+from tightwire.kernels.cpu import casts, floats, signs, sparse, uniform, votes
+from tightwire.kernels.cpu.sparsely import (
+    above as above,
+    draw as draw,
+    put as put,
+    put_blocks as put_blocks,
+    select_blocks as select_blocks,
+    sketch as sketch,
+    transform as transform,
+    unsketch as unsketch,
+    untransform as untransform,
+)
 from tightwire.kernels.grid import Eight, Grid
 from tightwire.kernels.keys import keys_of
 
@@ -59,6 +70,21 @@ def sign(x: Tensor, message: Tensor, block: int, two_sided: bool) -> None:
 def unsign(message: Tensor, out: Tensor, block: int, two_sided: bool, add: bool) -> None:
     """Writes or adds a message of signs to float32 `out`."""
     signs.unsign(message.numpy(), out.numpy(), block, two_sided, add)
+
+
+def cast(x: Tensor, message: Tensor, block: int, seed: int) -> None:
+    """Writes the signs of float32 `x` as votes, random where it is zero; `x` stays as it is."""
+    votes.cast(x.numpy(), message.numpy(), block, _keys(seed))
+
+
+def tally(messages: Tensor, outcome: Tensor, numel: int, block: int, seed: int) -> None:
+    """Writes the message of the majority of (voters, bytes) messages of `numel` elements, random where they tie."""
+    votes.tally(messages.numpy(), outcome.numpy(), numel, block, _keys(seed))
+
+
+def uncast(message: Tensor, out: Tensor, block: int, add: bool) -> None:
+    """Writes or adds the signs of a message of votes to float32 `out`."""
+    votes.uncast(message.numpy(), out.numpy(), block, add)
 
 
 def power(x: Tensor, message: Tensor, block: int, seed: int) -> None:
