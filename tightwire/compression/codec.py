@@ -30,6 +30,8 @@ class Codec(Member, abc.ABC):
             by a backend's native all-reduce; None otherwise. The empty string stands for the bucket's own dtype.
         lossless: whether decode(encode(x)) == x, always.
         unbiased: whether E[decode(encode(x))] == x, so that the leftover may be dropped.
+        wire_version: of the message's format, to be raised with every change of what bytes mean: ranks that have
+            different ones must not meet, and messages carry no header that would tell.
     """
 
     axis: ClassVar[Axis] = "compression"
@@ -37,6 +39,7 @@ class Codec(Member, abc.ABC):
     sums_as: ClassVar[str | None] = None
     lossless: ClassVar[bool] = False
     unbiased: ClassVar[bool] = False
+    wire_version: ClassVar[int] = 1
 
     @abc.abstractmethod
     def wire_bytes(self, numel: int, itemsize: int = 4) -> int:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, Protocol, cast, final
 
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from tightwire.plan import DEFAULTS, Member, Plan, Refusal, text_with
 from tightwire.reducers import Averager, Reducer, Reduction, build_reducer
 from tightwire.reducers.averager import Round
 from tightwire.runtime import Scaler
-from tightwire.runtime.agreement import require_agreement
+from tightwire.runtime.agreement import require_agreement, wire_facts
 from tightwire.runtime.engines.memory import Named, load_memory, memory
 from tightwire.runtime.fabric import require_cpu
 from tightwire.transport import Counting, Transport, current
@@ -150,13 +151,14 @@ class DDPHook:
 
         Raises:
             AttachError: registered already, or parameters that are not in host memory.
-            MismatchError: ranks with different plans or seeds.
+            MismatchError: ranks with different plans, seeds, or versions of what messages look like.
         """
         if self._names:
             raise AttachError("this hook is registered already; make one for each DistributedDataParallel.")
         named = dict(ddp.module.named_parameters())
         require_cpu(named)
-        require_agreement(self._world, {"plan": self.plan, "seed": self._seed})
+        settings = {"version of tightwire": version("tightwire"), "plan": self.plan, "seed": self._seed}
+        require_agreement(self._world, settings | wire_facts([self.plan.compression]))
         self._channel = self._counting.channel()
         self._names = {parameter: name for name, parameter in named.items()}
         ddp.register_comm_hook(self, lambda state, bucket: state.run(bucket))

@@ -34,12 +34,14 @@ class Reduction(Member, abc.ABC):
         unbiased: whether the mean's expectation is the exact mean, so that leftovers may be dropped.
         votes: whether what comes out stands for the mean without being one: it is of size 1 whatever the size of
             what came in, nothing is left over, and the law of the mean does not hold.
+        wire_version: of its messages and their order; see `Codec`. A codec inside counts for itself.
     """
 
     axis: ClassVar[Axis] = "compression"
     lossless: ClassVar[bool] = False
     unbiased: ClassVar[bool] = False
     votes: ClassVar[bool] = False
+    wire_version: ClassVar[int] = 1
 
     @abc.abstractmethod
     def bytes_sent(self, shapes: Sequence[Shape], itemsize: int, workers: int, rank: int) -> int:

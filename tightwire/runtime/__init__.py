@@ -9,9 +9,9 @@ from typing import Protocol
 from torch import nn
 from torch.optim import Optimizer
 
-from tightwire.plan import Plan, PlanFile
+from tightwire.plan import Plan, PlanFile, parse_compression
 from tightwire.planner import Allowance
-from tightwire.runtime.agreement import copy_from_first, model_facts, require_agreement
+from tightwire.runtime.agreement import copy_from_first, model_facts, require_agreement, wire_facts
 from tightwire.runtime.auto import PROBE_BUDGET_S, WATCHED, Pilot
 from tightwire.runtime.fabric import Fabric
 from tightwire.runtime.report import Report
@@ -75,7 +75,8 @@ def attach(
         "buffers": buffers,
         "seed": seed,
     }
-    require_agreement(transport, settings | model_facts(model))
+    compressions = [chosen.compression, *(parse_compression(r.compression) for r in plan_file.routing)]
+    require_agreement(transport, settings | wire_facts(compressions) | model_facts(model))
     counting = Counting(transport)
     fabric = Fabric(
         transport=counting,

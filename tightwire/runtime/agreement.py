@@ -9,7 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from tightwire.compression import Codec
 from tightwire.errors import MismatchError
+from tightwire.plan import Member
+from tightwire.reducers import Reduction
 from tightwire.transport import Transport
 
 # Bounds the memory of the initial broadcast.
@@ -49,6 +52,21 @@ def _who_has_what(facts_by_rank: Sequence[Mapping[str, str]], key: str) -> Itera
         ranks_by_value.setdefault(facts.get(key, "nothing"), []).append(rank)
     for value, ranks in ranks_by_value.items():
         yield f"{'rank' if len(ranks) == 1 else 'ranks'} {', '.join(map(str, ranks))} has {value}"
+
+
+def wire_facts(compressions: Iterable[Sequence[Member]]) -> dict[str, object]:
+    """Returns what must agree about messages: the version of every format that these compressions write.
+
+    Args:
+        compressions: the plan's, and those of its routes.
+    """
+    senders = [member for compression in compressions for member in compression]
+    senders += [member.sender for member in senders if isinstance(getattr(member, "sender", None), Codec)]
+    return {
+        f"wire format of {sender.name}": f"version {sender.wire_version}"
+        for sender in senders
+        if isinstance(sender, Codec | Reduction)
+    }
 
 
 def model_facts(model: nn.Module) -> dict[str, object]:
