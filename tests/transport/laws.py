@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 import torch
 from torch import Tensor
@@ -153,6 +156,32 @@ def channels_are_independent(transport: Transport) -> None:
         work.wait()
 
 
+def attends_what_arrives(transport: Transport) -> None:
+    after, before = (transport.rank + 1) % transport.size, (transport.rank - 1) % transport.size
+    received = torch.empty(5)
+    receive = transport.irecv(received, before, 6)
+    send = transport.isend(pattern(transport.rank, 5), after, 6)
+    assert receive.attend()
+    assert receive.attend()
+    assert send.attend()
+    assert torch.equal(received, pattern(before, 5))
+    transport.barrier()
+
+
+def attends_until_its_channel_closes(transport: Transport) -> None:
+    channel = transport.channel()
+    arrived: list[bool] = []
+    receive = channel.irecv(torch.empty(5), (transport.rank + 1) % transport.size, 6)
+    thread = threading.Thread(target=lambda: arrived.append(receive.attend()))
+    thread.start()
+    time.sleep(0.02)
+    channel.close()
+    thread.join(5)
+    assert arrived == [False]
+    transport.barrier()
+    delivers_bytes_of_any_view(transport)  # nothing else is harmed
+
+
 def groups_renumber(transport: Transport) -> None:
     ranks = [transport.size - 1, 0] if transport.size > 1 else [0]
     group = transport.group(ranks)
@@ -203,5 +232,7 @@ LAWS = (
     keeps_tags_apart,
     works_may_be_waited_for_in_any_order_and_twice,
     sums_the_same_bits_everywhere,
+    attends_what_arrives,
+    attends_until_its_channel_closes,
     counts_exactly,
 )

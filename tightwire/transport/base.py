@@ -24,12 +24,24 @@ class Work(Protocol):
             PeerError: the deadline passed or the peer is gone; names the ranks to blame.
         """
 
+    def attend(self) -> bool:
+        """Blocks like `wait`, but however long it takes, and blames nobody: for who serves many and waits for none.
+
+        Returns:
+            True once the transfer is complete; False if it never will be: the peer died or left, or this channel
+            was closed. Transfers with other peers go on either way.
+        """
+
 
 class Done:
     """A transfer that is complete already."""
 
     def wait(self) -> None:
         """Returns at once."""
+
+    def attend(self) -> bool:
+        """Returns True at once."""
+        return True
 
 
 DONE = Done()

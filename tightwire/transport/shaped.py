@@ -154,6 +154,10 @@ class _Later:
         assert self._work is not None
         self._work.wait()
 
+    def attend(self) -> bool:
+        self._begun.wait()
+        return self._work is not None and self._work.attend()
+
     def _start(self) -> None:
         try:
             self._work = self._begin()
@@ -171,6 +175,15 @@ class _Arrival:
 
     def wait(self) -> None:
         self._work.wait()
+        self._pass()
+
+    def attend(self) -> bool:
+        arrived = self._work.attend()
+        if arrived:
+            self._pass()
+        return arrived
+
+    def _pass(self) -> None:
         now = time.monotonic()
         _sleep_until(
             self._line.pass_at(
@@ -190,6 +203,10 @@ class _NotBefore:
     def wait(self) -> None:
         self._work.wait()
         _sleep_until(self._ready_at)
+
+    def attend(self) -> bool:
+        self.wait()
+        return True
 
 
 def _sleep_until(when: float) -> None:

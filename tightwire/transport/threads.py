@@ -55,6 +55,18 @@ class World:
             self.changed.wait(max(0.0, ends_at - time.monotonic()))
         self._waits.pop(rank, None)
 
+    def attend(self, rank: int, missing: Callable[[], frozenset[int]], left: Collection[int]) -> bool:
+        """Blocks world rank `rank`, which holds `changed`, until no rank is missing, however long it takes.
+
+        Returns:
+            False if a missing rank, or this one, has left, or a wait elsewhere has failed.
+        """
+        while peers := missing():
+            if self._verdict or (peers | {rank}) & (self.left | set(left)):
+                return False
+            self.changed.wait()
+        return True
+
     def leave(self, rank: int) -> None:
         """Tells all waiting ranks that `rank` will send nothing more."""
         with self.changed:
@@ -194,20 +206,31 @@ class _Receive:
         self._done = False
 
     def wait(self) -> None:
-        if self._done:
-            return
-        mail, (src, dst, tag, _) = self._mail, self._address
-        peer = frozenset({mail.ranks[src]})
+        mail, (_, dst, tag, _) = self._mail, self._address
         what = describe("receive", self._tensor.nbytes, tag)
         with mail.world.changed:
-            mail.world.wait_for(
-                mail.ranks[dst],
-                lambda: frozenset() if self._address in mail.letters else peer,
-                what,
-                mail.left,
-            )
-            letter = mail.letters.pop(self._address)
+            mail.world.wait_for(mail.ranks[dst], self._missing, what, mail.left)
+            self._take()
+
+    def attend(self) -> bool:
+        mail = self._mail
+        with mail.world.changed:
+            arrived = mail.world.attend(mail.ranks[self._address[1]], self._missing, mail.left)
+            if arrived:
+                self._take()
+        return arrived
+
+    def _missing(self) -> frozenset[int]:
+        is_here = self._done or self._address in self._mail.letters
+        return frozenset() if is_here else frozenset({self._mail.ranks[self._address[0]]})
+
+    def _take(self) -> None:
+        if self._done:
+            return
+        letter = self._mail.letters.pop(self._address)
+        src, dst, tag, _ = self._address
         if letter.nbytes != self._tensor.nbytes:
+            what = describe("receive", self._tensor.nbytes, tag)
             raise TransportError(
                 f"rank {dst} waited {what}, and rank {src} sent {letter.nbytes} bytes; sizes must agree"
             )
@@ -230,6 +253,10 @@ class _Sum:
         for part in parts[1:]:
             total.add_(part)
         self._done = True
+
+    def attend(self) -> bool:
+        self.wait()
+        return True
 
 
 def run_threads(

@@ -29,6 +29,8 @@ from tightwire.transport.liveness import Liveness
 c10d: Final[Any] = dist  # torch does not type its stores and backends
 GLOO_SUMS: Final = frozenset({"float32", "float64", "float16", "bfloat16", "uint8", "int8", "int32", "int64"})
 POISON_TAG: Final = 2**31 - 2
+POINT_TO_POINT: Final = ("send", "receive")
+FOR_EVER: Final = timedelta(days=365)
 _generations = itertools.count()  # every process joins equally often, so their prefixes agree
 
 
@@ -62,6 +64,7 @@ class TorchDistributed(Transport):
         self._world = tuple(world)
         self._liveness = liveness
         self._is_root = is_root
+        self._attended: set[_Pending] = set()
         self._timeout = timedelta(seconds=liveness.patience_s)
         self._num_children = itertools.count()
         self._children: weakref.WeakSet[TorchDistributed] = weakref.WeakSet()
@@ -120,8 +123,8 @@ class TorchDistributed(Transport):
             self._liveness.leave()
         for child in list(self._children):
             child.close()
-        if self._liveness.verdict:
-            self._hang_up()  # else a collective under way would keep its threads until its deadline
+        if self._liveness.verdict or self._attended:
+            self._hang_up()  # else a wait under way would keep its thread until its deadline, or for ever
         self._gloo = _CLOSED
 
     def _child(self, ranks: Sequence[int]) -> TorchDistributed:
@@ -152,21 +155,49 @@ class TorchDistributed(Transport):
 
 @final
 class _Pending:
-    """Something that Gloo does; what goes wrong becomes a PeerError that names the ranks to blame."""
+    """Something that Gloo does; what goes wrong becomes a PeerError that names the ranks to blame.
 
-    __slots__ = ("_arguments", "_done", "_owner", "_verb", "work")
+    A send or a receive that cannot even begin fails where it is waited for.
+    """
+
+    __slots__ = ("_arguments", "_done", "_error", "_owner", "_verb", "work")
 
     def __init__(
         self, owner: TorchDistributed, begin: Callable[..., Any], arguments: tuple[Any, ...], verb: str
     ) -> None:
         self._owner, self._arguments, self._verb = owner, arguments, verb
         self._done = False
-        self.work = self._watched(begin, *arguments)
+        self._error: RuntimeError | None = None
+        self.work: Any = None
+        if verb not in POINT_TO_POINT:
+            self.work = self._watched(begin, *arguments)
+            return
+        try:
+            self.work = begin(*arguments)
+        except RuntimeError as error:
+            self._error = error
 
     def wait(self) -> None:
+        if self._error is not None:
+            raise self._owner._liveness.blame(self._describe()) from self._error
         if not self._done:
             self._watched(self.work.wait, self._owner._timeout)
             self._done = True  # Gloo would wait for another message
+
+    def attend(self) -> bool:
+        if self._done:
+            return True
+        if self._error is not None:
+            return False
+        self._owner._attended.add(self)
+        try:
+            self.work.wait(FOR_EVER)
+        except RuntimeError:
+            return False
+        finally:
+            self._owner._attended.discard(self)
+        self._done = True
+        return True
 
     def _watched(self, call: Callable[..., Any], *arguments: Any) -> Any:
         liveness = self._owner._liveness
@@ -180,7 +211,7 @@ class _Pending:
 
     def _describe(self) -> Wait:
         world = self._owner._world
-        if self._verb in ("send", "receive"):
+        if self._verb in POINT_TO_POINT:
             (tensor,), peer, tag = self._arguments
             return Wait(frozenset({world[peer]}), describe(self._verb, tensor.nbytes, tag))
         return Wait(frozenset(world) - {self._owner._liveness.rank}, self._verb)
@@ -196,6 +227,12 @@ class _Staged:
     def wait(self) -> None:
         self._work.wait()
         self._tensor.detach().copy_(self._host)
+
+    def attend(self) -> bool:
+        arrived = self._work.attend()
+        if arrived:
+            self._tensor.detach().copy_(self._host)
+        return arrived
 
 
 @final
