@@ -1,15 +1,8 @@
-"""What a cluster can do: measured facts about the wire, graphs of links, and where both come from."""
+"""What a cluster can do: measured facts about the wire, levels or graphs of links, and where they come from."""
 
-from tightwire.cluster.values import (
-    MAX_BANDWIDTH_BYTES_PER_S,
-    PAYLOAD_SHARE,
-    PRIOR_RESIDUAL,
-    Cluster,
-    Fit,
-    Pair,
-    require_bandwidth,
-    require_range,
-)
+from tightwire.cluster.graph import Graph, Link
+from tightwire.cluster.limits import MAX_BANDWIDTH_BYTES_PER_S, require_bandwidth, require_range
+from tightwire.cluster.values import PAYLOAD_SHARE, PRIOR_RESIDUAL, Cluster, Fit, Level, Pair
 
 __all__ = [
     "MAX_BANDWIDTH_BYTES_PER_S",
@@ -17,6 +10,9 @@ __all__ = [
     "PRIOR_RESIDUAL",
     "Cluster",
     "Fit",
+    "Graph",
+    "Level",
+    "Link",
     "Pair",
     "require_bandwidth",
     "require_range",

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import itertools
 import pathlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Literal
 
 from tightwire import files
+from tightwire.cluster.graph import Graph, Link
+from tightwire.cluster.limits import (
+    MAX_LATENCY_S,
+    MAX_WORKERS,
+    require_bandwidth,
+    require_fabric,
+    require_range,
+)
 from tightwire.errors import FileError
 
-# Beyond these, a number is more likely to be in the wrong unit than true.
-MAX_BANDWIDTH_BYTES_PER_S = 200e9
-MAX_LATENCY_S = 10.0
-MAX_WORKERS = 1_000_000
 # TCP on Ethernet with MTU 1500: 1448 payload bytes in a frame of 1514.
 PAYLOAD_SHARE = 1448 / 1514
 # How far untuned formulas were from measured NCCL all-reduce in published comparisons: 20 to 78 %.
@@ -82,6 +88,31 @@ class Pair:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Level:
+    """Groups of workers that are joined in the same way: a node, a rack, a site, the whole.
+
+    Attributes:
+        name: such as `node`.
+        workers: in one group; a multiple of the level below's, the outermost level's is the whole cluster's.
+        bandwidth_bytes_per_s: payload, each way, between each member (a worker in the innermost level, a group of
+            the level below in the others) and the rest of its group.
+        latency_s: that crossing this level adds to a message.
+    """
+
+    __pydantic_config__: ClassVar = files.STRICT
+
+    name: str
+    workers: int
+    bandwidth_bytes_per_s: float
+    latency_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_range(f"levels: {self.name}: workers", self.workers, 1, MAX_WORKERS)
+        require_fabric(f"levels: {self.name}: bandwidth_bytes_per_s", self.bandwidth_bytes_per_s)
+        require_range(f"levels: {self.name}: latency_s", self.latency_s, 0.0, MAX_LATENCY_S)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cluster:
     """Workers, each on a line of its own, and how long programs take among them.
 
@@ -91,6 +122,10 @@ class Cluster:
         latency_s: of one small message between two workers.
         fits: what was measured, at most one per program.
         pairs: measured pairs of workers, for people to look at.
+        levels: from the inside out, where lines are not all alike; or
+        graph: every link by itself.
+        devices: how many there are to train on; no limit if not given.
+        device_memory_bytes: of each; no limit if not given.
     """
 
     __pydantic_config__: ClassVar = files.STRICT
@@ -100,6 +135,10 @@ class Cluster:
     latency_s: float
     fits: tuple[Fit, ...] = ()
     pairs: tuple[Pair, ...] = ()
+    levels: tuple[Level, ...] = ()
+    graph: Graph | None = None
+    devices: int | None = None
+    device_memory_bytes: int | None = None
     version: Literal[1] = 1
 
     def __post_init__(self) -> None:
@@ -112,6 +151,34 @@ class Cluster:
         for pair in self.pairs:
             if pair.workers[0] == pair.workers[1] or not all(0 <= w < self.workers for w in pair.workers):
                 raise FileError(f"pairs: {pair.workers} are not two different ranks below {self.workers}.")
+        self._require_consistent()
+        _require_nested(self.levels, self.workers)
+
+    @classmethod
+    def of_levels(cls, *levels: Level) -> Cluster:
+        """Returns a cluster of levels, from the inside out, of which nothing was measured.
+
+        >>> Cluster.of_levels(Level(name="node", workers=4, bandwidth_bytes_per_s=10e9),
+        ...                   Level(name="cluster", workers=8, bandwidth_bytes_per_s=1e9)).bandwidth_bytes_per_s
+        1000000000.0
+        """
+        return cls(
+            workers=levels[-1].workers,
+            bandwidth_bytes_per_s=min(level.bandwidth_bytes_per_s for level in levels),
+            latency_s=sum(level.latency_s for level in levels),
+            levels=levels,
+        )
+
+    @classmethod
+    def of_graph(cls, graph: Graph) -> Cluster:
+        """Returns a cluster of links, of which nothing was measured."""
+        far = range(1, len(graph.workers))
+        return cls(
+            workers=len(graph.workers),
+            bandwidth_bytes_per_s=min(link.bandwidth_bytes_per_s for link in graph.links),
+            latency_s=max((graph.latency_s(0, rank) for rank in far), default=0.0),
+            graph=graph,
+        )
 
     @classmethod
     def uniform(cls, workers: int, bandwidth_bytes_per_s: float, latency_s: float) -> Cluster:
@@ -139,38 +206,74 @@ class Cluster:
         """Returns what was measured of `program`, or None."""
         return next((fit for fit in self.fits if fit.program == program), None)
 
+    @property
+    def workers_per_node(self) -> int:
+        """How many workers share the innermost level; 1 where there are no levels."""
+        return self.levels[0].workers if len(self.levels) > 1 else 1
+
+    @cached_property
+    def links(self) -> Graph | None:
+        """The links one by one, where lines are not all alike."""
+        return self.graph or (_nested(self.levels) if self.levels else None)
+
     def scaled(self, factor: float) -> Cluster:
         """Returns this cluster with `factor` times the bandwidth, measured programs sped up alike."""
-        fits = (dataclasses.replace(f, beta_s_per_byte=f.beta_s_per_byte / factor) for f in self.fits)
-        bandwidth = self.bandwidth_bytes_per_s * factor
-        return dataclasses.replace(self, bandwidth_bytes_per_s=bandwidth, fits=tuple(fits))
+        return dataclasses.replace(
+            self,
+            bandwidth_bytes_per_s=self.bandwidth_bytes_per_s * factor,
+            fits=tuple(dataclasses.replace(f, beta_s_per_byte=f.beta_s_per_byte / factor) for f in self.fits),
+            levels=tuple(
+                dataclasses.replace(level, bandwidth_bytes_per_s=level.bandwidth_bytes_per_s * factor)
+                for level in self.levels
+            ),
+            graph=self.graph and self.graph.scaled(factor),
+        )
+
+    def _require_consistent(self) -> None:
+        if self.devices is not None and self.workers > self.devices:
+            raise FileError(
+                f"workers: {self.workers} workers on {self.devices} devices; a device trains one worker: ask for at "
+                f"most {self.devices}."
+            )
+        if self.device_memory_bytes is not None:
+            require_range("device_memory_bytes", self.device_memory_bytes, 1e6, 1e13)
+        if self.levels and self.graph is not None:
+            raise FileError("levels, graph: both say how workers are joined; keep one of them.")
+        if self.graph is not None and len(self.graph.workers) != self.workers:
+            raise FileError(
+                f"graph: it joins {len(self.graph.workers)} workers, and workers is {self.workers}; make them equal."
+            )
 
 
-def require_range(field: str, value: float, low: float, high: float) -> None:
-    """Refuses a value outside `low` … `high`, or not a number.
-
-    Raises:
-        FileError: names the field, the value and the range.
-    """
-    if not (math.isfinite(value) and low <= value <= high):
+def _require_nested(levels: Sequence[Level], workers: int) -> None:
+    for inner, outer in itertools.pairwise(levels):
+        if outer.workers % inner.workers or outer.workers <= inner.workers:
+            raise FileError(
+                f"levels: a {outer.name} of {outer.workers} workers does not hold whole groups of {inner.name} "
+                f"({inner.workers} workers); go from the inside out, each a multiple of the one before."
+            )
+    if levels and levels[-1].workers != workers:
         raise FileError(
-            f"{field}: {value} is outside {low:g} … {high:g}; look at the unit in the field's name."
+            f"levels: the outermost, {levels[-1].name}, holds {levels[-1].workers} workers, and workers is {workers}; "
+            "make them equal."
         )
 
 
-def require_bandwidth(field: str, bytes_per_s: float) -> None:
-    """Refuses bandwidths that no line has.
-
-    Raises:
-        FileError: names the field; asks back where bits were probably meant.
-    """
-    if not math.isfinite(bytes_per_s) or bytes_per_s <= 0:
-        raise FileError(
-            f"{field}: {bytes_per_s} bytes per second would never move anything; write more than 0."
-        )
-    if bytes_per_s > MAX_BANDWIDTH_BYTES_PER_S:
-        gigabits = bytes_per_s * 8 / 1e9
-        raise FileError(
-            f"{field}: {bytes_per_s:g} bytes per second is {gigabits:,.0f} Gb/s for one line, more than any has; "
-            f"if bits were meant, write {bytes_per_s / 8:g}."
-        )
+def _nested(levels: Sequence[Level]) -> Graph:
+    """Returns the graph in which every group has a switch, linked to that of the group around it."""
+    total = levels[-1].workers
+    members, size = tuple(f"worker{rank}" for rank in range(total)), 1
+    workers, links = members, []
+    for level in levels:
+        joined = level.workers // size
+        groups = tuple(f"{level.name}{group}" for group in range(total // level.workers))
+        links += [
+            Link(
+                ends=(member, groups[i // joined]),
+                bandwidth_bytes_per_s=level.bandwidth_bytes_per_s,
+                latency_s=level.latency_s / 2,
+            )
+            for i, member in enumerate(members)
+        ]
+        members, size = groups, level.workers
+    return Graph(workers, tuple(links))

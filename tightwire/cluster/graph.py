@@ -1,0 +1,153 @@
+"""A cluster's links as a graph: who is joined to whom, how fast in each direction, and by which way bytes go."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+from tightwire import files
+from tightwire.cluster.limits import MAX_LATENCY_S, require_fabric, require_range
+from tightwire.errors import FileError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """A cable, full duplex.
+
+    Attributes:
+        ends: names of what it joins: workers or switches.
+        bandwidth_bytes_per_s: payload from the first end to the second.
+        back_bytes_per_s: payload from the second end to the first; as much as the other way if not given.
+        latency_s: that it adds to a message.
+    """
+
+    __pydantic_config__: ClassVar = files.STRICT
+
+    ends: tuple[str, str]
+    bandwidth_bytes_per_s: float
+    back_bytes_per_s: float | None = None
+    latency_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_fabric(f"links: {'–'.join(self.ends)}: bandwidth_bytes_per_s", self.bandwidth_bytes_per_s)
+        if self.back_bytes_per_s is not None:
+            require_fabric(f"links: {'–'.join(self.ends)}: back_bytes_per_s", self.back_bytes_per_s)
+        require_range(f"links: {'–'.join(self.ends)}: latency_s", self.latency_s, 0.0, MAX_LATENCY_S)
+        if self.ends[0] == self.ends[1]:
+            raise FileError(f"links: {self.ends[0]} is linked to itself; a link joins two different ends.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Direction:
+    """One direction of a link: what flows compete for."""
+
+    src: str
+    dst: str
+    bandwidth_bytes_per_s: float
+    latency_s: float
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Workers, switches and the links between them.
+
+    Attributes:
+        workers: names of the ends that train; rank r is the r-th.
+        links: between workers and switches, of any names.
+
+    Raises:
+        FileError: a worker that is not linked, or workers that cannot reach each other, named.
+    """
+
+    __pydantic_config__: ClassVar = files.STRICT
+
+    workers: tuple[str, ...]
+    links: tuple[Link, ...]
+
+    def __post_init__(self) -> None:
+        if not self.workers or len(set(self.workers)) < len(self.workers):
+            raise FileError("graph: workers must be one or more different names.")
+        if len(self.workers) > 1:
+            reached = set(self._distances(self.workers[0]))
+            if missing := [worker for worker in self.workers if worker not in reached]:
+                raise FileError(
+                    f"graph: {len(missing)} workers, {missing[0]} among them, cannot be reached from "
+                    f"{self.workers[0]}: the cluster is disconnected; add the link that joins them."
+                )
+
+    @cached_property
+    def directions(self) -> tuple[Direction, ...]:
+        """Both directions of every link; routes are indices into it."""
+        return tuple(self._directions())
+
+    def route(self, src: int, dst: int) -> tuple[int, ...]:
+        """Returns the directions by which bytes go from rank `src` to rank `dst`: a shortest way.
+
+        Of several shortest ways each pair of ranks always takes the same one, and pairs spread over them, as
+        equal-cost multipath does.
+        """
+        return _route(self, src, dst)
+
+    def latency_s(self, src: int, dst: int) -> float:
+        """Returns the latency of the route between two ranks."""
+        return sum(self.directions[i].latency_s for i in self.route(src, dst))
+
+    def scaled(self, factor: float) -> Graph:
+        """Returns this graph with `factor` times the bandwidth of every link."""
+
+        def faster(link: Link) -> Link:
+            back = link.back_bytes_per_s
+            return dataclasses.replace(
+                link,
+                bandwidth_bytes_per_s=link.bandwidth_bytes_per_s * factor,
+                back_bytes_per_s=None if back is None else back * factor,
+            )
+
+        return Graph(self.workers, tuple(map(faster, self.links)))
+
+    def _directions(self) -> Iterator[Direction]:
+        for link in self.links:
+            there, back = link.bandwidth_bytes_per_s, link.back_bytes_per_s or link.bandwidth_bytes_per_s
+            (a, b), latency_s = link.ends, link.latency_s
+            yield Direction(src=a, dst=b, bandwidth_bytes_per_s=there, latency_s=latency_s)
+            yield Direction(src=b, dst=a, bandwidth_bytes_per_s=back, latency_s=latency_s)
+
+    @cached_property
+    def _out(self) -> dict[str, tuple[int, ...]]:
+        """The directions that leave each end."""
+        out: dict[str, list[int]] = {}
+        for i, direction in enumerate(self.directions):
+            out.setdefault(direction.src, []).append(i)
+        return {end: tuple(leaving) for end, leaving in out.items()}
+
+    def _distances(self, to: str) -> dict[str, int]:
+        """Returns the hops from every end to `to`; links lead both ways."""
+        distances, queue = {to: 0}, deque([to])
+        while queue:
+            here = queue.popleft()
+            for i in self._out.get(here, ()):
+                if (there := self.directions[i].dst) not in distances:
+                    distances[there] = distances[here] + 1
+                    queue.append(there)
+        return distances
+
+
+@functools.lru_cache(maxsize=4096)
+def _distances(graph: Graph, to: str) -> dict[str, int]:
+    return graph._distances(to)
+
+
+@functools.lru_cache(maxsize=1 << 20)
+def _route(graph: Graph, src: int, dst: int) -> tuple[int, ...]:
+    end, distances = graph.workers[src], _distances(graph, graph.workers[dst])
+    way: list[int] = []
+    while distances[end]:
+        nearer = [i for i in graph._out[end] if distances[graph.directions[i].dst] == distances[end] - 1]
+        way.append(nearer[(src + dst + len(way)) % len(nearer)])
+        end = graph.directions[way[-1]].dst
+    return tuple(way)
