@@ -9,16 +9,16 @@ from torch import Tensor
 
 from tightwire.kernels.grid import ABSTAINED, SPOILED, VOTED, Eight, Grid
 from tightwire.kernels.keys import keys_of
-from tightwire.kernels.reference_sparse import (
-    above as above,
-    draw as draw,
-    put as put,
-    put_blocks as put_blocks,
-    select_blocks as select_blocks,
-    sketch as sketch,
-    transform as transform,
-    unsketch as unsketch,
-    untransform as untransform,
+from tightwire.kernels.reference_sparse import (  # noqa: F401
+    above,
+    draw,
+    put,
+    put_blocks,
+    select_blocks,
+    sketch,
+    transform,
+    unsketch,
+    untransform,
 )
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from tightwire.kernels.cpu import casts, floats, signs, sparse, uniform, votes
-from tightwire.kernels.cpu.sparsely import (
-    above as above,
-    draw as draw,
-    put as put,
-    put_blocks as put_blocks,
-    select_blocks as select_blocks,
-    sketch as sketch,
-    transform as transform,
-    unsketch as unsketch,
-    untransform as untransform,
+from tightwire.kernels.cpu.sparsely import (  # noqa: F401
+    above,
+    draw,
+    put,
+    put_blocks,
+    select_blocks,
+    sketch,
+    transform,
+    unsketch,
+    untransform,
 )
 from tightwire.kernels.grid import Eight, Grid
 from tightwire.kernels.keys import keys_of

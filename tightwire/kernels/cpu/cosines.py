@@ -1,0 +1,82 @@
+"""Loops that turn chunks into cosines and back.
+
+Sums are taken one product after the other, without fused multiplications, so that every device gets the same bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from tightwire.kernels.cpu.bits import F32, LOOP
+
+
+@njit(**LOOP)
+def transform(x: Any, forward: Any, limit: Any, coefficients: Any) -> None:
+    """Writes the coefficients of every chunk of `x`, the last one filled up with zeros.
+
+    Args:
+        x: float32.
+        forward: (chunk, chunk); row i is what an element at place i adds to the coefficients; chunk is even.
+        limit: what is finite is cut to.
+        coefficients: whole chunks of float32; overwritten.
+    """
+    chunk = forward.shape[0]
+    padded = np.zeros(chunk, np.float32)
+    total = np.empty(chunk, np.float32)
+    for first in range(0, coefficients.size, chunk):
+        here = x[first : first + chunk]
+        if here.size < chunk:
+            padded[: here.size] = here
+            here = padded
+        total[:] = F32(0)
+        for i in range(0, chunk, 4):
+            a, b, c, d = here[i], here[i + 1], here[i + 2], here[i + 3]
+            fa, fb, fc, fd = forward[i], forward[i + 1], forward[i + 2], forward[i + 3]
+            for j in range(chunk):
+                total[j] = total[j] + a * fa[j] + b * fb[j] + c * fc[j] + d * fd[j]
+        out = coefficients[first : first + chunk]
+        for j in range(chunk):
+            out[j] = limited(total[j], limit)
+
+
+@njit(**LOOP)
+def limited(value: Any, limit: Any) -> Any:
+    """Returns a value cut to a limit; one that is not finite stays so."""
+    if not np.isfinite(value):
+        return value
+    return min(max(value, -limit), limit)
+
+
+@njit(**LOOP)
+def untransform(indices: Any, values: Any, backward: Any, kept: Any, out: Any, how: Any) -> None:
+    """Writes (`how` = 0), adds (1) or subtracts (-1) the waves of a message.
+
+    Args:
+        indices: int32, into whole chunks of coefficients; ascending, `kept` per chunk.
+        values: float32 coefficients.
+        backward: (chunk, chunk); row j is the wave of coefficient j.
+        kept: coefficients per chunk.
+        out: float32.
+        how: they meet `out`.
+    """
+    chunk = backward.shape[0]
+    total = np.empty(chunk, np.float32)
+    for first in range(0, out.size, chunk):
+        here = out[first : first + chunk]
+        total[:] = F32(0)
+        slot = first // chunk * kept
+        for j in range(slot, slot + kept):
+            value, wave = values[j], backward[indices[j] - first]
+            for i in range(chunk):
+                total[i] += value * wave[i]
+        if how == 0:
+            here[:] = total[: here.size]
+        elif how == 1:
+            for i in range(here.size):
+                here[i] += total[i]
+        else:
+            for i in range(here.size):
+                here[i] -= total[i]
