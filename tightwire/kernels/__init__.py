@@ -10,6 +10,7 @@ message does not carry, and releases the GIL while it works:
     quantise, dequantise     a grid per block: int8, int4, int2, QSGD, NUQSGD, TernGrad
     sign, unsign             one bit each, and the mean magnitudes of a block
     cast, tally, uncast      votes: one bit each, and what the majority of several is
+    split_planes, join_planes    bytes by their place in an element
     power, unpower           powers of two, at random
     eight, uneight           8-bit floats, scaled per block
     select, scatter          the k largest magnitudes, by index

@@ -10,10 +10,10 @@ from torch import Tensor
 from tightwire.kernels.grid import ABSTAINED, SPOILED, VOTED, Eight, Grid
 from tightwire.kernels.keys import keys_of
 from tightwire.kernels.reference_sparse import (  # noqa: F401
-    above,
     draw,
     put,
     put_blocks,
+    select_above,
     select_blocks,
     sketch,
     transform,
@@ -222,6 +222,16 @@ def uncast(message: Tensor, out: Tensor, block: int, add: bool) -> None:
         size = sizes[states.long().clamp(max=SPOILED)][:, None]
         negative = _unpack(packed, 1)[:, : rows.shape[1]].bool()
         _write(torch.where(negative, -size, size), rows, add)
+
+
+def split_planes(bits: Tensor, message: Tensor) -> None:
+    """Writes the bytes of integers by their place in them, the lowest ones of all first."""
+    message.view(bits.element_size(), -1).copy_(bits.view(torch.uint8).view(bits.numel(), -1).T)
+
+
+def join_planes(message: Tensor, bits: Tensor) -> None:
+    """Writes the integers whose bytes `split_planes` wrote."""
+    bits.view(torch.uint8).view(bits.numel(), -1).copy_(message.view(bits.element_size(), -1).T)
 
 
 def power(x: Tensor, message: Tensor, block: int, seed: int) -> None:

@@ -18,7 +18,7 @@ def _magnitudes(x: Tensor) -> Tensor:
     return x.view(_INTEGERS[x.element_size()]) & _MASKS[x.element_size()]
 
 
-def above(x: Tensor, message: Tensor, k: int, threshold: float) -> None:
+def select_above(x: Tensor, message: Tensor, k: int, threshold: float) -> None:
     """Moves the magnitudes of at least `threshold`, or the k largest if those are fewer, to the message.
 
     The message is an int32 count, k int32 indices, ascending, and k values; unused places are zero.
@@ -110,7 +110,7 @@ def draw(x: Tensor, message: Tensor, k: int, seed: int) -> None:
     """Moves elements of finite float32 `x`, drawn by their magnitude, to the message; `x` keeps the difference.
 
     Odds p = min(1, λ|x|), of which λ makes the sum at most k, are summed over the elements; where the sum passes
-    a whole number, shifted by a random start, the element is sent as x/p. The message is as that of `above`.
+    a whole number, shifted by a random start, the element is sent as x/p. The message is as that of `select_above`.
     """
     bins = _magnitudes(x) >> SHIFT
     scale = scale_of(torch.bincount(bins, minlength=NUM_BINS).cpu().numpy(), k)

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tightwire.kernels.cpu import casts, floats, signs, sparse, uniform, votes
+from tightwire.kernels.cpu import casts, floats, planes, signs, sparse, uniform, votes
 from tightwire.kernels.cpu.sparsely import (  # noqa: F401
-    above,
     draw,
     put,
     put_blocks,
+    select_above,
     select_blocks,
     sketch,
     transform,
@@ -85,6 +85,16 @@ def tally(messages: Tensor, outcome: Tensor, numel: int, block: int, seed: int) 
 def uncast(message: Tensor, out: Tensor, block: int, add: bool) -> None:
     """Writes or adds the signs of a message of votes to float32 `out`."""
     votes.uncast(message.numpy(), out.numpy(), block, add)
+
+
+def split_planes(bits: Tensor, message: Tensor) -> None:
+    """Writes the bytes of integers by their place in them, the lowest ones of all first."""
+    planes.split(bits.numpy().view(_UNSIGNED[bits.element_size()]), message.numpy())
+
+
+def join_planes(message: Tensor, bits: Tensor) -> None:
+    """Writes the integers whose bytes `split_planes` wrote."""
+    planes.join(message.numpy(), bits.numpy().view(_UNSIGNED[bits.element_size()]))
 
 
 def power(x: Tensor, message: Tensor, block: int, seed: int) -> None:

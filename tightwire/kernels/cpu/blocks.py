@@ -17,7 +17,7 @@ FEW = 48
 
 
 @njit(**LOOP)
-def above(a: Any, mask: Any, low: Any, k: Any, message: Any) -> None:
+def select_above(a: Any, mask: Any, low: Any, k: Any, message: Any) -> None:
     """Moves the magnitudes of at least `low` to the message; of more than k, the k largest.
 
     Args:

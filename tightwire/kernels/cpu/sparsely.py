@@ -26,11 +26,11 @@ def _bits(x: Tensor) -> tuple[Any, Any]:
     return x.view(_INTEGERS[itemsize]).numpy().view(_UNSIGNED[itemsize]), _MASKS[itemsize]
 
 
-def above(x: Tensor, message: Tensor, k: int, threshold: float) -> None:
+def select_above(x: Tensor, message: Tensor, k: int, threshold: float) -> None:
     """Moves the magnitudes of at least `threshold`, or the k largest if those are fewer, to the message."""
     bits, mask = _bits(x)
     low, _ = _bits(torch.tensor([threshold], dtype=torch.float64).to(x.dtype))
-    blocks.above(bits, mask, max(low[0], low.dtype.type(1)), k, message.numpy())
+    blocks.select_above(bits, mask, max(low[0], low.dtype.type(1)), k, message.numpy())
 
 
 def put(message: Tensor, out: Tensor, k: int, add: bool) -> bool:
