@@ -15,6 +15,7 @@ COMMANDS = {
     "plan": "tightwire.cli.plan",
     "simulate": "tightwire.cli.simulate",
     "bench": "tightwire.cli.bench",
+    "study": "tightwire.cli.study",
     "methods": "tightwire.cli.methods",
 }
 ABOUT = """Makes PyTorch training fast on the network you have.

@@ -1,0 +1,237 @@
+"""Studies: what is asked, kept, counted and claimed. The studies themselves are `tightwire study`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tightwire.compression import MEMBERS, Codec
+from tightwire.errors import FileError, LabError, PlanError
+from tightwire.plan import Plan
+from tightwire.study import report
+from tightwire.study.claims import Claim, Findings, all_of, fewer_bytes, no_worse, same, within, worse
+from tightwire.study.conduct import wanted
+from tightwire.study.digits import Digits
+from tightwire.study.language import Language
+from tightwire.study.results import Results, Trial, Wanted
+from tightwire.study.settings import DENSE, Settings, settings_for
+from tightwire.study.studies import STUDIES, find
+from tightwire.study.study import STOCK, TASKS, Scene, Study, full_text
+from tightwire.study.task import Place, Task
+from tightwire.study.trial import train
+from tightwire.transport import run_threads
+
+PLAIN, HALF = full_text("none"), full_text("topk:0.5+ef")
+
+
+def trial(plan: str, seed: int, metric: float | None, **more: object) -> Trial:
+    row = {"scene": "plain", "task": "digits", "steps": 10, "settings": "s", "plan": plan, "seed": seed}
+    return Trial(**row | more, metric=metric)  # type: ignore[arg-type]
+
+
+def findings(*trials: Trial) -> Findings:
+    return Findings(Results(None, trials), Digits(), "plain")
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_replicas_begin_alike_and_learn_from_other_data(task: Task) -> None:
+    first, second = (task.replica(Place(rank=rank, workers=2, seed=3)) for rank in (0, 1))
+    other = task.replica(Place(rank=0, workers=2, seed=4))
+    weights = [[p.detach() for p in replica.model.parameters()] for replica in (first, second, other)]
+    assert all(map(torch.equal, weights[0], weights[1]))
+    assert not all(map(torch.equal, weights[0], weights[2]))
+    assert not torch.equal(first.batch()[0], second.batch()[0])
+    assert first.judge() == second.judge()
+
+
+def test_unlike_shares_are_of_a_kind_and_none_is_lost() -> None:
+    from tightwire.study.digits import read, share
+
+    labels = read().train_labels
+    unlike = [share(labels, Place(rank=r, workers=4, split="unlike")) for r in range(4)]
+    alike = [share(labels, Place(rank=r, workers=4)) for r in range(4)]
+    assert max(labels[mine].unique().numel() for mine in unlike) <= 4
+    assert min(labels[mine].unique().numel() for mine in alike) == 10
+    for shares in (unlike, alike):
+        assert torch.equal(torch.cat(shares).sort().values, torch.arange(len(labels)))
+
+
+@pytest.mark.parametrize("task", [Digits(steps=3), Language(steps=3)], ids=lambda task: task.name)
+@pytest.mark.parametrize("plan", [PLAIN, "local:2"])
+def test_a_trial_counts_what_was_sent(task: Task, plan: str) -> None:
+    asked = Wanted(scene="curve", task=task.name, plan=plan, seed=0, steps=3, settings="")
+    scene = Scene(name="curve", snapshots=3)
+    first, second = run_threads(2, lambda t: train(asked, task, scene, DENSE[task.name], t))
+    numel = sum(p.numel() for p in task.replica(Place(rank=0, workers=2)).model.parameters())
+    assert first.wanted == asked
+    assert first.rounds == (3 if plan == PLAIN else 2)
+    assert first.bytes_per_step == second.bytes_per_step
+    assert 4 * numel * first.rounds / 3 == pytest.approx(first.bytes_per_step, rel=0.01)
+    assert first.metric is not None
+    assert second.metric is None
+    assert [step for _, step, _ in first.curve] == [1, 2, 3]
+
+
+def test_the_same_trial_gives_the_same_metric() -> None:
+    asked = Wanted(scene="plain", task="digits", plan=HALF, seed=1, steps=4, settings="")
+    once, again = (
+        run_threads(2, lambda t: train(asked, Digits(), Scene(), DENSE["digits"], t))[0] for _ in range(2)
+    )
+    assert once.metric == again.metric
+
+
+def test_a_slow_worker_waits_longer_at_times() -> None:
+    from tightwire.study.trial import Pace
+
+    scene = Scene(wait_s=0.5, slow_rank=1, slow_factor=3.0)
+    waits = [
+        [next(pace) for _ in range(50)]
+        for pace in (Pace(scene, Place(rank=r, workers=2)).waits_s() for r in (0, 1))
+    ]
+    assert set(waits[0]) == {0.5}
+    assert set(waits[1]) == {0.5, 1.5}
+
+
+def test_results_are_kept_and_only_what_is_missing_is_asked_again(tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "study.json"
+    results = Results.open(path)
+    results.about = {"command": "tightwire study"}
+    done = trial(PLAIN, 0, 0.9, curve=((0.1, 1, 0.5), (0.2, 2, None)), exposed_s=(0.1, None))
+    failed = trial(HALF, 0, None, error="rank 1 failed first")
+    results.add(done)
+    results.add(failed)
+    again = Results.open(path)
+    assert again.trials == (done, failed)
+    assert again.about == results.about
+    new = dataclasses.replace(done.wanted, settings="other")
+    assert again.missing([done.wanted, failed.wanted, new]) == [failed.wanted, new]
+    json.loads(path.read_text())
+
+
+def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text('{"trials": [{"plan": "bsp"}]}')
+    with pytest.raises(FileError, match="Move it away"):
+        Results.open(path)
+
+
+def test_summaries_do_not_hide_a_seed_that_diverged() -> None:
+    found = findings(trial(PLAIN, 0, 0.9), trial(PLAIN, 1, 0.7), trial(HALF, 0, 0.9), trial(HALF, 1, None))
+    assert found.of(PLAIN).mean == pytest.approx(0.8)
+    assert found.of(HALF).mean is None
+    assert found.of(HALF).diverged == 1
+    assert worse(HALF, PLAIN)(found).holds is True
+
+
+def test_claims_follow_the_numbers() -> None:
+    near = findings(
+        *(trial(PLAIN, s, 0.9 + s / 100) for s in range(3)),
+        *(trial(HALF, s, 0.902 + s / 100) for s in range(3)),
+    )
+    far = findings(*(trial(PLAIN, s, 0.9) for s in range(3)), *(trial(HALF, s, 0.8) for s in range(3)))
+    for check, on_near, on_far in (
+        (within(HALF, PLAIN, 0.01), True, False),
+        (same(HALF, PLAIN), True, False),
+        (no_worse(HALF, PLAIN), True, False),
+        (worse(HALF, PLAIN), False, True),
+        (all_of(same(HALF, PLAIN), worse(HALF, PLAIN)), False, False),
+    ):
+        assert check(near).holds is on_near
+        assert check(far).holds is on_far
+    assert same("bsp/allreduce/int8", PLAIN)(near).holds is None
+    assert "0.9100 ± 0.0100" in same(HALF, PLAIN)(near).numbers
+
+
+def test_bytes_are_claimed_too() -> None:
+    found = findings(trial(PLAIN, 0, 0.9, bytes_per_step=1000.0), trial(HALF, 0, 0.9, bytes_per_step=100.0))
+    assert fewer_bytes(HALF, PLAIN, 10)(found).holds is True
+    assert fewer_bytes(HALF, PLAIN, 11)(found).holds is False
+    assert fewer_bytes("bsp", PLAIN, 11)(found).holds is None
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_is_whole(name: str) -> None:
+    study = find(name)
+    assert study.dense in study.plans
+    assert {claim.scene for claim in study.claims} <= {scene.name for scene in study.scenes}
+    asked = wanted(study, range(2))
+    assert len(asked) == len(set(asked)) == 2 * study.trials
+    assert study.race is None or find(study.race.name) is study.race
+
+
+def test_every_codec_is_studied() -> None:
+    studied = {stage.name for plan in find("compression").plans for stage in Plan.parse(plan).compression}
+    assert studied >= {member.name for member in MEMBERS if issubclass(member, Codec)}
+
+
+def test_narrowing_keeps_dense_and_refuses_what_is_not_there() -> None:
+    study = find("compression").narrowed(tasks=("text",), plans=("int8",), steps=5)
+    assert study.plans == (PLAIN, full_text("int8"))
+    assert [(task.name, task.steps) for task in study.tasks] == [("text", 5)]
+    with pytest.raises(LabError, match="has no task images"):
+        study.narrowed(tasks=("images",))
+    with pytest.raises(LabError, match="at least 1"):
+        study.narrowed(steps=0)
+    with pytest.raises(PlanError, match="no known"):
+        study.narrowed(plans=("nonsense",))
+    with pytest.raises(LabError, match="there are compression"):
+        find("nonsense")
+
+
+@pytest.mark.parametrize("wrong", [{"wait_s": -1.0}, {"slow_share": 2.0}, {"slow_rank": 1}])
+def test_impossible_scenes_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(LabError):
+        Scene(**wrong)  # type: ignore[arg-type]
+
+
+def test_settings_rise_and_fall_and_are_the_dense_ones_by_default() -> None:
+    settings = Settings(optimizer="sgd", lr=1.0)
+    rates = [settings.lr_at(step, 100) for step in range(100)]
+    assert max(rates) == 1.0
+    assert rates[0] < rates[4]
+    assert 0 < rates[-1] < 0.02
+    assert settings_for("digits", PLAIN) == DENSE["digits"]
+
+
+def test_the_report_lines_up_and_times_the_race() -> None:
+    ddp, ours = STOCK[0], full_text("int8")
+    study = Study(
+        name="race",
+        about="what?",
+        workers=2,
+        plans=(ddp, ours),
+        dense=ddp,
+        tasks=(Digits(steps=2),),
+        scenes=(Scene(name="plain", snapshots=2),),
+        claims=(Claim("Bytes are saved.", no_worse(ours, ddp)),),
+    )
+    curve = ((1.0, 1, 0.5), (3.0, 2, 0.9))
+    results = Results(
+        None,
+        [
+            trial(ddp, 0, 0.9, steps=2, curve=curve, bytes_per_step=800.0),
+            trial(ours, 0, 0.95, steps=2, curve=((0.5, 1, 0.8), (1.5, 2, 1.0)), bytes_per_step=200.0),
+        ],
+    )
+    rows = report.rows(study, results)
+    assert rows[0]["seconds_to_dense"] == 3.0
+    assert rows[1]["seconds_to_dense"] == pytest.approx(1.0)
+    assert rows[1]["faster"] == pytest.approx(3.0)
+    assert rows[1]["bytes_ratio"] == 4.0
+    page = report.markdown(study, results)
+    lines = [line for line in page.splitlines() if line.startswith("|")]
+    assert len({len(line) for line in lines}) == 1
+    assert "holds: int8 0.9500" in page
+    assert "3.00×" in page
+
+
+def test_never_reaching_is_said() -> None:
+    late = trial(PLAIN, 0, 0.5, curve=((1.0, 1, 0.4), (2.0, 2, None), (3.0, 3, 0.5)))
+    assert late.first_within(0.6, higher_is_better=True) is None
+    assert late.first_within(0.45, higher_is_better=True) == pytest.approx(2.0)
+    assert late.at(1.5) == 0.4
+    assert late.at(0.5) is None

@@ -1,0 +1,145 @@
+"""`tightwire study`: an experiment from the literature, re-run here, with its report."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import platform
+import shlex
+import sys
+import time
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from tightwire.errors import LabError
+from tightwire.lab import parse_rate
+from tightwire.study import report
+from tightwire.study.conduct import conduct, wanted
+from tightwire.study.results import Results, Trial, Wanted
+from tightwire.study.studies import STUDIES, find
+from tightwire.study.study import Study
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(help=f"Which one: {', '.join(STUDIES)}.")],
+    tasks: Annotated[str, typer.Option(help="By comma; all of the study's by default.")] = "",
+    plans: Annotated[
+        str, typer.Option(help="Separated by spaces, dense included by itself; the study's own by default.")
+    ] = "",
+    seeds: Annotated[int, typer.Option(help="How many, of weights and data.", min=1)] = 3,
+    steps: Annotated[int | None, typer.Option(help="Of each training; the task's own by default.")] = None,
+    rate: Annotated[
+        str | None, typer.Option(help="Each worker's link, each way: 100mbit. The study's own by default.")
+    ] = None,
+    time_to_loss: Annotated[
+        bool,
+        typer.Option("--time-to-loss", help="Ask how long until stock DDP's final metric, on a slow line."),
+    ] = False,
+    out: Annotated[
+        pathlib.Path | None, typer.Option(help="File of results; results/NAME.json by default.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="End with one line of JSON on standard output.")
+    ] = False,
+) -> None:
+    """Train under every plan of a study, and check what the literature says of it.
+
+    Each result is kept as it comes: a study that is stopped goes on where it was. Trials that are known are not
+    made again; move the file away to begin anew. A table and the claims stand in a file of the same name, .md.
+
+        tightwire study compression
+
+        tightwire study compression --plans "topk:0.01+ef int8" --tasks digits --seeds 1
+
+        tightwire study compression --time-to-loss --rate 100mbit
+    """
+    chosen = _chosen(name, time_to_loss).narrowed(
+        tasks=tuple(filter(None, tasks.split(","))),
+        plans=tuple(plans.split()),
+        steps=steps,
+        rate_bytes_per_s=None if rate is None else parse_rate(rate),
+    )
+    path = out or pathlib.Path("results") / f"{chosen.name}.json"
+    results = Results.open(path)
+    results.about = {"study": chosen.name, "command": _command(), "machine": _machine()}
+    found = _conduct(chosen, range(seeds), results)
+    path.with_suffix(".md").write_text(report.markdown(chosen, found), encoding="utf-8")
+    if as_json:
+        rows = report.rows(chosen, found)
+        claims = [{"claim": s, "found": f} for s, f in report.verdicts(chosen, found)]
+        typer.echo(json.dumps({"study": chosen.name, "rows": rows, "claims": claims}))
+    else:
+        _print(chosen, found)
+    typer.echo(f"Kept in {path} and {path.with_suffix('.md')}", err=True)
+
+
+def _chosen(name: str, time_to_loss: bool) -> Study:
+    chosen = find(name)
+    if not time_to_loss:
+        return chosen
+    if chosen.race is None:
+        raise LabError(
+            f"study {name} has no race to a loss; {', '.join(s.name for s in STUDIES.values() if s.race)} has."
+        )
+    return chosen.race
+
+
+def _conduct(chosen: Study, seeds: range, results: Results) -> Results:
+    asked = wanted(chosen, seeds)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True) as progress:
+        known = len(asked) - len(results.missing(asked))
+        bar = progress.add_task("the workers start", total=len(asked), completed=known)
+
+        def show(trial: Trial | Wanted) -> None:
+            if not isinstance(trial, Trial):
+                progress.update(bar, description=f"{trial.task} {trial.plan} seed {trial.seed}")
+                return
+            progress.advance(bar)
+            console.print(_line(trial), highlight=False, soft_wrap=True)
+
+        return conduct(chosen, seeds, results, show)
+
+
+def _line(trial: Trial) -> str:
+    metric = "diverged" if trial.metric is None else f"{trial.metric:.4f}"
+    found = trial.error or f"{metric} in {trial.seconds:.1f} s"
+    return f"{trial.task} {trial.plan} seed {trial.seed}: {found}"
+
+
+def _command() -> str:
+    return shlex.join(["tightwire", *sys.argv[1:]])
+
+
+def _machine() -> str:
+    import torch
+
+    versions = f"Python {platform.python_version()}, PyTorch {torch.__version__}"
+    return f"{os.cpu_count()} cores ({platform.machine()}), {versions}, {time.strftime('%Y-%m-%d')}"
+
+
+def _print(chosen: Study, found: Results) -> None:
+    console = Console()
+    for title, (head, *lines) in report.tables(chosen, found):
+        table = Table(*head, title=title, title_justify="left")
+        table.columns[0].no_wrap = True
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for line in lines:
+            table.add_row(*line)
+        console.print(table)
+    sentence = ""
+    for claim, verdict in report.verdicts(chosen, found):
+        if claim != sentence:
+            console.print(claim, highlight=False)
+            sentence = claim
+        console.print(f"    {verdict}", highlight=False)

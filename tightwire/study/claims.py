@@ -1,0 +1,160 @@
+"""What the literature says, as sentences that are checked on results: nothing here knows the outcome."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tightwire.study.results import Results, Summary
+from tightwire.study.task import Task
+
+NOISE = 2.0  # standard errors
+FLOOR = 0.002  # of the metric: two accuracies of three seeds may differ by less than their spread can show
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a claim holds on one task in one scene.
+
+    Attributes:
+        holds: None where it was not measured.
+        numbers: that show it.
+    """
+
+    holds: bool | None
+    numbers: str
+
+    def __str__(self) -> str:
+        word = {True: "holds", False: "does not hold", None: "not measured"}[self.holds]
+        return f"{word}: {self.numbers}"
+
+
+Check = Callable[["Findings"], Verdict]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One sentence of the literature.
+
+    Attributes:
+        sentence: what is said, and by whom.
+        check: says whether it holds.
+        scene: where it is said to.
+    """
+
+    sentence: str
+    check: Check
+    scene: str = "plain"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a check may look at: one task in one scene."""
+
+    results: Results
+    task: Task
+    scene: str
+
+    def of(self, plan: str) -> Summary:
+        """Returns what was found of a plan."""
+        return self.results.summary(self.scene, self.task.name, plan)
+
+    def gap(self, plan: str, other: str) -> float | None:
+        """Returns by which share of `other`'s metric `plan` is worse; negative where it is better.
+
+        A model that diverged is infinitely worse than one that did not.
+        """
+        one, two = self.of(plan), self.of(other)
+        if two.mean is None or not one.trials or one.errors:
+            return None
+        if one.mean is None:
+            return math.inf
+        worse = two.mean - one.mean if self.task.higher_is_better else one.mean - two.mean
+        return worse / abs(two.mean)
+
+    def noise(self, plan: str, other: str) -> float:
+        """Returns what the spread of seeds alone may make of their gap, as a share of `other`'s metric."""
+        one, two = self.of(plan), self.of(other)
+        error = math.hypot(one.spread, two.spread) / math.sqrt(max(1, len(one.trials)))
+        return max(FLOOR, NOISE * error / abs(two.mean or 1.0))
+
+    def numbers(self, plan: str, other: str) -> str:
+        """Prints two plans' metrics side by side."""
+        mine, others = print_metric(self.of(plan)), print_metric(self.of(other))
+        return f"{_short(plan)} {mine} against {_short(other)} {others}"
+
+
+def _short(plan: str) -> str:
+    """Returns what is told of a plan: under bsp, all-reduce and one bucket, its compression."""
+    return plan.removeprefix("bsp/allreduce/").removesuffix("/sequential")
+
+
+def print_metric(summary: Summary) -> str:
+    """Prints mean ± spread."""
+    if not summary.trials:
+        return "not measured"
+    if summary.errors:
+        return "failed"
+    if summary.mean is None:
+        return f"diverged in {summary.diverged} of {len(summary.trials)}"
+    return f"{summary.mean:.4f} ± {summary.spread:.4f}"
+
+
+def within(plan: str, of: str, share: float) -> Check:
+    """Checks that a plan is at most `share` worse than another."""
+    return _gap_check(plan, of, lambda gap, noise: gap <= share, f", wanted within {share:.0%}")
+
+
+def no_worse(plan: str, than: str) -> Check:
+    """Checks that a plan is no worse than another beyond what seeds explain."""
+    return _gap_check(plan, than, lambda gap, noise: gap <= noise)
+
+
+def worse(plan: str, than: str) -> Check:
+    """Checks that a plan is worse than another beyond what seeds explain."""
+    return _gap_check(plan, than, lambda gap, noise: gap > noise)
+
+
+def same(plan: str, as_: str) -> Check:
+    """Checks that two plans differ by no more than seeds explain."""
+    return _gap_check(plan, as_, lambda gap, noise: abs(gap) <= noise)
+
+
+def fewer_bytes(plan: str, than: str, times: float) -> Check:
+    """Checks that a plan sends at least `times` fewer bytes per step than another."""
+
+    def check(findings: Findings) -> Verdict:
+        mine, others = (findings.of(p).bytes_per_step for p in (plan, than))
+        if mine is None or others is None:
+            return Verdict(None, f"{_short(plan)} and {_short(than)} are needed")
+        ratio = others / mine if mine else math.inf
+        numbers = f"{_short(plan)} sends {mine:,.0f} bytes per step, {_short(than)} {others:,.0f}: {ratio:.1f}× fewer"
+        return Verdict(ratio >= times, f"{numbers}, wanted {times:g}×")
+
+    return check
+
+
+def all_of(*checks: Check) -> Check:
+    """Checks several things at once."""
+
+    def check(findings: Findings) -> Verdict:
+        verdicts = [one(findings) for one in checks]
+        known = [v.holds for v in verdicts if v.holds is not None]
+        holds = all(known) if len(known) == len(verdicts) else (False if False in known else None)
+        return Verdict(holds, "; ".join(v.numbers for v in verdicts))
+
+    return check
+
+
+def _gap_check(plan: str, other: str, holds: Callable[[float, float], bool], wanted: str = "") -> Check:
+    def check(findings: Findings) -> Verdict:
+        gap = findings.gap(plan, other)
+        numbers = findings.numbers(plan, other)
+        if gap is None:
+            return Verdict(None, numbers)
+        noise = findings.noise(plan, other)
+        said = f"{abs(gap):.2%} {'worse' if gap > 0 else 'better'}, seeds explain {noise:.2%}{wanted}"
+        return Verdict(holds(gap, noise), f"{numbers} ({said})")
+
+    return check

@@ -1,0 +1,177 @@
+"""A study's report: tables that line up, claims with their numbers, as text for terminals and for the repository."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tightwire.planner.words import print_size
+from tightwire.study.claims import Findings, print_metric
+from tightwire.study.results import Results, Summary
+from tightwire.study.study import Scene, Study, labels
+from tightwire.study.task import Task
+
+Table = list[tuple[str, ...]]
+
+
+def rows(study: Study, results: Results) -> list[dict[str, Any]]:
+    """Returns one row per scene, task and plan, for `--json`."""
+    return [
+        _row(study, Findings(results, task, scene.name), scene, plan)
+        for scene in study.scenes
+        for task in study.tasks
+        for plan in study.plans
+    ]
+
+
+def _row(study: Study, findings: Findings, scene: Scene, plan: str) -> dict[str, Any]:
+    summary, dense = findings.of(plan), findings.of(study.dense)
+    gap = findings.gap(plan, study.dense) if summary.trials and summary.mean is not None else None
+    row = {
+        "scene": scene.name,
+        "task": findings.task.name,
+        "metric": findings.task.metric,
+        "plan": plan,
+        "seeds": len(summary.trials),
+        "steps": summary.trials[0].steps if summary.trials else None,
+        "mean": summary.mean,
+        "spread": summary.spread,
+        "worse_than_dense": gap,
+        "bytes_per_step": summary.bytes_per_step,
+        "bytes_ratio": _ratio(dense.bytes_per_step, summary.bytes_per_step),
+        "rounds": summary.trials[0].rounds if summary.trials else None,
+        "skipped": sum(t.skipped for t in summary.trials),
+        "exposed_s": _mean([s for t in summary.trials for s in t.exposed_s]),
+        "seconds": _mean([t.seconds for t in summary.trials]),
+        "errors": list(summary.errors),
+    }
+    if scene.snapshots:
+        mine, theirs = (time_to_dense(study, findings, p) for p in (plan, study.dense))
+        row |= {"seconds_to_dense": mine, "faster": _ratio(theirs, mine)}
+    return row
+
+
+def time_to_dense(study: Study, findings: Findings, plan: str) -> float | None:
+    """Returns the seconds until a plan reaches the metric that dense ends with; None if a seed never does.
+
+    Seed by seed: each against the same seed's dense run.
+    """
+    ends = {t.seed: t.metric for t in findings.of(study.dense).trials}
+    reached = [
+        None if (end := ends.get(t.seed)) is None
+        else t.first_within(end, higher_is_better=findings.task.higher_is_better)
+        for t in findings.of(plan).trials
+    ]  # fmt: skip
+    return _mean(reached)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Returns the mean, or None where there is nothing, or something is missing."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known and len(known) == len(values) else None
+
+
+def _ratio(a: float | None, b: float | None) -> float | None:
+    return a / b if a and b else None
+
+
+def tables(study: Study, results: Results) -> Iterator[tuple[str, Table]]:
+    """Yields a title and a table, head first, per scene and task; best plans in the study's order."""
+    short = labels(study.plans)
+    cells = rows(study, results)
+    for scene in study.scenes:
+        for task in study.tasks:
+            mine = [r for r in cells if (r["scene"], r["task"]) == (scene.name, task.name)]
+            yield (
+                _title(scene, task, mine),
+                [_head(scene, task), *(_line(short, scene, r, results) for r in mine)],
+            )
+
+
+def _title(scene: Scene, task: Task, mine: Sequence[dict[str, Any]]) -> str:
+    seeds = max((row["seeds"] for row in mine), default=0)
+    where = "" if scene.name == "plain" else f", {scene.name}"
+    return f"{task.name}{where}: {task.metric} after {task.steps} steps, {seeds} seeds"
+
+
+def _head(scene: Scene, task: Task) -> tuple[str, ...]:
+    race = ("to dense's end", "faster") if scene.snapshots else ()
+    return ("plan", task.metric, "worse by", "sent per step", "less", "rounds", "skipped", *race)
+
+
+def _line(short: Any, scene: Scene, row: dict[str, Any], results: Results) -> tuple[str, ...]:
+    summary = results.summary(row["scene"], row["task"], row["plan"])
+    race = (_seconds(row["seconds_to_dense"]), _times(row["faster"])) if scene.snapshots else ()
+    return (
+        short[row["plan"]],
+        print_metric(summary),
+        "" if row["worse_than_dense"] is None else f"{row['worse_than_dense']:+.2%}",
+        _size(summary),
+        _times(row["bytes_ratio"]),
+        "" if row["rounds"] is None else str(row["rounds"]),
+        str(row["skipped"] or ""),
+        *race,
+    )
+
+
+def _size(summary: Summary) -> str:
+    return "" if summary.bytes_per_step is None else print_size(round(summary.bytes_per_step))
+
+
+def _seconds(seconds: float | None) -> str:
+    return "not reached" if seconds is None else f"{seconds:.1f} s"
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}×" if ratio < 10 else f"{ratio:.0f}×"
+
+
+def verdicts(study: Study, results: Results) -> Iterator[tuple[str, str]]:
+    """Yields each claim with what was found of it on each task; scenes that were not studied are left out."""
+    scenes = {scene.name for scene in study.scenes}
+    for claim in study.claims:
+        if claim.scene in scenes:
+            for task in study.tasks:
+                found = claim.check(Findings(results, task, claim.scene))
+                yield claim.sentence, f"{task.name}: {found}"
+
+
+def markdown(study: Study, results: Results) -> str:
+    """Returns the report that is kept in the repository."""
+    parts = [f"# Study: {study.name}", study.about[0].upper() + study.about[1:], _made(study, results)]
+    for title, table in tables(study, results):
+        parts += [f"## {title[0].upper() + title[1:]}", _aligned(table)]
+    claims: dict[str, list[str]] = {}
+    for sentence, found in verdicts(study, results):
+        claims.setdefault(sentence, []).append(f"    - {found}")
+    if claims:
+        parts += [
+            "## What the literature says",
+            "\n".join(f"- {s}\n" + "\n".join(f) for s, f in claims.items()),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _made(study: Study, results: Results) -> str:
+    about = results.about
+    lines = [
+        f"Made by `{about['command']}`" if "command" in about else "",
+        f"on {about['machine']}." if "machine" in about else "",
+        f"{study.workers} workers, the same initial weights and the same batches for every plan. Spread is the "
+        "standard deviation over seeds; bytes are payload that a worker sends, as counted.",
+    ]
+    return " ".join(filter(None, lines))
+
+
+def _aligned(table: Table) -> str:
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = "|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|"
+    return "\n".join([line(table[0]), rule, *map(line, table[1:])])

@@ -1,0 +1,115 @@
+"""What is sent: every codec and every reduction against dense gradients, in equal steps."""
+
+from __future__ import annotations
+
+from tightwire.compression import Codec, Recipe
+from tightwire.errors import PlanError
+from tightwire.plan import catalogue
+from tightwire.reducers import Reduction
+from tightwire.study.claims import Claim, all_of, no_worse, same, within, worse
+from tightwire.study.language import Language
+from tightwire.study.study import DDP, DDP_POWERSGD, Scene, Study, full_text
+
+DENSE = full_text("none")
+# Methods as they are recommended, and without what makes them work, to see that it does.
+USUAL = (
+    "none",
+    "bf16",
+    "fp16",
+    "fp8",
+    "int8",
+    "int8:rounding=stochastic",
+    "int4",
+    "int4+ef",
+    "int2+ef",
+    "qsgd:127",
+    "qsgd:7",
+    "qsgd:7+diana:0.1",
+    "natural",
+    "terngrad",
+    "efsign",
+    "efsign+ef",
+    "onebit",
+    "onebit+ef",
+    "topk:0.01",
+    "topk:0.01+ef",
+    "topk:0.01+ef21",
+    "stc:0.01+ef",
+    "powersgd:4+ef",
+    "atomo:3",
+)
+
+
+def _members() -> tuple[str, ...]:
+    """Returns the methods that no text above uses, by their own example: a new one takes part by itself."""
+    used = {stage.partition(":")[0] for text in USUAL for stage in text.split("+")}
+    texts = []
+    for name, member in catalogue("compression").items():
+        if issubclass(member, Codec | Reduction | Recipe) and name not in used:
+            texts.append(member.example or name)
+    return tuple(text for text in texts if _works(text))
+
+
+def _works(text: str) -> bool:
+    try:
+        full_text(text)
+    except PlanError:
+        return False
+    return True
+
+
+CLAIMS = (
+    Claim(
+        "Error feedback repairs top-k 1 % (Stich et al. 2018): better with it, within 1 % of dense.",
+        all_of(
+            worse(full_text("topk:0.01"), full_text("topk:0.01+ef")),
+            within(full_text("topk:0.01+ef"), DENSE, 0.01),
+        ),
+    ),
+    Claim(
+        "Error feedback repairs signs (Karimireddy et al. 2019): worse than dense without it, better with it.",
+        all_of(
+            worse(full_text("efsign"), DENSE),
+            worse(full_text("efsign"), full_text("efsign+ef")),
+        ),
+    ),
+    Claim(
+        "Unbiased quantisers of 8 bits are indistinguishable from dense (Alistarh et al. 2017).",
+        all_of(*(same(full_text(text), DENSE) for text in ("qsgd:127", "int8:rounding=stochastic"))),
+    ),
+    Claim(
+        "16 bits are indistinguishable from dense (Micikevicius et al. 2018).",
+        all_of(*(same(full_text(text), DENSE) for text in ("bf16", "fp16"))),
+    ),
+    Claim(
+        "PowerSGD of rank 4 is within 1 % of dense (Vogels et al. 2019).",
+        within(full_text("powersgd:4+ef"), DENSE, 0.01),
+    ),
+    Claim(
+        "Int4 with feedback is no worse than without.",
+        no_worse(full_text("int4+ef"), full_text("int4")),
+    ),
+)
+
+# A model whose gradients weigh on a slow line: 4.9 million parameters.
+LARGE = Language(steps=120, width=256, layers=6)
+RACE = Study(
+    name="compression-race",
+    about="how long until the held-out loss that stock DDP ends with, on a slow line?",
+    workers=4,
+    plans=(DDP, DDP_POWERSGD, *map(full_text, ("powersgd:4+ef", "topk:0.01+ef", "int4+ef", "stc:0.01+ef"))),
+    dense=DDP,
+    tasks=(LARGE,),
+    scenes=(Scene(name="slow line", rate_bytes_per_s=12.5e6, snapshots=30),),
+    longer=lambda plan: 1.0 if plan == DDP else 1.5,
+)
+
+COMPRESSION = Study(
+    name="compression",
+    about="what does a codec cost in held-out quality, and what does it save in bytes?",
+    workers=4,
+    plans=tuple(dict.fromkeys(map(full_text, (*filter(_works, USUAL), *_members())))),
+    dense=DENSE,
+    claims=CLAIMS,
+    race=RACE,
+)

@@ -1,0 +1,173 @@
+"""One trial: a task trained under a plan from given weights, and what came of it. Runs on every worker alike."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tightwire.runtime import attach
+from tightwire.study.results import Trial, Wanted
+from tightwire.study.settings import Settings
+from tightwire.study.study import DDP, DDP_POWERSGD, STOCK, Scene
+from tightwire.study.task import Place, Replica, Task
+from tightwire.transport import Transport
+from tightwire.transport.base import native_bytes
+
+POWERSGD_STARTS_AT = 2  # the hook's default is to do nothing for 1,000 steps; 2 is the least it takes
+
+Snapshot = tuple[float, int, list[Tensor]]
+Account = Callable[[], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Emulated compute: the wait that a step begins with.
+
+    Attributes:
+        scene: says how long, and who is slow.
+        place: this worker; its draws differ from those of the data.
+    """
+
+    scene: Scene
+    place: Place
+
+    def waits_s(self) -> Iterator[float]:
+        """Yields each step's wait."""
+        scene, draws = self.scene, random.Random(self.place.stream)
+        while True:
+            slow = scene.slow_rank == self.place.rank and draws.random() < scene.slow_share
+            yield scene.wait_s * (scene.slow_factor if slow else 1.0)
+
+
+def train(wanted: Wanted, task: Task, scene: Scene, settings: Settings, transport: Transport) -> Trial:
+    """Trains and judges; the result is rank 0's, with all workers' bytes and waits.
+
+    Contract: every rank; blocks. Connections are the trial's own and are closed at its end.
+    """
+    place = Place(rank=transport.rank, workers=transport.size, seed=wanted.seed, split=scene.split)
+    replica = task.replica(place)
+    optimizer = settings.build(replica.model.parameters())
+    channel = transport.channel()
+    try:
+        with _bound(wanted.plan, replica, optimizer, channel) as (model, account):
+            channel.barrier()
+            seconds, snapshots = _steps(
+                wanted, replica, model, optimizer, settings, Pace(scene, place), scene
+            )
+            facts = account()
+        return _result(wanted, replica, seconds, snapshots, facts, channel)
+    finally:
+        channel.close()
+
+
+def _steps(
+    wanted: Wanted,
+    replica: Replica,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    settings: Settings,
+    pace: Pace,
+    scene: Scene,
+) -> tuple[float, list[Snapshot]]:
+    """Makes all steps; returns the seconds they took, and snapshots at regular steps."""
+    start_s, snapshots = time.perf_counter(), []
+    every = math.ceil(wanted.steps / scene.snapshots) if scene.snapshots else 0
+    for step, wait_s in zip(range(wanted.steps), pace.waits_s(), strict=False):
+        if wait_s:
+            time.sleep(wait_s)
+        settings.set_lr(optimizer, step, wanted.steps)
+        optimizer.zero_grad()
+        replica.loss(model, replica.batch()).backward()
+        optimizer.step()
+        if every and (step + 1) % every == 0 and pace.place.rank == 0:
+            parameters = [p.detach().clone() for p in replica.model.parameters()]
+            snapshots.append((time.perf_counter() - start_s, step + 1, parameters))
+    return time.perf_counter() - start_s, snapshots
+
+
+def _result(
+    wanted: Wanted,
+    replica: Replica,
+    seconds: float,
+    snapshots: list[Snapshot],
+    facts: dict[str, Any],
+    transport: Transport,
+) -> Trial:
+    rank_0 = transport.rank == 0
+    metric = _finite(replica.judge()) if rank_0 else None
+    curve = tuple((t, s, _judge(replica, x)) for t, s, x in snapshots) if rank_0 else ()
+    everyones = [json.loads(text) for text in transport.exchange(json.dumps(facts | {"s": seconds}).encode())]
+    return Trial(
+        **asdict(wanted),
+        metric=metric,
+        seconds=max(other["s"] for other in everyones),
+        bytes_per_step=_mean([other["sent_bytes"] for other in everyones], wanted.steps),
+        exposed_s=tuple(other["exposed_s"] for other in everyones),
+        rounds=facts["rounds"],
+        skipped=facts["skipped"],
+        curve=curve,
+    )
+
+
+def _mean(values: list[int | None], steps: int) -> float | None:
+    return None if None in values else statistics.fmean(v for v in values if v is not None) / steps
+
+
+def _finite(metric: float) -> float | None:
+    return metric if math.isfinite(metric) else None
+
+
+@torch.no_grad()
+def _judge(replica: Replica, snapshot: list[Tensor]) -> float | None:
+    for parameter, value in zip(replica.model.parameters(), snapshot, strict=True):
+        parameter.copy_(value)
+    return _finite(replica.judge())
+
+
+@contextlib.contextmanager
+def _bound(
+    plan: str, replica: Replica, optimizer: torch.optim.Optimizer, transport: Transport
+) -> Iterator[tuple[nn.Module, Account]]:
+    """Binds the replica to the others; yields the module to call, and an account of what was sent."""
+    if plan in STOCK:
+        yield stock(plan, replica.model), lambda: _stock_account(plan, replica.model, transport)
+        return
+    with attach(replica.model, optimizer, plan, transport=transport) as run:
+
+        def account() -> dict[str, Any]:
+            run.finish()
+            report = run.report()
+            names = ("sent_bytes", "exposed_s", "rounds", "skipped")
+            return {name: getattr(report, name) for name in names}
+
+        yield replica.model, account
+
+
+def stock(plan: str, model: nn.Module) -> nn.Module:
+    """Wraps a model in stock DDP as it comes, with the stock PowerSGD hook where the plan says so."""
+    from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
+
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    if plan == DDP_POWERSGD:
+        state = powerSGD_hook.PowerSGDState(
+            process_group=None, matrix_approximation_rank=4, start_powerSGD_iter=POWERSGD_STARTS_AT
+        )
+        wrapped.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+    return wrapped
+
+
+def _stock_account(plan: str, model: nn.Module, transport: Transport) -> dict[str, Any]:
+    """DDP does not tell what it sends: the ring's bytes by formula, and of the hook nothing."""
+    numel = sum(p.numel() for p in model.parameters())
+    sent = native_bytes(numel, 4, transport.size, transport.rank) if plan == DDP else None
+    return {"sent_bytes": sent, "exposed_s": None, "rounds": None, "skipped": 0}
