@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tightwire.collectives import PROGRAMS, Program, build, check
+from tightwire.collectives.builders import COLLECTIVES, legal_shapes, uneven_hierarchical
 from tightwire.collectives.traffic import predict_bytes
 from tightwire.compression import Identity
 from tightwire.errors import ProgramError
@@ -16,7 +17,7 @@ RANKS = range(1, 18)
 
 
 @pytest.mark.parametrize("n", RANKS)
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", [*PROGRAMS, *COLLECTIVES])
 def test_reaches_its_goal(name: str, n: int) -> None:
     program = build(name, n)
     check(program)
@@ -98,17 +99,70 @@ def test_a_broken_program_is_caught(case: tuple[str, Program]) -> None:
     assert fault not in ("drop", "double at once", "double later")
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", [*PROGRAMS, *COLLECTIVES])
 def test_cost_is_the_closed_form(name: str) -> None:
-    n, bytes_per_s, latency_s = 8, 1e6, 1e-3
+    n, alpha_s, beta_s = 8, 1e-3, 8000 / 1e6
     program = build(name, n)
     chunk = 8000 if program.gathers else 8000 // program.num_chunks
+    share = (n - 1) / n
     closed = {
-        "ring": 2 * (n - 1) * latency_s + 2 * (n - 1) / n * 8000 / bytes_per_s,
-        "native": 2 * (n - 1) * latency_s + 2 * (n - 1) / n * 8000 / bytes_per_s,
-        "recursive-doubling": 3 * (latency_s + 8000 / bytes_per_s),
-        "allgather": (n - 1) * (latency_s + 8000 / bytes_per_s),
+        "ring": 2 * (n - 1) * alpha_s + 2 * share * beta_s,
+        "native": 2 * (n - 1) * alpha_s + 2 * share * beta_s,
+        "recursive-doubling": 3 * (alpha_s + beta_s),
+        "halving-doubling": 6 * alpha_s + 2 * share * beta_s,
+        "tree": 8 * alpha_s + 3 * beta_s,
+        "double-tree": 10 * alpha_s + 2 * beta_s,
+        "torus": (2 * 1 + 2 * 3) * alpha_s + 2 * share * beta_s,
+        "hierarchical": (2 * 1 + 2 * 3) * alpha_s + 2 * share * beta_s,
+        "blueconnect": 6 * alpha_s + 2 * share * beta_s,
+        "direct": 2 * (n - 1) * alpha_s + 2 * share * beta_s,
+        "allgather": (n - 1) * (alpha_s + beta_s),
+        "reduce-scatter": (n - 1) * alpha_s + share * beta_s,
+        "all-gather": (n - 1) * alpha_s + share * beta_s,
+        "broadcast": 4 * alpha_s + 2 * beta_s,
+        "reduce": 4 * alpha_s + 2 * beta_s,
+        "all-to-all": (n - 1) * (alpha_s + beta_s / n**2),
     }
-    assert program.seconds([chunk] * program.num_chunks, latency_s, bytes_per_s) == pytest.approx(
-        closed[name]
-    )
+    assert program.seconds([chunk] * program.num_chunks, alpha_s, 1e6) == pytest.approx(closed[name])
+
+
+@pytest.mark.parametrize("n", RANKS)
+def test_boxes_of_every_shape_are_right(n: int) -> None:
+    for sides in (2, 3):
+        for shape in legal_shapes(n, sides):
+            check(build("blueconnect", n, shape))
+            check(build("hierarchical", n, shape))
+
+
+@pytest.mark.parametrize(
+    "nodes", [[[0, 1], [2, 3]], [[0, 2, 3], [1, 4]], [[0], [1, 2, 3], [4, 5]], [[2, 0, 1]]]
+)
+def test_nodes_may_be_uneven_and_scattered(nodes: list[list[int]]) -> None:
+    check(uneven_hierarchical(nodes))
+
+
+def test_shapes_that_do_not_fit_are_told_those_that_do() -> None:
+    with pytest.raises(
+        ProgramError, match=r"torus of shape 5x2 has 10 ranks, and there are 12; legal.*2x6, 3x4"
+    ):
+        build("torus", 12, (5, 2))
+    with pytest.raises(ProgramError, match="torus has two sides, and 3"):
+        build("torus", 12, (3, 2, 2))
+    with pytest.raises(ProgramError, match="hierarchical has two levels or more"):
+        build("hierarchical", 12, (12,))
+    with pytest.raises(
+        ProgramError, match=r"ring has no shape, .* torus, hierarchical, blueconnect have one"
+    ):
+        build("ring", 4, (2, 2))
+    with pytest.raises(ProgramError, match=r"hold each of 3 ranks once"):
+        uneven_hierarchical([[0, 1], [1]])
+
+
+@pytest.mark.parametrize("n", RANKS)
+def test_lines_are_equally_busy_in_a_double_tree(n: int) -> None:
+    """A rank is inner in one tree at most, but for one rank where n is odd."""
+    inner = [
+        {t.dst for t in build("double-tree", n).transfers if t.op == "reduce" and t.chunk == tree}
+        for tree in (0, 1)
+    ]
+    assert len(inner[0] & inner[1]) <= n % 2

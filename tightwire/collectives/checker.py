@@ -23,11 +23,13 @@ class Goal:
         name: for messages.
         starts: (program, rank, chunk) → whether the rank begins with its own contribution to the chunk.
         ends: (program, rank, chunk) → the ranks whose contributions it ends with, as a bit mask; 0 for any.
+        weighs: the weight that a transfer must have.
     """
 
     name: str
     starts: Callable[[Program, int, int], bool]
     ends: Callable[[Program, int, int], int]
+    weighs: Callable[[Program, Transfer], float] = lambda program, transfer: 1.0
 
 
 ALL_REDUCE = Goal(
@@ -40,6 +42,30 @@ ALL_GATHER = Goal(
     starts=lambda program, rank, chunk: rank == chunk,
     ends=lambda program, rank, chunk: 1 << chunk,
 )
+REDUCE_SCATTER = Goal(
+    name="reduce-scatter",
+    starts=lambda program, rank, chunk: True,
+    ends=lambda program, rank, chunk: (1 << program.num_ranks) - 1 if rank == chunk else 0,
+)
+REDUCE = Goal(
+    name="reduce",
+    starts=lambda program, rank, chunk: True,
+    ends=lambda program, rank, chunk: (1 << program.num_ranks) - 1 if rank == 0 else 0,
+)
+BROADCAST = Goal(
+    name="broadcast",
+    starts=lambda program, rank, chunk: rank == 0,
+    ends=lambda program, rank, chunk: 1,
+)
+# Chunk s·n + d is what rank s has for rank d.
+ALL_TO_ALL = Goal(
+    name="all-to-all",
+    starts=lambda program, rank, chunk: rank == chunk // program.num_ranks,
+    ends=lambda program, rank, chunk: (
+        1 << chunk // program.num_ranks if rank == chunk % program.num_ranks else 0
+    ),
+)
+GOALS = {goal.name: goal for goal in (ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER, REDUCE, BROADCAST, ALL_TO_ALL)}
 
 
 class Values:
@@ -106,7 +132,7 @@ def check(program: Program, goal: Goal | None = None) -> Trace:
     Raises:
         ProgramError: the first violation, by step, rank and chunk.
     """
-    return _Machine(program, goal or (ALL_GATHER if program.gathers else ALL_REDUCE)).run()
+    return _Machine(program, goal or (ALL_GATHER if program.gathers else GOALS[program.goal])).run()
 
 
 class _Machine:
@@ -151,8 +177,8 @@ class _Machine:
             self._fail(t, f"is outside the program's {n} ranks and {self.program.num_chunks} chunks")
         if t.src == t.dst:
             self._fail(t, "is sent by a rank to itself")
-        if t.weight != 1.0:
-            self._fail(t, f"has weight {t.weight}, which {self.goal.name} does not know")
+        if t.weight != (declared := self.goal.weighs(self.program, t)):
+            self._fail(t, f"has weight {t.weight}, and {self.goal.name} declares {declared}")
         if t.chunk not in self.holds[t.src]:
             self._fail(t, "is not held by its sender")
         if (t.dst, t.chunk) in written:

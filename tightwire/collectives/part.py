@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -15,7 +16,13 @@ from tightwire.errors import ProgramError
 TAG_BITS = 16  # of the 31, for the messages of one runner between two ranks
 MAX_TAG = 1 << (31 - TAG_BITS)
 
+# How many pieces of earlier steps may still be on their way to a rank when it begins a step: none would leave its
+# line idle for a moment, many would have it carry two steps' streams, to two ranks, which hinder each other.
+STEP_SLACK = 2
+
 Place = Literal["work", "mean", "message"]
+# By which the pieces of a part are ordered, alike on all ranks.
+Turn = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +83,9 @@ class Receive:
 class Part:
     """What one rank does, in an order in which no rank ever waits for a later one.
 
+    Sends leave in the order of the program's steps, also where a later one could leave before: a line then carries
+    one stream each way, as the program means it to.
+
     Attributes:
         first: what leaves before anything arrives.
         receives: in the order in which they are taken in.
@@ -117,8 +127,8 @@ class _Lowering:
         self.trace = _trace(program)
         self.places: dict[int, Place] = {}
         self.tags: dict[tuple[int, int], int] = {}
-        self.first: list[Send] = []
-        self.receives: list[Receive] = []
+        self.sends: list[tuple[Turn, Send, Receive | None]] = []
+        self.receives: list[tuple[Turn, Receive]] = []
         self.latest: dict[int, Receive] = {}
 
     def part(self) -> Part:
@@ -129,11 +139,28 @@ class _Lowering:
             for i, t in numbered:
                 if t.src == self.rank:
                     self._send(i, t)
-            arriving = [list(self._receive(i, t)) for i, t in numbered if t.dst == self.rank]
-            # Piece by piece over all chunks of the step, as their senders make them ready.
-            for position in range(max(map(len, arriving), default=0)):
-                self.receives += [column[position] for column in arriving if position < len(column)]
-        return Part(tuple(self.first), tuple(self.receives))
+            for i, t in numbered:
+                if t.dst == self.rank:
+                    self._receive(i, t)
+        return self._ordered()
+
+    def _ordered(self) -> Part:
+        """Hangs every send on the arrival that lets it leave: its own, or one that an earlier send waits for."""
+        receives = [receive for _, receive in sorted(self.receives, key=lambda entry: entry[0])]
+        places = {id(receive): place for place, receive in enumerate(receives, start=1)}
+        first: list[Send] = []
+        after = 0
+        turns = sorted(turn for turn, _ in self.receives)
+        for turn, send, enabler in sorted(self.sends, key=lambda entry: entry[0]):
+            after = max(after, places[id(enabler)] if enabler else 0)
+            if not self.program.flows:
+                after = max(after, bisect.bisect_left(turns, (turn[0], 0)) - STEP_SLACK)
+            (receives[after - 1].then if after else first).append(send)
+        return Part(tuple(first), tuple(receives))
+
+    def _turn(self, step: int, position: int) -> Turn:
+        """When a piece moves: piece by piece over all chunks of a step; where pieces flow, a step later each."""
+        return (step + position, step) if self.program.flows else (step, position)
 
     def _send(self, i: int, t: Transfer) -> None:
         value = self.trace.sent[i]
@@ -142,16 +169,16 @@ class _Lowering:
             if self.places.get(t.chunk) != "message":
                 encode = self._encode(value, t.chunk)
             self.places[t.chunk] = "message"
-        for tag, piece in self._tagged(t):
+        for position, (tag, piece) in enumerate(self._tagged(t)):
             send = Send(t.dst, tag, piece, encode)
-            enabler = self.latest.get(piece)
-            (enabler.then if enabler else self.first).append(send)
+            self.sends.append((self._turn(t.step, position), send, self.latest.get(piece)))
 
-    def _receive(self, i: int, t: Transfer) -> Iterator[Receive]:
+    def _receive(self, i: int, t: Transfer) -> None:
         values, after = self.trace.values, self.trace.after[i]
         if (
             t.op == "copy"
             and not self.program.gathers
+            and self.program.goal == "all-reduce"
             and values.masks[after] + 1 != 1 << self.program.num_ranks
         ):
             raise ProgramError(
@@ -169,10 +196,10 @@ class _Lowering:
                 encode = self._encode(values.sum(held, arriving), t.chunk)
         if t.op == "copy" or encode:
             self.places[t.chunk] = "message"
-        for tag, piece in self._tagged(t):
+        for position, (tag, piece) in enumerate(self._tagged(t)):
             receive = Receive(t.src, tag, piece, t.op, place, own_first, self.trace.completes[i], encode)
             self.latest[piece] = receive
-            yield receive
+            self.receives.append((self._turn(t.step, position), receive))
 
     def _encode(self, value: int, chunk: int) -> Encode:
         complete = self.trace.values.masks[value] + 1 == 1 << self.program.num_ranks

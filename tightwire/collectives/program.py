@@ -44,6 +44,9 @@ class Program:
             True: rank r begins with chunk r alone, and every rank ends with all chunks, to be decoded and
             summed in rank order.
         native: the backend runs it by an algorithm of its own; `transfers` then says what is counted.
+        goal: what it promises, by the name of one of the checker's goals.
+        flows: the pieces of a chunk follow one another through the steps, as along a tree, so that a line is busy
+            with several steps at once; else a rank ends a step before it begins the next.
     """
 
     name: str
@@ -52,6 +55,8 @@ class Program:
     transfers: tuple[Transfer, ...]
     gathers: bool = False
     native: bool = False
+    goal: str = "all-reduce"
+    flows: bool = False
 
     def steps(self) -> Iterator[tuple[int, tuple[Transfer, ...]]]:
         """Yields each step with its transfers."""
@@ -75,7 +80,12 @@ class Program:
         return sum(chunk_bytes[t.chunk] for t in self.sends(rank))
 
     def seconds(self, chunk_bytes: Sequence[int], latency_s: float, bytes_per_s: float) -> float:
-        """Returns the α–β time: per step, one latency and the bytes of the busiest direction of any rank."""
+        """Returns the α–β time: per step, one latency and the bytes of the busiest direction of any rank.
+
+        Of a program that flows, all steps' latencies and the bytes of the busiest direction in all: small pieces.
+        """
+        if self.flows:
+            return self._flow_s(chunk_bytes, latency_s, bytes_per_s)
         total_s = 0.0
         for _, transfers in self.steps():
             busy: dict[tuple[str, int], int] = {}
@@ -84,6 +94,12 @@ class Program:
                     busy[end] = busy.get(end, 0) + chunk_bytes[t.chunk]
             total_s += latency_s + max(busy.values()) / bytes_per_s
         return total_s
+
+    def _flow_s(self, chunk_bytes: Sequence[int], latency_s: float, bytes_per_s: float) -> float:
+        num_steps = sum(1 for _ in self.steps())
+        lines = (moved(rank) for moved in (self.sends, self.receives) for rank in range(self.num_ranks))
+        busiest = max(sum(chunk_bytes[t.chunk] for t in line) for line in lines)
+        return num_steps * latency_s + busiest / bytes_per_s
 
     @cached_property
     def _by_rank(self) -> tuple[tuple[tuple[Transfer, ...], ...], tuple[tuple[Transfer, ...], ...]]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tightwire.collectives.engine import RECEIVES_AHEAD, Engine
 from tightwire.collectives.memory import DenseMemory, GatherMemory, Job, Memory, MessageMemory
-from tightwire.collectives.part import Part, Send, part_of
+from tightwire.collectives.part import part_of
 from tightwire.collectives.program import Program
-from tightwire.collectives.traffic import PIECE_BYTES, Pieces, pieces_of, predict_bytes
+from tightwire.collectives.traffic import PIECE_BYTES, pieces_of, predict_bytes
 from tightwire.compression.codec import Codec
 from tightwire.errors import ProgramError, TensorError
-from tightwire.transport.base import Transport, Work
-
-RECEIVES_AHEAD = 4
+from tightwire.transport.base import Transport
 
 
 class Runner:
@@ -123,7 +122,7 @@ def _check_fit(program: Program, transport: Transport, codec: Codec) -> None:
         )
 
 
-def _way(job: Job, transport: Transport, tag: int) -> _Native | _Engine:
+def _way(job: Job, transport: Transport, tag: int) -> _Native | Engine:
     if job.program.native:
         return _Native(job, transport)
     part = part_of(job.program, job.rank, job.pieces, tag)
@@ -134,55 +133,7 @@ def _way(job: Job, transport: Transport, tag: int) -> _Native | _Engine:
         memory = DenseMemory(job, slots)
     else:
         memory = MessageMemory(job, slots)
-    return _Engine(part, transport, memory, job.pieces)
-
-
-class _Engine:
-    """Moves the pieces of one part: receives posted before sends, and always some receives ahead.
-
-    A send leaves as soon as the arrival that it depends on is taken in, so the reduction of a piece overlaps
-    the transfer of the following ones, within a step and across steps.
-    """
-
-    def __init__(self, part: Part, transport: Transport, memory: Memory, pieces: Pieces) -> None:
-        self._part, self._transport, self._memory = part, transport, memory
-        self._sends_of: list[list[Work]] = [[] for _ in pieces.sizes]
-
-    def run(self, work: Tensor, mean: Tensor, seed: int) -> None:
-        memory, receives = self._memory, self._part.receives
-        memory.begin(work, mean, seed)
-        under_way = [self._post(i) for i in range(min(RECEIVES_AHEAD, len(receives)))]
-        for send in self._part.first:
-            self._send(send)
-        for i, receive in enumerate(receives):
-            under_way[i % RECEIVES_AHEAD].wait()
-            if receive.op == "reduce":
-                self._settle(receive.piece)
-                memory.arrived(receive, i % RECEIVES_AHEAD)
-            for send in receive.then:
-                self._send(send)
-            if receive.op == "copy":  # forwarded before it is decoded
-                memory.arrived(receive, i % RECEIVES_AHEAD)
-            if i + RECEIVES_AHEAD < len(receives):
-                under_way[i % RECEIVES_AHEAD] = self._post(i + RECEIVES_AHEAD)
-        for piece in range(len(self._sends_of)):
-            self._settle(piece)
-        memory.finish()
-
-    def _post(self, i: int) -> Work:
-        receive = self._part.receives[i]
-        tensor = self._memory.landing(receive, i % RECEIVES_AHEAD)
-        return self._transport.irecv(tensor, receive.src, receive.tag)
-
-    def _send(self, send: Send) -> None:
-        work = self._transport.isend(self._memory.outgoing(send), send.dst, send.tag)
-        self._sends_of[send.piece].append(work)
-
-    def _settle(self, piece: int) -> None:
-        """Waits until what was sent of a piece is taken, so that it may change."""
-        for work in self._sends_of[piece]:
-            work.wait()
-        self._sends_of[piece].clear()
+    return Engine(part, transport, memory, len(job.pieces.sizes))
 
 
 class _Native:
