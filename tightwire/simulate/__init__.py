@@ -5,11 +5,10 @@ from tightwire.simulate.events import Clock, Work
 from tightwire.simulate.predict import predict, slowest_of
 from tightwire.simulate.prediction import Bound, Prediction, Span
 from tightwire.simulate.shape import Shape, shape_of
-from tightwire.simulate.step import Backward, Channel, Move, Timeline
+from tightwire.simulate.step import Channel, Move, Steps, Timeline
 from tightwire.simulate.traffic import sent_bytes
 
 __all__ = [
-    "Backward",
     "Bound",
     "BucketCost",
     "Channel",
@@ -19,6 +18,7 @@ __all__ = [
     "Prediction",
     "Shape",
     "Span",
+    "Steps",
     "Timeline",
     "Work",
     "predict",

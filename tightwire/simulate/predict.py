@@ -12,10 +12,10 @@ from typing import get_args
 from tightwire.cluster import Cluster
 from tightwire.plan import Plan
 from tightwire.profile import ParameterProfile, Profile
-from tightwire.schedule import Partition, Schedule, TensorFacts
+from tightwire.schedule import Agenda, BucketFacts, Partition, Schedule, TensorFacts, Wire
 from tightwire.simulate.cost import BucketCost, Costs
 from tightwire.simulate.prediction import Bound, Prediction, Span
-from tightwire.simulate.step import Backward, Move, Timeline
+from tightwire.simulate.step import Move, Steps, Timeline
 from tightwire.sync import Sync
 
 # Local methods subtract parameters from anchors, anchors from means, and copy the result back.
@@ -58,11 +58,11 @@ def predict(plan: Plan | str, profile: Profile, cluster: Cluster) -> Prediction:
 
 
 @lru_cache(maxsize=64)
-def _partition(schedule: Schedule, parameters: tuple[ParameterProfile, ...]) -> Partition:
+def _partition(schedule: Schedule, parameters: tuple[ParameterProfile, ...], wire: Wire | None) -> Partition:
     facts = (
         TensorFacts(num_bytes=p.numel * p.itemsize, kind=p.itemsize, ready_s=p.ready_s) for p in parameters
     )
-    return schedule.partition(list(facts))
+    return schedule.partition(list(facts), wire)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +74,14 @@ class _Round:
     cluster: Cluster
 
     def prediction(self) -> Prediction:
-        steps, timeline, costs = self._sync.steps_per_round, self._timeline(), self._bucket_costs
+        steps, timeline, costs = self._sync.steps_per_round, self._timeline(), self._piece_costs
         before_s, after_s = self._around()
         path = tuple(self._critical_path(timeline, before_s, after_s))
         shares = _shares(path, timeline, costs)
-        round_s = before_s + self._late_s + timeline.end_s + after_s
+        exchanged_s = timeline.end_s + before_s + after_s
+        if timeline.period_s:  # the next forward does not wait for the end of the exchange
+            exchanged_s = timeline.period_s
+        round_s = self._late_s + exchanged_s
         deviation_s = self._deviation_s(shares)
         return Prediction(
             plan=str(self.plan),
@@ -87,7 +90,7 @@ class _Round:
             high_s=(round_s + STANDARD_DEVIATIONS * deviation_s) / steps,
             compute_s=(before_s + timeline.backward_end_s + after_s) / steps,
             codec_s=sum(cost.codec_s for cost in costs) / steps,
-            exposed_s=(self._late_s + timeline.end_s - timeline.backward_end_s) / steps,
+            exposed_s=(round_s - before_s - timeline.backward_end_s - after_s) / steps,
             bytes_per_step=round((sum(cost.sent_bytes for cost in costs) + self._control_bytes) / steps),
             bound_by=max(get_args(Bound), key=shares.__getitem__),
             critical_path=path,
@@ -116,11 +119,43 @@ class _Round:
     def _control_bytes(self) -> int:
         return self._costs.control_bytes if self._overlaps else 0
 
+    @property
+    def _schedule(self) -> Schedule:
+        assert isinstance(self.plan.schedule, Schedule), self.plan.schedule
+        return self.plan.schedule
+
+    @cached_property
+    def _wire(self) -> Wire | None:
+        """What averaging a buffer costs, for schedules that decide by it."""
+        if not self._schedule.measures or self.cluster.workers == 1:
+            return None
+        itemsize = self.profile.parameters[0].itemsize
+        whole = self._costs.bucket(self.profile.num_bytes // itemsize, itemsize)
+        latency_s, moving_s = whole.latency_s, whole.seconds - whole.latency_s
+        return Wire(
+            latency_s=latency_s,
+            bytes_per_s=self.profile.num_bytes / moving_s if moving_s else math.inf,
+        )
+
     @cached_property
     def _buckets(self) -> list[list[ParameterProfile]]:
-        assert isinstance(self.plan.schedule, Schedule), self.plan.schedule
         parameters = self.profile.parameters
-        return [[parameters[p] for p in bucket] for bucket in _partition(self.plan.schedule, parameters)]
+        return [
+            [parameters[p] for p in bucket] for bucket in _partition(self._schedule, parameters, self._wire)
+        ]
+
+    @cached_property
+    def _agenda(self) -> Agenda:
+        divisible = len(self.plan.compression) == 1  # stages remember buckets whole
+        facts = [
+            BucketFacts(
+                num_bytes=sum(p.numel * p.itemsize for p in bucket),
+                ready_s=max(p.ready_s for p in bucket),
+                divisible=divisible,
+            )
+            for bucket in self._buckets
+        ]
+        return self._schedule.agenda(facts, self._wire)
 
     def _around(self) -> tuple[float, float]:
         """Returns the time before the round's last backward pass (or its exchange), and after its exchange."""
@@ -131,9 +166,11 @@ class _Round:
         return steps * profile.compute_s, LOCAL_PASSES * numel * profile.pass_s_per_element
 
     @cached_property
-    def _bucket_costs(self) -> list[BucketCost]:
+    def _piece_costs(self) -> list[BucketCost]:
+        itemsizes = [bucket[0].itemsize for bucket in self._buckets]
         return [
-            self._costs.bucket(sum(p.numel for p in bucket), bucket[0].itemsize) for bucket in self._buckets
+            self._costs.bucket(piece.num_bytes // itemsizes[piece.bucket], itemsizes[piece.bucket])
+            for piece in self._agenda.pieces
         ]
 
     @property
@@ -146,15 +183,18 @@ class _Round:
         )
 
     def _timeline(self) -> Timeline:
-        assert isinstance(self.plan.schedule, Schedule), self.plan.schedule
-        costs, overlaps = self._bucket_costs, self._overlaps
-        backward = Backward(
-            backward_s=self.profile.backward_s + self._filling_s if overlaps else 0.0,
+        overlaps, profile = self._overlaps, self.profile
+        steps = Steps(
+            forward_s=profile.forward_s,
+            backward_s=profile.backward_s + self._filling_s if overlaps else 0.0,
+            optimizer_s=profile.optimizer_s,
             ready_s=[max(p.ready_s for p in bucket) if overlaps else 0.0 for bucket in self._buckets],
-            costs=costs,
+            agenda=self._agenda,
+            costs=self._piece_costs,
             control_s=self._costs.control_s if overlaps else 0.0,
+            overlaps_forward=overlaps and self._schedule.overlaps_forward,
         )
-        return backward.simulate(self.plan.schedule.scheduler(len(costs)))
+        return steps.simulate(self._schedule.pacer(self._agenda))
 
     def _critical_path(self, timeline: Timeline, before_s: float, after_s: float) -> Iterator[Span]:
         """Yields what the end of the round waited for, in order of time."""
@@ -195,7 +235,7 @@ def _last_train(timeline: Timeline) -> tuple[list[Move], float]:
 def _shares(path: tuple[Span, ...], timeline: Timeline, costs: list[BucketCost]) -> dict[str, float]:
     """Returns the seconds of the critical path by what they are spent on."""
     train, _ = _last_train(timeline)
-    on_path = [costs[move.bucket] for move in train]
+    on_path = [costs[move.piece] for move in train]
     control_s = sum(span.seconds for span in path if span.what == "control message")
     moving_s = sum(span.seconds for span in path if span.what.startswith("bucket")) + control_s
     return {

@@ -1,0 +1,97 @@
+"""Tensor, data and pipeline parallelism against Megatron-LM on A100s, each configuration family predicted unseen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from tightwire.simulate.parallel import Accelerators, Parallelism, Transformer, predict_iteration
+from tightwire.validate import published
+from tightwire.validate.fitting import Prior, as_numbers, fit
+from tightwire.validate.table import Point, Table
+
+# Peaks and rates that A100 nodes are known to reach: NVIDIA A100 data sheet (312 TFLOP/s, 2 TB/s, NVLink 300 GB/s each
+# way, one 200 Gb/s line per device), less what large products, passes and rings lose.
+PRIORS = {
+    "flops_per_s": Prior(value=2.2e14, spread=0.15),
+    "memory_bytes_per_s": Prior(value=1.2e12, spread=0.4),
+    "launch_s": Prior(value=5e-3, spread=0.5),
+    "inside_bytes_per_s": Prior(value=2.29e11, spread=0.1),
+    "across_bytes_per_s": Prior(value=2.1e10, spread=0.15),
+    "inside_latency_s": Prior(value=8e-5, spread=1.0),
+    "across_latency_s": Prior(value=1e-4, spread=1.0),
+    "optimizer_s_per_parameter": Prior(value=4e-11, spread=1.0),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One measured configuration."""
+
+    model: Transformer
+    how: Parallelism
+    global_batch: int
+    seconds: float
+
+    @property
+    def family(self) -> tuple[int, ...]:
+        """What is left out together: a model and a cut of it, at any micro-batch."""
+        return self.model.hidden, self.how.tensor, self.how.data, self.how.pipeline
+
+
+def predict(devices: Accelerators, case: Case) -> float:
+    """Returns the predicted seconds of an iteration."""
+    return predict_iteration(case.model, case.how, case.global_batch, devices).seconds
+
+
+def table() -> Table:
+    """Predicts every family by constants fitted on all others."""
+    known = tuple(cases())
+    fitted = {family: fitted_without(family) for family in dict.fromkeys(case.family for case in known)}
+    points = (
+        Point(
+            name=f"{case.model.hidden} wide: {case.how}",
+            group=f"{case.model.hidden} wide on {case.how.workers}",
+            measured=case.seconds,
+            predicted=predict(fitted[case.family], case),
+        )
+        for case in known
+    )
+    return Table(
+        name="megatron, a family left out at a time",
+        points=tuple(points),
+        better="low",
+        target={"mape": 0.147, "regret": 0.03},
+        note="Eight constants, fitted on the other families; seconds per iteration.",
+        constants=as_numbers(fitted_without(())),
+    )
+
+
+@cache
+def fitted_without(family: tuple[int, ...]) -> Accelerators:
+    """Returns the constants fitted on every family but this one."""
+    others = [(case, case.seconds) for case in cases() if case.family != family]
+    return fit(Accelerators, PRIORS, predict, others)
+
+
+def cases() -> Iterator[Case]:
+    """Yields what was measured."""
+    for row in published.read("megatron_a100_iterations.csv"):
+        number = {name: float(value) for name, value in row.items()}
+        yield Case(
+            model=Transformer(
+                layers=int(number["layers"]),
+                hidden=int(number["hidden"]),
+                heads=int(number["heads"]),
+                seq_len=int(number["seq_len"]),
+            ),
+            how=Parallelism(
+                tensor=int(number["tensor_parallel"]),
+                data=int(number["data_parallel"]),
+                pipeline=int(number["pipeline_parallel"]),
+                micro_batch=int(number["micro_batch"]),
+            ),
+            global_batch=int(number["global_batch"]),
+            seconds=number["iteration_ms"] / 1e3,
+        )
