@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,23 @@ class Round:
     scale: float = 1.0
 
 
+class Spared:
+    """Counts what rounds send less than was announced, because sizes depend on content: see `Reduction.bounded`.
+
+    Attributes:
+        num_bytes: of this rank, so far.
+    """
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+        self._lock = threading.Lock()
+
+    def add(self, num_bytes: int) -> None:
+        """Adds those of one bucket; from any thread."""
+        with self._lock:
+            self.num_bytes += num_bytes
+
+
 class Averager:
     """Averages one bucket in place, as its compression says.
 
@@ -49,6 +67,7 @@ class Averager:
         build: Callable[[Member], Reducer],
         *,
         workers: int,
+        spared: Spared | None = None,
     ) -> None:
         """Allocates what rounds will need.
 
@@ -57,9 +76,11 @@ class Averager:
             compression: a codec or a reduction, and the stages around it.
             build: builds the bucket's reducer for whatever sends in a round; sends nothing.
             workers: how many ranks take part.
+            spared: is told of what rounds send less than `bytes_in` them.
         """
         self.bucket = bucket
         self.finite = True
+        self._spared = spared
         self._compression = tuple(compression)
         self._build = build
         self._main = build(compression[0])
@@ -88,6 +109,8 @@ class Averager:
             assert self._work is not None
             self._reducer.run(self._work.copy_(flat), flat, seed=now.seed)
         self.finite = is_finite(flat)
+        if self._spared is not None:
+            self._spared.add(getattr(self._reducer, "spared_bytes", 0))
 
     def keep(self) -> None:
         """Keeps what the last run taught stages and reducer."""

@@ -34,6 +34,8 @@ class Reduction(Member, abc.ABC):
         unbiased: whether the mean's expectation is the exact mean, so that leftovers may be dropped.
         votes: whether what comes out stands for the mean without being one: it is of size 1 whatever the size of
             what came in, nothing is left over, and the law of the mean does not hold.
+        bounded: whether `bytes_sent` is a bound, because sizes depend on content. Its reducers agree on lengths before
+            they send, and say by `spared_bytes` how much less than the bound that is.
         wire_version: of its messages and their order; see `Codec`. A codec inside counts for itself.
     """
 
@@ -41,6 +43,7 @@ class Reduction(Member, abc.ABC):
     lossless: ClassVar[bool] = False
     unbiased: ClassVar[bool] = False
     votes: ClassVar[bool] = False
+    bounded: ClassVar[bool] = False
     wire_version: ClassVar[int] = 1
 
     @abc.abstractmethod
