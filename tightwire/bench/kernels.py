@@ -10,17 +10,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from tightwire.bench.subjects import Action, Floor, Phase, Subject, subject
 from tightwire.compression import MEMBERS, Codec
-from tightwire.errors import PlanError
-from tightwire.plan import parse_member
+from tightwire.plan import catalogue
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
-Phase = Literal["encode", "decode"]
 # Every codec with its usual settings; a codec that is not here is measured with its defaults.
 SETTINGS: dict[str, tuple[str, ...]] = {
     "int8": ("int8", "int8:rounding=stochastic"),
@@ -28,6 +26,8 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "topk": ("topk:0.01", "topk:0.001"),
     "stc": ("stc:0.01",),
 }
+# Methods that talk while they compress, of which only what they compute is timed.
+REDUCTIONS = ("powersgd:4", "sketch:0.01")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,9 @@ class Row:
         memcpy_s: of a copy of the input, in the same rounds.
         ratio: seconds over memcpy_s.
         stock_s: of the same in plain torch; None where torch has no usual way.
+        floor: what bounds the time where that is not a copy; empty where it is.
+        floor_s: of that alone, in the same rounds.
+        floor_ratio: seconds over floor_s.
     """
 
     kernel: str
@@ -51,12 +54,17 @@ class Row:
     memcpy_s: float
     ratio: float
     stock_s: float | None
+    floor: str = ""
+    floor_s: float | None = None
+    floor_ratio: float | None = None
 
 
 def default_kernels() -> tuple[str, ...]:
-    """Returns the text of every codec, with its usual settings."""
-    names = [member.name for member in MEMBERS if issubclass(member, Codec)]
-    return tuple(text for name in names for text in SETTINGS.get(name, (name,)))
+    """Returns the text of every codec, with its usual settings, or those of its own example, and reductions."""
+    codecs = [member for member in MEMBERS if issubclass(member, Codec)]
+    known = [text for text in REDUCTIONS if text.partition(":")[0] in catalogue("compression")]
+    usual = (SETTINGS.get(m.name, (m.example.partition("+")[0] or m.name,)) for m in codecs)
+    return (*(text for texts in usual for text in texts), *known)
 
 
 def measure(
@@ -69,20 +77,13 @@ def measure(
     """
     import torch
 
-    codecs = [_codec(text) for text in kernels]
     with _one_thread(torch):
         bench = _Bench(torch.randn(numel, generator=torch.Generator().manual_seed(0)))
-        for codec in codecs:
-            on_round(str(codec))
-            bench.run(codec, rounds)
+        subjects = [subject(text, bench.x) for text in kernels]
+        for text, make in zip(kernels, subjects, strict=True):
+            on_round(text)
+            bench.run(make(), rounds)
     return bench.rows
-
-
-def _codec(text: str) -> Codec:
-    member = parse_member("compression", text)
-    if not isinstance(member, Codec):
-        raise PlanError(f"{text} is no codec, so it has no kernels; known: {', '.join(default_kernels())}.")
-    return member
 
 
 @contextmanager
@@ -100,48 +101,46 @@ class _Bench:
 
     def __init__(self, source: Tensor) -> None:
         self.rows: list[Row] = []
+        self.x = source.clone()
         self._source = source
-        self._x = source.clone()
         self._copy = source.clone()
 
-    def run(self, codec: Codec, rounds: int) -> None:
-        import torch
-
-        numel = self._x.numel()
-        message = torch.empty(codec.wire_bytes(numel), dtype=torch.uint8)
-        ours: dict[Phase, Callable[[], object]] = {
-            "encode": lambda: codec.encode(self._x, message, seed=1),
-            "decode": lambda: codec.decode(message, self._x, add=True),
-        }
-        stock = stock_ways(codec, self._x)
-        times: dict[str, list[float]] = {key: [] for key in ("memcpy", *ours, *(f"stock {p}" for p in stock))}
+    def run(self, subject: Subject, rounds: int) -> None:
+        actions = dict(self._actions(subject))
+        times: dict[str, list[float]] = {key: [] for key in actions}
         # The first round compiles, and touches memory for the first time; it does not count.
         for counted in [False] + [True] * rounds:
-            for key, action in self._actions(ours, stock):
-                self._x.copy_(self._source)
+            for key, action in actions.items():
+                self.x.copy_(self._source)
                 spent_s = _time(action)
                 if counted:
                     times[key].append(spent_s)
         median_s = {key: statistics.median(values) for key, values in times.items()}
-        self.rows += [self._row(codec, phase, median_s) for phase in ours]
+        self.rows += [self._row(subject, phase, median_s) for phase in subject.ours]
 
-    def _actions(
-        self, ours: dict[Phase, Callable[[], object]], stock: dict[Phase, Callable[[], object]]
-    ) -> Iterator[tuple[str, Callable[[], object]]]:
-        yield "memcpy", lambda: self._copy.copy_(self._x)
-        yield from ours.items()
-        for phase, action in stock.items():
+    def _actions(self, subject: Subject) -> Iterator[tuple[str, Action]]:
+        copied = self._source[: subject.numel]
+        yield "memcpy", lambda: self._copy[: subject.numel].copy_(copied)
+        yield from subject.ours.items()
+        for phase, action in subject.stock.items():
             yield f"stock {phase}", action
+        for phase, floor in subject.floors.items():
+            yield f"floor {phase}", floor.action
 
-    def _row(self, codec: Codec, phase: Phase, median_s: dict[str, float]) -> Row:
+    def _row(self, subject: Subject, phase: Phase, median_s: dict[str, float]) -> Row:
+        floor: Floor | None = subject.floors.get(phase)
+        floor_s = median_s.get(f"floor {phase}")
         return Row(
-            kernel=str(codec),
+            kernel=subject.text,
             phase=phase,
-            numel=self._x.numel(),
+            numel=subject.numel,
             seconds=median_s[phase],
             memcpy_s=median_s["memcpy"],
             ratio=median_s[phase] / median_s["memcpy"],
             stock_s=median_s.get(f"stock {phase}"),
+            floor=floor.name if floor else "",
+            floor_s=floor_s,
+            floor_ratio=median_s[phase] / floor_s if floor_s else None,
         )
 
 
@@ -149,60 +148,3 @@ def _time(action: Callable[[], object]) -> float:
     began_s = time.perf_counter()
     action()
     return time.perf_counter() - began_s
-
-
-def stock_ways(codec: Codec, x: Tensor) -> dict[Phase, Callable[[], object]]:
-    """Returns what one would write in plain torch, with the same handling of the leftover, in place on `x`."""
-    import torch
-
-    from tightwire.compression import QSGD, BFloat16, Float16, Int8, TopK
-
-    match codec:
-        case BFloat16():
-            return _stock_cast(x, torch.bfloat16)
-        case Float16():
-            return _stock_cast(x, torch.float16)
-        case TopK():
-            return _stock_topk(x, codec.kept(x.numel()))
-        case Int8() if codec.rounding == "nearest":
-            return _stock_int8(x, stochastic=False)
-        case Int8() | QSGD(s=127):
-            return _stock_int8(x, stochastic=True)
-    return {}
-
-
-def _stock_cast(x: Tensor, dtype: torch.dtype) -> dict[Phase, Callable[[], object]]:
-    half = x.to(dtype)
-
-    def encode() -> None:
-        half.copy_(x)
-        x.sub_(half)
-
-    return {"encode": encode, "decode": lambda: x.add_(half)}
-
-
-def _stock_topk(x: Tensor, k: int) -> dict[Phase, Callable[[], object]]:
-    found = x.abs().topk(k, sorted=False).indices
-    values = x[found]
-
-    def encode() -> None:
-        indices = x.abs().topk(k, sorted=False).indices
-        values.copy_(x[indices])
-        x[indices] = 0
-
-    return {"encode": encode, "decode": lambda: x.index_add_(0, found, values)}
-
-
-def _stock_int8(x: Tensor, *, stochastic: bool) -> dict[Phase, Callable[[], object]]:
-    import torch
-
-    step = x.abs().max() / 127
-    codes = (x / step).round().to(torch.int8)
-
-    def encode() -> None:
-        scaled = x / (x.abs().max() / 127)
-        rounded = (scaled + torch.rand_like(scaled)).floor() if stochastic else scaled.round()
-        codes.copy_(rounded)
-        x.sub_(codes * step)
-
-    return {"encode": encode, "decode": lambda: x.add_(codes * step)}

@@ -139,7 +139,7 @@ def kernels(
 
 
 def _print_kernels(rows: list[kernels_bench.Row]) -> None:
-    table = Table("codec", "phase", "elements", "ms", "copy ms", "ratio", "torch ms")
+    table = Table("codec", "phase", "elements", "ms", "copy ms", "ratio", "torch ms", "floor ms", "of floor")
     for column in table.columns[2:]:
         column.justify = "right"
     for row in rows:
@@ -151,8 +151,12 @@ def _print_kernels(rows: list[kernels_bench.Row]) -> None:
             f"{row.memcpy_s * 1e3:.3f}",
             f"{row.ratio:.2f}",
             "" if row.stock_s is None else f"{row.stock_s * 1e3:.3f}",
+            "" if row.floor_s is None else f"{row.floor_s * 1e3:.3f}",
+            "" if row.floor_ratio is None else f"{row.floor_ratio:.2f}",
         )
     Console().print(table)
+    for kernel, floor in {row.kernel: row.floor for row in rows if row.floor}.items():
+        typer.echo(f"floor of {kernel}: {floor}")
 
 
 @app.command()

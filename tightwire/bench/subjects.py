@@ -1,0 +1,236 @@
+"""What is timed: a codec's two directions, what one would write in plain torch, and what bounds the time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from tightwire.compression import Codec
+from tightwire.errors import PlanError
+from tightwire.plan import Member, parse_member
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Phase = Literal["encode", "decode"]
+Action = Callable[[], object]
+Ways = dict[Phase, Action]
+POWER_SIDE = 1024  # of the square matrices that PowerSGD is timed on
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What a method cannot do without, done alone, where that is not a copy.
+
+    Attributes:
+        name: in reports.
+        action: does it.
+    """
+
+    name: str
+    action: Action
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One method to be timed on some memory.
+
+    Attributes:
+        text: the method's.
+        numel: elements that it is timed on.
+        ours: its directions.
+        stock: the same in plain torch, where there is a usual way.
+        floors: what bounds the time, where that is not a copy.
+    """
+
+    text: str
+    numel: int
+    ours: Ways
+    stock: Ways = field(default_factory=dict)
+    floors: Mapping[Phase, Floor] = field(default_factory=dict)
+
+
+def subject(text: str, x: Tensor) -> Callable[[], Subject]:
+    """Returns what builds the subject of a method on `x`, (numel,) float32.
+
+    Raises:
+        PlanError: the text names nothing that can be timed alone.
+    """
+    member = parse_member("compression", text)
+    if isinstance(member, Codec):
+        return lambda: _codec(member, x)
+    if member.name in SPECIAL:
+        return lambda: SPECIAL[member.name](member, x)
+    raise PlanError(
+        f"{text} is no codec, so it has no kernels of its own to time; "
+        f"`tightwire methods` lists the codecs, and {', '.join(SPECIAL)} are timed too."
+    )
+
+
+def _codec(codec: Codec, x: Tensor) -> Subject:
+    import torch
+
+    message = torch.empty(codec.wire_bytes(x.numel()), dtype=torch.uint8)
+    return Subject(
+        text=str(codec),
+        numel=x.numel(),
+        ours={
+            "encode": lambda: codec.encode(x, message, seed=1),
+            "decode": lambda: codec.decode(message, x, add=True),
+        },
+        stock=stock_ways(codec, x),
+        floors=_floors(codec, x),
+    )
+
+
+def _floors(codec: Codec, x: Tensor) -> dict[Phase, Floor]:
+    import torch
+
+    chunk = getattr(codec, "chunk", None)
+    if codec.name != "dct" or chunk is None:
+        return {}
+    chunks = x[: x.numel() // chunk * chunk].view(-1, chunk)
+    matrix, out = torch.randn(chunk, chunk), torch.empty_like(chunks)
+    return {"encode": Floor("the transform by BLAS", lambda: torch.mm(chunks, matrix, out=out))}
+
+
+def _powersgd(method: Member, x: Tensor) -> Subject:
+    """Times P ← M·Q, orthonormal P and Q ← Mᵀ·P on square matrices, against the two products alone."""
+    import torch
+
+    from tightwire.buckets import plan_layout
+    from tightwire.reducers.factors import FactorReducer
+    from tightwire.reducers.low_rank import PowerSGD
+    from tightwire.transport import Single
+
+    assert isinstance(method, PowerSGD)
+    side = min(POWER_SIDE, math.isqrt(x.numel()))
+    count = max(1, x.numel() // side**2)
+    matrices = {f"m{i}": torch.empty(side, side) for i in range(count)}
+    (layout,) = plan_layout(matrices, [list(range(count))])
+    reducer = FactorReducer(method, Single(), layout, 0)
+    bucket = x[: count * side**2]
+    views = [bucket[i * side**2 : (i + 1) * side**2].view(side, side) for i in range(count)]
+    p, q = torch.randn(side, method.rank), torch.randn(method.rank, side)
+
+    def products() -> None:
+        for m in views:
+            torch.mm(m, q.t(), out=p)
+            torch.mm(p.t(), m, out=q)
+
+    def encode() -> None:
+        reducer.project(bucket)
+        reducer.project_back(bucket)
+
+    q_start = q.clone()
+
+    def bounded() -> None:
+        q.copy_(q_start)  # powers would overflow
+        products()
+
+    return Subject(
+        text=str(method),
+        numel=bucket.numel(),
+        ours={"encode": encode},
+        floors={"encode": Floor("the two products", bounded)},
+    )
+
+
+def _sketch(method: Member, x: Tensor) -> Subject:
+    """Times filling a table and reading all estimates, against torch's additions at random lines of the table."""
+    import torch
+
+    from tightwire import kernels
+    from tightwire.reducers.sketches import LANES, CountSketch
+
+    assert isinstance(method, CountSketch)
+    columns = method.columns(x.numel()) or LANES
+    table, estimates = torch.zeros(method.rows, columns), torch.empty_like(x)
+    lines = x[: x.numel() // LANES * LANES].view(-1, LANES)
+    spots = torch.randint(columns // LANES, (method.rows, len(lines)))
+    rows = table.view(method.rows, -1, LANES)
+    loops = kernels.of(x)
+
+    def add() -> None:
+        for row, spot in zip(rows, spots, strict=True):
+            row.index_add_(0, spot, lines)
+
+    def look() -> None:
+        for row, spot in zip(rows, spots, strict=True):
+            torch.index_select(row, 0, spot, out=estimates[: lines.numel()].view(-1, LANES))
+
+    return Subject(
+        text=str(method),
+        numel=x.numel(),
+        ours={
+            "encode": lambda: loops.sketch(x, table.zero_(), 1),
+            "decode": lambda: loops.unsketch(table, estimates, 1),
+        },
+        floors={
+            "encode": Floor("torch's index_add_, a row each", add),
+            "decode": Floor("torch's index_select, a row each", look),
+        },
+    )
+
+
+SPECIAL: dict[str, Callable[[Member, Tensor], Subject]] = {"powersgd": _powersgd, "sketch": _sketch}
+
+
+def stock_ways(codec: Codec, x: Tensor) -> Ways:
+    """Returns what one would write in plain torch, with the same handling of the leftover, in place on `x`."""
+    import torch
+
+    from tightwire.compression import QSGD, BFloat16, Float16, Int8, TopK
+
+    match codec:
+        case BFloat16():
+            return _stock_cast(x, torch.bfloat16)
+        case Float16():
+            return _stock_cast(x, torch.float16)
+        case TopK():
+            return _stock_topk(x, codec.kept(x.numel()))
+        case Int8() if codec.rounding == "nearest":
+            return _stock_int8(x, stochastic=False)
+        case Int8() | QSGD(s=127):
+            return _stock_int8(x, stochastic=True)
+    return {}
+
+
+def _stock_cast(x: Tensor, dtype: torch.dtype) -> Ways:
+    half = x.to(dtype)
+
+    def encode() -> None:
+        half.copy_(x)
+        x.sub_(half)
+
+    return {"encode": encode, "decode": lambda: x.add_(half)}
+
+
+def _stock_topk(x: Tensor, k: int) -> Ways:
+    found = x.abs().topk(k, sorted=False).indices
+    values = x[found]
+
+    def encode() -> None:
+        indices = x.abs().topk(k, sorted=False).indices
+        values.copy_(x[indices])
+        x[indices] = 0
+
+    return {"encode": encode, "decode": lambda: x.index_add_(0, found, values)}
+
+
+def _stock_int8(x: Tensor, *, stochastic: bool) -> Ways:
+    import torch
+
+    step = x.abs().max() / 127
+    codes = (x / step).round().to(torch.int8)
+
+    def encode() -> None:
+        scaled = x / (x.abs().max() / 127)
+        rounded = (scaled + torch.rand_like(scaled)).floor() if stochastic else scaled.round()
+        codes.copy_(rounded)
+        x.sub_(codes * step)
+
+    return {"encode": encode, "decode": lambda: x.add_(codes * step)}
