@@ -17,9 +17,19 @@ GATHERING = ("allgather",)
 
 @dataclass(frozen=True)
 class Architecture(Member, abc.ABC):
-    """An answer to "who talks to whom": how a mean, or what stands for it, comes about."""
+    """An answer to "who talks to whom": how a mean, or what stands for it, comes about.
+
+    Class attributes:
+        has_server: whether somebody is there to tell workers when to go on.
+    """
 
     axis: ClassVar[Axis] = "architecture"
+    has_server: ClassVar[bool] = False
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether workers may go on without waiting for others."""
+        return False
 
     @abc.abstractmethod
     def program(self, codec: Codec, num_ranks: int) -> Program:

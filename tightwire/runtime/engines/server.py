@@ -1,0 +1,393 @@
+"""Parameter servers: workers send gradients to the shards' owners, which step and send parameters back."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from tightwire.buckets import Bucket, plan_layout
+from tightwire.collectives import ParameterServer
+from tightwire.collectives.memory import mix
+from tightwire.collectives.parameter_server import Roles
+from tightwire.compression import Codec, Identity
+from tightwire.compression.warm import warm_up
+from tightwire.errors import AttachError
+from tightwire.plan import Member, Plan
+from tightwire.reducers.averager import Averager, Round
+from tightwire.runtime.engines.engine import Defaults
+from tightwire.runtime.engines.memory import have_finite_gradients, load_memory, memory
+from tightwire.runtime.fabric import Fabric, require_cpu
+from tightwire.runtime.server import Client, LocalClient, Parcel, Post, RemoteClient, Service, Shard
+from tightwire.runtime.server.messages import Flag, Header
+from tightwire.runtime.server.optimizer import Settings
+from tightwire.schedule import Schedule, TensorFacts
+from tightwire.sync import Served, Ssp
+
+
+class ServerEngine(Defaults):
+    """Whoever owns a shard serves it on threads; whoever trains asks all shards in every step.
+
+    The optimizer's own step finds no gradients and changes nothing: shards step, with the settings that it has at
+    the time. A worker's parameters are a copy, replaced after every step by what the servers have.
+    """
+
+    def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric) -> None:
+        architecture, transport = cast(ParameterServer, plan.architecture), fabric.transport
+        policy = plan.sync if isinstance(plan.sync, Served) else Ssp(0)  # bsp, behind servers
+        roles = architecture.roles(transport.size)
+        self._trained = _stepped_by(fabric, parameters)
+        require_cpu(self._trained)
+        self._fabric, self._roles, self._rank = fabric, roles, transport.rank
+        self._settings = Settings(fabric.optimizer)
+        owner_of = dict(
+            zip(self._trained, roles.share_out([p.numel() for p in self._trained.values()]), strict=True)
+        )
+        self._parcels = {rank: self._parcel(rank, owner_of, plan) for rank in sorted(set(owner_of.values()))}
+        self._post = Post(transport.channel())
+        self._shard = self._own_shard(policy) if transport.rank in self._parcels else None
+        self._service = self._serve() if self._shard is not None else None
+        self._shares = (
+            [self._share(rank, parcel) for rank, parcel in self._parcels.items()]
+            if transport.rank in roles.workers
+            else []
+        )
+        self._clock = 0
+        self._answered = True
+        self._is_clean = True
+        self._closed = False
+        self._staleness: Counter[int] = Counter()
+        self.leads: Counter[int] = Counter()
+        self.rounds = 0
+        self.skipped = 0
+        self.late = 0
+        self.exposed_s = 0.0
+
+    @property
+    def planned_bytes(self) -> int:
+        """Payload bytes of all messages so far, by formula."""
+        return self._post.planned_bytes
+
+    def is_server(self) -> bool:  # noqa: D102
+        return not self._shares
+
+    def meets(self) -> bool:  # noqa: D102
+        return False  # servers stay on, and workers may have died
+
+    def accumulating(self, on: bool) -> None:  # noqa: D102
+        pass  # gradients are sent when the optimizer steps
+
+    def before_step(self) -> None:
+        """Sends gradients to the shards' owners, and takes them from the optimizer.
+
+        Raises:
+            AttachError: this rank is a server.
+        """
+        if self.is_server():
+            raise AttachError(
+                f"rank {self._rank} is a server and does not train: write `if not run.is_server:` around the training "
+                "loop; the end of the `with` block, or run.finish(), serves until all workers have finished."
+            )
+        self._clock += 1
+        self.rounds += 1
+        self._is_clean = False
+        is_finite = have_finite_gradients(self._trained.values())
+        self.skipped += not is_finite
+        for share in self._shares:
+            share.send(self._clock, self._trained, self._settings.read() if is_finite else None)
+        for parameter in self._trained.values():
+            parameter.grad = None
+        self._answered = False
+
+    def after_step(self, step: int) -> None:
+        """Waits for the parameters to go on with.
+
+        Raises:
+            PeerError: a server is dead, or a worker that the policy waits for.
+        """
+        start_s = time.perf_counter()
+        headers = [share.receive(self._clock) for share in self._own_first()]
+        self.exposed_s = time.perf_counter() - start_s
+        self._install()
+        self._answered = True
+        self._staleness[max(header.staleness for header in headers)] += 1
+        self.leads[max(header.clock - header.slowest for header in headers)] += 1
+        self.late += any(Flag.LATE in header.flags for header in headers)
+        self.skipped += any(Flag.DROPPED in header.flags for header in headers)
+
+    def flush(self) -> None:
+        """Waits until all workers have stopped, and takes the parameters that all end with.
+
+        On a server: serves until all workers have finished.
+        """
+        if self._closed:
+            return
+        if self.is_server():
+            assert self._service is not None
+            self._service.join()
+            return
+        for share in self._shares:
+            share.client.leave(self._clock)
+        headers = [share.land(self._clock) for share in self._own_first()]
+        self._clock = max(header.clock for header in headers)
+        self._install()
+        self._is_clean = True
+        if self._service is not None:
+            self._service.settle(self._fabric.transport.deadline_s)
+
+    def consensus(self) -> Mapping[str, Tensor]:  # noqa: D102
+        self.flush()
+        return {}
+
+    def staleness(self) -> Mapping[int, int]:
+        """Returns how many gradients were so many updates of others old when they were applied.
+
+        Under policies with rounds: so many rounds late; those above 0 were dropped.
+        """
+        return self._staleness
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns this rank's part of a checkpoint. Every worker, unless the engine is closed."""
+        self.flush()
+        mine = [share for share in self._shares if self._keeper_of(share.owner) == self._rank]
+        return {
+            "rounds": self.rounds,
+            "clock": self._clock,
+            "memory": memory(a for share in self._shares for a in share.averagers),
+            "shards": {str(share.owner): share.client.fetch() for share in mine}
+            if not self._closed
+            else self._last,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` returned. Every worker.
+
+        Raises:
+            AttachError: a checkpoint of other shards, or of stages that remember something else.
+        """
+        for share in self._shares:
+            if self._keeper_of(share.owner) == self._rank:
+                if str(share.owner) not in state["shards"]:
+                    raise AttachError(
+                        f"the checkpoint of rank {self._rank} has no shard of rank {share.owner}, only those of "
+                        f"{sorted(state['shards'])}; load it on as many ranks, under the same ps."
+                    )
+                share.client.store(state["shards"][str(share.owner)])
+        self._clock, self.rounds = state["clock"], state["rounds"]
+        self.flush()
+        load_memory([a for share in self._shares for a in share.averagers], state["memory"])
+
+    def resume_at(self, rounds: int) -> None:
+        """Counts on from a checkpoint's rounds, with this rank's parameters in its own shard. Every worker."""
+        self.rounds = self._clock = rounds
+        if self._shard is not None:
+            self._shard.restart({n: p.detach() for n, p in self._trained.items()}, rounds)
+        self.flush()
+
+    def close(self) -> None:
+        """Says good-bye, unless something failed: then the others are to know. Ends threads."""
+        if self._closed:
+            return
+        self._last = (
+            {str(self._rank): self._shard.state_dict()} if self._shard is not None and self._shares else {}
+        )
+        self._closed = True
+        if self._is_clean:
+            for share in self._shares:
+                share.client.bye()
+        self._post.channel.close()
+
+    def _keeper_of(self, owner: int) -> int:
+        """Returns the worker whose checkpoints hold a shard: its owner, or some worker for a dedicated server."""
+        return (
+            owner if owner in self._roles.workers else self._roles.workers[owner % len(self._roles.workers)]
+        )
+
+    def _parcel(self, owner: int, owner_of: Mapping[str, int], plan: Plan) -> Parcel:
+        tensors = {name: p for name, p in reversed(self._trained.items()) if owner_of[name] == owner}
+        routes = {name: self._fabric.compression_of(name, p, plan) for name, p in tensors.items()}
+        facts = [
+            TensorFacts(num_bytes=p.numel() * p.itemsize, kind=(str(p.dtype), *map(str, routes[name])))
+            for name, p in tensors.items()
+        ]
+        layout = plan_layout(tensors, cast(Schedule, plan.schedule).partition(facts))
+        compressions = tuple(routes[bucket.slots[0].name] for bucket in layout)
+        for bucket, compression in zip(layout, compressions, strict=True):
+            if isinstance(compression[0], Codec):
+                warm_up(compression[0], bucket.dtype)
+        return Parcel(buckets=layout, compressions=compressions, num_settings=self._settings.count)
+
+    def _own_shard(self, policy: Served) -> Shard:
+        parcel = self._parcels[self._rank]
+        return Shard(
+            parcel,
+            policy,
+            {name: self._trained[name].detach() for name in parcel.names},
+            self._fabric.optimizer,
+            {id(p): name for name, p in self._trained.items()},
+            workers=self._roles.workers,
+            seed=self._fabric.seed,
+            deadline_s=self._fabric.transport.deadline_s,
+        )
+
+    def _serve(self) -> Service:
+        assert self._shard is not None
+        elsewhere = {number: rank for number, rank in enumerate(self._roles.workers) if rank != self._rank}
+        return Service(self._shard, self._parcels[self._rank], self._post, elsewhere)
+
+    def _share(self, owner: int, parcel: Parcel) -> _Share:
+        if owner == self._rank:
+            assert self._shard is not None
+            client: Client = LocalClient(self._shard, self._roles.workers.index(self._rank))
+        else:
+            client = RemoteClient(self._post, parcel, owner)
+        return _Share(owner, parcel, client, self._trained, self._roles, self._fabric.seed, self._rank)
+
+    def _own_first(self) -> Iterable[_Share]:
+        """Yields shares, this rank's first: others may be waiting for its push."""
+        return sorted(self._shares, key=lambda share: share.owner != self._rank)
+
+    @torch.no_grad()
+    def _install(self) -> None:
+        for share in self._shares:
+            for bucket in share.values:
+                for name, view in bucket.views.items():
+                    self._trained[name].copy_(view)
+
+
+@dataclass
+class _Room:
+    """Where a bucket's message goes: the present push's part."""
+
+    message: Tensor
+
+
+class _Writer:
+    """Encodes a bucket into its part of the push; a reducer without a mean, for the stages around it."""
+
+    def __init__(self, codec: Codec, room: _Room) -> None:
+        self.lossless = codec.lossless
+        self.bytes_sent = 0  # the parcel counts
+        self._codec, self._room = codec, room
+
+    def run(self, bucket: Tensor, mean: Tensor, *, seed: int) -> None:
+        """Writes the message of `bucket`, and leaves in it what that does not carry."""
+        if bucket.numel():
+            self._codec.encode(bucket, self._room.message, seed=seed)
+
+    def keep(self) -> None:
+        """Does nothing: a run leaves nothing to remember."""
+
+    def memory(self) -> dict[str, Tensor]:
+        """Returns nothing; see `keep`."""
+        return {}
+
+
+class _Share:
+    """One shard as its worker has it: gradients on their way out, values on their way in.
+
+    Attributes:
+        owner: the shard's rank.
+        client: asks it.
+        averagers: take gradients through the stages of their compression.
+        values: the parameters as last received, per bucket.
+    """
+
+    def __init__(
+        self,
+        owner: int,
+        parcel: Parcel,
+        client: Client,
+        parameters: Mapping[str, Tensor],
+        roles: Roles,
+        seed: int,
+        rank: int,
+    ) -> None:
+        self.owner, self.client = owner, client
+        self._parcel, self._seed, self._rank = parcel, seed, rank
+        self._rooms = [_Room(torch.empty(0, dtype=torch.uint8)) for _ in parcel.buckets]
+        self.averagers = [
+            Averager(Bucket(layout), compression, _writers(room), workers=len(roles.workers))
+            for layout, compression, room in zip(
+                parcel.buckets, parcel.compressions, self._rooms, strict=True
+            )
+        ]
+        self.values = [Bucket(layout) for layout in parcel.buckets]
+        for bucket in self.values:
+            bucket.pack({name: parameters[name].detach() for name in bucket.views})
+        self._payload = torch.empty(0, dtype=torch.uint8)
+        self._has_gradient = False
+
+    def send(self, clock: int, parameters: Mapping[str, Parameter], settings: Sequence[float] | None) -> None:
+        """Begins a push; without settings, of nothing."""
+        self._has_gradient = settings is not None
+        if settings is None:
+            self.client.push(clock, None)
+            return
+        payload = self._room_for(self._parcel.push_bytes(clock))
+        used, numbers, messages = self._parcel.open_push(payload, clock)
+        numbers.copy_(torch.tensor(settings, dtype=torch.float64))
+        gradients = [parameters[name].grad for name in self._parcel.names]
+        used.copy_(torch.tensor([gradient is not None for gradient in gradients], dtype=torch.uint8))
+        by_name = dict(zip(self._parcel.names, gradients, strict=True))
+        for number, (averager, message) in enumerate(zip(self.averagers, messages, strict=True)):
+            for name, view in averager.bucket.views.items():
+                gradient = by_name[name]
+                view.zero_() if gradient is None else view.copy_(gradient)
+            self._rooms[number].message = message
+            seed = mix(self._seed + clock, self._rank + 1, number)
+            averager.run(Round(number=clock, seed=seed))
+        self.client.push(clock, payload)
+
+    def receive(self, clock: int) -> Header:
+        """Waits for the parameters to go on with, and keeps what stages learnt if the gradient counted."""
+        header, payload = self.client.answer()
+        if self._has_gradient and not header.flags & (Flag.LATE | Flag.DROPPED):
+            for averager in self.averagers:
+                averager.keep()
+        codecs, messages = self._parcel.codecs(clock), self._parcel.open_pull(payload, clock)
+        for codec, message, bucket in zip(codecs, messages, self.values, strict=True):
+            if bucket.flat.numel():
+                codec.decode(message, bucket.flat, add=not self._parcel.is_plain)
+        return header
+
+    def land(self, clock: int) -> Header:
+        """Waits until all workers have stopped, and takes the exact parameters."""
+        header, payload = self.client.answer()
+        exact = Identity()
+        for message, bucket in zip(
+            self._parcel.open_pull(payload, clock, exact=True), self.values, strict=True
+        ):
+            if bucket.flat.numel():
+                exact.decode(message, bucket.flat)
+        return header
+
+    def _room_for(self, num_bytes: int) -> Tensor:
+        if self._payload.numel() < num_bytes:
+            self._payload = torch.zeros(num_bytes, dtype=torch.uint8)
+        return self._payload[:num_bytes]
+
+
+def _writers(room: _Room) -> Any:
+    def build(sender: Member) -> _Writer:
+        assert isinstance(sender, Codec), sender
+        return _Writer(sender, room)
+
+    return build
+
+
+def _stepped_by(fabric: Fabric, parameters: Mapping[str, Parameter]) -> dict[str, Parameter]:
+    """Returns the trained parameters that the optimizer steps; others stay as they are, as in plain PyTorch."""
+
+    def stepped() -> Iterator[int]:
+        for group in fabric.optimizer.param_groups:
+            yield from map(id, group["params"])
+
+    known = set(stepped())
+    return {name: parameter for name, parameter in parameters.items() if id(parameter) in known}

@@ -1,0 +1,166 @@
+"""What workers and servers say to each other: headers of fixed size, then payloads of a size both know."""
+
+from __future__ import annotations
+
+import enum
+import json
+import struct
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from tightwire.errors import TransportError
+from tightwire.transport import Transport
+from tightwire.transport.base import Work
+
+MAGIC: Final = b"TWps"
+FORMAT: Final = struct.Struct("<4sHHqqqqq")
+HEADER_BYTES: Final = 48
+assert FORMAT.size == HEADER_BYTES
+
+# A request's header and payload, a reply's header and payload, and the text of an error.
+REQUEST, REQUEST_PAYLOAD, REPLY, REPLY_PAYLOAD, ERROR_TEXT = range(5)
+
+
+class Kind(enum.IntEnum):
+    """What a message is."""
+
+    PUSH = 1  # a worker's gradient; asks for the parameters it may go on with
+    LEAVE = 2  # a worker stops for now; asks for the parameters all end with, once all have stopped
+    BYE = 3  # a worker sends nothing more
+    FETCH = 4  # asks for a checkpoint of the shard
+    STORE = 5  # brings one
+    VALUES = 16  # the answer to PUSH and LEAVE
+    WAIT = 17  # the answer will come: others are not as far yet
+    STATE = 18  # the answer to FETCH and STORE
+    ERROR = 19  # there will be none, and why
+
+
+class Flag(enum.IntFlag):
+    """What is to be known besides."""
+
+    EMPTY = 1  # a push without a gradient: it was not finite
+    LATE = 2  # the gradient came after its round, and was dropped
+    DROPPED = 4  # the update was not finite, and was not made
+
+
+NO_FLAG: Final = Flag(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """The fixed part of a message: 48 bytes, little-endian.
+
+    Attributes:
+        kind: what it is.
+        flags: of `Flag`.
+        clock: the worker's, the present push included.
+        slowest: the clock of the slowest worker (replies).
+        staleness: updates by others between the gradient's read and its own update (replies).
+        updates: made by the server so far (replies).
+        size: bytes of a payload whose size follows from nothing else; in an error also whom it blames, shifted.
+    """
+
+    kind: Kind
+    flags: Flag = NO_FLAG
+    clock: int = 0
+    slowest: int = 0
+    staleness: int = 0
+    updates: int = 0
+    size: int = 0
+
+    def to_tensor(self) -> Tensor:
+        """Returns (HEADER_BYTES,) uint8."""
+        packed = FORMAT.pack(
+            MAGIC, self.kind, self.flags, self.clock, self.slowest, self.staleness, self.updates, self.size
+        )
+        return torch.frombuffer(bytearray(packed), dtype=torch.uint8)
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Header:
+        """Reads a header.
+
+        Raises:
+            TransportError: it is none.
+        """
+        magic, kind, flags, clock, slowest, staleness, updates, size = FORMAT.unpack(tensor.numpy().tobytes())
+        if magic != MAGIC or kind not in set(Kind):
+            raise TransportError(
+                f"asked for a message between worker and server, seen one that begins with {magic!r}, kind {kind}: "
+                "every rank must run the same version of tightwire."
+            )
+        return cls(
+            kind=Kind(kind),
+            flags=Flag(flags),
+            clock=clock,
+            slowest=slowest,
+            staleness=staleness,
+            updates=updates,
+            size=size,
+        )
+
+
+class Post:
+    """Sends for all threads of a process over one channel, one at a time, and knows what it should have sent.
+
+    Attributes:
+        channel: between all ranks.
+        planned_bytes: of all messages so far, by formula.
+    """
+
+    def __init__(self, channel: Transport) -> None:
+        self.channel = channel
+        self.planned_bytes = 0
+        self._lock = threading.Lock()
+
+    def send(self, tensor: Tensor, dst: int, tag: int, *, planned_bytes: int) -> Work:
+        """Starts sending."""
+        with self._lock:  # counting is not made for several threads
+            self.planned_bytes += planned_bytes
+            return self.channel.isend(tensor, dst, tag)
+
+    def head(self, header: Header, dst: int, tag: int) -> Work:
+        """Starts sending a header."""
+        return self.send(header.to_tensor(), dst, tag, planned_bytes=HEADER_BYTES)
+
+
+def pack_state(state: Mapping[str, Any]) -> Tensor:
+    """Returns nested dictionaries of tensors and plain values as bytes: their outline in JSON, then the tensors'."""
+    blobs: list[Tensor] = []
+
+    def outline(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            blobs.append(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8))
+            dtype = str(value.dtype).removeprefix("torch.")
+            return {"tensor": [dtype, list(value.shape), blobs[-1].numel()]}
+        if isinstance(value, Mapping):
+            return {"dict": [[key, outline(item)] for key, item in value.items()]}
+        return {"value": value}
+
+    text = json.dumps(outline(state)).encode()
+    head = torch.frombuffer(bytearray(struct.pack("<q", len(text)) + text), dtype=torch.uint8)
+    return torch.cat([head, *blobs])
+
+
+def unpack_state(packed: Tensor) -> dict[str, Any]:
+    """Returns what `pack_state` packed."""
+    (length,) = struct.unpack("<q", packed[:8].numpy().tobytes())
+    at = 8 + length
+
+    def build(drawn: Any) -> Any:
+        nonlocal at
+        ((what, content),) = drawn.items()
+        if what == "dict":
+            return {key: build(item) for key, item in content}
+        if what == "value":
+            return content
+        dtype, shape, num_bytes = content
+        at += num_bytes
+        return packed[at - num_bytes : at].clone().view(getattr(torch, dtype)).view(shape)
+
+    state: dict[str, Any] = build(json.loads(packed[8:at].numpy().tobytes()))
+    return state

@@ -1,0 +1,40 @@
+"""Backup workers: a round goes on with the first gradients, and drops the last ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from tightwire.errors import PlanError
+from tightwire.sync.served import Served, require
+
+
+@final
+@dataclass(frozen=True)
+class Backup(Served):
+    """An update is made from the mean of a round's first n − b gradients; later ones are dropped and counted.
+
+    A worker that was late goes on with the present parameters, in the present round. When fewer than n − b workers
+    have data left, a round is all of those.
+
+    Args:
+        b: how many gradients a round does without; 0 is bsp.
+    """
+
+    name: ClassVar[str] = "backup"
+    title: ClassVar[str] = "bsp with backup workers: go on with the first n − b gradients"
+    paper: ClassVar[str] = "Chen et al. 2016, Revisiting distributed synchronous SGD, arXiv:1604.00981"
+    example: ClassVar[str] = "backup:1"
+
+    b: int
+
+    def __post_init__(self) -> None:
+        require(self.b >= 0, f"backup:{self.b} has fewer backup workers than none; 0 is bsp.")
+
+    def quorum(self, workers: int) -> int:  # noqa: D102
+        if self.b >= workers:
+            raise PlanError(
+                f"backup:{self.b} does without {self.b} of {workers} workers' gradients, and none is left: give at "
+                f"most backup:{workers - 1}."
+            )
+        return workers - self.b

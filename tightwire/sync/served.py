@@ -1,0 +1,80 @@
+"""Policies that a parameter server carries out: workers send gradients, and it decides who goes on when."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tightwire.errors import PlanError
+from tightwire.plan import Plan, Refusal, text_with
+from tightwire.sync.sync import Quantity, Sync
+
+
+@dataclass(frozen=True)
+class Served(Sync, abc.ABC):
+    """What a server does with gradients. A worker's *clock* counts the steps whose gradients it has sent.
+
+    Class attributes:
+        is_served: always; what is not a `Served` may ask without importing it.
+    """
+
+    is_served: ClassVar[bool] = True
+    exchanges: ClassVar[frozenset[Quantity]] = frozenset({"gradients"})
+    needs_agreement: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def quorum(self, workers: int) -> int:
+        """Returns how many gradients of one round make an update, their mean; 1: each makes one by itself.
+
+        Raises:
+            PlanError: too few workers.
+        """
+
+    @property
+    def lead(self) -> int | None:
+        """How many clocks a worker may be ahead of the slowest and go on; None: any number."""
+        return None
+
+    @property
+    def compensation(self) -> float:
+        """The λ of delay compensation; 0: none."""
+        return 0.0
+
+    def rate(self, staleness: int, workers: int) -> float:
+        """Returns by what the worker's learning rate is multiplied in an update from one gradient.
+
+        Args:
+            staleness: updates by others between the worker's read and this update.
+            workers: how many there are.
+        """
+        return 1.0 / workers
+
+    def averages_gradients(self, step: int) -> bool:  # noqa: D102
+        return False
+
+    def averages_parameters(self, step: int) -> bool:  # noqa: D102
+        return False
+
+    @property
+    def steps_per_round(self) -> int:  # noqa: D102
+        return 1
+
+    def refusal(self, plan: Plan) -> Refusal | None:
+        """Refuses architectures without a server: nobody there could let one worker go on without another."""
+        if getattr(plan.architecture, "has_server", False):
+            return super().refusal(plan)
+        return Refusal(
+            reason=f"{self} cannot work over {plan.architecture}: whether a worker may go on is for a server to say.",
+            nearest=(text_with(plan, architecture="ps"), text_with(plan, sync="bsp")),
+        )
+
+
+def require(holds: bool, sentence: str) -> None:
+    """Makes sure that a policy's argument can be one.
+
+    Raises:
+        PlanError: it cannot; with the sentence.
+    """
+    if not holds:
+        raise PlanError(sentence)

@@ -1,0 +1,43 @@
+"""Stale synchronous parallel: nobody runs further ahead of the slowest than a bound."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from tightwire.sync.served import Served, require
+
+
+@final
+@dataclass(frozen=True)
+class Ssp(Served):
+    """A worker goes on while its clock − the slowest worker's ≤ s, and always reads its own writes.
+
+    With s ≥ 1 each gradient makes an update when it comes, at 1/n of the rate, so that n workers' steps weigh as one
+    of bsp. With s = 0 nobody may see a part of a round, so that a round's gradients make one update, from their mean:
+    that is bsp, for any optimizer.
+
+    Args:
+        s: clocks; 0 is bsp.
+    """
+
+    name: ClassVar[str] = "ssp"
+    title: ClassVar[str] = "run ahead of the slowest worker, up to a bound"
+    paper: ClassVar[str] = (
+        "Ho et al. 2013, More effective distributed ML via a stale synchronous parallel server"
+    )
+    example: ClassVar[str] = "ssp:3"
+
+    s: int
+
+    def __post_init__(self) -> None:
+        require(
+            self.s >= 0, f"ssp:{self.s} has a negative bound; 0 is bsp, 3 lets workers run 3 steps ahead."
+        )
+
+    def quorum(self, workers: int) -> int:  # noqa: D102
+        return workers if self.s == 0 else 1
+
+    @property
+    def lead(self) -> int | None:  # noqa: D102
+        return self.s
