@@ -17,6 +17,7 @@ import dataclasses
 import difflib
 import functools
 import importlib
+import itertools
 import pathlib
 import re
 import typing
@@ -51,7 +52,8 @@ class Member:
     """One answer, or one stage of it. Subclasses are frozen dataclasses and final.
 
     A subclass's fields are its arguments: `int`, `float`, `str` or `bool`, with bounds checked in
-    `__post_init__` by raising `PlanError`. A field whose name ends in `_bytes` is written with a byte unit.
+    `__post_init__` by raising `PlanError`. A field whose name ends in `_bytes` is written with a byte unit, a
+    keyword-only one always with its name.
     """
 
     name: ClassVar[str]
@@ -60,6 +62,8 @@ class Member:
     paper: ClassVar[str]
     # A text that shows the member in use, where its bare name cannot stand alone.
     example: ClassVar[str] = ""
+    # The field that `other=value` is the value `other:value` of, as in `choco:topk=0.01`.
+    shorthand: ClassVar[str] = ""
 
     def refusal(self, plan: Plan) -> Refusal | None:
         """Says why this member cannot work in `plan`, or None when it can."""
@@ -129,6 +133,48 @@ class Plan:
     def having(self, **answers: Member | tuple[Member, ...]) -> Plan:
         """Returns this plan with some answers replaced."""
         return dataclasses.replace(self, **answers)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Plans that follow one another, each until a step: one value instead of settings that must agree.
+
+    Attributes:
+        plans: at least one.
+        ends: the last step of each plan but the last; steps are counted from 1.
+
+    >>> str(Phases.parse("bsp@500~local:8/allreduce/topk:0.01+ef").at(501))
+    'local:8/allreduce/topk:0.01+ef'
+    """
+
+    plans: tuple[Plan, ...]
+    ends: tuple[int, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Reads `plan@step~plan@step~plan`; a plan alone is one phase.
+
+        Raises:
+            PlanError: a phase without a last step, steps that do not grow, or a plan that cannot work.
+        """
+        *before, last = (phase.strip().rpartition("@") for phase in text.split("~"))
+        ends = [int(end) if end.isdigit() else 0 for _, _, end in before]
+        grow = all(a < b for a, b in itertools.pairwise([0, *ends]))
+        if last[1] or not grow:
+            raise PlanError(
+                f"{text!r} does not say until when: every phase but the last ends with @ and its last step, and these "
+                "grow, as in bsp@500~local:8."
+            )
+        plans = [*(plan for plan, _, _ in before), last[2]]
+        return cls(tuple(map(Plan.parse, plans)), tuple(ends))
+
+    def __str__(self) -> str:
+        texts = [f"{plan}@{end}" for plan, end in zip(self.plans, self.ends, strict=False)]
+        return "~".join([*texts, str(self.plans[-1])])
+
+    def at(self, step: int) -> Plan:
+        """Returns the plan under which a step is made."""
+        return self.plans[sum(end < step for end in self.ends)]
 
 
 def text_with(plan: Plan, **answers: str) -> str:
@@ -223,12 +269,15 @@ def _did_you_mean(name: str, known: Mapping[str, object]) -> str:
 
 def _read_arguments(member: type[Member], arguments: str, text: str) -> dict[str, Any]:
     fields = {f.name: f for f in dataclasses.fields(member)}
+    by_position = [f.name for f in fields.values() if not f.kw_only]
     types = typing.get_type_hints(member)
     values: dict[str, Any] = {}
     for position, item in enumerate(arguments.split(",") if arguments else ()):
         key, equals, value = item.partition("=")
         if not equals:
-            key, value = (list(fields)[position] if position < len(fields) else ""), item
+            key, value = (by_position[position] if position < len(by_position) else ""), item
+        elif key not in fields and member.shorthand:
+            key, value = member.shorthand, f"{key}:{value}"
         if key not in fields or key in values or not value:
             raise PlanError(
                 f"{text!r} has an argument {item!r} that {member.name} does not take; it takes {_signature(member)}."
@@ -269,6 +318,7 @@ def _print_arguments(member: Member) -> str:
     contiguous = True
     for f in dataclasses.fields(member):
         value = getattr(member, f.name)
+        contiguous = contiguous and not f.kw_only
         if value == f.default:
             contiguous = False
             continue
@@ -323,7 +373,7 @@ class PlanFile:
     """A plan with its exceptions, the measurements it was derived from, and the reasons.
 
     Attributes:
-        plan: the text form.
+        plan: the text form, of one plan or of phases.
         routing: exceptions by parameter name; the first match wins.
         measured: the profile and the cluster that the plan was derived from.
         predicted: the prediction it was chosen by.
@@ -349,7 +399,7 @@ class PlanFile:
             PlanError: a plan or a route that cannot work.
         """
         plan_file = files.read(path, cls)
-        plan_file.parse()
+        plan_file.phases()
         return plan_file
 
     def parse(self) -> Plan:
@@ -358,13 +408,24 @@ class PlanFile:
         Raises:
             PlanError: a plan or a route that cannot work.
         """
-        plan = Plan.parse(self.plan)
-        for route in self.routing:
+        phases = self.phases()
+        if len(phases.plans) > 1:
+            raise PlanError(f"{self.plan} has {len(phases.plans)} phases, where one plan is asked for.")
+        return phases.plans[0]
+
+    def phases(self) -> Phases:
+        """Reads the plans that follow one another, and checks that every route may be taken under each.
+
+        Raises:
+            PlanError: a plan or a route that cannot work.
+        """
+        phases = Phases.parse(self.plan)
+        for plan, route in itertools.product(phases.plans, self.routing):
             try:
                 plan.having(compression=parse_compression(route.compression))
             except PlanError as error:
                 raise PlanError(f"the route of {route.match}: {error}") from None
-        return plan
+        return phases
 
     def write(self, path: str | pathlib.Path) -> None:
         """Writes the file as YAML, to be read, diffed and edited by hand."""

@@ -1,61 +1,191 @@
-"""Parameters on their way: rounds of local methods, in which workers agree on the mean of their parameters."""
+"""Parameters on their way: rounds of local methods, in which workers agree on where to go on from."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 
 from tightwire.buckets import Bucket
+from tightwire.errors import AttachError
 from tightwire.reducers.averager import Round
+from tightwire.runtime.engines.memory import memory
 from tightwire.runtime.exchange import Exchange
+from tightwire.runtime.outer import OuterStep
 
 
 class Parameters:
     """Averages parameters by their difference to the last agreed ones, so that any codec serves.
 
+    A round is `start`, then `land`: x_start ← outer step with mean(x_start − x_end), and every worker goes on from
+    there. What a worker did between the two is kept: it is added to the new start, or blended with it.
+
     Attributes:
         anchors: the parameters that all workers agreed on last, one bucket of them per bucket of the exchange.
+        exchange: what averages.
+        under_way: whether a round was started and has not landed.
     """
 
-    def __init__(self, parameters: Mapping[str, Parameter], exchange: Exchange) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, Parameter],
+        exchange: Exchange,
+        outer: OuterStep,
+        *,
+        late: bool = False,
+        blend: float | None = None,
+        pull: float = 0.0,
+    ) -> None:
+        """Takes the present parameters as agreed.
+
+        Args:
+            parameters: by name, equal on all ranks.
+            exchange: of buckets for these parameters.
+            outer: the step that follows the mean.
+            late: whether workers go on between `start` and `land`.
+            blend: when late, x ← blend · x + (1 − blend) · x_start; None: what x changed since is added to x_start.
+            pull: above 0, workers are not set to x_start but drawn towards the old one by this share of their distance.
+        """
+        self.exchange = exchange
+        self.under_way = False
         self._parameters = parameters
-        self._exchange = exchange
-        self.anchors = tuple(Bucket(averager.bucket.layout) for averager in exchange.averagers)
+        self._outer = outer
+        self._blend, self._pull = blend, pull
+        self._finite: bool | None = None
+        layouts = [bucket.layout for bucket in exchange.buckets]
+        self.anchors = tuple(map(Bucket, layouts))
+        self._sent = tuple(map(Bucket, layouts)) if late and blend is None else ()
+        outer.begin(self.anchors)
         self.anchor_here()
 
     @torch.no_grad()
     def anchor_here(self) -> None:
         """Takes the present parameters, equal on all ranks, as the agreed ones."""
-        for anchor in self.anchors:
-            anchor.pack({name: self._parameters[name].detach() for name in anchor.views})
+        self._pack(self.anchors)
 
     @torch.no_grad()
-    def average(self, now: Round, *, spoiled: bool = False) -> bool:
-        """Replaces every parameter by its mean over all ranks: x ← x_start − mean(x_start − x_end).
+    def start(self, now: Round, *, share: float = 1.0, spoiled: bool = False) -> None:
+        """Sends what this worker changed since the last agreement on its way.
 
         Args:
             now: the round, the same on every rank.
+            share: this worker's weight in the mean, over the average weight.
             spoiled: this rank's parameters are not to be had; the mean will not be finite.
 
-        Contract: every rank; blocks; sends `exchange.bytes_in` the round.
-
-        Returns:
-            Whether the mean was finite; if not, all ranks alike went back to the parameters agreed on before.
+        Contract: every rank; does not block; sends `exchange.bytes_in` the round.
         """
-        self._exchange.begin(now)
-        for number, (anchor, averager) in enumerate(zip(self.anchors, self._exchange.averagers, strict=True)):
-            for name, difference in averager.bucket.views.items():
+        self.under_way, self._finite = True, None
+        self._pack(self._sent)
+        self.exchange.begin(now)
+        for number, (anchor, bucket) in enumerate(zip(self.anchors, self.exchange.buckets, strict=True)):
+            for name, difference in bucket.views.items():
                 torch.sub(anchor.views[name], self._parameters[name], out=difference)
             if spoiled:
-                averager.bucket.flat.fill_(math.nan)
-            self._exchange.ready(number)
-        self._exchange.end()
-        finite = self._exchange.wait()
-        for anchor, averager in zip(self.anchors, self._exchange.averagers, strict=True):
-            if finite:
-                anchor.flat.sub_(averager.bucket.flat)
-            anchor.unpack({name: self._parameters[name] for name in anchor.views})
+                bucket.flat.fill_(math.nan)
+            elif share != 1.0:
+                bucket.flat.mul_(share)
+            self.exchange.ready(number)
+        self.exchange.end()
+
+    def arrive(self) -> bool:
+        """Waits until the mean is here; returns whether it is finite, the same on every rank."""
+        if self._finite is None:
+            self._finite = self.exchange.wait()
+        return self._finite
+
+    @torch.no_grad()
+    def land(self, present: float, *, waited: bool = False) -> bool:
+        """Steps with the mean and goes on from where it leads.
+
+        Args:
+            present: how many workers' changes the mean holds.
+            waited: whether nothing was done since `start`, whatever the policy says.
+
+        Returns:
+            Whether the mean was finite; if not, all ranks alike go back to the parameters agreed on before.
+        """
+        finite = self.arrive()
+        self.under_way = False
+        if finite and self._pull:
+            for name, anchor in self._views(self.anchors):
+                self._parameters[name].lerp_(anchor, self._pull)
+        if finite:
+            self._outer.step(self.exchange.buckets, present)
+        if finite and self._pull:
+            return True
+        if not finite or waited or (self._blend is None and not self._sent):
+            self.go_to_anchor()
+        elif self._blend is not None:
+            for name, anchor in self._views(self.anchors):
+                self._parameters[name].lerp_(anchor, 1.0 - self._blend)
+        else:
+            sent = dict(self._views(self._sent))
+            for name, anchor in self._views(self.anchors):
+                self._parameters[name].sub_(sent[name]).add_(anchor)
         return finite
+
+    @torch.no_grad()
+    def go_to_anchor(self) -> None:
+        """Makes parameters the agreed ones."""
+        for anchor in self.anchors:
+            anchor.unpack({name: self._parameters[name] for name in anchor.views})
+
+    def agreed(self) -> dict[str, Tensor]:
+        """Returns the parameters agreed on last, by name; shares memory."""
+        return dict(self._views(self.anchors))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns copies of what must survive a checkpoint, by parameter name; waits for what is under way."""
+        pending = {"means": {}, "sent": {}, "finite": True} if not self.under_way else self._pending()
+        return {
+            "memory": memory(self.exchange.averagers),
+            "anchors": _copies(self._views(self.anchors)),
+            "outer": self._outer.state_dict(),
+            "pending": pending,
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up anchors, the outer optimizer's state and what was under way; not the exchange's memory.
+
+        Raises:
+            AttachError: what was under way belongs to other fragments of the model.
+        """
+        for anchor in self.anchors:
+            anchor.pack({name: state["anchors"][name] for name in anchor.views})
+        self._outer.load_state_dict(state["outer"])
+        means, sent = state["pending"]["means"], state["pending"]["sent"]
+        buckets = self.exchange.buckets
+        names = {name for bucket in buckets for name in bucket.views}
+        held = names & set(means)
+        if held and held != names:
+            raise AttachError(
+                "the checkpoint was made while fragments were under way that this plan cuts otherwise; load it "
+                "under the schedule it was saved with."
+            )
+        self.under_way = bool(held)
+        self._finite = state["pending"]["finite"] if held else None
+        for bucket in buckets if held else ():
+            bucket.pack({name: means[name] for name in bucket.views})
+        for bucket in self._sent if held else ():
+            bucket.pack({name: sent[name] for name in bucket.views})
+
+    def _pending(self) -> dict[str, Any]:
+        finite = self.arrive()
+        means = self._views(self.exchange.buckets)
+        return {"means": _copies(means), "sent": _copies(self._views(self._sent)), "finite": finite}
+
+    def _pack(self, buckets: Iterable[Bucket]) -> None:
+        for bucket in buckets:
+            bucket.pack({name: self._parameters[name].detach() for name in bucket.views})
+
+    def _views(self, buckets: Iterable[Bucket]) -> Iterable[tuple[str, Tensor]]:
+        return ((name, view) for bucket in buckets for name, view in bucket.views.items())
+
+
+def _copies(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in named}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,9 @@ class Report:
         predicted_step_s: what the planner expected; None when nothing was predicted.
         baseline_step_s: median step under plain all-reduce measured in this run; None when it was not measured.
         why: the planner's reasons.
+        waited_s: how long this worker only waited for others, in all.
+        waited_s_by_worker: the same of every worker, by rank, as of `finish`; empty before.
+        staleness: how often what was stepped with was so many steps old; empty where nothing ever is.
     """
 
     plan: str
@@ -40,6 +43,9 @@ class Report:
     predicted_step_s: float | None = None
     baseline_step_s: float | None = None
     why: tuple[str, ...] = ()
+    waited_s: float = 0.0
+    waited_s_by_worker: tuple[float, ...] = ()
+    staleness: Mapping[int, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         rows = [
@@ -55,6 +61,12 @@ class Report:
                 ("speed-up", f"{self.baseline_step_s / self.step_s:.2f}× over plain all-reduce "
                  f"({_milliseconds(self.baseline_step_s)}, measured in this run)")
             )  # fmt: skip
+        if self.waited_s_by_worker:
+            rows.append(
+                ("waited", ", ".join(f"rank {r} {s:.2f} s" for r, s in enumerate(self.waited_s_by_worker)))
+            )
+        if self.staleness:
+            rows.append(("staleness", ", ".join(f"{age}: {times}×" for age, times in self.staleness.items())))
         if self.buffer_bytes:
             rows.append(("buffers", f"{self.buffer_bytes:,} bytes sent besides, to keep them in step"))
         if self.skipped:

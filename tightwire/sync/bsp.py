@@ -16,6 +16,7 @@ class Bsp(Sync):
     title: ClassVar[str] = "agree on the mean gradient every step"
     paper: ClassVar[str] = "Valiant, A Bridging Model for Parallel Computation, CACM 1990"
     exchanges: ClassVar[frozenset[Quantity]] = frozenset({"gradients"})
+    needs_agreement: ClassVar[bool] = False
 
     def averages_gradients(self, step: int) -> bool:  # noqa: D102
         return True

@@ -6,9 +6,9 @@ import abc
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from tightwire.plan import Axis, Member
+from tightwire.plan import Axis, Member, Plan, Refusal, text_with
 
-Quantity = Literal["gradients", "parameters"]
+Quantity = Literal["gradients", "parameters", "updates"]
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,15 @@ class Sync(Member, abc.ABC):
 
     Class attributes:
         exchanges: what workers ever agree on under this policy.
+        needs_agreement: whether every worker must hold the same mean after a round, as it does under all-reduce and
+            behind a server but not under gossip.
+        follows_loss: whether the policy listens to `run.report_loss`.
     """
 
     axis: ClassVar[Axis] = "sync"
     exchanges: ClassVar[frozenset[Quantity]]
+    needs_agreement: ClassVar[bool] = True
+    follows_loss: ClassVar[bool] = False
 
     @abc.abstractmethod
     def averages_gradients(self, step: int) -> bool:
@@ -34,3 +39,17 @@ class Sync(Member, abc.ABC):
     @abc.abstractmethod
     def steps_per_round(self) -> int:
         """How many steps share one exchange."""
+
+    def stretches(self) -> tuple[tuple[Sync, int | None], ...]:
+        """Returns what this policy is in turn: each policy with its last step, None for the last one."""
+        return ((self, None),)
+
+    def refusal(self, plan: Plan) -> Refusal | None:
+        """Refuses an architecture under which workers do not come to hold the same mean."""
+        if self.needs_agreement and not getattr(plan.architecture, "agrees", True):
+            return Refusal(
+                reason=f"{self} cannot work over {plan.architecture}: its rounds begin where all workers hold the same "
+                "model, and here none do.",
+                nearest=(text_with(plan, architecture="allreduce"),),
+            )
+        return None

@@ -6,7 +6,7 @@ from tightwire.transport.faulty import Cut, Delay, Drop, Fault, Faulty, Freeze, 
 from tightwire.transport.shaped import Shaped
 from tightwire.transport.single import Single
 from tightwire.transport.threads import Threads, run_threads
-from tightwire.transport.world import current, device, init, shutdown
+from tightwire.transport.world import current, device, init, shutdown, workers_per_node
 
 __all__ = [
     "DONE",
@@ -31,4 +31,5 @@ __all__ = [
     "native_bytes",
     "run_threads",
     "shutdown",
+    "workers_per_node",
 ]

@@ -67,6 +67,12 @@ def device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
+def workers_per_node() -> int:
+    """Returns how many consecutive ranks share a host, as the launcher says (LOCAL_WORLD_SIZE); 0 where it does not."""
+    told = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return int(told) if told.isdigit() else 0
+
+
 def _join(deadline_s: float) -> Transport:
     from tightwire.transport import torch_distributed
 

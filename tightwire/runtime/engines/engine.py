@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from torch import Tensor
+
 
 class Engine(Protocol):
-    """Keeps one worker in step with the others."""
+    """Keeps one worker in step with the others. Engines have `Defaults` for a base, not this."""
 
     @property
     def planned_bytes(self) -> int:
@@ -34,8 +36,18 @@ class Engine(Protocol):
     def after_step(self, step: int) -> None:
         """Called after the optimizer's step number `step`, from 1."""
 
+    def wait(self) -> None:
+        """Waits for the means of the last backward pass, where they outlive it; `p.grad` is the mean then. Local."""
+
+    def outgrown(self) -> bool:
+        """Whether what was measured calls for building the engine anew; the same on every rank, which all ask."""
+
     def flush(self) -> None:
-        """Makes replicas equal; nothing is in flight afterwards. Every rank."""
+        """Makes replicas equal; nothing is in flight afterwards. Every rank.
+
+        A rank that reached the end of its data before others takes part in their rounds until all are here; it counts
+        nothing in their means.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what must survive a checkpoint, tensors by parameter name."""
@@ -49,8 +61,57 @@ class Engine(Protocol):
     def close(self) -> None:
         """Takes hooks out and ends threads. Local."""
 
+    def hear(self, *, loss: float | None = None, samples: float | None = None) -> None:
+        """Is told the loss of a step, or on how many samples it was made."""
 
-class Alone:
+    def consensus(self) -> Mapping[str, Tensor] | None:
+        """Lands what is in flight and returns the model that all ranks would evaluate, by parameter name. Every rank.
+
+        None: the mean over ranks of their parameters, which whoever asks must compute. Empty: the parameters as they
+        are, equal on all ranks.
+        """
+
+    def is_server(self) -> bool:
+        """Whether this rank serves others instead of training."""
+
+    def meets(self) -> bool:
+        """Whether all ranks are sure to come to the end of `flush` together; not where some may be gone by then."""
+
+    def staleness(self) -> Mapping[int, int]:
+        """Returns how often what was stepped with was so many steps old; empty where nothing ever is."""
+
+
+class Defaults:
+    """The answers of an engine that listens to nothing, steps with nothing old, and may have unequal replicas."""
+
+    def wait(self) -> None:
+        """Has nothing to wait for."""
+
+    def outgrown(self) -> bool:
+        """Stays as it is."""
+        return False
+
+    def hear(self, *, loss: float | None = None, samples: float | None = None) -> None:
+        """Has no use for it."""
+
+    def consensus(self) -> Mapping[str, Tensor] | None:
+        """Leaves the mean to whoever asks."""
+        return None
+
+    def is_server(self) -> bool:
+        """Trains."""
+        return False
+
+    def meets(self) -> bool:
+        """Waits for all ranks where it flushes."""
+        return True
+
+    def staleness(self) -> Mapping[int, int]:
+        """Is never stale."""
+        return {}
+
+
+class Alone(Defaults):
     """A world of one: nothing to do, exactly as plain PyTorch."""
 
     planned_bytes = 0
@@ -81,3 +142,6 @@ class Alone:
 
     def close(self) -> None:  # noqa: D102
         pass
+
+    def consensus(self) -> Mapping[str, Tensor]:  # noqa: D102
+        return {}

@@ -1,0 +1,152 @@
+"""Lines: parameters that agree together, with whom, and at which steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from torch.nn import Parameter
+
+from tightwire.errors import AttachError
+from tightwire.plan import Plan
+from tightwire.runtime.engines.votes import Ballot
+from tightwire.runtime.fabric import Fabric
+from tightwire.runtime.outer import Elastic, OuterStep, TakeMean, outer_step
+from tightwire.runtime.parameters import Parameters
+from tightwire.schedule import Sequential, Streaming, TensorFacts
+from tightwire.sync import EASGD, Rounds
+from tightwire.transport import Counting
+
+
+class Line:
+    """The whole model or a fragment of it, agreeing among all workers or inside a node.
+
+    Attributes:
+        parameters: what agrees.
+        ballot: by which a round begins; lines among the same workers share it.
+        workers: how many agree.
+        period: steps between rounds.
+        first: the step of the first one, from where the line begins.
+        late: steps made while an exchange travels.
+        covers: lines that a round of this one makes superfluous.
+        due: the step after which the next round begins.
+        lands_at: the step after which the exchange under way lands.
+        number: rounds begun, counted on from a checkpoint.
+        alone: steps since the last round began.
+        present: weight of those whose changes are under way.
+    """
+
+    def __init__(
+        self, parameters: Parameters, ballot: Ballot, workers: int, *, period: int, first: int, late: int = 0
+    ) -> None:
+        self.parameters, self.ballot, self.workers = parameters, ballot, workers
+        self.period, self.first, self.late = period, first, late
+        self.covers: tuple[Line, ...] = ()
+        self.number = 0
+        self.present = 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """Counts steps from 0: all agree, and nothing is under way."""
+        self.due, self.lands_at, self.alone = self.first, 0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns when this line does what; plain numbers."""
+        return {
+            "due": self.due,
+            "lands_at": self.lands_at,
+            "alone": self.alone,
+            "number": self.number,
+            "present": self.present,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` returned."""
+        self.due, self.lands_at, self.alone = state["due"], state["lands_at"], state["alone"]
+        self.number, self.present = state["number"], state["present"]
+
+
+def build_lines(
+    parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric
+) -> tuple[tuple[Line, ...], Line | None]:
+    """Builds the lines over all workers, and the one inside this rank's node if the policy has one.
+
+    Contract: every rank, in the same order: it opens channels.
+    """
+    sync = cast(Rounds, plan.sync)
+    ballot = Ballot(fabric)
+    if isinstance(plan.schedule, Streaming):
+        return _fragments(parameters, plan, fabric, ballot), None
+    everything = Line(
+        _parameters(parameters, plan, fabric, late=sync.steps_late > 0),
+        ballot,
+        fabric.transport.size,
+        period=sync.steps_per_round,
+        first=sync.steps_per_round,
+        late=sync.steps_late,
+    )
+    inside = _inside(parameters, plan, fabric) if sync.steps_inside else None
+    if inside is not None:
+        everything.covers = (inside,)
+    return (everything,), inside
+
+
+def _parameters(
+    parameters: Mapping[str, Parameter],
+    plan: Plan,
+    fabric: Fabric,
+    *,
+    late: bool = False,
+    blend: float | None = None,
+) -> Parameters:
+    step, pull = _outer_step(plan, fabric)
+    return Parameters(parameters, fabric.exchange(parameters, plan), step, late=late, blend=blend, pull=pull)
+
+
+def _outer_step(plan: Plan, fabric: Fabric) -> tuple[OuterStep, float]:
+    """Returns what follows the mean, and by how much workers are drawn to the centre."""
+    sync = cast(Rounds, plan.sync)
+    if isinstance(sync, EASGD):
+        force = sync.force(fabric.transport.size)
+        return Elastic(force), force
+    return outer_step(sync.outer, fabric.outer, fabric.optimizer), 0.0
+
+
+def _fragments(
+    parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric, ballot: Ballot
+) -> tuple[Line, ...]:
+    """One line per fragment, with rounds H/fragments steps apart."""
+    sync, streaming = cast(Rounds, plan.sync), cast(Streaming, plan.schedule)
+    names, period = list(parameters), sync.steps_per_round
+    facts = [TensorFacts(num_bytes=p.numel() * p.itemsize) for p in parameters.values()]
+    whole = plan.having(schedule=Sequential())  # within a fragment
+    lines = []
+    for turn, run in enumerate(streaming.split(facts), start=1):
+        fragment = {names[p]: parameters[names[p]] for p in run}
+        made = _parameters(
+            fragment, whole, fabric, late=streaming.overlap > 0, blend=streaming.alpha if streaming.overlap else None
+        )  # fmt: skip
+        first = period * turn // streaming.fragments
+        lines.append(
+            Line(made, ballot, fabric.transport.size, period=period, first=first, late=streaming.overlap)
+        )
+    return tuple(lines)
+
+
+def _inside(parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric) -> Line:
+    """The line inside this rank's node; all ranks open all nodes' groups."""
+    sync = cast(Rounds, plan.sync)
+    node, workers = getattr(sync, "node", 0) or fabric.workers_per_node, fabric.transport.size
+    if not node or workers % node:
+        raise AttachError(
+            f"{sync} agrees inside nodes, and {workers} workers do not make whole nodes of {node or 'unknown size'}; "
+            "start them with torchrun (LOCAL_WORLD_SIZE), or write for example "
+            f"{sync},node={next(k for k in range(min(2, workers), workers + 1) if workers % k == 0)}."
+        )
+    groups = [fabric.transport.group(range(first, first + node)) for first in range(0, workers, node)]
+    group = next(group for group in groups if group is not None)
+    assert isinstance(group, Counting)
+    small = fabric.over(group)
+    exchange = small.exchange(parameters, plan)
+    made = Parameters(parameters, exchange, TakeMean())
+    return Line(made, Ballot(small), node, period=sync.steps_inside, first=sync.steps_inside)

@@ -1,0 +1,88 @@
+"""What becomes of the optimizer's state in a round of a local method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from tightwire.errors import MismatchError
+from tightwire.plan import Plan
+from tightwire.reducers.averager import Round
+from tightwire.runtime.agreement import require_agreement
+from tightwire.runtime.exchange import Exchange
+from tightwire.runtime.fabric import Fabric
+
+
+class States:
+    """Averages or resets the state that the user's optimizer keeps of each parameter.
+
+    What is averaged are the tensors of the parameter's own shape (momenta, second moments), exactly, beside the
+    parameters; counters of steps stay. The exchange is built in the first round, for there is no state before.
+    """
+
+    def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric, policy: str) -> None:
+        self._parameters, self._fabric, self._policy = parameters, fabric, policy
+        self._plan = Plan.parse(f"bsp/{plan.architecture}/none/sequential")
+        self._exchange: Exchange | None = None
+
+    @torch.no_grad()
+    def treat(self, now: Round, share: float) -> int:
+        """Does to the state what the policy says; returns the bytes that this rank sends by it.
+
+        Args:
+            now: the round, the same on every rank.
+            share: this worker's weight in the mean, over the average weight.
+
+        Contract: every rank, after a round that counts; blocks if state is averaged.
+
+        Raises:
+            MismatchError: ranks whose optimizers hold different state.
+        """
+        if self._policy == "reset":
+            for parameter in self._parameters.values():
+                self._fabric.optimizer.state.pop(parameter, None)
+        return self._average(now, share) if self._policy == "averaged" else 0
+
+    def close(self) -> None:
+        """Ends the exchange's thread."""
+        if self._exchange is not None:
+            self._exchange.close()
+
+    def _average(self, now: Round, share: float) -> int:
+        tensors = self._tensors()
+        if self._exchange is None:
+            require_agreement(self._fabric.transport.inner, {k: list(t.shape) for k, t in tensors.items()})
+            if not tensors:
+                return 0
+            self._exchange = self._fabric.exactly().exchange(tensors, self._plan)
+        buckets = self._exchange.buckets
+        if {name for bucket in buckets for name in bucket.views} != set(tensors):
+            raise MismatchError(
+                "the optimizer's state is not what it was when it was averaged first; use state=kept."
+            )
+        self._exchange.begin(now)
+        for bucket in buckets:
+            bucket.pack({name: tensors[name] for name in bucket.views})
+            if share != 1.0:
+                bucket.flat.mul_(share)
+        self._exchange.end()
+        if self._exchange.wait():
+            for bucket in buckets:
+                bucket.unpack({name: tensors[name] for name in bucket.views})
+        return self._exchange.bytes_in(now.number)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Returns the state that can be averaged, by parameter name and what the optimizer calls it."""
+        state = self._fabric.optimizer.state
+        return {
+            f"{name}/{key}": value
+            for name, parameter in self._parameters.items()
+            for key, value in state.get(parameter, {}).items()
+            if isinstance(value, Tensor)
+            and value.shape == parameter.shape
+            and value.is_floating_point()
+            and key != "step"
+        }

@@ -1,0 +1,54 @@
+"""Post-local SGD: bsp first, local SGD once the loss has come down."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+from tightwire.errors import PlanError
+from tightwire.sync.bsp import Bsp
+from tightwire.sync.local import Local
+from tightwire.sync.rounds import require_state, require_steps
+from tightwire.sync.sync import Quantity, Sync
+
+
+@dataclass(frozen=True)
+class PostLocal(Sync):
+    """Bulk synchronous for `start` steps, then local:H; the phases bsp@start~local:H under one name.
+
+    Args:
+        H: local steps per round after the start.
+        start: steps made in bulk; the paper switches at the first decay of the rate.
+        state: of the optimizer in local rounds, as in `local`; the paper keeps each worker's own.
+    """
+
+    name: ClassVar[str] = "postlocal"
+    title: ClassVar[str] = "bsp for a number of steps, then local SGD"
+    paper: ClassVar[str] = "Lin et al., Don't Use Large Mini-Batches, Use Local SGD, arXiv:1808.07217"
+    example: ClassVar[str] = "postlocal:8,start=2"
+    exchanges: ClassVar[frozenset[Quantity]] = frozenset({"gradients", "parameters"})
+
+    H: int
+    _: KW_ONLY
+    start: int
+    state: str = "kept"
+
+    def __post_init__(self) -> None:
+        require_steps(self, "H", self.H)
+        require_state(self, self.state)
+        if self.start < 1:
+            raise PlanError(f"postlocal:{self.H},start={self.start} never is bsp; write local:{self.H}.")
+
+    def averages_gradients(self, step: int) -> bool:  # noqa: D102
+        return step <= self.start
+
+    def averages_parameters(self, step: int) -> bool:  # noqa: D102
+        return step > self.start and (step - self.start) % self.H == 0
+
+    @property
+    def steps_per_round(self) -> int:
+        """H: in the long run."""
+        return self.H
+
+    def stretches(self) -> tuple[tuple[Sync, int | None], ...]:  # noqa: D102
+        return ((Bsp(), self.start), (Local(self.H, state=self.state), None))

@@ -1,0 +1,137 @@
+"""Local methods: several steps alone, then a round in which workers agree on their parameters."""
+
+from __future__ import annotations
+
+import abc
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+from tightwire.errors import PlanError
+from tightwire.sync.sync import Quantity, Sync
+
+State = Literal["kept", "averaged", "reset"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    """The step that turns the mean pseudo-gradient x_start − mean(x_end) into the next x_start: `torch.optim.SGD`.
+
+    Attributes:
+        lr: of the outer step; 1 without momentum takes the mean itself.
+        momentum: of the outer step.
+        nesterov: whether that momentum looks ahead.
+        in_steps: the pseudo-gradient is divided by the inner rate γ, and the outer rate is lr·γ (SlowMo).
+    """
+
+    lr: float = 1.0
+    momentum: float = 0.0
+    nesterov: bool = False
+    in_steps: bool = False
+
+    def __post_init__(self) -> None:
+        if not (0 < self.lr < math.inf and 0 <= self.momentum < 1):
+            raise PlanError(
+                f"an outer step with rate {self.lr} and momentum {self.momentum} cannot be: the rate is above 0, the "
+                "momentum at least 0 and below 1, as in diloco:64,outer_lr=0.7,outer_momentum=0.9."
+            )
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether the step takes the mean as it is."""
+        return self.lr == 1.0 and self.momentum == 0.0
+
+
+@dataclass(frozen=True)
+class Rounds(Sync, abc.ABC):
+    """A local method. What travels is the pseudo-gradient x_start − x_end, so any codec serves.
+
+    Class attributes:
+        by_fragment: whether fragments of the model may agree in turn (streaming).
+        elastic: whether workers are drawn to a centre instead of starting again from it.
+        weighs_samples: whether a worker counts in the mean by the samples it trained on.
+    """
+
+    exchanges: ClassVar[frozenset[Quantity]] = frozenset({"parameters"})
+    by_fragment: ClassVar[bool] = False
+    elastic: ClassVar[bool] = False
+    weighs_samples: ClassVar[bool] = False
+
+    def averages_gradients(self, step: int) -> bool:  # noqa: D102
+        return False
+
+    def averages_parameters(self, step: int) -> bool:  # noqa: D102
+        return step % self.steps_per_round == 0
+
+    def steps_after(self, loss_ratio: float) -> int:
+        """Returns the length of the next round.
+
+        Args:
+            loss_ratio: mean loss in the round just ended, over that in the first.
+        """
+        return self.steps_per_round
+
+    @property
+    def steps_inside(self) -> int:
+        """How many steps share an exchange within the node; 0: there is none."""
+        return 0
+
+    @property
+    def steps_late(self) -> int:
+        """How many steps are made while an exchange travels; 0: all wait for it."""
+        return 0
+
+    @property
+    def optimizer_state(self) -> State:
+        """What becomes of the optimizer's state in a round: each worker's own is kept, averaged, or reset."""
+        return "kept"
+
+    @property
+    def outer(self) -> Outer:
+        """The step that follows the mean."""
+        return Outer()
+
+    def takes_part(self, rank: int, workers: int, seed: int) -> bool:
+        """Whether a worker's steps count in the round with this seed."""
+        return True
+
+
+def require_steps(policy: Sync, argument: str, steps: int, least: int = 1) -> None:
+    """Makes sure that a number of steps can be one.
+
+    Raises:
+        PlanError: it is below the least.
+    """
+    if steps < least:
+        raise PlanError(
+            f"{policy} would never agree: {argument} is a number of optimizer steps, at least {least}, seen {steps}."
+        )
+
+
+def require_state(policy: Sync, state: str, steps_late: int = 0) -> State:
+    """Returns `state` if it is one, and can be had.
+
+    Raises:
+        PlanError: an unknown one, or one that cannot be had while the exchange is late.
+    """
+    if state not in get_args(State):
+        raise PlanError(f"{policy}: state={state!r} is none of {', '.join(get_args(State))}.")
+    if steps_late and state != "kept":
+        raise PlanError(
+            f"{policy} goes on while its exchange travels, so the optimizer's state cannot be {state} then; "
+            "leave out state, or overlap."
+        )
+    return state  # type: ignore[return-value]
+
+
+def require_late(policy: Sync, overlap: int, steps_per_round: int) -> None:
+    """Makes sure that an exchange lands before the next one of the same parameters begins.
+
+    Raises:
+        PlanError: a negative number of steps, or more than a round has.
+    """
+    if not 0 <= overlap <= steps_per_round:
+        raise PlanError(
+            f"{policy}: an exchange cannot travel for {overlap} steps; from 0 (all wait) to {steps_per_round} (it "
+            "lands when the next round begins)."
+        )
