@@ -9,15 +9,18 @@ from typing import Protocol
 from torch import nn
 from torch.optim import Optimizer
 
-from tightwire.plan import Plan, PlanFile, parse_compression
+from tightwire.collectives import ParameterServer
+from tightwire.errors import AttachError
+from tightwire.plan import Phases, Plan, PlanFile, parse_compression
 from tightwire.planner import Allowance
 from tightwire.runtime.agreement import copy_from_first, model_facts, require_agreement, wire_facts
 from tightwire.runtime.auto import PROBE_BUDGET_S, WATCHED, Pilot
 from tightwire.runtime.fabric import Fabric
+from tightwire.runtime.outer import MakeOuter
 from tightwire.runtime.report import Report
 from tightwire.runtime.run import Buffers, Run
 from tightwire.runtime.trace import Tracer
-from tightwire.transport import Counting, Transport, current
+from tightwire.transport import Counting, Transport, current, workers_per_node
 
 __all__ = ["Report", "Run", "attach"]
 
@@ -32,13 +35,14 @@ class Scaler(Protocol):
 def attach(
     model: nn.Module,
     optimizer: Optimizer,
-    plan: Plan | PlanFile | str | pathlib.Path = "auto",
+    plan: Plan | Phases | PlanFile | str | pathlib.Path = "auto",
     *,
     transport: Transport | None = None,
     buffers: Buffers = "start",
     scaler: Scaler | None = None,
     seed: int = 0,
     allow: Allowance = "lossless",
+    outer: MakeOuter | None = None,
 ) -> Run:
     """Binds a model and its optimizer to their replicas on the other ranks, as `plan` says.
 
@@ -47,13 +51,15 @@ def attach(
     Args:
         model: any module; frozen, unused and shared parameters are welcome, sparse gradients are not.
         optimizer: any `torch.optim` optimizer of the model's parameters.
-        plan: a plan, its text, a plan file or its path (`*.yaml`), or `auto`: probe the wire now, profile the first
-            steps, then go on with the best plan that `allow` admits.
+        plan: a plan, its text, phases (`bsp@500~local:8`: bsp up to step 500), a plan file or its path (`*.yaml`), or
+            `auto`: probe the wire now, profile the first steps, then go on with the best plan that `allow` admits.
         transport: between the ranks; by default the one that `tightwire.init()` joined.
         buffers: `start` makes buffers equal once; `every-step` copies rank 0's after every step, as DDP does.
         scaler: the AMP GradScaler, if there is one, so that leftovers are kept in unscaled units.
         seed: of stochastic codecs, the same on every rank.
         allow: for `auto`: `lossless`, or `lossy` plans too.
+        outer: makes the outer optimizer of `diloco` and its kin from the parameters that all agreed on, such as
+            `lambda agreed: torch.optim.SGD(agreed, lr=0.5)`; by default the plan says.
 
     Contract: every rank, with the same model shapes, plan and options; blocks until all have arrived.
 
@@ -66,7 +72,7 @@ def attach(
     transport = current() if transport is None else transport
     is_auto = plan == "auto"
     plan_file = PlanFile(plan=WATCHED) if is_auto else _read_plan(plan)
-    chosen = plan_file.parse()
+    chosen = plan_file.phases()
     settings: dict[str, object] = {
         "version of tightwire": version("tightwire"),
         "plan": f"auto, {allow}" if is_auto else chosen,
@@ -75,7 +81,12 @@ def attach(
         "buffers": buffers,
         "seed": seed,
     }
-    compressions = [chosen.compression, *(parse_compression(r.compression) for r in plan_file.routing)]
+    compressions = [
+        *(phase.compression for phase in chosen.plans),
+        *(parse_compression(r.compression) for r in plan_file.routing),
+    ]
+    for phase in chosen.plans:
+        _require_servable(phase, transport.size, buffers)
     require_agreement(transport, settings | wire_facts(compressions) | model_facts(model))
     counting = Counting(transport)
     fabric = Fabric(
@@ -84,6 +95,11 @@ def attach(
         tracer=Tracer(),
         seed=seed,
         gradient_scale=scaler.get_scale if scaler is not None else lambda: 1.0,
+        model=model,
+        optimizer=optimizer,
+        awaits_means=scaler is not None,
+        outer=outer,
+        workers_per_node=workers_per_node(),
     )
     copy_from_first(transport, [*model.parameters(), *model.buffers()])
     return Run(
@@ -98,6 +114,25 @@ def attach(
     )
 
 
+def _require_servable(plan: Plan, num_ranks: int, buffers: Buffers) -> None:
+    """Makes sure that servers leave somebody to train, and that nothing has workers meet who need not.
+
+    Raises:
+        PlanError: as many servers as processes.
+        AttachError: buffers that are to be equal after every step.
+    """
+    architecture = plan.architecture
+    is_served = getattr(plan.sync, "is_served", False)
+    if isinstance(architecture, ParameterServer) and architecture.servers:
+        architecture.roles(num_ranks)
+        is_served = True
+    if is_served and buffers == "every-step" and num_ranks > 1:
+        raise AttachError(
+            f"{plan} lets workers go on without each other, and buffers='every-step' has them meet after every step; "
+            "leave buffers at 'start'."
+        )
+
+
 def _pilot(model: nn.Module, optimizer: Optimizer, transport: Transport, allow: Allowance) -> Pilot | None:
     """Probes the wire for the plan that will be chosen; alone there is nothing to choose."""
     from tightwire.probe import probe
@@ -107,7 +142,7 @@ def _pilot(model: nn.Module, optimizer: Optimizer, transport: Transport, allow: 
     return Pilot(model, optimizer, probe(transport, budget_s=PROBE_BUDGET_S), allow)
 
 
-def _read_plan(plan: Plan | PlanFile | str | pathlib.Path) -> PlanFile:
+def _read_plan(plan: Plan | Phases | PlanFile | str | pathlib.Path) -> PlanFile:
     if isinstance(plan, PlanFile):
         return plan
     if isinstance(plan, pathlib.Path) or str(plan).endswith((".yaml", ".yml")):

@@ -1,57 +1,103 @@
-"""The runtime that moves buckets: one communication thread, driven by a scheduler."""
+"""The runtime that moves buckets: a communication thread per lane, driven by a scheduler."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
 
+from tightwire.buckets import Bucket
 from tightwire.reducers.averager import Averager, Round
 from tightwire.runtime.trace import Tracer
-from tightwire.schedule import Scheduler
+from tightwire.schedule import Agenda, Scheduler
 
 
 class Exchange:
-    """Averages a set of buckets once per round, on a thread of its own, in the scheduler's order.
+    """Averages a set of buckets once per round, on threads of its own, in the scheduler's order.
 
-    A round is `begin`, `ready` for each bucket as it fills, `end`, `wait`. The thread sleeps between events and
-    holds the interpreter lock only between transfers.
+    A round is `begin`, `ready` for each bucket as it fills, `end`, and `wait`, or `wait_for` each bucket and then
+    `keep` it. Threads sleep between events and hold the interpreter lock only between transfers.
 
-    Contract: every rank runs the same rounds. Only `wait` blocks; what a round sends is `bytes_in` it.
+    Piece i goes by lane i mod `lanes`, over connections of the lane's own, and a lane moves one at a time: each is
+    a queue whose order all ranks share, so that no order between lanes needs to be agreed.
+
+    Contract: every rank runs the same rounds. Only `wait` and `wait_for` block; what a round sends is `bytes_in` it.
+
+    Attributes:
+        buckets: the memory, by number.
+        averagers: one per piece of the agenda; where buckets move whole and in order, one per bucket.
+        num_lanes: how many pieces may move at a time.
+        seconds: how long each piece was on its way in the last round.
     """
 
-    def __init__(self, averagers: Sequence[Averager], scheduler: Scheduler, tracer: Tracer) -> None:
+    def __init__(
+        self,
+        averagers: Sequence[Averager],
+        scheduler: Scheduler,
+        tracer: Tracer,
+        *,
+        buckets: Sequence[Bucket] | None = None,
+        agenda: Agenda | None = None,
+    ) -> None:
+        """Starts the threads.
+
+        Args:
+            averagers: one per piece.
+            scheduler: decides which piece starts next.
+            tracer: where spans go.
+            buckets: of which the pieces are parts; by default each piece is a bucket.
+            agenda: says which, and how many lanes there are.
+        """
         self.averagers = tuple(averagers)
+        self.buckets = tuple(buckets) if buckets is not None else tuple(a.bucket for a in averagers)
+        self.seconds = [0.0] * len(self.averagers)
+        self._bucket_of = (
+            [p.bucket for p in agenda.pieces] if agenda is not None else list(range(len(averagers)))
+        )
+        self._pieces_of: list[list[int]] = [[] for _ in self.buckets]
+        for piece, bucket in enumerate(self._bucket_of):
+            self._pieces_of[bucket].append(piece)
+        self._missing = [0] * len(self.buckets)
         self._scheduler = scheduler
         self._tracer = tracer
         self._now = Round()
-        self._moved = 0
         self._failure: BaseException | None = None
         self._closed = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._serve, name="tightwire-communication", daemon=True)
-        self._thread.start()
+        self.num_lanes = agenda.lanes if agenda else 1
+        self._queues: list[deque[int]] = [deque() for _ in range(self.num_lanes)]
+        self._threads = [
+            threading.Thread(
+                target=self._serve, args=(queue,), name=f"tightwire-communication-{lane}", daemon=True
+            )
+            for lane, queue in enumerate(self._queues)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def bytes_in(self, round_number: int) -> int:
         """Returns the payload bytes that this rank sends in a round."""
         return sum(averager.bytes_in(round_number) for averager in self.averagers)
 
     def begin(self, now: Round) -> None:
-        """Starts a round; no bucket is ready."""
+        """Starts a round; no bucket is ready. All of the round before must have been waited for."""
         with self._changed:
-            self._now, self._moved = now, 0
+            self._now = now
+            self._missing = [len(pieces) for pieces in self._pieces_of]
             self._scheduler.begin()
 
     def ready(self, bucket: int) -> None:
-        """Hands a filled bucket to the thread; its memory is the thread's until `wait` returns."""
+        """Hands a filled bucket to the threads; its memory is theirs until it was waited for."""
         with self._changed:
             self._scheduler.ready(bucket)
-            self._changed.notify_all()
+            self._dispatch()
 
     def end(self) -> None:
         """Tells that no more buckets will fill: all that are left move as they are."""
         with self._changed:
             self._scheduler.end()
-            self._changed.notify_all()
+            self._dispatch()
 
     def wait(self) -> bool:
         """Waits until every bucket holds its mean.
@@ -60,40 +106,64 @@ class Exchange:
             Whether all means are finite; the same on every rank. Only then the round is kept.
 
         Raises:
-            TightwireError: whatever went wrong on the communication thread.
+            TightwireError: whatever went wrong on a communication thread.
         """
-        with self._changed:
-            self._changed.wait_for(lambda: self._failure is not None or self._moved == len(self.averagers))
-        if self._failure is not None:
-            raise self._failure
+        self._await(lambda: not any(self._missing))
         finite = all(averager.finite for averager in self.averagers)
         if finite:
             for averager in self.averagers:
                 averager.keep()
         return finite
 
+    def wait_for(self, bucket: int) -> bool:
+        """Waits until one bucket holds its mean; returns whether it is finite, the same on every rank.
+
+        Raises:
+            TightwireError: whatever went wrong on a communication thread.
+        """
+        self._await(lambda: self._missing[bucket] == 0)
+        return all(self.averagers[piece].finite for piece in self._pieces_of[bucket])
+
+    def keep(self, bucket: int) -> None:
+        """Keeps what the round taught the stages and reducers of one bucket."""
+        for piece in self._pieces_of[bucket]:
+            self.averagers[piece].keep()
+
     def close(self) -> None:
-        """Ends the thread; a transfer under way is left to its deadline."""
+        """Ends the threads; a transfer under way is left to its deadline."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._thread.join(timeout=1.0)
+        for thread in self._threads:
+            thread.join(timeout=1.0)
 
-    def _serve(self) -> None:
-        while (bucket := self._await_work()) is not None:
+    def _await(self, condition: Callable[[], bool]) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._failure is not None or condition())
+        if self._failure is not None:
+            raise self._failure
+
+    def _dispatch(self) -> None:
+        """Gives lanes what may start now; the caller holds the lock."""
+        while (piece := self._scheduler.next()) is not None:
+            self._queues[piece % len(self._queues)].append(piece)
+        self._changed.notify_all()
+
+    def _serve(self, queue: deque[int]) -> None:
+        while (piece := self._await_work(queue)) is not None:
+            start_s = time.perf_counter()
             try:
-                with self._tracer.span("communication", f"bucket {bucket}"):
-                    self.averagers[bucket].run(self._now)
+                with self._tracer.span("communication", f"bucket {self._bucket_of[piece]}"):
+                    self.averagers[piece].run(self._now)
             except BaseException as failure:  # whatever it is, the waiting thread must learn of it
                 self._failure = failure
+            self.seconds[piece] = time.perf_counter() - start_s
             with self._changed:
-                self._moved += 1
-                self._changed.notify_all()
+                self._missing[self._bucket_of[piece]] -= 1
+                self._scheduler.done(piece)
+                self._dispatch()
 
-    def _await_work(self) -> int | None:
+    def _await_work(self, queue: deque[int]) -> int | None:
         with self._changed:
-            while not self._closed and self._failure is None:
-                if (bucket := self._scheduler.next()) is not None:
-                    return bucket
-                self._changed.wait()
-        return None
+            self._changed.wait_for(lambda: bool(queue) or self._closed or self._failure is not None)
+            return None if self._closed or self._failure is not None else queue.popleft()

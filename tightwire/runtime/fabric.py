@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
 
-from tightwire.buckets import Bucket, BucketLayout, plan_layout
+from tightwire.buckets import Bucket, BucketLayout, Slot, plan_layout
 from tightwire.collectives import AllReduce, Architecture
 from tightwire.compression import Codec, Identity, warm_up
 from tightwire.compression.routing import compression_for
 from tightwire.errors import AttachError
 from tightwire.plan import Member, Plan, Route, parse_compression
 from tightwire.reducers import Averager, Reducer, Reduction, all_reducer, build_reducer
+from tightwire.reducers.averager import Spared
 from tightwire.runtime.exchange import Exchange
+from tightwire.runtime.observed import Observed
 from tightwire.runtime.trace import Tracer, traced
-from tightwire.schedule import Schedule, TensorFacts
+from tightwire.schedule import BucketFacts, Piece, Schedule, TensorFacts
 from tightwire.transport import Counting, Transport
 
 
@@ -33,7 +38,14 @@ class Fabric:
         routing: which parameters are compressed otherwise than the plan says.
         tracer: where spans go.
         seed: of stochastic codecs, equal on all ranks.
+        spared: bytes that were announced and turned out not to be needed.
         gradient_scale: by how much gradients are scaled at present (AMP).
+        model: the user's.
+        optimizer: the user's.
+        awaits_means: whether gradients are looked at between backward and step, as AMP's scaler does.
+        observed: what was measured in this run, for schedules that decide by it.
+        outer: makes the outer optimizer of local methods from the agreed parameters; None: as the plan says.
+        workers_per_node: consecutive ranks on one host, as the launcher says; 0 where it does not.
     """
 
     transport: Counting
@@ -41,6 +53,21 @@ class Fabric:
     tracer: Tracer
     seed: int
     gradient_scale: Callable[[], float]
+    spared: Spared = field(default_factory=Spared)
+    model: nn.Module
+    optimizer: Optimizer
+    awaits_means: bool = False
+    observed: Observed = field(default_factory=Observed)
+    outer: Callable[[list[Parameter]], Optimizer] | None = None
+    workers_per_node: int = 0
+
+    def over(self, transport: Counting) -> Fabric:
+        """Returns the same over another transport, such as a group."""
+        return dataclasses.replace(self, transport=transport)
+
+    def exactly(self) -> Fabric:
+        """Returns the same without routes, for what must travel as it is."""
+        return dataclasses.replace(self, routing=())
 
     def compression_of(self, name: str, tensor: Tensor, plan: Plan) -> tuple[Member, ...]:
         """Returns how a parameter travels: as its first matching route says, or the plan, if it is worth it."""
@@ -56,21 +83,45 @@ class Fabric:
         """
         require_cpu(tensors)
         schedule, architecture = cast(Schedule, plan.schedule), cast(Architecture, plan.architecture)
-        backward = dict(reversed(list(tensors.items())))
+        backward = self._in_backward(tensors)
         routes = {name: self.compression_of(name, tensor, plan) for name, tensor in backward.items()}
+        ready_s, wire = self.observed.ready_s, self.observed.wire
         facts = [
             TensorFacts(
-                num_bytes=t.numel() * t.itemsize, kind=(str(t.dtype), str(t.device), *map(str, routes[name]))
+                num_bytes=t.numel() * t.itemsize,
+                kind=(str(t.dtype), str(t.device), *map(str, routes[name])),
+                ready_s=ready_s.get(name, 0.0),
             )
             for name, t in backward.items()
         ]
-        channel = self.transport.channel()
+        partition = schedule.partition(facts) if wire is None else schedule.partition(facts, wire)
+        buckets = [Bucket(layout) for layout in plan_layout(backward, partition)]
+        compressions = [routes[bucket.layout.slots[0].name] for bucket in buckets]
+        agenda = schedule.agenda(
+            [
+                BucketFacts(
+                    num_bytes=bucket.layout.num_bytes,
+                    ready_s=max(facts[position].ready_s for position in positions),
+                    divisible=len(compression) == 1 and isinstance(compression[0], Codec),
+                )
+                for bucket, positions, compression in zip(buckets, partition, compressions, strict=True)
+            ],
+            wire,
+        )
+        lanes = [self.transport.channel() for _ in range(agenda.lanes)]
         averagers = []
-        for number, layout in enumerate(plan_layout(backward, schedule.partition(facts))):
-            build = functools.partial(self._build, architecture, channel, layout, number)
-            compression = routes[layout.slots[0].name]
-            averagers.append(Averager(Bucket(layout), compression, build, workers=channel.size))
-        return Exchange(averagers, schedule.scheduler(len(averagers)), self.tracer)
+        for number, piece in enumerate(agenda.pieces):
+            part, channel = part_of(buckets[piece.bucket], piece), lanes[number % len(lanes)]
+            build = functools.partial(self._build, architecture, channel, part.layout, number)
+            compression = compressions[piece.bucket]
+            averagers.append(Averager(part, compression, build, workers=channel.size, spared=self.spared))
+        return Exchange(averagers, schedule.pacer(agenda), self.tracer, buckets=buckets, agenda=agenda)
+
+    def _in_backward(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns tensors in the order in which backward was seen, or else is expected, to produce gradients."""
+        ready_s = self.observed.ready_s
+        expected = list(reversed(list(tensors)))
+        return {name: tensors[name] for name in sorted(expected, key=lambda name: ready_s.get(name, 0.0))}
 
     def _build(
         self,
@@ -91,6 +142,16 @@ class Fabric:
         return all_reducer(
             AllReduce("recursive-doubling"), Identity(), self.transport.channel(), bucket=layout, tag=0
         )
+
+
+def part_of(bucket: Bucket, piece: Piece) -> Bucket:
+    """Returns a piece of a bucket as a bucket: itself where it is whole, else one nameless slot in its memory."""
+    if piece.num_bytes == bucket.layout.num_bytes:
+        return bucket
+    itemsize = bucket.layout.dtype.itemsize
+    flat = bucket.flat[piece.start // itemsize : piece.stop // itemsize]
+    slot = Slot(name="", shape=(flat.numel(),), stride=(1,), offset=0)
+    return Bucket(dataclasses.replace(bucket.layout, slots=(slot,)), flat)
 
 
 def require_cpu(tensors: Mapping[str, Tensor]) -> None:

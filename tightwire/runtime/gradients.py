@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -32,6 +32,11 @@ class Gradients:
         enabled: False while gradients accumulate locally.
         finite: False since a mean was not finite; whoever acts on it sets it back.
         nonfinite_rounds: how many passes ended so.
+        ready_s: when each gradient was there in the last pass that was averaged, from its first one.
+        before_round: makes the round that a pass is.
+        before_pass: called before autograd adds to any gradient.
+        before_ready: called with the number of each bucket that is about to move.
+        at_end: ends a pass, told which parameters took part (0 or 1 each): by default waits for the means.
     """
 
     def __init__(
@@ -44,16 +49,20 @@ class Gradients:
         self.enabled = True
         self.finite = True
         self.nonfinite_rounds = 0
+        self.ready_s: dict[str, float] = {}
         self.before_round: Callable[[], Round] = Round
+        self.before_pass: Callable[[], None] = _nothing
+        self.before_ready: Callable[[int], None] = _nothing
+        self.at_end: Callable[[Tensor], None] = self.collect
         self._parameters = parameters
         self._exchange = exchange
         self._count_users = count_users
         self._tracer = tracer
         self._views: dict[str, Tensor] = {}
         self._bucket_of: dict[str, int] = {}
-        for number, averager in enumerate(exchange.averagers):
-            self._views |= averager.bucket.views
-            self._bucket_of |= dict.fromkeys(averager.bucket.views, number)
+        for number, bucket in enumerate(exchange.buckets):
+            self._views |= bucket.views
+            self._bucket_of |= dict.fromkeys(bucket.views, number)
         self._averaged: set[str] = set()
         self._aside: dict[str, Tensor] = {}
         self._arrived: set[str] = set()
@@ -106,8 +115,45 @@ class Gradients:
         for parameter in self._parameters.values():
             parameter.grad = None
 
+    def forget_some(self, names: Iterable[str]) -> None:
+        """Drops what is known of some gradients, whose means are not to be stepped with."""
+        for name in names:
+            self._aside.pop(name, None)
+            self._averaged.discard(name)
+
+    def collect(self, used: Tensor) -> None:
+        """Waits for all means and makes them the gradients."""
+        self._exchange.end()
+        users = self._count_users(used)
+        self.deliver(users.tolist(), finite=self._exchange.wait())
+
+    def deliver(self, users: Sequence[float], *, finite: bool) -> None:
+        """Makes all means the gradients.
+
+        Args:
+            users: on how many ranks each parameter took part.
+            finite: whether all means are.
+        """
+        if not finite:
+            self.finite = False
+            self.nonfinite_rounds += 1
+        for name, count in zip(self._parameters, users, strict=True):
+            self.deliver_one(name, count)
+
+    def deliver_one(self, name: str, num_users: float) -> None:
+        """Makes a mean the parameter's gradient, unless no rank used it and no leftover arrived for it."""
+        parameter, view, aside = self._parameters[name], self._views[name], self._aside.pop(name, None)
+        if aside is not None:
+            view.add_(aside)
+        if num_users > 0 or aside is not None or view.any():
+            parameter.grad = view
+            self._averaged.add(name)
+        else:
+            parameter.grad = None
+
     def _before_gradient(self, name: str) -> None:
         """Sets an averaged gradient aside before autograd adds to it."""
+        self.before_pass()
         parameter = self._parameters[name]
         if parameter.grad is None:  # the user dropped it, and with it what was set aside of it
             self._aside.pop(name, None)
@@ -135,16 +181,18 @@ class Gradients:
             )
         self._arrived.add(name)
         self._fill(name, gradient)
+        self.ready_s[name] = time.perf_counter() - self._begun_s
         bucket = self._bucket_of[name]
         self._missing[bucket] -= 1
         if self._missing[bucket] == 0:
+            self.before_ready(bucket)
             self._exchange.ready(bucket)
 
     def _begin(self) -> None:
         self._begun_s = time.perf_counter()
         self._running = True
         self._arrived = set()
-        self._missing = [len(averager.bucket.views) for averager in self._exchange.averagers]
+        self._missing = [len(bucket.views) for bucket in self._exchange.buckets]
         self._exchange.begin(self.before_round())
         # The engine's own end-of-backward callback, which DDP and FSDP rely on as well.
         torch.autograd.Variable._execution_engine.queue_callback(self._end)
@@ -160,13 +208,10 @@ class Gradients:
         waiting_since_s = time.perf_counter()
         self._tracer.record("compute", "backward", self._begun_s, waiting_since_s)
         used = [self._complete(name, parameter) for name, parameter in self._parameters.items()]
-        self._exchange.end()
-        users = self._count_users(torch.tensor(used, dtype=torch.float32))
-        if not self._exchange.wait():
-            self.finite = False
-            self.nonfinite_rounds += 1
-        for (name, parameter), count in zip(self._parameters.items(), users.tolist(), strict=True):
-            self._deliver(name, parameter, count)
+        for bucket, missing in enumerate(self._missing):
+            if missing:
+                self.before_ready(bucket)
+        self.at_end(torch.tensor(used, dtype=torch.float32))
         self._exposed_s += time.perf_counter() - waiting_since_s
         self._tracer.record("compute", "wait for means", waiting_since_s, time.perf_counter())
 
@@ -181,16 +226,9 @@ class Gradients:
         self._views[name].zero_()
         return False
 
-    def _deliver(self, name: str, parameter: Parameter, num_users: float) -> None:
-        """Makes the mean the parameter's gradient, unless no rank used it and no leftover arrived for it."""
-        view, aside = self._views[name], self._aside.pop(name, None)
-        if aside is not None:
-            view.add_(aside)
-        if num_users > 0 or aside is not None or view.any():
-            parameter.grad = view
-            self._averaged.add(name)
-        else:
-            parameter.grad = None
+
+def _nothing(*_: object) -> None:
+    pass
 
 
 @torch.enable_grad()

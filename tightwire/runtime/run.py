@@ -5,28 +5,39 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import statistics
+import struct
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Protocol, Self, cast
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tightwire.errors import AttachError
-from tightwire.plan import Plan
+from tightwire.plan import Phases, Plan
 from tightwire.runtime.agreement import copy_from_first
 from tightwire.runtime.auto import Pilot
 from tightwire.runtime.engines import Alone, Engine, build_engine
+from tightwire.runtime.evaluation import Evaluation
 from tightwire.runtime.fabric import Fabric
 from tightwire.runtime.guard import Guard
+from tightwire.runtime.phases import spelled_out
 from tightwire.runtime.report import Report, typical_step_s
 from tightwire.runtime.trace import Tracer
 from tightwire.sync import Sync
 from tightwire.transport import Counting, Transport
 
 Buffers = Literal["start", "every-step"]
+
+
+class Writer(Protocol):
+    """What is needed of a TensorBoard `SummaryWriter`."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> object:
+        """Notes a value."""
 
 
 class Run:
@@ -46,7 +57,7 @@ class Run:
         self,
         model: nn.Module,
         optimizer: Optimizer,
-        plan: Plan,
+        phases: Phases,
         fabric: Fabric,
         *,
         buffers: Buffers = "start",
@@ -54,7 +65,8 @@ class Run:
         why: tuple[str, ...] = (),
         pilot: Pilot | None = None,
     ) -> None:
-        self.plan = plan
+        self._asked, self._phases = phases, spelled_out(phases)
+        self.plan = self._phases.at(1)
         self.step = 0
         self._predicted_step_s, self._why, self._pilot = predicted_step_s, why, pilot
         self._model, self._optimizer, self._fabric, self._buffers = model, optimizer, fabric, buffers
@@ -66,7 +78,11 @@ class Run:
         self._exposed_s: list[float] = []
         self._step_end_s: float | None = None
         self._closed = False
+        self._waited_s = 0.0
+        self._waited_s_by_worker: tuple[float, ...] = ()
+        self._writer: Writer | None = None
         self._buffer_transport = Counting(fabric.transport.inner)
+        self._evaluation = Evaluation(model, fabric)
         self._handles = [
             optimizer.register_step_pre_hook(lambda *_: self._before_step()),
             optimizer.register_step_post_hook(lambda *_: self._after_step()),
@@ -75,7 +91,7 @@ class Run:
             return
         self._trace_forward()
         try:
-            self.adopt(plan)
+            self._enter(self.plan)
             if pilot is not None:
                 pilot.begin()
         except BaseException:
@@ -99,6 +115,16 @@ class Run:
         """Between this worker and the others."""
         return self._fabric.transport.inner
 
+    @property
+    def is_server(self) -> bool:
+        """Whether this rank is a dedicated server under the plan (`ps:servers=1`): it serves until `finish` returns.
+
+            with tw.attach(model, optimizer, "asp/ps:servers=1") as run:
+                if not run.is_server:
+                    train()  # the loop as ever
+        """
+        return self._engine.is_server()
+
     def adopt(self, plan: Plan) -> None:
         """Goes on under another plan, between two steps.
 
@@ -108,17 +134,10 @@ class Run:
         Contract: every rank, at the same step, with the same plan; blocks.
         """
         self._require_open()
-        before, self.plan = self.plan, plan
-        if self._fabric.transport.size == 1:
-            return
-        self._engine.flush()
-        self._engine.close()
-        state = self._engine.state_dict()
-        trained = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
-        self._engines.append(build_engine(trained, plan, self._fabric))
+        self._asked, self._phases = Phases((plan,)), spelled_out(Phases((plan,)))
+        before, state = self.plan, self._enter(self._phases.at(self.step + 1))
         if state:
             self._carry_over(state, before)
-        self._steps_s, self._exposed_s = [], []
 
     @contextlib.contextmanager
     def accumulate(self) -> Iterator[None]:
@@ -129,10 +148,52 @@ class Run:
         finally:
             self._engine.accumulating(False)
 
+    def wait(self) -> None:
+        """Waits until `p.grad` is the mean, under schedules that let `backward()` end before it is; else returns.
+
+        Call it between backward and step to clip or look at gradients; nothing overlaps the next forward then. Local.
+        """
+        self._engine.wait()
+
     def finish(self) -> None:
-        """Completes what is under way and makes the replicas' parameters equal. Every rank; blocks."""
+        """Completes what is under way and makes the replicas' parameters equal. Every rank; blocks.
+
+        A rank whose data ends before that of others calls it then: it goes on taking part in the others' rounds,
+        counting nothing in their means, until all have called it, and leaves with the parameters that they have.
+        """
         self._require_open()
         self._engine.flush()
+        if self._fabric.transport.size > 1 and self._engine.meets():
+            waits = self.transport.exchange(struct.pack("<d", self._waited_s))
+            self._waited_s_by_worker = tuple(struct.unpack("<d", wait)[0] for wait in waits)
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside, the model is the one to be evaluated, equal on all ranks; training goes on afterwards as it was.
+
+        That is the mean of the workers' parameters, or the outer model or the centre where the policy has one. What is
+        in flight lands first. Buffers stay each worker's own.
+
+        Contract: every rank, at the same step; blocks.
+
+        Raises:
+            AttachError: the optimizer steps inside, which would be undone.
+        """
+        self._require_open()
+        with self._evaluation.of(self._engine.consensus()):
+            yield
+
+    def report_loss(self, loss: float | Tensor) -> None:
+        """Tells the loss of the step under way, before `optimizer.step()`, to policies that follow it (AdaComm)."""
+        self._engine.hear(loss=float(loss))
+
+    def report_samples(self, samples: float) -> None:
+        """Tells on how many samples the step under way is made, to policies that weigh workers by them (FedAvg)."""
+        self._engine.hear(samples=float(samples))
+
+    def log_to(self, writer: Writer) -> None:
+        """Writes rounds, bytes, step time and waiting of every step to a TensorBoard `SummaryWriter`. Local."""
+        self._writer = writer
 
     def close(self) -> None:
         """Takes out every hook and ends the communication thread; the model and the optimizer stay usable. Local."""
@@ -144,16 +205,18 @@ class Run:
         for handle in self._handles:
             handle.remove()
         self._engine.close()
+        self._evaluation.close()
         self._guard.release()
 
     def state_dict(self) -> dict[str, Any]:
         """Returns this rank's part of a checkpoint, to be saved beside the model's and the optimizer's.
 
-        Everything by parameter name; tensors are copies. Loading it and continuing equals continuing.
+        What is under way arrives first, is part of the checkpoint, and lands once, whether training goes on or is
+        resumed. Everything by parameter name; tensors are copies. Loading it and continuing equals continuing.
         """
         return {
             "version": 1,
-            "plan": str(self.plan),
+            "plan": str(self._asked),
             "rank": self._fabric.transport.rank,
             "workers": self._fabric.transport.size,
             "step": self.step,
@@ -172,13 +235,15 @@ class Run:
         """
         self._require_open()
         transport = self._fabric.transport
-        if state.get("version") != 1 or Plan.parse(state["plan"]).sync != self.plan.sync:
+        if state.get("version") != 1 or _syncs(Phases.parse(state["plan"])) != _syncs(self._asked):
             raise AttachError(
                 f"this checkpoint was made under the plan {state.get('plan')} (version {state.get('version')}), this "
-                f"run's is {self.plan} (version 1); attach with the plan of the checkpoint, or one of the same "
+                f"run's is {self._asked} (version 1); attach with the plan of the checkpoint, or one of the same "
                 f"sync."
             )
         self.step = state["step"]
+        if (plan := self._phases.at(self.step + 1)) is not self.plan:
+            self._enter(plan)
         if state["workers"] != transport.size:
             warnings.warn(
                 f"the checkpoint was made by {state['workers']} workers, this run has {transport.size}: leftovers "
@@ -199,12 +264,14 @@ class Run:
         choice = self._pilot.choice if self._pilot else None
         sync = cast(Sync, self.plan.sync)
         return Report(
-            plan=str(self.plan),
+            plan=str(self._asked),
             workers=self._fabric.transport.size,
             steps=self._steps_made,
             rounds=sum(engine.rounds for engine in self._engines),
             skipped=sum(engine.skipped for engine in self._engines),
-            planned_bytes=sum(engine.planned_bytes for engine in self._engines),
+            planned_bytes=sum(engine.planned_bytes for engine in self._engines)
+            - self._fabric.spared.num_bytes
+            + self._evaluation.planned_bytes,
             sent_bytes=self._fabric.transport.bytes_sent,
             buffer_bytes=self._buffer_transport.bytes_sent,
             step_s=typical_step_s(self._steps_s, sync.steps_per_round),
@@ -212,6 +279,9 @@ class Run:
             predicted_step_s=choice.predicted_step_s if choice else self._predicted_step_s,
             baseline_step_s=self._pilot.baseline_step_s if self._pilot else None,
             why=choice.why if choice else self._why,
+            waited_s=self._waited_s,
+            waited_s_by_worker=self._waited_s_by_worker,
+            staleness=self._staleness(),
         )
 
     def trace(self, path: str | pathlib.Path) -> None:
@@ -232,6 +302,25 @@ class Run:
                 stacklevel=3,
             )
 
+    def _enter(self, plan: Plan) -> dict[str, Any]:
+        """Ends the engine of the plan before and builds the next; returns what the one before remembered."""
+        self.plan = plan
+        if self._fabric.transport.size == 1:
+            return {}
+        self._engine.flush()
+        self._engine.close()
+        state = self._engine.state_dict()
+        trained = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
+        self._engines.append(build_engine(trained, plan, self._fabric))
+        self._steps_s, self._exposed_s = [], []
+        return state
+
+    def _staleness(self) -> dict[int, int]:
+        histogram: Counter[int] = Counter()
+        for engine in self._engines:
+            histogram.update(engine.staleness())
+        return dict(sorted(histogram.items()))
+
     @property
     def _engine(self) -> Engine:
         return self._engines[-1]
@@ -240,6 +329,7 @@ class Run:
         if self._pilot is not None:
             self._pilot.before_step()
         self._guard.check()
+        self._evaluation.require_over()
         self._step_start_s = time.perf_counter()
         self._engine.before_step()
 
@@ -252,11 +342,29 @@ class Run:
             copy_from_first(self._buffer_transport, self._model.buffers())
         exposed_s = self._engine.exposed_s
         self._exposed_s.append(exposed_s)
+        self._waited_s += exposed_s
         if self._step_end_s is not None:
             self._steps_s.append(time.perf_counter() - self._step_end_s)
+        if self._engine.outgrown():
+            self.adopt(self.plan)
         if self._pilot is not None:
             self._pilot.after_step(self, exposed_s)
+        if self._writer is not None:
+            self._log(self._writer)
+        if self.step in self._phases.ends:  # what stages remember of one phase means nothing in the next
+            self._enter(self._phases.at(self.step + 1))
         self._step_end_s = time.perf_counter()
+
+    def _log(self, writer: Writer) -> None:
+        scalars = {
+            "rounds": sum(engine.rounds for engine in self._engines),
+            "sent_bytes": self._fabric.transport.bytes_sent,
+            "waited_s": self._exposed_s[-1],
+        }
+        if self._steps_s:
+            scalars["step_s"] = self._steps_s[-1]
+        for name, value in scalars.items():
+            writer.add_scalar(f"tightwire/{name}", value, self.step)
 
     def _trace_forward(self) -> None:
         started_s: list[float] = []
@@ -273,3 +381,7 @@ class Run:
     def _require_open(self) -> None:
         if self._closed:
             raise AttachError("this run is closed; attach again to go on training in step.")
+
+
+def _syncs(phases: Phases) -> list[Sync]:
+    return [cast(Sync, plan.sync) for plan in phases.plans]

@@ -1,19 +1,44 @@
 """In which order: what travels together, and what moves next."""
 
 from tightwire.schedule.fixed import Fusion, Sequential, Wfbp
-from tightwire.schedule.scheduler import InOrder, Partition, Schedule, Scheduler, TensorFacts, fuse
+from tightwire.schedule.merging import AscWfbp, MgWfbp
+from tightwire.schedule.priority import P3, ByteScheduler, Pace, TicTac
+from tightwire.schedule.scheduler import (
+    Agenda,
+    BucketFacts,
+    InOrder,
+    Partition,
+    Piece,
+    Schedule,
+    Scheduler,
+    TensorFacts,
+    Wire,
+    fuse,
+)
+from tightwire.schedule.streaming import Streaming
 
-MEMBERS = (Sequential, Wfbp, Fusion)
+MEMBERS = (Sequential, Wfbp, Fusion, MgWfbp, AscWfbp, P3, TicTac, ByteScheduler, Pace, Streaming)
 
 __all__ = [
     "MEMBERS",
+    "P3",
+    "Agenda",
+    "AscWfbp",
+    "BucketFacts",
+    "ByteScheduler",
     "Fusion",
     "InOrder",
+    "MgWfbp",
+    "Pace",
     "Partition",
+    "Piece",
     "Schedule",
     "Scheduler",
     "Sequential",
+    "Streaming",
     "TensorFacts",
+    "TicTac",
     "Wfbp",
+    "Wire",
     "fuse",
 ]

@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tightwire.errors import PlanError
-from tightwire.schedule.scheduler import InOrder, Partition, Schedule, Scheduler, TensorFacts, fuse
-
-
-class _AfterBackward(InOrder):
-    """Moves nothing before backward is over."""
-
-    def ready(self, bucket: int) -> None:
-        pass
+from tightwire.schedule.scheduler import (
+    AfterBackward,
+    Agenda,
+    Partition,
+    Schedule,
+    Scheduler,
+    TensorFacts,
+    Wire,
+    each,
+    fuse,
+)
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,14 @@ class Sequential(Schedule):
         "BSP-A2A and BSP-PS in Shi et al., A Quantitative Survey of Communication Optimizations"
     )
 
-    def partition(self, tensors: Sequence[TensorFacts]) -> Partition:  # noqa: D102
+    def partition(self, tensors: Sequence[TensorFacts], wire: Wire | None = None) -> Partition:  # noqa: D102
         return fuse(tensors, math.inf)
 
     def scheduler(self, num_buckets: int) -> Scheduler:  # noqa: D102
-        return _AfterBackward(num_buckets)
+        return AfterBackward(num_buckets)
+
+    def pacer(self, agenda: Agenda) -> Scheduler:  # noqa: D102
+        return AfterBackward(len(agenda.pieces))
 
 
 @dataclass(frozen=True)
@@ -43,8 +49,8 @@ class Wfbp(Schedule):
     title: ClassVar[str] = "each tensor as soon as it is ready"
     paper: ClassVar[str] = "Zhang et al., Poseidon, arXiv:1706.03292"
 
-    def partition(self, tensors: Sequence[TensorFacts]) -> Partition:  # noqa: D102
-        return tuple((position,) for position in range(len(tensors)))
+    def partition(self, tensors: Sequence[TensorFacts], wire: Wire | None = None) -> Partition:  # noqa: D102
+        return each(tensors)
 
 
 @dataclass(frozen=True)
@@ -69,5 +75,5 @@ class Fusion(Schedule):
                 f"fusion:{self.bucket_bytes} has buckets of no size; write at least 1 byte, such as fusion:4MiB."
             )
 
-    def partition(self, tensors: Sequence[TensorFacts]) -> Partition:  # noqa: D102
+    def partition(self, tensors: Sequence[TensorFacts], wire: Wire | None = None) -> Partition:  # noqa: D102
         return fuse(tensors, self.bucket_bytes)

@@ -1,12 +1,21 @@
-"""The schedule contract: which tensors travel together, and which bucket moves next.
+"""The schedule contract: which tensors travel together, in which pieces, and which piece moves next.
 
 Pure logic. A scheduler owns no clock, thread or socket: it receives events and answers what to move next. The
 runtime drives it with real events, the simulator drives the same object with virtual ones.
+
+Agreement. A collective that some ranks begin with one piece and others with another, each waiting for room, never
+ends; so an order must not depend on what is ready on one rank. Here every rank starts pieces in the order of one
+`Agenda`, which follows from what all ranks know. That cannot deadlock, whenever gradients become ready: take the
+first piece in that order which some rank has not finished. All before it are finished everywhere, and nothing
+after it was started before it; so where it is not started yet nothing is in flight, no credit is taken, and it
+starts as soon as it is ready, which no transfer of this round can hold up. Started everywhere, it ends, for its
+messages have tags of their own. Hence a next first piece, and so on to the last.
 """
 
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -31,16 +40,79 @@ class TensorFacts:
     ready_s: float = 0.0
 
 
-class Scheduler(abc.ABC):
-    """Decides which bucket moves next, from events. One object serves one step after another.
+@dataclass(frozen=True, kw_only=True)
+class Wire:
+    """What it costs to average a buffer: α + β·bytes.
 
-    Every rank must move buckets in the same order although gradients may become ready in different orders, so
-    an answer depends only on what all ranks know: the bucket numbers and how far this rank has got.
+    Attributes:
+        latency_s: α.
+        bytes_per_s: 1/β; of the buffer, not of what the program sends for it.
+    """
+
+    latency_s: float
+    bytes_per_s: float
+
+    def seconds(self, num_bytes: float) -> float:
+        """Returns how long a buffer takes."""
+        return self.latency_s + num_bytes / self.bytes_per_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class BucketFacts:
+    """What a schedule may know of a bucket when it decides in which pieces and order they move.
+
+    Attributes:
+        num_bytes: its size before compression.
+        ready_s: when its last gradient is there, from the start of backward. The next forward needs what came
+            last first.
+        divisible: whether it may be cut anywhere; stages that remember and methods that look at whole tensors forbid
+            it.
+    """
+
+    num_bytes: int
+    ready_s: float
+    divisible: bool = True
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What moves at once: a bucket's bytes from `start` to before `stop`."""
+
+    bucket: int
+    start: int
+    stop: int
+
+    @property
+    def num_bytes(self) -> int:
+        """How much of the bucket it is."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agenda:
+    """What moves in one round, agreed by all ranks.
+
+    Attributes:
+        pieces: in the order in which every rank starts them; together they are the buckets.
+        lanes: connections side by side; piece i of the order goes by lane i mod `lanes`, one at a time.
+        credit_bytes: so much may be on its way, started and not arrived; a larger piece goes alone.
+    """
+
+    pieces: tuple[Piece, ...]
+    lanes: int = 1
+    credit_bytes: float = math.inf
+
+
+class Scheduler(abc.ABC):
+    """Decides which piece moves next, from events. One object serves one round after another.
+
+    Every rank must start pieces in the same order although gradients may become ready in different orders, so
+    an answer depends only on what all ranks know: the agenda and how far this rank has got.
     """
 
     @abc.abstractmethod
     def begin(self) -> None:
-        """Tells that a backward pass begins: nothing is ready."""
+        """Tells that a backward pass begins: nothing is ready, nothing on its way."""
 
     @abc.abstractmethod
     def ready(self, bucket: int) -> None:
@@ -52,7 +124,11 @@ class Scheduler(abc.ABC):
 
     @abc.abstractmethod
     def next(self) -> int | None:
-        """Takes the bucket to move now, or None while there is none. The caller moves one at a time."""
+        """Takes the piece to start now, or None while there is none."""
+
+    def done(self, piece: int) -> None:
+        """Tells that a piece has arrived. Callers that move one at a time need not."""
+        return
 
 
 class InOrder(Scheduler):
@@ -79,26 +155,92 @@ class InOrder(Scheduler):
         return self._next - 1
 
 
+class AfterBackward(InOrder):
+    """Moves nothing before backward is over."""
+
+    def ready(self, bucket: int) -> None:
+        """Waits for `end`."""
+
+
+class Agreed(Scheduler):
+    """Starts the pieces of an agenda in its order, each once its bucket is ready and credit suffices."""
+
+    def __init__(self, agenda: Agenda) -> None:
+        self._agenda = agenda
+        self.begin()
+
+    def begin(self) -> None:  # noqa: D102
+        self._ready: set[int] = set()
+        self._ended = False
+        self._next = 0
+        self._under_way: set[int] = set()
+        self._bytes_under_way = 0
+
+    def ready(self, bucket: int) -> None:  # noqa: D102
+        self._ready.add(bucket)
+
+    def end(self) -> None:  # noqa: D102
+        self._ended = True
+
+    def next(self) -> int | None:  # noqa: D102
+        if self._next == len(self._agenda.pieces):
+            return None
+        piece = self._agenda.pieces[self._next]
+        if not (self._ended or piece.bucket in self._ready):
+            return None
+        if self._under_way and self._bytes_under_way + piece.num_bytes > self._agenda.credit_bytes:
+            return None
+        self._under_way.add(self._next)
+        self._bytes_under_way += piece.num_bytes
+        self._next += 1
+        return self._next - 1
+
+    def done(self, piece: int) -> None:  # noqa: D102
+        self._under_way.remove(piece)
+        self._bytes_under_way -= self._agenda.pieces[piece].num_bytes
+
+
 @dataclass(frozen=True)
 class Schedule(Member, abc.ABC):
-    """An answer to "in which order": how tensors are fused, and who decides what moves next."""
+    """An answer to "in which order": how tensors are fused, and who decides what moves next.
+
+    Attributes:
+        overlaps_forward: whether means may be under way while the next forward runs.
+        measures: whether it decides by measured times, and so begins with a few rounds of watching.
+    """
 
     axis: ClassVar[Axis] = "schedule"
+    overlaps_forward: ClassVar[bool] = False
+    measures: ClassVar[bool] = False
 
     @abc.abstractmethod
-    def partition(self, tensors: Sequence[TensorFacts]) -> Partition:
+    def partition(self, tensors: Sequence[TensorFacts], wire: Wire | None = None) -> Partition:
         """Groups tensors into buckets.
 
         Args:
             tensors: in the order in which backward is expected to produce them.
+            wire: what averaging costs; None when not measured.
 
         Returns:
-            The tensors' positions, each exactly once; buckets in the order in which they should move.
+            The tensors' positions, each exactly once; buckets in the order in which they become ready.
         """
 
+    def agenda(self, buckets: Sequence[BucketFacts], wire: Wire | None = None) -> Agenda:
+        """Cuts buckets into pieces, and puts these in the order that all ranks keep to."""
+        return Agenda(pieces=whole(buckets))
+
     def scheduler(self, num_buckets: int) -> Scheduler:
-        """Returns the object that decides the order at run time."""
+        """Returns what decides where buckets move whole, one at a time, in the order of their numbers."""
         return InOrder(num_buckets)
+
+    def pacer(self, agenda: Agenda) -> Scheduler:
+        """Returns what decides at run time."""
+        return Agreed(agenda)
+
+
+def whole(buckets: Sequence[BucketFacts]) -> tuple[Piece, ...]:
+    """Returns each bucket as one piece."""
+    return tuple(Piece(number, 0, bucket.num_bytes) for number, bucket in enumerate(buckets))
 
 
 def fuse(tensors: Sequence[TensorFacts], bucket_bytes: float) -> Partition:
@@ -117,3 +259,8 @@ def fuse(tensors: Sequence[TensorFacts], bucket_bytes: float) -> Partition:
         if sum(tensors[p].num_bytes for p in bucket) >= bucket_bytes:
             del open_by_kind[tensor.kind]
     return tuple(tuple(bucket) for bucket in sorted(closed, key=lambda bucket: bucket[-1]))
+
+
+def each(tensors: Sequence[TensorFacts]) -> Partition:
+    """Returns every tensor as a bucket of its own."""
+    return tuple((position,) for position in range(len(tensors)))

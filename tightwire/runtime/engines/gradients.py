@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from torch.nn import Parameter
 
 from tightwire.plan import Plan
 from tightwire.reducers.averager import Round
+from tightwire.runtime.engines.engine import Defaults
 from tightwire.runtime.engines.memory import have_finite_gradients, load_memory, memory
 from tightwire.runtime.fabric import Fabric
+from tightwire.runtime.flight import Flight, OnGround
 from tightwire.runtime.gradients import Gradients
+from tightwire.runtime.observed import Watch
+from tightwire.schedule import Schedule
 
 
-class GradientEngine:
-    """Every backward pass ends with the mean gradient (bsp)."""
+class GradientEngine(Defaults):
+    """Every backward pass ends with the mean gradient, or with the means on their way (bsp)."""
+
+    rounds = 0
+    planned_bytes = 0
+    exposed_s = 0.0
 
     def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric) -> None:
         self._fabric = fabric
@@ -25,10 +33,10 @@ class GradientEngine:
         self.gradients = Gradients(parameters, self._exchange, self._count_users, fabric.tracer)
         self.gradients.before_round = self._before_round
         self._parameters = parameters
-        self.rounds = 0
-        self.planned_bytes = 0
-        self.exposed_s = 0.0
         self._rounds_before = 0
+        schedule = cast(Schedule, plan.schedule)
+        self._flight = self._take_off(str(schedule)) if schedule.overlaps_forward else OnGround()
+        self._watch = Watch(self._exchange) if schedule.measures and fabric.observed.wire is None else None
 
     @property
     def skipped(self) -> int:
@@ -38,8 +46,13 @@ class GradientEngine:
     def accumulating(self, on: bool) -> None:  # noqa: D102
         self.gradients.enabled = not on
 
+    def wait(self) -> None:  # noqa: D102
+        self._flight.wait()
+
     def before_step(self) -> None:  # noqa: D102
-        self.exposed_s = self.gradients.take_exposed_s()
+        self.exposed_s = self.gradients.take_exposed_s() + self._flight.take_exposed_s()
+        if self._flight.before_step():
+            return
         self.gradients.settle()
         if not self.gradients.finite:
             self.gradients.finite = True
@@ -47,18 +60,31 @@ class GradientEngine:
                 self.gradients.forget()
 
     def after_step(self, step: int) -> None:  # noqa: D102
-        pass
+        self._flight.after_step()
+
+    def outgrown(self) -> bool:  # noqa: D102
+        if self._watch is None or not self._watch.note(self.gradients.ready_s):
+            return False
+        self._flight.ground()
+        self._fabric.observed.agree(self._fabric.transport.inner, self._watch.ready_s(), self._watch.wire())
+        return True
 
     def flush(self) -> None:  # noqa: D102
-        pass  # nothing outlives a backward pass
+        self._flight.ground()
+
+    def consensus(self) -> Mapping[str, Tensor]:  # noqa: D102
+        self._flight.ground()
+        return {}
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        self._flight.ground()
         return {
             "rounds": self._rounds_before + self.rounds,
             "memory": memory(self._exchange.averagers),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
+        self._flight.ground()
         load_memory(self._exchange.averagers, state["memory"])
         self.resume_at(state["rounds"])
 
@@ -66,8 +92,22 @@ class GradientEngine:
         self._rounds_before = rounds - self.rounds
 
     def close(self) -> None:  # noqa: D102
+        self._flight.close()
         self.gradients.remove()
         self._exchange.close()
+
+    def _take_off(self, schedule: str) -> Flight:
+        return Flight(
+            self._parameters,
+            self.gradients,
+            self._exchange,
+            self._count_users,
+            self._fabric.model,
+            self._fabric.optimizer,
+            self._fabric.tracer,
+            why=schedule,
+            awaits_means=self._fabric.awaits_means,
+        )
 
     def _before_round(self) -> Round:
         self.rounds += 1

@@ -1,0 +1,333 @@
+"""How long a training step takes under every schedule, beside stock DDP and the bound, in one run.
+
+The launching half builds the lab; the working half, `python -m tightwire.bench.step JSON`, runs on its hosts.
+Compute is emulated: timed waits that release the processor, as on an accelerator, so that two cores can stand for
+many machines. Each plan trains the same model from scratch in the same processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from tightwire.bench.collectives import PAYLOAD_SHARE
+from tightwire.errors import LabError, PlanError
+from tightwire.lab import Lab, Line, Topology
+from tightwire.plan import Plan
+from tightwire.profile.models import model_shape
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ITEM_BYTES = 4
+FORWARD_SHARE = 1 / 3
+DDP = "ddp"
+DDP_SIZES_MB = (1, 2, 4, 8, 16, 32)
+FUSION_SIZES = ("512KiB", "1MiB", "2MiB", "4MiB", "8MiB", "16MiB", "32MiB")
+SCHEDULES = (
+    "sequential", "wfbp", "mgwfbp", "ascwfbp", "tictac", "p3:1MiB", "pace", "bytescheduler", "bytescheduler:1MiB,4MiB",
+    "bytescheduler:2MiB,4MiB",
+)  # fmt: skip
+WARM_UP_STEPS = 7  # schedules that measure themselves have rebuilt their buckets by then
+SEARCH_STEPS = 400  # `auto` may take so many before it is measured; it stops by itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What a step computes and sends.
+
+    Attributes:
+        name: as in the table.
+        layers: the sizes in elements of each layer's tensors, in the order of the forward pass.
+        shares: of compute, by layer; they add up to 1.
+        compute_s: of a step: a third forward, two thirds backward.
+    """
+
+    name: str
+    layers: tuple[tuple[int, ...], ...]
+    shares: tuple[float, ...]
+    compute_s: float
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all gradients, float32."""
+        return ITEM_BYTES * sum(map(sum, self.layers))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What to measure.
+
+    Attributes:
+        workers: hosts in the lab.
+        rate_bytes_per_s: of each host's link, each way, frame headers included.
+        workload: what a step is.
+        plans: texts of plans, `ddp`, or `ddp:bucket_mb=N`.
+        steps: per plan, after warming up; their median counts.
+    """
+
+    workers: int
+    rate_bytes_per_s: float
+    workload: Workload
+    plans: tuple[str, ...]
+    steps: int = 8
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise PlanError(f"steps={self.steps}: at least one step must be measured.")
+        for plan in self.plans:
+            if _bucket_mb(plan) is None:
+                Plan.parse(plan)
+
+    @property
+    def wire_bound_s(self) -> float:
+        """The least time in which each rank's line carries what an all-reduce makes it send: 2(n−1)/n·bytes."""
+        share = 2 * (self.workers - 1) / self.workers
+        return share * self.workload.num_bytes / (PAYLOAD_SHARE * self.rate_bytes_per_s)
+
+    @property
+    def bound_s(self) -> float:
+        """No lossless step is shorter: max(compute, wire)."""
+        return max(self.workload.compute_s, self.wire_bound_s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One plan.
+
+    Attributes:
+        plan: its text, or `ddp…`.
+        step_s: median over steps of the slowest rank's time.
+        ratio: step_s over the bound.
+        low_s: the fastest step.
+        high_s: the slowest step.
+    """
+
+    plan: str
+    step_s: float
+    ratio: float
+    low_s: float
+    high_s: float
+
+
+def default_plans() -> tuple[str, ...]:
+    """Returns stock DDP with several bucket sizes, fixed buckets and every schedule."""
+    return (
+        DDP,
+        *(f"{DDP}:bucket_mb={size}" for size in DDP_SIZES_MB),
+        *(f"bsp/allreduce/none/fusion:{size}" for size in FUSION_SIZES),
+        *(f"bsp/allreduce/none/{schedule}" for schedule in SCHEDULES),
+    )
+
+
+def uniform(layers: int, layer_bytes: int, compute_s: float) -> Workload:
+    """Returns equal layers of one tensor each."""
+    return Workload(
+        name=f"{layers} × {layer_bytes} B",
+        layers=((layer_bytes // ITEM_BYTES,),) * layers,
+        shares=(1.0 / layers,) * layers,
+        compute_s=compute_s,
+    )
+
+
+def shaped_like(model: str, num_bytes: float, compute_s: float) -> Workload:
+    """Returns a known model's tensors, scaled so that all gradients are about `num_bytes`.
+
+    Compute is shared out by floating-point operations.
+    """
+    shape = model_shape(model)
+    scale = num_bytes / ITEM_BYTES / shape.numel
+    layers = tuple(
+        tuple(max(1, round(scale * math.prod(tensor))) for tensor in layer.shapes.values())
+        for layer in shape.layers
+    )
+    return Workload(
+        name=model,
+        layers=layers,
+        shares=tuple(layer.forward_flops / shape.forward_flops for layer in shape.layers),
+        compute_s=compute_s,
+    )
+
+
+def bytes_for(wire_s: float, workers: int, rate_bytes_per_s: float) -> float:
+    """Returns how many bytes of gradients keep the wire busy for `wire_s`."""
+    return wire_s * PAYLOAD_SHARE * rate_bytes_per_s / (2 * (workers - 1) / workers)
+
+
+def measure(bench: Bench, on_row: Callable[[Row], None] = lambda row: None) -> tuple[list[Row], str]:
+    """Runs the bench in a lab.
+
+    Args:
+        bench: what to measure.
+        on_row: called with each row as it is there.
+
+    Returns:
+        The rows, in the order of the plans, and what the lab says of itself.
+
+    Raises:
+        LabError: no lab is possible here, or its workers failed.
+    """
+    rows: list[Row] = []
+
+    def on_line(line: Line) -> None:
+        if line.stream == "stdout" and line.rank == 0 and line.text.startswith("{"):
+            rows.append(Row(**json.loads(line.text)))
+            on_row(rows[-1])
+        else:
+            print(f"[{line.rank}] {line.text}", file=sys.stderr)
+
+    topology = Topology(workers=bench.workers, rate_bytes_per_s=bench.rate_bytes_per_s)
+    with Lab(topology, batch_scheduling=True) as lab:
+        about = lab.describe() + " Compute is emulated."
+        if not lab.shapes_everything:
+            bench = replace(bench, plans=tuple(p for p in bench.plans if _bucket_mb(p) is None))
+            about += " DDP is not shaped here, so it is not compared."
+        result = lab.run([sys.executable, "-m", __spec__.name, json.dumps(asdict(bench))], on_line=on_line)
+    if not result.ok:
+        raise LabError(f"the bench failed: {result.describe()}. Its workers' output says why.")
+    return rows, about
+
+
+def _bucket_mb(plan: str) -> float | None:
+    """Returns DDP's bucket size; None where the plan is one of ours.
+
+    Raises:
+        PlanError: `ddp` with something else behind it.
+    """
+    if plan == DDP:
+        return 25.0
+    if not plan.startswith(DDP):
+        return None
+    name, _, size = plan.partition("=")
+    try:
+        if name == f"{DDP}:bucket_mb" and float(size) > 0:
+            return float(size)
+    except ValueError:
+        pass
+    raise PlanError(f"{plan!r}: write ddp, or ddp:bucket_mb=4.")
+
+
+def emulated(workload: Workload) -> nn.Module:
+    """Builds a model whose layers wait instead of computing, and whose gradients are zeros."""
+    import torch
+    from torch import Tensor, nn
+
+    class Timed(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, seconds: float, *weights: Tensor) -> Tensor:
+            ctx.seconds, ctx.shapes = 2.0 * seconds, [w.shape for w in weights]
+            time.sleep(seconds)
+            return x + 0
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> Any:
+            time.sleep(ctx.seconds)
+            return (gradients[0], None, *(torch.zeros(shape) for shape in ctx.shapes))
+
+    class Layer(nn.Module):
+        def __init__(self, sizes: tuple[int, ...], seconds: float) -> None:
+            super().__init__()
+            self.weights = nn.ParameterList([nn.Parameter(torch.zeros(size)) for size in sizes])
+            self.seconds = seconds
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = Timed.apply(x, self.seconds, *self.weights)  # type: ignore[no-untyped-call]
+            return y
+
+    forward_s = FORWARD_SHARE * workload.compute_s
+    return nn.Sequential(
+        *(
+            Layer(sizes, share * forward_s)
+            for sizes, share in zip(workload.layers, workload.shares, strict=True)
+        )
+    )
+
+
+class Worker:
+    """One rank of the bench."""
+
+    def __init__(self, bench: Bench) -> None:
+        import torch
+
+        import tightwire.transport as transport
+
+        torch.set_num_threads(1)
+        self.bench, self.transport = bench, transport.init()
+
+    def run(self) -> None:
+        """Measures every plan; rank 0 prints a row each."""
+        for plan in self.bench.plans:
+            with self._bound(plan) as (step, is_settled):
+                row = self._row(plan, self._time(step, is_settled))
+            if self.transport.rank == 0:
+                print(json.dumps(asdict(row)), flush=True)
+
+    @contextlib.contextmanager
+    def _bound(self, plan: str) -> Iterator[tuple[Callable[[], None], Callable[[], bool]]]:
+        """Binds a fresh model to its replicas; yields what makes a step, and whether it is ready to be measured."""
+        import torch
+        from torch.nn.parallel import DistributedDataParallel
+
+        from tightwire.runtime import attach
+
+        model = emulated(self.bench.workload)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        x = torch.zeros(1, requires_grad=True)
+        bucket_mb = _bucket_mb(plan)
+        if bucket_mb is not None:
+            called = DistributedDataParallel(model, bucket_cap_mb=bucket_mb)
+            yield lambda: _step(called, optimizer, x), lambda: True
+            return
+        with attach(model, optimizer, plan, transport=self.transport):
+            yield lambda: _step(model, optimizer, x), lambda: True
+
+    def _time(self, step: Callable[[], None], is_settled: Callable[[], bool]) -> list[float]:
+        """Returns the seconds of each step on the slowest rank."""
+        for number in range(SEARCH_STEPS):
+            if number >= WARM_UP_STEPS and is_settled():
+                break
+            step()
+        self.transport.barrier()
+        step()
+        ends_s = [time.perf_counter()]
+        for _ in range(self.bench.steps):
+            step()
+            ends_s.append(time.perf_counter())
+        own_s = [b - a for a, b in itertools.pairwise(ends_s)]
+        everyone = [json.loads(text) for text in self.transport.exchange(json.dumps(own_s).encode())]
+        return [max(of_step) for of_step in zip(*everyone, strict=True)]
+
+    def _row(self, plan: str, steps_s: list[float]) -> Row:
+        step_s = statistics.median(steps_s)
+        return Row(
+            plan=plan,
+            step_s=step_s,
+            ratio=step_s / self.bench.bound_s,
+            low_s=min(steps_s),
+            high_s=max(steps_s),
+        )
+
+
+def _step(model: Callable[[Any], Any], optimizer: Any, x: Any) -> None:
+    optimizer.zero_grad()
+    model(x).sum().backward()
+    optimizer.step()
+
+
+def _read(text: str) -> Bench:
+    fields = json.loads(text)
+    workload = fields["workload"]
+    workload["layers"] = tuple(map(tuple, workload["layers"]))
+    return Bench(**fields | {"workload": Workload(**workload), "plans": tuple(fields["plans"])})
+
+
+if __name__ == "__main__":
+    Worker(_read(sys.argv[1])).run()

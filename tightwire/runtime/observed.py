@@ -1,0 +1,92 @@
+"""What the first rounds of a run showed, for schedules that decide by measured times."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tightwire.runtime.exchange import Exchange
+from tightwire.schedule import Wire
+from tightwire.transport import Transport
+
+SMALLEST_LATENCY_S = 1e-5
+# Of which the first is not looked at: it allocates and connects.
+WATCHED_ROUNDS = 4
+
+
+@dataclass
+class Observed:
+    """Ready times and the cost of averaging: rank 0's, so that every rank decides alike.
+
+    Attributes:
+        ready_s: when backward produces each gradient, from its first one, by name; empty before anything was seen.
+        wire: what averaging a buffer costs; None before anything was seen.
+    """
+
+    ready_s: dict[str, float] = field(default_factory=dict)
+    wire: Wire | None = None
+
+    def agree(self, transport: Transport, ready_s: Mapping[str, float], wire: Wire) -> None:
+        """Takes rank 0's measurements. Every rank; blocks."""
+        mine = json.dumps([dict(ready_s), wire.latency_s, wire.bytes_per_s]).encode()
+        times, latency_s, bytes_per_s = json.loads(transport.exchange(mine)[0])
+        self.ready_s, self.wire = times, Wire(latency_s=latency_s, bytes_per_s=bytes_per_s)
+
+
+class Watch:
+    """Looks at the first rounds of an exchange.
+
+    A piece's time is the least it took in any round, for it includes waiting for ranks that are late.
+    """
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._rounds = 0
+        self._least_s = [math.inf] * len(exchange.averagers)
+        self._ready_s: dict[str, list[float]] = {}
+
+    def note(self, ready_s: Mapping[str, float]) -> bool:
+        """Takes in a round that is over; returns whether that is enough, the same on every rank."""
+        self._rounds += 1
+        if self._rounds > 1:
+            self._least_s = [min(pair) for pair in zip(self._least_s, self._exchange.seconds, strict=True)]
+            for name, seconds in ready_s.items():
+                self._ready_s.setdefault(name, []).append(seconds)
+        return self._rounds == WATCHED_ROUNDS
+
+    def ready_s(self) -> dict[str, float]:
+        """Returns when gradients were there, medians."""
+        return {name: statistics.median(seen) for name, seen in self._ready_s.items()}
+
+    def wire(self) -> Wire:
+        """Returns what averaging costs; lanes side by side share the line."""
+        sizes = [averager.bucket.layout.num_bytes for averager in self._exchange.averagers]
+        return fit(sizes, [seconds / self._exchange.num_lanes for seconds in self._least_s])
+
+
+def fit(sizes: Sequence[int], seconds: Sequence[float]) -> Wire:
+    """Fits α + β·bytes to what transfers took, by least squares on relative errors; α ≥ 10 µs, β > 0.
+
+    >>> wire = fit([1000, 2000, 4000], [0.002, 0.003, 0.005])
+    >>> round(wire.latency_s, 6), round(wire.bytes_per_s)
+    (0.001, 1000000)
+    """
+    points = [(n, s) for n, s in zip(sizes, seconds, strict=True) if n > 0 and s > 0.0]
+    if not points:
+        return Wire(latency_s=SMALLEST_LATENCY_S, bytes_per_s=1e12)
+    weights = [1.0 / s**2 for _, s in points]
+    total = sum(weights)
+    mean_n = sum(w * n for w, (n, _) in zip(weights, points, strict=True)) / total
+    mean_s = sum(w * s for w, (_, s) in zip(weights, points, strict=True)) / total
+    spread = sum(w * (n - mean_n) ** 2 for w, (n, _) in zip(weights, points, strict=True))
+    slope = (
+        sum(w * (n - mean_n) * (s - mean_s) for w, (n, s) in zip(weights, points, strict=True)) / spread
+        if spread
+        else 0.0
+    )
+    latency_s = max(SMALLEST_LATENCY_S, mean_s - slope * mean_n)
+    rest_s = max(mean_s - latency_s, 1e-3 * mean_s)
+    return Wire(latency_s=latency_s, bytes_per_s=mean_n / rest_s)

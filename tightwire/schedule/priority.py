@@ -1,0 +1,239 @@
+"""Schedules that move what the next forward needs first, and go on while it runs."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tightwire.errors import PlanError
+from tightwire.plan import Plan, Refusal, print_bytes, text_with
+from tightwire.schedule.merging import merge_by_kind
+from tightwire.schedule.scheduler import (
+    Agenda,
+    BucketFacts,
+    Partition,
+    Piece,
+    Schedule,
+    TensorFacts,
+    Wire,
+    each,
+    whole,
+)
+from tightwire.sync import Bsp
+
+SLICE_MULTIPLE = 64  # bytes: slices begin where any dtype may
+# A piece that the order puts next must not be missing when the wire is free, so the order is made for a wire that
+# is a little faster than the measured one: then something is always waiting.
+HASTE = 0.9
+MAX_LANES = 4
+
+
+@dataclass(frozen=True)
+class Preemptive(Schedule):
+    """What the members here share: they overlap the next forward, and so want gradients averaged in every step."""
+
+    overlaps_forward: ClassVar[bool] = True
+    measures: ClassVar[bool] = True
+
+    def partition(self, tensors: Sequence[TensorFacts], wire: Wire | None = None) -> Partition:  # noqa: D102
+        return each(tensors)
+
+    def refusal(self, plan: Plan) -> Refusal | None:
+        """Refuses a sync other than `bsp`: only there a step waits for nothing but its own gradients' means."""
+        if isinstance(plan.sync, Bsp):
+            return None
+        return Refusal(
+            reason=f"{self} makes the step's update gradient by gradient as the means of all workers arrive, which is "
+            f"bsp; {plan.sync} agrees otherwise.",
+            nearest=(text_with(plan, schedule="wfbp"), text_with(plan, sync="bsp")),
+        )
+
+
+@dataclass(frozen=True)
+class P3(Preemptive):
+    """Slices gradients, and moves the slice that the next forward needs first; one at a time.
+
+    Preemption is at slice boundaries: a slice under way is never interrupted, for no transport can.
+
+    Args:
+        slice_bytes: of a slice at most; the paper's 50,000 parameters by default.
+    """
+
+    name: ClassVar[str] = "p3"
+    title: ClassVar[str] = "slices, first what the next forward needs first"
+    paper: ClassVar[str] = "Jayarajan et al., Priority-based Parameter Propagation, arXiv:1905.03960"
+
+    slice_bytes: int = 200 * 1024
+
+    def __post_init__(self) -> None:
+        _require_slice(self.name, self.slice_bytes)
+
+    def agenda(self, buckets: Sequence[BucketFacts], wire: Wire | None = None) -> Agenda:  # noqa: D102
+        return Agenda(pieces=by_priority(cut(buckets, self.slice_bytes), buckets, wire))
+
+
+@dataclass(frozen=True)
+class TicTac(Preemptive):
+    """Moves whole tensors in the order in which the next forward needs them, among those that are ready.
+
+    The paper finds that order in the graph of a parameter server's worker; here it is the measured order of
+    backward, reversed, which for a chain of layers is the graph's critical path.
+    """
+
+    name: ClassVar[str] = "tictac"
+    title: ClassVar[str] = "whole tensors in the order of the next forward"
+    paper: ClassVar[str] = "Hashemi et al., TicTac, arXiv:1803.03288"
+
+    def agenda(self, buckets: Sequence[BucketFacts], wire: Wire | None = None) -> Agenda:  # noqa: D102
+        return Agenda(pieces=by_priority(whole(buckets), buckets, wire))
+
+
+@dataclass(frozen=True)
+class ByteScheduler(Preemptive):
+    """Slices by priority, with so many bytes under way that the line never waits for a latency.
+
+    What is under way can no longer be overtaken: more credit fills the line, less preempts sooner. `auto` tunes
+    both.
+
+    Args:
+        partition_bytes: of a slice at most.
+        credit_bytes: that may be under way, started and not arrived.
+    """
+
+    name: ClassVar[str] = "bytescheduler"
+    title: ClassVar[str] = "slices by priority, and a credit window"
+    paper: ClassVar[str] = (
+        "Peng et al., A Generic Communication Scheduler for Distributed DNN Training Acceleration, SOSP 2019"
+    )
+
+    partition_bytes: int = 2**20
+    credit_bytes: int = 2**21
+
+    def __post_init__(self) -> None:
+        _require_slice(self.name, self.partition_bytes)
+        if self.credit_bytes < self.partition_bytes:
+            raise PlanError(
+                f"{self}: a credit of {print_bytes(self.credit_bytes)} never lets a slice of "
+                f"{print_bytes(self.partition_bytes)} go; give it one slice at least, better two."
+            )
+
+    def agenda(self, buckets: Sequence[BucketFacts], wire: Wire | None = None) -> Agenda:  # noqa: D102
+        return Agenda(
+            pieces=by_priority(cut(buckets, self.partition_bytes), buckets, wire),
+            lanes=min(MAX_LANES, self.credit_bytes // self.partition_bytes),
+            credit_bytes=self.credit_bytes,
+        )
+
+
+@dataclass(frozen=True)
+class Pace(Preemptive):
+    """Fuses small gradients by dynamic programming, cuts large ones, and moves by priority, one at a time.
+
+    The paper fuses so that no transfer is too short to fill the line, and preempts between blocks. Fusion here is
+    the optimal merge of `mgwfbp`, but no bucket grows beyond a block.
+
+    Args:
+        block_bytes: of a piece at most.
+    """
+
+    name: ClassVar[str] = "pace"
+    title: ClassVar[str] = "preemptive, fused by dynamic programming"
+    paper: ClassVar[str] = (
+        "Bao et al., Preemptive All-reduce Scheduling for Expediting Distributed DNN Training, INFOCOM 2020"
+    )
+
+    block_bytes: int = 2**21
+
+    def __post_init__(self) -> None:
+        _require_slice(self.name, self.block_bytes)
+
+    def partition(self, tensors: Sequence[TensorFacts], wire: Wire | None = None) -> Partition:  # noqa: D102
+        if wire is None:
+            return each(tensors)
+        merged = merge_by_kind(tensors, wire)
+        return tuple(run for bucket in merged for run in _limit(bucket, tensors, self.block_bytes))
+
+    def agenda(self, buckets: Sequence[BucketFacts], wire: Wire | None = None) -> Agenda:  # noqa: D102
+        return Agenda(pieces=by_priority(cut(buckets, self.block_bytes), buckets, wire))
+
+
+def cut(buckets: Sequence[BucketFacts], slice_bytes: int) -> tuple[Piece, ...]:
+    """Cuts each divisible bucket into nearly equal slices of about `slice_bytes` at most."""
+    return tuple(
+        Piece(number, start, stop)
+        for number, bucket in enumerate(buckets)
+        for start, stop in itertools.pairwise(_bounds(bucket, slice_bytes))
+    )
+
+
+def by_priority(
+    pieces: Sequence[Piece], buckets: Sequence[BucketFacts], wire: Wire | None
+) -> tuple[Piece, ...]:
+    """Returns the order in which a lone wire would take pieces: of those that are ready the most urgent.
+
+    Most urgent is the bucket that became ready last: it belongs to the layer that the next forward needs first.
+    Time is virtual: gradients become ready as measured, and pieces take what `wire` says. Unmeasured, backward is
+    taken to produce bytes evenly, twice as fast as they move.
+    """
+    ready_s, seconds = _virtual(pieces, buckets, wire)
+    coming = sorted(range(len(pieces)), key=lambda i: (ready_s[i], pieces[i].bucket, pieces[i].start))
+    rank = {b: r for r, b in enumerate(sorted(range(len(buckets)), key=lambda b: (-buckets[b].ready_s, -b)))}
+    waiting: list[tuple[int, int, int]] = []
+    order: list[Piece] = []
+    now_s, position = 0.0, 0
+    while len(order) < len(pieces):
+        if not waiting:
+            now_s = max(now_s, ready_s[coming[position]])
+        while position < len(coming) and ready_s[coming[position]] <= now_s:
+            piece = pieces[coming[position]]
+            heapq.heappush(waiting, (rank[piece.bucket], piece.start, coming[position]))
+            position += 1
+        index = heapq.heappop(waiting)[2]
+        order.append(pieces[index])
+        now_s += seconds[index]
+    return tuple(order)
+
+
+def _virtual(
+    pieces: Sequence[Piece], buckets: Sequence[BucketFacts], wire: Wire | None
+) -> tuple[list[float], list[float]]:
+    if wire is not None and any(bucket.ready_s > 0.0 for bucket in buckets):
+        return (
+            [buckets[piece.bucket].ready_s for piece in pieces],
+            [HASTE * wire.seconds(piece.num_bytes) for piece in pieces],
+        )
+    totals = list(itertools.accumulate(bucket.num_bytes for bucket in buckets))
+    return [totals[piece.bucket] for piece in pieces], [2.0 * piece.num_bytes for piece in pieces]
+
+
+def _bounds(bucket: BucketFacts, slice_bytes: int) -> list[int]:
+    if not bucket.divisible or bucket.num_bytes <= slice_bytes:
+        return [0, bucket.num_bytes]
+    slices = -(-bucket.num_bytes // slice_bytes)
+    units = -(-bucket.num_bytes // SLICE_MULTIPLE)
+    bounds = {min(bucket.num_bytes, SLICE_MULTIPLE * -(-units * i // slices)) for i in range(slices + 1)}
+    return sorted(bounds)
+
+
+def _limit(
+    bucket: tuple[int, ...], tensors: Sequence[TensorFacts], limit_bytes: int
+) -> Iterator[tuple[int, ...]]:
+    """Yields a bucket's tensors again, in buckets no larger than the limit, a larger tensor alone."""
+    held: list[int] = []
+    for position in bucket:
+        if held and sum(tensors[p].num_bytes for p in (*held, position)) > limit_bytes:
+            yield tuple(held)
+            held = []
+        held.append(position)
+    yield tuple(held)
+
+
+def _require_slice(name: str, num_bytes: int) -> None:
+    if num_bytes < SLICE_MULTIPLE:
+        raise PlanError(
+            f"{name}:{num_bytes}: a slice of fewer than {SLICE_MULTIPLE} bytes is all latency; write at least 64, "
+            f"such as {name}:1MiB."
+        )
