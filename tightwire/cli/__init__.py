@@ -16,6 +16,7 @@ COMMANDS = {
     "simulate": "tightwire.cli.simulate",
     "bench": "tightwire.cli.bench",
     "study": "tightwire.cli.study",
+    "validate": "tightwire.cli.validate",
     "methods": "tightwire.cli.methods",
 }
 ABOUT = """Makes PyTorch training fast on the network you have.

@@ -148,6 +148,11 @@ def _route(graph: Graph, src: int, dst: int) -> tuple[int, ...]:
     way: list[int] = []
     while distances[end]:
         nearer = [i for i in graph._out[end] if distances[graph.directions[i].dst] == distances[end] - 1]
-        way.append(nearer[(src + dst + len(way)) % len(nearer)])
+        way.append(nearer[_mixed(src, dst) % len(nearer)])
         end = graph.directions[way[-1]].dst
     return tuple(way)
+
+
+def _mixed(src: int, dst: int) -> int:
+    """Returns a number that is the same for one pair of ranks, and spread evenly over pairs."""
+    return (src * 2654435761 ^ dst * 2246822519) >> 8

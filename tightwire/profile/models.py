@@ -30,9 +30,14 @@ class Layer:
     forward_flops: float
 
     @property
+    def numels(self) -> tuple[int, ...]:
+        """Elements of each of its parameters."""
+        return tuple(map(math.prod, self.shapes.values()))
+
+    @property
     def numel(self) -> int:
         """Elements of all its parameters."""
-        return sum(map(math.prod, self.shapes.values()))
+        return sum(self.numels)
 
 
 @dataclass(frozen=True, kw_only=True)

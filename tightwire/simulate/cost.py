@@ -90,8 +90,8 @@ class Costs:
 
     @property
     def control_bytes(self) -> int:
-        """What the busiest worker sends of it: one float32 per parameter, by recursive doubling."""
-        count = len(self.profile.parameters)
+        """What the busiest worker sends of it: a float32 per parameter and one more, by recursive doubling."""
+        count = len(self.profile.parameters) + 1
         return sent_bytes("recursive-doubling", Identity(), count, 4, self.cluster.workers)
 
     def _codec_s(self, numel: int) -> float:

@@ -79,13 +79,17 @@ def _drain(uses: Floats, counts: Floats, left: Floats, capacity: Floats) -> floa
 
 
 def program_seconds(program: Program, graph: Graph, chunk_bytes: Sequence[float]) -> float:
-    """Returns how long a program takes on a graph, step after step.
+    """Returns how long a program takes on a graph: step after step, or all of a pipelined program's at once.
+
+    A program that flows, in small pieces, takes all its steps' latencies and the bytes of the busiest link.
 
     Args:
         program: for as many ranks as the graph has workers.
         graph: the links.
         chunk_bytes: of each chunk.
     """
+    if program.flows:
+        return _flow_seconds(program, graph, chunk_bytes)
     seconds: dict[tuple[tuple[int, int, float], ...], float] = {}  # many steps are alike
     total_s = 0.0
     for _, transfers in program.steps():
@@ -94,6 +98,19 @@ def program_seconds(program: Program, graph: Graph, chunk_bytes: Sequence[float]
             seconds[flows] = step_seconds(graph, flows)
         total_s += seconds[flows]
     return total_s
+
+
+def _flow_seconds(program: Program, graph: Graph, chunk_bytes: Sequence[float]) -> float:
+    load: Counter[int] = Counter()
+    latency_s = 0.0
+    for _, transfers in program.steps():
+        latency_s += max(graph.latency_s(t.src, t.dst) for t in transfers)
+        for t in transfers:
+            load.update(dict.fromkeys(graph.route(t.src, t.dst), chunk_bytes[t.chunk]))
+    busiest_s = max(
+        (num_bytes / graph.directions[i].bandwidth_bytes_per_s for i, num_bytes in load.items()), default=0.0
+    )
+    return latency_s + busiest_s
 
 
 @lru_cache(maxsize=256)

@@ -1,7 +1,7 @@
 """Fitting positive constants to measurements, from a prior: few constants, robust to outliers.
 
 The error is that of logarithms, so that all points count alike; `soft` errors beyond a scale count linearly. Each
-constant has a prior with a spread (both in logarithms), so that one which the data say nothing about keeps a sane value.
+constant has a prior with a spread (both in logarithms), so that one of which the data say nothing keeps a sane value.
 """
 
 from __future__ import annotations

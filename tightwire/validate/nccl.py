@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from tightwire.validate import published
 from tightwire.validate.fitting import Prior, fit
@@ -72,9 +73,9 @@ def sizes_table() -> Table:
             _on_line,
             [(case, case.seconds) for case in group[::2]],
         )
-        points += _points(group, lambda case, line=fitted: _on_line(line, case), lambda i: i % 2 == 1)
+        points += _points(group, partial(_on_line, fitted), lambda i: i % 2 == 1)
     return Table(
-        name="NCCL, every other size",
+        name="NCCL sizes",
         points=tuple(points),
         target={"mape": 0.05},
         note="α and β per group of devices, fitted on half of the sizes; seconds.",
@@ -97,14 +98,13 @@ def scaling_table() -> Table:
             _in_node,
             [(case, case.seconds) for case in of_gpu if case.gpus < 8],
         )
-        points += _points(
-            of_gpu, lambda case, node=fitted: _in_node(node, case), lambda i, of=of_gpu: of[i].gpus == 8
-        )
+        eight = frozenset(i for i, case in enumerate(of_gpu) if case.gpus == 8)
+        points += _points(of_gpu, partial(_in_node, fitted), eight.__contains__)
     return Table(
-        name="NCCL, eight devices from two and four",
+        name="NCCL scaling",
         points=tuple(points),
         target={"mape": 0.10},
-        note="Four constants per kind of node, and its links; seconds.",
+        note="Eight devices foretold from two and four: four constants per kind of node, and its links; seconds.",
     )
 
 
@@ -137,7 +137,9 @@ def _in_node(node: Node, case: Case) -> float:
     return node.alpha_s + steps_s + case.num_bytes * (wire_s_per_byte + node.local_s_per_byte)
 
 
-def _points(group, predict, is_held_out) -> list[Point]:  # type: ignore[no-untyped-def]
+def _points(
+    group: Sequence[Case], predict: Callable[[Case], float], is_held_out: Callable[[int], bool]
+) -> list[Point]:
     return [
         Point(
             name=f"{case.gpus} {case.gpu}, {case.num_bytes} bytes",

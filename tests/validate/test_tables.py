@@ -1,0 +1,65 @@
+"""Validation: its statistics by hand, its data, and that constants are found again."""
+
+import math
+
+import pytest
+
+from tightwire import validate
+from tightwire.simulate.parallel import Accelerators, Parallelism, Transformer, predict_iteration
+from tightwire.validate import Point, Table, megatron, seven_methods
+from tightwire.validate.fitting import Prior, fit
+
+
+def point(name: str, measured: float, predicted: float, held_out: bool = True) -> Point:
+    return Point(name=name, group="only", measured=measured, predicted=predicted, held_out=held_out)
+
+
+def test_statistics() -> None:
+    points = (
+        point("a", 10.0, 11.0),
+        point("b", 20.0, 10.0),
+        point("c", 40.0, 38.0),
+        point("d", 1.0, 1.0, False),
+    )
+    held_out, fitted = Table(name="t", points=points, better="high").rows()
+    assert (held_out["held_out"], held_out["points"], fitted["points"]) == (True, 3, 1)
+    assert held_out["mape"] == pytest.approx((0.1 + 0.5 + 0.05) / 3)
+    assert held_out["median"] == pytest.approx(0.1)
+    assert held_out["worst"] == pytest.approx(0.5)
+    assert held_out["spearman"] == pytest.approx(0.5)
+    assert held_out["regret"] == 0.0
+    low = Table(name="t", points=points, better="low").rows()[0]
+    assert low["regret"] == pytest.approx(20.0 / 10.0 - 1)
+
+
+def test_constants_are_found_again() -> None:
+    true = Accelerators(flops_per_s=1.7e14, launch_s=2e-3)
+    gpt = Transformer(layers=24, hidden=2048, heads=16, seq_len=1024)
+    cuts = [Parallelism(tensor=t, data=64 // t, micro_batch=b) for t in (1, 2, 4, 8) for b in (1, 2, 4, 8)]
+    measured = [(cut, predict_iteration(gpt, cut, 512, true).seconds) for cut in cuts]
+    priors = {"flops_per_s": Prior(value=3e14, spread=2.0), "launch_s": Prior(value=5e-3, spread=2.0)}
+    found = fit(
+        Accelerators, priors, lambda devices, cut: predict_iteration(gpt, cut, 512, devices).seconds, measured
+    )
+    assert found.flops_per_s == pytest.approx(true.flops_per_s, rel=0.02)
+    assert found.launch_s == pytest.approx(true.launch_s, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["programs", "nccl-sizes", "nccl-scaling", "megatron"])
+def test_targets_are_met(name: str) -> None:
+    table = validate.TABLES[name]()
+    held_out = next(row for row in table.rows() if row["held_out"])
+    for key, target in table.target.items():
+        assert held_out[key] <= target
+
+
+def test_every_measurement_has_its_prediction() -> None:
+    assert len(list(megatron.cases())) == 73
+    cases = list(seven_methods.cases())
+    assert len(cases) == 112
+    assert sum(case.is_fitted for case in cases) == 28
+    testbed = seven_methods.Testbed(**{k: p.value for k, p in seven_methods.priors("10GbE-TCP").items()})
+    for case in cases[::5]:
+        alone = case.batch_per_gpu / seven_methods.load(case.model).compute_s
+        assert 0 < seven_methods.predict(testbed, case) <= case.gpus * alone
+    assert math.isclose(sum(t.num_bytes for t in seven_methods.load("ResNet-50").tensors), 4 * 25_557_032)

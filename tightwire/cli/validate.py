@@ -1,0 +1,122 @@
+"""`tightwire validate`: how far predictions are from what was measured."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table as Grid
+
+from tightwire.cli.measured import JsonOption
+from tightwire.errors import FileError
+from tightwire.validate import TABLES, Table
+
+app = typer.Typer(rich_markup_mode=None)
+TOLERANCE = 1e-12
+
+
+@app.command("validate")
+def validate(
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", help=f"One of {', '.join(TABLES)}; may be repeated.", show_default=False),
+    ] = None,
+    points: Annotated[bool, typer.Option(help="Print every point as well.")] = False,
+    out: Annotated[
+        pathlib.Path | None, typer.Option(help="Store all points and statistics as JSON.", show_default=False)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Holds the simulator to closed forms and published measurements, fitted and held-out points apart."""
+    if unknown := [name for name in only or () if name not in TABLES]:
+        raise FileError(f"--only {unknown[0]} is no validation; known: {', '.join(TABLES)}.")
+    tables = []
+    for name in only or TABLES:
+        typer.echo(f"{name} …", err=True)
+        tables.append(TABLES[name]())
+    rows = [row for table in tables for row in table.rows()]
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps({"tables": rows, "points": stored(tables)}, indent=1) + "\n")
+    if as_json:
+        typer.echo(json.dumps({"tables": rows}))
+        return
+    if points:
+        _print_points(tables)
+    _print(tables)
+
+
+def stored(tables: Sequence[Table]) -> dict[str, Any]:
+    """Returns every table's points, constants and note, as plain values."""
+    return {
+        table.name: {
+            "note": table.note,
+            "constants": dict(table.constants),
+            "points": [[p.name, p.measured, p.predicted, p.held_out] for p in table.points],
+        }
+        for table in tables
+    }
+
+
+def _print(tables: Sequence[Table]) -> None:
+    grid = Grid("table", "points", "", "MAPE", "median", "worst", "rank", "regret")
+    for column in grid.columns:
+        column.no_wrap = True
+        column.justify = "left" if column.header in ("table", "") else "right"
+    for table in tables:
+        for row in table.rows():
+            shares = [_percent(row[key]) for key in ("mape", "median", "worst")]
+            kind = "held out" if row["held_out"] else "fitted"
+            grid.add_row(
+                table.name,
+                str(row["points"]),
+                kind,
+                *shares,
+                _number(row["spearman"]),
+                _percent(row["regret"]),
+            )
+    Console().print(grid)
+    typer.echo(
+        "rank: mean rank correlation (Spearman) of what competes; regret: of picking what is predicted best."
+    )
+    for table in tables:
+        held_out = next(row for row in table.rows() if row["held_out"])
+        typer.echo(f"{table.name}: {verdict(table, held_out)}. {table.note}")
+
+
+def verdict(table: Table, row: dict[str, Any]) -> str:
+    """Returns each target with whether it is met."""
+    parts = []
+    for key, target in table.target.items():
+        value = row[key]
+        met = value >= target if key == "spearman" else value <= target + TOLERANCE
+        sign = "≥" if key == "spearman" else "≤"
+        shown = f"{target:g}" if key == "spearman" or target < 1e-3 else f"{target:.3g}"
+        parts.append(f"{key} {sign} {shown} {'met' if met else 'MISSED'}")
+    return ", ".join(parts)
+
+
+def _print_points(tables: Sequence[Table]) -> None:
+    for table in tables:
+        grid = Grid(table.name, "measured", "predicted", "error", "")
+        for column in list(grid.columns)[1:4]:
+            column.justify = "right"
+        for p in table.points:
+            error = f"{p.predicted / p.measured - 1:+.1%}"
+            kind = "held out" if p.held_out else "fitted"
+            grid.add_row(p.name, f"{p.measured:.4g}", f"{p.predicted:.4g}", error, kind)
+        Console().print(grid)
+
+
+def _percent(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.1%}" if value >= 5e-4 or value == 0 else f"{value:.0e}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
