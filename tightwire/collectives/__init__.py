@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 from tightwire.collectives.architecture import AllReduce, Architecture
 from tightwire.collectives.builders import PROGRAMS, Recipe, build
 from tightwire.collectives.checker import ALL_GATHER, ALL_REDUCE, Goal, check
+from tightwire.collectives.gossip import Gossip
+from tightwire.collectives.parameter_server import ParameterServer
 from tightwire.collectives.program import Program, Transfer
 from tightwire.collectives.traffic import PIECE_BYTES, predict_bytes
 
 if TYPE_CHECKING:
     from tightwire.collectives.runner import Runner
 
-MEMBERS = (AllReduce,)
+MEMBERS: tuple[type[Architecture], ...] = (AllReduce, ParameterServer, Gossip)
 
 __all__ = [
     "ALL_GATHER",
@@ -24,6 +26,8 @@ __all__ = [
     "AllReduce",
     "Architecture",
     "Goal",
+    "Gossip",
+    "ParameterServer",
     "Program",
     "Recipe",
     "Runner",

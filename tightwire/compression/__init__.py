@@ -7,6 +7,7 @@ from tightwire.compression.codec import Codec, Combine
 from tightwire.compression.corrections import Clip, Momentum
 from tightwire.compression.feedback import DIANA, EF21, ErrorFeedback
 from tightwire.compression.floats import Float8, Natural
+from tightwire.compression.gossip import DCD, ECD, Choco, DeepSqueeze, GossipStage
 from tightwire.compression.recipes import RECIPES, Recipe
 from tightwire.compression.rounds import DenseEvery, DenseFirst, WarmUp
 from tightwire.compression.routing import Least
@@ -43,26 +44,35 @@ MEMBERS: tuple[type[Member], ...] = (
     DenseFirst,
     DenseEvery,
     Least,
+    Choco,
+    DeepSqueeze,
+    DCD,
+    ECD,
     *RECIPES,
 )
 
 __all__ = [
+    "DCD",
     "DIANA",
+    "ECD",
     "EF21",
     "MEMBERS",
     "NUQSGD",
     "QSGD",
     "STC",
     "BFloat16",
+    "Choco",
     "Clip",
     "Codec",
     "Combine",
+    "DeepSqueeze",
     "DenseEvery",
     "DenseFirst",
     "EFSign",
     "ErrorFeedback",
     "Float8",
     "Float16",
+    "GossipStage",
     "Identity",
     "Int2",
     "Int4",

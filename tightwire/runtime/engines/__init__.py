@@ -11,9 +11,12 @@ from typing import cast
 from torch.nn import Parameter
 
 from tightwire.plan import Plan
+from tightwire.runtime.engines.async_gossip import AsyncGossipEngine
 from tightwire.runtime.engines.engine import Alone, Engine
+from tightwire.runtime.engines.gossip import GossipEngine
 from tightwire.runtime.engines.gradients import GradientEngine
 from tightwire.runtime.engines.parameters import ParameterEngine
+from tightwire.runtime.engines.server import ServerEngine
 from tightwire.runtime.fabric import Fabric
 from tightwire.sync import Sync
 
@@ -22,6 +25,11 @@ __all__ = ["Alone", "Engine", "build_engine"]
 
 def build_engine(parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric) -> Engine:
     """Builds what carries out `plan`. Every rank, in the same order: it opens channels."""
+    if not getattr(plan.architecture, "agrees", True):
+        asynchronous = getattr(plan.architecture, "asynchronous", False)
+        return (AsyncGossipEngine if asynchronous else GossipEngine)(parameters, plan, fabric)
+    if getattr(plan.sync, "is_served", False) or getattr(plan.architecture, "servers", 0):
+        return ServerEngine(parameters, plan, fabric)
     exchanges = cast(Sync, plan.sync).exchanges
     return (
         GradientEngine(parameters, plan, fabric)

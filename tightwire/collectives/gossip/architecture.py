@@ -1,0 +1,179 @@
+"""Gossip: a plan's answer "everybody with a few neighbours, and everybody in the long run"."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from tightwire.collectives.architecture import Architecture
+from tightwire.collectives.gossip.graphs import GRAPHS, Graph, build_graph
+from tightwire.collectives.gossip.methods import METHODS, Method
+from tightwire.collectives.gossip.rounds import round_program
+from tightwire.collectives.program import Program
+from tightwire.compression.codec import Codec
+from tightwire.compression.gossip import Choco, GossipStage
+from tightwire.compression.stage import Stage
+from tightwire.errors import PlanError
+from tightwire.plan import Member, Plan, Refusal, text_with
+
+
+@final
+@dataclass(frozen=True)
+class Gossip(Architecture):
+    """Workers mix their parameters with a few neighbours'; gradients stay where they are.
+
+    Replicas differ while they train; `run.finish()` makes them equal. A method's name alone, as in `gossip:sgp`,
+    takes its default graph.
+
+    Attributes:
+        graph: along which; one of `GRAPHS`.
+        method: by which steps, one of `METHODS`; compressed ones are compressions, as in `choco:topk=0.01`.
+        base: for matcha, the graph that it activates parts of.
+        budget: for matcha, the share of its matchings that a round activates, in (0, 1].
+    """
+
+    name: ClassVar[str] = "gossip"
+    title: ClassVar[str] = "Parameters mixed with neighbours on a graph"
+    paper: ClassVar[str] = (
+        "Lian et al. 2017, arXiv:1705.09056; Ying et al. 2021, arXiv:2110.13363; Assran et al. 2019"
+    )
+
+    agrees: ClassVar[bool] = False  # replicas differ while training
+
+    graph: str = "ring"
+    method: str = "d-psgd"
+    base: str = "expander"
+    budget: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.graph in METHODS:
+            object.__setattr__(self, "method", self.graph)
+            object.__setattr__(self, "graph", METHODS[self.method].graph)
+        if self.graph not in GRAPHS:
+            raise PlanError(f"gossip:{self.graph} is no known graph; known: {', '.join(GRAPHS)}.")
+        if self.method not in METHODS:
+            raise PlanError(
+                f"gossip has no method {self.method!r}; known: {', '.join(METHODS)}; compressed ones are "
+                "compressions, as in bsp/gossip:exponential/choco:topk=0.01."
+            )
+        if self.base not in GRAPHS or not GRAPHS[self.base].carries_matcha:
+            fit = ", ".join(name for name, graph in GRAPHS.items() if graph.carries_matcha)
+            raise PlanError(f"matcha cannot activate parts of {self.base}; base is one of {fit}.")
+        if not 0 < self.budget <= 1:
+            raise PlanError(f"matcha cannot activate a share of {self.budget}: give a budget in (0, 1].")
+
+    @property
+    def way(self) -> Method:
+        """The method's facts."""
+        return METHODS[self.method]
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether nobody waits, so that `asp` is legal."""
+        return not self.way.waits
+
+    def over(self, num_ranks: int) -> Graph:
+        """Returns the graph over `num_ranks` workers.
+
+        Raises:
+            ProgramError: there is none for so many; names the nearest numbers.
+        """
+        return build_graph(self.graph, num_ranks, self.base, self.budget)
+
+    def program(self, codec: Codec, num_ranks: int) -> Program:
+        """Returns the program of the first round; see `program_at`."""
+        return self.program_at(1, num_ranks)
+
+    def program_at(self, round_number: int, num_ranks: int) -> Program:
+        """Returns the program of a round, counted from 1; its weights are those of the mixing matrix."""
+        return round_program(self.over(num_ranks).at(round_number), f"gossip:{self.graph}")
+
+    def refusal(self, plan: Plan) -> Refusal | None:
+        """Refuses what has no meaning without a common mean, and what a method needs and the graph lacks."""
+        return self._wrong_graph(plan) or self._wrong_sync(plan) or self._wrong_compression(plan)
+
+    def _wrong_graph(self, plan: Plan) -> Refusal | None:
+        graph, way = GRAPHS[self.graph], self.way
+        if way.needs_static and not graph.is_static:
+            return self._instead(plan, f"{self.method} needs the same neighbours in every round", way.graph)
+        if way.needs_symmetric and not graph.is_symmetric:
+            return self._instead(plan, f"{self.method} needs neighbours that hear each other", way.graph)
+        stages = [s for s in plan.compression if isinstance(s, GossipStage)]
+        if stages and self.method != "d-psgd":
+            return Refusal(
+                reason=f"{stages[0].name} has steps of its own, and {self.method} has others: one method at a time.",
+                nearest=(
+                    text_with(plan, architecture=str(dataclasses.replace(self, method="d-psgd"))),
+                    text_with(plan, compression="none"),
+                ),
+            )
+        if any(s.needs_static for s in stages) and not graph.is_static:
+            return self._instead(
+                plan,
+                f"{stages[0].name} keeps replicas of its neighbours and needs the same in every round",
+                "exponential",
+            )
+        return None
+
+    def _instead(self, plan: Plan, why: str, graph: str) -> Refusal:
+        nearest = str(dataclasses.replace(self, graph=graph))
+        return Refusal(
+            reason=f"{why}, and {self.graph} offers none such.",
+            nearest=(text_with(plan, architecture=nearest),),
+        )
+
+    def _wrong_sync(self, plan: Plan) -> Refusal | None:
+        """Refuses what the policies themselves let pass: those that need a common mean speak for themselves."""
+        sync = plan.sync
+        is_served = getattr(sync, "is_served", False)
+        if self.asynchronous and not is_served:
+            return Refusal(
+                reason=f"{self.method} averages behind computation and waits for nobody, and {sync} waits.",
+                nearest=(text_with(plan, sync="asp"), text_with(plan, architecture=f"gossip:{self.graph}")),
+            )
+        if is_served and str(sync) != sync.name:
+            return Refusal(
+                reason=f"{sync} tells a server what to do with stale gradients, and in gossip none are sent.",
+                nearest=(text_with(plan, sync=sync.name), text_with(plan, architecture="ps")),
+            )
+        if getattr(sync, "steps_late", 0) or getattr(sync, "optimizer_state", "kept") != "kept":
+            return Refusal(
+                reason=f"{sync} asks for more than gossip does: it sends parameters alone, and waits for neighbours.",
+                nearest=(
+                    text_with(plan, sync=f"local:{getattr(sync, 'steps_per_round', 1)}"),
+                    text_with(plan, architecture="allreduce"),
+                ),
+            )
+        return None
+
+    def _wrong_compression(self, plan: Plan) -> Refusal | None:
+        sender, *stages = plan.compression
+        if not isinstance(sender, Codec):
+            return None  # it says so itself
+        if strange := [stage for stage in stages if _changes_values(stage)]:
+            kept = [stage for stage in stages if stage not in strange]
+            return _with_stages(
+                plan,
+                f"{strange[0]} is about gradients on their way to a mean, and gossip sends parameters",
+                kept,
+            )
+        if sender.lossless or any(isinstance(stage, GossipStage) for stage in stages):
+            return None
+        return _with_stages(
+            plan, f"{sender} alone would lose a part of the parameters in every round", [Choco(), *stages]
+        )
+
+
+def _changes_values(stage: Member) -> bool:
+    """Whether a stage does something to what is sent, beyond choosing when and which tensors are compressed."""
+    return (
+        isinstance(stage, Stage)
+        and not isinstance(stage, GossipStage)
+        and type(stage).memory is not Stage.memory
+    )
+
+
+def _with_stages(plan: Plan, why: str, stages: list[Member]) -> Refusal:
+    texts = [str(plan.compression[0]), *map(str, stages)]
+    return Refusal(reason=f"{why}.", nearest=(text_with(plan, compression="+".join(texts)),))

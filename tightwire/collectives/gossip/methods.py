@@ -1,0 +1,52 @@
+"""The ways to gossip parameters uncompressed: what each needs of its graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One way.
+
+    Attributes:
+        title: what it does.
+        paper: where it comes from.
+        graph: its default.
+        needs_static: whether all rounds must mix alike.
+        needs_symmetric: whether who hears must be heard, with equal weight.
+        waits: whether a worker waits for its neighbours' round; if not, it needs a sync policy that does not either.
+    """
+
+    title: str
+    paper: str
+    graph: str = "ring"
+    needs_static: bool = False
+    needs_symmetric: bool = False
+    waits: bool = True
+
+
+METHODS: dict[str, Method] = {
+    "d-psgd": Method(
+        title="gradient steps on mixed parameters: x ← Wx − ηg(x)",
+        paper="Lian et al. 2017, arXiv:1705.09056, Algorithm 1",
+    ),
+    "d2": Method(
+        title="variance reduction for unlike data: x ← W(2x − x₋ − ηg + ηg₋)",
+        paper="Tang et al. 2018, arXiv:1803.07068, Algorithm 1",
+        needs_static=True,
+        needs_symmetric=True,
+    ),
+    "sgp": Method(
+        title="push-sum: x and a weight w by a column-stochastic matrix, gradients at x/w",
+        paper="Assran et al. 2019, arXiv:1811.10792, Algorithm 1",
+        graph="one-peer-exponential",
+    ),
+    "ad-psgd": Method(
+        title="asynchronous averaging with one neighbour at a time, behind computation",
+        paper="Lian et al. 2018, arXiv:1710.06952, Algorithm 1",
+        needs_static=True,
+        needs_symmetric=True,
+        waits=False,
+    ),
+}

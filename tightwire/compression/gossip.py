@@ -1,0 +1,161 @@
+"""Stages that compress gossip: what neighbours keep of each other, so that losses do not add up.
+
+Written behind a codec, `topk:0.01+choco:gamma=0.1`, or around it, `choco:topk=0.01`. The steps themselves are in
+`reducers.mixers`; here stands what a plan needs to know. x is a worker's parameters, x½ those after its own
+optimizer's step, W the mixing matrix, C the codec.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass, replace
+from typing import ClassVar, final
+
+from tightwire.compression.codec import Codec
+from tightwire.compression.feedback import ErrorFeedback
+from tightwire.compression.stage import Stage, refuse
+from tightwire.errors import PlanError
+from tightwire.plan import Member, Plan, Refusal, parse_compression, text_with
+
+
+@dataclass(frozen=True)
+class GossipStage(Stage, abc.ABC):
+    """Says how compressed messages enter the parameters.
+
+    Class attributes:
+        needs_static: whether neighbours must be the same in every round, because each keeps a replica of the other.
+
+    Attributes:
+        codec: in the short form, the codec it goes around, as in `choco:topk=0.01`; empty behind a codec.
+    """
+
+    place: ClassVar[int] = 0
+    serves_dense: ClassVar[bool] = True
+    shorthand: ClassVar[str] = "codec"
+    needs_static: ClassVar[bool] = True
+
+    codec: str = ""
+
+    def expand(self) -> tuple[Member, ...]:
+        """Returns codec and stage of the short form."""
+        if not self.codec:
+            return (self,)
+        codec, *others = parse_compression(self.codec)
+        if not isinstance(codec, Codec) or others:
+            raise PlanError(
+                f"{self.name} goes around one codec, and {self.codec} is none, as in {self.name}:topk=0.01."
+            )
+        return (codec, replace(self, codec=""))
+
+    def refusal(self, plan: Plan) -> Refusal | None:
+        """Refuses averaging by anything but gossip: everybody's mean needs no replicas."""
+        if refusal := super().refusal(plan):
+            return refusal
+        if plan.architecture.name == "gossip":
+            return None
+        others = [stage for stage in plan.compression[1:] if stage != self]
+        averaging = refuse(plan, "", [ErrorFeedback(), *others]) if not _is_lossless(plan) else None
+        return Refusal(
+            reason=f"{self} compresses gossip, and {plan.architecture} is none.",
+            nearest=(
+                text_with(plan, architecture="gossip:exponential"),
+                *(averaging.nearest if averaging else ()),
+            ),
+        )
+
+
+def _is_lossless(plan: Plan) -> bool:
+    return bool(getattr(plan.compression[0], "lossless", False))
+
+
+@final
+@dataclass(frozen=True)
+class Choco(GossipStage):
+    """Sends compressed differences to what neighbours know of this worker.
+
+    q = C(x½ − x̂), x̂ ← x̂ + q, x ← x½ + γ Σ Wᵢⱼ(x̂ⱼ − x̂ᵢ).
+
+    Algorithm 2 of arXiv:1902.00340. Replicas begin at the common start instead of 0, which every worker has; a
+    worker keeps x̂ᵢ and Σ Wᵢⱼx̂ⱼ, not one replica per neighbour (appendix E of arXiv:1907.09356).
+
+    Attributes:
+        codec: see `GossipStage`.
+        gamma: γ in (0, 1]; 0 stands for δ/(2 − δ), where 1 − δ is the share of a Gaussian vector's energy that the
+            codec loses: 1 for none, 0.46 for signs, 0.04 for the largest 1 %, near what the paper tuned.
+    """
+
+    name: ClassVar[str] = "choco"
+    title: ClassVar[str] = "CHOCO: gossip of compressed differences, for any codec"
+    paper: ClassVar[str] = (
+        "Koloskova, Stich and Jaggi 2019, arXiv:1902.00340; Koloskova et al. 2019, arXiv:1907.09356"
+    )
+    example: ClassVar[str] = "choco:topk=0.01"
+
+    gamma: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require_share(self, "gamma", self.gamma)
+
+
+@final
+@dataclass(frozen=True)
+class DeepSqueeze(GossipStage):
+    """Gossips compressed parameters, and adds what was lost to the next ones.
+
+    v = x½ + e, e ← v − C(v), x ← x½ + η Σ (W − I)ᵢⱼ C(vⱼ).
+
+    Keeps no replicas, so neighbours may change from round to round.
+
+    Attributes:
+        codec: see `GossipStage`.
+        eta: η in (0, 1]; 0 stands for the default of `choco`'s gamma.
+    """
+
+    name: ClassVar[str] = "deepsqueeze"
+    title: ClassVar[str] = "DeepSqueeze: error-compensated gossip"
+    paper: ClassVar[str] = "Tang et al. 2019, arXiv:1907.07346, Algorithm 1"
+    example: ClassVar[str] = "deepsqueeze:topk=0.25"
+    needs_static: ClassVar[bool] = False
+
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require_share(self, "eta", self.eta)
+
+
+@final
+@dataclass(frozen=True)
+class DCD(GossipStage):
+    """Compresses the change of the parameters themselves: x ← x + C(Σ Wᵢⱼxⱼ + x½ − 2x), so that replicas are exact.
+
+    Needs a codec that loses little (theorem 1): below 4 bits or at 1 % it diverges, as in the paper.
+    """
+
+    name: ClassVar[str] = "dcd"
+    title: ClassVar[str] = "DCD-PSGD: gossip that compresses differences"
+    paper: ClassVar[str] = "Tang et al. 2018, arXiv:1803.06443, Algorithm 1"
+    example: ClassVar[str] = "dcd:int8"
+
+
+@final
+@dataclass(frozen=True)
+class ECD(GossipStage):
+    """Compresses an extrapolation, so that errors average out over rounds.
+
+    x ← Σ Wᵢⱼx̃ⱼ + x½ − x; z = (1 − t/2)x_t + (t/2)x_{t+1}; x̃ ← (1 − 2/t)x̃ + (2/t)C(z).
+
+    z grows with t, and so does a codec's error on it: only codecs with a bounded absolute error serve, and those
+    of few bits fail first, as in the CHOCO paper's comparison.
+    """
+
+    name: ClassVar[str] = "ecd"
+    title: ClassVar[str] = "ECD-PSGD: gossip that compresses extrapolations"
+    paper: ClassVar[str] = "Tang et al. 2018, arXiv:1803.06443, Algorithm 2"
+    example: ClassVar[str] = "ecd:fp16"
+
+
+def _require_share(stage: GossipStage, field: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise PlanError(
+            f"{stage.name} cannot step by {field}={value}: give one in (0, 1], as in {stage.name}:{field}=0.3, or none."
+        )

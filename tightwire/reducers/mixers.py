@@ -1,0 +1,332 @@
+"""The steps of gossip, one bucket at a time: from where a worker was and where its optimizer led, to where it goes on.
+
+x is the bucket's parameters before the optimizer's step, x½ those after it, W the round's mixing matrix. A worker
+whose gradient was lost has x½ = x, and takes part all the same.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import ClassVar, TypeVar, final
+
+import torch
+from torch import Tensor
+
+from tightwire.collectives.memory import mix
+from tightwire.compression import Codec, Identity
+from tightwire.compression.gossip import DCD, ECD, Choco, DeepSqueeze, GossipStage
+from tightwire.compression.stage import sender_at
+from tightwire.plan import Member
+from tightwire.reducers.averager import Round
+from tightwire.reducers.neighbours import Heard, Neighbours
+
+AnyStage = TypeVar("AnyStage", bound=GossipStage)
+
+
+class Mixer(abc.ABC):
+    """What one bucket does in a round of gossip. Memory is allocated once, at the common start.
+
+    Class attributes:
+        starts_early: whether what neighbours are told does not depend on the step under way, so that it may travel
+            behind computation: `prepare` then comes as soon as x is known.
+    """
+
+    starts_early: ClassVar[bool] = False
+
+    def __init__(self, neighbours: Neighbours, compression: Sequence[Member], start: Tensor) -> None:
+        """Allocates what rounds will need.
+
+        Args:
+            neighbours: of this worker.
+            compression: a codec, and the stages around it.
+            start: (numel,) the parameters, equal on all ranks; copied where they are remembered.
+        """
+        self.neighbours = neighbours
+        self._compression = tuple(compression)
+        self._scratch = torch.empty_like(start)
+
+    def prepare(self, x: Tensor, now: Round) -> None:
+        """Does what can be done before the step: talks to neighbours about `x`, which is left as it is."""
+        return
+
+    @abc.abstractmethod
+    def run(self, x: Tensor, half: Tensor, now: Round) -> None:
+        """Turns `half`, x½, into the parameters to go on from, in place; `x` is left as it is."""
+
+    def kept(self) -> dict[str, Tensor]:
+        """Returns what must survive a checkpoint, by what it is called; flat, shares memory."""
+        return {}
+
+    def restart(self, x: Tensor) -> None:
+        """Forgets everything: all workers go on from the same `x`."""
+        for kept in self.kept().values():
+            kept.copy_(x)
+
+    def message_bytes(self, now: Round) -> int:
+        """Returns the size of this round's message, its header aside."""
+        return self._codec(now).wire_bytes(self._scratch.numel(), self._scratch.itemsize)
+
+    def _codec(self, now: Round) -> Codec:
+        codec = sender_at(self._compression, now.number)
+        assert isinstance(codec, Codec)
+        return codec
+
+    def _send(self, x: Tensor, now: Round) -> Tensor:
+        """Makes the round's message of `x`, in whose place is then what the message does not carry; returns it."""
+        codec = self._codec(now)
+        message = self.neighbours.message(codec.wire_bytes(x.numel(), x.itemsize))
+        codec.encode(x, message, seed=mix(now.seed, self.neighbours.rank, 0))
+        return message
+
+    def _mix(self, own: Tensor, out: Tensor, now: Round) -> None:
+        """Writes Σ Wᵢⱼvⱼ to `out`, where vᵢ is `own` and the others' are the messages; what is lost counts as own."""
+        out.zero_()
+        given = 0.0
+        for heard in self.neighbours.exchange(now.number):
+            self._add(heard, out, now)
+            given += heard.weight
+        out.add_(own, alpha=1.0 - given)
+
+    def _add(self, heard: Heard, out: Tensor, now: Round) -> None:
+        codec = self._codec(now)
+        if isinstance(codec, Identity):
+            out.add_(heard.payload.view(out.dtype), alpha=heard.weight)
+            return
+        codec.decode(heard.payload, self._scratch)
+        out.add_(self._scratch, alpha=heard.weight)
+
+
+@final
+class DPSGD(Mixer):
+    """x ← Wx + (x½ − x): the gradient step, computed at x, is applied to the mixed parameters."""
+
+    starts_early: ClassVar[bool] = True
+
+    def __init__(self, neighbours: Neighbours, compression: Sequence[Member], start: Tensor) -> None:
+        super().__init__(neighbours, compression, start)
+        self._mixed = start.clone()
+
+    def prepare(self, x: Tensor, now: Round) -> None:  # noqa: D102
+        self._send(self._scratch.copy_(x), now)
+        self._mix(x, self._mixed, now)
+
+    def run(self, x: Tensor, half: Tensor, now: Round) -> None:  # noqa: D102
+        half.sub_(x).add_(self._mixed)
+
+    def restart(self, x: Tensor) -> None:  # noqa: D102
+        self._mixed.copy_(x)
+
+
+@final
+class Averaging(Mixer):
+    """x ← W x½, after several local steps (Cooperative SGD, Wang and Joshi 2018, arXiv:1808.07576, equation 8)."""
+
+    def __init__(self, neighbours: Neighbours, compression: Sequence[Member], start: Tensor) -> None:
+        super().__init__(neighbours, compression, start)
+        self._mixed = torch.empty_like(start)
+
+    def run(self, x: Tensor, half: Tensor, now: Round) -> None:  # noqa: D102
+        self._send(self._scratch.copy_(half), now)
+        self._mix(half, self._mixed, now)
+        half.copy_(self._mixed)
+
+
+@final
+class D2(Mixer):
+    """x ← W̃(x½ + x − x½₋): with x½ = x − ηg that is W̃(2x − x₋ − ηg + ηg₋), and in the first round W̃x½.
+
+    Converges where λₙ(W) > −1/3 (assumption 1.3); where it is not, W̃ = (W + I)/2, else W̃ = W.
+    """
+
+    def __init__(self, neighbours: Neighbours, compression: Sequence[Member], start: Tensor) -> None:
+        super().__init__(neighbours, compression, start)
+        self._before = start.clone()
+        self._mixed = torch.empty_like(start)
+        self._is_lazy = _least_eigenvalue(neighbours) <= -1 / 3 + 1e-6
+
+    def run(self, x: Tensor, half: Tensor, now: Round) -> None:  # noqa: D102
+        extrapolated = self._before.neg_().add_(x).add_(half)
+        self._send(self._scratch.copy_(extrapolated), now)
+        self._mix(extrapolated, self._mixed, now)
+        if self._is_lazy:
+            self._mixed.add_(extrapolated).div_(2)
+        self._before.copy_(half)
+        half.copy_(self._mixed)
+
+    def kept(self) -> dict[str, Tensor]:  # noqa: D102
+        return {"stepped": self._before}
+
+
+@final
+class SGP(Mixer):
+    """Push-sum: y ← P(wx + x½ − x), w ← Pw, x ← y/w, with P column-stochastic by equal shares over who is sent to.
+
+    Algorithm 1 with y for the paper's biased x, and x for its de-biased z. The sum of all y is kept on any directed
+    graph; where neighbours are lost, what was on its way to them is.
+
+    Attributes:
+        weight: w.
+    """
+
+    def __init__(self, neighbours: Neighbours, compression: Sequence[Member], start: Tensor) -> None:
+        super().__init__(neighbours, compression, start)
+        self._pushed = torch.empty_like(start)
+        self.weight = 1.0
+
+    def run(self, x: Tensor, half: Tensor, now: Round) -> None:  # noqa: D102
+        half.add_(x, alpha=self.weight - 1.0)  # y + (x½ − x)
+        own = self.neighbours.graph.at(now.number).push_share(self.neighbours.rank)
+        torch.mul(half, own, out=self._pushed)
+        weight = own * self.weight
+        self._send(self._scratch.copy_(half), now)
+        for heard in self.neighbours.exchange(now.number, share=self.weight, pushes=True):
+            self._add(heard, self._pushed, now)
+            weight += heard.weight * heard.share
+        self.weight = weight
+        torch.div(self._pushed, weight, out=half)
+
+    def restart(self, x: Tensor) -> None:  # noqa: D102
+        self.weight = 1.0
+
+
+class _Compressed(Mixer):
+    """Keeps Σ Wᵢⱼ of something that neighbours tell by increments, instead of one replica per neighbour.
+
+    Where a neighbour is lost, its last replica stays in the sum, and its increments are taken to be this worker's own.
+    """
+
+    def __init__(self, neighbours: Neighbours, compression: Sequence[Member], start: Tensor) -> None:
+        super().__init__(neighbours, compression, start)
+        self._sum = start.clone()
+        self._own = torch.empty_like(start)  # what this worker's last message says
+        self._leftover = torch.empty_like(start)
+
+    def _tell(self, value: Tensor, now: Round, into: Tensor) -> None:
+        """Sends C(value), which is then in `own`, and adds Σ WᵢⱼC(vⱼ) to `into`; `value` becomes the leftover."""
+        message = self._send(value, now)
+        codec = self._codec(now)
+        codec.decode(message, self._own)
+        given = 0.0
+        for heard in self.neighbours.exchange(now.number):
+            self._add(heard, into, now)
+            given += heard.weight
+        into.add_(self._own, alpha=1.0 - given)
+
+    def kept(self) -> dict[str, Tensor]:
+        return {"sum": self._sum}
+
+
+@final
+class ChocoMixer(_Compressed):
+    """q = C(x½ − x̂); x̂ ← x̂ + q; x ← x½ + γ(Σ Wᵢⱼx̂ⱼ − x̂ᵢ)."""
+
+    def __init__(self, neighbours: Neighbours, compression: Sequence[Member], start: Tensor) -> None:
+        super().__init__(neighbours, compression, start)
+        self._replica = start.clone()
+        self._gamma = _stage(compression, Choco).gamma or consensus_rate(compression[0])
+
+    def run(self, x: Tensor, half: Tensor, now: Round) -> None:  # noqa: D102
+        torch.sub(half, self._replica, out=self._leftover)
+        self._tell(self._leftover, now, self._sum)
+        self._replica.add_(self._own)
+        half.add_(self._sum, alpha=self._gamma).sub_(self._replica, alpha=self._gamma)
+
+    def kept(self) -> dict[str, Tensor]:  # noqa: D102
+        return {"sum": self._sum, "replica": self._replica}
+
+
+@final
+class DCDMixer(_Compressed):
+    """x ← x + C(z), z = Σ Wᵢⱼxⱼ + (x½ − x) − x; neighbours follow exactly."""
+
+    def run(self, x: Tensor, half: Tensor, now: Round) -> None:  # noqa: D102
+        torch.add(self._sum, half, out=self._leftover).sub_(x, alpha=2.0)
+        self._tell(self._leftover, now, self._sum)
+        torch.add(x, self._own, out=half)
+
+
+@final
+class ECDMixer(_Compressed):
+    """x ← Σ Wᵢⱼx̃ⱼ + (x½ − x); z = (1 − t/2)x₋ + (t/2)x; x̃ ← (1 − 2/t)x̃ + (2/t)C(z)."""
+
+    def run(self, x: Tensor, half: Tensor, now: Round) -> None:  # noqa: D102
+        t = float(now.number)
+        half.sub_(x).add_(self._sum)
+        torch.mul(half, t / 2, out=self._leftover).add_(x, alpha=1 - t / 2)
+        self._sum.mul_(t / 2 - 1)
+        self._tell(self._leftover, now, self._sum)
+        self._sum.mul_(2 / t)
+
+
+@final
+class DeepSqueezeMixer(_Compressed):
+    """v = x½ + e; e ← v − C(v); x ← x½ + η(Σ WᵢⱼC(vⱼ) − C(vᵢ))."""
+
+    def __init__(self, neighbours: Neighbours, compression: Sequence[Member], start: Tensor) -> None:
+        super().__init__(neighbours, compression, start)
+        self._leftover.zero_()
+        self._eta = _stage(compression, DeepSqueeze).eta or consensus_rate(compression[0])
+
+    def run(self, x: Tensor, half: Tensor, now: Round) -> None:  # noqa: D102
+        self._leftover.add_(half)
+        self._sum.zero_()
+        self._tell(self._leftover, now, self._sum)
+        if self._codec(now).lossless:
+            self._leftover.zero_()
+        half.add_(self._sum, alpha=self._eta).sub_(self._own, alpha=self._eta)
+
+    def kept(self) -> dict[str, Tensor]:  # noqa: D102
+        return {"error": self._leftover}
+
+    def restart(self, x: Tensor) -> None:  # noqa: D102
+        self._leftover.zero_()
+
+
+METHOD_MIXERS: dict[str, type[Mixer]] = {"d-psgd": DPSGD, "d2": D2, "sgp": SGP}
+STAGE_MIXERS: dict[type[GossipStage], type[Mixer]] = {
+    Choco: ChocoMixer,
+    DCD: DCDMixer,
+    ECD: ECDMixer,
+    DeepSqueeze: DeepSqueezeMixer,
+}
+
+
+def build_mixer(
+    method: str, compression: Sequence[Member], neighbours: Neighbours, start: Tensor, *, every_step: bool
+) -> Mixer:
+    """Builds the mixer of one bucket.
+
+    Args:
+        method: one of `METHOD_MIXERS`, where no stage brings its own steps.
+        compression: a codec, and the stages around it.
+        neighbours: of this worker.
+        start: (numel,) the parameters, equal on all ranks.
+        every_step: whether workers gossip after each step; if not, plain gossip averages what several steps made.
+    """
+    stage = next((type(s) for s in compression if isinstance(s, GossipStage)), None)
+    kind = STAGE_MIXERS[stage] if stage else METHOD_MIXERS[method]
+    return (Averaging if kind is DPSGD and not every_step else kind)(neighbours, compression, start)
+
+
+def consensus_rate(codec: Member) -> float:
+    """Returns δ/(2 − δ), where 1 − δ is the share of a Gaussian vector's energy that the codec loses."""
+    assert isinstance(codec, Codec)
+    if codec.lossless:
+        return 1.0
+    x = torch.randn(4096, generator=torch.Generator().manual_seed(0))
+    message = torch.empty(codec.wire_bytes(x.numel()), dtype=torch.uint8)
+    energy = x.square().sum()
+    codec.encode(x, message, seed=1)
+    kept = float((1 - x.square().sum() / energy).clamp(0.01, 1.0))
+    return kept / (2 - kept)
+
+
+def _stage(compression: Sequence[Member], kind: type[AnyStage]) -> AnyStage:
+    return next(stage for stage in compression if isinstance(stage, kind))
+
+
+def _least_eigenvalue(neighbours: Neighbours) -> float:
+    import numpy as np
+
+    return float(np.linalg.eigvalsh(neighbours.graph.at(1).dense()).min())

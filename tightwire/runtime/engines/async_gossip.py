@@ -1,0 +1,179 @@
+"""Asynchronous gossip: averaging with one neighbour at a time, behind computation; nobody waits for a step."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping
+from typing import Any, cast
+
+from torch import Tensor
+from torch.nn import Parameter
+
+from tightwire.buckets import Bucket
+from tightwire.collectives.gossip import Gossip
+from tightwire.errors import AttachError
+from tightwire.plan import Plan
+from tightwire.reducers.averager import is_finite
+from tightwire.reducers.neighbours import Lost
+from tightwire.reducers.survivors import Survivors
+from tightwire.runtime.engines.engine import Defaults
+from tightwire.runtime.engines.memory import have_finite_gradients
+from tightwire.runtime.fabric import Fabric
+from tightwire.runtime.lane import Lane
+from tightwire.runtime.pairs import Pairs, Shared
+from tightwire.runtime.slots import cut
+from tightwire.transport.blame import Verdict, Wait, accuse
+
+
+class AsyncGossipEngine(Defaults):
+    """After a step the worker asks a neighbour, drawn at random, to average, and computes on; it answers whoever asks.
+
+    What an optimizer's step changed is added to the worker's shared model, which averaging changes at any time; the
+    next step begins from a copy of it (Lian et al. 2018, arXiv:1710.06952, algorithm 1). The asking side does not
+    freeze its model until the answer is there, as the paper's does: see `Pairs`. A step asks only if the last answer is
+    there, so that on a slow wire there are fewer rounds than steps.
+
+    A worker that died is no longer asked. A step with a NaN or Inf is dropped by the worker that made it.
+
+    Contract: workers need not make the same number of steps; every rank flushes.
+    """
+
+    def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric) -> None:
+        self._fabric, self._parameters = fabric, parameters
+        transport = fabric.transport
+        self._lost = Lost()
+        layouts = [layout for layout, _ in cut(parameters, plan, fabric)]
+        self._here = [Bucket(layout) for layout in layouts]
+        self._read = [Bucket(layout) for layout in layouts]
+        self._shared = Shared([bucket.flat for bucket in self._here])
+        self._channel = transport.channel()
+        neighbours = cast(Gossip, plan.architecture).over(transport.size).neighbours(transport.rank)
+        self._pairs = Pairs(self._channel, self._shared, neighbours, self._lost)
+        self._survivors = Survivors(transport.channel(), self._lost)
+        self._lane = Lane("tightwire-asks", self._awaited, transport.deadline_s)
+        self._random = random.Random(f"{fabric.seed}/{transport.rank}")
+        self._asked_s: float | None = None
+        self.rounds = 0
+        self.skipped = 0
+        self.exposed_s = 0.0
+        self._rounds_before = 0
+        self._take_up()
+
+    @property
+    def planned_bytes(self) -> int:
+        """Payload bytes of requests and answers, last words, rolls and final means."""
+        return self._pairs.bytes_sent + self._survivors.bytes_sent
+
+    def meets(self) -> bool:  # noqa: D102
+        return not self._lost.ranks
+
+    def accumulating(self, on: bool) -> None:  # noqa: D102
+        pass
+
+    def before_step(self) -> None:  # noqa: D102
+        if not have_finite_gradients(self._parameters.values()):
+            self.skipped += 1
+            for parameter in self._parameters.values():
+                parameter.grad = None
+
+    def after_step(self, step: int) -> None:  # noqa: D102
+        self._pairs.check()
+        self._share_step()
+        self._pairs.start()
+        if self._lane.is_idle():
+            self._ask()
+        elif time.monotonic() - (self._asked_s or 0.0) > self._channel.deadline_s:
+            awaited = tuple(sorted(self._awaited()))
+            raise accuse(
+                Verdict(awaited, "silent"),
+                waiting=Wait(frozenset(awaited), "for an answer"),
+                deadline_s=self._channel.deadline_s,
+            )
+
+    def flush(self) -> None:
+        """Answers until no neighbour asks any more; then makes all models the exact mean, bit for bit."""
+        for bucket, mean in zip(self._here, self._quiet_means(), strict=True):
+            bucket.flat.copy_(mean)
+        self._continue_from_shared()
+
+    def consensus(self) -> Mapping[str, Tensor]:
+        """Returns the exact mean of all that are left; answers until no neighbour asks any more."""
+        means = zip(self._here, self._quiet_means(), strict=True)
+        return {n: v for bucket, mean in means for n, v in Bucket(bucket.layout, mean).views.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the count of rounds: the model itself is all there is. Averages under way are not waited for."""
+        return {"rounds": self._rounds_before + self.rounds, "memory": {}, "anchors": {}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up the count of rounds.
+
+        Raises:
+            AttachError: a checkpoint of a method that remembers something.
+        """
+        if state["memory"]:
+            raise AttachError(
+                "the checkpoint remembers what ad-psgd has no use for; load it under its own plan."
+            )
+        self.resume_at(state["rounds"])
+
+    def resume_at(self, rounds: int) -> None:  # noqa: D102
+        self._rounds_before = rounds - self.rounds
+
+    def close(self) -> None:
+        """Leaves what is under way to the transport: it ends when its channel does."""
+        self._lane.close()
+        self._channel.close()
+
+    def _ask(self) -> None:
+        if not (living := self._pairs.living):
+            return
+        rank = self._random.choice(living)
+        self.rounds += 1
+        self._asked_s = time.monotonic()
+
+        def ask() -> None:
+            with self._fabric.tracer.span("communication", f"average with rank {rank}"):
+                self._pairs.ask(rank)
+
+        self._lane.submit(ask)
+
+    def _share_step(self) -> None:
+        """Adds what the step changed to the shared model, and goes on from that."""
+        changes = [Bucket(bucket.layout) for bucket in self._read]
+        for change, read in zip(changes, self._read, strict=True):
+            change.pack({name: self._parameters[name].detach() for name in change.views})
+            change.flat.sub_(read.flat)
+        if all(is_finite(change.flat) for change in changes):
+            with self._shared.lock:
+                for here, change in zip(self._here, changes, strict=True):
+                    here.flat.add_(change.flat)
+        else:
+            self.skipped += 1
+        self._continue_from_shared()
+
+    def _continue_from_shared(self) -> None:
+        with self._shared.lock:
+            for here, read in zip(self._here, self._read, strict=True):
+                read.flat.copy_(here.flat)
+        for read in self._read:
+            read.unpack({name: self._parameters[name].detach() for name in read.views})
+
+    def _take_up(self) -> None:
+        for here, read in zip(self._here, self._read, strict=True):
+            here.pack({name: self._parameters[name].detach() for name in here.views})
+            read.flat.copy_(here.flat)
+
+    def _quiet_means(self) -> list[Tensor]:
+        """Ends averaging, and returns the exact means of shared models, by bucket, bit-identical on all ranks."""
+        self._lane.wait()
+        self._lane.submit(self._pairs.stop)
+        self._lane.wait()
+        means = [bucket.flat.clone() for bucket in self._here]
+        self._lane.submit(lambda: self._survivors.average(means))
+        self._lane.wait()
+        return means
+
+    def _awaited(self) -> frozenset[int]:
+        return self._pairs.awaited | self._survivors.awaited

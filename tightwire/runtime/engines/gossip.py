@@ -1,0 +1,199 @@
+"""Gossip: workers step alone, and mix their parameters with a few neighbours'."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from torch import Tensor
+from torch.nn import Parameter
+
+from tightwire.buckets import Bucket
+from tightwire.collectives.gossip import Gossip
+from tightwire.errors import AttachError
+from tightwire.plan import Plan
+from tightwire.reducers.averager import Round
+from tightwire.reducers.neighbours import Lost
+from tightwire.reducers.survivors import Survivors
+from tightwire.runtime.agreement import require_agreement
+from tightwire.runtime.engines.engine import Defaults
+from tightwire.runtime.engines.memory import have_finite_gradients
+from tightwire.runtime.fabric import Fabric
+from tightwire.runtime.lane import Lane
+from tightwire.runtime.slots import Slot, build_slots
+from tightwire.sync import Sync
+
+
+class GossipEngine(Defaults):
+    """After a round's last optimizer step, parameters are mixed with those of the round's neighbours.
+
+    Gradients stay local, so replicas differ while training and only `flush` makes them equal: the exact mean of all.
+    A worker with a NaN or Inf in its gradients or parameters drops that step by itself, before anybody hears of it.
+    Workers that died are done without: their neighbours say so, take their weight themselves and go on.
+
+    Contract: every rank makes the same number of rounds, and flushes, saves and loads after the same one.
+    """
+
+    def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric) -> None:
+        self._sync, self._fabric, self._parameters = cast(Sync, plan.sync), fabric, parameters
+        _agree_on_graph(plan, fabric)
+        self._lost = Lost()
+        self._channel = fabric.transport.channel()
+        self._slots = build_slots(parameters, plan, fabric, self._channel, self._lost)
+        self._survivors = Survivors(fabric.transport.channel(), self._lost)
+        self._lane = Lane("tightwire-gossip", self._awaited, fabric.transport.deadline_s)
+        self.rounds = 0
+        self.skipped = 0
+        self.exposed_s = 0.0
+        self._rounds_before = 0
+
+    @property
+    def planned_bytes(self) -> int:
+        """Payload bytes of messages with their headers, and of final means with the roll before them."""
+        return sum(slot.mixer.neighbours.bytes_sent for slot in self._slots) + self._survivors.bytes_sent
+
+    @property
+    def lost(self) -> frozenset[int]:
+        """Workers that are gone, as far as this one knows."""
+        return frozenset(self._lost.ranks)
+
+    def meets(self) -> bool:  # noqa: D102
+        return not self._lost.ranks
+
+    def accumulating(self, on: bool) -> None:  # noqa: D102
+        pass
+
+    def before_step(self) -> None:  # noqa: D102
+        if not have_finite_gradients(self._parameters.values()):
+            self.skipped += 1
+            for parameter in self._parameters.values():
+                parameter.grad = None
+
+    def after_step(self, step: int) -> None:  # noqa: D102
+        self.exposed_s = 0.0
+        if self._sync.averages_gradients(step) or self._sync.averages_parameters(step):
+            began_s = time.perf_counter()
+            self.rounds += 1
+            self._round(self._now())
+            self.exposed_s = time.perf_counter() - began_s
+
+    def flush(self) -> None:
+        """Makes replicas the exact mean of all that are left, and forgets what gossip remembered."""
+        for slot, mean in zip(self._slots, self._means(), strict=True):
+            slot.half.flat.copy_(mean)
+            slot.deliver()
+            slot.mixer.restart(slot.anchor.flat)
+
+    def consensus(self) -> Mapping[str, Tensor]:
+        """Returns the exact mean of all that are left; every worker's own parameters stay as they are."""
+        means = zip(self._slots, self._means(), strict=True)
+        return {n: v for slot, mean in means for n, v in Bucket(slot.anchor.layout, mean).views.items()}
+
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        self._lane.wait()
+        memory: dict[str, dict[str, Tensor]] = {}
+        for name, kind, view in self._memory():
+            memory.setdefault(name, {})[kind] = view.clone()
+        return {
+            "rounds": self._rounds_before + self.rounds,
+            "memory": memory,
+            "anchors": {
+                name: view.clone() for slot in self._slots for name, view in slot.anchor.views.items()
+            },
+            "push_weights": {name: slot.push_weight for slot in self._slots for name in slot.anchor.views},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what was remembered, and tells neighbours again what they were told behind computation.
+
+        Raises:
+            AttachError: memory of another model or method; nothing is taken up.
+        """
+        if "anchors" not in state:
+            raise AttachError("this checkpoint is of no gossip; load it under the plan it was saved with.")
+        self._lane.wait()
+        views = {(name, kind): view for name, kind, view in self._memory()}
+        given = {
+            (name, kind): kept for name, kinds in state["memory"].items() for kind, kept in kinds.items()
+        }
+        wrong = {key[0] for key in {*views, *given} if _shape(views, key) != _shape(given, key)}
+        if wrong:
+            raise AttachError(
+                f"the checkpoint's memory does not fit this model and plan: that of {', '.join(sorted(wrong)[:5])} "
+                "differs; load it under the plan and the model it was saved with."
+            )
+        for key, view in views.items():
+            view.copy_(given[key])
+        for slot in self._slots:
+            slot.anchor.pack({name: state["anchors"][name] for name in slot.anchor.views})
+            slot.push_weight = min(state["push_weights"][name] for name in slot.anchor.views)
+        self.resume_at(state["rounds"])
+        if state["rounds"]:
+            self._prepare(self._now())
+
+    def resume_at(self, rounds: int) -> None:  # noqa: D102
+        self._rounds_before = rounds - self.rounds
+
+    def close(self) -> None:  # noqa: D102
+        if not self._lane.close():
+            self._channel.close()
+
+    def _now(self) -> Round:
+        number = self._rounds_before + self.rounds
+        return Round(number=number, seed=self._fabric.seed + number)
+
+    def _round(self, now: Round) -> None:
+        self._lane.wait()  # for what was prepared behind computation
+        finite = [slot.fill() for slot in self._slots]
+        if not all(finite):
+            self.skipped += 1
+            for slot in self._slots:
+                slot.stay()
+        for number, slot in enumerate(self._slots):
+            self._do(f"mix bucket {number}", slot, lambda s: s.mixer.run(s.anchor.flat, s.half.flat, now))
+        self._lane.wait()
+        for slot in self._slots:
+            slot.deliver()
+        self._prepare(now)
+
+    def _prepare(self, now: Round) -> None:
+        for number, slot in enumerate(self._slots):
+            if slot.mixer.starts_early:
+                self._do(f"tell bucket {number}", slot, lambda s: s.mixer.prepare(s.anchor.flat, now))
+
+    def _means(self) -> list[Tensor]:
+        """Returns the exact means of present parameters, by slot, bit-identical on all ranks."""
+        self._lane.wait()
+        for slot in self._slots:
+            slot.fill()
+        means = [slot.half.flat for slot in self._slots]
+        self._lane.submit(lambda: self._survivors.average(means))
+        self._lane.wait()
+        return means
+
+    def _do(self, what: str, slot: Slot, call: Callable[[Slot], None]) -> None:
+        def traced() -> None:
+            with self._fabric.tracer.span("communication", what):
+                call(slot)
+
+        self._lane.submit(traced)
+
+    def _awaited(self) -> frozenset[int]:
+        talking = [slot.mixer.neighbours.awaited for slot in self._slots]
+        return frozenset().union(*talking, self._survivors.awaited)
+
+    def _memory(self) -> list[tuple[str, str, Tensor]]:
+        return [entry for slot in self._slots for entry in slot.memory()]
+
+
+def _shape(named: Mapping[tuple[str, str], Tensor], key: tuple[str, str]) -> object:
+    return named[key].shape if key in named else None
+
+
+def _agree_on_graph(plan: Plan, fabric: Fabric) -> None:
+    """Makes sure that all ranks drew the same graph: floats of different machines might lead to different ones."""
+    graph = cast(Gossip, plan.architecture).over(fabric.transport.size)
+    edges = repr([graph.at(number).edges() for number in range(1, graph.period + 1)])
+    require_agreement(fabric.transport, {"gossip graph": hashlib.sha256(edges.encode()).hexdigest()})
