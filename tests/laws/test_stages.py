@@ -36,6 +36,15 @@ STAGED = [
     "topk:0.1+ef21+dense-every:3",
     "topk:0.1+ef+min:4KiB,dims=2",
     "gtopk:0.02+ef+warmup:8",
+    "randomk:0.1+ef",
+    "strom:0.5,ratio=0.05+ef",
+    "layertopk:0.05,by=norm+ef+warmup:8",
+    "sketch:0.05+ef",
+    "topk:0.1+adacomp:50",
+    "strom:0.5,ratio=0.2+adacomp:50+dense-every:3",
+    "topk:0.1+variance:1.5",
+    "dct:2+ef:0.9+signed",
+    "none+signed",
     "powersgd:2+ef+momentum:0.9+dense-every:3",
     "topk:0.1+ef+momentum:0.9+clip:0.5+warmup:8+dense-first:2+dense-every:5",
 ]
@@ -139,7 +148,9 @@ def test_the_loss_scale_changes_nothing(text: str) -> None:
     run_threads(2, worker, deadline_s=20)
 
 
-@pytest.mark.parametrize("text", [text for text in STAGED if "+ef" in text and "momentum" not in text])
+@pytest.mark.parametrize(
+    "text", [text for text in STAGED if "+ef" in text and "momentum" not in text and "signed" not in text]
+)
 def test_nothing_is_lost(text: str) -> None:
     """Law 1 over many rounds: what has arrived and what is left over is what was put in."""
     if "ef21" in text or "clip" in text:
@@ -310,6 +321,17 @@ TRAINED = [
     "int4+ef+dense-first:10",
     "topk:0.1+ef+dense-every:10",
     "topk:0.25+ef+min:dims=2",
+    "blocktopk:0.25+ef",
+    "threshold:0.5,ratio=0.25+ef",
+    "randomk:0.25+ef",
+    "wangni:0.5",
+    "strom:0.5,ratio=0.5+ef",
+    "sbc:0.25+ef",
+    "dct:8+ef",
+    "layertopk:0.25,by=norm+ef",
+    "sketch:0.1,width=0.2,rows=1+ef",
+    "topk:0.5+adacomp:4",
+    "topk:0.5+variance:1",
     *(recipe.name for recipe in RECIPES),
 ]
 

@@ -14,6 +14,9 @@ REDUCTIONS = (
     "doublesqueeze:topk:0.01",
     "doublesqueeze:int8",
     "atomo:2",
+    "layertopk:0.01",
+    "layertopk:0.01,by=norm",
+    "sketch:0.01",
 )
 
 SCRIPT = """

@@ -5,14 +5,21 @@ from __future__ import annotations
 from tightwire.compression.casts import BFloat16, Float16, Identity
 from tightwire.compression.codec import Codec, Combine
 from tightwire.compression.corrections import Clip, Momentum
+from tightwire.compression.cosines import Cosines
+from tightwire.compression.directions import Signed
 from tightwire.compression.feedback import DIANA, EF21, ErrorFeedback
 from tightwire.compression.floats import Float8, Natural
 from tightwire.compression.gossip import DCD, ECD, Choco, DeepSqueeze, GossipStage
+from tightwire.compression.picking import AdaComp, Variance
 from tightwire.compression.recipes import RECIPES, Recipe
 from tightwire.compression.rounds import DenseEvery, DenseFirst, WarmUp
 from tightwire.compression.routing import Least
 from tightwire.compression.signs import EFSign, OneBit
 from tightwire.compression.sparse import TopK
+from tightwire.compression.sparse_blocks import BlockTopK, Threshold
+from tightwire.compression.sparse_random import RandomK, Wangni
+from tightwire.compression.sparse_recipes import SPARSE_RECIPES
+from tightwire.compression.sparse_signs import SBC, Strom
 from tightwire.compression.sparse_ternary import STC
 from tightwire.compression.stage import Memory, Stage
 from tightwire.compression.uniform import NUQSGD, QSGD, Int2, Int4, Int8, TernGrad
@@ -34,7 +41,14 @@ MEMBERS: tuple[type[Member], ...] = (
     EFSign,
     OneBit,
     TopK,
+    BlockTopK,
+    Threshold,
+    RandomK,
+    Wangni,
     STC,
+    SBC,
+    Strom,
+    Cosines,
     ErrorFeedback,
     EF21,
     DIANA,
@@ -44,11 +58,15 @@ MEMBERS: tuple[type[Member], ...] = (
     DenseFirst,
     DenseEvery,
     Least,
+    AdaComp,
+    Variance,
+    Signed,
     Choco,
     DeepSqueeze,
     DCD,
     ECD,
     *RECIPES,
+    *SPARSE_RECIPES,
 )
 
 __all__ = [
@@ -59,12 +77,16 @@ __all__ = [
     "MEMBERS",
     "NUQSGD",
     "QSGD",
+    "SBC",
     "STC",
+    "AdaComp",
     "BFloat16",
+    "BlockTopK",
     "Choco",
     "Clip",
     "Codec",
     "Combine",
+    "Cosines",
     "DeepSqueeze",
     "DenseEvery",
     "DenseFirst",
@@ -82,10 +104,16 @@ __all__ = [
     "Momentum",
     "Natural",
     "OneBit",
+    "RandomK",
     "Recipe",
+    "Signed",
     "Stage",
+    "Strom",
     "TernGrad",
+    "Threshold",
     "TopK",
+    "Variance",
+    "Wangni",
     "WarmUp",
     "warm_up",
 ]

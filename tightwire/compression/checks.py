@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tightwire.compression.codec import Codec
+    from tightwire.plan import Member
 
 FLOATS = ("torch.float32", "torch.bfloat16", "torch.float16", "torch.float64")
 
@@ -49,4 +50,16 @@ def check_block(codec: Codec, block: int) -> None:
     if block < 8 or block % 8 or block > 1 << 20:
         raise PlanError(
             f"{codec.name} with block={block} cannot be packed; give a multiple of 8 from 8 to {1 << 20}."
+        )
+
+
+def check_ratio(member: Member, ratio: float) -> None:
+    """Checks a share of elements.
+
+    Raises:
+        PlanError: not in (0, 1].
+    """
+    if not 0 < ratio <= 1:
+        raise PlanError(
+            f"{member.name} cannot keep a share of {ratio}: give one in (0, 1], as in {member.example}."
         )

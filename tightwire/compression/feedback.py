@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class ErrorFeedback(Stage):
-    """Adds the leftover of each round to the next: e ← p − C(p) with p = g + e."""
+    """Adds the leftover of each round to the next: e ← p − C(p) with p = g + decay·e.
+
+    A decay below 1 makes the leftover a momentum of which is taken what is sent (DeMo, arXiv:2411.19870), or lets
+    old errors fade (ECQ-SGD, arXiv:1806.08054).
+
+    Attributes:
+        decay: what stays of the leftover, in (0, 1].
+    """
 
     name: ClassVar[str] = "ef"
     title: ClassVar[str] = "error feedback"
@@ -28,19 +35,27 @@ class ErrorFeedback(Stage):
     example: ClassVar[str] = "topk:0.01+ef"
     place: ClassVar[int] = 0
 
+    decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.decay <= 1:
+            raise PlanError(
+                f"ef cannot keep {self.decay} of what is left over: give a share in (0, 1], as in ef:0.999."
+            )
+
     def memory(self, bucket: BucketLayout, workers: int) -> Memory:
         """Returns a memory of the leftover."""
-        return _Leftover(zeros(bucket))
+        return _Leftover(zeros(bucket), self.decay)
 
 
 class _Leftover(Memory):
-    def __init__(self, leftover: Tensor) -> None:
-        self._leftover = leftover
+    def __init__(self, leftover: Tensor, decay: float) -> None:
+        self._leftover, self._decay = leftover, decay
 
     def before(self, x: Tensor, out: Tensor) -> Tensor:
         import torch
 
-        return torch.add(x, self._leftover, out=out)
+        return torch.add(x, self._leftover, alpha=self._decay, out=out)
 
     def keep(self, leftover: Tensor | None) -> Tensor | None:
         if leftover is None:

@@ -32,7 +32,7 @@ class WidenedCodec(Codec, abc.ABC):
         if x.dtype == torch.float32:
             self._encode(x, message, seed)
             return
-        self._encode(_widened(x), message, seed)
+        self._encode(widened(x), message, seed)
         x.sub_(self._decoded(message, x))
 
     def decode(self, message: Tensor, out: Tensor, *, add: bool = False) -> None:
@@ -55,11 +55,7 @@ class WidenedCodec(Codec, abc.ABC):
 
         wide = kernels.scratch("wide", like.numel(), torch.float32, like.device)
         self._decode(message, wide, False)
-        if like.dtype == torch.float64:
-            return wide
-        narrow = kernels.scratch("narrow", like.numel(), like.dtype, like.device)
-        kernels.of(wide).narrow(wide, narrow.view(torch.uint8), like.dtype)
-        return narrow
+        return narrowed(wide, like)
 
     @abc.abstractmethod
     def _encode(self, x: Tensor, message: Tensor, seed: int) -> None:
@@ -70,7 +66,8 @@ class WidenedCodec(Codec, abc.ABC):
         """Writes or adds a checked message to a float32 `out`, not empty."""
 
 
-def _widened(x: Tensor) -> Tensor:
+def widened(x: Tensor) -> Tensor:
+    """Returns `x` as float32 in scratch memory; what is finite stays so."""
     import torch
 
     wide = kernels.scratch("wide", x.numel(), torch.float32, x.device).copy_(x)
@@ -78,3 +75,14 @@ def _widened(x: Tensor) -> Tensor:
         limit = torch.finfo(torch.float32).max
         wide.copy_(torch.where(x.isfinite(), x.clamp(-limit, limit), x))
     return wide
+
+
+def narrowed(wide: Tensor, like: Tensor) -> Tensor:
+    """Returns float32 in scratch memory of the dtype of `like`, saturated; as it is where that is wider."""
+    import torch
+
+    if like.dtype in (torch.float32, torch.float64):
+        return wide
+    narrow = kernels.scratch("narrow", like.numel(), like.dtype, like.device)
+    kernels.of(wide).narrow(wide, narrow.view(torch.uint8), like.dtype)
+    return narrow

@@ -125,16 +125,19 @@ def draw(x: Tensor, message: Tensor, k: int, seed: int) -> None:
     x[indices] -= sent
 
 
-def transform(x: Tensor, forward: Tensor, limit: float, coefficients: Tensor) -> None:
+def transform(x: Tensor, forward: Tensor, largest: float, limit: float, coefficients: Tensor) -> None:
     """Writes the coefficients of every chunk of float32 `x`, the last one filled up with zeros.
 
-    Row i of `forward`, (chunk, chunk), is what an element at place i adds. What is finite is cut to `limit`.
+    Row i of `forward`, (chunk, chunk), is what an element at place i adds. Finite coefficients are cut to `limit`; a
+    chunk that is finite, and somewhere larger than `largest`, has none.
     """
     chunk = forward.shape[0]
     rows = torch.nn.functional.pad(x, (0, coefficients.numel() - x.numel())).view(-1, chunk)
     total = torch.zeros_like(rows)
     for i in range(chunk):
         total = total + rows[:, i : i + 1] * forward[i]
+    most = rows.abs().amax(1, keepdim=True)
+    total = torch.where(most.isfinite() & (most > largest), 0.0, total)
     coefficients.copy_(torch.where(total.isfinite(), total.clamp(-limit, limit), total).flatten())
 
 

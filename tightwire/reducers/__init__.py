@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from tightwire.plan import Member
 from tightwire.reducers.election import MajorityVote
+from tightwire.reducers.layers import LayerTopK
+from tightwire.reducers.lossless import Zstd
 from tightwire.reducers.low_rank import Atomo, PowerSGD
 from tightwire.reducers.reduction import Reduction
+from tightwire.reducers.sketches import CountSketch
 from tightwire.reducers.sparse import GTopK, OkTopK, SparCML
 from tightwire.reducers.two_sided import DoubleSqueeze
 
@@ -16,20 +19,34 @@ if TYPE_CHECKING:
     from tightwire.reducers.build import all_reducer, build_reducer
     from tightwire.reducers.reducer import Reducer
 
-MEMBERS: tuple[type[Member], ...] = (PowerSGD, GTopK, OkTopK, SparCML, DoubleSqueeze, MajorityVote, Atomo)
+MEMBERS: tuple[type[Member], ...] = (
+    PowerSGD,
+    GTopK,
+    OkTopK,
+    SparCML,
+    DoubleSqueeze,
+    MajorityVote,
+    Zstd,
+    Atomo,
+    LayerTopK,
+    CountSketch,
+)
 
 __all__ = [
     "MEMBERS",
     "Atomo",
     "Averager",
+    "CountSketch",
     "DoubleSqueeze",
     "GTopK",
+    "LayerTopK",
     "MajorityVote",
     "OkTopK",
     "PowerSGD",
     "Reducer",
     "Reduction",
     "SparCML",
+    "Zstd",
     "all_reducer",
     "build_reducer",
     "is_finite",

@@ -210,7 +210,7 @@ def flat_indices(message: Any, numel: Any, block: Any, kept: Any, flat: Any) -> 
     slot = 0
     for first in range(0, numel, block):
         size = min(block, numel - first)
-        previous = -1
+        previous: Any = -1
         for _ in range(kept[0] if size == block else kept[1]):
             index = np.int64(indices[slot])
             if index <= previous or index >= size:

@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from tightwire.kernels.cpu.bits import F32, LOOP
+from tightwire.kernels.cpu.bits import F32, INFINITY, LOOP, MAGNITUDE, U32, float_of
 
 
 @njit(**LOOP)
-def transform(x: Any, forward: Any, limit: Any, coefficients: Any) -> None:
+def transform(x: Any, forward: Any, largest: Any, limit: Any, coefficients: Any) -> None:
     """Writes the coefficients of every chunk of `x`, the last one filled up with zeros.
 
     Args:
         x: float32.
         forward: (chunk, chunk); row i is what an element at place i adds to the coefficients; chunk is even.
-        limit: what is finite is cut to.
+        largest: a chunk with a finite magnitude beyond it has no coefficients.
+        limit: what finite coefficients are cut to.
         coefficients: whole chunks of float32; overwritten.
     """
     chunk = forward.shape[0]
@@ -38,8 +39,20 @@ def transform(x: Any, forward: Any, limit: Any, coefficients: Any) -> None:
             for j in range(chunk):
                 total[j] = total[j] + a * fa[j] + b * fb[j] + c * fc[j] + d * fd[j]
         out = coefficients[first : first + chunk]
+        if exceeds(here, largest):
+            total[:] = F32(0)
         for j in range(chunk):
             out[j] = limited(total[j], limit)
+
+
+@njit(**LOOP)
+def exceeds(here: Any, largest: Any) -> Any:
+    """Whether a chunk is finite, and a magnitude in it beyond `largest`."""
+    most = U32(0)
+    bits = here.view(np.uint32)
+    for i in range(bits.size):
+        most = max(most, U32(bits[i] & MAGNITUDE))
+    return most < INFINITY and float_of(most) > largest
 
 
 @njit(**LOOP)

@@ -40,7 +40,7 @@ def draw(x: Any, scale: Any, start: Any, one: Any, message: Any) -> None:
     left, count = one - start, 0
     for i in range(x.size):
         magnitude = np.float64(abs(x[i]))
-        odds = np.int64(min(scale * magnitude, most)) + 1
+        odds: Any = np.int64(min(scale * magnitude, most)) + 1
         if magnitude == 0:
             odds = 0
         left -= odds

@@ -81,9 +81,10 @@ def draw(x: Tensor, message: Tensor, k: int, seed: int) -> None:
     draws.draw(x.numpy(), scale_of(counts.sum(0), k), start, ONE, message.numpy())
 
 
-def transform(x: Tensor, forward: Tensor, limit: float, coefficients: Tensor) -> None:
+def transform(x: Tensor, forward: Tensor, largest: float, limit: float, coefficients: Tensor) -> None:
     """Writes the coefficients of every chunk of float32 `x`."""
-    cosines.transform(x.numpy(), forward.numpy(), np.float32(limit), coefficients.numpy())
+    bounds = np.float32(largest), np.float32(limit)
+    cosines.transform(x.numpy(), forward.numpy(), *bounds, coefficients.numpy())
 
 
 def untransform(message: Tensor, out: Tensor, backward: Tensor, kept: int, how: int) -> bool:

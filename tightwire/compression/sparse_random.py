@@ -1,0 +1,186 @@
+"""Codecs that leave the choice of elements to chance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, final
+
+from tightwire import kernels
+from tightwire.compression.checks import check, check_ratio
+from tightwire.compression.codec import Codec, Combine
+from tightwire.compression.sparse import TopK
+from tightwire.compression.sparse_blocks import COUNT_BYTES, unreadable
+from tightwire.compression.widened import WidenedCodec
+from tightwire.errors import TensorError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+SEED_BITS = 32
+# What stands for the count of a message that carries no numbers.
+SPOILED = -1
+
+
+@final
+@dataclass(frozen=True)
+class RandomK(Codec):
+    """Sends k = max(1, ⌈ratio·n⌉) elements at random places that all ranks draw alike; no indices travel.
+
+    The bucket is cut into k stretches of equal length, and of each one element is drawn, so that every element has
+    the same odds and nothing is sorted. Values are sent as they are: a contraction, for `+ef`, with δ = 1/⌈n/k⌉.
+
+    Messages of one round have equal places, so that their elementwise sum is the message of the sum: any program
+    carries them, the backend's own too. A message begins with the 32 bits of its seed, each as an element that is
+    zero or not, which a sum of any number of messages does not change.
+
+    Attributes:
+        ratio: of the elements that are sent, in (0, 1].
+    """
+
+    name: ClassVar[str] = "randomk"
+    title: ClassVar[str] = "random elements, the same on every rank"
+    paper: ClassVar[str] = (
+        "Konečný et al. 2016, arXiv:1610.05492 (random mask); Stich et al. 2018, arXiv:1809.07599"
+    )
+    example: ClassVar[str] = "randomk:0.01+ef"
+    combine: ClassVar[Combine] = "exact"
+    sums_as: ClassVar[str | None] = ""
+
+    ratio: float
+
+    def __post_init__(self) -> None:
+        check_ratio(self, self.ratio)
+
+    def kept(self, numel: int) -> int:
+        """Returns k."""
+        return TopK(self.ratio).kept(numel)
+
+    def wire_bytes(self, numel: int, itemsize: int = 4) -> int:
+        """Returns (32 + k) · itemsize, or nothing for nothing."""
+        return (SEED_BITS + self.kept(numel)) * itemsize if numel else 0
+
+    def encode(self, x: Tensor, message: Tensor, *, seed: int = 0) -> None:
+        """Moves the elements that the lowest 32 bits of `seed` choose to the message; see `Codec.encode`."""
+        import torch
+
+        check(self, x, message)
+        if x.numel() == 0:
+            return
+        numel, k = x.numel(), self.kept(x.numel())
+        seed &= (1 << SEED_BITS) - 1
+        indices = places(numel, k, seed, x.device)
+        elements = kernels.scratch("randomk", SEED_BITS + k, x.dtype, x.device)
+        bits = [float(seed >> bit & 1) for bit in range(SEED_BITS)]
+        elements[:SEED_BITS] = torch.tensor(bits, dtype=x.dtype, device=x.device)
+        values = torch.index_select(x, 0, indices, out=elements[SEED_BITS:])
+        if not is_finite(x):
+            values.fill_(torch.nan)
+        message.copy_(elements.view(torch.uint8))
+        x.index_fill_(0, indices, 0)
+
+    def decode(self, message: Tensor, out: Tensor, *, add: bool = False) -> None:
+        """Writes or adds the message; see `Codec.decode`."""
+        import torch
+
+        check(self, out, message)
+        if out.numel() == 0:
+            return
+        k = self.kept(out.numel())
+        elements = kernels.scratch("randomk", SEED_BITS + k, out.dtype, out.device)
+        elements.view(torch.uint8).copy_(message)
+        head = elements[:SEED_BITS].tolist()
+        if not all(0 <= bit < float("inf") for bit in head):
+            raise TensorError(
+                f"{self} cannot decode this message for {out.numel()} elements: it does not begin with a seed; "
+                "it was corrupted, or written by another plan; nothing was applied."
+            )
+        seed = sum(1 << i for i, bit in enumerate(head) if bit)
+        indices = places(out.numel(), k, seed, out.device)
+        if add:
+            out.index_add_(0, indices, elements[SEED_BITS:])
+        else:
+            out.zero_().index_copy_(0, indices, elements[SEED_BITS:])
+
+    def contraction(self, numel: int) -> float | None:
+        """Returns 1/⌈n/k⌉, the odds of an element of the longest stretch."""
+        return 1 / -(-numel // self.kept(numel)) if numel else 1.0
+
+
+def places(numel: int, k: int, seed: int, device: torch.device) -> Tensor:
+    """Returns k ascending places below `numel`, one drawn from each of k stretches of equal length; (k,) int64."""
+    import torch
+
+    from tightwire.kernels import reference
+
+    bounds = torch.arange(k + 1, device=device).mul_(numel).div_(k, rounding_mode="floor")
+    drawn = reference.random_bits(0, k, seed, device)
+    return bounds[:-1] + drawn.mul_(bounds.diff()).bitwise_right_shift_(32)
+
+
+@final
+@dataclass(frozen=True)
+class Wangni(WidenedCodec):
+    """Sends elements drawn with odds p = min(1, λ|x|) as x/p: unbiased, and of all such of least variance.
+
+    λ makes the odds sum to at most k = max(1, ⌈ratio·n⌉); it is found on a histogram that takes magnitudes an
+    eighth too large at most, so that a few places stay unused and travel as zeros. Drawn systematically
+    instead of by one coin per element, with the same odds, so that a message never has more than k elements.
+    Values are float32; an element whose x/p is beyond the largest one is cut to it.
+
+    Attributes:
+        ratio: of the elements that a message has room for, in (0, 1].
+    """
+
+    name: ClassVar[str] = "wangni"
+    title: ClassVar[str] = "elements drawn by their magnitude, unbiased"
+    paper: ClassVar[str] = "Wangni et al. 2018, arXiv:1710.09854, equation 6"
+    example: ClassVar[str] = "wangni:0.05"
+    combine: ClassVar[Combine] = "none"
+    unbiased: ClassVar[bool] = True
+
+    ratio: float
+
+    def __post_init__(self) -> None:
+        check_ratio(self, self.ratio)
+
+    def room(self, numel: int) -> int:
+        """Returns k."""
+        return TopK(self.ratio).kept(numel)
+
+    def wire_bytes(self, numel: int, itemsize: int = 4) -> int:
+        """Returns 4 + 8k, or nothing for nothing."""
+        return COUNT_BYTES + 8 * self.room(numel) if numel else 0
+
+    def _encode(self, x: Tensor, message: Tensor, seed: int) -> None:
+        if is_finite(x):
+            kernels.of(x).draw(x, message, self.room(x.numel()), seed)
+        else:
+            spoil(message)
+
+    def _decode(self, message: Tensor, out: Tensor, add: bool) -> None:
+        if is_spoiled(message):
+            out.fill_(float("nan"))
+        elif not kernels.of(out).put(message, out, self.room(out.numel()), add):
+            raise unreadable(self, out)
+
+
+def is_finite(x: Tensor) -> bool:
+    """Whether every element of a tensor that is not empty is finite, in one pass that allocates nothing."""
+    low, high = x.aminmax()  # a NaN anywhere makes both NaN
+    return bool(low.isfinite() & high.isfinite())
+
+
+def spoil(message: Tensor) -> None:
+    """Makes a message, which begins with a count, that of a bucket which is not finite."""
+    import torch
+
+    message.zero_()
+    message[:COUNT_BYTES] = torch.tensor([SPOILED], dtype=torch.int32).view(torch.uint8)
+
+
+def is_spoiled(message: Tensor) -> bool:
+    """Whether a message was made by `spoil`."""
+    import torch
+
+    return int(message[:COUNT_BYTES].clone().view(torch.int32)) == SPOILED
