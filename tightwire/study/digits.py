@@ -23,14 +23,15 @@ class Digits(Task):
     """Classifies digits; 1,200 images to learn from, 597 to be judged by.
 
     Attributes:
+        name: in results.
         steps: of training.
         images: per worker and step.
     """
 
-    name: ClassVar[str] = "digits"
     metric: ClassVar[str] = "held-out accuracy"
     higher_is_better: ClassVar[bool] = True
 
+    name: str = "digits"
     steps: int = 240
     images: int = 16
 

@@ -22,6 +22,7 @@ class Language(Task):
     """Predicts the next byte; held-out files are never trained on.
 
     Attributes:
+        name: in results.
         steps: of training.
         sequences: per worker and step.
         width: of the transformer.
@@ -29,10 +30,10 @@ class Language(Task):
         length: of a sequence, in bytes.
     """
 
-    name: ClassVar[str] = "text"
     metric: ClassVar[str] = "held-out loss"
     higher_is_better: ClassVar[bool] = False
 
+    name: str = "text"
     steps: int = 400
     sequences: int = 4
     width: int = 48

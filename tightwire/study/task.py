@@ -55,14 +55,17 @@ class Task(abc.ABC):
     """What is learned, and by how many steps.
 
     Class attributes:
-        name: in results and on the command line.
         metric: what is measured on held-out data.
         higher_is_better: the direction of the metric.
+
+    Attributes:
+        name: in results and on the command line.
+        steps: of training.
     """
 
-    name: ClassVar[str]
     metric: ClassVar[str]
     higher_is_better: ClassVar[bool]
+    name: str
     steps: int
 
     @abc.abstractmethod

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from tightwire.runtime import attach
 from tightwire.study.results import Trial, Wanted
 from tightwire.study.settings import Settings
-from tightwire.study.study import DDP, DDP_POWERSGD, STOCK, Scene
+from tightwire.study.study import DDP, STOCK, Scene
 from tightwire.study.task import Place, Replica, Task
 from tightwire.transport import Transport
 from tightwire.transport.base import native_bytes
 
 POWERSGD_STARTS_AT = 2  # the hook's default is to do nothing for 1,000 steps; 2 is the least it takes
+ONE_BUCKET_MB = 1 << 12
 
 Snapshot = tuple[float, int, list[Tensor]]
 Account = Callable[[], dict[str, Any]]
@@ -59,7 +60,7 @@ def train(wanted: Wanted, task: Task, scene: Scene, settings: Settings, transpor
     optimizer = settings.build(replica.model.parameters())
     channel = transport.channel()
     try:
-        with _bound(wanted.plan, replica, optimizer, channel) as (model, account):
+        with _bound(wanted, replica, optimizer, channel) as (model, account):
             channel.barrier()
             seconds, snapshots = _steps(
                 wanted, replica, model, optimizer, settings, Pace(scene, place), scene
@@ -136,13 +137,13 @@ def _judge(replica: Replica, snapshot: list[Tensor]) -> float | None:
 
 @contextlib.contextmanager
 def _bound(
-    plan: str, replica: Replica, optimizer: torch.optim.Optimizer, transport: Transport
+    wanted: Wanted, replica: Replica, optimizer: torch.optim.Optimizer, transport: Transport
 ) -> Iterator[tuple[nn.Module, Account]]:
     """Binds the replica to the others; yields the module to call, and an account of what was sent."""
-    if plan in STOCK:
-        yield stock(plan, replica.model), lambda: _stock_account(plan, replica.model, transport)
+    if wanted.plan in STOCK:
+        yield stock(wanted.plan, replica.model), lambda: _stock_account(wanted, replica.model, transport)
         return
-    with attach(replica.model, optimizer, plan, transport=transport) as run:
+    with attach(replica.model, optimizer, wanted.plan, transport=transport) as run:
 
         def account() -> dict[str, Any]:
             run.finish()
@@ -154,20 +155,26 @@ def _bound(
 
 
 def stock(plan: str, model: nn.Module) -> nn.Module:
-    """Wraps a model in stock DDP as it comes, with the stock PowerSGD hook where the plan says so."""
+    """Wraps a model in stock DDP as it comes, or in one bucket with the stock PowerSGD hook.
+
+    With several buckets the hook aborts over Gloo: the all-reduces of its callbacks overtake each other, otherwise on
+    one rank than on the next.
+    """
     from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
 
-    wrapped = nn.parallel.DistributedDataParallel(model)
-    if plan == DDP_POWERSGD:
-        state = powerSGD_hook.PowerSGDState(
-            process_group=None, matrix_approximation_rank=4, start_powerSGD_iter=POWERSGD_STARTS_AT
-        )
-        wrapped.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+    if plan == DDP:
+        return nn.parallel.DistributedDataParallel(model)
+    wrapped = nn.parallel.DistributedDataParallel(model, bucket_cap_mb=ONE_BUCKET_MB)
+    state = powerSGD_hook.PowerSGDState(
+        process_group=None, matrix_approximation_rank=4, start_powerSGD_iter=POWERSGD_STARTS_AT
+    )
+    wrapped.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
     return wrapped
 
 
-def _stock_account(plan: str, model: nn.Module, transport: Transport) -> dict[str, Any]:
+def _stock_account(wanted: Wanted, model: nn.Module, transport: Transport) -> dict[str, Any]:
     """DDP does not tell what it sends: the ring's bytes by formula, and of the hook nothing."""
     numel = sum(p.numel() for p in model.parameters())
-    sent = native_bytes(numel, 4, transport.size, transport.rank) if plan == DDP else None
+    per_step = native_bytes(numel, 4, transport.size, transport.rank)
+    sent = wanted.steps * per_step if wanted.plan == DDP else None
     return {"sent_bytes": sent, "exposed_s": None, "rounds": None, "skipped": 0}

@@ -92,7 +92,7 @@ CLAIMS = (
 )
 
 # A model whose gradients weigh on a slow line: 4.9 million parameters.
-LARGE = Language(steps=120, width=256, layers=6)
+LARGE = Language(name="text-large", steps=80, width=256, layers=6, length=64)
 RACE = Study(
     name="compression-race",
     about="how long until the held-out loss that stock DDP ends with, on a slow line?",
