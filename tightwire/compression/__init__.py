@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tightwire.compression.averages import MovingAverage
 from tightwire.compression.casts import BFloat16, Float16, Identity
 from tightwire.compression.codec import Codec, Combine
 from tightwire.compression.corrections import Clip, Momentum
@@ -12,7 +13,7 @@ from tightwire.compression.floats import Float8, Natural
 from tightwire.compression.gossip import DCD, ECD, Choco, DeepSqueeze, GossipStage
 from tightwire.compression.picking import AdaComp, Variance
 from tightwire.compression.recipes import RECIPES, Recipe
-from tightwire.compression.rounds import DenseEvery, DenseFirst, WarmUp
+from tightwire.compression.rounds import DenseEvery, DenseFirst, DenseGrowing, WarmUp
 from tightwire.compression.routing import Least
 from tightwire.compression.signs import EFSign, OneBit
 from tightwire.compression.sparse import TopK
@@ -53,10 +54,12 @@ MEMBERS: tuple[type[Member], ...] = (
     EF21,
     DIANA,
     Momentum,
+    MovingAverage,
     Clip,
     WarmUp,
     DenseFirst,
     DenseEvery,
+    DenseGrowing,
     Least,
     AdaComp,
     Variance,
@@ -90,6 +93,7 @@ __all__ = [
     "DeepSqueeze",
     "DenseEvery",
     "DenseFirst",
+    "DenseGrowing",
     "EFSign",
     "ErrorFeedback",
     "Float8",
@@ -102,6 +106,7 @@ __all__ = [
     "Least",
     "Memory",
     "Momentum",
+    "MovingAverage",
     "Natural",
     "OneBit",
     "RandomK",

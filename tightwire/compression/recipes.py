@@ -120,4 +120,82 @@ class OneBitSGD(Recipe):
         return f"onebit+ef+dense-first:{self.dense}"
 
 
-RECIPES: tuple[type[Recipe], ...] = (DGC, GradientDropping, EFSignSGD, OneBitSGD)
+@final
+@dataclass(frozen=True)
+class OneBitAdam(Recipe):
+    """1-bit Adam: exact until the variance is good, then signs of momenta both ways; for `tightwire.optim.OneBitAdam`.
+
+    Attributes:
+        warmup: rounds until the variance is frozen; 15 to 20 % of all in the paper.
+        beta: of the momentum, as the optimizer's.
+    """
+
+    name: ClassVar[str] = "onebit-adam"
+    title: ClassVar[str] = "1-bit Adam: signs of momenta both ways, after a dense start"
+    paper: ClassVar[str] = "Tang et al. 2021, arXiv:2102.02888, Algorithm 1"
+
+    warmup: int = 1000
+    beta: float = 0.9
+
+    @property
+    def expression(self) -> str:  # noqa: D102
+        return f"doublesqueeze+ef+ema:{self.beta}+dense-first:{self.warmup}"
+
+
+@final
+@dataclass(frozen=True)
+class OneBitLAMB(Recipe):
+    """What 1-bit LAMB sends, which is what 1-bit Adam does; for `tightwire.optim.OneBitLamb`, which differs.
+
+    The paper scales layers alike before it compresses them together; here every block has a scale of its own.
+
+    Attributes:
+        warmup: rounds until variance and scales are frozen.
+        beta: of the momentum, as the optimizer's.
+    """
+
+    name: ClassVar[str] = "onebit-lamb"
+    title: ClassVar[str] = "1-bit LAMB: signs of momenta both ways, after a dense start"
+    paper: ClassVar[str] = "Li et al. 2021, arXiv:2104.06069, Algorithm 1"
+
+    warmup: int = 1000
+    beta: float = 0.9
+
+    @property
+    def expression(self) -> str:  # noqa: D102
+        return OneBitAdam(self.warmup, self.beta).expression
+
+
+@final
+@dataclass(frozen=True)
+class ZeroOneAdam(Recipe):
+    """0/1 Adam without its local steps: exact in rounds ever further apart, from which the variance learns.
+
+    For `tightwire.optim.OneBitAdam`. In the paper momenta are also exchanged ever more seldom (T_u); here every round.
+
+    Attributes:
+        kappa: exact rounds until their distance doubles.
+        beta: of the momentum, as the optimizer's.
+    """
+
+    name: ClassVar[str] = "zero-one-adam"
+    title: ClassVar[str] = "0/1 Adam: signs of momenta both ways, between dense rounds ever further apart"
+    paper: ClassVar[str] = "Lu et al. 2022, arXiv:2202.06009, Algorithm 1"
+
+    kappa: int = 16
+    beta: float = 0.9
+
+    @property
+    def expression(self) -> str:  # noqa: D102
+        return f"doublesqueeze+ef+ema:{self.beta}+dense-growing:{self.kappa}"
+
+
+RECIPES: tuple[type[Recipe], ...] = (
+    DGC,
+    GradientDropping,
+    EFSignSGD,
+    OneBitSGD,
+    OneBitAdam,
+    OneBitLAMB,
+    ZeroOneAdam,
+)

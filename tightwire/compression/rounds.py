@@ -109,6 +109,40 @@ class DenseEvery(Stage):
         return Identity() if round_number % self.rounds == 0 else sender
 
 
+@final
+@dataclass(frozen=True)
+class DenseGrowing(Stage):
+    """Sends everything in rounds that grow ever further apart: after every `kappa` of them the distance doubles.
+
+    >>> from tightwire.compression import Int8
+    >>> [n for n in range(1, 20) if isinstance(DenseGrowing(3).sender_at(Int8(), n), Identity)]
+    [1, 2, 3, 4, 6, 8, 10, 14, 18]
+
+    Attributes:
+        kappa: how many at one distance; 16 in the paper.
+    """
+
+    name: ClassVar[str] = "dense-growing"
+    title: ClassVar[str] = "uncompressed in rounds ever further apart"
+    paper: ClassVar[str] = "Lu et al. 2022, 0/1 Adam, arXiv:2202.06009, section 6 (the policy T_v)"
+    example: ClassVar[str] = "doublesqueeze+ef+ema:0.9+dense-growing:16"
+    place: ClassVar[int] = 5
+    mixes: ClassVar[bool] = True
+
+    kappa: int
+
+    def __post_init__(self) -> None:
+        _require_rounds(self, self.kappa)
+
+    def sender_at(self, sender: Member, round_number: int) -> Member:
+        """Returns the identity in rounds 1 + Σ 2^⌊j/κ⌋."""
+        past, distance = round_number - 1, 1
+        while past > self.kappa * distance:  # κ rounds at each distance
+            past -= self.kappa * distance
+            distance *= 2
+        return Identity() if past % distance == 0 else sender
+
+
 def _require_rounds(stage: Stage, rounds: int, least: int = 1) -> None:
     if rounds < least:
         raise PlanError(f"{stage} has too few rounds to do anything: give at least {least}.")

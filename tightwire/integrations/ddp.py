@@ -20,7 +20,7 @@ from tightwire.compression.routing import compression_for
 from tightwire.errors import AttachError, PlanError
 from tightwire.plan import DEFAULTS, Member, Plan, Refusal, text_with
 from tightwire.reducers import Averager, Reducer, Reduction, build_reducer
-from tightwire.reducers.averager import Round
+from tightwire.reducers.averager import Round, Spared
 from tightwire.runtime import Scaler
 from tightwire.runtime.agreement import require_agreement, wire_facts
 from tightwire.runtime.engines.memory import Named, load_memory, memory
@@ -121,13 +121,13 @@ class DDPHook:
 
     Attributes:
         rounds: backward passes averaged so far, those before a checkpoint included.
-        planned_bytes: payload bytes that this rank sends in the rounds begun here, by formula.
     """
 
     def __init__(self, plan: Plan, transport: Transport, *, scaler: Scaler | None, seed: int) -> None:
         self.plan = plan
         self.rounds = 0
-        self.planned_bytes = 0
+        self._announced_bytes = 0
+        self._spared = Spared()
         self._world = transport
         self._counting = Counting(transport)
         self._channel: Transport = self._counting
@@ -143,6 +143,11 @@ class DDPHook:
     def sent_bytes(self) -> int:
         """Payload bytes that this rank sent for gradients so far, counted."""
         return self._counting.bytes_sent
+
+    @property
+    def planned_bytes(self) -> int:
+        """Payload bytes that this rank sends in the rounds begun here, by formula and agreed lengths."""
+        return self._announced_bytes - self._spared.num_bytes
 
     def register(self, ddp: Wrapped) -> None:
         """Has DDP call this hook for every bucket, from the next backward pass on.
@@ -185,7 +190,7 @@ class DDPHook:
             now=Round(number=self.rounds, seed=self._seed + self.rounds, scale=self._scale()),
             future=future,
         )
-        self.planned_bytes += sum(averager.bytes_in(self.rounds) for averager in job.averagers)
+        self._announced_bytes += sum(averager.bytes_in(self.rounds) for averager in job.averagers)
         self._thread.submit(self._serve, job)
         return future
 
@@ -275,7 +280,9 @@ class DDPHook:
         partition = list(ways.values())
         for way, layout in zip(ways, plan_layout(gradients, partition), strict=True):
             build = functools.partial(self._build, layout, index)
-            averagers.append(Averager(Bucket(layout), way, build, workers=self._world.size))
+            averagers.append(
+                Averager(Bucket(layout), way, build, workers=self._world.size, spared=self._spared)
+            )
         saved: Named = {name: self._saved.pop(name) for name in gradients if name in self._saved}
         if saved:
             load_memory(averagers, saved)

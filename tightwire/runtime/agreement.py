@@ -14,6 +14,7 @@ from tightwire.errors import MismatchError
 from tightwire.plan import Member
 from tightwire.reducers import Reduction
 from tightwire.transport import Transport
+from tightwire.transport.base import tree_edges
 
 # Bounds the memory of the initial broadcast.
 BROADCAST_BYTES = 64 * 2**20
@@ -60,8 +61,9 @@ def wire_facts(compressions: Iterable[Sequence[Member]]) -> dict[str, object]:
     Args:
         compressions: the plan's, and those of its routes.
     """
-    senders = [member for compression in compressions for member in compression]
-    senders += [member.sender for member in senders if isinstance(getattr(member, "sender", None), Codec)]
+    members = [member for compression in compressions for member in compression]
+    inner = (getattr(member, "sender", None) for member in members)
+    senders = [*members, *(sender for sender in inner if isinstance(sender, Codec))]
     return {
         f"wire format of {sender.name}": f"version {sender.wire_version}"
         for sender in senders
@@ -93,6 +95,29 @@ def copy_from_first(transport: Transport, tensors: Iterable[Tensor]) -> None:
             _copy_together(transport, pending)
             pending = []
     _copy_together(transport, pending)
+
+
+@torch.no_grad()
+def copy_from_longest(transport: Transport, tensors: Iterable[Tensor], rounds: int) -> int:
+    """Makes tensors equal to those of the rank that trained longest, in place; returns the bytes that this rank sent.
+
+    Args:
+        transport: all ranks.
+        tensors: of the same shapes in the same order on every rank.
+        rounds: in which this rank trained.
+
+    Contract: every rank; blocks.
+    """
+    told = [int.from_bytes(answer, "little") for answer in transport.exchange(rounds.to_bytes(8, "little"))]
+    longest = told.index(max(told))
+    children, _ = tree_edges(transport.rank, transport.size, longest)
+    sent = 0
+    for tensor in tensors:
+        flat = tensor.detach().contiguous().clone()
+        transport.broadcast(flat, longest)
+        tensor.copy_(flat)
+        sent += len(children) * flat.nbytes
+    return sent
 
 
 def _copy_together(transport: Transport, tensors: Sequence[Tensor]) -> None:

@@ -15,13 +15,15 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from tightwire.buckets import Bucket, BucketLayout, Slot, plan_layout
-from tightwire.collectives import AllReduce, Architecture
+from tightwire.collectives import AllReduce, Architecture, Setting
 from tightwire.compression import Codec, Identity, warm_up
 from tightwire.compression.routing import compression_for
 from tightwire.errors import AttachError
 from tightwire.plan import Member, Plan, Route, parse_compression
 from tightwire.reducers import Averager, Reducer, Reduction, all_reducer, build_reducer
 from tightwire.reducers.averager import Spared
+from tightwire.reducers.halves import Half
+from tightwire.reducers.reduction import TAGS
 from tightwire.runtime.exchange import Exchange
 from tightwire.runtime.observed import Observed
 from tightwire.runtime.trace import Tracer, traced
@@ -46,6 +48,7 @@ class Fabric:
         observed: what was measured in this run, for schedules that decide by it.
         outer: makes the outer optimizer of local methods from the agreed parameters; None: as the plan says.
         workers_per_node: consecutive ranks on one host, as the launcher says; 0 where it does not.
+        costs: measured α in seconds and β in seconds per byte of programs, by name; the same on all ranks.
     """
 
     transport: Counting
@@ -60,10 +63,11 @@ class Fabric:
     observed: Observed = field(default_factory=Observed)
     outer: Callable[[list[Parameter]], Optimizer] | None = None
     workers_per_node: int = 0
+    costs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def over(self, transport: Counting) -> Fabric:
-        """Returns the same over another transport, such as a group."""
-        return dataclasses.replace(self, transport=transport)
+        """Returns the same over another transport, such as a group, of which nothing was measured."""
+        return dataclasses.replace(self, transport=transport, costs={})
 
     def exactly(self) -> Fabric:
         """Returns the same without routes, for what must travel as it is."""
@@ -108,10 +112,14 @@ class Fabric:
             ],
             wire,
         )
-        lanes = [self.transport.channel() for _ in range(agenda.lanes)]
-        averagers = []
+        lanes = [architecture.connect(self.transport) for _ in range(agenda.lanes)]
+        averagers: list[Averager] = []
         for number, piece in enumerate(agenda.pieces):
             part, channel = part_of(buckets[piece.bucket], piece), lanes[number % len(lanes)]
+            if piece.phase != "mean":
+                half = Half(part, piece.phase, channel, tag=number * TAGS)
+                averagers.append(cast(Averager, half))  # which it stands for
+                continue
             build = functools.partial(self._build, architecture, channel, part.layout, number)
             compression = compressions[piece.bucket]
             averagers.append(Averager(part, compression, build, workers=channel.size, spared=self.spared))
@@ -134,7 +142,9 @@ class Fabric:
         if not isinstance(sender, Codec):
             return build_reducer(architecture, cast(Reduction, sender), channel, bucket=layout, number=number)
         warm_up(sender, layout.dtype)  # kernels are compiled now, not within the first step
-        return build_reducer(architecture, traced(sender, self.tracer), channel, bucket=layout, number=number)
+        setting = Setting(num_ranks=channel.size, workers_per_node=self.workers_per_node, costs=self.costs)
+        codec = traced(sender, self.tracer)
+        return build_reducer(architecture, codec, channel, bucket=layout, number=number, setting=setting)
 
     def control(self, numel: int) -> Reducer:
         """Builds the reducer of the small exact messages that engines agree by, on a channel of its own."""

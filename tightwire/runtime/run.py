@@ -27,6 +27,7 @@ from tightwire.runtime.guard import Guard
 from tightwire.runtime.phases import spelled_out
 from tightwire.runtime.report import Report, typical_step_s
 from tightwire.runtime.trace import Tracer
+from tightwire.runtime.variance import teach
 from tightwire.sync import Sync
 from tightwire.transport import Counting, Transport
 
@@ -307,6 +308,7 @@ class Run:
         self.plan = plan
         if self._fabric.transport.size == 1:
             return {}
+        teach(self._optimizer, plan)
         self._engine.flush()
         self._engine.close()
         state = self._engine.state_dict()
