@@ -34,7 +34,7 @@ class Language(Task):
     higher_is_better: ClassVar[bool] = False
 
     name: str = "text"
-    steps: int = 400
+    steps: int = 1200
     sequences: int = 4
     width: int = 48
     layers: int = 1
