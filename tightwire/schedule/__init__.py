@@ -1,5 +1,6 @@
 """In which order: what travels together, and what moves next."""
 
+from tightwire.schedule.dear import DeAR
 from tightwire.schedule.fixed import Fusion, Sequential, Wfbp
 from tightwire.schedule.merging import AscWfbp, MgWfbp
 from tightwire.schedule.priority import P3, ByteScheduler, Pace, TicTac
@@ -17,7 +18,7 @@ from tightwire.schedule.scheduler import (
 )
 from tightwire.schedule.streaming import Streaming
 
-MEMBERS = (Sequential, Wfbp, Fusion, MgWfbp, AscWfbp, P3, TicTac, ByteScheduler, Pace, Streaming)
+MEMBERS = (Sequential, Wfbp, Fusion, MgWfbp, AscWfbp, P3, TicTac, ByteScheduler, Pace, DeAR, Streaming)
 
 __all__ = [
     "MEMBERS",
@@ -26,6 +27,7 @@ __all__ = [
     "AscWfbp",
     "BucketFacts",
     "ByteScheduler",
+    "DeAR",
     "Fusion",
     "InOrder",
     "MgWfbp",

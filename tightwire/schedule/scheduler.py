@@ -18,11 +18,12 @@ import abc
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from tightwire.plan import Axis, Member
 
 Partition = tuple[tuple[int, ...], ...]
+Phase = Literal["mean", "scatter", "gather"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +77,12 @@ class BucketFacts:
 
 @dataclass(frozen=True)
 class Piece:
-    """What moves at once: a bucket's bytes from `start` to before `stop`."""
+    """What moves at once: a bucket's bytes from `start` to before `stop`, to the mean or half the way to it."""
 
     bucket: int
     start: int
     stop: int
+    phase: Phase = "mean"
 
     @property
     def num_bytes(self) -> int:
@@ -93,7 +95,8 @@ class Agenda:
     """What moves in one round, agreed by all ranks.
 
     Attributes:
-        pieces: in the order in which every rank starts them; together they are the buckets.
+        pieces: in the order in which every rank starts them; together they are the buckets. A bucket's `gather` is
+            in the lane of its `scatter`, behind it.
         lanes: connections side by side; piece i of the order goes by lane i mod `lanes`, one at a time.
         credit_bytes: so much may be on its way, started and not arrived; a larger piece goes alone.
     """
