@@ -12,6 +12,7 @@ COMMANDS = {
     "lab": "tightwire.cli.lab",
     "probe": "tightwire.cli.probe",
     "profile": "tightwire.cli.profile",
+    "cluster": "tightwire.cli.cluster",
     "plan": "tightwire.cli.plan",
     "simulate": "tightwire.cli.simulate",
     "bench": "tightwire.cli.bench",

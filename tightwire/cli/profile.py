@@ -13,6 +13,8 @@ from tightwire.errors import FileError
 from tightwire.planner import candidates
 from tightwire.planner.words import print_ms, print_size
 from tightwire.profile import Profile
+from tightwire.profile.devices import DEVICES, derive, device
+from tightwire.profile.models import MODELS, model_shape
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -20,13 +22,20 @@ app = typer.Typer(rich_markup_mode=None)
 @app.command(context_settings={"allow_interspersed_args": False})
 def profile(
     script: Annotated[
-        list[str], typer.Argument(help="A training script and its arguments.", show_default=False)
-    ],
+        list[str] | None, typer.Argument(help="A training script and its arguments.", show_default=False)
+    ] = None,
     out: Annotated[pathlib.Path, typer.Option(help="Where to write what was found.")] = pathlib.Path(
         "profile.yaml"
     ),
     steps: Annotated[int, typer.Option(help="Training steps to measure.", min=1)] = 5,
     codecs: Annotated[bool, typer.Option(help="Time codecs on this machine too.")] = True,
+    model: Annotated[
+        str | None, typer.Option(help=f"Derive instead: {', '.join(MODELS)}.", show_default=False)
+    ] = None,
+    device_name: Annotated[
+        str | None, typer.Option("--device", help=f"With --model: {', '.join(DEVICES)}.", show_default=False)
+    ] = None,
+    batch: Annotated[int, typer.Option(help="With --model: samples per worker and step.", min=1)] = 32,
     as_json: Annotated[
         bool, typer.Option("--json", help="End with one line of JSON on standard output.")
     ] = False,
@@ -38,21 +47,41 @@ def profile(
         tightwire profile train.py --batch-size 32
 
         tightwire profile --out resnet.yaml --steps 10 train.py
+
+    Or derive the profile of a well-known model on a device that you do not have:
+
+        tightwire profile --model bert-base --device a100 --batch 32
     """
+    if model is not None:
+        found = _derived(model, device_name, batch, script)
+    else:
+        found = _measured(script, steps, codecs)
+    found.write(out)
+    typer.echo(json.dumps(dataclasses.asdict(found)) if as_json else _describe(found, out))
+
+
+def _derived(model: str, device_name: str | None, batch: int, script: list[str] | None) -> Profile:
+    if device_name is None or script:
+        raise FileError(
+            f"--model {model} is derived for a device, without a script: write --device and no script."
+        )
+    return derive(model_shape(model), device(device_name), batch)
+
+
+def _measured(script: list[str] | None, steps: int, codecs: bool) -> Profile:
     from tightwire.profile import measure_codecs, measure_pass
     from tightwire.profile.script import profile_script
 
+    if not script:
+        raise FileError("there is nothing to profile: write a training script, or --model and --device.")
     path = pathlib.Path(script[0])
     if not path.is_file():
         raise FileError(f"{path} is no file; write the path of a training script.")
     found = profile_script(path, script[1:], steps=steps)
-    if codecs:
-        compressions = sorted({plan.compression_text for plan in candidates(found.num_bytes, "lossy")})
-        found = dataclasses.replace(
-            found, codecs=measure_codecs(compressions), pass_s_per_element=measure_pass()
-        )
-    found.write(out)
-    typer.echo(json.dumps(dataclasses.asdict(found)) if as_json else _describe(found, out))
+    if not codecs:
+        return found
+    compressions = sorted({plan.compression_text for plan in candidates(found.num_bytes, "lossy")})
+    return dataclasses.replace(found, codecs=measure_codecs(compressions), pass_s_per_element=measure_pass())
 
 
 def _describe(found: Profile, out: pathlib.Path) -> str:

@@ -143,7 +143,8 @@ class Cluster:
 
     def __post_init__(self) -> None:
         require_range("workers", self.workers, 1, MAX_WORKERS)
-        require_bandwidth("bandwidth_bytes_per_s", self.bandwidth_bytes_per_s)
+        require_line = require_fabric if self.levels or self.graph else require_bandwidth
+        require_line("bandwidth_bytes_per_s", self.bandwidth_bytes_per_s)
         require_range("latency_s", self.latency_s, 0.0, MAX_LATENCY_S)
         names = [fit.program for fit in self.fits]
         if len(set(names)) < len(names):

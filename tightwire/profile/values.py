@@ -80,6 +80,8 @@ class Profile:
         contention: wall time over processor time of the training thread, at least 1: how many times longer work
             takes because the workers of a host share its cores. More than 1 where there are fewer cores than
             workers; communication then takes time from compute even while both overlap.
+        memory_bytes: what a worker's device must hold: parameters, gradients, the optimizer's state, activations; 0
+            if not known, and then at least parameters and gradients are counted.
     """
 
     __pydantic_config__: ClassVar = files.STRICT
@@ -92,6 +94,7 @@ class Profile:
     pass_s_per_element: float = PRIOR_PASS_S_PER_ELEMENT
     noise: float = 0.02
     contention: float = 1.0
+    memory_bytes: int = 0
     version: Literal[1] = 1
 
     def __post_init__(self) -> None:
@@ -100,6 +103,7 @@ class Profile:
         require_range("pass_s_per_element", self.pass_s_per_element, 0.0, 1.0)
         require_range("noise", self.noise, 0.0, 10.0)
         require_range("contention", self.contention, 1.0, 1000.0)
+        require_range("memory_bytes", self.memory_bytes, 0, 1e15)
         _require_parameters(self.parameters, self.backward_s)
 
     @classmethod
@@ -149,6 +153,11 @@ class Profile:
     def num_bytes(self) -> int:
         """Size of all gradients together."""
         return sum(p.numel * p.itemsize for p in self.parameters)
+
+    @property
+    def least_memory_bytes(self) -> int:
+        """What a worker's device must hold at least: as given, or parameters and gradients."""
+        return max(self.memory_bytes, 2 * self.num_bytes)
 
     def codec_cost(self, compression: str) -> CodecCost:
         """Returns what was measured of a codec, else of its nearest of kin (same name), else a prior."""

@@ -1,0 +1,210 @@
+"""Common hardware, from its makers' pages: line rates times what their protocols leave for payload.
+
+Rates are what one worker (one device) has to its neighbours in the node, and what a node has to others. They are peaks:
+what `tightwire probe` measures is lower, and beats them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tightwire.cluster.values import PAYLOAD_SHARE, Cluster, Level
+from tightwire.errors import FileError
+
+GIGABIT = 1e9 / 8
+# RoCE and InfiniBand at MTU 4096 carry 4096 payload bytes in about 4170.
+RDMA_SHARE = 4096 / 4170
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A kind of node, and what joins many of them.
+
+    Attributes:
+        title: in words.
+        devices: workers per node.
+        inside_bytes_per_s: each worker's payload rate inside the node, each way.
+        across_bytes_per_s: the node's payload rate to others, each way.
+        latency_s: of a small message between nodes.
+        device_memory_bytes: of each device; 0: not a device of its own.
+        source: where the figures come from.
+    """
+
+    title: str
+    devices: int
+    inside_bytes_per_s: float
+    across_bytes_per_s: float
+    latency_s: float
+    device_memory_bytes: int = 0
+    source: str
+
+    def cluster(self, nodes: int) -> Cluster:
+        """Returns `nodes` of them, joined by one non-blocking switch.
+
+        Raises:
+            FileError: no nodes.
+        """
+        if nodes < 1:
+            raise FileError(f"{nodes} nodes of {self.title}: a cluster has at least 1.")
+        inside = Level(
+            name="node",
+            workers=self.devices,
+            bandwidth_bytes_per_s=self.inside_bytes_per_s,
+            latency_s=min(self.latency_s, 1e-5),
+        )
+        across = Level(
+            name="cluster",
+            workers=self.devices * nodes,
+            bandwidth_bytes_per_s=self.across_bytes_per_s,
+            latency_s=self.latency_s,
+        )
+        memory_bytes = self.device_memory_bytes or None
+        if self.devices == 1:
+            return Cluster(
+                workers=nodes,
+                bandwidth_bytes_per_s=self.across_bytes_per_s,
+                latency_s=self.latency_s,
+                devices=nodes,
+                device_memory_bytes=memory_bytes,
+            )
+        levels = (inside, across) if nodes > 1 else (inside,)
+        return Cluster(
+            workers=self.devices * nodes,
+            bandwidth_bytes_per_s=min(level.bandwidth_bytes_per_s for level in levels),
+            latency_s=self.latency_s if nodes > 1 else inside.latency_s,
+            levels=levels,
+            devices=self.devices * nodes,
+            device_memory_bytes=memory_bytes,
+        )
+
+
+def preset(name: str, nodes: int) -> Cluster:
+    """Returns a cluster of known hardware.
+
+    >>> preset("dgx-a100", 2).workers, preset("ethernet-1g", 4).workers
+    (16, 4)
+
+    Raises:
+        FileError: an unknown name; the known ones are listed.
+    """
+    if name not in PRESETS:
+        raise FileError(f"{name!r} is no known hardware; known: {', '.join(PRESETS)}.")
+    return PRESETS[name].cluster(nodes)
+
+
+def _ethernet(gigabits: float, latency_s: float) -> Preset:
+    return Preset(
+        title=f"hosts on {gigabits:g} Gb/s Ethernet, one worker each",
+        devices=1,
+        inside_bytes_per_s=gigabits * GIGABIT * PAYLOAD_SHARE,
+        across_bytes_per_s=gigabits * GIGABIT * PAYLOAD_SHARE,
+        latency_s=latency_s,
+        source="IEEE 802.3; TCP at MTU 1500 carries 1448 payload bytes in 1514",
+    )
+
+
+PRESETS: dict[str, Preset] = {
+    "ethernet-1g": _ethernet(1, 1e-4),
+    "ethernet-10g": _ethernet(10, 5e-5),
+    "ethernet-25g": _ethernet(25, 3e-5),
+    "ethernet-100g": _ethernet(100, 2e-5),
+    "dgx-1v": Preset(
+        title="DGX-1: 8 V100 on an NVLink mesh, 4 × 100 Gb/s InfiniBand",
+        devices=8,
+        inside_bytes_per_s=6 * 25e9,
+        across_bytes_per_s=4 * 100 * GIGABIT * RDMA_SHARE,
+        latency_s=2e-6,
+        device_memory_bytes=32 * 10**9,
+        source="NVIDIA DGX-1 with Tesla V100 system architecture, white paper WP-08437",
+    ),
+    "dgx-a100": Preset(
+        title="DGX A100: 8 A100 on NVSwitch, 8 × 200 Gb/s InfiniBand",
+        devices=8,
+        inside_bytes_per_s=300e9,
+        across_bytes_per_s=8 * 200 * GIGABIT * RDMA_SHARE,
+        latency_s=2e-6,
+        device_memory_bytes=80 * 10**9,
+        source="NVIDIA DGX A100 data sheet: NVLink 600 GB/s both ways per GPU, 8 single-port ConnectX-6",
+    ),
+    "dgx-h100": Preset(
+        title="DGX H100: 8 H100 on NVSwitch, 8 × 400 Gb/s InfiniBand",
+        devices=8,
+        inside_bytes_per_s=450e9,
+        across_bytes_per_s=8 * 400 * GIGABIT * RDMA_SHARE,
+        latency_s=2e-6,
+        device_memory_bytes=80 * 10**9,
+        source="NVIDIA DGX H100 data sheet: NVLink 900 GB/s both ways per GPU, 8 ConnectX-7",
+    ),
+    "aws-p4d": Preset(
+        title="p4d.24xlarge: 8 A100 on NVSwitch, 400 Gb/s EFA",
+        devices=8,
+        inside_bytes_per_s=300e9,
+        across_bytes_per_s=400 * GIGABIT * PAYLOAD_SHARE,
+        latency_s=2e-5,
+        device_memory_bytes=40 * 10**9,
+        source="Amazon EC2 P4 instances, product details",
+    ),
+    "aws-p5": Preset(
+        title="p5.48xlarge: 8 H100 on NVSwitch, 3,200 Gb/s EFA",
+        devices=8,
+        inside_bytes_per_s=450e9,
+        across_bytes_per_s=3200 * GIGABIT * PAYLOAD_SHARE,
+        latency_s=2e-5,
+        device_memory_bytes=80 * 10**9,
+        source="Amazon EC2 P5 instances, product details",
+    ),
+    "aws-g5.12xlarge": Preset(
+        title="g5.12xlarge: 4 A10G on PCIe, 40 Gb/s Ethernet",
+        devices=4,
+        inside_bytes_per_s=12e9,
+        across_bytes_per_s=40 * GIGABIT * PAYLOAD_SHARE,
+        latency_s=5e-5,
+        device_memory_bytes=24 * 10**9,
+        source="Amazon EC2 G5 instances, product details; PCIe 4.0 × 8",
+    ),
+    "azure-nd-a100-v4": Preset(
+        title="ND96asr A100 v4: 8 A100 on NVSwitch, 8 × 200 Gb/s InfiniBand",
+        devices=8,
+        inside_bytes_per_s=300e9,
+        across_bytes_per_s=8 * 200 * GIGABIT * RDMA_SHARE,
+        latency_s=3e-6,
+        device_memory_bytes=40 * 10**9,
+        source="Microsoft Azure, NDasrA100_v4 sizes series",
+    ),
+    "gcp-a2-highgpu-8g": Preset(
+        title="a2-highgpu-8g: 8 A100 on NVSwitch, 100 Gb/s Ethernet",
+        devices=8,
+        inside_bytes_per_s=300e9,
+        across_bytes_per_s=100 * GIGABIT * PAYLOAD_SHARE,
+        latency_s=5e-5,
+        device_memory_bytes=40 * 10**9,
+        source="Google Cloud, GPU machine types: network bandwidth",
+    ),
+    "gcp-a3-highgpu-8g": Preset(
+        title="a3-highgpu-8g: 8 H100 on NVSwitch, 1,000 Gb/s GPUDirect-TCPX",
+        devices=8,
+        inside_bytes_per_s=450e9,
+        across_bytes_per_s=800 * GIGABIT * PAYLOAD_SHARE,
+        latency_s=5e-5,
+        device_memory_bytes=80 * 10**9,
+        source="Google Cloud, GPU machine types: four 200 Gb/s NICs for GPUs",
+    ),
+    "survey-2080ti-10g": Preset(
+        title="4 RTX 2080 Ti on PCIe 3.0, 10 Gb/s Ethernet",
+        devices=4,
+        inside_bytes_per_s=12e9,
+        across_bytes_per_s=10 * GIGABIT * PAYLOAD_SHARE,
+        latency_s=3e-5,
+        device_memory_bytes=11 * 10**9,
+        source="Shi et al., arXiv:2005.13247, section IV",
+    ),
+    "survey-2080ti-ib": Preset(
+        title="4 RTX 2080 Ti on PCIe 3.0, 100 Gb/s InfiniBand",
+        devices=4,
+        inside_bytes_per_s=12e9,
+        across_bytes_per_s=100 * GIGABIT * RDMA_SHARE,
+        latency_s=3e-6,
+        device_memory_bytes=11 * 10**9,
+        source="Shi et al., arXiv:2005.13247, section IV",
+    ),
+}
