@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
@@ -14,7 +15,6 @@ from tightwire.compression.widened import WidenedCodec
 from tightwire.errors import TensorError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 SEED_BITS = 32
@@ -69,7 +69,8 @@ class RandomK(Codec):
             return
         numel, k = x.numel(), self.kept(x.numel())
         seed &= (1 << SEED_BITS) - 1
-        indices = places(numel, k, seed, x.device)
+        indices = kernels.scratch("places", k, torch.int64, x.device)
+        kernels.of(x).places(numel, seed, indices)
         elements = kernels.scratch("randomk", SEED_BITS + k, x.dtype, x.device)
         bits = [float(seed >> bit & 1) for bit in range(SEED_BITS)]
         elements[:SEED_BITS] = torch.tensor(bits, dtype=x.dtype, device=x.device)
@@ -96,7 +97,8 @@ class RandomK(Codec):
                 "it was corrupted, or written by another plan; nothing was applied."
             )
         seed = sum(1 << i for i, bit in enumerate(head) if bit)
-        indices = places(out.numel(), k, seed, out.device)
+        indices = kernels.scratch("places", k, torch.int64, out.device)
+        kernels.of(out).places(out.numel(), seed, indices)
         if add:
             out.index_add_(0, indices, elements[SEED_BITS:])
         else:
@@ -105,17 +107,6 @@ class RandomK(Codec):
     def contraction(self, numel: int) -> float | None:
         """Returns 1/⌈n/k⌉, the odds of an element of the longest stretch."""
         return 1 / -(-numel // self.kept(numel)) if numel else 1.0
-
-
-def places(numel: int, k: int, seed: int, device: torch.device) -> Tensor:
-    """Returns k ascending places below `numel`, one drawn from each of k stretches of equal length; (k,) int64."""
-    import torch
-
-    from tightwire.kernels import reference
-
-    bounds = torch.arange(k + 1, device=device).mul_(numel).div_(k, rounding_mode="floor")
-    drawn = reference.random_bits(0, k, seed, device)
-    return bounds[:-1] + drawn.mul_(bounds.diff()).bitwise_right_shift_(32)
 
 
 @final
@@ -168,7 +159,7 @@ class Wangni(WidenedCodec):
 def is_finite(x: Tensor) -> bool:
     """Whether every element of a tensor that is not empty is finite, in one pass that allocates nothing."""
     low, high = x.aminmax()  # a NaN anywhere makes both NaN
-    return bool(low.isfinite() & high.isfinite())
+    return math.isfinite(low.item()) and math.isfinite(high.item())
 
 
 def spoil(message: Tensor) -> None:

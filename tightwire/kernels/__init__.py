@@ -17,6 +17,7 @@ message does not carry, and releases the GIL while it works:
     above, put               the magnitudes that reach a threshold, at most k, by index
     select_blocks, put_blocks    the largest magnitudes of every block, by index within it
     draw                     at most k elements at random, larger ones more often; `put` reads them
+    places                   random ones, the same for all who know the seed
     transform, untransform   chunks as cosines, and waves from a few of them
     sketch, unsketch         a count-sketch, and the estimates it gives
 """

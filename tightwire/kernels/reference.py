@@ -11,6 +11,7 @@ from tightwire.kernels.grid import ABSTAINED, SPOILED, VOTED, Eight, Grid
 from tightwire.kernels.keys import keys_of
 from tightwire.kernels.reference_sparse import (  # noqa: F401
     draw,
+    places,
     put,
     put_blocks,
     select_above,

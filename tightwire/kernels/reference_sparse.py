@@ -106,6 +106,16 @@ def _block_indices(message: Tensor, numel: int, block: int, kept: tuple[int, int
     return torch.cat([_in_tensor(parts[0], 0, block), _in_tensor(parts[1], num_blocks * block, 1)])
 
 
+def places(numel: int, seed: int, out: Tensor) -> None:
+    """Writes ascending places below `numel`, one drawn from each of as many stretches as int64 `out` has places."""
+    from tightwire.kernels.reference import random_bits
+
+    bounds = torch.arange(out.numel() + 1, device=out.device).mul_(numel)
+    bounds.div_(max(out.numel(), 1), rounding_mode="floor")
+    drawn = random_bits(0, out.numel(), seed, out.device)
+    out.copy_(bounds[:-1] + ((drawn * bounds.diff()) >> 32))
+
+
 def draw(x: Tensor, message: Tensor, k: int, seed: int) -> None:
     """Moves elements of finite float32 `x`, drawn by their magnitude, to the message; `x` keeps the difference.
 

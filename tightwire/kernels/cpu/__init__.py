@@ -12,6 +12,7 @@ from torch import Tensor
 from tightwire.kernels.cpu import casts, floats, planes, signs, sparse, uniform, votes
 from tightwire.kernels.cpu.sparsely import (  # noqa: F401
     draw,
+    places,
     put,
     put_blocks,
     select_above,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from tightwire.kernels.cpu.bits import F32, LARGEST, LOOP, MAGNITUDE
+from tightwire.kernels.cpu.bits import F32, LARGEST, LOOP, MAGNITUDE, U32, random_bits
 
 
 @njit(**LOOP)
@@ -54,3 +54,14 @@ def draw(x: Any, scale: Any, start: Any, one: Any, message: Any) -> None:
     indices[count:] = 0
     values[count:] = 0
     message[:4].view(np.int32)[0] = count
+
+
+@njit(**LOOP)
+def places(numel: Any, keys: Any, out: Any) -> None:
+    """Writes ascending places, one drawn from each of `out.size` stretches of equal length."""
+    first = 0
+    for j in range(out.size):
+        end = (j + 1) * numel // out.size
+        drawn = np.uint64(random_bits(U32(j), keys[0], keys[1])) * np.uint64(end - first)
+        out[j] = first + np.int64(drawn >> np.uint64(32))
+        first = end

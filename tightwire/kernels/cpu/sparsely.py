@@ -73,6 +73,11 @@ def put_blocks(message: Tensor, out: Tensor, block: int, kept: tuple[int, int], 
     return True
 
 
+def places(numel: int, seed: int, out: Tensor) -> None:
+    """Writes ascending places below `numel`, one drawn from each of as many stretches as int64 `out` has places."""
+    draws.places(numel, _keys(seed), out.numpy())
+
+
 def draw(x: Tensor, message: Tensor, k: int, seed: int) -> None:
     """Moves elements of finite float32 `x`, drawn by their magnitude, to the message."""
     counts = np.zeros((2, NUM_BINS), np.int64)
