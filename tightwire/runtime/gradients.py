@@ -32,6 +32,7 @@ class Gradients:
         enabled: False while gradients accumulate locally.
         finite: False since a mean was not finite; whoever acts on it sets it back.
         nonfinite_rounds: how many passes ended so.
+        share: all ranks over those whose training goes on, by which means are multiplied: the others sent zeros.
         ready_s: when each gradient was there in the last pass that was averaged, from its first one.
         before_round: makes the round that a pass is.
         before_pass: called before autograd adds to any gradient.
@@ -49,6 +50,7 @@ class Gradients:
         self.enabled = True
         self.finite = True
         self.nonfinite_rounds = 0
+        self.share = 1.0
         self.ready_s: dict[str, float] = {}
         self.before_round: Callable[[], Round] = Round
         self.before_pass: Callable[[], None] = _nothing
@@ -143,6 +145,8 @@ class Gradients:
     def deliver_one(self, name: str, num_users: float) -> None:
         """Makes a mean the parameter's gradient, unless no rank used it and no leftover arrived for it."""
         parameter, view, aside = self._parameters[name], self._views[name], self._aside.pop(name, None)
+        if self.share != 1.0:
+            view.mul_(self.share)
         if aside is not None:
             view.add_(aside)
         if num_users > 0 or aside is not None or view.any():

@@ -1,9 +1,61 @@
 """When replicas agree, and on what."""
 
+from tightwire.sync.adacomm import AdaComm
+from tightwire.sync.asp import Asp
+from tightwire.sync.backup import Backup
 from tightwire.sync.bsp import Bsp
+from tightwire.sync.delayed import Delayed
+from tightwire.sync.diloco import DiLoCo
+from tightwire.sync.easgd import EASGD
+from tightwire.sync.fedavg import FedAvg
+from tightwire.sync.gaia import Gaia
+from tightwire.sync.hierarchical_local import HierarchicalLocal
+from tightwire.sync.lag import Lag
 from tightwire.sync.local import Local
+from tightwire.sync.postlocal import PostLocal
+from tightwire.sync.rounds import Outer, Rounds
+from tightwire.sync.served import Served
+from tightwire.sync.slowmo import SlowMo
+from tightwire.sync.ssp import Ssp
 from tightwire.sync.sync import Sync
 
-MEMBERS = (Bsp, Local)
+MEMBERS: tuple[type[Sync], ...] = (
+    Bsp,
+    Local,
+    PostLocal,
+    HierarchicalLocal,
+    AdaComm,
+    EASGD,
+    SlowMo,
+    DiLoCo,
+    FedAvg,
+    Delayed,
+    Lag,
+    Gaia,
+    Backup,
+    Ssp,
+    Asp,
+)
 
-__all__ = ["MEMBERS", "Bsp", "Local", "Sync"]
+__all__ = [
+    "EASGD",
+    "MEMBERS",
+    "AdaComm",
+    "Asp",
+    "Backup",
+    "Bsp",
+    "Delayed",
+    "DiLoCo",
+    "FedAvg",
+    "Gaia",
+    "HierarchicalLocal",
+    "Lag",
+    "Local",
+    "Outer",
+    "PostLocal",
+    "Rounds",
+    "Served",
+    "SlowMo",
+    "Ssp",
+    "Sync",
+]

@@ -12,13 +12,16 @@ from torch.nn import Parameter
 
 from tightwire.plan import Plan
 from tightwire.runtime.engines.async_gossip import AsyncGossipEngine
+from tightwire.runtime.engines.delayed import DelayedEngine
 from tightwire.runtime.engines.engine import Alone, Engine
 from tightwire.runtime.engines.gossip import GossipEngine
 from tightwire.runtime.engines.gradients import GradientEngine
+from tightwire.runtime.engines.lazy import LazyEngine
 from tightwire.runtime.engines.parameters import ParameterEngine
 from tightwire.runtime.engines.server import ServerEngine
+from tightwire.runtime.engines.significance import SignificanceEngine
 from tightwire.runtime.fabric import Fabric
-from tightwire.sync import Sync
+from tightwire.sync import Delayed, Lag, Sync
 
 __all__ = ["Alone", "Engine", "build_engine"]
 
@@ -30,7 +33,13 @@ def build_engine(parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric
         return (AsyncGossipEngine if asynchronous else GossipEngine)(parameters, plan, fabric)
     if getattr(plan.sync, "is_served", False) or getattr(plan.architecture, "servers", 0):
         return ServerEngine(parameters, plan, fabric)
+    if isinstance(plan.sync, Delayed) and plan.sync.steps:
+        return DelayedEngine(parameters, plan, fabric)
+    if isinstance(plan.sync, Lag):
+        return LazyEngine(parameters, plan, fabric)
     exchanges = cast(Sync, plan.sync).exchanges
+    if "updates" in exchanges:
+        return SignificanceEngine(parameters, plan, fabric)
     return (
         GradientEngine(parameters, plan, fabric)
         if "gradients" in exchanges

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from tightwire.plan import Plan
 from tightwire.reducers.averager import Round
+from tightwire.runtime.agreement import copy_from_longest
 from tightwire.runtime.engines.engine import Defaults
 from tightwire.runtime.engines.memory import have_finite_gradients, load_memory, memory
 from tightwire.runtime.fabric import Fabric
@@ -29,11 +31,13 @@ class GradientEngine(Defaults):
     def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric) -> None:
         self._fabric = fabric
         self._exchange = fabric.exchange(parameters, plan)
-        self._control = fabric.control(len(parameters))
+        self._control = fabric.control(len(parameters) + 1)
         self.gradients = Gradients(parameters, self._exchange, self._count_users, fabric.tracer)
         self.gradients.before_round = self._before_round
         self._parameters = parameters
         self._rounds_before = 0
+        self._trained_rounds = 0
+        self._uneven = False
         schedule = cast(Schedule, plan.schedule)
         self._flight = self._take_off(str(schedule)) if schedule.overlaps_forward else OnGround()
         self._watch = Watch(self._exchange) if schedule.measures and fabric.observed.wire is None else None
@@ -69,8 +73,21 @@ class GradientEngine(Defaults):
         self._fabric.observed.agree(self._fabric.transport.inner, self._watch.ready_s(), self._watch.wire())
         return True
 
-    def flush(self) -> None:  # noqa: D102
+    def flush(self) -> None:
+        """Sends zeros in the passes of ranks whose training goes on, and ends with the parameters of the last one."""
         self._flight.ground()
+        while self._count_present(0.0) > 0:
+            self._exchange.begin(self._before_round())
+            for bucket in self._exchange.buckets:
+                bucket.flat.zero_()
+            self._exchange.end()
+            self._exchange.wait()
+        self.planned_bytes += self._control.bytes_sent
+        if self._uneven:
+            self.planned_bytes += copy_from_longest(
+                self._fabric.transport, self._parameters.values(), self._trained_rounds
+            )
+        self._uneven, self.gradients.share = False, 1.0
 
     def consensus(self) -> Mapping[str, Tensor]:  # noqa: D102
         self._flight.ground()
@@ -116,5 +133,21 @@ class GradientEngine(Defaults):
         return Round(number=number, seed=self._fabric.seed + number, scale=self._fabric.gradient_scale())
 
     def _count_users(self, used: Tensor) -> Tensor:
-        self._control.run(used, used, seed=0)
-        return used * self._fabric.transport.size
+        self._trained_rounds += 1
+        return self._count(torch.cat([used, used.new_ones(1)]))[:-1]
+
+    def _count_present(self, mine: float) -> int:
+        """Returns how many ranks are in a pass now."""
+        ballot = torch.zeros(len(self._parameters) + 1)
+        ballot[-1] = mine
+        return round(self._count(ballot)[-1].item())
+
+    def _count(self, ballot: Tensor) -> Tensor:
+        """Adds up over ranks which parameters took part, and last, who is in a pass."""
+        size = self._fabric.transport.size
+        self._control.run(ballot, ballot, seed=0)
+        counts = ballot * size
+        if 0 < (present := round(counts[-1].item())) < size:
+            self._uneven = True
+        self.gradients.share = size / max(present, 1)
+        return counts

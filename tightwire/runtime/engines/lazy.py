@@ -1,0 +1,206 @@
+"""Lazily aggregated gradients: who has nothing new to say says nothing."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from tightwire.buckets import Bucket
+from tightwire.plan import Plan
+from tightwire.reducers.averager import Round
+from tightwire.runtime.agreement import copy_from_longest
+from tightwire.runtime.engines.engine import Defaults
+from tightwire.runtime.engines.memory import have_finite_gradients
+from tightwire.runtime.fabric import Fabric
+from tightwire.sync.lag import LOOKS_BACK, Lag
+from tightwire.transport import Transport
+from tightwire.transport.base import tree_edges
+
+
+class SenderTree:
+    """Adds up the tensors of some ranks on all: along a binomial tree to one of them, and from there to everybody.
+
+    Contract: every rank, with the same senders; blocks. `bytes_sent` is exact.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def bytes_sent(self, senders: Sequence[int], num_bytes: int) -> int:
+        """Returns what this rank sends of a buffer."""
+        rank, size = self._transport.rank, self._transport.size
+        up = rank in senders and rank != senders[0]
+        down, _ = tree_edges(rank, size, senders[0])
+        return num_bytes * (up + len(down))
+
+    def sum(self, flat: Tensor, senders: Sequence[int]) -> None:
+        """Replaces `flat` on every rank by the sum of the senders'; the same bits everywhere."""
+        transport = self._transport
+        if transport.rank in senders:
+            place = senders.index(transport.rank)
+            children, parent = tree_edges(place, len(senders), 0)
+            for child in reversed(children):
+                arrived = torch.empty_like(flat)
+                transport.irecv(arrived, senders[child], 0).wait()
+                flat.add_(arrived)
+            if parent is not None:
+                transport.isend(flat, senders[parent], 0).wait()
+        transport.broadcast(flat, senders[0])
+
+
+class LazyEngine(Defaults):
+    """Before each step, workers vote on who sends, and step with the mean of what each sent last (lag).
+
+    A worker whose data is over takes back what it sent, so that the mean is that of the others.
+    """
+
+    def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric) -> None:
+        self._fabric, self._parameters = fabric, parameters
+        self._threshold = cast(Lag, plan.sync).threshold
+        self._exchange = fabric.exactly().exchange(parameters, plan)
+        self._tree = SenderTree(fabric.transport.channel())
+        self._rank, self._size = fabric.transport.rank, fabric.transport.size
+        # Votes: a flag per sender, how many go on, how many have a NaN or Inf.
+        self._control = fabric.control(self._size + 2)
+        layouts = [bucket.layout for bucket in self._exchange.buckets]
+        self._sent = [Bucket(layout) for layout in layouts]
+        self._means = [Bucket(layout) for layout in layouts]
+        self._own = [Bucket(layout) for layout in layouts]
+        self._squares: deque[float] = deque(maxlen=LOOKS_BACK)
+        self.planned_bytes = self.rounds = self.skipped = 0
+        self.exposed_s = 0.0
+        self._number = self._steps = 0
+        self._uneven = False
+
+    def accumulating(self, on: bool) -> None:  # noqa: D102
+        pass
+
+    @torch.no_grad()
+    def before_step(self) -> None:  # noqa: D102
+        start_s = time.perf_counter()
+        self._steps += 1
+        finite = have_finite_gradients(self._parameters.values())
+        for bucket in self._own:
+            for name, view in bucket.views.items():
+                gradient = self._parameters[name].grad
+                view.zero_() if gradient is None else view.copy_(gradient)
+        senders, present, spoilers = self._vote(
+            sends=finite and self._has_news(), present=True, finite=finite
+        )
+        if spoilers:
+            self.skipped += 1
+        else:
+            self._send(senders)
+        self._deliver(present, spoiled=spoilers > 0)
+        self.exposed_s = time.perf_counter() - start_s
+
+    def after_step(self, step: int) -> None:  # noqa: D102
+        pass
+
+    @torch.no_grad()
+    def flush(self) -> None:  # noqa: D102
+        for own in self._own:
+            own.flat.zero_()
+        while True:
+            has_sent = any(bool(sent.flat.any()) for sent in self._sent)
+            senders, present, spoilers = self._vote(sends=has_sent, present=False, finite=True)
+            if present == 0:
+                break
+            if not spoilers:
+                self._send(senders)
+        if self._uneven:
+            self.planned_bytes += copy_from_longest(
+                self._fabric.transport, self._parameters.values(), self._steps
+            )
+        self._uneven = False
+
+    def consensus(self) -> Mapping[str, Tensor]:  # noqa: D102
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        return {
+            "rounds": self._number,
+            "steps": self._steps,
+            "squares": list(self._squares),
+            "memory": {
+                name: {"sent": sent.clone(), "mean": mean.views[name].clone()}
+                for bucket, mean in zip(self._sent, self._means, strict=True)
+                for name, sent in bucket.views.items()
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
+        self._number, self._steps = state["rounds"], state["steps"]
+        self._squares = deque(state["squares"], maxlen=LOOKS_BACK)
+        for kind, buckets in (("sent", self._sent), ("mean", self._means)):
+            for bucket in buckets:
+                bucket.pack({name: state["memory"][name][kind] for name in bucket.views})
+
+    def resume_at(self, rounds: int) -> None:  # noqa: D102
+        self._number = rounds
+
+    def close(self) -> None:  # noqa: D102
+        self._exchange.close()
+
+    def _has_news(self) -> bool:
+        """Whether this worker's gradient is far from the one that the others have of it (15a)."""
+        pairs = zip(self._own, self._sent, strict=True)
+        change = sum(float((own.flat - sent.flat).square().sum()) for own, sent in pairs)
+        return change > self._threshold * sum(self._squares)
+
+    def _vote(self, *, sends: bool, present: bool, finite: bool) -> tuple[list[int], int, int]:
+        """Returns who sends, how many ranks' training goes on, and how many have a NaN or Inf."""
+        ballot = torch.zeros(self._size + 2)
+        ballot[self._rank], ballot[-2], ballot[-1] = float(sends), float(present), float(not finite)
+        self._control.run(ballot, ballot, seed=0)
+        self.planned_bytes += self._control.bytes_sent
+        *flags, going, spoilers = (ballot * self._size).tolist()
+        self._uneven = self._uneven or 0 < round(going) < self._size
+        return [rank for rank, flag in enumerate(flags) if flag > 0.5], round(going), round(spoilers)
+
+    def _send(self, senders: Sequence[int]) -> None:
+        """Brings the senders' changes into the mean of what each sent last."""
+        if not senders:
+            return
+        self.rounds += 1
+        self._number += 1
+        buckets = self._exchange.buckets
+        mine = self._rank in senders
+        for bucket, own, sent in zip(buckets, self._own, self._sent, strict=True):
+            if mine:
+                torch.sub(own.flat, sent.flat, out=bucket.flat)
+                sent.flat.copy_(own.flat)
+            else:
+                bucket.flat.zero_()
+        if len(senders) == self._size:
+            self.planned_bytes += self._exchange.bytes_in(self._number)
+            self._exchange.begin(Round(number=self._number))
+            self._exchange.end()
+            self._exchange.wait()
+        else:
+            for bucket in buckets:
+                self.planned_bytes += self._tree.bytes_sent(senders, bucket.flat.nbytes)
+                self._tree.sum(bucket.flat, senders)
+                bucket.flat.div_(self._size)
+        for mean, bucket in zip(self._means, buckets, strict=True):
+            mean.flat.add_(bucket.flat)
+
+    def _deliver(self, present: int, *, spoiled: bool) -> None:
+        """Makes the mean of those present the gradient; a step that anybody's NaN spoiled has none."""
+        share = self._size / max(present, 1)
+        for mean, bucket in zip(self._means, self._exchange.buckets, strict=True):
+            torch.mul(mean.flat, share, out=bucket.flat)
+            for name, view in bucket.views.items():
+                parameter = self._parameters[name]
+                if spoiled:
+                    parameter.grad = None
+                elif parameter.grad is not None or bool(view.any()):
+                    parameter.grad = view.clone()
+        if not spoiled:
+            self._squares.append(sum(float(b.flat.square().sum()) for b in self._exchange.buckets))

@@ -1,0 +1,152 @@
+"""Significant updates: workers step alone, and tell what matters."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from tightwire.buckets import Bucket, plan_layout
+from tightwire.plan import Plan
+from tightwire.runtime.engines.engine import Defaults
+from tightwire.runtime.engines.memory import have_finite_gradients
+from tightwire.runtime.fabric import Fabric
+from tightwire.schedule import Schedule, TensorFacts
+from tightwire.sync import Gaia
+from tightwire.transport import Transport
+
+INDEX_BYTES = 4
+# Counts travel as two float32, which hold whole numbers up to 2**24.
+BASE = 1 << 16
+
+
+class SignificanceEngine(Defaults):
+    """After each step, workers add up the elements whose updates are significant (gaia).
+
+    All hold the same agreed parameters c; a worker trains on x = c + what it has not sent yet. A step with a NaN or
+    Inf in its gradients is dropped by its own worker.
+    """
+
+    def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric) -> None:
+        self._fabric, self._parameters = fabric, parameters
+        self._s = cast(Gaia, plan.sync).s
+        facts = [TensorFacts(num_bytes=p.nbytes, kind=(p.dtype, p.device)) for p in parameters.values()]
+        partition = cast(Schedule, plan.schedule).partition(facts)
+        self._agreed = [Bucket(layout) for layout in plan_layout(parameters, partition)]
+        self._updates = [Bucket(agreed.layout) for agreed in self._agreed]
+        self._channel: Transport = fabric.transport.channel()
+        self._rank, self._size = fabric.transport.rank, fabric.transport.size
+        self._counts = 2 * len(self._agreed)
+        self._control = fabric.control(self._counts * self._size + 1)
+        self.planned_bytes = self.rounds = self.skipped = 0
+        self.exposed_s = 0.0
+        self._number = 0
+        for agreed in self._agreed:
+            agreed.pack({name: parameters[name].detach() for name in agreed.views})
+
+    def accumulating(self, on: bool) -> None:  # noqa: D102
+        pass
+
+    def before_step(self) -> None:  # noqa: D102
+        if not have_finite_gradients(self._parameters.values()):
+            self.skipped += 1
+            for parameter in self._parameters.values():
+                parameter.grad = None
+
+    def after_step(self, step: int) -> None:  # noqa: D102
+        start_s = time.perf_counter()
+        self._round(self._s / math.sqrt(self._number + 1), present=True)
+        self.exposed_s = time.perf_counter() - start_s
+
+    def flush(self) -> None:  # noqa: D102
+        while self._round(0.0, present=False) > 0:
+            pass
+
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        named = ((name, view) for bucket in self._agreed for name, view in bucket.views.items())
+        return {
+            "rounds": self._number,
+            "memory": {name: {"agreed": view.clone()} for name, view in named},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
+        self._number = state["rounds"]
+        for bucket in self._agreed:
+            bucket.pack({name: state["memory"][name]["agreed"] for name in bucket.views})
+
+    def resume_at(self, rounds: int) -> None:  # noqa: D102
+        self._number = rounds
+
+    def close(self) -> None:  # noqa: D102
+        pass
+
+    @torch.no_grad()
+    def _round(self, threshold: float, *, present: bool) -> int:
+        """Exchanges what is significant; returns how many ranks' training goes on."""
+        self.rounds += 1
+        self._number += 1
+        chosen = [self._choose(a, u, threshold) for a, u in zip(self._agreed, self._updates, strict=True)]
+        counts, going = self._vote([len(indices) for indices in chosen], present=present)
+        share = 1.0 / max(going, 1) if going else 1.0 / self._size
+        for number, (agreed, update) in enumerate(zip(self._agreed, self._updates, strict=True)):
+            indices = chosen[number]
+            values = update.flat[indices]
+            update.flat[indices] = 0
+            arrived = self._gather(indices, values, [count[number] for count in counts], tag=number)
+            for others, what in arrived:  # in the order of ranks, so that all end with the same bits
+                agreed.flat.index_add_(0, others.long(), what, alpha=share)
+            update.flat.add_(agreed.flat)
+            update.unpack({name: self._parameters[name] for name in update.views})
+        return going
+
+    def _choose(self, agreed: Bucket, update: Bucket, threshold: float) -> Tensor:
+        """Returns the indices of significant updates, of those that are numbers."""
+        update.pack({name: self._parameters[name].detach() for name in update.views})
+        update.flat.sub_(agreed.flat)
+        update.flat.nan_to_num_(0.0, 0.0, 0.0)
+        significant = update.flat.abs() > threshold * agreed.flat.abs()
+        return significant.nonzero().flatten().to(torch.int32)
+
+    def _vote(self, mine: list[int], *, present: bool) -> tuple[list[list[int]], int]:
+        """Returns how many elements every rank sends of each bucket, and how many ranks' training goes on."""
+        ballot = torch.zeros(self._counts * self._size + 1)
+        own = [digit for count in mine for digit in divmod(count, BASE)]
+        ballot[self._rank * self._counts : (self._rank + 1) * self._counts] = torch.tensor(
+            own, dtype=torch.float32
+        )
+        ballot[-1] = float(present)
+        self._control.run(ballot, ballot, seed=0)
+        self.planned_bytes += self._control.bytes_sent
+        *digits, going = [round(value) for value in (ballot * self._size).tolist()]
+        told = [high * BASE + low for high, low in zip(digits[::2], digits[1::2], strict=True)]
+        buckets = len(self._agreed)
+        return [told[rank * buckets : (rank + 1) * buckets] for rank in range(self._size)], going
+
+    def _gather(
+        self, indices: Tensor, values: Tensor, counts: list[int], tag: int
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Returns the pairs of every rank, by rank; sends this rank's to all others."""
+        pairs, works = [], []
+        for rank, count in enumerate(counts):
+            here = (
+                (indices, values)
+                if rank == self._rank
+                else (indices.new_empty(count), values.new_empty(count))
+            )
+            pairs.append(here)
+            if rank != self._rank and count:
+                works += [self._channel.irecv(part, rank, 2 * tag + i) for i, part in enumerate(here)]
+        others = [rank for rank in range(self._size) if rank != self._rank and len(indices)]
+        for rank in others:
+            works += [
+                self._channel.isend(part, rank, 2 * tag + i) for i, part in enumerate((indices, values))
+            ]
+        for work in works:
+            work.wait()
+        self.planned_bytes += len(others) * len(indices) * (INDEX_BYTES + values.itemsize)
+        return pairs

@@ -1,0 +1,53 @@
+"""Gaia: only what is significant is sent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tightwire.errors import PlanError
+from tightwire.plan import Plan, Refusal
+from tightwire.sync.lag import refuse_compression
+from tightwire.sync.sync import Quantity, Sync
+
+
+@dataclass(frozen=True)
+class Gaia(Sync):
+    """A worker keeps its updates u to itself until they are significant: |u/x| > s/√t.
+
+    After every step of its own optimizer a worker sends the elements whose accumulated update passes the threshold, as
+    pairs of index and value; x is what all agree on, t the step. Updates count 1/n each, as gradients do in a mean, so
+    that s = 0 is local:1. What a round sends is told in a vote before it. At the end all updates count as significant.
+
+    The paper's filter sits between data centres; here every worker is one.
+
+    Args:
+        s: the threshold of the first step, 0.01 in the paper.
+    """
+
+    name: ClassVar[str] = "gaia"
+    title: ClassVar[str] = "send only updates that are significant relative to the value"
+    paper: ClassVar[str] = "Hsieh et al., Gaia: Geo-Distributed Machine Learning, NSDI 2017"
+    example: ClassVar[str] = "gaia:0.01"
+    exchanges: ClassVar[frozenset[Quantity]] = frozenset({"updates"})
+
+    s: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not self.s >= 0:
+            raise PlanError(f"{self}: a threshold is at least 0, where every update is sent.")
+
+    def averages_gradients(self, step: int) -> bool:  # noqa: D102
+        return False
+
+    def averages_parameters(self, step: int) -> bool:  # noqa: D102
+        return True
+
+    @property
+    def steps_per_round(self) -> int:
+        """A round per step, of what is significant."""
+        return 1
+
+    def refusal(self, plan: Plan) -> Refusal | None:
+        """Refuses compression: the filter is one."""
+        return super().refusal(plan) or refuse_compression(plan)

@@ -1,0 +1,66 @@
+"""LAG: a worker sends its gradient only when it has changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tightwire.errors import PlanError
+from tightwire.plan import Plan, Refusal, text_with
+from tightwire.sync.sync import Quantity, Sync
+
+# D of the paper's experiments.
+LOOKS_BACK = 10
+
+
+@dataclass(frozen=True)
+class Lag(Sync):
+    """A worker skips its upload while ‖g − g_sent‖² ≤ threshold · Σ_d ‖mean_{k−d}‖² over the last 10 steps (LAG-WK).
+
+    That is (15a) of Chen et al. with ξ_d = threshold, θ^{k+1−d} − θ^{k−d} = −α · sum of gradients: that of gradient
+    descent, for which the method is made; the noise of small batches makes workers send nearly always. All then step
+    with the mean of what each sent last. A step begins with one vote about who sends; the bytes of a step follow from
+    it: none if nobody does, the plan's own exchange if all do, and else a tree from the senders to one of them and
+    from there to all.
+
+    Args:
+        threshold: the paper's ξ, 0.1 there; 0 skips only what has not changed at all, which is bsp.
+    """
+
+    name: ClassVar[str] = "lag"
+    title: ClassVar[str] = "a worker sends its gradient only when it has changed"
+    paper: ClassVar[str] = "Chen et al., LAG: Lazily Aggregated Gradient, arXiv:1805.09965"
+    example: ClassVar[str] = "lag:0.1"
+    exchanges: ClassVar[frozenset[Quantity]] = frozenset({"gradients"})
+
+    threshold: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.threshold >= 0:
+            raise PlanError(f"{self}: a threshold is at least 0, where every change is sent.")
+
+    def averages_gradients(self, step: int) -> bool:  # noqa: D102
+        return True
+
+    def averages_parameters(self, step: int) -> bool:  # noqa: D102
+        return False
+
+    @property
+    def steps_per_round(self) -> int:
+        """One vote per step."""
+        return 1
+
+    def refusal(self, plan: Plan) -> Refusal | None:
+        """Refuses compression: what a worker skips is measured against what it sent, whole."""
+        return super().refusal(plan) or refuse_compression(plan)
+
+
+def refuse_compression(plan: Plan) -> Refusal | None:
+    """Refuses anything but the tensors themselves, for policies that choose on their own what to send."""
+    if plan.compression_text == "none":
+        return None
+    return Refusal(
+        reason=f"{plan.sync} chooses on its own what to send, and compares it with what others have of it: "
+        f"{plan.compression_text} would send something else.",
+        nearest=(text_with(plan, compression="none"), text_with(plan, sync="bsp")),
+    )
