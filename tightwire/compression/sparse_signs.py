@@ -120,8 +120,8 @@ class SBC(WidenedCodec):
             return
         above, below = self._largest(x, negative=False), self._largest(x, negative=True)
         (indices, mean), negative = (below, True) if below[1] > above[1] else (above, False)
-        x[indices.long()] -= -mean if negative else mean
-        write_entries(indices, torch.full_like(indices, negative, dtype=torch.bool), message[:-4])
+        x.index_add_(0, indices, torch.full(indices.shape, mean if negative else -mean, device=x.device))
+        write_entries(indices, negative, message[:-4])
         message[-4:] = torch.tensor([mean], dtype=torch.float32).view(torch.uint8)
 
     def _largest(self, x: Tensor, *, negative: bool) -> tuple[Tensor, float]:
@@ -130,12 +130,14 @@ class SBC(WidenedCodec):
 
         k = self.room(x.numel())
         side = kernels.scratch("side", x.numel(), torch.float32, x.device)
-        torch.clamp(torch.neg(x, out=side) if negative else x, min=0, out=side)
-        found = kernels.scratch("found", 8 * k, torch.uint8, x.device)
+        torch.clamp(x, max=0.0, out=side) if negative else torch.clamp(x, min=0.0, out=side)
+        found = kernels.scratch("below" if negative else "above", 8 * k, torch.uint8, x.device)
         kernels.of(x).select(side, found, k)
-        values = found[4 * k :].view(torch.float32)
-        indices = found[: 4 * k].view(torch.int32)[values > 0]
-        return indices, float((values.double().sum() / max(indices.numel(), 1)).float())
+        indices, values = found[: 4 * k].view(torch.int32), found[4 * k :].view(torch.float32)
+        count = int(values.count_nonzero())
+        total = abs(values.sum(dtype=torch.float64).item())
+        mean = torch.tensor(total / max(count, 1), dtype=torch.float32).item()
+        return indices if count == k else indices[values != 0], mean
 
     def _decode(self, message: Tensor, out: Tensor, add: bool) -> None:
         import torch
@@ -162,12 +164,13 @@ def signed(magnitude: float, negative: Tensor) -> Tensor:
     return torch.where(negative, -size, size)
 
 
-def write_entries(indices: Tensor, negative: Tensor, message: Tensor) -> None:
+def write_entries(indices: Tensor, negative: Tensor | bool, message: Tensor) -> None:
     """Writes a count and that many int32, each a position with its sign in the highest bit; zeros after them."""
     import torch
 
     head = torch.tensor([indices.numel()], dtype=torch.int32, device=indices.device)
-    entries = torch.cat([head, indices | (negative.to(torch.int32) << 31)]).view(torch.uint8)
+    signs = negative * -(2**31) if isinstance(negative, bool) else negative.to(torch.int32) << 31
+    entries = torch.cat([head, indices | signs]).view(torch.uint8)
     message[: entries.numel()] = entries
     message[entries.numel() :] = 0
 
