@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -5,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tightwire.compression import Int8, TopK, warm, warm_up
+from tightwire.compression import Codec, Int8, TopK, warm, warm_up
 from tightwire.errors import PlanError, TensorError
-from tightwire.plan import Plan, parse_compression
+from tightwire.plan import Plan, catalogue, parse_compression
 
 GATHER = "bsp/allreduce:allgather/"
 
@@ -86,3 +87,40 @@ def test_warm_up_says_so_when_it_compiles(
     monkeypatch.setattr(warm, "_SLOW_S", -1.0)
     warm_up(TopK(0.01), torch.bfloat16)
     assert "compiled the kernels of topk:0.01" in caplog.text
+
+
+RATIOS = sorted(
+    name
+    for name, member in catalogue("compression").items()
+    if "ratio" in {f.name for f in dataclasses.fields(member)}
+)
+
+
+def with_ratio(name: str, ratio: str) -> str:
+    first = "0.5," if name in ("strom", "threshold") else ""  # these ask for more than a ratio
+    return f"{name}:{first}ratio={ratio}"
+
+
+@pytest.mark.parametrize("ratio", ["0", "-0.1", "1.5", "nan", "inf", "-inf"])
+@pytest.mark.parametrize("name", RATIOS)
+def test_every_ratio_is_bounded(name: str, ratio: str) -> None:
+    with pytest.raises(PlanError, match="give (one|a|shares|ratio)|in \\(0, 1\\]"):
+        parse_compression(with_ratio(name, ratio))
+
+
+@pytest.mark.parametrize("ratio", ["1e-9", "1.0"])
+@pytest.mark.parametrize("name", RATIOS)
+def test_every_ratio_keeps_at_least_one_element_and_at_most_all(name: str, ratio: str) -> None:
+    sender = parse_compression(with_ratio(name, ratio))[0]
+    if not isinstance(sender, Codec):
+        return
+    for numel in (1, 7, 1000):
+        x = torch.arange(1.0, numel + 1)
+        whole, message = x.clone(), torch.empty(sender.wire_bytes(numel), dtype=torch.uint8)
+        sender.encode(x, message)
+        out = torch.zeros(numel)
+        sender.decode(message, out)
+        assert message.numel() > 0
+        assert out.isfinite().all()
+        if not sender.unbiased:
+            torch.testing.assert_close(out + x, whole)

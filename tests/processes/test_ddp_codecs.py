@@ -48,6 +48,24 @@ for compression in COMPRESSIONS:
     if not (hook.sent_bytes == hook.planned_bytes > 0 and same_everywhere(model) and hook.rounds == 4):
         wrong.append(compression)
     hook.close()
+
+# The plan tells the optimizer from which rounds its variance learns.
+from tightwire.optim import OneBitAdam
+model = make()
+ddp, hook = hooked(model, "onebit-adam:3")
+optimizer = OneBitAdam(model.parameters())
+hook.teach(optimizer)
+for step in range(6):
+    optimizer.zero_grad()
+    loss_of(ddp, step).backward()
+    optimizer.step()
+if {s["learnt"] for s in optimizer.state.values()} != {3} or not same_everywhere(model):
+    wrong.append("teach")
+try:
+    hook.teach(torch.optim.Adam(model.parameters()))
+    wrong.append("untaught")
+except tw.TightwireError as error:
+    assert "OneBitLamb" in str(error)
 answer(wrong)
 tw.shutdown()
 """

@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast, final
 
 from torch import Tensor, nn
 from torch.futures import Future
+from torch.optim import Optimizer
 
 from tightwire.buckets import Bucket, BucketLayout, plan_layout
 from tightwire.collectives import Architecture
@@ -25,6 +26,7 @@ from tightwire.runtime import Scaler
 from tightwire.runtime.agreement import require_agreement, wire_facts
 from tightwire.runtime.engines.memory import Named, load_memory, memory
 from tightwire.runtime.fabric import require_cpu
+from tightwire.runtime.variance import teach
 from tightwire.transport import Counting, Transport, current
 
 
@@ -167,6 +169,14 @@ class DDPHook:
         self._channel = self._counting.channel()
         self._names = {parameter: name for name, parameter in named.items()}
         ddp.register_comm_hook(self, lambda state, bucket: state.run(bucket))
+
+    def teach(self, optimizer: Optimizer) -> None:
+        """Tells one of `tightwire.optim` from which rounds its variance learns, for plans such as `onebit-adam`.
+
+        Raises:
+            AttachError: an optimizer that cannot train under the plan.
+        """
+        teach(optimizer, self.plan)
 
     def run(self, bucket: GradBucket) -> Future[Tensor]:
         """Averages one bucket; called by DDP.
