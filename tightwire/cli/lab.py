@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from tightwire.errors import LabError
-from tightwire.lab import Lab, Result, Topology, Traffic, parse_rate
+from tightwire.lab import Lab, Result, Slow, Topology, Traffic, parse_rate
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -58,6 +58,13 @@ def run(
             help="Run workers under SCHED_BATCH: for measuring messages rather than training.",
         ),
     ] = False,
+    slow: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Slow a worker: 2:3x, 2:3x,random (at random times), 2:3x,emulated (timed waits only). Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="End with one line of JSON about the run on standard output.")
     ] = False,
@@ -82,7 +89,10 @@ def run(
     """
     try:
         shape = Topology.parse(topology, workers, parse_rate(rate))
-        with Lab(shape, mode=mode.value, batch_scheduling=batch_scheduling, grace_s=grace) as cluster:
+        slowed = [Slow.parse(one) for one in slow or ()]
+        with Lab(
+            shape, mode=mode.value, batch_scheduling=batch_scheduling, grace_s=grace, slow=slowed
+        ) as cluster:
             typer.echo(f"lab: {cluster.describe()}", err=True)
             result = cluster.run(command, timeout_s=timeout)
             summary = _summary(cluster, result, cluster.traffic())

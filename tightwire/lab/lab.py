@@ -15,6 +15,7 @@ from tightwire.errors import LabError
 from tightwire.lab.hosts import Hosts, Loopback, Mode, Traffic
 from tightwire.lab.job import Job, Line, Result
 from tightwire.lab.namespaces import Namespaces
+from tightwire.lab.slow import VARIABLE, Brake, Slow
 from tightwire.lab.topology import Topology
 
 
@@ -36,6 +37,7 @@ class Lab:
         batch_scheduling: run the workers under SCHED_BATCH, so that idle workers wake up as if each had a
             processor of its own. For measuring messages; with real compute the default is better.
         grace_s: how long the others may go on, in seconds, after one worker failed.
+        slow: workers that take longer than the others.
 
     Raises:
         LabError: The mode is unknown, or (when the block is entered) not possible here; with the reason.
@@ -48,6 +50,7 @@ class Lab:
         mode: Mode | Literal["auto"] = "auto",
         batch_scheduling: bool = False,
         grace_s: float = 5.0,
+        slow: Sequence[Slow] = (),
     ) -> None:
         if mode not in ("auto", *get_args(Mode)):
             raise LabError(f"mode {mode!r} is unknown. Known: auto, {', '.join(get_args(Mode))}.")
@@ -55,6 +58,9 @@ class Lab:
         self._wanted = mode
         self._batch_scheduling = batch_scheduling
         self._grace_s = grace_s
+        self._slow = tuple(slow)
+        if strangers := [one for one in slow if one.rank >= topology.workers]:
+            raise LabError(f"--slow {strangers[0]}: this lab has ranks 0 to {topology.workers - 1}.")
         self._hosts: Hosts | None = None
         self._job: Job | None = None
         self._why_not: list[str] = []
@@ -85,6 +91,7 @@ class Lab:
     def describe(self) -> str:
         """What this lab is, what was not possible and why, in a sentence or two."""
         scheduling = ", under SCHED_BATCH" if self._batch_scheduling else ""
+        scheduling += "".join(f", rank {one.rank} slowed ({one})" for one in self._slow)
         reasons = f" Not possible here: {'; '.join(self._why_not)}." if self._why_not else ""
         return f"{self.topology.workers} workers, {self._open.describe()}{scheduling}.{reasons}"
 
@@ -127,9 +134,11 @@ class Lab:
             [self._environment(rank, port, env or {}) for rank in ranks],
             self._grace_s,
         )
+        brake = Brake(self._slow, self.freeze, self.thaw)
         try:
             return self._job.wait(on_line, timeout_s)
         finally:
+            brake.release()
             self._job = None
 
     def traffic(self) -> tuple[Traffic, ...]:
@@ -202,6 +211,8 @@ class Lab:
         master = {"MASTER_ADDR": hosts.master_address, "MASTER_PORT": str(port)}
         about = {"TIGHTWIRE_LAB": self._about()}
         place = self.topology.environment(rank)
+        told = [str(one) for one in self._slow if one.rank == rank and one.emulated]
+        slow = {VARIABLE: told[-1]} if told else {}
         return {
             **defaults,
             **os.environ,
@@ -210,6 +221,7 @@ class Lab:
             **place,
             **hosts.environment(),
             **about,
+            **slow,
             **extra,
         }
 
