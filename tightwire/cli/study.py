@@ -14,7 +14,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from tightwire.errors import LabError
 from tightwire.lab import parse_rate
@@ -128,18 +127,12 @@ def _machine() -> str:
 
 
 def _print(chosen: Study, found: Results) -> None:
-    console = Console()
-    for title, (head, *lines) in report.tables(chosen, found):
-        table = Table(*head, title=title, title_justify="left")
-        table.columns[0].no_wrap = True
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for line in lines:
-            table.add_row(*line)
-        console.print(table)
+    """Prints what the report holds, as it is: a pipe gets the same lines as a terminal."""
+    for title, table in report.tables(chosen, found):
+        typer.echo(f"{title}\n\n{report.aligned(table)}\n")
     sentence = ""
     for claim, verdict in report.verdicts(chosen, found):
         if claim != sentence:
-            console.print(claim, highlight=False)
+            typer.echo(claim)
             sentence = claim
-        console.print(f"    {verdict}", highlight=False)
+        typer.echo(f"    {verdict}")

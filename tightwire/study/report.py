@@ -141,7 +141,7 @@ def markdown(study: Study, results: Results) -> str:
     """Returns the report that is kept in the repository."""
     parts = [f"# Study: {study.name}", study.about[0].upper() + study.about[1:], _made(study, results)]
     for title, table in tables(study, results):
-        parts += [f"## {title[0].upper() + title[1:]}", _aligned(table)]
+        parts += [f"## {title[0].upper() + title[1:]}", aligned(table)]
     claims: dict[str, list[str]] = {}
     for sentence, found in verdicts(study, results):
         claims.setdefault(sentence, []).append(f"    - {found}")
@@ -164,7 +164,8 @@ def _made(study: Study, results: Results) -> str:
     return " ".join(filter(None, lines))
 
 
-def _aligned(table: Table) -> str:
+def aligned(table: Table) -> str:
+    """Returns a table as Markdown whose columns line up in plain text too."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
