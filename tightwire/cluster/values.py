@@ -208,6 +208,13 @@ class Cluster:
         return next((fit for fit in self.fits if fit.program == program), None)
 
     @property
+    def costs(self) -> dict[str, tuple[float, float]]:
+        """What was measured, as all-reduce's `auto` goes by it: α in seconds, β in seconds per byte, by program."""
+        return {
+            fit.program: (fit.alpha_s, fit.beta_s_per_byte) for fit in self.fits if fit.source == "measured"
+        }
+
+    @property
     def workers_per_node(self) -> int:
         """How many workers share the innermost level; 1 where there are no levels."""
         return self.levels[0].workers if len(self.levels) > 1 else 1

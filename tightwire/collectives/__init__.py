@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tightwire.collectives.architecture import AllReduce, Architecture
-from tightwire.collectives.builders import PROGRAMS, Recipe, build
+from tightwire.collectives.architecture import AllReduce, Architecture, Setting
+from tightwire.collectives.builders import COLLECTIVES, PROGRAMS, Recipe, build
 from tightwire.collectives.checker import ALL_GATHER, ALL_REDUCE, Goal, check
 from tightwire.collectives.gossip import Gossip
 from tightwire.collectives.parameter_server import ParameterServer
@@ -13,6 +13,7 @@ from tightwire.collectives.program import Program, Transfer
 from tightwire.collectives.traffic import PIECE_BYTES, predict_bytes
 
 if TYPE_CHECKING:
+    from tightwire.collectives.mover import Mover
     from tightwire.collectives.runner import Runner
 
 MEMBERS: tuple[type[Architecture], ...] = (AllReduce, ParameterServer, Gossip)
@@ -20,6 +21,7 @@ MEMBERS: tuple[type[Architecture], ...] = (AllReduce, ParameterServer, Gossip)
 __all__ = [
     "ALL_GATHER",
     "ALL_REDUCE",
+    "COLLECTIVES",
     "MEMBERS",
     "PIECE_BYTES",
     "PROGRAMS",
@@ -27,10 +29,12 @@ __all__ = [
     "Architecture",
     "Goal",
     "Gossip",
+    "Mover",
     "ParameterServer",
     "Program",
     "Recipe",
     "Runner",
+    "Setting",
     "Transfer",
     "build",
     "check",
@@ -39,9 +43,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Loads the runner on first use: it needs torch, and programs do not."""
+    """Loads what runs programs on first use: it needs torch, and programs do not."""
     if name == "Runner":
         from tightwire.collectives.runner import Runner
 
         return Runner
+    if name == "Mover":
+        from tightwire.collectives.mover import Mover
+
+        return Mover
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

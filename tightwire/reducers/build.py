@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from tightwire.buckets import BucketLayout
-from tightwire.collectives import Architecture, Runner
+from tightwire.collectives import AllReduce, Architecture, Runner, Setting
 from tightwire.compression import Codec
+from tightwire.reducers.levels import LevelReducer
 from tightwire.reducers.reducer import Reducer
 from tightwire.reducers.reduction import TAGS, Reduction
 from tightwire.transport import Transport
@@ -17,6 +18,7 @@ def build_reducer(
     *,
     bucket: BucketLayout,
     number: int,
+    setting: Setting | None = None,
 ) -> Reducer:
     """Builds the reducer of one of several buckets.
 
@@ -26,14 +28,21 @@ def build_reducer(
         transport: between the ranks.
         bucket: of which size and dtype.
         number: tells reducers over one transport apart; the same on every rank.
+        setting: what is known of the workers; by default, how many.
     """
     if isinstance(sender, Reduction):
         return sender.build(transport, bucket, tag=number * TAGS)
-    return all_reducer(architecture, sender, transport, bucket=bucket, tag=number * TAGS)
+    return all_reducer(architecture, sender, transport, bucket=bucket, tag=number * TAGS, setting=setting)
 
 
 def all_reducer(
-    architecture: Architecture, codec: Codec, transport: Transport, *, bucket: BucketLayout, tag: int
+    architecture: Architecture,
+    codec: Codec,
+    transport: Transport,
+    *,
+    bucket: BucketLayout,
+    tag: int,
+    setting: Setting | None = None,
 ) -> Reducer:
     """Builds the reducer of one bucket, by an all-reduce.
 
@@ -43,6 +52,16 @@ def all_reducer(
         transport: between the ranks.
         bucket: of which size and dtype.
         tag: tells reducers over one transport apart; the same on every rank.
+        setting: what is known of the workers; by default, how many.
+
+    Raises:
+        PlanError: an architecture that must know more of the workers.
     """
-    program = architecture.program(codec, transport.size)
-    return Runner(program, transport, numel=bucket.numel, dtype=bucket.dtype, codec=codec, tag=tag)
+    setting = setting or Setting(num_ranks=transport.size)
+    numel, itemsize = bucket.numel, bucket.dtype.itemsize
+    if isinstance(architecture, AllReduce):
+        if architecture.is_levelled and not codec.lossless and transport.size > 1:
+            return LevelReducer(architecture.nodes(setting), codec, transport, bucket, tag)
+        codec = architecture.sender(codec, numel, itemsize, transport.size)
+    program = architecture.program_for(codec, numel, itemsize, setting)
+    return Runner(program, transport, numel=numel, dtype=bucket.dtype, codec=codec, tag=tag)

@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import nn
 from torch.optim import Optimizer
 
-from tightwire.collectives import ParameterServer
+from tightwire.collectives import AllReduce, ParameterServer
 from tightwire.errors import AttachError
 from tightwire.plan import Phases, Plan, PlanFile, parse_compression
 from tightwire.planner import Allowance
@@ -20,6 +20,8 @@ from tightwire.runtime.outer import MakeOuter
 from tightwire.runtime.report import Report
 from tightwire.runtime.run import Buffers, Run
 from tightwire.runtime.trace import Tracer
+from tightwire.runtime.tuning import Tuner
+from tightwire.schedule import Auto
 from tightwire.transport import Counting, Transport, current, workers_per_node
 
 __all__ = ["Report", "Run", "attach"]
@@ -80,7 +82,10 @@ def attach(
         "optimizer": type(optimizer).__name__,
         "buffers": buffers,
         "seed": seed,
+        "measured costs of programs": _costs(plan_file),
     }
+    if any(isinstance(p.architecture, AllReduce) and p.architecture.is_levelled for p in chosen.plans):
+        settings["workers per node (LOCAL_WORLD_SIZE)"] = workers_per_node()
     compressions = [
         *(phase.compression for phase in chosen.plans),
         *(parse_compression(r.compression) for r in plan_file.routing),
@@ -89,6 +94,7 @@ def attach(
         _require_servable(phase, transport.size, buffers)
     require_agreement(transport, settings | wire_facts(compressions) | model_facts(model))
     counting = Counting(transport)
+    pilot = _pilot(model, optimizer, transport, allow) if is_auto else None
     fabric = Fabric(
         transport=counting,
         routing=plan_file.routing,
@@ -100,6 +106,7 @@ def attach(
         awaits_means=scaler is not None,
         outer=outer,
         workers_per_node=workers_per_node(),
+        costs=pilot.costs if pilot is not None else _costs(plan_file),
     )
     copy_from_first(transport, [*model.parameters(), *model.buffers()])
     return Run(
@@ -110,7 +117,7 @@ def attach(
         buffers=buffers,
         predicted_step_s=plan_file.predicted.get("step_s"),
         why=plan_file.why,
-        pilot=_pilot(model, optimizer, transport, allow) if is_auto else None,
+        pilot=pilot or _tuner(chosen, transport, seed),
     )
 
 
@@ -140,6 +147,28 @@ def _pilot(model: nn.Module, optimizer: Optimizer, transport: Transport, allow: 
     if transport.size == 1:
         return None
     return Pilot(model, optimizer, probe(transport, budget_s=PROBE_BUDGET_S), allow)
+
+
+def _costs(plan_file: PlanFile) -> dict[str, tuple[float, float]]:
+    """Returns what programs took on the cluster that a plan file was derived from, which all ranks read alike."""
+    cluster = plan_file.measured.get("cluster")
+    fits = cluster.get("fits", ()) if isinstance(cluster, dict) else ()
+    return {
+        fit["program"]: (fit["alpha_s"], fit["beta_s_per_byte"])
+        for fit in fits
+        if fit.get("source") == "measured"
+    }
+
+
+def _tuner(phases: Phases, transport: Transport, seed: int) -> Tuner | None:
+    """Prepares the search for a schedule, where the plan says `auto`; alone there is nothing to search for."""
+    if transport.size == 1 or not any(isinstance(plan.schedule, Auto) for plan in phases.plans):
+        return None
+    if len(phases.plans) > 1:
+        raise AttachError(
+            f"{phases} has phases, and the schedule auto is searched for over a whole run; name one for each phase."
+        )
+    return Tuner(phases.plans[0], transport, seed)
 
 
 def _read_plan(plan: Plan | Phases | PlanFile | str | pathlib.Path) -> PlanFile:

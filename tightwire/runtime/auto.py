@@ -69,6 +69,11 @@ class Pilot:
         self._exposed_s: list[float] = []
         self._steps = 0
 
+    @property
+    def costs(self) -> dict[str, tuple[float, float]]:
+        """What programs were measured to take."""
+        return self._cluster.costs
+
     def begin(self) -> None:
         """Starts to watch."""
         self._profiler.__enter__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tightwire.cluster import PRIOR_RESIDUAL, Cluster, Fit
-from tightwire.collectives import AllReduce
+from tightwire.collectives import AllReduce, Setting
 from tightwire.collectives.traffic import PIECE_BYTES
 from tightwire.compression import Codec, Identity, Stage
 from tightwire.errors import PlanError
@@ -54,11 +54,12 @@ class Costs:
 
     def bucket(self, numel: int, itemsize: int) -> BucketCost:
         """Returns the cost of one bucket of `numel` elements."""
-        fit, sent = self.fit, sent_bytes(self.program, self.codec, numel, itemsize, self.cluster.workers)
+        program, codec = self.program_at(numel, itemsize), self.sender(numel, itemsize)
+        fit, sent = self.fit_of(program), sent_bytes(program, codec, numel, itemsize, self.cluster.workers)
         wire_s = fit.beta_s_per_byte * sent
-        codec_s = self._codec_s(numel)
-        hidden_s = self._hidden_s(numel * itemsize, codec_s, wire_s)
-        passes_s = self._passes_s(numel)
+        codec_s = self._codec_s(program, codec, numel)
+        hidden_s = self._hidden_s(program, numel * itemsize, codec_s, wire_s)
+        passes_s = self._passes_s(codec, numel)
         return BucketCost(
             codec_s=codec_s - hidden_s + passes_s,
             latency_s=fit.alpha_s * self.profile.contention,  # who waits for a core answers late
@@ -74,13 +75,32 @@ class Costs:
 
     @property
     def program(self) -> str:
-        """The name of the program that carries the plan's messages."""
+        """The name of the program that carries large buckets of the plan's messages."""
         return program_of(self.plan)
 
     @property
     def fit(self) -> Fit:
-        """How long the program takes: as measured, or by its formula."""
-        return self.cluster.fit(self.program) or prior(self.program, self.cluster)
+        """How long that program takes: as measured, or by its formula."""
+        return self.fit_of(self.program)
+
+    def fit_of(self, program: str) -> Fit:
+        """Returns how long a program takes: as measured, or by its formula."""
+        return self.cluster.fit(program) or prior(program, self.cluster)
+
+    def sender(self, numel: int, itemsize: int) -> Codec:
+        """Returns what sends one bucket, by the same definition that the runtime goes by."""
+        return self._architecture.sender(self.codec, numel, itemsize, self.cluster.workers)
+
+    def program_at(self, numel: int, itemsize: int) -> str:
+        """Returns the name of the program that carries one bucket, by the same definition that the runtime goes by."""
+        setting = Setting(num_ranks=self.cluster.workers, costs=self.cluster.costs)
+        return self._architecture.choose(self.sender(numel, itemsize), numel, itemsize, setting)
+
+    @property
+    def _architecture(self) -> AllReduce:
+        program_of(self.plan)  # refuses others
+        assert isinstance(self.plan.architecture, AllReduce)
+        return self.plan.architecture
 
     @property
     def control_s(self) -> float:
@@ -94,18 +114,18 @@ class Costs:
         count = len(self.profile.parameters) + 1
         return sent_bytes("recursive-doubling", Identity(), count, 4, self.cluster.workers)
 
-    def _codec_s(self, numel: int) -> float:
-        if self.codec.lossless or self.cluster.workers == 1:
+    def _codec_s(self, program: str, codec: Codec, numel: int) -> float:
+        if codec.lossless or self.cluster.workers == 1:
             return 0.0
-        cost, shape = self.profile.codec_cost(str(self.codec)), shape_of(self.program, self.cluster.workers)
+        cost, shape = self.profile.codec_cost(str(codec)), shape_of(program, self.cluster.workers)
         per_chunk_s = shape.encodes * cost.encode_s_per_element + shape.decodes * cost.decode_s_per_element
         calls = max(shape.encodes, shape.decodes)
         return per_chunk_s * numel / shape.chunks + cost.fixed_s * calls
 
-    def _hidden_s(self, num_bytes: int, codec_s: float, wire_s: float) -> float:
+    def _hidden_s(self, program: str, num_bytes: int, codec_s: float, wire_s: float) -> float:
         """Returns what overlaps: the runner encodes one piece of a chunk while the piece before it travels."""
-        shape = shape_of(self.program, self.cluster.workers)
-        if self.program == "native" or shape.chunks == 1:
+        shape = shape_of(program, self.cluster.workers)
+        if program == "native" or shape.chunks == 1:
             return 0.0
         pieces = max(1, round(num_bytes / shape.chunks / PIECE_BYTES))
         return min(codec_s, wire_s) * (1 - 1 / pieces)
@@ -121,9 +141,9 @@ class Costs:
         saturation = min(1.0, (contention - 1.0) / (SATURATED - 1.0))
         return saturation * (work_s + moving_s * contention)
 
-    def _passes_s(self, numel: int) -> float:
+    def _passes_s(self, codec: Codec, numel: int) -> float:
         """Returns the time of checking the mean, and of bringing lossy work into memory of its own and back."""
-        passes = 1 if self.codec.lossless else LOSSY_PASSES
+        passes = 1 if codec.lossless else LOSSY_PASSES
         return passes * numel * self.profile.pass_s_per_element
 
 
@@ -136,6 +156,10 @@ def program_of(plan: Plan) -> str:
     architecture, codec = plan.architecture, _codec_of(plan)
     if not isinstance(architecture, AllReduce):
         raise PlanError(f"{plan}: {architecture} cannot be predicted yet; allreduce can.")
+    if architecture.is_levelled and not codec.lossless:
+        raise PlanError(
+            f"{plan} cannot be predicted yet: it compresses across nodes alone. Predict it with none, or by ring."
+        )
     return architecture.program_name(codec)
 
 
