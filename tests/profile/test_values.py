@@ -57,4 +57,5 @@ def test_codec_costs_fall_back_to_kin_and_then_to_a_prior() -> None:
 
 
 def test_a_parameter_has_a_unit_in_every_time() -> None:
-    assert {f.name for f in dataclasses.fields(ParameterProfile)} == {"name", "numel", "itemsize", "ready_s"}
+    names = {f.name for f in dataclasses.fields(ParameterProfile)}
+    assert names == {"name", "numel", "itemsize", "ready_s", "shape"}

@@ -14,6 +14,7 @@ from tightwire.cluster import Cluster
 from tightwire.cluster.imports import from_nccl_inspector, from_nccl_tests, from_nccl_topology
 from tightwire.cluster.presets import PRESETS, preset
 from tightwire.planner.words import print_rate
+from tightwire.profile.traces import cluster_of_traces
 
 app = typer.Typer(
     help="Cluster files: of known hardware, or imported.", rich_markup_mode=None, no_args_is_help=True
@@ -28,6 +29,7 @@ class Source(StrEnum):
     TOPOLOGY = "nccl-topology"
     TESTS = "nccl-tests"
     INSPECTOR = "nccl-inspector"
+    TRACES = "torch-traces"
 
 
 @app.command("hardware")
@@ -53,18 +55,21 @@ def new(
 def import_(
     source: Annotated[Source, typer.Argument(help="What wrote the files.")],
     paths: Annotated[
-        list[pathlib.Path], typer.Argument(help="The file; of nccl-inspector, all ranks' files.")
+        list[pathlib.Path],
+        typer.Argument(help="The file; of nccl-inspector and torch-traces, all ranks' files."),
     ],
     nodes: NodesOption = 1,
     out: OutOption = pathlib.Path("cluster.yaml"),
 ) -> None:
-    """Writes a cluster file from NCCL's topology XML, from nccl-tests' output or from NCCL Inspector's JSON lines."""
+    """Writes a cluster file from NCCL's topology XML, nccl-tests' output, NCCL Inspector's JSON lines or traces."""
     if source is Source.TOPOLOGY:
         _write(from_nccl_topology(paths[0], nodes), out)
     elif source is Source.TESTS:
         _write(from_nccl_tests(paths[0]), out)
-    else:
+    elif source is Source.INSPECTOR:
         _write(from_nccl_inspector(paths), out)
+    else:
+        _write(cluster_of_traces(paths), out)
 
 
 def _write(cluster: Cluster, out: pathlib.Path) -> None:

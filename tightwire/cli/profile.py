@@ -15,6 +15,7 @@ from tightwire.planner.words import print_ms, print_size
 from tightwire.profile import Profile
 from tightwire.profile.devices import DEVICES, derive, device
 from tightwire.profile.models import MODELS, model_shape
+from tightwire.profile.traces import profile_of_trace
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -36,6 +37,9 @@ def profile(
         str | None, typer.Option("--device", help=f"With --model: {', '.join(DEVICES)}.", show_default=False)
     ] = None,
     batch: Annotated[int, typer.Option(help="With --model: samples per worker and step.", min=1)] = 32,
+    trace: Annotated[
+        pathlib.Path | None, typer.Option(help="Read a PyTorch profiler trace instead.", show_default=False)
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="End with one line of JSON on standard output.")
     ] = False,
@@ -51,8 +55,14 @@ def profile(
     Or derive the profile of a well-known model on a device that you do not have:
 
         tightwire profile --model bert-base --device a100 --batch 32
+
+    Or read a trace that torch.profiler wrote, with record_shapes=True, of three steps or more:
+
+        tightwire profile --trace rank0.json
     """
-    if model is not None:
+    if trace is not None:
+        found = profile_of_trace(trace)
+    elif model is not None:
         found = _derived(model, device_name, batch, script)
     else:
         found = _measured(script, steps, codecs)

@@ -72,7 +72,7 @@ def from_nccl_tests(path: str | pathlib.Path) -> Cluster:
             f"{path}: seen {ranks} ranks and {len(points)} sizes; all_reduce_perf prints a `#  Rank` line per rank and "
             "a line per size, and two of each are needed."
         )
-    return _measured(points, ranks)
+    return measured_all_reduce(points, ranks)
 
 
 def from_nccl_inspector(paths: Sequence[str | pathlib.Path]) -> Cluster:
@@ -103,7 +103,7 @@ def from_nccl_inspector(paths: Sequence[str | pathlib.Path]) -> Cluster:
             f"{', '.join(map(str, paths))}: seen {len(points)} sizes of AllReduce over {ranks} ranks; two of each are "
             "needed. Is this NCCL Inspector's output, and did the job communicate?"
         )
-    return _measured(points, ranks)
+    return measured_all_reduce(points, ranks)
 
 
 def fit_alpha_beta(points: Sequence[Point]) -> tuple[float, float, float]:
@@ -120,7 +120,12 @@ def fit_alpha_beta(points: Sequence[Point]) -> tuple[float, float, float]:
     return alpha, beta, math.sqrt(statistics.fmean(e * e for e in errors))
 
 
-def _measured(points: Sequence[Point], ranks: int) -> Cluster:
+def measured_all_reduce(points: Sequence[Point], ranks: int) -> Cluster:
+    """Returns the cluster of `ranks` workers on which all-reduces of these sizes took these times.
+
+    Raises:
+        FileError: times that do not grow with size.
+    """
     alpha_s, s_per_byte, residual = fit_alpha_beta(points)
     sent_share = 2 * (ranks - 1) / ranks  # of the buffer, by the busiest rank
     beta_s_per_byte = s_per_byte / sent_share

@@ -88,6 +88,7 @@ def derive(shape: ModelShape, on: Device, batch: int, *, itemsize: int = 4, nois
                 numel=numel,
                 itemsize=itemsize,
                 ready_s=backward_s * min(1.0, done),
+                shape=layer.shapes[name],
             )
             for name, numel in reversed(tuple(zip(layer.shapes, layer.numels, strict=True)))
         ]

@@ -110,7 +110,11 @@ class Profiler:
         for name in sorted(last_first, key=ready_s.__getitem__):
             gradient = self._parameters[name]
             yield ParameterProfile(
-                name=name, numel=gradient.numel(), itemsize=gradient.itemsize, ready_s=ready_s[name]
+                name=name,
+                numel=gradient.numel(),
+                itemsize=gradient.itemsize,
+                ready_s=ready_s[name],
+                shape=tuple(gradient.shape),
             )
 
     def _on_output(self, module: nn.Module, inputs: Any, output: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ class ParameterProfile:
         numel: number of elements.
         itemsize: bytes per element of its gradient.
         ready_s: when backward has produced its gradient, from the start of backward.
+        shape: its sides, for methods that look at matrices; one side if not known.
     """
 
     __pydantic_config__: ClassVar = files.STRICT
@@ -34,9 +36,12 @@ class ParameterProfile:
     numel: int
     itemsize: int = 4
     ready_s: float
+    shape: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         require_range("numel", self.numel, 0, 1e13)
+        if self.shape and math.prod(self.shape) != self.numel:
+            raise FileError(f"shape: {self.shape} of {self.name} does not hold numel={self.numel} elements.")
         require_range("itemsize", self.itemsize, 1, 16)
         require_range("ready_s", self.ready_s, 0.0, MAX_SECONDS)
 
