@@ -1,7 +1,7 @@
 """Profiles and clusters from PyTorch profiler traces (`export_chrome_trace`, with `record_shapes=True`).
 
 A step ends where the optimizer's step ends. Its backward begins with the autograd engine's first function and ends with
-its last; a gradient is ready when `AccumulateGrad` ends. Names of parameters are not in a trace, so they are numbered in
+its last; a gradient is ready when `AccumulateGrad` ends. Names of parameters are not in a trace: they are numbered in
 backward's order. A collective's time on one rank holds the waiting for the others: the least over ranks counts, that of
 who came last.
 """
