@@ -104,7 +104,7 @@ def with_ratio(name: str, ratio: str) -> str:
 @pytest.mark.parametrize("ratio", ["0", "-0.1", "1.5", "nan", "inf", "-inf"])
 @pytest.mark.parametrize("name", RATIOS)
 def test_every_ratio_is_bounded(name: str, ratio: str) -> None:
-    with pytest.raises(PlanError, match="give (one|a|shares|ratio)|in \\(0, 1\\]"):
+    with pytest.raises(PlanError, match=r"give (one|a|shares|ratio)|in \(0, 1\]"):
         parse_compression(with_ratio(name, ratio))
 
 

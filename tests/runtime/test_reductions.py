@@ -120,3 +120,11 @@ def test_a_poisoned_step_leaves_no_trace(plan: str) -> None:
     spared = run_threads(3, lambda t: worker(t, False), deadline_s=20)
     if "int8" not in plan:  # whose randomness counts rounds
         assert same(poisoned[0], spared[0])
+
+
+@pytest.mark.parametrize("text", ["zstd", "zstd:delta=true"])
+def test_lossless_trains_as_uncompressed_does_and_counts_what_it_agreed_on(text: str) -> None:
+    plain, squeezed = (train_all(2, f"bsp/allreduce/{what}") for what in ("none", text))
+    assert same(plain[0].parameters, squeezed[0].parameters)
+    for end in squeezed:
+        assert end.report.planned_bytes == end.report.sent_bytes > 0
