@@ -6,6 +6,7 @@ hosts. Programs take turns sample by sample, so that a disturbance of the machin
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -14,17 +15,34 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tightwire.collectives import PROGRAMS, build
+from tightwire.bench.programs import (
+    GLOO,
+    ITEM_BYTES,
+    is_gossip,
+    own_bound_s,
+    read_program,
+    require_known,
+    wire_bound_s,
+)
+from tightwire.collectives import AllReduce, Setting
+from tightwire.collectives.gossip import build_graph
 from tightwire.errors import LabError, PlanError
 from tightwire.lab import Lab, Line, Topology
+from tightwire.transport import Transport
+from tightwire.transport.world import workers_per_node
 
-GLOO = "gloo"
+if TYPE_CHECKING:
+    from torch import Tensor
+
 BACKENDS_OWN = (GLOO, "native")
-PAYLOAD_SHARE = 1448 / 1514  # TCP on Ethernet with MTU 1500
 SMALL_BYTES = 64 * 1024
-ITEM_BYTES = 4
+TAGS = 4  # a reducer's
+# `auto` chooses among these, by what a probe finds.
+AUTO = "auto"
+AUTOS = ("native", "ring", "recursive-doubling", "halving-doubling", "direct")
+PROBE_S = 8.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +53,11 @@ class Bench:
         workers: hosts in the lab.
         rate_bytes_per_s: of each host's link, each way, frame headers included.
         sizes: of the buffers, in bytes, float32.
-        programs: by name; `gloo` is stock `torch.distributed.all_reduce`, without the division by n.
+        programs: as plans write them after `allreduce:`, with a codec after a slash: `torus,shape=2x2`,
+            `hierarchical/int8`; `gossip:GRAPH`; `gloo` is stock `torch.distributed.all_reduce`, without the division
+            by n.
         samples: per program and size; the median counts.
+        topology: of the lab, as `Topology` reads it.
     """
 
     workers: int
@@ -44,15 +65,21 @@ class Bench:
     sizes: tuple[int, ...]
     programs: tuple[str, ...]
     samples: int = 7
+    topology: str = "star"
 
     def __post_init__(self) -> None:
-        known = (GLOO, *PROGRAMS)
-        if unknown := [name for name in self.programs if name not in known]:
-            raise PlanError(f"{', '.join(unknown)} is no known program; known: {', '.join(known)}.")
+        for program in self.programs:
+            require_known(program)
+        Topology.parse(self.topology, self.workers, self.rate_bytes_per_s)
         if self.samples < 1 or not self.sizes or min(self.sizes) < ITEM_BYTES:
             raise PlanError(
                 f"samples={self.samples}, sizes={self.sizes}: at least one sample, and 4 bytes, are needed."
             )
+
+    @property
+    def lab(self) -> Topology:
+        """The hosts and their links."""
+        return Topology.parse(self.topology, self.workers, self.rate_bytes_per_s)
 
     @property
     def num_samples(self) -> int:
@@ -68,9 +95,12 @@ class Row:
         program: its name.
         bytes: of the buffer.
         seconds: median over samples of the slowest rank's time.
-        wire_bound_s: 2(n−1)/n·bytes over the payload rate of the line; (n−1)·bytes for `allgather`, whose
-            messages do not shrink.
+        wire_bound_s: the least time for any all-reduce: 2(n−1)/n·bytes over the payload rate of a host's link, n
+            hosts, or of a node's, n nodes; (n−1)·bytes for `allgather`, whose messages do not shrink; for
+            `gossip:GRAPH` as many bytes as the busiest worker sends in a round.
         ratio: seconds over wire_bound_s.
+        own_bound_s: the time in which the busiest line carries what this program sends over it, uncompressed.
+        own_ratio: seconds over own_bound_s.
         low_s: the fastest sample.
         high_s: the slowest sample.
         scheduling: of the workers: `batch` for small messages, which else measure the scheduler, or `default`.
@@ -81,18 +111,11 @@ class Row:
     seconds: float
     wire_bound_s: float
     ratio: float
+    own_bound_s: float
+    own_ratio: float
     low_s: float
     high_s: float
     scheduling: str
-
-
-def wire_bound_s(program: str, num_bytes: int, workers: int, rate_bytes_per_s: float) -> float:
-    """Returns the least time in which each rank's line can carry the bytes that it must send."""
-    if program in PROGRAMS and build(program, workers).gathers:
-        payload_bytes = float((workers - 1) * num_bytes)
-    else:
-        payload_bytes = 2 * (workers - 1) / workers * num_bytes
-    return payload_bytes / (PAYLOAD_SHARE * rate_bytes_per_s)
 
 
 def measure(bench: Bench, on_sample: Callable[[str], None] = lambda text: None) -> tuple[list[Row], str]:
@@ -120,8 +143,7 @@ def measure(bench: Bench, on_sample: Callable[[str], None] = lambda text: None) 
         else:
             print(f"[{line.rank}] {line.text}", file=sys.stderr)
 
-    topology = Topology(workers=bench.workers, rate_bytes_per_s=bench.rate_bytes_per_s)
-    with Lab(topology) as lab:
+    with Lab(bench.lab) as lab:
         description = lab.describe()
         if not lab.shapes_everything:
             bench = replace(bench, programs=tuple(p for p in bench.programs if p not in BACKENDS_OWN))
@@ -142,6 +164,8 @@ class Worker:
 
         torch.set_num_threads(1)
         self.bench, self.transport = bench, transport.init()
+        self._lanes: dict[int, Transport] = {}
+        self._setting = self._measured()
 
     def run(self) -> None:
         """Measures everything; rank 0 prints a line per sample and per row."""
@@ -169,21 +193,55 @@ class Worker:
         import torch
         import torch.distributed as dist
 
-        from tightwire.collectives import Runner
-        from tightwire.compression import Identity
-
         buffer = torch.zeros(num_bytes // ITEM_BYTES)  # sums of zeros stay what they are
         if name == GLOO:
             return lambda: dist.all_reduce(buffer)
-        runner = Runner(
-            build(name, self.transport.size),
-            self.transport,
-            numel=buffer.numel(),
-            dtype=buffer.dtype,
-            codec=Identity(),
-            tag=self.bench.programs.index(name),
+        return self._gossiping(name, buffer) if is_gossip(name) else self._reducing(name, buffer)
+
+    def _reducing(self, name: str, buffer: Tensor) -> Callable[[], None]:
+        from tightwire.buckets import plan_layout
+        from tightwire.reducers import all_reducer
+
+        architecture, codec = read_program(name)
+        reducer = all_reducer(
+            architecture,
+            codec,
+            self._lane(architecture),
+            bucket=plan_layout({"buffer": buffer}, [[0]])[0],
+            tag=TAGS * self.bench.programs.index(name),
+            setting=self._setting,
         )
-        return lambda: runner.run(buffer, buffer)
+        mean = buffer if reducer.lossless else buffer.clone()
+        return lambda: reducer.run(buffer, mean, seed=0)
+
+    def _lane(self, architecture: AllReduce) -> Transport:
+        """Returns a transport with as many streams as asked for; programs with one share it."""
+        if architecture.streams == 1:
+            return self.transport
+        if architecture.streams not in self._lanes:
+            self._lanes[architecture.streams] = architecture.connect(self.transport)
+        return self._lanes[architecture.streams]
+
+    def _measured(self) -> Setting:
+        """Returns what the launcher says, and what programs take here where `auto` is to choose among them."""
+        from tightwire.probe import probe
+
+        costs = {}
+        if AUTO in self.bench.programs:
+            _schedule(os.SCHED_BATCH)
+            costs = probe(self.transport, budget_s=PROBE_S, programs=AUTOS).costs
+        return Setting(num_ranks=self.transport.size, workers_per_node=workers_per_node(), costs=costs)
+
+    def _gossiping(self, name: str, buffer: Tensor) -> Callable[[], None]:
+        from tightwire.compression import Identity
+        from tightwire.reducers.averager import Round
+        from tightwire.reducers.mixers import DPSGD
+        from tightwire.reducers.neighbours import Lost, Neighbours
+
+        graph = build_graph(name.partition(":")[2], self.transport.size)
+        neighbours = Neighbours(graph, self.transport.channel(), Lost(), tag=0)
+        mixer, rounds = DPSGD(neighbours, (Identity(),), buffer), itertools.count(1)
+        return lambda: mixer.prepare(buffer, Round(number=next(rounds)))
 
     def _time(self, run: Callable[[], None], rounds: int) -> float:
         """Returns the seconds of one round on the slowest rank."""
@@ -196,13 +254,16 @@ class Worker:
 
     def _row(self, name: str, num_bytes: int, seconds: Sequence[float], scheduling: str) -> Row:
         median_s = statistics.median(seconds)
-        bound_s = wire_bound_s(name, num_bytes, self.bench.workers, self.bench.rate_bytes_per_s)
+        lab = self.bench.lab
+        bound_s, own_s = wire_bound_s(name, num_bytes, lab), own_bound_s(name, num_bytes, lab)
         return Row(
             program=name,
             bytes=num_bytes,
             seconds=median_s,
             wire_bound_s=bound_s,
             ratio=median_s / bound_s,
+            own_bound_s=own_s,
+            own_ratio=median_s / own_s,
             low_s=min(seconds),
             high_s=max(seconds),
             scheduling=scheduling,

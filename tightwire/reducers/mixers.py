@@ -13,6 +13,7 @@ from typing import ClassVar, TypeVar, final
 import torch
 from torch import Tensor
 
+from tightwire.collectives.gossip.mixing import ROUNDING
 from tightwire.collectives.memory import mix
 from tightwire.compression import Codec, Identity
 from tightwire.compression.gossip import DCD, ECD, Choco, DeepSqueeze, GossipStage
@@ -44,6 +45,7 @@ class Mixer(abc.ABC):
         """
         self.neighbours = neighbours
         self._compression = tuple(compression)
+        self._whose = neighbours.rank  # of whom a message's random numbers are
         self._scratch = torch.empty_like(start)
 
     def prepare(self, x: Tensor, now: Round) -> None:
@@ -76,17 +78,29 @@ class Mixer(abc.ABC):
         """Makes the round's message of `x`, in whose place is then what the message does not carry; returns it."""
         codec = self._codec(now)
         message = self.neighbours.message(codec.wire_bytes(x.numel(), x.itemsize))
-        codec.encode(x, message, seed=mix(now.seed, self.neighbours.rank, 0))
+        codec.encode(x, message, seed=mix(now.seed, self._whose, self.neighbours.tag))
         return message
 
+    def _send_copy(self, x: Tensor, now: Round) -> None:
+        """Makes the round's message of `x`, and leaves `x` as it is."""
+        if isinstance(self._codec(now), Identity):
+            self.neighbours.message(x.nbytes).view(x.dtype).copy_(x)
+        else:
+            self._send(self._scratch.copy_(x), now)
+
     def _mix(self, own: Tensor, out: Tensor, now: Round) -> None:
-        """Writes Σ Wᵢⱼvⱼ to `out`, where vᵢ is `own` and the others' are the messages; what is lost counts as own."""
-        out.zero_()
-        given = 0.0
-        for heard in self.neighbours.exchange(now.number):
+        """Sends `own`, and writes Σ Wᵢⱼvⱼ to `out`, where vᵢ is `own`; what is lost counts as own."""
+        self._send_copy(own, now)
+        arrivals = self.neighbours.exchange(now.number)
+        rank = self.neighbours.rank
+        kept = self.neighbours.graph.at(now.number).weight(rank, rank)
+        torch.mul(own, kept, out=out)  # while messages travel
+        missing = 1.0 - kept
+        for heard in arrivals:
             self._add(heard, out, now)
-            given += heard.weight
-        out.add_(own, alpha=1.0 - given)
+            missing -= heard.weight
+        if missing > ROUNDING:
+            out.add_(own, alpha=missing)
 
     def _add(self, heard: Heard, out: Tensor, now: Round) -> None:
         codec = self._codec(now)
@@ -108,7 +122,6 @@ class DPSGD(Mixer):
         self._mixed = start.clone()
 
     def prepare(self, x: Tensor, now: Round) -> None:  # noqa: D102
-        self._send(self._scratch.copy_(x), now)
         self._mix(x, self._mixed, now)
 
     def run(self, x: Tensor, half: Tensor, now: Round) -> None:  # noqa: D102
@@ -127,7 +140,6 @@ class Averaging(Mixer):
         self._mixed = torch.empty_like(start)
 
     def run(self, x: Tensor, half: Tensor, now: Round) -> None:  # noqa: D102
-        self._send(self._scratch.copy_(half), now)
         self._mix(half, self._mixed, now)
         half.copy_(self._mixed)
 
@@ -147,7 +159,6 @@ class D2(Mixer):
 
     def run(self, x: Tensor, half: Tensor, now: Round) -> None:  # noqa: D102
         extrapolated = self._before.neg_().add_(x).add_(half)
-        self._send(self._scratch.copy_(extrapolated), now)
         self._mix(extrapolated, self._mixed, now)
         if self._is_lazy:
             self._mixed.add_(extrapolated).div_(2)
@@ -179,7 +190,7 @@ class SGP(Mixer):
         own = self.neighbours.graph.at(now.number).push_share(self.neighbours.rank)
         torch.mul(half, own, out=self._pushed)
         weight = own * self.weight
-        self._send(self._scratch.copy_(half), now)
+        self._send_copy(half, now)
         for heard in self.neighbours.exchange(now.number, share=self.weight, pushes=True):
             self._add(heard, self._pushed, now)
             weight += heard.weight * heard.share

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,8 +12,10 @@ from torch import Tensor
 
 from tightwire.collectives.gossip import Graph, round_program
 from tightwire.collectives.gossip.header import HEADER_BYTES
+from tightwire.collectives.program import Transfer
 from tightwire.errors import TransportError
 from tightwire.transport import Transport
+from tightwire.transport.base import Work
 from tightwire.transport.blame import name_ranks
 
 logger = logging.getLogger(__name__)
@@ -65,6 +67,7 @@ class Neighbours:
     Attributes:
         graph: who they are.
         rank: this worker.
+        tag: tells buckets over one transport apart.
         bytes_sent: payload and headers handed to the transport so far, by formula.
         awaited: whom a message is awaited from or being sent to at present; for whoever waits for this.
     """
@@ -73,7 +76,7 @@ class Neighbours:
         self.graph, self.rank, self.lost = graph, transport.rank, lost
         self.bytes_sent = 0
         self.awaited: frozenset[int] = frozenset()
-        self._transport, self._tag = transport, tag
+        self._transport, self.tag = transport, tag
         self._outgoing = torch.empty(0, dtype=torch.uint8)
         self._landings: dict[int, Tensor] = {}
 
@@ -83,7 +86,7 @@ class Neighbours:
         return self._outgoing[HEADER_BYTES:]
 
     def exchange(self, round_number: int, *, share: float = 1.0, pushes: bool = False) -> Iterator[Heard]:
-        """Sends the message to all neighbours, and yields theirs, by rank.
+        """Sends the message to all neighbours, and then yields theirs, by rank, as they come.
 
         Args:
             round_number: the same on every rank.
@@ -99,13 +102,21 @@ class Neighbours:
         program = round_program(mixing)
         self._outgoing[:HEADER_BYTES] = _bytes(_HEADER.pack(round_number, self.rank, share))
         sources = [t for t in program.receives(self.rank) if t.src not in self.lost.ranks]
-        receives = [(t, self._transport.irecv(self._landing(t.src), t.src, self._tag)) for t in sources]
+        receives = [(t, self._transport.irecv(self._landing(t.src), t.src, self.tag)) for t in sources]
         sends = [
-            (t.dst, self._transport.isend(self._outgoing, t.dst, self._tag))
+            (t.dst, self._transport.isend(self._outgoing, t.dst, self.tag))
             for t in program.sends(self.rank)
             if t.dst not in self.lost.ranks
         ]
         self.bytes_sent += len(sends) * len(self._outgoing)
+        return self._arrivals(round_number, receives, sends)
+
+    def _arrivals(
+        self,
+        round_number: int,
+        receives: Sequence[tuple[Transfer, Work]],
+        sends: Sequence[tuple[int, Work]],
+    ) -> Iterator[Heard]:
         for t, work in receives:
             self.awaited = frozenset({t.src})
             if work.attend():
