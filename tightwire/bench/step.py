@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tightwire.bench.collectives import PAYLOAD_SHARE
+from tightwire.bench.programs import PAYLOAD_SHARE
 from tightwire.errors import LabError, PlanError
 from tightwire.lab import Lab, Line, Topology
 from tightwire.plan import Plan
@@ -34,7 +34,7 @@ DDP_SIZES_MB = (1, 2, 4, 8, 16, 32)
 FUSION_SIZES = ("512KiB", "1MiB", "2MiB", "4MiB", "8MiB", "16MiB", "32MiB")
 SCHEDULES = (
     "sequential", "wfbp", "mgwfbp", "ascwfbp", "tictac", "p3:1MiB", "pace", "bytescheduler", "bytescheduler:1MiB,4MiB",
-    "bytescheduler:2MiB,4MiB",
+    "bytescheduler:2MiB,4MiB", "bytescheduler:4MiB,8MiB", "dear", "auto",
 )  # fmt: skip
 WARM_UP_STEPS = 7  # schedules that measure themselves have rebuilt their buckets by then
 SEARCH_STEPS = 400  # `auto` may take so many before it is measured; it stops by itself
@@ -286,8 +286,8 @@ class Worker:
             called = DistributedDataParallel(model, bucket_cap_mb=bucket_mb)
             yield lambda: _step(called, optimizer, x), lambda: True
             return
-        with attach(model, optimizer, plan, transport=self.transport):
-            yield lambda: _step(model, optimizer, x), lambda: True
+        with attach(model, optimizer, plan, transport=self.transport) as run:
+            yield lambda: _step(model, optimizer, x), lambda: run.is_settled
 
     def _time(self, step: Callable[[], None], is_settled: Callable[[], bool]) -> list[float]:
         """Returns the seconds of each step on the slowest rank."""

@@ -14,11 +14,14 @@ from rich.table import Table
 from tightwire.bench import collectives as collectives_bench
 from tightwire.bench import kernels as kernels_bench
 from tightwire.bench.collectives import Bench, Row
+from tightwire.bench.programs import split_programs
+from tightwire.cli.step import step
 from tightwire.errors import LabError, TightwireError
 from tightwire.lab import parse_rate
 from tightwire.plan import parse_bytes, print_bytes
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.command()(step)
 
 
 @app.callback()
@@ -34,8 +37,15 @@ def collectives(
         str, typer.Option(help="Sizes of the averaged buffer, by comma: 16KiB, 16MiB.")
     ] = "1KiB,4KiB,16KiB,64KiB,1MiB,16MiB,64MiB",
     programs: Annotated[
-        str, typer.Option(help="Programs by comma; gloo is stock torch.distributed.all_reduce.")
-    ] = "gloo,native,ring,recursive-doubling",
+        str,
+        typer.Option(
+            help="By comma, as after allreduce: in a plan, a codec after a slash: torus,shape=2x2, hierarchical/int8; "
+            "gossip:GRAPH; gloo is stock torch.distributed.all_reduce."
+        ),
+    ] = "gloo,native,ring,recursive-doubling,halving-doubling,direct,double-tree,auto",
+    topology: Annotated[
+        str, typer.Option(help="star, or nodes=2x2,inside=2gbit,across=100mbit: 2 nodes of 2 hosts.")
+    ] = "star",
     samples: Annotated[int, typer.Option(help="Per program and size; the median counts.", min=1)] = 7,
     as_json: Annotated[
         bool, typer.Option("--json", help="End with one line of JSON on standard output.")
@@ -50,6 +60,9 @@ def collectives(
         tightwire bench collectives --workers 4 --rate 1gbit
 
         tightwire bench collectives --sizes 16MB,64MB --programs gloo,ring --json
+
+        tightwire bench collectives --topology nodes=2x2,inside=2gbit,across=100mbit --sizes 16MB
+        --programs ring,ring,order=0-2-1-3,hierarchical,hierarchical/int8
     """
     try:
         rate_bytes_per_s = parse_rate(rate)
@@ -59,8 +72,9 @@ def collectives(
             workers=workers,
             rate_bytes_per_s=rate_bytes_per_s,
             sizes=tuple(map(parse_bytes, sizes.split(","))),
-            programs=tuple(programs.split(",")),
+            programs=split_programs(programs),
             samples=samples,
+            topology=topology,
         )
         rows, about = _measure_with_progress(asked)
     except (TightwireError, ValueError) as error:
@@ -83,7 +97,7 @@ def _measure_with_progress(asked: Bench) -> tuple[list[Row], str]:
 
 
 def _print_rows(rows: list[Row]) -> None:
-    table = Table("size", "program", "ms", "range", "bound ms", "ratio")
+    table = Table("size", "program", "ms", "range", "bound ms", "ratio", "of own bound")
     table.columns[1].no_wrap = True
     for column in table.columns[2:]:
         column.justify = "right"
@@ -95,6 +109,7 @@ def _print_rows(rows: list[Row]) -> None:
             f"{row.low_s * 1e3:.2f}–{row.high_s * 1e3:.2f}",
             f"{row.wire_bound_s * 1e3:.2f}",
             f"{row.ratio:.2f}",
+            f"{row.own_ratio:.2f}",
             end_section=i + 1 < len(rows) and rows[i + 1].bytes != row.bytes,
         )
     if any(row.scheduling == "batch" for row in rows):
@@ -140,6 +155,7 @@ def kernels(
 
 def _print_kernels(rows: list[kernels_bench.Row]) -> None:
     table = Table("codec", "phase", "elements", "ms", "copy ms", "ratio", "torch ms", "floor ms", "of floor")
+    table.columns[0].no_wrap = True
     for column in table.columns[2:]:
         column.justify = "right"
     for row in rows:
