@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import typer
@@ -31,7 +33,7 @@ def methods(
     """
     rows = list(describe())
     if as_json:
-        typer.echo(json.dumps({"methods": rows}))
+        typer.echo(json.dumps({"methods": rows, "legality": [asdict(case) for case in legality()]}))
     else:
         _print(rows)
 
@@ -43,6 +45,42 @@ def describe() -> Iterator[dict[str, Any]]:
             yield _row(axis, name, member.title, member.paper, member.example or name)
         for name, recipe in PROGRAMS.items() if axis == "architecture" else ():
             yield _row(axis, f"allreduce:{name}", recipe.title, recipe.paper, f"allreduce:{name}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One cell of the legality matrix.
+
+    Attributes:
+        sync: a policy.
+        architecture: who talks to whom.
+        compression: what is sent.
+        refusal: why they do not go together, with the nearest legal plans; None where they do.
+    """
+
+    sync: str
+    architecture: str
+    compression: str
+    refusal: str | None
+
+    @property
+    def plan(self) -> str:
+        """The text of the three together."""
+        return f"{self.sync}/{self.architecture}/{self.compression}"
+
+
+def legality() -> Iterator[Case]:
+    """Yields sync × architecture × compression, every member as its example shows it."""
+    examples = {axis: [m.example or m.name for m in catalogue(axis).values()] for axis in FAMILIES}
+    for sync, architecture, compression in itertools.product(
+        examples["sync"], examples["architecture"], examples["compression"]
+    ):
+        try:
+            Plan.parse(f"{sync}/{architecture}/{compression}")
+            refusal = None
+        except PlanError as error:
+            refusal = str(error)
+        yield Case(sync=sync, architecture=architecture, compression=compression, refusal=refusal)
 
 
 def _row(axis: Axis, name: str, title: str, paper: str, text: str) -> dict[str, Any]:
@@ -91,3 +129,31 @@ def _print_legality(rows: list[dict[str, Any]]) -> None:
         if axis == "compression":
             table.add_row(text, *("yes" if text in row["combines_with"] else "–" for row in carriers))
     Console().print(table)
+    _print_policies()
+
+
+def _print_policies() -> None:
+    """Prints how many compressions each policy takes over each architecture, and why some take none."""
+    cases = list(legality())
+    architectures = list(dict.fromkeys(case.architecture for case in cases))
+    table = Table("sync", *architectures, title="when × who: by how many compressions")
+    table.columns[0].no_wrap = True
+    reasons: dict[str, list[str]] = {}
+    for sync in dict.fromkeys(case.sync for case in cases):
+        cells = []
+        for architecture in architectures:
+            mine = [case for case in cases if (case.sync, case.architecture) == (sync, architecture)]
+            legal = sum(case.refusal is None for case in mine)
+            cells.append(f"{legal} of {len(mine)}" if legal else "–")
+            if not legal:
+                reasons.setdefault(_reason(mine), []).append(sync)
+        table.add_row(sync, *cells)
+    Console().print(table)
+    for reason, syncs in reasons.items():
+        typer.echo(f"– {', '.join(syncs)} {reason}")
+
+
+def _reason(cases: list[Case]) -> str:
+    """Returns why a pair takes nothing, not even no compression; without the name that it begins with."""
+    plain = next(case for case in cases if case.compression == "none")
+    return str(plain.refusal).partition("\n")[0].partition(" ")[2]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tightwire.errors import PlanError
-from tightwire.plan import Plan, Refusal
-from tightwire.sync.lag import refuse_compression
+from tightwire.plan import Plan, Refusal, text_with
+from tightwire.sync.lag import refuse_architecture, refuse_compression
 from tightwire.sync.sync import Quantity, Sync
 
 
@@ -49,5 +49,12 @@ class Gaia(Sync):
         return 1
 
     def refusal(self, plan: Plan) -> Refusal | None:
-        """Refuses compression: the filter is one."""
-        return super().refusal(plan) or refuse_compression(plan)
+        """Refuses compression, for the filter is one, and a program, for it sends straight to all."""
+        if refusal := super().refusal(plan) or refuse_compression(plan) or refuse_architecture(plan):
+            return refusal
+        if str(plan.architecture) == "allreduce":
+            return None
+        return Refusal(
+            reason=f"{self} cannot travel by {plan.architecture}: it brings an exchange of its own.",
+            nearest=(text_with(plan, architecture="allreduce"),),
+        )

@@ -51,8 +51,8 @@ class Lag(Sync):
         return 1
 
     def refusal(self, plan: Plan) -> Refusal | None:
-        """Refuses compression: what a worker skips is measured against what it sent, whole."""
-        return super().refusal(plan) or refuse_compression(plan)
+        """Refuses compression, for what a worker skips is measured against what it sent, and what is no all-reduce."""
+        return super().refusal(plan) or refuse_compression(plan) or refuse_architecture(plan)
 
 
 def refuse_compression(plan: Plan) -> Refusal | None:
@@ -63,4 +63,15 @@ def refuse_compression(plan: Plan) -> Refusal | None:
         reason=f"{plan.sync} chooses on its own what to send, and compares it with what others have of it: "
         f"{plan.compression_text} would send something else.",
         nearest=(text_with(plan, compression="none"), text_with(plan, sync="bsp")),
+    )
+
+
+def refuse_architecture(plan: Plan) -> Refusal | None:
+    """Refuses anything but an all-reduce, for policies whose exchange depends on who sends."""
+    if plan.architecture.name == "allreduce":
+        return None
+    return Refusal(
+        reason=f"{plan.sync} cannot work over {plan.architecture}: who sends changes from step to step, and with it "
+        "the way that messages take.",
+        nearest=(text_with(plan, architecture="allreduce"),),
     )
