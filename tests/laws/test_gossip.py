@@ -24,6 +24,7 @@ from tightwire.collectives.gossip import (
     connected,
     round_program,
 )
+from tightwire.collectives.gossip.graphs import bandwidth
 from tightwire.collectives.gossip.header import round_bytes
 from tightwire.errors import PeerError, PlanError, ProgramError
 from tightwire.plan import Plan
@@ -55,6 +56,9 @@ PLANS = [
     *(f"bsp/gossip:exponential/{compression}/fusion:64" for compression in COMPRESSIONS),
     "bsp/gossip:expander/topk:0.2+choco:gamma=0.3+min:64B,dims=2",
     "bsp/gossip/int8+choco+dense-first:2",
+    "bsp/gossip:bandwidth/saps:0.2",
+    "diloco:2,outer_momentum=0.5/gossip:noloco",
+    "local:2/gossip:exponential/saps:0.3/fusion:64",
 ]
 
 
@@ -99,7 +103,7 @@ def test_no_number_of_workers_but_legal_ones() -> None:
         build_graph("torus", 7)
     with pytest.raises(ProgramError, match="at least 2"):
         build_graph("ring", 1)
-    with pytest.raises(ProgramError, match="known: complete"):
+    with pytest.raises(ProgramError, match="known: bandwidth, complete"):
         build_graph("circle", 4)
 
 
@@ -260,6 +264,19 @@ def deepsqueeze(graph: Graph, steps: int, codec: Codec, eta: float) -> list[Matr
     return seen
 
 
+def noloco(graph: Graph, steps: int, every: int) -> list[Matrix]:
+    slow, move, seen = np.zeros((graph.num_ranks, DIM)), np.zeros((graph.num_ranks, DIM)), []
+    fast = slow
+    for t in range(1, steps + 1):
+        fast = fast - gradient(fast)
+        if t % every == 0:
+            w = graph.at(t // every).dense()
+            move = 0.5 * move - 0.7 * w @ (slow - fast) - (slow - w @ slow)
+            slow = fast = slow + move
+        seen.append(fast)
+    return seen
+
+
 ring, star, peers, exponential = (
     build_graph(g, 5) for g in ("ring", "star", "one-peer-exponential", "exponential")
 )
@@ -270,6 +287,7 @@ PAPERS: dict[str, list[Matrix]] = {
     "bsp/gossip:star,method=d2": d2(star, 12),
     "bsp/gossip:star,method=sgp": sgp(star, 12),
     "bsp/gossip:sgp": sgp(peers, 12),
+    "diloco:3,outer_momentum=0.5/gossip:noloco": noloco(build_graph("random-matching", 5), 12, 3),
     "bsp/gossip/choco:none,gamma=0.5": choco(ring, 12, exact, 0.5),
     "bsp/gossip:exponential/choco:topk=0.3,gamma=0.3": choco(exponential, 12, largest, 0.3),
     "bsp/gossip/dcd:none": dcd(ring, 12, exact),
@@ -323,6 +341,30 @@ def test_consensus_follows_the_spectral_gap(name: str, n: int) -> None:
     distances = np.linalg.norm(seen - seen.mean(0), axis=(0, 2))
     predicted = distances[0] * (1 - graph.at(1).spectral_gap) ** np.arange(rounds + 1)
     np.testing.assert_allclose(distances, predicted, rtol=0.05)
+
+
+def test_saps_mixes_a_few_elements_and_the_same_on_all() -> None:
+    """Elements that were drawn are mixed by W, all others are each worker's own; the mean is that of plain descent."""
+    w, steps = ring.at(1).dense(), 6
+    seen = descend("bsp/gossip/saps:0.34", 5, steps)
+    x = np.zeros((5, DIM))
+    for after in seen:
+        half = x - gradient(x)
+        mixed = np.isclose(after, w @ half).all(0)
+        own = np.isclose(after, half).all(0)
+        assert (mixed | own).all()
+        assert (mixed & ~own).sum() == 3
+        x = after
+
+
+def test_bandwidth_goes_along_fast_links_and_connects_all() -> None:
+    n = 8
+    rates = [[0.0 if a == b else 1e8 if a // 4 == b // 4 else 1e6 for b in range(n)] for a in range(n)]
+    graph = connected(bandwidth(n, rates))
+    used = [edge for number in range(1, 101) for edge in graph.at(number).edges()]
+    fast = sum(a // 4 == b // 4 for a, b in used)
+    assert 0.75 < fast / len(used) < 1
+    assert all(len(graph.at(number).edges()) == n for number in range(1, 101))
 
 
 # --- laws of whole runs ------------------------------------------------------------------------------------------
@@ -535,6 +577,11 @@ REFUSED = {
     "bsp/gossip:exponential,method=d2": "bsp/gossip:method=d2",
     "bsp/gossip:d2/choco:int8": "bsp/gossip/int8+choco",
     "local:4,overlap=2/gossip": "local:4/gossip",
+    "local:4/gossip:noloco": "diloco:64/gossip:random-matching,noloco",
+    "bsp/gossip/none/p3": "bsp/gossip",
+    "local:4/gossip/none/streaming:2": "local:4/gossip",
+    "slowmo:4/gossip:noloco": "diloco:64/gossip:random-matching,noloco",
+    "bsp/gossip/topk:0.1+saps": "bsp/gossip/randomk:0.01+saps",
 }
 
 

@@ -10,7 +10,7 @@ from tightwire.compression.cosines import Cosines
 from tightwire.compression.directions import Signed
 from tightwire.compression.feedback import DIANA, EF21, ErrorFeedback
 from tightwire.compression.floats import Float8, Natural
-from tightwire.compression.gossip import DCD, ECD, Choco, DeepSqueeze, GossipStage
+from tightwire.compression.gossip import DCD, ECD, SAPS, Choco, DeepSqueeze, GossipStage
 from tightwire.compression.picking import AdaComp, Variance
 from tightwire.compression.recipes import RECIPES, Recipe
 from tightwire.compression.rounds import DenseEvery, DenseFirst, DenseGrowing, WarmUp
@@ -68,6 +68,7 @@ MEMBERS: tuple[type[Member], ...] = (
     DeepSqueeze,
     DCD,
     ECD,
+    SAPS,
     *RECIPES,
     *SPARSE_RECIPES,
 )
@@ -80,6 +81,7 @@ __all__ = [
     "MEMBERS",
     "NUQSGD",
     "QSGD",
+    "SAPS",
     "SBC",
     "STC",
     "AdaComp",

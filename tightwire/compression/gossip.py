@@ -11,8 +11,10 @@ import abc
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
+from tightwire.compression.casts import Identity
 from tightwire.compression.codec import Codec
 from tightwire.compression.feedback import ErrorFeedback
+from tightwire.compression.sparse_random import RandomK
 from tightwire.compression.stage import Stage, refuse
 from tightwire.errors import PlanError
 from tightwire.plan import Member, Plan, Refusal, parse_compression, text_with
@@ -152,6 +154,45 @@ class ECD(GossipStage):
     title: ClassVar[str] = "ECD-PSGD: gossip that compresses extrapolations"
     paper: ClassVar[str] = "Tang et al. 2018, arXiv:1803.06443, Algorithm 2"
     example: ClassVar[str] = "ecd:fp16"
+
+
+@final
+@dataclass(frozen=True)
+class SAPS(GossipStage):
+    """Mixes the same random elements on all workers, and leaves the others: x ← x½ + Σ Wᵢⱼ(m ∘ xⱼ½) − m ∘ xᵢ½.
+
+    Nothing is lost, so nothing is remembered. The paper's peer, one per round and along fast links, is the graph
+    `bandwidth`: `bsp/gossip:bandwidth/saps:0.01`.
+
+    Attributes:
+        codec: `randomk:RATIO`, or the ratio alone.
+    """
+
+    name: ClassVar[str] = "saps"
+    title: ClassVar[str] = "SAPS-PSGD: the same random elements mixed everywhere"
+    paper: ClassVar[str] = "Tang, Shi, Chu 2020, arXiv:2002.09692"
+    example: ClassVar[str] = "saps:0.01"
+    needs_static: ClassVar[bool] = False
+
+    def expand(self) -> tuple[Member, ...]:
+        """Reads a ratio as that of `randomk`."""
+        if self.codec.partition(":")[0].replace(".", "").replace("e-", "").isdigit():
+            return replace(self, codec=f"randomk:{self.codec}").expand()
+        return super().expand()
+
+    def refusal(self, plan: Plan) -> Refusal | None:
+        """Refuses a codec that chooses other elements on other workers."""
+        sender = plan.compression[0]
+        if (refusal := super().refusal(plan)) or isinstance(sender, RandomK | Identity):
+            return refusal
+        others = [stage for stage in plan.compression[1:] if stage != self]
+        return Refusal(
+            reason=f"saps mixes the same elements on all workers, and {sender} chooses for each.",
+            nearest=(
+                text_with(plan, compression="+".join(map(str, (RandomK(0.01), self, *others)))),
+                text_with(plan, compression="+".join(map(str, (sender, Choco(), *others)))),
+            ),
+        )
 
 
 def _require_share(stage: GossipStage, field: str, value: float) -> None:

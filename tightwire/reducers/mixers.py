@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from typing import ClassVar, TypeVar, final
+from typing import ClassVar, TypeVar, cast, final
 
 import torch
 from torch import Tensor
 
+from tightwire.collectives.gossip import Gossip
 from tightwire.collectives.gossip.mixing import ROUNDING
 from tightwire.collectives.memory import mix
 from tightwire.compression import Codec, Identity
-from tightwire.compression.gossip import DCD, ECD, Choco, DeepSqueeze, GossipStage
+from tightwire.compression.gossip import DCD, ECD, SAPS, Choco, DeepSqueeze, GossipStage
 from tightwire.compression.stage import sender_at
-from tightwire.plan import Member
+from tightwire.plan import Member, Plan
 from tightwire.reducers.averager import Round
 from tightwire.reducers.neighbours import Heard, Neighbours
 
@@ -294,30 +295,93 @@ class DeepSqueezeMixer(_Compressed):
         self._leftover.zero_()
 
 
+@final
+class SAPSMixer(_Compressed):
+    """x ← x½ + Σ Wᵢⱼ C(xⱼ½) − C(xᵢ½), where C keeps the same elements on all workers in a round."""
+
+    def __init__(self, neighbours: Neighbours, compression: Sequence[Member], start: Tensor) -> None:
+        super().__init__(neighbours, compression, start)
+        self._whose = 0
+
+    def run(self, x: Tensor, half: Tensor, now: Round) -> None:  # noqa: D102
+        self._leftover.copy_(half)
+        self._sum.zero_()
+        self._tell(self._leftover, now, self._sum)
+        half.add_(self._sum).sub_(self._own)
+
+    def kept(self) -> dict[str, Tensor]:  # noqa: D102
+        return {}
+
+
+@final
+class NoLoCo(Mixer):
+    """δ ← αδ − βΣ WᵢⱼΔⱼ − γ(φᵢ − Σ Wᵢⱼφⱼ); φ ← φ + δ, with slow parameters φ, fast ones θ and Δ = φ − θ.
+
+    With DiLoCo's sign of Δ; α and β are the outer step's momentum and rate. γ = 1: where nothing moves, a pair's slow
+    parameters meet. A message holds Δ and φ.
+    """
+
+    GAMMA: ClassVar[float] = 1.0
+
+    def __init__(
+        self,
+        neighbours: Neighbours,
+        compression: Sequence[Member],
+        start: Tensor,
+        *,
+        lr: float,
+        momentum: float,
+    ) -> None:
+        super().__init__(neighbours, compression, torch.cat([start, start]))
+        self._lr, self._momentum = lr, momentum
+        self._told, self._mixed = torch.empty_like(self._scratch), torch.empty_like(self._scratch)
+        self._move = torch.zeros_like(start)
+
+    def run(self, x: Tensor, half: Tensor, now: Round) -> None:  # noqa: D102
+        change, slow = self._told[: len(x)], self._told[len(x) :]
+        torch.sub(x, half, out=change)
+        slow.copy_(x)
+        self._mix(self._told, self._mixed, now)
+        mean_change, mean_slow = self._mixed[: len(x)], self._mixed[len(x) :]
+        self._move.mul_(self._momentum).sub_(mean_change, alpha=self._lr)
+        self._move.add_(mean_slow, alpha=self.GAMMA).sub_(x, alpha=self.GAMMA)
+        torch.add(x, self._move, out=half)
+
+    def kept(self) -> dict[str, Tensor]:  # noqa: D102
+        return {"move": self._move}
+
+    def restart(self, x: Tensor) -> None:  # noqa: D102
+        self._move.zero_()
+
+
 METHOD_MIXERS: dict[str, type[Mixer]] = {"d-psgd": DPSGD, "d2": D2, "sgp": SGP}
 STAGE_MIXERS: dict[type[GossipStage], type[Mixer]] = {
     Choco: ChocoMixer,
     DCD: DCDMixer,
     ECD: ECDMixer,
     DeepSqueeze: DeepSqueezeMixer,
+    SAPS: SAPSMixer,
 }
 
 
-def build_mixer(
-    method: str, compression: Sequence[Member], neighbours: Neighbours, start: Tensor, *, every_step: bool
-) -> Mixer:
+def build_mixer(plan: Plan, compression: Sequence[Member], neighbours: Neighbours, start: Tensor) -> Mixer:
     """Builds the mixer of one bucket.
 
     Args:
-        method: one of `METHOD_MIXERS`, where no stage brings its own steps.
+        plan: its method counts where no stage brings its own steps; where workers make several steps between rounds,
+            plain gossip averages what they made.
         compression: a codec, and the stages around it.
         neighbours: of this worker.
         start: (numel,) the parameters, equal on all ranks.
-        every_step: whether workers gossip after each step; if not, plain gossip averages what several steps made.
     """
+    architecture, sync = cast(Gossip, plan.architecture), plan.sync
+    if architecture.way.slow:
+        outer = sync.outer  # type: ignore[attr-defined]
+        return NoLoCo(neighbours, compression, start, lr=outer.lr, momentum=outer.momentum)
     stage = next((type(s) for s in compression if isinstance(s, GossipStage)), None)
-    kind = STAGE_MIXERS[stage] if stage else METHOD_MIXERS[method]
-    return (Averaging if kind is DPSGD and not every_step else kind)(neighbours, compression, start)
+    kind = STAGE_MIXERS[stage] if stage else METHOD_MIXERS[architecture.method]
+    is_local = "gradients" not in sync.exchanges  # type: ignore[attr-defined]
+    return (Averaging if kind is DPSGD and is_local else kind)(neighbours, compression, start)
 
 
 def consensus_rate(codec: Member) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -10,16 +10,13 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from tightwire.buckets import Bucket, BucketLayout, plan_layout
-from tightwire.collectives.gossip import Gossip
 from tightwire.compression import Codec, warm_up
 from tightwire.plan import Member, Plan
 from tightwire.reducers.averager import is_finite
 from tightwire.reducers.mixers import SGP, Mixer, build_mixer
-from tightwire.reducers.neighbours import Lost, Neighbours
+from tightwire.reducers.neighbours import Neighbours
 from tightwire.runtime.fabric import Fabric, require_cpu
 from tightwire.schedule import Schedule, TensorFacts
-from tightwire.sync import Sync
-from tightwire.transport import Transport
 
 
 class Slot:
@@ -72,24 +69,24 @@ class Slot:
 
 
 def build_slots(
-    parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric, channel: Transport, lost: Lost
+    parameters: Mapping[str, Parameter],
+    plan: Plan,
+    fabric: Fabric,
+    neighbours: Callable[[int], Neighbours],
 ) -> list[Slot]:
-    """Builds the buckets that the plan's schedule makes of parameters, each with the mixer of its compression."""
-    architecture, sync = cast(Gossip, plan.architecture), cast(Sync, plan.sync)
-    graph = architecture.over(channel.size)
+    """Builds the buckets that the plan's schedule makes of parameters, each with the mixer of its compression.
+
+    Args:
+        parameters: by name.
+        plan: of gossip.
+        fabric: over all workers.
+        neighbours: makes those of a bucket from its number.
+    """
     slots = []
     for number, (layout, compression) in enumerate(cut(parameters, plan, fabric)):
-        warm_up(
-            cast(Codec, compression[0]), layout.dtype
-        )  # kernels are compiled now, not within the first step
+        warm_up(cast(Codec, compression[0]), layout.dtype)  # compiled now, not within the first step
         slot = Slot(layout, parameters)
-        slot.mixer = build_mixer(
-            architecture.method,
-            compression,
-            Neighbours(graph, channel, lost, tag=number),
-            slot.anchor.flat,
-            every_step=sync.averages_gradients(1),
-        )
+        slot.mixer = build_mixer(plan, compression, neighbours(number), slot.anchor.flat)
         slots.append(slot)
     return slots
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 from tightwire.collectives.architecture import Architecture
-from tightwire.collectives.gossip.graphs import GRAPHS, Graph, build_graph
+from tightwire.collectives.gossip.graphs import GRAPHS, Graph, bandwidth, build_graph, connected
 from tightwire.collectives.gossip.methods import METHODS, Method
 from tightwire.collectives.gossip.rounds import round_program
 from tightwire.collectives.program import Program
@@ -16,6 +17,9 @@ from tightwire.compression.gossip import Choco, GossipStage
 from tightwire.compression.stage import Stage
 from tightwire.errors import PlanError
 from tightwire.plan import Member, Plan, Refusal, text_with
+
+# Those that only say what shares a bucket.
+SCHEDULES = ("sequential", "wfbp", "fusion")
 
 
 @final
@@ -38,8 +42,6 @@ class Gossip(Architecture):
     paper: ClassVar[str] = (
         "Lian et al. 2017, arXiv:1705.09056; Ying et al. 2021, arXiv:2110.13363; Assran et al. 2019"
     )
-
-    agrees: ClassVar[bool] = False  # replicas differ while training
 
     graph: str = "ring"
     method: str = "d-psgd"
@@ -69,6 +71,11 @@ class Gossip(Architecture):
         return METHODS[self.method]
 
     @property
+    def agrees(self) -> bool:
+        """Whether policies that begin rounds at a common model may use it: each worker's slow one stands for that."""
+        return self.way.slow
+
+    @property
     def asynchronous(self) -> bool:
         """Whether nobody waits, so that `asp` is legal."""
         return not self.way.waits
@@ -81,6 +88,19 @@ class Gossip(Architecture):
         """
         return build_graph(self.graph, num_ranks, self.base, self.budget)
 
+    def along(self, rates: Sequence[Sequence[float]]) -> Graph:
+        """Returns the graph over as many workers as `rates` has rows, drawn by what was measured between them.
+
+        Args:
+            rates: bytes per second between any two, the same on every rank.
+        """
+        return connected(bandwidth(len(rates), rates)) if self.follows_rates else self.over(len(rates))
+
+    @property
+    def follows_rates(self) -> bool:
+        """Whether who mixes with whom depends on what links carry."""
+        return self.graph == "bandwidth"
+
     def program(self, codec: Codec, num_ranks: int) -> Program:
         """Returns the program of the first round; see `program_at`."""
         return self.program_at(1, num_ranks)
@@ -91,7 +111,12 @@ class Gossip(Architecture):
 
     def refusal(self, plan: Plan) -> Refusal | None:
         """Refuses what has no meaning without a common mean, and what a method needs and the graph lacks."""
-        return self._wrong_graph(plan) or self._wrong_sync(plan) or self._wrong_compression(plan)
+        return (
+            self._wrong_graph(plan)
+            or self._wrong_sync(plan)
+            or self._wrong_compression(plan)
+            or self._wrong_schedule(plan)
+        )
 
     def _wrong_graph(self, plan: Plan) -> Refusal | None:
         graph, way = GRAPHS[self.graph], self.way
@@ -127,6 +152,14 @@ class Gossip(Architecture):
         """Refuses what the policies themselves let pass: those that need a common mean speak for themselves."""
         sync = plan.sync
         is_served = getattr(sync, "is_served", False)
+        if self.way.slow and not _has_outer_step(sync):
+            return Refusal(
+                reason=f"{self.method} is about the outer step after local ones, and {sync} has none to average.",
+                nearest=(
+                    text_with(plan, sync="diloco:64"),
+                    text_with(plan, architecture=f"gossip:{self.graph}"),
+                ),
+            )
         if self.asynchronous and not is_served:
             return Refusal(
                 reason=f"{self.method} averages behind computation and waits for nobody, and {sync} waits.",
@@ -141,11 +174,23 @@ class Gossip(Architecture):
             return Refusal(
                 reason=f"{sync} asks for more than gossip does: it sends parameters alone, and waits for neighbours.",
                 nearest=(
-                    text_with(plan, sync=f"local:{getattr(sync, 'steps_per_round', 1)}"),
+                    text_with(
+                        plan,
+                        sync=f"{'diloco' if self.way.slow else 'local'}:{getattr(sync, 'steps_per_round', 1)}",
+                    ),
                     text_with(plan, architecture="allreduce"),
                 ),
             )
         return None
+
+    def _wrong_schedule(self, plan: Plan) -> Refusal | None:
+        if plan.schedule.name in SCHEDULES:
+            return None
+        return Refusal(
+            reason=f"{plan.schedule} orders what a backward pass hands over little by little, and gossip sends "
+            "parameters, all ready at once.",
+            nearest=tuple(text_with(plan, schedule=schedule) for schedule in ("wfbp", "sequential")),
+        )
 
     def _wrong_compression(self, plan: Plan) -> Refusal | None:
         sender, *stages = plan.compression
@@ -163,6 +208,12 @@ class Gossip(Architecture):
         return _with_stages(
             plan, f"{sender} alone would lose a part of the parameters in every round", [Choco(), *stages]
         )
+
+
+def _has_outer_step(sync: Member) -> bool:
+    """Whether rounds end in a step of their own, with a rate and a momentum, and with nothing else."""
+    outer = getattr(sync, "outer", None)
+    return outer is not None and not (outer.is_mean or outer.in_steps or getattr(sync, "elastic", False))
 
 
 def _changes_values(stage: Member) -> bool:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from tightwire.collectives.gossip.matcha import activation
+from tightwire.collectives.gossip.matcha import activation, first_matching
 from tightwire.collectives.gossip.mixing import Mixing, is_connected
 from tightwire.errors import ProgramError
 
@@ -165,6 +165,31 @@ def gossipgrad(n: int) -> Graph:
     return Graph("gossipgrad", n, DRAWS // len(powers) * len(powers), draw)
 
 
+def bandwidth(n: int, rates: Sequence[Sequence[float]] = ()) -> Graph:
+    """Pairs workers anew in every round, along fast links mostly, and often enough along slow ones to connect all.
+
+    After Tang et al. 2020, arXiv:2002.09692, algorithm 3, without its coordinator: all workers draw the same. Three
+    rounds of four take pairs from the fastest links down, in random order where links are as fast as each other to a
+    factor of two; every fourth takes them from all links alike.
+
+    Args:
+        n: N.
+        rates: bytes per second between any two workers, symmetric; none known: all links are alike.
+    """
+
+    def slowness(edge: tuple[int, int]) -> int:
+        return -round(math.log2(max(rates[edge[0]][edge[1]], 1.0)))
+
+    def draw(index: int) -> Mixing:
+        edges = [(a, b) for b in range(n) for a in range(b)]
+        random.Random(f"bandwidth/{index}").shuffle(edges)
+        if rates and index % 4:
+            edges.sort(key=slowness)
+        return Mixing.uniform(n, first_matching(edges), both_ways=True)
+
+    return Graph("bandwidth", n, DRAWS, draw)
+
+
 def matcha(n: int, base: str = "expander", budget: float = 0.5) -> Graph:
     """Activates the matchings of a static graph at random, within a budget (see `Activation`).
 
@@ -210,6 +235,7 @@ GRAPHS: dict[str, GraphRecipe] = {
     "exponential": GraphRecipe(build=exponential, is_symmetric=False),
     "one-peer-exponential": GraphRecipe(build=one_peer_exponential, is_static=False, is_symmetric=False),
     "random-matching": GraphRecipe(build=random_matching, is_static=False),
+    "bandwidth": GraphRecipe(build=bandwidth, is_static=False),
     "expander": GraphRecipe(build=expander),
     "matcha": GraphRecipe(build=matcha, is_static=False),
     "gossipgrad": GraphRecipe(build=gossipgrad, is_static=False, is_symmetric=False),

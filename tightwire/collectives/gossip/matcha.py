@@ -63,6 +63,21 @@ def activation(num_ranks: int, edges: Sequence[tuple[int, int]], budget: float) 
     )
 
 
+def first_matching(edges: Sequence[tuple[int, int]]) -> Matching:
+    """Returns the edges that touch none before them.
+
+    >>> first_matching([(0, 1), (1, 2), (2, 3)])
+    ((0, 1), (2, 3))
+    """
+    met: set[int] = set()
+    kept = []
+    for a, b in edges:
+        if a not in met and b not in met:
+            met |= {a, b}
+            kept.append((a, b))
+    return tuple(kept)
+
+
 def matchings_of(edges: Sequence[tuple[int, int]]) -> list[Matching]:
     """Colours edges so that those of one colour do not touch.
 

@@ -16,6 +16,7 @@ class Method:
         needs_static: whether all rounds must mix alike.
         needs_symmetric: whether who hears must be heard, with equal weight.
         waits: whether a worker waits for its neighbours' round; if not, it needs a sync policy that does not either.
+        slow: whether every worker keeps slow parameters, moved by the outer step of a sync policy that has one.
     """
 
     title: str
@@ -24,6 +25,7 @@ class Method:
     needs_static: bool = False
     needs_symmetric: bool = False
     waits: bool = True
+    slow: bool = False
 
 
 METHODS: dict[str, Method] = {
@@ -48,5 +50,12 @@ METHODS: dict[str, Method] = {
         needs_static=True,
         needs_symmetric=True,
         waits=False,
+    ),
+    "noloco": Method(
+        title="DiLoCo whose outer step is averaged with one random peer",
+        paper="Kolehmainen et al. 2025, arXiv:2506.10911",
+        graph="random-matching",
+        needs_symmetric=True,
+        slow=True,
     ),
 }

@@ -10,10 +10,11 @@ from typing import cast
 
 from torch.nn import Parameter
 
+from tightwire.collectives import Gossip
 from tightwire.plan import Plan
 from tightwire.runtime.engines.async_gossip import AsyncGossipEngine
 from tightwire.runtime.engines.delayed import DelayedEngine
-from tightwire.runtime.engines.engine import Alone, Engine
+from tightwire.runtime.engines.engine import Alone, Engine, Retired
 from tightwire.runtime.engines.gossip import GossipEngine
 from tightwire.runtime.engines.gradients import GradientEngine
 from tightwire.runtime.engines.lazy import LazyEngine
@@ -23,14 +24,14 @@ from tightwire.runtime.engines.significance import SignificanceEngine
 from tightwire.runtime.fabric import Fabric
 from tightwire.sync import Delayed, Lag, Sync
 
-__all__ = ["Alone", "Engine", "build_engine"]
+__all__ = ["Alone", "Engine", "Retired", "build_engine"]
 
 
 def build_engine(parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric) -> Engine:
     """Builds what carries out `plan`. Every rank, in the same order: it opens channels."""
-    if not getattr(plan.architecture, "agrees", True):
-        asynchronous = getattr(plan.architecture, "asynchronous", False)
-        return (AsyncGossipEngine if asynchronous else GossipEngine)(parameters, plan, fabric)
+    if isinstance(plan.architecture, Gossip):
+        engine = AsyncGossipEngine if plan.architecture.asynchronous else GossipEngine
+        return engine(parameters, plan, fabric)
     if getattr(plan.sync, "is_served", False) or getattr(plan.architecture, "servers", 0):
         return ServerEngine(parameters, plan, fabric)
     if isinstance(plan.sync, Delayed) and plan.sync.steps:

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from tightwire.buckets import Bucket
-from tightwire.collectives.gossip import Gossip
+from tightwire.collectives.gossip import Gossip, Graph
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
 from tightwire.reducers.averager import Round
-from tightwire.reducers.neighbours import Lost
+from tightwire.reducers.links import measure_rates, probed_bytes
+from tightwire.reducers.neighbours import Lost, Neighbours
 from tightwire.reducers.survivors import Survivors
 from tightwire.runtime.agreement import require_agreement
 from tightwire.runtime.engines.engine import Defaults
@@ -24,6 +25,7 @@ from tightwire.runtime.fabric import Fabric
 from tightwire.runtime.lane import Lane
 from tightwire.runtime.slots import Slot, build_slots
 from tightwire.sync import Sync
+from tightwire.transport import Transport
 
 
 class GossipEngine(Defaults):
@@ -38,10 +40,24 @@ class GossipEngine(Defaults):
 
     def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric) -> None:
         self._sync, self._fabric, self._parameters = cast(Sync, plan.sync), fabric, parameters
-        _agree_on_graph(plan, fabric)
         self._lost = Lost()
-        self._channel = fabric.transport.channel()
-        self._slots = build_slots(parameters, plan, fabric, self._channel, self._lost)
+        self._channel = channel = fabric.transport.channel()
+        architecture = cast(Gossip, plan.architecture)
+        if architecture.way.slow and fabric.outer is not None:
+            raise AttachError(
+                f"{architecture} makes its own outer step, and attach was given another: leave out outer=, and write "
+                "its rate and momentum in the plan, as in diloco:64,outer_lr=0.7,outer_momentum=0.9."
+            )
+        self._probed_bytes = probed_bytes(channel.size) if architecture.follows_rates else 0
+        graph = (
+            architecture.along(measure_rates(channel))
+            if self._probed_bytes
+            else architecture.over(channel.size)
+        )
+        _agree_on(graph, channel)
+        self._slots = build_slots(
+            parameters, plan, fabric, lambda number: Neighbours(graph, channel, self._lost, tag=number)
+        )
         self._survivors = Survivors(fabric.transport.channel(), self._lost)
         self._lane = Lane("tightwire-gossip", self._awaited, fabric.transport.deadline_s)
         self.rounds = 0
@@ -51,8 +67,9 @@ class GossipEngine(Defaults):
 
     @property
     def planned_bytes(self) -> int:
-        """Payload bytes of messages with their headers, and of final means with the roll before them."""
-        return sum(slot.mixer.neighbours.bytes_sent for slot in self._slots) + self._survivors.bytes_sent
+        """Payload bytes of messages with headers, final means with the roll before them, and measuring links."""
+        told = sum(slot.mixer.neighbours.bytes_sent for slot in self._slots)
+        return told + self._survivors.bytes_sent + self._probed_bytes
 
     @property
     def lost(self) -> frozenset[int]:
@@ -192,8 +209,7 @@ def _shape(named: Mapping[tuple[str, str], Tensor], key: tuple[str, str]) -> obj
     return named[key].shape if key in named else None
 
 
-def _agree_on_graph(plan: Plan, fabric: Fabric) -> None:
+def _agree_on(graph: Graph, transport: Transport) -> None:
     """Makes sure that all ranks drew the same graph: floats of different machines might lead to different ones."""
-    graph = cast(Gossip, plan.architecture).over(fabric.transport.size)
     edges = repr([graph.at(number).edges() for number in range(1, graph.period + 1)])
-    require_agreement(fabric.transport, {"gossip graph": hashlib.sha256(edges.encode()).hexdigest()})
+    require_agreement(transport, {"gossip graph": hashlib.sha256(edges.encode()).hexdigest()})
