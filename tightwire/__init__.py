@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tightwire.cluster import Cluster
     from tightwire.errors import TightwireError
-    from tightwire.integrations import ddp_hook
+    from tightwire.integrations import ddp_buckets, ddp_hook
     from tightwire.plan import Plan, PlanFile
     from tightwire.planner import Ranking, predict, recommend
     from tightwire.profile import Profile
@@ -28,6 +28,7 @@ _HOMES = {
     "Run": "runtime",
     "TightwireError": "errors",
     "attach": "runtime",
+    "ddp_buckets": "integrations",
     "ddp_hook": "integrations",
     "device": "transport",
     "init": "transport",
@@ -47,6 +48,7 @@ __all__ = [
     "Run",
     "TightwireError",
     "attach",
+    "ddp_buckets",
     "ddp_hook",
     "device",
     "init",

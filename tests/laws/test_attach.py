@@ -69,6 +69,13 @@ FEW = [
     "local:2/allreduce:recursive-doubling/none/sequential",
     "local:2/allreduce/int8:rounding=stochastic/wfbp",
     "local:3/allreduce/topk:0.2+ef/fusion:64",
+    "bsp/allreduce/none/mgwfbp",
+    "bsp/allreduce:ring/bf16+ef/ascwfbp",
+    "bsp/allreduce:ring/none/p3:64",
+    "bsp/allreduce/topk:0.2+ef/tictac",
+    "bsp/allreduce:ring/int8/bytescheduler:64,192",
+    "bsp/allreduce/none/pace:128",
+    "bsp/allreduce/none/dear:64",
     *STAGED,
 ]
 

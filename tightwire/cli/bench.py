@@ -202,3 +202,69 @@ def overhead(
     )
     typer.echo(f"same parameters {'to the bit' if found.identical else 'NO'}")
     typer.echo(f"import tightwire adds {found.import_s * 1e3:.0f} ms to import torch")
+
+
+@app.command()
+def server(
+    workers: Annotated[int, typer.Option(help="Hosts in the emulated cluster.", min=2)] = 4,
+    slow: Annotated[
+        str,
+        typer.Option(help="Who computes how many times as long: 3:3x, or any:3x for one at a time, drawn."),
+    ] = "3:3x",
+    rate: Annotated[str, typer.Option(help="Each host's link, each way: 1gbit, 200mbit, 25MB/s.")] = "1gbit",
+    plans: Annotated[
+        str,
+        typer.Option(help="Plans, separated by spaces; the first is what the others are measured against."),
+    ] = "bsp/ps ssp:4/ps asp/ps backup:1/ps",
+    compute_ms: Annotated[float, typer.Option(help="Emulated compute of a step.", min=1)] = 60.0,
+    seconds: Annotated[float, typer.Option(help="Per plan.", min=0.5)] = 8.0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="End with one line of JSON on standard output.")
+    ] = False,
+) -> None:
+    """Count gradients per second where one worker is slow: parameter servers' policies beside waiting for all.
+
+    tightwire bench server --workers 4 --slow 3:3x
+
+    tightwire bench server --slow any:3x --plans "bsp/ps ssp:4/ps asp/ps"
+    """
+    from tightwire.bench import server as server_bench
+
+    try:
+        rate_bytes_per_s = parse_rate(rate)
+        whom, _, times = slow.partition(":")
+        if rate_bytes_per_s is None:
+            raise LabError("a lab has links with a rate: write for example --rate 1gbit.")
+        asked = server_bench.Bench(
+            workers=workers,
+            rate_bytes_per_s=rate_bytes_per_s,
+            plans=tuple(plans.split()),
+            slow_rank=-1 if whom == "any" else int(whom),
+            slow_factor=float(times.removesuffix("x")),
+            compute_s=compute_ms / 1e3,
+            seconds=seconds,
+        )
+        with Console(stderr=True).status("the lab starts") as status:
+            rows, about = server_bench.measure(asked, status.update)
+    except (TightwireError, ValueError) as error:
+        typer.echo(f"bench: {error}", err=True)
+        raise typer.Exit(2) from error
+    typer.echo(f"bench: {about}", err=True)
+    if as_json:
+        typer.echo(json.dumps({"rows": [asdict(row) for row in rows]}))
+        return
+    table = Table("plan", "gradients/s", "ratio", "steps/s", "ratio", "late", "staleness", "steps of each")
+    table.columns[0].no_wrap = True
+    for row in rows:
+        ages = [age for age, count in sorted(row.staleness.items()) for _ in range(count)]
+        table.add_row(
+            row.plan,
+            f"{row.gradients_per_s:.1f}",
+            f"{row.ratio:.2f}",
+            f"{row.steps_per_s:.1f}",
+            f"{row.steps_ratio:.2f}",
+            str(row.late),
+            f"{ages[len(ages) // 2]}, at most {ages[-1]}" if ages else "",
+            " ".join(map(str, row.steps)),
+        )
+    Console().print(table)

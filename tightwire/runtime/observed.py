@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from tightwire.runtime.exchange import Exchange
 from tightwire.schedule import Wire
@@ -28,6 +29,17 @@ class Observed:
 
     ready_s: dict[str, float] = field(default_factory=dict)
     wire: Wire | None = None
+
+    def state(self) -> list[Any] | None:
+        """Returns what must survive a checkpoint: buckets cut otherwise round otherwise."""
+        return None if self.wire is None else [self.ready_s, self.wire.latency_s, self.wire.bytes_per_s]
+
+    def take(self, state: list[Any] | None) -> bool:
+        """Takes up what `state` returned; returns whether it is news."""
+        if state is None or state == self.state():
+            return False
+        self.ready_s, self.wire = dict(state[0]), Wire(latency_s=state[1], bytes_per_s=state[2])
+        return True
 
     def agree(self, transport: Transport, ready_s: Mapping[str, float], wire: Wire) -> None:
         """Takes rank 0's measurements. Every rank; blocks."""

@@ -20,13 +20,14 @@ from tightwire.errors import AttachError
 from tightwire.plan import Phases, Plan
 from tightwire.runtime.agreement import copy_from_first
 from tightwire.runtime.auto import Pilot
-from tightwire.runtime.engines import Alone, Engine, build_engine
+from tightwire.runtime.engines import Alone, Engine, Retired, build_engine
 from tightwire.runtime.evaluation import Evaluation
 from tightwire.runtime.fabric import Fabric
 from tightwire.runtime.guard import Guard
 from tightwire.runtime.phases import spelled_out
 from tightwire.runtime.report import Report, typical_step_s
 from tightwire.runtime.trace import Tracer
+from tightwire.runtime.tuning import Tuner
 from tightwire.runtime.variance import teach
 from tightwire.sync import Sync
 from tightwire.transport import Counting, Transport
@@ -64,7 +65,7 @@ class Run:
         buffers: Buffers = "start",
         predicted_step_s: float | None = None,
         why: tuple[str, ...] = (),
-        pilot: Pilot | None = None,
+        pilot: Pilot | Tuner | None = None,
     ) -> None:
         self._asked, self._phases = phases, spelled_out(phases)
         self.plan = self._phases.at(1)
@@ -221,6 +222,7 @@ class Run:
             "rank": self._fabric.transport.rank,
             "workers": self._fabric.transport.size,
             "step": self.step,
+            "observed": self._fabric.observed.state(),
             "engine": self._engine.state_dict(),
         }
 
@@ -258,6 +260,8 @@ class Run:
                 f"this is rank {state['rank']}'s checkpoint, loaded by rank {transport.rank}; every rank saves and "
                 "loads its own."
             )
+        if self._fabric.observed.take(state.get("observed")):
+            self._enter(self.plan)
         self._engine.load_state_dict(state["engine"])
 
     def report(self) -> Report:
@@ -270,6 +274,7 @@ class Run:
             steps=self._steps_made,
             rounds=sum(engine.rounds for engine in self._engines),
             skipped=sum(engine.skipped for engine in self._engines),
+            late=sum(engine.late for engine in self._engines),
             planned_bytes=sum(engine.planned_bytes for engine in self._engines)
             - self._fabric.spared.num_bytes
             + self._evaluation.planned_bytes,
@@ -312,6 +317,7 @@ class Run:
         self._engine.flush()
         self._engine.close()
         state = self._engine.state_dict()
+        self._engines[-1] = Retired(self._engine)
         trained = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
         self._engines.append(build_engine(trained, plan, self._fabric))
         self._steps_s, self._exposed_s = [], []
@@ -322,6 +328,11 @@ class Run:
         for engine in self._engines:
             histogram.update(engine.staleness())
         return dict(sorted(histogram.items()))
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether what the plan leaves open is chosen: always, but for plan or schedule `auto`, after a while."""
+        return self._pilot is None or self._pilot.choice is not None
 
     @property
     def _engine(self) -> Engine:
@@ -347,8 +358,8 @@ class Run:
         self._waited_s += exposed_s
         if self._step_end_s is not None:
             self._steps_s.append(time.perf_counter() - self._step_end_s)
-        if self._engine.outgrown():
-            self.adopt(self.plan)
+        if self._engine.outgrown() and (state := self._enter(self.plan)):
+            self._carry_over(state, self.plan)
         if self._pilot is not None:
             self._pilot.after_step(self, exposed_s)
         if self._writer is not None:

@@ -1,5 +1,6 @@
 """In which order: what travels together, and what moves next."""
 
+from tightwire.schedule.auto import Auto
 from tightwire.schedule.dear import DeAR
 from tightwire.schedule.fixed import Fusion, Sequential, Wfbp
 from tightwire.schedule.merging import AscWfbp, MgWfbp
@@ -18,13 +19,14 @@ from tightwire.schedule.scheduler import (
 )
 from tightwire.schedule.streaming import Streaming
 
-MEMBERS = (Sequential, Wfbp, Fusion, MgWfbp, AscWfbp, P3, TicTac, ByteScheduler, Pace, DeAR, Streaming)
+MEMBERS = (Sequential, Wfbp, Fusion, MgWfbp, AscWfbp, P3, TicTac, ByteScheduler, Pace, DeAR, Auto, Streaming)
 
 __all__ = [
     "MEMBERS",
     "P3",
     "Agenda",
     "AscWfbp",
+    "Auto",
     "BucketFacts",
     "ByteScheduler",
     "DeAR",

@@ -24,6 +24,10 @@ class Engine(Protocol):
         """Rounds whose mean was not finite, dropped on all ranks alike."""
 
     @property
+    def late(self) -> int:
+        """This worker's gradients that came after their round and were dropped."""
+
+    @property
     def exposed_s(self) -> float:
         """How long the last step only waited for others."""
 
@@ -84,6 +88,8 @@ class Engine(Protocol):
 class Defaults:
     """The answers of an engine that listens to nothing, steps with nothing old, and may have unequal replicas."""
 
+    late = 0
+
     def wait(self) -> None:
         """Has nothing to wait for."""
 
@@ -109,6 +115,46 @@ class Defaults:
     def staleness(self) -> Mapping[int, int]:
         """Is never stale."""
         return {}
+
+
+class Retired(Defaults):
+    """What remains of an engine that another one replaced: its counts, not its memory."""
+
+    exposed_s = 0.0
+
+    def __init__(self, engine: Engine) -> None:
+        self.planned_bytes, self.rounds, self.skipped = engine.planned_bytes, engine.rounds, engine.skipped
+        self.late = engine.late
+        self._staleness = dict(engine.staleness())
+
+    def staleness(self) -> Mapping[int, int]:
+        """Returns what it was."""
+        return self._staleness
+
+    def accumulating(self, on: bool) -> None:
+        """Has no part in it any more."""
+
+    def before_step(self) -> None:
+        """Has no part in it any more."""
+
+    def after_step(self, step: int) -> None:
+        """Has no part in it any more."""
+
+    def flush(self) -> None:
+        """Has nothing in flight."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns nothing: its successor took it over."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Has no part in it any more."""
+
+    def resume_at(self, rounds: int) -> None:
+        """Has no part in it any more."""
+
+    def close(self) -> None:
+        """Is closed."""
 
 
 class Alone(Defaults):

@@ -1,0 +1,42 @@
+import pytest
+from typer.testing import CliRunner
+
+from tightwire.bench.step import Bench, bytes_for, default_plans, emulated, shaped_like, uniform
+from tightwire.cli.bench import app
+from tightwire.errors import PlanError
+
+# A line that carries 125 MB of payload a second.
+RATE = 125e6 * 1514 / 1448
+
+
+def test_the_bound_is_the_longer_of_compute_and_wire() -> None:
+    bench = Bench(workers=4, rate_bytes_per_s=RATE, workload=uniform(25, 4_000_000, 1.0), plans=("ddp",))
+    assert bench.wire_bound_s == pytest.approx(1.5 * 100e6 / 125e6)
+    assert bench.bound_s == bench.wire_bound_s
+    shorter = Bench(workers=4, rate_bytes_per_s=RATE, workload=uniform(5, 4_000_000, 1.0), plans=("ddp",))
+    assert shorter.bound_s == 1.0
+
+
+def test_real_tensor_lists_scaled_keep_the_wire_busy_as_asked() -> None:
+    for name, tensors in (("resnet50", 161), ("vgg16", 32), ("bert-base", 206)):
+        workload = shaped_like(name, bytes_for(2.0, 4, RATE), 1.0)
+        assert sum(map(len, workload.layers)) == tensors
+        assert sum(workload.shares) == pytest.approx(1.0)
+        bench = Bench(workers=4, rate_bytes_per_s=RATE, workload=workload, plans=default_plans())
+        assert bench.wire_bound_s == pytest.approx(2.0, rel=0.01)
+
+
+def test_the_emulated_model_has_all_gradients() -> None:
+    import torch
+
+    model = emulated(uniform(3, 400, 0.003))
+    model(torch.zeros(1, requires_grad=True)).sum().backward()
+    assert [p.grad is not None and p.numel() for p in model.parameters()] == [100] * 3
+
+
+@pytest.mark.parametrize("plan", ["ddp:size=4", "ddp:bucket_mb=0", "bsp/allreduce/none/nothing"])
+def test_what_cannot_be_measured_is_refused(plan: str) -> None:
+    with pytest.raises(PlanError):
+        Bench(workers=4, rate_bytes_per_s=RATE, workload=uniform(3, 400, 0.1), plans=(plan,))
+    result = CliRunner().invoke(app, ["step", "--plans", plan])
+    assert result.exit_code == 2

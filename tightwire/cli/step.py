@@ -1,0 +1,121 @@
+"""`tightwire bench step`: a training step under every schedule, beside stock DDP and the bound."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tightwire.bench import step as step_bench
+from tightwire.bench.step import Bench, Row, Workload
+from tightwire.errors import LabError, TightwireError
+from tightwire.lab import parse_rate
+from tightwire.plan import parse_bytes
+
+
+def step(
+    workers: Annotated[int, typer.Option(help="Hosts in the emulated cluster.", min=2)] = 4,
+    rate: Annotated[str, typer.Option(help="Each host's link, each way: 1gbit, 200mbit, 25MB/s.")] = "1gbit",
+    layers: Annotated[int, typer.Option(help="Equal layers of one tensor each.", min=1)] = 24,
+    layer_bytes: Annotated[str, typer.Option(help="Of each layer: 4MB, 1MiB.")] = "4MiB",
+    compute: Annotated[
+        float, typer.Option(help="Seconds of compute in a step, a third of it forward.")
+    ] = 1.0,
+    workload: Annotated[
+        str, typer.Option(help="Real tensor lists, scaled, by comma: resnet50, vgg16, bert-base.")
+    ] = "",
+    wire_over_compute: Annotated[
+        str, typer.Option(help="For these: how long the wire is busy, in computes, by comma.")
+    ] = "1.2",
+    plans: Annotated[
+        str, typer.Option(help="Separated by spaces; ddp, ddp:bucket_mb=4 and plans; a set by default.")
+    ] = "",
+    steps: Annotated[int, typer.Option(help="Per plan, after warming up; the median counts.", min=1)] = 8,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="End with one line of JSON on standard output.")
+    ] = False,
+) -> None:
+    """Time a training step under stock DDP with several bucket sizes and under every schedule, in one run.
+
+    Compute is emulated by timed waits that release the processor, as on an accelerator, and the workers run under
+    SCHED_BATCH, as if each had a processor of its own. The bound is max(compute, wire), the wire's being what a line
+    must carry for an all-reduce.
+
+        tightwire bench step --workers 4 --rate 1gbit --layers 24 --layer-bytes 4MiB --compute 1.0
+
+        tightwire bench step --workload resnet50,vgg16 --wire-over-compute 0.5,1,2 --plans "ddp bsp/allreduce/none/auto"
+    """
+    try:
+        texts = tuple(plans.split()) or step_bench.default_plans()
+        rate_bytes_per_s = parse_rate(rate)
+        if rate_bytes_per_s is None:
+            raise LabError("rate none has no wire bound to compare with: write for example --rate 1gbit.")
+        asked = [
+            Bench(workers=workers, rate_bytes_per_s=rate_bytes_per_s, workload=load, plans=texts, steps=steps)
+            for load in (
+                _known(workload, wire_over_compute, compute, workers, rate_bytes_per_s)
+                if workload
+                else [step_bench.uniform(layers, parse_bytes(layer_bytes), compute)]
+            )
+        ]
+        found = [_measured(bench) for bench in asked]
+    except (TightwireError, ValueError) as error:
+        typer.echo(f"bench: {error}", err=True)
+        raise typer.Exit(2) from error
+    if as_json:
+        typer.echo(json.dumps({**found[0], "tables": found}))
+
+
+def _known(
+    names: str, ratios: str, compute_s: float, workers: int, rate_bytes_per_s: float
+) -> Iterator[Workload]:
+    for name in names.split(","):
+        for ratio in map(float, ratios.split(",")):
+            num_bytes = step_bench.bytes_for(ratio * compute_s, workers, rate_bytes_per_s)
+            yield step_bench.shaped_like(name, num_bytes, compute_s)
+
+
+def _measured(bench: Bench) -> dict[str, Any]:
+    """Measures one workload and prints its table; returns what `--json` says of it."""
+    workload = bench.workload
+    with Console(stderr=True).status(f"{workload.name}: the lab starts") as status:
+        rows, about = step_bench.measure(
+            bench, on_row=lambda row: status.update(f"{workload.name}: {row.plan} {row.step_s:.3f} s")
+        )
+    typer.echo(f"bench: {about}", err=True)
+    _print_rows(bench, rows)
+    return {
+        "workload": workload.name,
+        "bound_s": bench.bound_s,
+        "compute_s": workload.compute_s,
+        "wire_bound_s": bench.wire_bound_s,
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def _print_rows(bench: Bench, rows: list[Row]) -> None:
+    table = Table("plan", "s a step", "range", "of the bound", "DDP's best is")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    best_s = min((row.step_s for row in rows if row.plan.startswith(step_bench.DDP)), default=None)
+    for row in rows:
+        table.add_row(
+            row.plan,
+            f"{row.step_s:.3f}",
+            f"{row.low_s:.3f}–{row.high_s:.3f}",
+            f"{row.ratio:.3f}",
+            f"{best_s / row.step_s:.2f} ×" if best_s else "",
+        )
+    table.caption = (
+        f"{bench.workload.name}: compute {bench.workload.compute_s:.3f} s (emulated), wire {bench.wire_bound_s:.3f} s, "
+        f"bound {bench.bound_s:.3f} s."
+    )
+    Console(stderr=True).print(table)
+
+
+__all__ = ["step"]
