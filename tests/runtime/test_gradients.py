@@ -569,7 +569,7 @@ def test_adopting_another_plan_between_steps() -> None:
     assert all(same(parameters, results[0]) for parameters in results)
 
 
-@pytest.mark.parametrize("plan", ["bsp/allreduce/int8+ef", "local:2/allreduce/topk:0.5"])
+@pytest.mark.parametrize("plan", ["bsp/allreduce/int8+ef", "local:2/allreduce/topk:0.2"])
 def test_the_trace_has_three_tracks(plan: str, tmp_path: pathlib.Path) -> None:
     def worker(transport: Transport) -> None:
         with job(transport, plan) as j:
