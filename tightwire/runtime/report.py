@@ -17,6 +17,7 @@ class Report:
         steps: optimizer steps made.
         rounds: agreements made.
         skipped: rounds dropped on all ranks because a mean was not finite.
+        late: of this worker's gradients, those that came after their round and were dropped.
         planned_bytes: what the plan says that this worker sends in these rounds.
         sent_bytes: what the transport counted.
         buffer_bytes: what it counted besides, for buffers kept in step.
@@ -40,6 +41,7 @@ class Report:
     buffer_bytes: int
     step_s: float | None
     exposed_s: float
+    late: int = 0
     predicted_step_s: float | None = None
     baseline_step_s: float | None = None
     why: tuple[str, ...] = ()
@@ -69,6 +71,10 @@ class Report:
             rows.append(("staleness", ", ".join(f"{age}: {times}×" for age, times in self.staleness.items())))
         if self.buffer_bytes:
             rows.append(("buffers", f"{self.buffer_bytes:,} bytes sent besides, to keep them in step"))
+        if self.late:
+            rows.append(
+                ("late", f"{self.late} of this worker's gradients came after their round, and were dropped")
+            )
         if self.skipped:
             rows.append(
                 ("skipped", f"{self.skipped} rounds with a NaN or Inf in the mean, on all ranks alike")

@@ -42,7 +42,7 @@ class Asp(Served):
         )
 
     def quorum(self, workers: int) -> int:  # noqa: D102
-        return 1
+        return 0
 
     @property
     def compensation(self) -> float:  # noqa: D102

@@ -25,7 +25,7 @@ class Served(Sync, abc.ABC):
 
     @abc.abstractmethod
     def quorum(self, workers: int) -> int:
-        """Returns how many gradients of one round make an update, their mean; 1: each makes one by itself.
+        """Returns how many gradients of one round make an update, their mean; 0: each makes one by itself.
 
         Raises:
             PlanError: too few workers.

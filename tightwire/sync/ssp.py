@@ -36,7 +36,7 @@ class Ssp(Served):
         )
 
     def quorum(self, workers: int) -> int:  # noqa: D102
-        return workers if self.s == 0 else 1
+        return workers if self.s == 0 else 0
 
     @property
     def lead(self) -> int | None:  # noqa: D102

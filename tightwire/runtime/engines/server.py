@@ -59,8 +59,8 @@ class ServerEngine(Defaults):
             else []
         )
         self._clock = 0
-        self._answered = True
         self._is_clean = True
+        self._is_empty = False
         self._closed = False
         self._staleness: Counter[int] = Counter()
         self.leads: Counter[int] = Counter()
@@ -98,12 +98,11 @@ class ServerEngine(Defaults):
         self.rounds += 1
         self._is_clean = False
         is_finite = have_finite_gradients(self._trained.values())
-        self.skipped += not is_finite
+        self._is_empty = not is_finite
         for share in self._shares:
             share.send(self._clock, self._trained, self._settings.read() if is_finite else None)
         for parameter in self._trained.values():
             parameter.grad = None
-        self._answered = False
 
     def after_step(self, step: int) -> None:
         """Waits for the parameters to go on with.
@@ -115,11 +114,10 @@ class ServerEngine(Defaults):
         headers = [share.receive(self._clock) for share in self._own_first()]
         self.exposed_s = time.perf_counter() - start_s
         self._install()
-        self._answered = True
         self._staleness[max(header.staleness for header in headers)] += 1
         self.leads[max(header.clock - header.slowest for header in headers)] += 1
         self.late += any(Flag.LATE in header.flags for header in headers)
-        self.skipped += any(Flag.DROPPED in header.flags for header in headers)
+        self.skipped += self._is_empty or any(Flag.DROPPED in header.flags for header in headers)
 
     def flush(self) -> None:
         """Waits until all workers have stopped, and takes the parameters that all end with.
@@ -138,8 +136,6 @@ class ServerEngine(Defaults):
         self._clock = max(header.clock for header in headers)
         self._install()
         self._is_clean = True
-        if self._service is not None:
-            self._service.settle(self._fabric.transport.deadline_s)
 
     def consensus(self) -> Mapping[str, Tensor]:  # noqa: D102
         self.flush()
@@ -155,15 +151,14 @@ class ServerEngine(Defaults):
     def state_dict(self) -> dict[str, Any]:
         """Returns this rank's part of a checkpoint. Every worker, unless the engine is closed."""
         self.flush()
-        mine = [share for share in self._shares if self._keeper_of(share.owner) == self._rank]
-        return {
+        state = {
             "rounds": self.rounds,
             "clock": self._clock,
             "memory": memory(a for share in self._shares for a in share.averagers),
-            "shards": {str(share.owner): share.client.fetch() for share in mine}
-            if not self._closed
-            else self._last,
+            "shards": self._fetch(),
         }
+        self.flush()  # until then nobody goes on, and shards are as they landed
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state_dict` returned. Every worker.
@@ -194,14 +189,20 @@ class ServerEngine(Defaults):
         """Says good-bye, unless something failed: then the others are to know. Ends threads."""
         if self._closed:
             return
-        self._last = (
-            {str(self._rank): self._shard.state_dict()} if self._shard is not None and self._shares else {}
-        )
         self._closed = True
         if self._is_clean:
+            if self._service is not None:  # others may still be on their way to what this rank has got
+                self._service.settle(self._fabric.transport.deadline_s)
             for share in self._shares:
                 share.client.bye()
         self._post.channel.close()
+
+    def _fetch(self) -> dict[str, Any]:
+        """Returns the shards whose state this rank's checkpoints hold, by owner."""
+        mine = [share for share in self._shares if self._keeper_of(share.owner) == self._rank]
+        if self._closed:  # nobody else answers any more
+            mine = [share for share in mine if share.owner == self._rank]
+        return {str(share.owner): share.client.fetch() for share in mine}
 
     def _keeper_of(self, owner: int) -> int:
         """Returns the worker whose checkpoints hold a shard: its owner, or some worker for a dedicated server."""

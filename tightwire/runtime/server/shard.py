@@ -28,7 +28,7 @@ from tightwire.transport.blame import name_ranks
 SIGNS_OF_LIFE = 4
 
 
-@dataclass
+@dataclass(eq=False)
 class Seat:
     """What a shard knows of one worker.
 
@@ -143,7 +143,7 @@ class Shard:
                     "ranks loaded different checkpoints, or one attached again alone."
                 )
             seat.clock, seat.is_under_way = request.clock, True
-            if self._quorum == 1:
+            if self._quorum == 0:
                 flags, staleness = self._take(seat, payload)
             else:
                 flags, staleness = self._collect(worker, seat, payload, on_wait)
@@ -178,16 +178,16 @@ class Shard:
         """Goes on without a worker for good, and says so if nobody meant it to."""
         with self._changed:
             seat = self._seats[worker]
-            if not by_intent and seat.is_under_way:
-                warnings.warn(
-                    f"the server has lost rank {seat.rank} after its step {seat.clock}; the other workers go on "
-                    "without it. Look at its log.",
-                    stacklevel=2,
-                )
             seat.state = "gone"
             self._close_round()
             self._land_if_all_left()
             self._changed.notify_all()
+        if not by_intent and seat.is_under_way:
+            warnings.warn(
+                f"the server has lost rank {seat.rank} after its step {seat.clock}; the other workers go on without "
+                "it. Look at its log.",
+                stacklevel=2,
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Returns copies of parameters, the optimizer's memory by parameter name, and counters."""
@@ -359,9 +359,8 @@ class Shard:
         clock = max(seat.clock for seat in self._seats)
         for seat in self._seats:
             seat.clock, seat.read_at, seat.read_in = clock, self.updates, self._round
-            seat.is_under_way = False
             if seat.state == "left":
-                seat.state = "present"
+                seat.state, seat.is_under_way = "present", False
             for has, flat in zip(seat.has, self._landed, strict=False):
                 has.copy_(flat)
         self._changed.notify_all()
