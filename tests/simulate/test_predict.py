@@ -26,8 +26,8 @@ PROFILE = dataclasses.replace(
     pass_s_per_element=0.0,
     noise=0.0,
 )
-# Ranks tell each other which of the 8 parameters they used: 4 bytes for each, in 2 doublings.
-CONTROL_BYTES = 2 * 8 * 4
+# Ranks tell each other which of the 8 parameters they used, and whether they go on: 4 bytes each, in 2 doublings.
+CONTROL_BYTES = 2 * (8 + 1) * 4
 PROGRAMS = sorted(collectives.PROGRAMS)
 PLANS = [
     "bsp",
@@ -113,10 +113,16 @@ def test_a_fast_wire_leaves_only_the_last_bucket_exposed() -> None:
     assert prediction.bound_by == "compute"
 
 
-@pytest.mark.parametrize("stage", ["dense-every:3", "min:4KiB"])
-def test_what_compresses_in_part_is_refused(stage: str) -> None:
-    with pytest.raises(PlanError, match="some rounds or tensors only"):
-        predict(f"bsp/allreduce/topk:0.01+ef+{stage}", PROFILE, CLUSTER)
+def test_rounds_that_differ_for_ever_are_refused() -> None:
+    with pytest.raises(PlanError, match="rounds differ for ever"):
+        predict("bsp/allreduce/topk:0.01+ef+dense-every:3", PROFILE, CLUSTER)
+
+
+def test_small_tensors_travel_dense() -> None:
+    flat = dataclasses.replace(PROFILE.parameters[0], name="flat", numel=1000, shape=(1000,))
+    profile = dataclasses.replace(PROFILE, parameters=(*PROFILE.parameters, flat))
+    prediction = predict("bsp/allreduce:allgather/topk:0.01+ef+min:4KiB,dims=2/sequential", profile, CLUSTER)
+    assert prediction.bytes_per_step == 3 * (40_000 * 8 + 4_000) + CONTROL_BYTES + 8
 
 
 def test_a_world_of_one_exchanges_nothing() -> None:

@@ -10,7 +10,7 @@ from tightwire.plan import DEFAULTS, FAMILIES, Axis, Plan, text_with
 from tightwire.planner.candidates import STOCK, answers
 from tightwire.planner.ranking import SAME_CLASS, Ranking, least_gain, rank
 from tightwire.planner.words import print_ms, print_rate, print_size
-from tightwire.simulate import Prediction, predict, program_of
+from tightwire.simulate import Prediction, fit_of, predict
 
 # How far from the present bandwidth a flip is still looked for.
 FARTHEST = 1000.0
@@ -165,8 +165,8 @@ def _lossy_offer(ranking: Ranking) -> Iterator[str]:
 
 
 def _caveats(ranking: Ranking) -> Iterator[str]:
-    program = program_of(Plan.parse(ranking.chosen.plan))
-    if ranking.cluster.fit(program) is None:
-        yield f"{program} was not measured on this cluster; its time is a formula's: run `tightwire probe`."
+    fit = fit_of(Plan.parse(ranking.chosen.plan), ranking.profile, ranking.cluster)
+    if fit.source != "measured":
+        yield f"{fit.program} was not measured on this cluster; its time is a formula's: run `tightwire probe`."
     if not ranking.profile.codecs and Plan.parse(ranking.chosen.plan).compression_text != "none":
         yield "Codecs were not measured on this machine; their time is a guess: run `tightwire profile`."

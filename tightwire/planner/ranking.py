@@ -11,7 +11,7 @@ from tightwire.cluster import Cluster
 from tightwire.plan import Plan, PlanFile
 from tightwire.planner.candidates import STOCK, Allowance, candidates, departures, harm
 from tightwire.profile import Profile
-from tightwire.simulate import Prediction, predict, program_of
+from tightwire.simulate import Prediction, fit_of, predict
 
 # Below this, a predicted gain is not worth leaving what everybody knows.
 LEAST_GAIN = 0.02
@@ -82,7 +82,7 @@ def recommend(profile: Profile, cluster: Cluster, *, allow: Allowance = "lossles
 
 def rank(profile: Profile, cluster: Cluster, allow: Allowance) -> Ranking:
     """Returns the ranking without its reasons."""
-    plans = [plan for plan in candidates(profile.num_bytes, allow) if _competes(plan, cluster)]
+    plans = [plan for plan in candidates(profile.num_bytes, allow) if _competes(plan, profile, cluster)]
     predicted = sorted(
         ((predict(plan, profile, cluster), plan) for plan in plans), key=lambda row: row[0].step_s
     )
@@ -109,8 +109,8 @@ def summary(prediction: Prediction) -> dict[str, Any]:
     return values
 
 
-def _competes(plan: Plan, cluster: Cluster) -> bool:
-    return not cluster.fits or departures(plan) == 0 or cluster.fit(program_of(plan)) is not None
+def _competes(plan: Plan, profile: Profile, cluster: Cluster) -> bool:
+    return not cluster.fits or departures(plan) == 0 or fit_of(plan, profile, cluster).source == "measured"
 
 
 def _choose(predicted: Sequence[tuple[Prediction, Plan]], stock: Prediction, least_gain: float) -> Prediction:

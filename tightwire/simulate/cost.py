@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, reduce
 
-from tightwire.cluster import PRIOR_RESIDUAL, Cluster, Fit
-from tightwire.collectives import AllReduce, Setting
+from tightwire.cluster import Cluster, Fit
+from tightwire.collectives import AllReduce, Architecture, Setting
 from tightwire.collectives.traffic import PIECE_BYTES
 from tightwire.compression import Codec, Identity, Stage
 from tightwire.errors import PlanError
-from tightwire.plan import Plan
+from tightwire.plan import Member, Plan
 from tightwire.profile import Profile
-from tightwire.simulate.shape import shape_of
-from tightwire.simulate.traffic import sent_bytes
+from tightwire.reducers import Reduction
+from tightwire.simulate.carrier import Carrier, carrier
 
 # From this contention on, a communication thread takes its whole processor time from compute.
 SATURATED = 1.5
@@ -43,23 +45,97 @@ class BucketCost:
         """The whole."""
         return self.codec_s + self.latency_s + self.wire_s
 
+    def __add__(self, other: BucketCost) -> BucketCost:
+        """Returns one after the other."""
+        return BucketCost(
+            codec_s=self.codec_s + other.codec_s,
+            latency_s=self.latency_s + other.latency_s,
+            wire_s=self.wire_s + other.wire_s,
+            sent_bytes=self.sent_bytes + other.sent_bytes,
+            stolen_s=self.stolen_s + other.stolen_s,
+        )
+
+
+FREE = BucketCost(codec_s=0.0, latency_s=0.0, wire_s=0.0, sent_bytes=0)
+# Methods that talk while they compress have two exchanges on the way of a bucket: factors, or values and their choice.
+REDUCTION_EXCHANGES = 2
+
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """Prices the buckets of one plan on one cluster."""
+    """Prices buckets on one cluster.
 
-    plan: Plan
+    Attributes:
+        architecture: by which buckets travel.
+        profile: what codecs and passes over memory take.
+        cluster: the wire.
+    """
+
+    architecture: Architecture
     profile: Profile
     cluster: Cluster
+    _known: dict[tuple[object, ...], BucketCost] = field(default_factory=dict, repr=False, compare=False)
 
-    def bucket(self, numel: int, itemsize: int) -> BucketCost:
-        """Returns the cost of one bucket of `numel` elements."""
-        program, codec = self.program_at(numel, itemsize), self.sender(numel, itemsize)
-        fit, sent = self.fit_of(program), sent_bytes(program, codec, numel, itemsize, self.cluster.workers)
+    def bucket(
+        self, numel: int, itemsize: int, sender: Member, shapes: Sequence[tuple[int, ...]] = ()
+    ) -> BucketCost:
+        """Returns the cost of one bucket.
+
+        Args:
+            numel: its elements.
+            itemsize: bytes of each.
+            sender: the codec or reduction that it goes by.
+            shapes: of its tensors, for reductions; one flat tensor where they are not known.
+        """
+        key = (numel, itemsize, sender, tuple(shapes))
+        if key not in self._known:
+            self._known[key] = self._price(numel, itemsize, sender, shapes or ((numel,),))
+        return self._known[key]
+
+    def carrier_of(self, codec: Codec, numel: int, itemsize: int) -> Carrier:
+        """Returns what carries one bucket, by the same definition that the runtime goes by."""
+        architecture, workers = self.architecture, self.cluster.workers
+        if not isinstance(architecture, AllReduce):
+            return carrier(architecture, architecture.name, workers)
+        setting = Setting(num_ranks=workers, costs=self.cluster.costs)
+        name = architecture.choose(codec, numel, itemsize, setting)
+        told = AllReduce(name) if architecture.by == "auto" else architecture
+        return carrier(told, name, workers, self.cluster.workers_per_node)
+
+    @cached_property
+    def control(self) -> BucketCost:
+        """The small message in which ranks count who used which parameter: one float32 each, and one more."""
+        return self.message(len(self.profile.parameters) + 1)
+
+    def message(self, numel: int) -> BucketCost:
+        """Returns the cost of a small exact message that engines agree by; bytes do not slow it down."""
+        name = "recursive-doubling"
+        way = carrier(AllReduce(name), name, self.cluster.workers)
+        return BucketCost(
+            codec_s=0.0,
+            latency_s=way.fit(self.cluster).alpha_s,
+            wire_s=0.0,
+            sent_bytes=way.sent_bytes(Identity(), numel, 4),
+        )
+
+    def _price(
+        self, numel: int, itemsize: int, sender: Member, shapes: Sequence[tuple[int, ...]]
+    ) -> BucketCost:
+        if isinstance(sender, Reduction):
+            return self._reduction(numel, itemsize, sender, shapes)
+        assert isinstance(sender, Codec), sender
+        if isinstance(self.architecture, AllReduce):
+            if self.architecture.is_levelled and not sender.lossless:
+                return self._by_levels(numel, itemsize, sender)
+            sender = self.architecture.sender(sender, numel, itemsize, self.cluster.workers)
+        return self._leg(self.carrier_of(sender, numel, itemsize), self.cluster, numel, itemsize, sender)
+
+    def _leg(self, way: Carrier, cluster: Cluster, numel: int, itemsize: int, codec: Codec) -> BucketCost:
+        fit, sent = way.fit(cluster), way.sent_bytes(codec, numel, itemsize)
         wire_s = fit.beta_s_per_byte * sent
-        codec_s = self._codec_s(program, codec, numel)
-        hidden_s = self._hidden_s(program, numel * itemsize, codec_s, wire_s)
-        passes_s = self._passes_s(codec, numel)
+        codec_s = self._codec_s(way, codec, numel)
+        hidden_s = self._hidden_s(way, numel * itemsize, codec_s, wire_s)
+        passes_s = self._passes_s(codec.lossless, numel)
         return BucketCost(
             codec_s=codec_s - hidden_s + passes_s,
             latency_s=fit.alpha_s * self.profile.contention,  # who waits for a core answers late
@@ -68,66 +144,66 @@ class Costs:
             stolen_s=self._stolen_s(codec_s + passes_s, fit.cpu_s_per_byte * sent),
         )
 
-    @property
-    def codec(self) -> Codec:
-        """The plan's codec: its first compression stage."""
-        return _codec_of(self.plan)
+    def _by_levels(self, numel: int, itemsize: int, codec: Codec) -> BucketCost:
+        """Dense inside nodes, through the codec across them: the runtime's three movements of a shard each."""
+        inside = self._workers_inside
+        shard = -(-numel // inside)
+        node, across = node_of(self.cluster, inside), across_of(self.cluster, inside)
+        legs = []
+        for name, cluster, size, sender in (
+            ("ring", node, numel, Identity()),  # reduce-scatter and all-gather inside are a ring's two halves
+            ("ring", across, shard, codec),
+        ):
+            way = carrier(AllReduce(name), name, cluster.workers)
+            legs.append(self._leg(way, cluster, size, itemsize, sender))
+        return reduce(BucketCost.__add__, legs, FREE)
 
     @property
-    def program(self) -> str:
-        """The name of the program that carries large buckets of the plan's messages."""
-        return program_of(self.plan)
+    def _workers_inside(self) -> int:
+        assert isinstance(self.architecture, AllReduce)
+        if self.architecture.shape:
+            return int(self.architecture.shape.rpartition("x")[2])
+        if self.cluster.workers_per_node < 2:
+            raise PlanError(
+                f"{self.architecture} compresses across nodes alone, and the cluster does not say who shares a node: "
+                f"give it levels, or a shape, such as allreduce:hierarchical,shape=2x{self.cluster.workers // 2}."
+            )
+        return self.cluster.workers_per_node
 
-    @property
-    def fit(self) -> Fit:
-        """How long that program takes: as measured, or by its formula."""
-        return self.fit_of(self.program)
+    def _reduction(
+        self, numel: int, itemsize: int, sender: Reduction, shapes: Sequence[tuple[int, ...]]
+    ) -> BucketCost:
+        """A method with an exchange of its own: its exact bytes at the ring's rate, its latency per exchange."""
+        workers = self.cluster.workers
+        if workers == 1:
+            return FREE
+        sent = max(sender.bytes_sent(shapes, itemsize, workers, rank) for rank in _sampled(workers))
+        dense = self.carrier_of(Identity(), numel, itemsize)
+        fit = dense.fit(self.cluster)
+        cost = self.profile.codec_cost(str(sender))
+        codec_s = cost.fixed_s + numel * (cost.encode_s_per_element + cost.decode_s_per_element)
+        work_s = codec_s + self._passes_s(sender.lossless, numel)
+        return BucketCost(
+            codec_s=work_s,
+            latency_s=REDUCTION_EXCHANGES * fit.alpha_s * self.profile.contention,
+            wire_s=fit.beta_s_per_byte * sent,
+            sent_bytes=sent,
+            stolen_s=self._stolen_s(work_s, fit.cpu_s_per_byte * sent),
+        )
 
-    def fit_of(self, program: str) -> Fit:
-        """Returns how long a program takes: as measured, or by its formula."""
-        return self.cluster.fit(program) or prior(program, self.cluster)
-
-    def sender(self, numel: int, itemsize: int) -> Codec:
-        """Returns what sends one bucket, by the same definition that the runtime goes by."""
-        return self._architecture.sender(self.codec, numel, itemsize, self.cluster.workers)
-
-    def program_at(self, numel: int, itemsize: int) -> str:
-        """Returns the name of the program that carries one bucket, by the same definition that the runtime goes by."""
-        setting = Setting(num_ranks=self.cluster.workers, costs=self.cluster.costs)
-        return self._architecture.choose(self.sender(numel, itemsize), numel, itemsize, setting)
-
-    @property
-    def _architecture(self) -> AllReduce:
-        program_of(self.plan)  # refuses others
-        assert isinstance(self.plan.architecture, AllReduce)
-        return self.plan.architecture
-
-    @property
-    def control_s(self) -> float:
-        """The small message in which ranks count who used which parameter."""
-        program = "recursive-doubling"
-        return (self.cluster.fit(program) or prior(program, self.cluster)).alpha_s
-
-    @property
-    def control_bytes(self) -> int:
-        """What the busiest worker sends of it: a float32 per parameter and one more, by recursive doubling."""
-        count = len(self.profile.parameters) + 1
-        return sent_bytes("recursive-doubling", Identity(), count, 4, self.cluster.workers)
-
-    def _codec_s(self, program: str, codec: Codec, numel: int) -> float:
-        if codec.lossless or self.cluster.workers == 1:
+    def _codec_s(self, way: Carrier, codec: Codec, numel: int) -> float:
+        if codec.lossless or way.workers == 1:
             return 0.0
-        cost, shape = self.profile.codec_cost(str(codec)), shape_of(program, self.cluster.workers)
+        cost, shape = self.profile.codec_cost(str(codec)), way.shape
         per_chunk_s = shape.encodes * cost.encode_s_per_element + shape.decodes * cost.decode_s_per_element
         calls = max(shape.encodes, shape.decodes)
         return per_chunk_s * numel / shape.chunks + cost.fixed_s * calls
 
-    def _hidden_s(self, program: str, num_bytes: int, codec_s: float, wire_s: float) -> float:
+    def _hidden_s(self, way: Carrier, num_bytes: int, codec_s: float, wire_s: float) -> float:
         """Returns what overlaps: the runner encodes one piece of a chunk while the piece before it travels."""
-        shape = shape_of(program, self.cluster.workers)
-        if program == "native" or shape.chunks == 1:
+        if way.name == "native" or way.shape.chunks == 1:
             return 0.0
-        pieces = max(1, round(num_bytes / shape.chunks / PIECE_BYTES))
+        pieces = max(1, round(num_bytes / way.shape.chunks / PIECE_BYTES))
         return min(codec_s, wire_s) * (1 - 1 / pieces)
 
     def _stolen_s(self, work_s: float, moving_s: float) -> float:
@@ -141,53 +217,64 @@ class Costs:
         saturation = min(1.0, (contention - 1.0) / (SATURATED - 1.0))
         return saturation * (work_s + moving_s * contention)
 
-    def _passes_s(self, codec: Codec, numel: int) -> float:
+    def _passes_s(self, lossless: bool, numel: int) -> float:
         """Returns the time of checking the mean, and of bringing lossy work into memory of its own and back."""
-        passes = 1 if codec.lossless else LOSSY_PASSES
+        passes = 1 if lossless else LOSSY_PASSES
         return passes * numel * self.profile.pass_s_per_element
 
 
-def program_of(plan: Plan) -> str:
-    """Returns the name of the program that carries the plan's messages.
+def costs_of(plan: Plan, profile: Profile, cluster: Cluster) -> Costs:
+    """Returns what prices a plan's buckets.
 
     Raises:
-        PlanError: an architecture or a compression that cannot be predicted yet.
+        PlanError: a compression that cannot be predicted.
     """
-    architecture, codec = plan.architecture, _codec_of(plan)
-    if not isinstance(architecture, AllReduce):
-        raise PlanError(f"{plan}: {architecture} cannot be predicted yet; allreduce can.")
-    if architecture.is_levelled and not codec.lossless:
-        raise PlanError(
-            f"{plan} cannot be predicted yet: it compresses across nodes alone. Predict it with none, or by ring."
-        )
-    return architecture.program_name(codec)
+    for stage in plan.compression[1:]:
+        # A stage may replace the sender in some rounds for ever, and then a mean over rounds says little.
+        if (
+            isinstance(stage, Stage)
+            and stage.sender_at(plan.compression[0], FAR_ROUND) != plan.compression[0]
+        ):
+            raise PlanError(
+                f"{plan}: {stage} cannot be predicted yet: its rounds differ for ever. Predict the plan without it."
+            )
+    assert isinstance(plan.architecture, Architecture)
+    return Costs(architecture=plan.architecture, profile=profile, cluster=cluster)
 
 
-def _codec_of(plan: Plan) -> Codec:
-    codec = plan.compression[0]
-    if not isinstance(codec, Codec):
-        raise PlanError(
-            f"{plan}: {codec} cannot be predicted yet: it has an exchange of its own; codecs can."
-        )
-    if mixed := [stage for stage in plan.compression[1:] if isinstance(stage, Stage) and stage.mixes]:
-        raise PlanError(
-            f"{plan}: {mixed[0]} cannot be predicted yet: it compresses some rounds or tensors only. Predict the plan "
-            "without it."
-        )
-    return codec
+# A round after every warm-up; a multiple of every small period, so that periodic dense rounds show.
+FAR_ROUND = 720_720_000
 
 
-def prior(program: str, cluster: Cluster) -> Fit:
-    """Returns the α–β formula of a program that was not measured: latency per step, and bytes over the line.
-
-    >>> round(prior("ring", Cluster.uniform(4, 1e8, 1e-4)).alpha_s, 9)
-    0.0006
-    """
-    steps = shape_of(program, cluster.workers).steps
-    return Fit(
-        program=program,
-        alpha_s=steps * cluster.latency_s,
-        beta_s_per_byte=1 / cluster.bandwidth_bytes_per_s,
-        residual=PRIOR_RESIDUAL,
-        source="prior",
+def node_of(cluster: Cluster, workers: int) -> Cluster:
+    """Returns one node of a cluster: its workers on lines of their own."""
+    level = cluster.levels[0] if cluster.levels and cluster.levels[0].workers == workers else None
+    return Cluster(
+        workers=workers,
+        bandwidth_bytes_per_s=min(
+            200e9, level.bandwidth_bytes_per_s if level else cluster.bandwidth_bytes_per_s
+        ),
+        latency_s=level.latency_s if level else cluster.latency_s,
     )
+
+
+def across_of(cluster: Cluster, workers_inside: int) -> Cluster:
+    """Returns what joins the nodes: one worker of each, all of a node's sharing its line."""
+    nodes = cluster.workers // workers_inside
+    outer = cluster.levels[1].bandwidth_bytes_per_s if len(cluster.levels) > 1 else None
+    share = outer / workers_inside if outer else cluster.bandwidth_bytes_per_s
+    return replace(
+        Cluster.uniform(nodes, min(200e9, share), cluster.latency_s), devices=None, device_memory_bytes=None
+    )
+
+
+def fit_of(plan: Plan, profile: Profile, cluster: Cluster) -> Fit:
+    """Returns the fit of what carries most of a plan's bytes: how uncertain its time on the wire is."""
+    costs, sender = costs_of(plan, profile, cluster), plan.compression[0]
+    codec = sender if isinstance(sender, Codec) else Identity()
+    return costs.carrier_of(codec, profile.num_bytes // 4, 4).fit(cluster)
+
+
+def _sampled(workers: int) -> range:
+    """Returns the ranks whose bytes are looked at: all of a few, a spread of many."""
+    return range(0, workers, max(1, workers // 16))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -55,3 +56,7 @@ class Prediction:
     bytes_per_step: int
     bound_by: Bound
     critical_path: tuple[Span, ...]
+
+    def named(self, plan: str) -> Prediction:
+        """Returns this prediction as that of `plan`."""
+        return dataclasses.replace(self, plan=plan)

@@ -1,0 +1,116 @@
+"""What carries messages: a program among so many workers, as counts and as a fit, whoever built it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from tightwire import collectives
+from tightwire.cluster import PRIOR_RESIDUAL, Cluster, Fit
+from tightwire.collectives import AllReduce, Architecture, Program, Setting
+from tightwire.collectives.traffic import predict_bytes
+from tightwire.compression import Codec, Identity
+from tightwire.errors import ProgramError
+from tightwire.simulate.flows import fit_on
+from tightwire.simulate.shape import CLOSED_FORMS, MAX_BUILT, Shape, busiest_rank, count, shape_of
+
+
+class Carrier:
+    """A program among so many workers.
+
+    Attributes:
+        name: of the program, as fits name it.
+        workers: how many.
+        program: its transfers; None where it is too large to be built, and a closed form stands for it.
+        shape: what its busiest worker does.
+    """
+
+    def __init__(self, name: str, workers: int, program: Program | None) -> None:
+        self.name, self.workers, self.program = name, workers, program
+        self.shape: Shape = count(program) if program and workers > 1 else shape_of(name, workers)
+        self._busiest = busiest_rank(program) if program and workers > 1 else 0
+        self._sent: dict[tuple[Codec, int, int], int] = {}
+
+    def sent_bytes(self, codec: Codec, numel: int, itemsize: int) -> int:
+        """Returns the payload bytes that the busiest worker (the first of several) sends for one bucket.
+
+        Exact where the program is built; else chunks are taken to be equal.
+        """
+        if self.workers == 1:
+            return 0
+        if self.program is None:
+            return round(self.shape.sends * codec.wire_bytes(numel, itemsize) / self.shape.chunks)
+        key = (codec, numel, itemsize)
+        if key not in self._sent:
+            self._sent[key] = predict_bytes(self.program, codec, numel, itemsize, self._busiest)
+        return self._sent[key]
+
+    def fit(self, cluster: Cluster) -> Fit:
+        """Returns how long it takes on a cluster: as measured, by the cluster's links, or by its α–β formula."""
+        return cluster.fit(self.name) or self.prior(cluster)
+
+    def prior(self, cluster: Cluster) -> Fit:
+        """Returns how long it takes by the links, or by its formula: latency per step, bytes over the line."""
+        if cluster.links is not None and self.program is not None and self.workers > 1:
+            shape = self.shape
+            return fit_on(self.program, cluster.links, shape.sends / shape.chunks)
+        return Fit(
+            program=self.name,
+            alpha_s=self.shape.steps * cluster.latency_s,
+            beta_s_per_byte=1 / cluster.bandwidth_bytes_per_s,
+            residual=PRIOR_RESIDUAL,
+            source="prior",
+        )
+
+
+@lru_cache(maxsize=1024)
+def carrier(architecture: Architecture, name: str, workers: int, workers_per_node: int = 0) -> Carrier:
+    """Returns what carries an architecture's messages by one of its programs.
+
+    Args:
+        architecture: whose program.
+        name: of the program.
+        workers: how many.
+        workers_per_node: consecutive ranks on one host; 0: nobody told.
+
+    Raises:
+        PlanError: no such program among so many workers.
+        ProgramError: too many workers to build it, and no closed form stands for it.
+    """
+    if workers == 1:
+        return Carrier("ring", 1, None)
+    plain = isinstance(architecture, AllReduce) and not (architecture.shape or architecture.order)
+    if plain and workers > MAX_BUILT and name in CLOSED_FORMS:
+        return Carrier(name, workers, None)
+    if workers > MAX_PREDICTED:
+        raise ProgramError(
+            f"{architecture} among {workers} workers is too large to be predicted transfer by transfer; above "
+            f"{MAX_PREDICTED}, {', '.join(CLOSED_FORMS)} can."
+        )
+    setting = Setting(num_ranks=workers, workers_per_node=workers_per_node)
+    return Carrier(name, workers, architecture.program_for(Identity(), 1, 4, setting))
+
+
+# Programs of this many workers still build within a second.
+MAX_PREDICTED = 256
+
+
+def prior(program: str, cluster: Cluster) -> Fit:
+    """Returns what an all-reduce by `program` takes where it was not measured.
+
+    >>> round(prior("ring", Cluster.uniform(4, 1e8, 1e-4)).alpha_s, 9)
+    0.0006
+    """
+    return by_name(program, cluster.workers).prior(cluster)
+
+
+def sent_bytes(program: str, codec: Codec, numel: int, itemsize: int, workers: int) -> int:
+    """Returns the payload bytes that the busiest worker sends for one bucket of an all-reduce by `program`."""
+    return by_name(program, workers).sent_bytes(codec, numel, itemsize)
+
+
+@lru_cache(maxsize=1024)
+def by_name(program: str, workers: int) -> Carrier:
+    """Returns an all-reduce's program in the shape that it takes unless told."""
+    if workers == 1 or (workers > MAX_BUILT and program in CLOSED_FORMS):
+        return Carrier(program, workers, None)
+    return Carrier(program, workers, collectives.build(program, workers))

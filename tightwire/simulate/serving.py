@@ -1,0 +1,163 @@
+"""Predicts parameter servers: workers push gradients and pull parameters, and wait for whom the policy says.
+
+A worker's step is its compute, a push and a pull. Lines are full duplex, and a server's line carries all its workers'
+pushes in and all pulls out: for M bytes over n workers and k servers, a step's transfers take at least
+max(M, n·M/k) over the line's rate each way (Jiang et al. 2020, section 3); colocated owners push and pull (n−1)/n of M,
+and serve as much. While one worker computes another's transfers run, so that lines, compute and waiting overlap across
+workers, not within one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+from tightwire.cluster import Cluster
+from tightwire.collectives import ParameterServer
+from tightwire.collectives.parameter_server import Roles
+from tightwire.compression import Codec
+from tightwire.errors import PlanError
+from tightwire.plan import Plan
+from tightwire.profile import Profile
+from tightwire.simulate.cost import FREE, BucketCost
+from tightwire.simulate.pace import ranked
+from tightwire.simulate.prediction import Bound, Prediction, Span
+from tightwire.sync import Served, Sync
+
+STANDARD_DEVIATIONS = 2.0
+# A push and its answer: a request, its payload, the reply, its payload.
+MESSAGES = 2
+HEADER_BYTES = 48
+# Workers under a bound of s run ahead freely for s steps, then wait like the others: the wait shrinks as 1/√(s + 1).
+
+
+def predict_served(plan: Plan, profile: Profile, cluster: Cluster) -> Prediction:
+    """Predicts a plan whose parameters are owned by servers; bytes are those of the busiest worker, its own serving
+    included.
+    """
+    return _Serving(plan=plan, profile=profile, cluster=cluster).prediction()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Serving:
+    plan: Plan
+    profile: Profile
+    cluster: Cluster
+
+    def prediction(self) -> Prediction:
+        profile, moving = self.profile, self._moving
+        compute_s = profile.forward_s + profile.backward_s + self._optimizer_s
+        late_s = self._lateness * profile.noise * profile.compute_s
+        alone_s = compute_s + moving.seconds
+        # Lines that carry all workers' bytes may be the slower ones.
+        step_s = max(alone_s, self._busiest_line_s) + late_s
+        deviation_s = math.hypot(profile.noise * compute_s, 0.2 * moving.wire_s)
+        shares: dict[Bound, float] = {
+            "compute": compute_s + late_s,
+            "wire": max(moving.wire_s, step_s - compute_s - late_s - moving.latency_s - moving.codec_s),
+            "latency": moving.latency_s,
+            "codec": moving.codec_s,
+        }
+        return Prediction(
+            plan=str(self.plan),
+            step_s=step_s,
+            low_s=max(0.0, step_s - STANDARD_DEVIATIONS * deviation_s),
+            high_s=step_s + STANDARD_DEVIATIONS * deviation_s,
+            compute_s=compute_s,
+            codec_s=moving.codec_s,
+            exposed_s=step_s - compute_s,
+            bytes_per_step=moving.sent_bytes,
+            bound_by=max(shares, key=shares.__getitem__),
+            critical_path=(
+                Span(what="compute", start_s=0.0, end_s=compute_s),
+                Span(what="waiting", start_s=compute_s, end_s=compute_s + late_s),
+                Span(what="push and pull", start_s=compute_s + late_s, end_s=step_s),
+            ),
+        )
+
+    @cached_property
+    def _roles(self) -> Roles:
+        assert isinstance(self.plan.architecture, ParameterServer), self.plan.architecture
+        return self.plan.architecture.roles(self.cluster.workers)
+
+    @property
+    def _codec(self) -> Codec:
+        codec = self.plan.compression[0]
+        if not isinstance(codec, Codec):
+            raise PlanError(
+                f"{self.plan}: {codec} has an exchange of its own, and a server none of that kind."
+            )
+        return codec
+
+    @property
+    def _message_bytes(self) -> int:
+        """Of a whole push, or a whole pull."""
+        itemsize = self.profile.parameters[0].itemsize
+        return self._codec.wire_bytes(self.profile.num_bytes // itemsize, itemsize)
+
+    @property
+    def _remote_share(self) -> float:
+        """Which share of the model a worker does not own."""
+        roles = self._roles
+        own = (
+            roles.weights[roles.owners.index(roles.workers[-1])] if roles.workers[-1] in roles.owners else 0.0
+        )
+        return 1 - own / sum(roles.weights)
+
+    @cached_property
+    def _moving(self) -> BucketCost:
+        """One worker's push and pull, with all lines its own."""
+        if self.cluster.workers == 1:
+            return FREE
+        roles, one_way = self._roles, self._remote_share * self._message_bytes
+        wire_s = 2 * one_way / self.cluster.bandwidth_bytes_per_s
+        owners = len(roles.owners) - (roles.workers[-1] in roles.owners)
+        serves = len(roles.workers) - 1 if roles.workers[0] in roles.owners else 0
+        own = 1 - self._remote_share
+        return BucketCost(
+            codec_s=self._codec_s,
+            latency_s=MESSAGES * 2 * self.cluster.latency_s,
+            wire_s=wire_s,
+            sent_bytes=round(one_way + serves * own * self._message_bytes)
+            + MESSAGES * HEADER_BYTES * (owners + serves),
+        )
+
+    @property
+    def _codec_s(self) -> float:
+        """Encoding a push and decoding a pull; an owner does as much for every worker, behind their compute."""
+        if self._codec.lossless:
+            return 0.0
+        cost = self.profile.codec_cost(str(self._codec))
+        numel = sum(p.numel for p in self.profile.parameters)
+        return cost.fixed_s + numel * (cost.encode_s_per_element + cost.decode_s_per_element)
+
+    @property
+    def _busiest_line_s(self) -> float:
+        """What all workers' bytes take, a step each, over the line of the owner with the most of the model."""
+        roles = self._roles
+        share = max(roles.weights) / sum(roles.weights)
+        from_others = len(roles.workers) - (roles.owners[0] in roles.workers)
+        own = self._remote_share if roles.owners[0] in roles.workers else 0.0
+        return (from_others * share + own) * self._message_bytes / self.cluster.bandwidth_bytes_per_s
+
+    @property
+    def _optimizer_s(self) -> float:
+        """Owners step for all: once per update, however many make one."""
+        roles, sync = self._roles, self.plan.sync
+        updates = 1
+        if isinstance(sync, Served) and sync.quorum(len(roles.workers)) <= 1:
+            updates = len(roles.workers)
+        return self.profile.optimizer_s * updates * max(roles.weights) / sum(roles.weights)
+
+    @property
+    def _lateness(self) -> float:
+        """How many standard deviations of a step a worker waits for others."""
+        sync, workers = self.plan.sync, len(self._roles.workers)
+        assert isinstance(sync, Sync)
+        if not isinstance(sync, Served):
+            return ranked(workers, workers)
+        quorum, lead = sync.quorum(workers), sync.lead
+        if quorum > 1:
+            return max(0.0, ranked(quorum, workers))
+        return 0.0 if lead is None else ranked(workers, workers) / math.sqrt(lead + 1)
