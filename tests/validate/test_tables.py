@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from tightwire import validate
 from tightwire.simulate.parallel import Accelerators, Parallelism, Transformer, predict_iteration
 from tightwire.validate import Point, Table, megatron, seven_methods
 from tightwire.validate.fitting import Prior, fit
+from tightwire.validate.tables import TABLES
 
 
 def point(name: str, measured: float, predicted: float, held_out: bool = True) -> Point:
@@ -47,7 +47,7 @@ def test_constants_are_found_again() -> None:
 
 @pytest.mark.parametrize("name", ["programs", "nccl-sizes", "nccl-scaling", "megatron"])
 def test_targets_are_met(name: str) -> None:
-    table = validate.TABLES[name]()
+    table = TABLES[name]()
     held_out = next(row for row in table.rows() if row["held_out"])
     for key, target in table.target.items():
         assert held_out[key] <= target

@@ -13,7 +13,8 @@ from rich.table import Table as Grid
 
 from tightwire.cli.measured import JsonOption
 from tightwire.errors import FileError
-from tightwire.validate import TABLES, Table
+from tightwire.validate import Table
+from tightwire.validate.tables import TABLES
 
 app = typer.Typer(rich_markup_mode=None)
 TOLERANCE = 1e-12

@@ -1,0 +1,17 @@
+"""All validations by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from tightwire.validate import lab, megatron, nccl, programs, seven_methods
+from tightwire.validate.table import Table
+
+TABLES: Mapping[str, Callable[[], Table]] = {
+    "programs": programs.table,
+    "nccl-sizes": nccl.sizes_table,
+    "nccl-scaling": nccl.scaling_table,
+    "megatron": megatron.table,
+    "seven-methods": seven_methods.table,
+    "lab": lab.table,
+}
