@@ -101,9 +101,10 @@ def test_a_broken_program_is_caught(case: tuple[str, Program]) -> None:
 
 @pytest.mark.parametrize("name", [*PROGRAMS, *COLLECTIVES])
 def test_cost_is_the_closed_form(name: str) -> None:
-    n, alpha_s, beta_s = 8, 1e-3, 8000 / 1e6
+    n, num_bytes, alpha_s = 8, 19200, 1e-3
+    beta_s = num_bytes / 1e6
     program = build(name, n)
-    chunk = 8000 if program.gathers else 8000 // program.num_chunks
+    chunk = num_bytes if program.gathers else num_bytes // program.num_chunks
     share = (n - 1) / n
     closed = {
         "ring": 2 * (n - 1) * alpha_s + 2 * share * beta_s,

@@ -16,13 +16,13 @@ from tightwire.errors import ProgramError
 TAG_BITS = 16  # of the 31, for the messages of one runner between two ranks
 MAX_TAG = 1 << (31 - TAG_BITS)
 
-# How many pieces of earlier steps may still be on their way to a rank when it begins a step: none would leave its
-# line idle for a moment, many would have it carry two steps' streams, to two ranks, which hinder each other.
-STEP_SLACK = 2
+# How many pieces of earlier phases may still be on their way to a rank when it begins one: none would leave its
+# line idle for a moment, many would have it carry streams of two phases, which hinder each other.
+PHASE_SLACK = 2
 
 Place = Literal["work", "mean", "message"]
 # By which the pieces of a part are ordered, alike on all ranks.
-Turn = tuple[int, int]
+Turn = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +83,8 @@ class Receive:
 class Part:
     """What one rank does, in an order in which no rank ever waits for a later one.
 
-    Sends leave in the order of the program's steps, also where a later one could leave before: a line then carries
-    one stream each way, as the program means it to.
+    Sends leave in the order of the program's phases, also where a later one could leave before: a line then carries
+    the streams that the program means it to.
 
     Attributes:
         first: what leaves before anything arrives.
@@ -98,6 +98,24 @@ class Part:
 @lru_cache(maxsize=64)
 def _trace(program: Program) -> Trace:
     return check(program)
+
+
+@lru_cache(maxsize=64)
+def phases(program: Program) -> dict[int, int]:
+    """Returns the phase of each step: successive steps that need not wait for one another are one phase.
+
+    All of a phase is under way together, piece by piece over all peers: streams that last are fairer to each other,
+    and faster, than streams that start and stop.
+    """
+    found: dict[int, int] = {}
+    arrived: set[tuple[int, int]] = set()
+    for step, transfers in program.steps():
+        waits = any((t.src, t.chunk) in arrived for t in transfers)
+        found[step] = max(found.values(), default=0) + waits
+        if waits:
+            arrived.clear()
+        arrived.update((t.dst, t.chunk) for t in transfers)
+    return found
 
 
 def part_of(program: Program, rank: int, pieces: Pieces, tag: int) -> Part:
@@ -125,6 +143,7 @@ class _Lowering:
     def __init__(self, program: Program, rank: int, pieces: Pieces, tag_base: int) -> None:
         self.program, self.rank, self.pieces, self.tag_base = program, rank, pieces, tag_base
         self.trace = _trace(program)
+        self.phases = phases(program)
         self.places: dict[int, Place] = {}
         self.tags: dict[tuple[int, int], int] = {}
         self.sends: list[tuple[Turn, Send, Receive | None]] = []
@@ -154,13 +173,13 @@ class _Lowering:
         for turn, send, enabler in sorted(self.sends, key=lambda entry: entry[0]):
             after = max(after, places[id(enabler)] if enabler else 0)
             if not self.program.flows:
-                after = max(after, bisect.bisect_left(turns, (turn[0], 0)) - STEP_SLACK)
+                after = max(after, bisect.bisect_left(turns, (turn[0], 0, 0)) - PHASE_SLACK)
             (receives[after - 1].then if after else first).append(send)
         return Part(tuple(first), tuple(receives))
 
     def _turn(self, step: int, position: int) -> Turn:
-        """When a piece moves: piece by piece over all chunks of a step; where pieces flow, a step later each."""
-        return (step + position, step) if self.program.flows else (step, position)
+        """When a piece moves: piece by piece over all chunks of a phase; where pieces flow, a step later each."""
+        return (step + position, step, 0) if self.program.flows else (self.phases[step], position, step)
 
     def _send(self, i: int, t: Transfer) -> None:
         value = self.trace.sent[i]
