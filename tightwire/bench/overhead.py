@@ -1,4 +1,4 @@
-"""What Tightwire costs where it has nothing to do: a world of one, and the import."""
+"""What Tightwire costs where it has nothing to do: a world of one, steps without exchange, and the import."""
 
 from __future__ import annotations
 
@@ -13,9 +13,21 @@ import torch
 from torch import nn
 
 from tightwire.runtime import attach
-from tightwire.transport import Single
+from tightwire.transport import Single, Transport, run_threads
 
 STEP_S = 0.02
+# Policies whose first exchange is far away.
+FAR = 10**9
+POLICIES = (
+    f"local:{FAR}",
+    f"hierarchical-local:{FAR},{FAR},node=2",
+    f"adacomm:{FAR}",
+    f"easgd:{FAR}",
+    f"slowmo:{FAR}",
+    f"diloco:{FAR}",
+    f"diloco:{FAR}/allreduce/none/streaming:4",
+    f"fedavg:{FAR}",
+)
 IMPORTS = (
     "import time, torch; start = time.perf_counter(); import tightwire; print(time.perf_counter() - start)"
 )
@@ -31,6 +43,7 @@ class Overhead:
         ratio: median of the pairs' ratios, attached over plain.
         identical: whether both ended with the same parameters, to the bit.
         import_s: what `import tightwire` adds to `import torch`.
+        policy_ratios: by plan, the same ratio for steps between two workers in which nothing is exchanged.
     """
 
     plain_step_s: float
@@ -38,6 +51,7 @@ class Overhead:
     ratio: float
     identical: bool
     import_s: float
+    policy_ratios: dict[str, float]
 
 
 class _Trainee:
@@ -72,7 +86,26 @@ def measure(samples: int = 200) -> Overhead:
         ratio=statistics.median(a / p for p, a in pairs),
         identical=torch.equal(plain.parameters(), attached.parameters()),
         import_s=statistics.median(_import_s() for _ in range(3)),
+        policy_ratios={plan: _policy_ratio(plan, batch, max(5, samples // 4)) for plan in POLICIES},
     )
+
+
+def _policy_ratio(plan: str, batch: int, samples: int) -> float:
+    """Returns attached over plain, median of pairs, beside a second worker that only waits."""
+
+    def worker(transport: Transport) -> list[float]:
+        plain, attached = _Trainee(batch), _Trainee(batch)
+        run = attach(attached.model, attached.optimizer, plan, transport=transport)
+        pairs = (
+            [(_seconds(plain.step), _seconds(attached.step)) for _ in range(samples)]
+            if transport.rank == 0
+            else []
+        )
+        transport.barrier()
+        run.close()
+        return [a / p for p, a in pairs]
+
+    return statistics.median(run_threads(2, worker, deadline_s=600.0)[0])
 
 
 def _batch_for(seconds: float) -> int:

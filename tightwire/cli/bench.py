@@ -184,9 +184,9 @@ def overhead(
         bool, typer.Option("--json", help="End with one line of JSON on standard output.")
     ] = False,
 ) -> None:
-    """Time what attach costs where it has nothing to do: a world of one, on steps of about 20 ms.
+    """Time what attach costs where it has nothing to do: a world of one, and steps between two exchanges.
 
-    Plain and attached steps take turns and must end with the same parameters, to the bit.
+    Steps take about 20 ms. Plain and attached steps take turns and must end with the same parameters, to the bit.
 
         tightwire bench overhead
     """
@@ -201,6 +201,8 @@ def overhead(
         f"attached step   {found.attached_step_s * 1e3:8.3f} ms   {found.ratio - 1:+.2%} (median of the pairs)"
     )
     typer.echo(f"same parameters {'to the bit' if found.identical else 'NO'}")
+    for plan, ratio in found.policy_ratios.items():
+        typer.echo(f"{plan.replace(str(overhead_bench.FAR), '∞'):<46} {ratio - 1:+.2%} on steps without exchange")
     typer.echo(f"import tightwire adds {found.import_s * 1e3:.0f} ms to import torch")
 
 
