@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from tightwire.errors import LabError
+from tightwire.study.studies.architecture import ARCHITECTURE
 from tightwire.study.studies.compression import COMPRESSION
 from tightwire.study.studies.sync import SYNC
 from tightwire.study.study import Study
 
-STUDIES: dict[str, Study] = {study.name: study for study in (COMPRESSION, SYNC)}
+STUDIES: dict[str, Study] = {study.name: study for study in (COMPRESSION, ARCHITECTURE, SYNC)}
 
 
 def find(name: str) -> Study:
