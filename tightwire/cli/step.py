@@ -100,6 +100,7 @@ def _measured(bench: Bench) -> dict[str, Any]:
 
 def _print_rows(bench: Bench, rows: list[Row]) -> None:
     table = Table("plan", "s a step", "range", "of the bound", "DDP's best is")
+    table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
     best_s = min((row.step_s for row in rows if row.plan.startswith(step_bench.DDP)), default=None)
