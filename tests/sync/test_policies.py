@@ -258,3 +258,66 @@ def test_a_centre_is_the_mean_at_full_force() -> None:
     (x_0, centre), (x_1, _) = run_threads(2, worker, deadline_s=20)
     for a, b, c in zip(x_0, x_1, centre, strict=True):
         torch.testing.assert_close((a + b) / 2, c, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "plan", ["local:2", "diloco:3/allreduce/int8+ef/streaming:3", "easgd:2", "local:3,overlap=3"]
+)
+def test_a_worker_leaves_between_rounds(plan: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The others go on with the mean of those who stay, and say so; rank 1 of four leaves after five steps."""
+
+    def worker(transport: Transport) -> tuple[list[torch.Tensor], int]:
+        with job(transport, plan) as j:
+            for step in range(5 if transport.rank == 1 else 12):
+                j.step(step)
+            if transport.rank == 1:
+                j.run.leave()
+                with pytest.raises(AttachError, match="closed"):
+                    j.run.finish()
+        report = j.run.report()
+        assert report.sent_bytes == report.planned_bytes
+        return values(j.model), report.workers
+
+    results = run_threads(4, worker, deadline_s=20)
+    stayed = [result for rank, result in enumerate(results) if rank != 1]
+    assert all(same(parameters, stayed[0][0]) for parameters, _ in stayed)
+    assert not same(results[1][0], stayed[0][0])
+    assert [workers for _, workers in stayed] == [3, 3, 3]
+    assert "rank 1 left" in caplog.text
+    assert "mean of 3" in caplog.text
+
+
+def test_all_but_one_leave() -> None:
+    def worker(transport: Transport) -> int:
+        with job(transport, "local:2") as j:
+            for step in range(3 + 4 * transport.rank):
+                j.step(step)
+            if transport.rank < 2:
+                j.run.leave()
+        return j.run.step
+
+    assert run_threads(3, worker, deadline_s=20) == [3, 7, 11]
+
+
+def test_who_cannot_leave() -> None:
+    def worker(transport: Transport) -> None:
+        with job(transport, "bsp") as j:
+            j.step(0)
+            with pytest.raises(AttachError, match=r"call run\.finish"):
+                j.run.leave()
+
+    run_threads(2, worker, deadline_s=20)
+
+
+@pytest.mark.parametrize("plan", ["bsp@4~local:2", "postlocal:2,start=4", "local:2@3~bsp@6~local:3"])
+def test_who_is_done_follows_the_phases_of_the_others(plan: str) -> None:
+    def worker(transport: Transport) -> list[torch.Tensor]:
+        with job(transport, plan) as j:
+            for step in range(2 + 4 * transport.rank):
+                j.step(step)
+        report = j.run.report()
+        assert report.sent_bytes == report.planned_bytes
+        return values(j.model)
+
+    results = run_threads(3, worker, deadline_s=20)
+    assert all(same(parameters, results[0]) for parameters in results)

@@ -59,6 +59,11 @@ class Evaluation:
                 "optimizer.step() inside run.evaluating() would be undone when it ends; leave the block first."
             )
 
+    def move(self, fabric: Fabric) -> None:
+        """Goes on among other ranks. Local."""
+        self.close()
+        self._fabric, self._exchange = fabric, None
+
     def close(self) -> None:
         """Ends the exchange's thread. Local."""
         if self._exchange is not None:

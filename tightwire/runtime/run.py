@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import pathlib
 import statistics
 import struct
@@ -33,6 +34,11 @@ from tightwire.sync import Sync
 from tightwire.transport import Counting, Transport
 
 Buffers = Literal["start", "every-step"]
+
+# Why ranks meet in a flush.
+FINISHING, TURNING, LEAVING, STAYING = range(4)
+
+log = logging.getLogger("tightwire")
 
 
 class Writer(Protocol):
@@ -79,8 +85,8 @@ class Run:
         self._steps_s: list[float] = []
         self._exposed_s: list[float] = []
         self._step_end_s: float | None = None
-        self._closed = False
-        self._waited_s = 0.0
+        self._closed = self._has_left = False
+        self._waited_s, self._turns_at = 0.0, 0
         self._waited_s_by_worker: tuple[float, ...] = ()
         self._writer: Writer | None = None
         self._buffer_transport = Counting(fabric.transport.inner)
@@ -107,7 +113,7 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is None:
+            if kind is None and not self._has_left:
                 self.finish()
         finally:
             self.close()
@@ -121,9 +127,9 @@ class Run:
     def is_server(self) -> bool:
         """Whether this rank is a dedicated server under the plan (`ps:servers=1`): it serves until `finish` returns.
 
-            with tw.attach(model, optimizer, "asp/ps:servers=1") as run:
-                if not run.is_server:
-                    train()  # the loop as ever
+        with tw.attach(model, optimizer, "asp/ps:servers=1") as run:
+            if not run.is_server:
+                train()  # the loop as ever
         """
         return self._engine.is_server()
 
@@ -164,10 +170,28 @@ class Run:
         counting nothing in their means, until all have called it, and leaves with the parameters that they have.
         """
         self._require_open()
-        self._engine.flush()
-        if self._fabric.transport.size > 1 and self._engine.meets():
-            waits = self.transport.exchange(struct.pack("<d", self._waited_s))
-            self._waited_s_by_worker = tuple(struct.unpack("<d", wait)[0] for wait in waits)
+        while (why := self._meet(FINISHING)) - {FINISHING}:
+            if TURNING in why:  # the others' next phase
+                self._build(self._phases.at(self._turns_at + 1))
+
+    def leave(self) -> None:
+        """Leaves for good after the next round of a local method; the run is closed then, and the others go on.
+
+        What this worker did since the last round still counts. The others go on with the mean of those who stay, and
+        say so in the log. A worker that is killed cannot be replaced so: the others end with an error that names it.
+
+        Contract: one or more ranks, between two steps, while the others train; blocks until their next round.
+
+        Raises:
+            AttachError: another kind of plan, whose ranks cannot do without each other.
+        """
+        self._require_open()
+        if self._fabric.transport.size > 1:
+            self._engine.leave()
+            while not self._has_left:
+                self._meet(LEAVING)
+        self._has_left = True
+        self.close()
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -313,15 +337,57 @@ class Run:
         self.plan = plan
         if self._fabric.transport.size == 1:
             return {}
+        if not isinstance(self._engine, Alone):
+            self._meet(TURNING)
+        return self._build(plan)
+
+    def _build(self, plan: Plan) -> dict[str, Any]:
+        """Replaces the engine, in which nothing is under way; returns what it remembered."""
+        self.plan = plan
         teach(self._optimizer, plan)
-        self._engine.flush()
         self._engine.close()
         state = self._engine.state_dict()
         self._engines[-1] = Retired(self._engine)
         trained = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
-        self._engines.append(build_engine(trained, plan, self._fabric))
+        alone = self._fabric.transport.size == 1
+        self._engines.append(Alone() if alone else build_engine(trained, plan, self._fabric))
         self._steps_s, self._exposed_s = [], []
         return state
+
+    def _meet(self, why: int) -> set[int]:
+        """Flushes, as all ranks do now, and returns for which reasons; whoever leaves is gone afterwards."""
+        self._engine.flush()
+        if self._fabric.transport.size == 1 or not self._engine.meets():
+            return {FINISHING}
+        told = [
+            struct.unpack("<Bdq", other)
+            for other in self.transport.exchange(struct.pack("<Bdq", why, self._waited_s, self.step))
+        ]
+        self._waited_s_by_worker = tuple(waited_s for _, waited_s, _ in told)
+        self._turns_at = max((step for reason, _, step in told if reason == TURNING), default=self.step)
+        if leaving := [rank for rank, (reason, _, _) in enumerate(told) if reason == LEAVING]:
+            self._go_on_without(leaving)
+        return {reason for reason, _, _ in told}
+
+    def _go_on_without(self, leaving: list[int]) -> None:
+        transport = self._fabric.transport
+        staying = [rank for rank in range(transport.size) if rank not in leaving]
+        group = transport.group(staying) if staying else None
+        if group is None:
+            self._has_left = True
+            return
+        assert isinstance(group, Counting)
+        self._fabric = self._fabric.over(group)
+        self._evaluation.move(self._fabric)
+        self._buffer_transport = Counting(group.inner, tally=self._buffer_transport.tally)
+        if state := self._build(self.plan):
+            self._carry_over(state, self.plan)
+        log.warning(
+            "rank %s left after step %d; the others go on with the mean of %d, renumbered in order.",
+            " and ".join(map(str, leaving)),
+            self.step,
+            group.size,
+        )
 
     def _staleness(self) -> dict[int, int]:
         histogram: Counter[int] = Counter()
@@ -358,6 +424,8 @@ class Run:
         self._waited_s += exposed_s
         if self._step_end_s is not None:
             self._steps_s.append(time.perf_counter() - self._step_end_s)
+        if self._engine.calls_meeting():
+            self._meet(STAYING)
         if self._engine.outgrown() and (state := self._enter(self.plan)):
             self._carry_over(state, self.plan)
         if self._pilot is not None:

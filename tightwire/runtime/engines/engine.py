@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from tightwire.errors import AttachError
+
 
 class Engine(Protocol):
     """Keeps one worker in step with the others. Engines have `Defaults` for a base, not this."""
@@ -84,6 +86,16 @@ class Engine(Protocol):
     def staleness(self) -> Mapping[int, int]:
         """Returns how often what was stepped with was so many steps old; empty where nothing ever is."""
 
+    def leave(self) -> None:
+        """Tells the others, with the next round, that this rank will leave for good; `flush` follows.
+
+        Raises:
+            AttachError: an engine whose ranks cannot do without each other.
+        """
+
+    def calls_meeting(self) -> bool:
+        """Whether the round just ended said that somebody leaves, so that all must `flush` now."""
+
 
 class Defaults:
     """The answers of an engine that listens to nothing, steps with nothing old, and may have unequal replicas."""
@@ -115,6 +127,17 @@ class Defaults:
     def staleness(self) -> Mapping[int, int]:
         """Is never stale."""
         return {}
+
+    def leave(self) -> None:
+        """Cannot."""
+        raise AttachError(
+            "run.leave() is for local methods, whose workers do without each other between rounds; under this plan "
+            "call run.finish(), which takes part in the others' steps until all are done."
+        )
+
+    def calls_meeting(self) -> bool:
+        """Never does."""
+        return False
 
 
 class Retired(Defaults):

@@ -41,6 +41,7 @@ class ParameterEngine(Defaults):
         self.skipped = 0
         self.exposed_s = 0.0
         self._spoiled = False
+        self._leaving = self._meeting = False
         self._clock = 0  # steps since all agreed last, at the same count on all ranks
         self._loss, self._losses, self._samples = 0.0, 0, 0.0
         self._first_loss: float | None = None
@@ -52,6 +53,12 @@ class ParameterEngine(Defaults):
         if loss is not None and math.isfinite(loss):
             self._loss, self._losses = self._loss + loss, self._losses + 1
         self._samples += samples or 0.0
+
+    def leave(self) -> None:  # noqa: D102
+        self._leaving = True
+
+    def calls_meeting(self) -> bool:  # noqa: D102
+        return self._meeting
 
     def before_step(self) -> None:  # noqa: D102
         if not have_finite_gradients(self._trained):
@@ -83,6 +90,7 @@ class ParameterEngine(Defaults):
         for line in self._lines:
             line.parameters.go_to_anchor()
         self._restart()
+        self._meeting = False
 
     def consensus(self) -> Mapping[str, Tensor] | None:
         """The outer model or the centre, where there is one; else the mean of where workers are."""
@@ -165,12 +173,18 @@ class ParameterEngine(Defaults):
         )
         weight = (self._samples or 1.0) if self._sync.weighs_samples else 1.0
         return Votes(
-            present=float(present), weight=weight * counts, loss=self._loss, losses=float(self._losses)
+            present=float(present),
+            weight=weight * counts,
+            loss=self._loss,
+            losses=float(self._losses),
+            leaving=float(self._leaving),
         )
 
     def _sum(self, ballot: Ballot, mine: Votes) -> Votes:
         self.planned_bytes += ballot.bytes_sent
-        return ballot.sum(mine)
+        votes = ballot.sum(mine)
+        self._meeting = self._meeting or votes.leaving > 0.5
+        return votes
 
     def _steps_after(self, votes: Votes) -> int:
         if not self._sync.follows_loss:

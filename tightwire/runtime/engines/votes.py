@@ -18,12 +18,14 @@ class Votes:
         weight: in the round's mean; 0 from a worker that changed nothing, or is not to count.
         loss: sum of the losses reported in the round just ended.
         losses: how many.
+        leaving: 1 from a worker that is about to leave for good.
     """
 
     present: float = 0.0
     weight: float = 0.0
     loss: float = 0.0
     losses: float = 0.0
+    leaving: float = 0.0
 
 
 class Ballot:
@@ -34,13 +36,13 @@ class Ballot:
     """
 
     def __init__(self, fabric: Fabric) -> None:
-        self._control = fabric.control(4)
+        self._control = fabric.control(5)
         self._workers = fabric.transport.size
         self.bytes_sent = self._control.bytes_sent
 
     def sum(self, mine: Votes) -> Votes:
         """Returns the sum of all ranks' votes, the same bits on every rank; blocks."""
-        values = torch.tensor([mine.present, mine.weight, mine.loss, mine.losses])
+        values = torch.tensor([mine.present, mine.weight, mine.loss, mine.losses, mine.leaving])
         self._control.run(values, values, seed=0)
-        present, weight, loss, losses = (values * self._workers).tolist()
-        return Votes(present=present, weight=weight, loss=loss, losses=losses)
+        present, weight, loss, losses, leaving = (values * self._workers).tolist()
+        return Votes(present=present, weight=weight, loss=loss, losses=losses, leaving=leaving)
