@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tightwire.cluster import Cluster, Fit, Level
 from tightwire.compression.recipes import Recipe
 from tightwire.errors import PlanError, ProgramError
-from tightwire.plan import FAMILIES, Plan, PlanFile, catalogue
+from tightwire.plan import FAMILIES, Plan, PlanFile, catalogue, parse_member
 from tightwire.planner import (
     STOCK,
     Allowance,
@@ -27,7 +27,7 @@ from tightwire.planner.explain import find_flip
 from tightwire.profile import Profile
 
 PROFILE = Profile.uniform(
-    layers=40, numel_per_layer=125_000, forward_s=0.12, backward_s=0.24, optimizer_s=0.02
+    layers=12, numel_per_layer=416_667, forward_s=0.12, backward_s=0.24, optimizer_s=0.02
 )
 SLOW = Cluster.uniform(4, 24e6, 1e-4)
 FAST = Cluster.uniform(4, 12e9, 1e-6)
@@ -160,7 +160,7 @@ def test_of_equally_fast_plans_the_least_harmful_is_chosen() -> None:
 def test_only_measured_programs_compete_once_any_is() -> None:
     fits = tuple(Fit(program=p, alpha_s=1e-3, beta_s_per_byte=4e-8) for p in ("native", "ring"))
     ranking = recommend(PROFILE, dataclasses.replace(SLOW, fits=fits), allow="lossy")
-    assert not any("topk" in row.plan or "recursive" in row.plan for row in ranking.rows)
+    assert not any("allreduce/topk" in row.plan or "recursive" in row.plan for row in ranking.rows)
     assert not any("formula" in sentence for sentence in ranking.why)
 
 
@@ -170,8 +170,12 @@ def test_a_faster_program_is_taken() -> None:
         Fit(program="ring", alpha_s=1e-3, beta_s_per_byte=4e-8),
     )
     ranking = recommend(PROFILE, dataclasses.replace(SLOW, fits=fits))
-    assert "ring" in ranking.chosen.plan
-    assert any("allreduce:ring instead of allreduce saves" in sentence for sentence in ranking.why)
+    plan = Plan.parse(
+        ranking.chosen.plan
+    )  # where programs were measured, `allreduce` itself takes the fastest
+    assert str(plan.architecture) in ("allreduce", "allreduce:ring")
+    native = plan.having(architecture=parse_member("architecture", "allreduce:native"))
+    assert predict(native, PROFILE, ranking.cluster).step_s > 1.2 * ranking.chosen.step_s
 
 
 def test_the_flip_is_where_it_says() -> None:
@@ -208,7 +212,7 @@ def test_the_plan_file_holds_everything(tmp_path: pathlib.Path) -> None:
     assert read.why == ranking.why
     assert read.predicted["step_s"] == ranking.chosen.step_s
     assert read.measured["cluster"]["workers"] == 4
-    assert len(read.measured["profile"]["parameters"]) == 40
+    assert len(read.measured["profile"]["parameters"]) == 12
 
 
 @pytest.mark.parametrize("cluster", [SLOW, FAST], ids=["slow", "fast"])

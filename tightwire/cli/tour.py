@@ -36,8 +36,9 @@ def tour(
     ] = "200mbit",
     seconds: Annotated[float, typer.Option(help="Of training per plan.")] = 45.0,
     plans: Annotated[
-        str, typer.Option(help="Separated by spaces: ddp, lossless, lossy (the best of each), or plans.")
-    ] = "ddp lossless lossy",
+        str,
+        typer.Option(help="Separated by spaces: ddp; lossless, lossy, stale (the best of each); or plans."),
+    ] = "ddp lossless stale",
     out: Annotated[
         pathlib.Path, typer.Option(help="Folder for the report, measurements and traces.")
     ] = pathlib.Path("out"),

@@ -1,7 +1,8 @@
 """The planner: candidates, predicted, ranked and explained. No torch."""
 
-from tightwire.planner.candidates import STOCK, Allowance, candidates, harm, is_lossless
+from tightwire.planner.candidates import STOCK, Allowance, allowance_of, candidates, is_lossless
 from tightwire.planner.explain import describe
+from tightwire.planner.harm import harm
 from tightwire.planner.ranking import Ranking, recommend, summary
 from tightwire.simulate import predict
 
@@ -9,6 +10,7 @@ __all__ = [
     "STOCK",
     "Allowance",
     "Ranking",
+    "allowance_of",
     "candidates",
     "describe",
     "harm",

@@ -1,64 +1,131 @@
-"""Every plan worth predicting: the legal combinations of all members, at sensible settings."""
+"""Which plans are worth predicting: every member at sensible settings, and what each plan changes about training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
-from tightwire.collectives import AllReduce
+from tightwire.collectives import Gossip
 from tightwire.compression import Codec, Stage
 from tightwire.errors import PlanError
-from tightwire.plan import Axis, Member, Plan, catalogue, parse_compression, parse_member, print_bytes
+from tightwire.plan import Member, Plan, catalogue, parse_compression, print_bytes, text_with
+from tightwire.planner.harm import ratio
 from tightwire.reducers import Reduction
-from tightwire.sync import Sync
+from tightwire.sync import Bsp
 
-Allowance = Literal["lossless", "lossy"]
+Allowance = Literal["lossless", "lossy", "stale"]
+ALLOWANCES: tuple[Allowance, ...] = get_args(Allowance)
 
 # Plain PyTorch: DistributedDataParallel with its default bucket size.
 STOCK = "bsp/allreduce/none/fusion:25MiB"
+# What candidates that show another answer are ordered by: the optimal merge suits any wire and any codec.
+BASE = "bsp/allreduce/none/mgwfbp"
 # Members worth trying at several settings. Others are tried as their example, or their defaults, have them.
 SETTINGS: dict[str, tuple[str, ...]] = {
     "local": ("local:4", "local:8", "local:16", "local:32"),
+    "diloco": ("diloco:16", "diloco:64"),
+    "ssp": ("ssp:1", "ssp:3", "ssp:8"),
     "topk": ("topk:0.1", "topk:0.03", "topk:0.01", "topk:0.003", "topk:0.001"),
+    "powersgd": ("powersgd:1", "powersgd:2", "powersgd:4", "powersgd:8"),
+    "bytescheduler": (
+        "bytescheduler",
+        "bytescheduler:256KiB,credit_bytes=1MiB",
+        "bytescheduler:4MiB,credit_bytes=16MiB",
+    ),
+    "p3": ("p3", "p3:1MiB"),
+    "streaming": ("streaming:2", "streaming"),
 }
 # On lines that are all alike the other programs cost no less than one of these.
 PROGRAMS_TRIED = ("native", "ring", "recursive-doubling", "halving-doubling", "allgather")
+# On links that differ these look at who sits with whom, or load other links.
+PROGRAMS_BY_PLACE = ("hierarchical", "torus", "double-tree", "direct")
+GOSSIPS = ("gossip", "gossip:exponential", "gossip:one-peer-exponential", "gossip:sgp", "gossip:ad-psgd")
 SMALLEST_FUSION_BYTES = 2**18
 # A biased codec that drops more than half of the bits goes wrong without error feedback (Karimireddy et al. 2019).
 MAX_RATIO_WITHOUT_FEEDBACK = 2.0
 
 
-def candidates(gradient_bytes: int, allow: Allowance) -> Iterator[Plan]:
-    """Yields every plan worth predicting for a model with gradients of this size; stock PyTorch's is among them.
+def candidates(gradient_bytes: int, allow: Allowance, *, levelled: bool = False) -> Iterator[Plan]:
+    """Yields every plan to begin a search with: each member somewhere, stock PyTorch's plan first.
+
+    Plans that differ from these in several answers at once are found from them: see `neighbours`.
 
     Args:
         gradient_bytes: of all gradients together; bounds the fusion sizes.
-        allow: `lossless`: every step is made with the exact mean gradient; `lossy`: anything.
+        allow: `lossless`: every step is made with the exact mean gradient; `lossy`: with what is left of it after
+            compression; `stale`: anything, such as steps made alone, with old gradients, or with some neighbours'.
+        levelled: whether links are not all alike, so that programs that know who sits with whom are worth a try.
 
     Raises:
         PlanError: an unknown allowance.
     """
-    if allow not in get_args(Allowance):
-        raise PlanError(f"allow={allow!r} is no allowance; known: {', '.join(get_args(Allowance))}.")
-    for sync in _members("sync"):
-        assert isinstance(sync, Sync)
-        for compression in _compressions():
-            if allow == "lossy" or is_lossless(sync, compression):
-                yield from _plans(sync, compression, gradient_bytes)
+    if allow not in ALLOWANCES:
+        raise PlanError(f"allow={allow!r} is no allowance; known: {', '.join(ALLOWANCES)}.")
+    seen: set[str] = set()
+    for text in _texts(gradient_bytes, levelled):
+        plan = legal(text)
+        if plan is not None and str(plan) not in seen and is_allowed(plan, allow):
+            seen.add(str(plan))
+            yield plan
 
 
-def is_lossless(sync: Member, compression: tuple[Member, ...]) -> bool:
+def neighbours(
+    plan: Plan, gradient_bytes: int, allow: Allowance, *, levelled: bool = False
+) -> Iterator[Plan]:
+    """Yields the plans that differ from `plan` in one answer, or in the setting of one, within the allowance."""
+    answers_tried = {
+        "sync": sync_texts() if allow == "stale" else ["bsp"],
+        "architecture": architecture_texts(levelled, allow == "stale"),
+        "compression": compression_texts(),
+        "schedule": schedule_texts(gradient_bytes),
+    }
+    for axis, texts in answers_tried.items():
+        for text in texts:
+            other = legal(text_with(plan, **{axis: text}))
+            if other is not None and other != plan and is_allowed(other, allow):
+                yield other
+
+
+def legal(text: str) -> Plan | None:
+    """Returns the plan of a text, or None where its members do not go together."""
+    try:
+        return Plan.parse(text)
+    except PlanError:
+        return None
+
+
+def allowance_of(plan: Plan) -> Allowance:
+    """Returns the least that must be allowed for a plan.
+
+    >>> allowance_of(Plan.parse("bsp/ps")), allowance_of(Plan.parse("delayed:1"))
+    ('lossless', 'stale')
+    """
+    if not isinstance(plan.sync, Bsp) or isinstance(plan.architecture, Gossip):
+        return "stale"
+    return "lossless" if _is_exact(plan.compression) else "lossy"
+
+
+def is_allowed(plan: Plan, allow: Allowance) -> bool:
+    """Whether an allowance admits a plan."""
+    return ALLOWANCES.index(allowance_of(plan)) <= ALLOWANCES.index(allow)
+
+
+def is_lossless(plan: Plan) -> bool:
     """Whether every step is made with the exact mean gradient of all workers."""
-    sender = compression[0]
-    assert isinstance(sync, Sync)
-    assert isinstance(sender, Codec | Reduction)
-    return sync.averages_gradients(1) and sender.lossless
+    return allowance_of(plan) == "lossless"
 
 
-def harm(plan: Plan) -> float:
-    """Orders plans by how much they change what is learnt from: how many times fewer bytes carry the agreement."""
-    assert isinstance(plan.sync, Sync)
-    return plan.sync.steps_per_round * _ratio(plan.compression)
+def keeps_optimizer(plan: Plan) -> bool:
+    """Whether the user's optimizer may stay as it is.
+
+    Votes and signs need a learning rate of their own; momenta that are sent take the optimizer's own momentum's place.
+    Such plans are predicted and shown, and never chosen for a user who did not ask for them by name.
+    """
+    sender, *stages = plan.compression
+    if getattr(sender, "votes", False):
+        return False
+    return not any(stage.name in ("momentum", "ema", "signed") for stage in stages)
 
 
 def departures(plan: Plan) -> int:
@@ -71,59 +138,90 @@ def answers(plan: Plan) -> tuple[str, ...]:
     return str(plan.sync), str(plan.architecture), plan.compression_text, str(plan.schedule)
 
 
-def _plans(sync: Sync, compression: tuple[Member, ...], gradient_bytes: int) -> Iterator[Plan]:
-    codec = compression[0]
-    assert isinstance(codec, Codec)
-    # Rounds of parameters overlap with nothing, so that how they are cut makes no difference worth a search.
-    texts = _schedules(gradient_bytes) if sync.averages_gradients(1) else ["sequential"]
-    schedules = [parse_member("schedule", text) for text in texts]
-    for architecture in _architectures(codec):
-        for schedule in schedules:
-            try:
-                yield Plan(sync, architecture, compression, schedule)
-            except PlanError:  # members that do not go together
-                continue
+def _is_exact(compression: Sequence[Member]) -> bool:
+    sender, *stages = compression
+    assert isinstance(sender, Codec | Reduction), sender
+    return sender.lossless and not stages
 
 
-def _members(axis: Axis) -> Iterator[Member]:
-    for name, member in catalogue(axis).items():
-        if not issubclass(member, Stage):
-            for text in SETTINGS.get(name, (member.example or name,)):
-                yield parse_member(axis, text.partition("+")[0])
+def _texts(gradient_bytes: int, levelled: bool) -> Iterator[str]:
+    """Yields the texts of candidates, legal or not, within no allowance."""
+    base = Plan.parse(BASE)
+    yield STOCK
+    for schedule in schedule_texts(gradient_bytes):
+        yield text_with(base, schedule=schedule)
+    for architecture in architecture_texts(levelled, True):
+        for schedule in ("mgwfbp", "fusion:25MiB"):
+            yield text_with(base, architecture=architecture, schedule=schedule)
+    for compression in compression_texts():
+        for architecture in ("allreduce", "allreduce:ring"):
+            yield text_with(base, architecture=architecture, compression=compression)
+    for sync in sync_texts():
+        for architecture in ("allreduce", "ps", "gossip:one-peer-exponential", "gossip:ad-psgd"):
+            for schedule in ("mgwfbp", "sequential", "streaming:2", "streaming"):
+                yield text_with(base, sync=sync, architecture=architecture, schedule=schedule)
+    for compression in compression_texts():
+        yield f"bsp/gossip:exponential/{compression}/sequential"
 
 
-def _compressions() -> Iterator[tuple[Member, ...]]:
-    for codec in _members("compression"):
-        if not isinstance(codec, Codec):  # reductions: the simulator does not know their exchanges yet
-            continue
-        if codec.lossless or codec.unbiased or _ratio((codec,)) <= MAX_RATIO_WITHOUT_FEEDBACK:
-            yield (codec,)
-        # Leftovers of an unbiased codec that is no contraction grow without bound.
-        if not codec.lossless and not (codec.unbiased and codec.contraction(2**20) is None):
-            yield parse_compression(f"{codec}+ef")
+@functools.cache
+def compression_texts() -> tuple[str, ...]:
+    """Returns the compressions worth a try: senders alone where that is sound, with feedback, and stages as shown."""
+    return tuple(dict.fromkeys(_compression_texts()))
 
 
-def _architectures(codec: Codec) -> Iterator[AllReduce]:
-    automatic = AllReduce()
-    for program in PROGRAMS_TRIED:
-        if program == automatic.program_name(codec):
-            yield automatic
-        elif program != "native" or codec.lossless:  # how backends sum half precision is not measured
-            yield AllReduce(program)
+def _compression_texts() -> Iterator[str]:
+    for name, member in catalogue("compression").items():
+        for text in SETTINGS.get(name, (member.example or name,)):
+            if issubclass(member, Stage):
+                yield text
+            else:
+                yield from _sendings(text.partition("+")[0])
+                if len(parse_compression(text)) > 1:
+                    yield "+".join(map(str, parse_compression(text)))
 
 
-def _schedules(gradient_bytes: int) -> list[str]:
+def _sendings(text: str) -> Iterator[str]:
+    """Yields a sender with the stages that make it sound; nothing for a recipe, which has its own."""
+    sender, *stages = parse_compression(text)
+    if stages:
+        return
+    assert isinstance(sender, Codec | Reduction), sender
+    if sender.lossless or sender.unbiased or ratio((sender,)) <= MAX_RATIO_WITHOUT_FEEDBACK:
+        yield str(sender)
+    # Leftovers of an unbiased codec that is no contraction grow without bound.
+    expands = isinstance(sender, Codec) and sender.unbiased and sender.contraction(2**20) is None
+    if not (sender.lossless or expands):
+        yield f"{sender}+ef"
+
+
+@functools.cache
+def sync_texts() -> tuple[str, ...]:
+    """Returns the policies worth a try."""
+    return tuple(
+        text for name, m in catalogue("sync").items() for text in SETTINGS.get(name, (m.example or name,))
+    )
+
+
+@functools.cache
+def architecture_texts(levelled: bool, gossips: bool) -> tuple[str, ...]:
+    """Returns the architectures worth a try. Dedicated servers are not: they take workers away from training."""
+    programs = PROGRAMS_TRIED + (PROGRAMS_BY_PLACE if levelled else ())
+    return ("allreduce", *(f"allreduce:{p}" for p in programs), "ps", *(GOSSIPS if gossips else ()))
+
+
+@functools.lru_cache(maxsize=64)
+def schedule_texts(gradient_bytes: int) -> tuple[str, ...]:
+    """Returns the schedules worth a try for gradients of this size."""
     sizes = {25 * 2**20}
     size = SMALLEST_FUSION_BYTES
-    while size < gradient_bytes:
+    while size < gradient_bytes and size <= 2**30:
         sizes.add(size)
         size *= 2
-    fixed = [name for name in catalogue("schedule") if name != "fusion"]
-    return fixed + [f"fusion:{print_bytes(size)}" for size in sorted(sizes)]
-
-
-def _ratio(compression: tuple[Member, ...]) -> float:
-    """Returns how many times smaller than the bucket its messages are."""
-    codec, numel = compression[0], 2**20
-    assert isinstance(codec, Codec)
-    return 4 * numel / codec.wire_bytes(numel, 4)
+    fixed = [
+        text
+        for name, m in catalogue("schedule").items()
+        if name != "fusion"
+        for text in SETTINGS.get(name, (m.example or name,))
+    ]
+    return (*fixed, *(f"fusion:{print_bytes(size)}" for size in sorted(sizes)))

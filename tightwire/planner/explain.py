@@ -8,7 +8,8 @@ from tightwire.cluster import MAX_BANDWIDTH_BYTES_PER_S, Cluster
 from tightwire.errors import PlanError
 from tightwire.plan import DEFAULTS, FAMILIES, Axis, Plan, text_with
 from tightwire.planner.candidates import STOCK, answers
-from tightwire.planner.ranking import SAME_CLASS, Ranking, least_gain, rank
+from tightwire.planner.ranking import Ranking, least_gain, rank
+from tightwire.planner.search import SAME_CLASS
 from tightwire.planner.words import print_ms, print_rate, print_size
 from tightwire.simulate import Prediction, fit_of, predict
 

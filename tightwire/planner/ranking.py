@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from tightwire.cluster import Cluster
-from tightwire.plan import Plan, PlanFile
-from tightwire.planner.candidates import STOCK, Allowance, candidates, departures, harm
+from tightwire.plan import PlanFile
+from tightwire.planner.candidates import Allowance, departures, keeps_optimizer
+from tightwire.planner.harm import harm
+from tightwire.planner.search import SAME_CLASS, Row, Search
 from tightwire.profile import Profile
-from tightwire.simulate import Prediction, fit_of, predict
+from tightwire.simulate import Prediction
 
 # Below this, a predicted gain is not worth leaving what everybody knows.
 LEAST_GAIN = 0.02
-# Of lossy plans this close to the fastest, the one that changes least of what is learnt from is taken.
-SAME_CLASS = 0.10
+# Harms this close are no reason to prefer one plan to another.
+ABOUT_AS_MILD = 1.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +29,12 @@ class Ranking:
         profile: what the predictions were made from.
         cluster: likewise.
         allow: what the user allowed.
-        rows: every candidate's prediction, fastest first.
+        rows: every predicted plan, fastest first.
         chosen: the one to train with.
         stock: plain all-reduce, as DistributedDataParallel does it.
         why: sentences with numbers.
+        considered: how many plans were looked at.
+        pruned: how many of them were not predicted, for their lower bound is above the best found.
     """
 
     profile: Profile
@@ -40,6 +44,8 @@ class Ranking:
     chosen: Prediction
     stock: Prediction
     why: tuple[str, ...] = ()
+    considered: int = 0
+    pruned: int = 0
 
     @property
     def stays(self) -> bool:
@@ -65,7 +71,8 @@ def recommend(profile: Profile, cluster: Cluster, *, allow: Allowance = "lossles
     Args:
         profile: one worker's step without exchange.
         cluster: the wire. Where programs were measured, only those compete: formulas would flatter the others.
-        allow: `lossless` keeps the exact mean gradient of every step; `lossy` may change what is sent.
+        allow: `lossless` keeps the exact mean gradient of every step; `lossy` may change what is sent; `stale` may also
+            make steps alone, with old gradients, or with some neighbours only.
 
     Raises:
         PlanError: an unknown allowance.
@@ -82,18 +89,18 @@ def recommend(profile: Profile, cluster: Cluster, *, allow: Allowance = "lossles
 
 def rank(profile: Profile, cluster: Cluster, allow: Allowance) -> Ranking:
     """Returns the ranking without its reasons."""
-    plans = [plan for plan in candidates(profile.num_bytes, allow) if _competes(plan, profile, cluster)]
-    predicted = sorted(
-        ((predict(plan, profile, cluster), plan) for plan in plans), key=lambda row: row[0].step_s
-    )
-    stock = predict(STOCK, profile, cluster)
+    search = Search(profile, cluster, allow)
+    rows = search.run()
+    stock = next(found for found, plan in rows if departures(plan) == 0)
     return Ranking(
         profile=profile,
         cluster=cluster,
         allow=allow,
-        rows=tuple(prediction for prediction, _ in predicted),
-        chosen=_choose(predicted, stock, least_gain(profile, stock)),
+        rows=tuple(found for found, _ in rows),
+        chosen=_choose(rows, stock, least_gain(profile, stock)),
         stock=stock,
+        considered=search.considered,
+        pruned=search.pruned,
     )
 
 
@@ -109,15 +116,15 @@ def summary(prediction: Prediction) -> dict[str, Any]:
     return values
 
 
-def _competes(plan: Plan, profile: Profile, cluster: Cluster) -> bool:
-    return not cluster.fits or departures(plan) == 0 or fit_of(plan, profile, cluster).source == "measured"
+def _choose(rows: Sequence[Row], stock: Prediction, least_gain: float) -> Prediction:
+    """Returns the mildest of the plans about as fast as the fastest, or plain all-reduce where that gains too little.
 
-
-def _choose(predicted: Sequence[tuple[Prediction, Plan]], stock: Prediction, least_gain: float) -> Prediction:
-    fastest_s = predicted[0][0].step_s
-    equals = [row for row in predicted if row[0].step_s <= fastest_s * (1 + SAME_CLASS)]
+    Plans that ask for another optimizer are left to those who ask for them.
+    """
+    able = [row for row in rows if keeps_optimizer(row[1])]
+    equals = [row for row in able if row[0].step_s <= able[0][0].step_s * (1 + SAME_CLASS)]
     least_harm = min(harm(plan) for _, plan in equals)
-    harmless = [row for row in equals if harm(row[1]) == least_harm]
+    harmless = [row for row in equals if harm(row[1]) <= least_harm * ABOUT_AS_MILD]
     as_good_s = harmless[0][0].step_s * (1 + LEAST_GAIN)
     best, _ = min(
         (row for row in harmless if row[0].step_s <= as_good_s),

@@ -59,7 +59,7 @@ def attach(
         buffers: `start` makes buffers equal once; `every-step` copies rank 0's after every step, as DDP does.
         scaler: the AMP GradScaler, if there is one, so that leftovers are kept in unscaled units.
         seed: of stochastic codecs, the same on every rank.
-        allow: for `auto`: `lossless`, or `lossy` plans too.
+        allow: for `auto`: `lossless` plans, `lossy` ones too, or `stale` ones as well; see `tightwire.recommend`.
         outer: makes the outer optimizer of `diloco` and its kin from the parameters that all agreed on, such as
             `lambda agreed: torch.optim.SGD(agreed, lr=0.5)`; by default the plan says.
 

@@ -95,7 +95,7 @@ class _Exchange:
         parameters = self.profile.parameters
         return _partition(self.schedule, parameters, self._routes, self.wire)
 
-    @property
+    @cached_property
     def _routes(self) -> Routes:
         return _routes(self.plan, self.profile.parameters)
 

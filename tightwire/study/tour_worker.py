@@ -143,8 +143,7 @@ def _choose(
 def _role(plan: str) -> str:
     if plan == DDP:
         return DDP
-    parsed = Plan.parse(plan)
-    return "lossless" if is_lossless(parsed.sync, parsed.compression) else "lossy"
+    return "lossless" if is_lossless(Plan.parse(plan)) else "lossy"
 
 
 if __name__ == "__main__":

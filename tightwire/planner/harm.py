@@ -1,0 +1,72 @@
+"""How much a plan changes what is learnt from: an order among plans, not a loss of accuracy."""
+
+from __future__ import annotations
+
+import functools
+
+from tightwire.collectives import Gossip
+from tightwire.compression import Codec
+from tightwire.plan import Member, Plan
+from tightwire.reducers import Reduction
+from tightwire.sync import Delayed, Gaia, Lag, Served, Sync
+
+# Workers of which nothing bounds how far they run ahead.
+UNBOUNDED_LEAD = 8
+# Parameters that are mixed with a few neighbours' only.
+GOSSIP = 4.0
+# Gradients, or updates, that are left out where they are small.
+LEFT_OUT = 2.0
+# What is lost without feedback is lost, or comes back as noise.
+NO_FEEDBACK = 1.25
+# Each stage beyond the first changes a little more.
+STAGE = 1.05
+# Of whom bytes are counted where only their ratio matters, and one bucket of as many elements.
+SOME_WORKERS, SOME_SIDE = 8, 1024
+# Casts need no feedback (bfloat16 and float16 are what mixed precision trains with).
+CAST_RATIO = 2.0
+
+
+def harm(plan: Plan) -> float:
+    """Orders plans by how much they change what is learnt from; 1: nothing.
+
+    The product of how many steps share an agreement or are behind it, and of how many times fewer bytes carry it,
+    somewhat more where nothing makes up for what was not sent.
+
+    >>> harm(Plan.parse("bsp")), harm(Plan.parse("local:8")), harm(Plan.parse("bsp/allreduce/bf16"))
+    (1.0, 8.0, 2.0)
+    """
+    found = _lateness(plan.sync) * ratio(plan.compression)
+    if isinstance(plan.architecture, Gossip):
+        found *= GOSSIP
+    sender, *stages = plan.compression
+    exact = getattr(sender, "lossless", False)
+    if not (exact or stages) and ratio(plan.compression) > CAST_RATIO:
+        found *= NO_FEEDBACK
+    return float(found * STAGE ** max(0, len(stages) - (0 if exact else 1)))
+
+
+def _lateness(sync: Member) -> float:
+    """How many steps share an agreement, or are made before it is known."""
+    assert isinstance(sync, Sync), sync
+    if isinstance(sync, Delayed):
+        return 1.0 + sync.steps
+    if isinstance(sync, Lag | Gaia):
+        return LEFT_OUT
+    if isinstance(sync, Served):
+        lead = sync.lead
+        return 1.0 + (UNBOUNDED_LEAD if lead is None and sync.quorum(SOME_WORKERS) < 2 else lead or 0.5)
+    final, _ = sync.stretches()[-1]
+    return float(final.steps_per_round)
+
+
+@functools.lru_cache(maxsize=1024)
+def ratio(compression: tuple[Member, ...]) -> float:
+    """Returns how many times fewer bytes than dense ones carry the agreement."""
+    sender, numel = compression[0], SOME_SIDE**2
+    if isinstance(sender, Reduction):
+        if sender.lossless:  # its bytes are a bound, and it changes nothing
+            return 1.0
+        dense = 2 * (SOME_WORKERS - 1) / SOME_WORKERS * 4 * numel
+        return max(1.0, dense / max(1, sender.bytes_sent(((SOME_SIDE, SOME_SIDE),), 4, SOME_WORKERS, 0)))
+    assert isinstance(sender, Codec), sender
+    return 4 * numel / sender.wire_bytes(numel, 4)

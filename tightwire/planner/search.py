@@ -1,0 +1,133 @@
+"""Searches plans: all candidates first, then what differs in one answer from the best, until nothing gets better."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from tightwire.cluster import Cluster
+from tightwire.compression import Codec
+from tightwire.errors import PlanError, ProgramError
+from tightwire.plan import Plan
+from tightwire.planner.bounds import lower_bound_s
+from tightwire.planner.candidates import (
+    STOCK,
+    Allowance,
+    candidates,
+    departures,
+    keeps_optimizer,
+    neighbours,
+)
+from tightwire.planner.harm import harm
+from tightwire.profile import Profile
+from tightwire.simulate import Prediction, fit_of, predict
+
+# Of lossy plans this close to the fastest, the one that changes least of what is learnt from is taken.
+SAME_CLASS = 0.10
+# How many of the fastest are looked around in each round, and how many rounds are made at most.
+WIDTH, ROUNDS = 2, 4
+
+Row = tuple[Prediction, Plan]
+
+
+@dataclass
+class Search:
+    """Predicted plans, and what of the others is known.
+
+    Attributes:
+        rows: what was predicted, stock first.
+        considered: how many plans were looked at.
+        pruned: how many of them were not predicted, for their lower bound is above the best found.
+    """
+
+    profile: Profile
+    cluster: Cluster
+    allow: Allowance
+    rows: list[Row] = field(default_factory=list)
+    considered: int = 0
+    pruned: int = 0
+    _seen: set[str] = field(default_factory=set)
+
+    def run(self) -> list[Row]:
+        """Searches, and returns all rows, fastest first.
+
+        Raises:
+            PlanError: an unknown allowance, or a model that does not fit the memory of the devices.
+        """
+        stock = Plan.parse(STOCK)
+        self.rows.append((predict(stock, self.profile, self.cluster), stock))
+        self._seen.add(str(stock))
+        self.considered = 1
+        levelled = self.cluster.links is not None
+        size = self.profile.num_bytes
+        self._predict(candidates(size, self.allow, levelled=levelled))
+        looked_around: set[str] = set()
+        for _ in range(ROUNDS):
+            centres = [plan for plan in self._best() if str(plan) not in looked_around]
+            if not centres:
+                break
+            looked_around.update(map(str, centres))
+            self._predict(
+                other for plan in centres for other in neighbours(plan, size, self.allow, levelled=levelled)
+            )
+        return sorted(self.rows, key=lambda row: row[0].step_s)
+
+    def _best(self) -> list[Plan]:
+        """Returns the fastest plans, and the least harmful of those about as fast."""
+        fastest = sorted((row for row in self.rows if keeps_optimizer(row[1])), key=lambda row: row[0].step_s)
+        equals = [row for row in fastest if row[0].step_s <= fastest[0][0].step_s * (1 + SAME_CLASS)]
+        mildest = min(equals, key=lambda row: (harm(row[1]), row[0].step_s))
+        return list(dict.fromkeys([mildest[1], *(plan for _, plan in fastest[:WIDTH])]))
+
+    def _predict(self, plans: Iterable[Plan]) -> None:
+        """Predicts those of some plans that may be worth it, those with the lowest bounds first."""
+        best_s = min(row[0].step_s for row in self.rows if keeps_optimizer(row[1]))
+        for bound_s, plan in sorted(self._bounded(plans), key=lambda pair: pair[0]):
+            if bound_s > best_s * (1 + SAME_CLASS):
+                self.pruned += 1
+                continue
+            try:
+                found = predict(plan, self.profile, self.cluster)
+            except (
+                PlanError,
+                ProgramError,
+            ):  # no such program among so many workers, or none that can be predicted
+                continue
+            self.rows.append((found, plan))
+            if keeps_optimizer(plan):
+                best_s = min(best_s, found.step_s)
+
+    def _bounded(self, plans: Iterable[Plan]) -> Iterable[tuple[float, Plan]]:
+        for plan in plans:
+            if (text := str(plan)) in self._seen:
+                continue
+            self._seen.add(text)
+            self.considered += 1
+            try:
+                if competes(plan, self.profile, self.cluster):
+                    yield lower_bound_s(plan, self.profile, self.cluster), plan
+            except (PlanError, ProgramError):
+                continue
+
+
+def competes(plan: Plan, profile: Profile, cluster: Cluster) -> bool:
+    """Whether a plan is predicted from measurements as far as there are any; priors would flatter it.
+
+    Raises:
+        PlanError: a plan that cannot be had on this cluster.
+        ProgramError: likewise.
+    """
+    if departures(plan) == 0:
+        return True
+    sender = plan.compression[0]
+    if (
+        profile.codecs
+        and not (isinstance(sender, Codec) and sender.lossless)
+        and not _is_timed(sender.name, profile)
+    ):
+        return False
+    return not cluster.fits or fit_of(plan, profile, cluster).source == "measured"
+
+
+def _is_timed(name: str, profile: Profile) -> bool:
+    return any(cost.compression.partition(":")[0] == name for cost in profile.codecs)
