@@ -110,7 +110,8 @@ class Namespaces(Hosts):
         nodes = f", {self._topology.nodes} nodes with uplinks of {across}" if self._topology.nodes else ""
         who = "as root" if self.mode == "root" else "in a user namespace"
         host = f"each in its own network namespace with a link of {rate} both ways"
-        return f"{host}{nodes}, {who} (mode {self.mode})"
+        control = ", TCP cubic" if has_cubic() else ""
+        return f"{host}{nodes}{control}, {who} (mode {self.mode})"
 
     def close(self) -> None:
         """Ends the keeper; the kernel does the rest."""
@@ -153,6 +154,14 @@ def child_of(pid: int) -> int:
         return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
     except (FileNotFoundError, IndexError) as error:
         raise ProcessLookupError(f"process {pid} has no child") from error
+
+
+def has_cubic() -> bool:
+    """Whether connections can be controlled as they are on most hosts, whatever this machine's default."""
+    try:
+        return "cubic" in Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_text().split()
+    except OSError:
+        return False
 
 
 def burst_bytes(rate_bytes_per_s: float | None) -> int:
@@ -216,6 +225,9 @@ def _host_links(rank: int, burst: int) -> Iterator[str]:
     yield f"link set dev eth0 gso_max_size {segment_bytes(burst)}"
     yield f"address add {_address(rank)}/16 dev eth0"
     yield "link set dev eth0 up"
+    if has_cubic():
+        # What Linux ships with. Some machines default to BBR, which starts slowly whenever partners change.
+        yield f"route replace 10.77.0.0/16 dev eth0 src {_address(rank)} congctl cubic"
 
 
 def _switch_queues(topology: Topology) -> Iterator[str]:
