@@ -23,7 +23,7 @@ from tightwire.planner import (
 )
 from tightwire.planner.bounds import lower_bound_s
 from tightwire.planner.candidates import ALLOWANCES, departures, keeps_optimizer
-from tightwire.planner.explain import find_flip
+from tightwire.planner.flips import find_change
 from tightwire.profile import Profile
 
 PROFILE = Profile.uniform(
@@ -183,12 +183,10 @@ def test_the_flip_is_where_it_says() -> None:
 
     def gains(factor: float) -> bool:
         cluster = SLOW.scaled(factor)
-        return (
-            predict(ranking.chosen.plan, PROFILE, cluster).step_s
-            < 0.98 * predict(STOCK, PROFILE, cluster).step_s
-        )
+        own_s, stock_s = (predict(plan, PROFILE, cluster).step_s for plan in (ranking.chosen.plan, STOCK))
+        return own_s < 0.98 * stock_s
 
-    factor = find_flip(gains, 1000.0)
+    factor = find_change(gains, 1000.0)
     assert factor is not None
     assert gains(factor / 1.02)
     assert not gains(factor * 1.02)
@@ -196,12 +194,16 @@ def test_the_flip_is_where_it_says() -> None:
 
 @pytest.mark.parametrize(("flip", "farthest"), [(37.0, 1000.0), (0.2, 1e-3)])
 def test_flips_are_found_on_both_sides(flip: float, farthest: float) -> None:
-    assert find_flip(lambda factor: factor < flip, farthest) == pytest.approx(flip, rel=0.011)
+    assert find_change(lambda factor: factor < flip, farthest) == pytest.approx(flip, rel=0.011)
 
 
 def test_no_flip_within_reach() -> None:
-    assert find_flip(lambda factor: True, 1000.0) is None
-    assert find_flip(lambda factor: False, 1e-3) is None
+    assert find_change(lambda factor: True, 1000.0) is None
+    assert find_change(lambda factor: False, 1e-3) is None
+
+
+def test_of_several_flips_the_nearest_is_told() -> None:
+    assert find_change(lambda f: 1e-2 < f < 0.2, 1e-3) == pytest.approx(0.2, rel=0.011)
 
 
 def test_the_plan_file_holds_everything(tmp_path: pathlib.Path) -> None:

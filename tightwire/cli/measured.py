@@ -47,6 +47,8 @@ LatencyOption = Annotated[str, typer.Option(help="Of a message: 50us, 1ms.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="End with one line of JSON on standard output.")]
 
 LAYERS = 48
+# Of a table; all are in the JSON.
+MOST_ROWS = 12
 SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
 
 
@@ -111,20 +113,39 @@ def parse_seconds(option: str, text: str) -> float:
     return float(match[1]) * SECONDS[match[2]]
 
 
-def print_ranking(rows: Sequence[Prediction], why: Sequence[str], as_json: bool, most: int = 12) -> None:
+def print_ranking(rows: Sequence[Prediction], why: Sequence[str], as_json: bool) -> None:
     """Prints predictions as a table with sentences, or as one line of JSON."""
     if as_json:
         typer.echo(json.dumps({"ranking": [summary(row) for row in rows], "why": list(why)}))
         return
+    print_table(rows)
+    for sentence in why:
+        typer.echo(sentence)
+
+
+def print_table(rows: Sequence[Prediction], chances: Sequence[float] = ()) -> None:
+    """Prints the first predictions as a table.
+
+    Args:
+        rows: the chosen one first, if one was chosen.
+        chances: of each to be faster than the chosen one, if one was chosen.
+    """
     table = Table("plan", "step", "from", "to", "exposed", "sent", "bound by")
+    if chances:
+        table.add_column("faster?")
     for column in table.columns:
         column.no_wrap = True
         column.justify = "left" if column.header in ("plan", "bound by") else "right"
-    for row in rows[:most]:
+    for place, row in enumerate(rows[:MOST_ROWS]):
         times = map(print_ms, (row.step_s, row.low_s, row.high_s, row.exposed_s))
-        table.add_row(row.plan, *times, print_size(row.bytes_per_step), row.bound_by)
-    if len(rows) > most:
-        table.caption = f"{len(rows) - most} more; --json lists all."
+        sure = [] if not chances else ["chosen" if place == 0 else f"{chances[place]:.0%}"]
+        table.add_row(row.plan, *times, print_size(row.bytes_per_step), row.bound_by, *sure)
+    captions = []
+    if chances:
+        captions.append(
+            "Fastest of each kind; faster?: the probability to be truly faster than the chosen plan."
+        )
+    if len(rows) > MOST_ROWS:
+        captions.append(f"{len(rows) - MOST_ROWS} more; --json lists all.")
+    table.caption = " ".join(captions) or None
     Console().print(table)
-    for sentence in why:
-        typer.echo(sentence)

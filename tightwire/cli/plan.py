@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from tightwire.cli.measured import (
+    MOST_ROWS,
     BandwidthOption,
     ClusterOption,
     ComputeOption,
@@ -17,11 +19,14 @@ from tightwire.cli.measured import (
     LatencyOption,
     ProfileOption,
     WorkersOption,
-    print_ranking,
+    print_table,
     read_cluster,
     read_profile,
 )
-from tightwire.planner import recommend
+from tightwire.errors import FileError
+from tightwire.planner import Ranking, recommend, summary
+from tightwire.planner.curves import curves, figure
+from tightwire.planner.curves import plot as plot_lines
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -31,6 +36,7 @@ class AllowChoice(StrEnum):
 
     LOSSLESS = "lossless"
     LOSSY = "lossy"
+    STALE = "stale"
 
 
 @app.command()
@@ -38,11 +44,19 @@ def plan(
     profile: ProfileOption = None,
     cluster: ClusterOption = None,
     allow: Annotated[
-        AllowChoice, typer.Option(help="lossless: every step by the exact mean gradient. lossy: any plan.")
+        AllowChoice,
+        typer.Option(
+            help="lossless: every step by the exact mean gradient. lossy: by what compression leaves of it. stale: any "
+            "plan, such as steps made alone or with old gradients."
+        ),
     ] = AllowChoice.LOSSLESS,
     out: Annotated[
         pathlib.Path | None,
         typer.Option(help="Write the chosen plan and its reasons here.", show_default=False),
+    ] = None,
+    plot: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Draw throughput against bandwidth here, as .html or .png.", show_default=False),
     ] = None,
     gradients: GradientsOption = None,
     compute: ComputeOption = None,
@@ -70,5 +84,48 @@ def plan(
     )
     if out is not None:
         ranking.plan_file().write(out)
-    others = [row for row in ranking.rows if row != ranking.chosen]
-    print_ranking([ranking.chosen, *others], ranking.why, as_json)
+    bandwidths, drawn = curves(ranking) if plot is not None or not as_json else ((), ())
+    if plot is not None:
+        _draw(figure(bandwidths, drawn, ranking.cluster.bandwidth_bytes_per_s), plot)
+    if as_json:
+        typer.echo(json.dumps(_plain(ranking)))
+        return
+    rows = ranking.shortlist
+    print_table(rows, [ranking.chance(row) for row in rows[:MOST_ROWS]])
+    typer.echo(
+        f"{ranking.considered} plans looked at, {ranking.pruned} of them left out by their lower bound."
+    )
+    for line in plot_lines(bandwidths, drawn, ranking.cluster.bandwidth_bytes_per_s):
+        typer.echo(line)
+    for sentence in ranking.why:
+        typer.echo(sentence)
+
+
+def _plain(ranking: Ranking) -> dict[str, Any]:
+    """Returns all rows, the chosen one first."""
+    rows = [ranking.chosen, *(row for row in ranking.rows if row.plan != ranking.chosen.plan)]
+    return {
+        "ranking": [
+            summary(row) | {"beats_chosen": None if row == ranking.chosen else ranking.chance(row)}
+            for row in rows
+        ],
+        "why": list(ranking.why),
+        "confidence": ranking.confidence,
+        "runner_up": ranking.runner_up and ranking.runner_up.plan,
+        "considered": ranking.considered,
+        "pruned": ranking.pruned,
+    }
+
+
+def _draw(drawing: Any, path: pathlib.Path) -> None:
+    if path.suffix == ".html":
+        drawing.write_html(path, include_plotlyjs=True)
+        return
+    if path.suffix != ".png":
+        raise FileError(f"--plot {path}: a plot is written as .html or .png.")
+    try:
+        drawing.write_image(path)
+    except (ImportError, ValueError, RuntimeError):
+        raise FileError(
+            f"--plot {path}: pictures need kaleido; pip install kaleido, or write .html."
+        ) from None

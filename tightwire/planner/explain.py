@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from tightwire.cluster import MAX_BANDWIDTH_BYTES_PER_S, Cluster
-from tightwire.errors import PlanError
+from tightwire.errors import PlanError, ProgramError
 from tightwire.plan import DEFAULTS, FAMILIES, Axis, Plan, text_with
-from tightwire.planner.candidates import STOCK, answers
+from tightwire.planner.bounds import busiest_link, compute_floor_s, wire_floor_s
+from tightwire.planner.candidates import answers, keeps_optimizer
+from tightwire.planner.confidence import chance
+from tightwire.planner.flips import flips
+from tightwire.planner.harm import harm
 from tightwire.planner.ranking import Ranking, least_gain, rank
 from tightwire.planner.search import SAME_CLASS
 from tightwire.planner.words import print_ms, print_rate, print_size
 from tightwire.simulate import Prediction, fit_of, predict
-
-# How far from the present bandwidth a flip is still looked for.
-FARTHEST = 1000.0
 
 BOUNDS = {
     "compute": "computing",
@@ -28,8 +28,11 @@ def explain(ranking: Ranking) -> Iterator[str]:
     """Yields the reasons for the choice, most important first."""
     yield _verdict(ranking)
     yield _bound(ranking.chosen)
+    yield from _link(ranking)
+    yield from _distance(ranking)
     yield from _decisions(ranking)
-    yield _flip(ranking)
+    yield from _runner_up(ranking)
+    yield from flips(ranking)
     if ranking.allow == "lossless":
         yield from _lossy_offer(ranking)
     yield from _caveats(ranking)
@@ -57,7 +60,8 @@ def _verdict(ranking: Ranking) -> str:
     return (
         f"{chosen.plan} is predicted to take {print_ms(chosen.step_s)} a step ({print_ms(chosen.low_s)} to "
         f"{print_ms(chosen.high_s)}), plain all-reduce ({stock.plan}) {print_ms(stock.step_s)}: "
-        f"{stock.step_s / chosen.step_s:.2f} times as fast."
+        f"{stock.step_s / chosen.step_s:.2f} times as fast, and faster at all with a probability of "
+        f"{1 - ranking.chance(stock):.0%}."
     )
 
 
@@ -65,6 +69,50 @@ def _bound(chosen: Prediction) -> str:
     return (
         f"Its step is {print_ms(chosen.compute_s)} of computing and {print_ms(chosen.exposed_s)} of exposed exchange, "
         f"while each worker sends {print_size(chosen.bytes_per_step)}; it is bound by {BOUNDS[chosen.bound_by]}."
+    )
+
+
+def _link(ranking: Ranking) -> Iterator[str]:
+    """Yields which link is busy for longest, where they are not all alike."""
+    found = busiest_link(Plan.parse(ranking.chosen.plan), ranking.profile, ranking.cluster)
+    if found is not None:
+        others = f", and {found.alike - 1} more are as busy" if found.alike > 1 else ""
+        rate = print_rate(found.bandwidth_bytes_per_s)
+        yield f"Of the {found.of} directions of links that it uses, {found.name} ({rate}) is the busiest{others}."
+
+
+def _distance(ranking: Ranking) -> Iterator[str]:
+    """Yields how far the choice is from what no order of its transfers could beat."""
+    plan = Plan.parse(ranking.chosen.plan)
+    compute_s = compute_floor_s(plan, ranking.profile)
+    wire_s = wire_floor_s(plan, ranking.profile, ranking.cluster)
+    bound_s = max(compute_s, wire_s)
+    if bound_s <= 0.0:
+        return
+    over = ranking.chosen.step_s / bound_s
+    wire = f", and its bytes {print_ms(wire_s)} on the wire" if wire_s else ""
+    yield (
+        f"Computing alone takes {print_ms(compute_s)}{wire}: no order of the same transfers could take less than "
+        f"{print_ms(bound_s)}, and this takes {over:.2f} times that."
+    )
+
+
+def _runner_up(ranking: Ranking) -> Iterator[str]:
+    """Yields how sure the choice is, against the fastest plan that was not chosen."""
+    if (rival := ranking.runner_up) is None:
+        return
+    sure = 1 - chance(rival, ranking.chosen, ranking.profile, ranking.cluster)
+    why = ""
+    if rival.step_s < ranking.chosen.step_s and ranking.stays:
+        why = ", which gains too little to leave what everybody knows"
+    elif rival.step_s < ranking.chosen.step_s:
+        mild = keeps_optimizer(Plan.parse(rival.plan))
+        why = ", which changes more of what is learnt from" if mild else ", which asks for another optimizer"
+        if harm(Plan.parse(rival.plan)) <= harm(Plan.parse(ranking.chosen.plan)) and mild:
+            why = ", which departs further from plain PyTorch for next to nothing"
+    yield (
+        f"The next is {rival.plan} with {print_ms(rival.step_s)}{why}: the probability that the choice is truly the "
+        f"faster one is {sure:.0%}."
     )
 
 
@@ -83,7 +131,7 @@ def _bought(ranking: Ranking, chosen: Plan, axis: Axis, plain: str) -> Iterator[
     free = {"architecture": DEFAULTS["architecture"]} if axis == "compression" else {}
     try:
         other = predict(text_with(chosen, **{axis: plain}, **free), ranking.profile, ranking.cluster)
-    except PlanError:
+    except (PlanError, ProgramError):
         return
     saved_s = other.step_s - ranking.chosen.step_s
     sends = ""
@@ -109,50 +157,6 @@ def _passed_over(ranking: Ranking, chosen: Plan, axis: Axis) -> Iterator[str]:
             return
 
 
-def _flip(ranking: Ranking) -> str:
-    """Says at which bandwidth the choice would change."""
-    here = ranking.cluster.bandwidth_bytes_per_s
-    plan, faster = (_contender(ranking), False) if ranking.stays else (ranking.chosen.plan, True)
-    tolerance = 1 - least_gain(ranking.profile, ranking.stock)
-
-    def gains(cluster: Cluster) -> bool:
-        stock = predict(STOCK, ranking.profile, cluster)
-        return predict(plan, ranking.profile, cluster).step_s < stock.step_s * tolerance
-
-    farthest = min(FARTHEST, 0.999 * MAX_BANDWIDTH_BYTES_PER_S / here) if faster else 1 / FARTHEST
-    factor = find_flip(lambda f: gains(ranking.cluster.scaled(f)), farthest)
-    if factor is None:
-        who, way = ("The choice", "up") if faster else ("Plain all-reduce", "down")
-        return f"{who} would stand at any bandwidth {way} to {print_rate(here * farthest)}."
-    rate = print_rate(here * factor)
-    if faster:
-        return f"From {rate} on ({factor:.1f} times this bandwidth), plain all-reduce would be as good."
-    return f"Below {rate}, {plan} would be worth it."
-
-
-def _contender(ranking: Ranking) -> str:
-    """Returns the plan that would win first if the wire were slower."""
-    slow = ranking.cluster.scaled(1 / 30)
-    predicted = ((predict(row.plan, ranking.profile, slow).step_s, row.plan) for row in ranking.rows)
-    return min(predicted)[1]
-
-
-def find_flip(gains: Callable[[float], bool], farthest: float) -> float | None:
-    """Returns the bandwidth factor, to 1 %, from which on there is no gain; None if it is not in reach.
-
-    Args:
-        gains: whether the plan gains at a factor of the present bandwidth.
-        farthest: the last factor to look at, from 1; above or below it.
-    """
-    low, high = sorted((1.0, farthest))
-    if gains(high) or not gains(low):
-        return None
-    while high / low > 1.01:
-        middle = (low * high) ** 0.5
-        low, high = (middle, high) if gains(middle) else (low, middle)
-    return high
-
-
 def _lossy_offer(ranking: Ranking) -> Iterator[str]:
     best = rank(ranking.profile, ranking.cluster, "lossy").chosen
     gain = ranking.chosen.step_s / best.step_s
@@ -166,7 +170,10 @@ def _lossy_offer(ranking: Ranking) -> Iterator[str]:
 
 
 def _caveats(ranking: Ranking) -> Iterator[str]:
-    fit = fit_of(Plan.parse(ranking.chosen.plan), ranking.profile, ranking.cluster)
+    try:
+        fit = fit_of(Plan.parse(ranking.chosen.plan), ranking.profile, ranking.cluster)
+    except (PlanError, ProgramError):
+        return
     if fit.source != "measured":
         yield f"{fit.program} was not measured on this cluster; its time is a formula's: run `tightwire probe`."
     if not ranking.profile.codecs and Plan.parse(ranking.chosen.plan).compression_text != "none":

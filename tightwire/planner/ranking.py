@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tightwire.cluster import Cluster
-from tightwire.plan import PlanFile
+from tightwire.plan import Plan, PlanFile
 from tightwire.planner.candidates import Allowance, departures, keeps_optimizer
+from tightwire.planner.confidence import chance
 from tightwire.planner.harm import harm
 from tightwire.planner.search import SAME_CLASS, Row, Search
 from tightwire.profile import Profile
@@ -51,6 +52,34 @@ class Ranking:
     def stays(self) -> bool:
         """Whether the advice is to stay with plain all-reduce."""
         return self.chosen.plan == self.stock.plan
+
+    @property
+    def runner_up(self) -> Prediction | None:
+        """The fastest plan that was not chosen."""
+        return next((row for row in self.rows if row.plan != self.chosen.plan), None)
+
+    def chance(self, row: Prediction) -> float:
+        """Returns the probability that another plan is truly faster than the chosen one."""
+        return chance(row, self.chosen, self.profile, self.cluster)
+
+    @property
+    def confidence(self) -> float:
+        """The probability that the chosen plan is truly faster than the runner-up."""
+        return 1.0 if self.runner_up is None else 1 - self.chance(self.runner_up)
+
+    @property
+    def shortlist(self) -> tuple[Prediction, ...]:
+        """The chosen plan, plain all-reduce, and the fastest of every other policy, architecture and codec.
+
+        What differs in nothing but settings and the order of transfers is as many rows for one idea.
+        """
+        chosen = [self.chosen] if self.stays else [self.chosen, self.stock]
+        kinds = {_kind(row) for row in chosen}
+        for row in self.rows:
+            if (kind := _kind(row)) not in kinds:
+                kinds.add(kind)
+                chosen.append(row)
+        return tuple(chosen)
 
     def plan_file(self) -> PlanFile:
         """Returns the chosen plan with what it was derived from, what is expected of it, and why."""
@@ -131,3 +160,10 @@ def _choose(rows: Sequence[Row], stock: Prediction, least_gain: float) -> Predic
         key=lambda row: (departures(row[1]), row[0].step_s),
     )
     return best if best.step_s < stock.step_s * (1 - least_gain) else stock
+
+
+def _kind(row: Prediction) -> tuple[str, ...]:
+    plan = Plan.parse(row.plan)
+    # Of policies with fewer exchanges, what is sent matters less than that it seldom is.
+    sender = plan.compression[0].name if plan.sync.name == "bsp" else ""
+    return plan.sync.name, plan.architecture.name, sender
