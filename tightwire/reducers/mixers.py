@@ -149,7 +149,8 @@ class Averaging(Mixer):
 class D2(Mixer):
     """x ← W̃(x½ + x − x½₋): with x½ = x − ηg that is W̃(2x − x₋ − ηg + ηg₋), and in the first round W̃x½.
 
-    Converges where λₙ(W) > −1/3 (assumption 1.3); where it is not, W̃ = (W + I)/2, else W̃ = W.
+    Converges where λₙ(W) > −1/3 (assumption 1.3); where it is not, W̃ = (W + I)/2, else W̃ = W. Lifting λₙ only just
+    above the bound diverged on a small network under momentum.
     """
 
     def __init__(self, neighbours: Neighbours, compression: Sequence[Member], start: Tensor) -> None:
