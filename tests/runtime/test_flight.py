@@ -303,3 +303,14 @@ def test_alone_there_is_nothing_to_overlap() -> None:
         j.step(0)
         assert type(j.model.last.weight) is nn.Parameter
         j.model(batch(0, 1))
+
+
+def test_slices_larger_than_the_model_are_warned_of_once() -> None:
+    def train(transport: Transport) -> None:
+        model = Net(transport.rank)
+        with attach(model, sgd(model.parameters()), "bsp/allreduce/none/p3:1MiB", transport=transport):
+            model(batch(transport.rank, 0)).sum().backward()
+
+    with pytest.warns(UserWarning, match="p3:1MiB cuts nothing here: all gradients together are") as said:
+        run_threads(2, train)
+    assert len(said) == 1

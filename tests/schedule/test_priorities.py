@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
@@ -207,6 +208,22 @@ def _race(agenda: Agenda, schedule: Schedule, chance: random.Random) -> None:
 def test_sizes_that_cannot_work(text: str, said: str) -> None:
     with pytest.raises(PlanError, match=said):
         Plan.parse(f"bsp/allreduce/none/{text}")
+
+
+@pytest.mark.parametrize("text", ["p3:1MiB", "bytescheduler:1000000,2000000", "pace:1MiB"])
+def test_slices_larger_than_everything_are_remarked_on_and_cut_nothing(text: str) -> None:
+    schedule = cast(Schedule, Plan.parse(f"bsp/allreduce/none/{text}").schedule)
+    buckets = [BucketFacts(num_bytes=n, ready_s=0.1 * n) for n in (600, 1448)]
+    assert {(p.start, p.stop) for p in schedule.agenda(buckets).pieces} == {(0, 600), (0, 1448)}
+    remark = schedule.remark(2048)
+    assert remark is not None
+    assert "all gradients together are 2,048 bytes" in remark
+    assert schedule.remark(2**20) is None
+
+
+@pytest.mark.parametrize("schedule", [P3(), ByteScheduler(), Pace(), TicTac(), MgWfbp()], ids=str)
+def test_defaults_suit_small_models_without_a_word(schedule: Schedule) -> None:
+    assert schedule.remark(64) is None
 
 
 @pytest.mark.parametrize(

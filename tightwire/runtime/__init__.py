@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pathlib
+import warnings
 from importlib.metadata import version
-from typing import Protocol
+from typing import Protocol, cast
 
 from torch import nn
 from torch.optim import Optimizer
@@ -21,7 +22,7 @@ from tightwire.runtime.report import Report
 from tightwire.runtime.run import Buffers, Run
 from tightwire.runtime.trace import Tracer
 from tightwire.runtime.tuning import Tuner
-from tightwire.schedule import Auto
+from tightwire.schedule import Auto, Schedule
 from tightwire.transport import Counting, Transport, current, workers_per_node
 
 __all__ = ["Report", "Run", "attach"]
@@ -93,6 +94,8 @@ def attach(
     for phase in chosen.plans:
         _require_servable(phase, transport.size, buffers)
     require_agreement(transport, settings | wire_facts(compressions) | model_facts(model))
+    if transport.rank == 0 and transport.size > 1:
+        _warn_of_sizes(chosen, model)
     counting = Counting(transport)
     pilot = _pilot(model, optimizer, transport, allow) if is_auto else None
     fabric = Fabric(
@@ -138,6 +141,14 @@ def _require_servable(plan: Plan, num_ranks: int, buffers: Buffers) -> None:
             f"{plan} lets workers go on without each other, and buffers='every-step' has them meet after every step; "
             "leave buffers at 'start'."
         )
+
+
+def _warn_of_sizes(phases: Phases, model: nn.Module) -> None:
+    """Warns where a schedule's sizes ask for what this model is too small for."""
+    num_bytes = sum(p.numel() * p.itemsize for p in model.parameters() if p.requires_grad)
+    remarks = (cast(Schedule, plan.schedule).remark(num_bytes) for plan in phases.plans)
+    for remark in dict.fromkeys(filter(None, remarks)):
+        warnings.warn(remark, stacklevel=3)
 
 
 def _pilot(model: nn.Module, optimizer: Optimizer, transport: Transport, allow: Allowance) -> Pilot | None:

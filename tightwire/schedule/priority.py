@@ -71,6 +71,9 @@ class P3(Preemptive):
     def __post_init__(self) -> None:
         _require_slice(self.name, self.slice_bytes)
 
+    def remark(self, num_bytes: int) -> str | None:  # noqa: D102
+        return _cuts_nothing(self, self.slice_bytes, P3.slice_bytes, num_bytes)
+
     def agenda(self, buckets: Sequence[BucketFacts], wire: Wire | None = None) -> Agenda:  # noqa: D102
         return Agenda(pieces=by_priority(cut(buckets, self.slice_bytes), buckets, wire))
 
@@ -120,6 +123,9 @@ class ByteScheduler(Preemptive):
                 f"{print_bytes(self.partition_bytes)} go; give it one slice at least, better two."
             )
 
+    def remark(self, num_bytes: int) -> str | None:  # noqa: D102
+        return _cuts_nothing(self, self.partition_bytes, ByteScheduler.partition_bytes, num_bytes)
+
     def agenda(self, buckets: Sequence[BucketFacts], wire: Wire | None = None) -> Agenda:  # noqa: D102
         return Agenda(
             pieces=by_priority(cut(buckets, self.partition_bytes), buckets, wire),
@@ -149,6 +155,9 @@ class Pace(Preemptive):
 
     def __post_init__(self) -> None:
         _require_slice(self.name, self.block_bytes)
+
+    def remark(self, num_bytes: int) -> str | None:  # noqa: D102
+        return _cuts_nothing(self, self.block_bytes, Pace.block_bytes, num_bytes)
 
     def partition(self, tensors: Sequence[TensorFacts], wire: Wire | None = None) -> Partition:  # noqa: D102
         if wire is None:
@@ -237,3 +246,14 @@ def _require_slice(name: str, num_bytes: int) -> None:
             f"{name}:{num_bytes}: a slice of fewer than {SLICE_MULTIPLE} bytes is all latency; write at least 64, "
             f"such as {name}:1MiB."
         )
+
+
+def _cuts_nothing(schedule: Schedule, asked: int, default: int, num_bytes: int) -> str | None:
+    """Says that slices larger than all gradients together cut nothing; of the default nobody expected it."""
+    if asked <= num_bytes or asked == default:
+        return None
+    return (
+        f"{schedule} cuts nothing here: all gradients together are {num_bytes:,} bytes, so each moves whole, and "
+        "nothing is overtaken within one. Ask for slices of less than the largest gradient, or for tictac, which "
+        "moves gradients whole."
+    )

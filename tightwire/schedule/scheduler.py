@@ -232,6 +232,10 @@ class Schedule(Member, abc.ABC):
         """Cuts buckets into pieces, and puts these in the order that all ranks keep to."""
         return Agenda(pieces=whole(buckets))
 
+    def remark(self, num_bytes: int) -> str | None:
+        """Returns what will not happen as asked on a model with so many bytes of gradients; None if all will."""
+        return None
+
     def scheduler(self, num_buckets: int) -> Scheduler:
         """Returns what decides where buckets move whole, one at a time, in the order of their numbers."""
         return InOrder(num_buckets)
