@@ -4,6 +4,7 @@ from typer.testing import CliRunner
 from tightwire.bench.step import Bench, bytes_for, default_plans, emulated, shaped_like, uniform
 from tightwire.cli.bench import app
 from tightwire.errors import PlanError
+from tightwire.study import real_step
 
 # A line that carries 125 MB of payload a second.
 RATE = 125e6 * 1514 / 1448
@@ -40,3 +41,23 @@ def test_what_cannot_be_measured_is_refused(plan: str) -> None:
         Bench(workers=4, rate_bytes_per_s=RATE, workload=uniform(3, 400, 0.1), plans=(plan,))
     result = CliRunner().invoke(app, ["step", "--plans", plan])
     assert result.exit_code == 2
+
+
+def test_real_compute_is_the_tours_transformer_on_this_ranks_text() -> None:
+    import torch
+
+    workload = real_step.workload()
+    assert workload.num_bytes == 4 * sum(p.numel() for p in real_step.Real(0).model().parameters())
+    losses = []
+    for rank in (0, 1):
+        subject = real_step.Real(rank)
+        model = subject.model()
+        with torch.no_grad():
+            losses.append([float(subject.loss(model)) for _ in range(2)])
+    assert len({*losses[0], *losses[1]}) == 4
+
+
+def test_real_compute_has_one_model() -> None:
+    result = CliRunner().invoke(app, ["step", "--real", "--workload", "vgg16"])
+    assert result.exit_code == 2
+    assert "leave out one of the two" in result.stderr

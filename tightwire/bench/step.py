@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tightwire.bench.programs import PAYLOAD_SHARE
 from tightwire.errors import LabError, PlanError
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 ITEM_BYTES = 4
 FORWARD_SHARE = 1 / 3
 DDP = "ddp"
+ALONE = "alone"  # no exchange at all
 DDP_SIZES_MB = (1, 2, 4, 8, 16, 32)
 FUSION_SIZES = ("512KiB", "1MiB", "2MiB", "4MiB", "8MiB", "16MiB", "32MiB")
 SCHEDULES = (
@@ -175,6 +176,13 @@ def measure(bench: Bench, on_row: Callable[[Row], None] = lambda row: None) -> t
     Raises:
         LabError: no lab is possible here, or its workers failed.
     """
+    with Lab(topology_of(bench), batch_scheduling=True) as lab:
+        rows, about = measure_in(lab, bench, __name__, on_row)
+    return rows, about + " Compute is emulated."
+
+
+def measure_in(lab: Lab, bench: Bench, module: str, on_row: Callable[[Row], None]) -> tuple[list[Row], str]:
+    """Runs a working half, `python -m module JSON`, on the hosts of a lab; the rest is as in `measure`."""
     rows: list[Row] = []
 
     def on_line(line: Line) -> None:
@@ -184,16 +192,19 @@ def measure(bench: Bench, on_row: Callable[[Row], None] = lambda row: None) -> t
         else:
             print(f"[{line.rank}] {line.text}", file=sys.stderr)
 
-    topology = Topology(workers=bench.workers, rate_bytes_per_s=bench.rate_bytes_per_s)
-    with Lab(topology, batch_scheduling=True) as lab:
-        about = lab.describe() + " Compute is emulated."
-        if not lab.shapes_everything:
-            bench = replace(bench, plans=tuple(p for p in bench.plans if _bucket_mb(p) is None))
-            about += " DDP is not shaped here, so it is not compared."
-        result = lab.run([sys.executable, "-m", __spec__.name, json.dumps(asdict(bench))], on_line=on_line)
+    about = lab.describe()
+    if not lab.shapes_everything:
+        bench = replace(bench, plans=tuple(p for p in bench.plans if _bucket_mb(p) is None))
+        about += " DDP is not shaped here, so it is not compared."
+    result = lab.run([sys.executable, "-m", module, json.dumps(asdict(bench))], on_line=on_line)
     if not result.ok:
         raise LabError(f"the bench failed: {result.describe()}. Its workers' output says why.")
     return rows, about
+
+
+def topology_of(bench: Bench) -> Topology:
+    """Returns the lab's hosts and links."""
+    return Topology(workers=bench.workers, rate_bytes_per_s=bench.rate_bytes_per_s)
 
 
 def _bucket_mb(plan: str) -> float | None:
@@ -251,24 +262,63 @@ def emulated(workload: Workload) -> nn.Module:
     )
 
 
+class Subject(Protocol):
+    """What is trained: a fresh model for each plan, and the loss whose backward makes a step."""
+
+    def model(self) -> nn.Module:
+        """Builds the model, the same on every rank."""
+
+    def loss(self, called: Callable[[Any], Any]) -> Any:
+        """Returns a scalar from the model, or from what wraps it."""
+
+
+class Emulated:
+    """The workload's tensors, and waits in place of compute."""
+
+    def __init__(self, workload: Workload) -> None:
+        import torch
+
+        self._workload, self._x = workload, torch.zeros(1, requires_grad=True)
+
+    def model(self) -> nn.Module:
+        """Builds the model."""
+        return emulated(self._workload)
+
+    def loss(self, called: Callable[[Any], Any]) -> Any:
+        """Returns a sum."""
+        return called(self._x).sum()
+
+
 class Worker:
     """One rank of the bench."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Bench, subject: Subject) -> None:
         import torch
 
         import tightwire.transport as transport
 
         torch.set_num_threads(1)
-        self.bench, self.transport = bench, transport.init()
+        self.bench, self.subject, self.transport = bench, subject, transport.init()
 
     def run(self) -> None:
         """Measures every plan; rank 0 prints a row each."""
         for plan in self.bench.plans:
-            with self._bound(plan) as (step, is_settled):
-                row = self._row(plan, self._time(step, is_settled))
-            if self.transport.rank == 0:
-                print(json.dumps(asdict(row)), flush=True)
+            self._tell(self._measured(plan))
+
+    def run_beside_alone(self) -> None:
+        """Measures all ranks computing at once without an exchange, which is then what compute is, and every plan."""
+        alone = self._measured(ALONE)
+        self.bench = replace(self.bench, workload=replace(self.bench.workload, compute_s=alone.step_s))
+        self._tell(replace(alone, ratio=alone.step_s / self.bench.bound_s))
+        self.run()
+
+    def _measured(self, plan: str) -> Row:
+        with self._bound(plan) as (step, is_settled):
+            return self._row(plan, self._time(step, is_settled))
+
+    def _tell(self, row: Row) -> None:
+        if self.transport.rank == 0:
+            print(json.dumps(asdict(row)), flush=True)
 
     @contextlib.contextmanager
     def _bound(self, plan: str) -> Iterator[tuple[Callable[[], None], Callable[[], bool]]]:
@@ -278,16 +328,24 @@ class Worker:
 
         from tightwire.runtime import attach
 
-        model = emulated(self.bench.workload)
+        model = self.subject.model()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        x = torch.zeros(1, requires_grad=True)
+
+        def step(called: nn.Module) -> None:
+            optimizer.zero_grad()
+            self.subject.loss(called).backward()
+            optimizer.step()
+
+        if plan == ALONE:
+            yield lambda: step(model), lambda: True
+            return
         bucket_mb = _bucket_mb(plan)
         if bucket_mb is not None:
-            called = DistributedDataParallel(model, bucket_cap_mb=bucket_mb)
-            yield lambda: _step(called, optimizer, x), lambda: True
+            wrapped = DistributedDataParallel(model, bucket_cap_mb=bucket_mb)
+            yield lambda: step(wrapped), lambda: True
             return
         with attach(model, optimizer, plan, transport=self.transport) as run:
-            yield lambda: _step(model, optimizer, x), lambda: run.is_settled
+            yield lambda: step(model), lambda: run.is_settled
 
     def _time(self, step: Callable[[], None], is_settled: Callable[[], bool]) -> list[float]:
         """Returns the seconds of each step on the slowest rank."""
@@ -316,13 +374,8 @@ class Worker:
         )
 
 
-def _step(model: Callable[[Any], Any], optimizer: Any, x: Any) -> None:
-    optimizer.zero_grad()
-    model(x).sum().backward()
-    optimizer.step()
-
-
-def _read(text: str) -> Bench:
+def read(text: str) -> Bench:
+    """Reads a bench as `measure_in` writes it."""
     fields = json.loads(text)
     workload = fields["workload"]
     workload["layers"] = tuple(map(tuple, workload["layers"]))
@@ -330,4 +383,5 @@ def _read(text: str) -> Bench:
 
 
 if __name__ == "__main__":
-    Worker(_read(sys.argv[1])).run()
+    asked = read(sys.argv[1])
+    Worker(asked, Emulated(asked.workload)).run()

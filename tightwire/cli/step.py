@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -16,6 +16,7 @@ from tightwire.bench.step import Bench, Row, Workload
 from tightwire.errors import LabError, TightwireError
 from tightwire.lab import parse_rate
 from tightwire.plan import parse_bytes
+from tightwire.study import real_step
 
 
 def step(
@@ -32,6 +33,10 @@ def step(
     wire_over_compute: Annotated[
         str, typer.Option(help="For these: how long the wire is busy, in computes, by comma.")
     ] = "1.2",
+    real: Annotated[
+        bool,
+        typer.Option("--real", help="Real compute: the tour's transformer, one core per worker; see below."),
+    ] = False,
     plans: Annotated[
         str, typer.Option(help="Separated by spaces; ddp, ddp:bucket_mb=4 and plans; a set by default.")
     ] = "",
@@ -49,9 +54,16 @@ def step(
         tightwire bench step --workers 4 --rate 1gbit --layers 24 --layer-bytes 4MiB --compute 1.0
 
         tightwire bench step --workload resnet50,vgg16 --wire-over-compute 0.5,1,2 --plans "ddp bsp/allreduce/none/auto"
+
+    With --real every worker computes on a core, as the machine schedules it by default; what the bound takes as
+    compute is a step of all workers at once without exchange, measured first in the same processes.
+
+        tightwire bench step --real --workers 2 --rate 500mbit
     """
     try:
-        texts = tuple(plans.split()) or step_bench.default_plans()
+        if real and workload:
+            raise LabError(f"--real trains the tour's transformer, not {workload}: leave out one of the two.")
+        texts = tuple(plans.split()) or (real_step.PLANS if real else step_bench.default_plans())
         rate_bytes_per_s = parse_rate(rate)
         if rate_bytes_per_s is None:
             raise LabError("rate none has no wire bound to compare with: write for example --rate 1gbit.")
@@ -60,10 +72,14 @@ def step(
             for load in (
                 _known(workload, wire_over_compute, compute, workers, rate_bytes_per_s)
                 if workload
-                else [step_bench.uniform(layers, parse_bytes(layer_bytes), compute)]
+                else [
+                    real_step.workload()
+                    if real
+                    else step_bench.uniform(layers, parse_bytes(layer_bytes), compute)
+                ]
             )
         ]
-        found = [_measured(bench) for bench in asked]
+        found = [_measured(bench, _with_real_compute if real else _with_emulated_compute) for bench in asked]
     except (TightwireError, ValueError) as error:
         typer.echo(f"bench: {error}", err=True)
         raise typer.Exit(2) from error
@@ -80,19 +96,31 @@ def _known(
             yield step_bench.shaped_like(name, num_bytes, compute_s)
 
 
-def _measured(bench: Bench) -> dict[str, Any]:
+Measure = Callable[[Bench, Callable[[Row], None]], tuple[Bench, list[Row], str]]
+
+
+def _with_emulated_compute(bench: Bench, on_row: Callable[[Row], None]) -> tuple[Bench, list[Row], str]:
+    return bench, *step_bench.measure(bench, on_row)
+
+
+def _with_real_compute(bench: Bench, on_row: Callable[[Row], None]) -> tuple[Bench, list[Row], str]:
+    return real_step.measure(bench, on_row)
+
+
+def _measured(bench: Bench, measure: Measure) -> dict[str, Any]:
     """Measures one workload and prints its table; returns what `--json` says of it."""
-    workload = bench.workload
-    with Console(stderr=True).status(f"{workload.name}: the lab starts") as status:
-        rows, about = step_bench.measure(
-            bench, on_row=lambda row: status.update(f"{workload.name}: {row.plan} {row.step_s:.3f} s")
+    name = bench.workload.name
+    with Console(stderr=True).status(f"{name}: the lab starts") as status:
+        bench, rows, about = measure(
+            bench, lambda row: status.update(f"{name}: {row.plan} {row.step_s:.3f} s")
         )
     typer.echo(f"bench: {about}", err=True)
     _print_rows(bench, rows)
     return {
-        "workload": workload.name,
+        "workload": name,
+        "about": about,
         "bound_s": bench.bound_s,
-        "compute_s": workload.compute_s,
+        "compute_s": bench.workload.compute_s,
         "wire_bound_s": bench.wire_bound_s,
         "rows": [asdict(row) for row in rows],
     }
@@ -113,7 +141,7 @@ def _print_rows(bench: Bench, rows: list[Row]) -> None:
             f"{best_s / row.step_s:.2f} ×" if best_s else "",
         )
     table.caption = (
-        f"{bench.workload.name}: compute {bench.workload.compute_s:.3f} s (emulated), wire {bench.wire_bound_s:.3f} s, "
+        f"{bench.workload.name}: compute {bench.workload.compute_s:.3f} s, wire {bench.wire_bound_s:.3f} s, "
         f"bound {bench.bound_s:.3f} s."
     )
     Console(stderr=True).print(table)

@@ -1,0 +1,107 @@
+"""A step of real compute under every schedule, beside stock DDP, the same compute without exchange, and the bound.
+
+The tour's transformer on real text, one core per worker. The launching half builds the lab, the working half,
+`python -m tightwire.study.real_step JSON`, runs on its hosts. Nothing is told in advance of compute: the bound's is
+measured in the same processes, all of them computing at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from tightwire.bench.step import (
+    ALONE,
+    DDP,
+    DDP_SIZES_MB,
+    Bench,
+    Row,
+    Worker,
+    Workload,
+    measure_in,
+    read,
+    topology_of,
+)
+from tightwire.errors import LabError
+from tightwire.lab import Lab
+
+if TYPE_CHECKING:
+    from tightwire.study.transformer import ByteTransformer
+
+PLANS = (
+    DDP,
+    *(f"{DDP}:bucket_mb={size}" for size in DDP_SIZES_MB),
+    *(f"bsp/allreduce/none/{name}" for name in ("wfbp", "mgwfbp", "bytescheduler", "dear", "auto")),
+)
+SEQUENCES = 4  # per worker and step, as in the tour
+NAME = "transformer"
+
+
+def workload() -> Workload:
+    """Returns the transformer's tensors; compute is yet to be measured."""
+    from tightwire.study.transformer import ByteTransformer
+
+    sizes = tuple((p.numel(),) for p in ByteTransformer().parameters())
+    return Workload(name=NAME, layers=sizes, shares=(1 / len(sizes),) * len(sizes), compute_s=0.0)
+
+
+def measure(bench: Bench, on_row: Callable[[Row], None] = lambda row: None) -> tuple[Bench, list[Row], str]:
+    """Runs the bench in a lab, under the machine's default scheduling.
+
+    Returns:
+        The bench with the measured compute in its workload; the rows, `alone` first; what the lab says of itself.
+
+    Raises:
+        LabError: no lab is possible here, or its workers failed.
+    """
+    with Lab(topology_of(bench)) as lab:
+        rows, about = measure_in(lab, bench, __name__, on_row)
+    if not rows or rows[0].plan != ALONE:
+        raise LabError("the bench ended without measuring compute. Its workers' output says why.")
+    return (
+        replace(bench, workload=replace(bench.workload, compute_s=rows[0].step_s)),
+        rows,
+        about + " Compute is real.",
+    )
+
+
+class Real:
+    """The transformer, and this rank's passages of the text."""
+
+    def __init__(self, rank: int) -> None:
+        import torch
+
+        from tightwire.study.text import standard_library
+
+        self._text = standard_library().train
+        self._generator = torch.Generator().manual_seed(1 + rank)
+
+    def model(self) -> ByteTransformer:
+        """Builds the model."""
+        import torch
+
+        from tightwire.study.transformer import ByteTransformer
+
+        torch.manual_seed(0)
+        self._model = ByteTransformer()
+        return self._model
+
+    def loss(self, called: Callable[[Any], Any]) -> Any:
+        """Returns the loss of fresh passages."""
+        from tightwire.study.text import draw
+
+        passages = draw(self._text, sequences=SEQUENCES, length=self._model.length, generator=self._generator)
+        return called(passages)
+
+
+def main() -> None:
+    """Measures. Every worker."""
+    import tightwire.transport as transport
+
+    Worker(read(sys.argv[1]), Real(transport.init().rank)).run_beside_alone()
+
+
+if __name__ == "__main__":
+    main()
