@@ -13,4 +13,15 @@ from tightwire.lab.lab import Lab
 from tightwire.lab.slow import Slow, slowdown
 from tightwire.lab.topology import Topology, format_rate, parse_rate
 
-__all__ = ["Lab", "Line", "Mode", "Result", "Slow", "Topology", "Traffic", "format_rate", "parse_rate", "slowdown"]
+__all__ = [
+    "Lab",
+    "Line",
+    "Mode",
+    "Result",
+    "Slow",
+    "Topology",
+    "Traffic",
+    "format_rate",
+    "parse_rate",
+    "slowdown",
+]
