@@ -2,11 +2,12 @@
 
 import json
 import pathlib
+import sys
 
 import pytest
 from typer.testing import CliRunner
 
-from tightwire.cli import plan, simulate
+from tightwire.cli import main, plan, simulate
 from tightwire.errors import FileError, PlanError, TightwireError
 from tightwire.plan import PlanFile
 
@@ -18,6 +19,7 @@ def test_plan_prints_a_table_and_reasons_and_writes_the_file(tmp_path: pathlib.P
     ended = CliRunner().invoke(plan.app, [*NUMBERS, "--allow", "lossy", "--out", str(out)])
     assert ended.exit_code == 0
     assert "times as fast" in ended.output
+    assert "steps/s └" in ended.output
     assert PlanFile.read(out).why
 
 
@@ -44,3 +46,45 @@ def test_bad_input_names_what_is_wrong(arguments: list[str], error: type[Excepti
     ended = CliRunner().invoke(simulate.app, arguments)
     assert isinstance(ended.exception, error)
     assert says in str(ended.exception)
+
+
+def test_the_json_tells_how_sure_the_choice_is(tmp_path: pathlib.Path) -> None:
+    drawing = tmp_path / "plot.html"
+    ended = CliRunner().invoke(plan.app, [*NUMBERS, "--json", "--plot", str(drawing)])
+    found = json.loads(ended.output.splitlines()[-1])
+    assert found["ranking"][0]["beats_chosen"] is None
+    assert all(0 <= row["beats_chosen"] <= 1 for row in found["ranking"][1:])
+    assert found["considered"] >= len(found["ranking"])
+    assert "steps per second" in drawing.read_text(encoding="utf-8")
+
+
+BAD_CLUSTERS = {
+    "workers: 8\nbandwidth_bytes_per_s: 400.0e+9\nlatency_s: 1.0e-5\n": "if bits were meant, write 5e+10",
+    "workers: 8\nbandwidth_bytes_per_s: 0.0\nlatency_s: 1.0e-5\n": "write more than 0",
+    "workers: 8\nbandwidth_bytes_per_s: -1.0e+9\nlatency_s: 1.0e-5\n": "write more than 0",
+    "workers: 8\nbandwidth_bytes_per_s: 1.0e+9\nlatency_s: 1.0e-5\ndevices: 4\n": "8 workers on 4 devices",
+    "workers: 8\nbandwidth_bytes_per_s: 1.0e+9\nlatency_s: 1.0e-5\ndevice_memory_bytes: 1000000\n": "does not fit",
+    "workers: 8\nbandwidth: 1.0e+9\nlatency_s: 1.0e-5\n": "bandwidth",
+    "workers: 8\nbandwidth_bytes_per_s: 1.0e+9\nlatency_s: 50.0\n": "look at the unit",
+}
+
+
+@pytest.mark.parametrize(("text", "says"), BAD_CLUSTERS.items(), ids=BAD_CLUSTERS.values())
+def test_clusters_that_cannot_be_end_with_one_sentence_and_code_2(
+    text: str,
+    says: str,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "cluster.yaml").write_text(text)
+    arguments = ["tightwire", "plan", *NUMBERS[:4], "--cluster", str(tmp_path / "cluster.yaml")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert says in said.err
+    assert said.err.startswith("tightwire: ")
+    assert "Traceback" not in said.err
+    assert not said.out

@@ -1,6 +1,7 @@
 """The planner picks what measurements say, and says why; at its edges it says "don't"."""
 
 import dataclasses
+import functools
 import pathlib
 
 import pytest
@@ -14,6 +15,7 @@ from tightwire.plan import FAMILIES, Plan, PlanFile, catalogue, parse_member
 from tightwire.planner import (
     STOCK,
     Allowance,
+    Ranking,
     allowance_of,
     candidates,
     harm,
@@ -23,7 +25,10 @@ from tightwire.planner import (
 )
 from tightwire.planner.bounds import lower_bound_s
 from tightwire.planner.candidates import ALLOWANCES, departures, keeps_optimizer
+from tightwire.planner.confidence import chance
+from tightwire.planner.curves import curves, plot
 from tightwire.planner.flips import find_change
+from tightwire.planner.ranking import rank
 from tightwire.profile import Profile
 
 PROFILE = Profile.uniform(
@@ -36,6 +41,11 @@ LEVELS = Cluster.of_levels(
     Level(name="cluster", workers=8, bandwidth_bytes_per_s=125e6, latency_s=5e-5),
 )
 CLUSTERS = (SLOW, FAST, LEVELS)
+
+
+@functools.cache
+def recommended(allow: Allowance, cluster: Cluster = SLOW) -> Ranking:
+    return recommend(PROFILE, cluster, allow=allow)
 
 
 @pytest.mark.parametrize("allow", ALLOWANCES)
@@ -88,7 +98,7 @@ def test_no_plan_beats_its_bound(cluster: Cluster) -> None:
 def test_plans_that_want_another_optimizer_are_shown_and_not_chosen() -> None:
     for plan in ("bsp/allreduce/sign+momentum:0.9", "bsp/allreduce/dgc", "bsp/allreduce/demo"):
         assert not keeps_optimizer(Plan.parse(plan))
-    ranking = recommend(PROFILE, SLOW, allow="lossy")
+    ranking = recommended("lossy")
     assert keeps_optimizer(Plan.parse(ranking.chosen.plan))
 
 
@@ -110,14 +120,14 @@ def test_an_unknown_allowance_is_refused() -> None:
 
 
 def test_a_slow_wire_asks_for_compression_if_allowed() -> None:
-    ranking = recommend(PROFILE, SLOW, allow="lossy")
+    ranking = recommended("lossy")
     assert ranking.stock.step_s / ranking.chosen.step_s > 3
     assert "+ef" in ranking.chosen.plan
     assert not ranking.stays
 
 
 def test_lossless_keeps_the_mean_and_offers_more() -> None:
-    ranking = recommend(PROFILE, SLOW)
+    ranking = recommended("lossless")
     plan = Plan.parse(ranking.chosen.plan)
     assert is_lossless(plan)
     assert ranking.chosen.step_s < ranking.stock.step_s
@@ -125,7 +135,7 @@ def test_lossless_keeps_the_mean_and_offers_more() -> None:
 
 
 def test_a_fast_wire_stays_with_plain_all_reduce() -> None:
-    ranking = recommend(PROFILE, FAST)
+    ranking = recommended("lossless", FAST)
     assert ranking.stays
     assert ranking.chosen == ranking.stock == predict(STOCK, PROFILE, FAST)
     assert ranking.why[0].startswith("Stay with plain all-reduce")
@@ -133,15 +143,15 @@ def test_a_fast_wire_stays_with_plain_all_reduce() -> None:
 
 
 def test_noise_hides_small_gains() -> None:
-    faster = recommend(PROFILE, SLOW)
+    faster = recommended("lossless")
     gain = 1 - faster.chosen.step_s / faster.stock.step_s
     noise = (gain + 0.02) * faster.stock.step_s / PROFILE.compute_s
     noisy = dataclasses.replace(PROFILE, noise=noise)
-    assert recommend(noisy, SLOW).stays
+    assert rank(noisy, SLOW, "lossless").stays
 
 
 def test_rows_are_sorted_and_nothing_faster_was_left_out() -> None:
-    ranking = recommend(PROFILE, SLOW)
+    ranking = recommended("lossless")
     steps = [row.step_s for row in ranking.rows]
     assert steps == sorted(steps)
     assert len(ranking.rows) + ranking.pruned <= ranking.considered
@@ -150,7 +160,7 @@ def test_rows_are_sorted_and_nothing_faster_was_left_out() -> None:
 
 
 def test_of_equally_fast_plans_the_least_harmful_is_chosen() -> None:
-    ranking = recommend(PROFILE, SLOW, allow="lossy")
+    ranking = recommended("lossy")
     chosen = harm(Plan.parse(ranking.chosen.plan))
     for row in ranking.rows:
         if row.step_s <= ranking.rows[0].step_s * 1.1 and keeps_optimizer(Plan.parse(row.plan)):
@@ -169,7 +179,7 @@ def test_a_faster_program_is_taken() -> None:
         Fit(program="native", alpha_s=5e-3, beta_s_per_byte=6e-8),
         Fit(program="ring", alpha_s=1e-3, beta_s_per_byte=4e-8),
     )
-    ranking = recommend(PROFILE, dataclasses.replace(SLOW, fits=fits))
+    ranking = rank(PROFILE, dataclasses.replace(SLOW, fits=fits), "lossless")
     plan = Plan.parse(
         ranking.chosen.plan
     )  # where programs were measured, `allreduce` itself takes the fastest
@@ -179,7 +189,7 @@ def test_a_faster_program_is_taken() -> None:
 
 
 def test_the_flip_is_where_it_says() -> None:
-    ranking = recommend(PROFILE, SLOW, allow="lossy")
+    ranking = recommended("lossy")
 
     def gains(factor: float) -> bool:
         cluster = SLOW.scaled(factor)
@@ -207,7 +217,7 @@ def test_of_several_flips_the_nearest_is_told() -> None:
 
 
 def test_the_plan_file_holds_everything(tmp_path: pathlib.Path) -> None:
-    ranking = recommend(PROFILE, SLOW)
+    ranking = recommended("lossless")
     ranking.plan_file().write(tmp_path / "plan.yaml")
     read = PlanFile.read(tmp_path / "plan.yaml")
     assert read.plan == ranking.chosen.plan
@@ -219,7 +229,7 @@ def test_the_plan_file_holds_everything(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("cluster", [SLOW, FAST], ids=["slow", "fast"])
 def test_sentences_end_and_carry_numbers(cluster: Cluster) -> None:
-    why = recommend(PROFILE, cluster).why
+    why = recommended("lossless", cluster).why
     assert all(sentence.endswith(".") for sentence in why)
     assert sum(any(letter.isdigit() for letter in sentence) for sentence in why) >= 3
 
@@ -229,6 +239,46 @@ def test_sentences_end_and_carry_numbers(cluster: Cluster) -> None:
 def test_the_choice_is_never_slower_than_plain_all_reduce(
     bandwidth: float, latency: float, workers: int
 ) -> None:
-    ranking = recommend(PROFILE, Cluster.uniform(workers, bandwidth, latency))
+    ranking = rank(PROFILE, Cluster.uniform(workers, bandwidth, latency), "lossless")
     assert ranking.chosen.step_s <= ranking.stock.step_s
     assert ranking.stays == (departures(Plan.parse(ranking.chosen.plan)) == 0)
+
+
+def test_links_that_differ_are_named() -> None:
+    why = " ".join(recommended("lossless", LEVELS).why)
+    assert "→ cluster0 (1 Gb/s) is the busiest" in why
+
+
+def test_the_probability_is_even_among_equals_and_sure_against_the_slow() -> None:
+    ranking = recommended("lossy")
+    assert ranking.chance(ranking.chosen) == pytest.approx(0.5)
+    assert ranking.chance(ranking.stock) < 0.01
+    assert 0.0 <= ranking.confidence <= 1.0
+    assert any("the probability that the choice is truly" in sentence for sentence in ranking.why)
+
+
+def test_sharing_a_wire_makes_two_plans_errors_cancel() -> None:
+    ring, same, other = (
+        predict(f"bsp/allreduce:{how}", PROFILE, SLOW)
+        for how in ("ring", "ring/none/mgwfbp", "halving-doubling/none/mgwfbp")
+    )
+    other = dataclasses.replace(other, step_s=same.step_s, low_s=same.low_s, high_s=same.high_s)
+    assert chance(same, ring, PROFILE, SLOW) > chance(other, ring, PROFILE, SLOW) > 0.5
+
+
+def test_curves_are_drawn_with_the_choice_on_top() -> None:
+    ranking = recommended("lossy")
+    bandwidths, drawn = curves(ranking)
+    here = ranking.cluster.bandwidth_bytes_per_s
+    assert drawn[0].plan == ranking.chosen.plan
+    assert min(abs(b / here - 1) for b in bandwidths) < 1e-9
+    assert all(len(curve.steps_per_s) == len(bandwidths) for curve in drawn)
+    lines = plot(bandwidths, drawn, here)
+    assert {len(line) for line in lines[:14]} == {75}
+    assert all(any(curve.plan in line for line in lines) for curve in drawn)
+
+
+def test_a_model_that_does_not_fit_is_said_before_time() -> None:
+    small = dataclasses.replace(SLOW, device_memory_bytes=10**7)
+    with pytest.raises(PlanError, match=r"does not fit.*No time is predicted"):
+        recommend(PROFILE, small)

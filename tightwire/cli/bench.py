@@ -202,7 +202,9 @@ def overhead(
     )
     typer.echo(f"same parameters {'to the bit' if found.identical else 'NO'}")
     for plan, ratio in found.policy_ratios.items():
-        typer.echo(f"{plan.replace(str(overhead_bench.FAR), '∞'):<46} {ratio - 1:+.2%} on steps without exchange")
+        typer.echo(
+            f"{plan.replace(str(overhead_bench.FAR), '∞'):<46} {ratio - 1:+.2%} on steps without exchange"
+        )
     typer.echo(f"import tightwire adds {found.import_s * 1e3:.0f} ms to import torch")
 
 
@@ -268,5 +270,35 @@ def server(
             str(row.late),
             f"{ages[len(ages) // 2]}, at most {ages[-1]}" if ages else "",
             " ".join(map(str, row.steps)),
+        )
+    Console().print(table)
+
+
+@app.command()
+def planner(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="End with one line of JSON on standard output.")
+    ] = False,
+) -> None:
+    """Time planning: every candidate for ResNet-50 on 8 and 64 workers, and single plans on 1,024.
+
+    Each case has a process of its own, so that its peak of memory is its own.
+
+        tightwire bench planner
+    """
+    from tightwire.bench import planner as planner_bench
+
+    with Console(stderr=True).status("planning"):
+        rows = list(planner_bench.measure())
+    if as_json:
+        typer.echo(json.dumps({"rows": [asdict(row) for row in rows]}))
+        return
+    table = Table("what", "workers", "plans", "predicted", "seconds", "cpu s", "peak MB")
+    for column in table.columns[1:]:
+        column.no_wrap, column.justify = True, "right"
+    for row in rows:
+        counts = (str(row.workers), str(row.candidates), str(row.predicted))
+        table.add_row(
+            row.name, *counts, f"{row.seconds:.2f}", f"{row.cpu_s:.2f}", f"{row.peak_bytes / 1e6:.0f}"
         )
     Console().print(table)

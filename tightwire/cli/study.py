@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from tightwire.cli.chart import chart
 from tightwire.errors import LabError
 from tightwire.lab import parse_rate
 from tightwire.study import report
@@ -28,7 +29,7 @@ app = typer.Typer(rich_markup_mode=None)
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(help=f"Which one: {', '.join(STUDIES)}.")],
+    name: Annotated[str, typer.Argument(help=f"Which one: {', '.join(STUDIES)}; or map.")],
     tasks: Annotated[str, typer.Option(help="By comma; all of the study's by default.")] = "",
     plans: Annotated[
         str, typer.Option(help="Separated by spaces, dense included by itself; the study's own by default.")
@@ -59,7 +60,14 @@ def study(
         tightwire study compression --plans "topk:0.01+ef int8" --tasks digits --seeds 1
 
         tightwire study compression --time-to-loss --rate 100mbit
+
+    The map trains nothing: the planner predicts which method is best over bandwidth, model intensity and workers.
+
+        tightwire study map
     """
+    if name == "map":
+        chart(out or pathlib.Path("results/map.json"), as_json)
+        return
     chosen = _chosen(name, time_to_loss).narrowed(
         tasks=tuple(filter(None, tasks.split(","))),
         plans=tuple(plans.split()),

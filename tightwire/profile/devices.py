@@ -17,6 +17,8 @@ from tightwire.profile.values import ParameterProfile, Profile
 BACKWARD_OVER_FORWARD = 2.0
 # Adam reads gradient, parameter and two moments, and writes three, in single precision.
 OPTIMIZER_BYTES_PER_PARAMETER = 28
+# A pass adds one buffer to another: two are read, one is written.
+TOUCHES_PER_PASS = 3
 # Parameters, gradients and Adam's moments in single precision.
 STATE_BYTES_PER_PARAMETER = 16
 
@@ -97,6 +99,7 @@ def derive(shape: ModelShape, on: Device, batch: int, *, itemsize: int = 4, nois
         backward_s=backward_s,
         optimizer_s=shape.numel * OPTIMIZER_BYTES_PER_PARAMETER / on.memory_bytes_per_s,
         parameters=tuple(parameters),
+        pass_s_per_element=TOUCHES_PER_PASS * itemsize / on.memory_bytes_per_s,
         noise=noise,
         memory_bytes=shape.numel * STATE_BYTES_PER_PARAMETER,
     )

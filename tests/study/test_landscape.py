@@ -1,0 +1,49 @@
+"""The map: what it says at its corners, and that it can be read."""
+
+from __future__ import annotations
+
+import pytest
+
+from tightwire.plan import Plan
+from tightwire.planner import Allowance
+from tightwire.planner.candidates import ALLOWANCES, is_allowed
+from tightwire.study import landscape
+from tightwire.study.landscape import IDEAS, Cell, look
+
+
+@pytest.fixture(scope="module")
+def corner() -> dict[Allowance, Cell]:
+    """Little compute, a slow line."""
+    return {cell.allow: cell for cell in look(4, 0.1, 0.01)}
+
+
+def test_where_the_wire_is_all_less_is_sent_if_allowed(corner: dict[Allowance, Cell]) -> None:
+    assert corner["lossless"].speedup < 1.1
+    assert corner["lossy"].letter in "QPS"
+    assert corner["lossy"].speedup > 10
+    assert corner["stale"].speedup >= corner["lossy"].speedup / 1.1
+
+
+def test_where_compute_is_all_nothing_is_changed() -> None:
+    assert [cell.letter for cell in look(4, 300.0, 3.0)] == ["A"] * 3
+
+
+def test_plans_are_legal_within_the_allowance_and_letters_differ(corner: dict[Allowance, Cell]) -> None:
+    assert len({idea.letter for idea in IDEAS}) == len(IDEAS)
+    assert {str(Plan.parse(text)) for idea in IDEAS for text in idea.plans}
+    assert all(is_allowed(Plan.parse(cell.plan), allow) for allow, cell in corner.items())
+
+
+def test_every_cell_is_on_the_text_and_on_the_page(
+    corner: dict[Allowance, Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(landscape, "WORKERS", (4,))
+    monkeypatch.setattr(landscape, "GIGABITS", (0.1,))
+    monkeypatch.setattr(landscape, "COMPUTE_S", (0.01,))
+    cells = list(corner.values())
+    text, page = "\n".join(landscape.lines(cells)), landscape.page(cells, "tightwire study map")
+    for cell in cells:
+        assert f"{cell.letter} {cell.speedup:>6.1f} ×" in text
+        assert cell.plan in page
+    assert text.count("###") == len(ALLOWANCES) + 2
+    assert "http" not in page
