@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
-import platform
-import shlex
-import sys
-import time
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from typer.core import TyperGroup
 
+from tightwire.cli import made, seven_methods
 from tightwire.cli.chart import chart
 from tightwire.errors import LabError
 from tightwire.lab import parse_rate
@@ -24,12 +21,25 @@ from tightwire.study.results import Results, Trial, Wanted
 from tightwire.study.studies import STUDIES, find
 from tightwire.study.study import Study
 
-app = typer.Typer(rich_markup_mode=None)
+
+class Studies(TyperGroup):
+    """A command per study, with the options of its kind."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Returns a study's command.
+
+        Raises:
+            LabError: nobody has that name; lists those that exist.
+        """
+        found = super().get_command(ctx, cmd_name)
+        if found is None:
+            names = [name for name, command in self.commands.items() if not command.hidden]
+            raise LabError(f"there is no study {cmd_name!r}; there are {', '.join(names)}.")
+        return found
 
 
-@app.command()
 def study(
-    name: Annotated[str, typer.Argument(help=f"Which one: {', '.join(STUDIES)}; or map.")],
+    ctx: typer.Context,
     tasks: Annotated[str, typer.Option(help="By comma; all of the study's by default.")] = "",
     plans: Annotated[
         str, typer.Option(help="Separated by spaces, dense included by itself; the study's own by default.")
@@ -60,15 +70,8 @@ def study(
         tightwire study compression --plans "topk:0.01+ef int8" --tasks digits --seeds 1
 
         tightwire study compression --time-to-loss --rate 100mbit
-
-    The map trains nothing: the planner predicts which method is best over bandwidth, model intensity and workers.
-
-        tightwire study map
     """
-    if name == "map":
-        chart(out or pathlib.Path("results/map.json"), as_json)
-        return
-    chosen = _chosen(name, time_to_loss).narrowed(
+    chosen = _chosen(cast(str, ctx.info_name), time_to_loss).narrowed(
         tasks=tuple(filter(None, tasks.split(","))),
         plans=tuple(plans.split()),
         steps=steps,
@@ -76,7 +79,7 @@ def study(
     )
     path = out or pathlib.Path("results") / f"{chosen.name}.json"
     results = Results.open(path)
-    results.about = {"study": chosen.name, "command": _command(), "machine": _machine()}
+    results.about = {"study": chosen.name, "command": made.command(), "machine": made.machine()}
     found = _conduct(chosen, range(seeds), results)
     path.with_suffix(".md").write_text(report.markdown(chosen, found), encoding="utf-8")
     if as_json:
@@ -123,17 +126,6 @@ def _line(trial: Trial) -> str:
     return f"{trial.task} {trial.plan} seed {trial.seed}: {found}"
 
 
-def _command() -> str:
-    return shlex.join(["tightwire", *sys.argv[1:]])
-
-
-def _machine() -> str:
-    import torch
-
-    versions = f"Python {platform.python_version()}, PyTorch {torch.__version__}"
-    return f"{os.cpu_count()} cores ({platform.machine()}), {versions}, {time.strftime('%Y-%m-%d')}"
-
-
 def _print(chosen: Study, found: Results) -> None:
     """Prints what the report holds, as it is: a pipe gets the same lines as a terminal."""
     for title, table in report.tables(chosen, found):
@@ -144,3 +136,32 @@ def _print(chosen: Study, found: Results) -> None:
             typer.echo(claim)
             sentence = claim
         typer.echo(f"    {verdict}")
+
+
+def the_map(
+    out: Annotated[pathlib.Path, typer.Option(help="File of results.")] = pathlib.Path("results/map.json"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="End with one line of JSON on standard output.")
+    ] = False,
+) -> None:
+    """Predict which method is best over bandwidth, model intensity and workers. Trains nothing.
+
+    tightwire study map
+    """
+    chart(out, as_json)
+
+
+app = typer.Typer(
+    cls=Studies,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="Re-run an experiment from the literature here.",
+)
+for _study in STUDIES.values():
+    app.command(_study.name, short_help=_study.about)(study)
+    if _study.race is not None:
+        app.command(_study.race.name, hidden=True)(study)
+app.command(seven_methods.NAME, short_help=seven_methods.ABOUT)(seven_methods.seven_methods)
+app.command("map", short_help="Which method is best over bandwidth, intensity and workers, as predicted.")(
+    the_map
+)

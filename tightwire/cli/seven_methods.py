@@ -1,0 +1,129 @@
+"""`tightwire study seven-methods`: the survey's lossless methods in the lab, beside the published order."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import pathlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from tightwire.cli import made
+from tightwire.errors import LabError
+from tightwire.lab import parse_rate
+from tightwire.study.report import aligned
+from tightwire.validate import seven_report
+from tightwire.validate.seven_in_lab import Cell, Experiment, run
+
+NAME = "seven-methods"
+ABOUT = (
+    "Seven lossless methods on ResNet-50- and BERT-shaped workloads, their order beside the published one."
+)
+
+
+def seven_methods(
+    models: Annotated[str, typer.Option(help="By comma, as the survey calls them.")] = "ResNet-50,BERT-Base",
+    ratios: Annotated[
+        str, typer.Option(help="How long the wire is busy, in computes, by comma.")
+    ] = "0.5,1,2,4",
+    workers: Annotated[int, typer.Option(help="Hosts in the emulated cluster.", min=2)] = 4,
+    rate: Annotated[str, typer.Option(help="Each host's link, each way: 1gbit, 200mbit, 25MB/s.")] = "1gbit",
+    compute: Annotated[
+        float, typer.Option(help="Seconds of emulated compute in a step, a third of it forward.")
+    ] = 0.5,
+    steps: Annotated[int, typer.Option(help="Per method, after warming up; the median counts.", min=1)] = 5,
+    out: Annotated[
+        pathlib.Path, typer.Option(help="File of results; the report stands beside it, .md and .html.")
+    ] = pathlib.Path("results/seven_methods.json"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="End with one line of JSON on standard output.")
+    ] = False,
+) -> None:
+    """Run the seven methods of the quantitative survey (arXiv:2005.13247), and compare their order with its own.
+
+    Real exchanges between processes on an emulated network; compute is emulated by timed waits. Results are kept
+    after every cell; the plot needs tightwire[report].
+
+        tightwire study seven-methods
+
+        tightwire study seven-methods --models ResNet-50 --ratios 1,2 --steps 3 --out out/seven.json
+    """
+    experiment = _experiment(models, ratios, workers, rate, compute, steps)
+    about = {
+        "study": NAME,
+        "command": made.command(),
+        "machine": made.machine(),
+        "experiment": asdict(experiment),
+    }
+    cells: list[Cell] = []
+    console = Console(stderr=True)
+    with console.status("the lab starts") as status:
+        for cell in run(
+            experiment, lambda name, row: status.update(f"{name}: {row.plan} {row.step_s:.3f} s")
+        ):
+            cells.append(cell)
+            _keep(cells, about, out)
+            typer.echo(_shown(cell), err=as_json)
+    kept = ", ".join(map(str, _keep(cells, about, out)))
+    if as_json:
+        typer.echo(json.dumps({**about, "cells": seven_report.facts(cells)}))
+    else:
+        for sentence in seven_report.sentences(cells):
+            typer.echo(sentence)
+    typer.echo(f"Kept in {kept}", err=True)
+
+
+def _experiment(
+    models: str, ratios: str, workers: int, rate: str, compute_s: float, steps: int
+) -> Experiment:
+    rate_bytes_per_s = parse_rate(rate)
+    if rate_bytes_per_s is None:
+        raise LabError("rate none has no wire to compare with compute: write for example --rate 1gbit.")
+    try:
+        numbers = tuple(map(float, ratios.split(",")))
+    except ValueError as error:
+        raise LabError(f"--ratios {ratios}: write numbers by comma, such as 0.5,1,2,4.") from error
+    return Experiment(
+        models=tuple(models.split(",")),
+        ratios=numbers,
+        workers=workers,
+        rate_bytes_per_s=rate_bytes_per_s,
+        compute_s=compute_s,
+        steps=steps,
+    )
+
+
+def _shown(cell: Cell) -> str:
+    lines = (
+        seven_report.title(cell),
+        aligned(seven_report.table(cell)),
+        seven_report.order(cell),
+    )
+    return "\n\n".join(lines) + "\n"
+
+
+def _keep(cells: Sequence[Cell], about: dict[str, Any], path: pathlib.Path) -> list[pathlib.Path]:
+    """Writes what is there so far; returns the files."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made_by = f"Made by `{about['command']}` on {about['machine']}."
+    texts = {
+        path: json.dumps({**about, "cells": seven_report.facts(cells)}, indent=1) + "\n",
+        path.with_suffix(".md"): seven_report.markdown(cells, f"{made_by} {_how(about['experiment'])}"),
+    }
+    if importlib.util.find_spec("plotly") is not None:
+        texts[path.with_suffix(".html")] = seven_report.plot(cells)
+    for file, text in texts.items():
+        file.write_text(text, encoding="utf-8")
+    return list(texts)
+
+
+def _how(experiment: dict[str, Any]) -> str:
+    return (
+        f"{experiment['workers']} hosts with links of {8 * experiment['rate_bytes_per_s'] / 1e6:,g} Mb/s each way, "
+        f"{experiment['compute_s']:g} s of emulated compute, medians of {experiment['steps']} steps. “Published” is "
+        "throughput over that of BSP-A2A in the survey's cell of the nearest wire/compute."
+    )
