@@ -29,6 +29,17 @@ def test_simulate_sorts_its_rows() -> None:
     assert [row["plan"] for row in rows] == ["bsp/allreduce/topk:0.01+ef", "bsp"]
 
 
+def test_simulate_traces_what_a_step_waits_for(tmp_path: pathlib.Path) -> None:
+    trace = tmp_path / "trace.json"
+    CliRunner().invoke(
+        simulate.app, ["bsp", "local:8", *NUMBERS, "--trace", str(trace)], catch_exceptions=False
+    )
+    events = json.loads(trace.read_text())["traceEvents"]
+    assert {event["args"]["name"] for event in events if event["ph"] == "M"} == {"bsp", "local:8"}
+    assert {"forward", "exchange"} <= {event["name"] for event in events}
+    assert all(event["dur"] >= 0 for event in events if event["ph"] == "X")
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "says"),
     [

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import typer
 
@@ -20,6 +23,7 @@ from tightwire.cli.measured import (
     read_profile,
 )
 from tightwire.planner import STOCK, describe, predict
+from tightwire.simulate import Prediction
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -29,6 +33,12 @@ def simulate(
     plans: Annotated[
         list[str], typer.Argument(help="Plans, such as bsp/allreduce:ring/bf16.", show_default=False)
     ],
+    trace: Annotated[
+        pathlib.Path | None,
+        typer.Option(
+            help="Write what each step waits for as a Perfetto trace, a track per plan.", show_default=False
+        ),
+    ] = None,
     profile: ProfileOption = None,
     cluster: ClusterOption = None,
     gradients: GradientsOption = None,
@@ -42,7 +52,7 @@ def simulate(
 
     tightwire simulate local:8 bsp/allreduce/int8+ef --profile profile.yaml --cluster cluster.yaml
 
-    tightwire simulate bsp --gradients 100MB --compute 300ms --workers 8 --bandwidth 10gbit
+    tightwire simulate bsp --gradients 100MB --compute 300ms --workers 8 --bandwidth 10gbit --trace critical-path.json
     """
     model, wire = (
         read_profile(profile, gradients, compute),
@@ -50,4 +60,21 @@ def simulate(
     )
     rows = sorted((predict(plan, model, wire) for plan in plans), key=lambda row: row.step_s)
     stock = predict(STOCK, model, wire)
+    if trace is not None:
+        events = [event for track, row in enumerate(rows) for event in _events(track, row)]
+        trace.write_text(json.dumps({"traceEvents": events}), encoding="utf-8")
     print_ranking(rows, [describe(row, stock) for row in rows], as_json)
+
+
+def _events(track: int, row: Prediction) -> Iterator[dict[str, Any]]:
+    """Yields a prediction's critical path as Chrome trace events; times in microseconds."""
+    yield {"ph": "M", "name": "thread_name", "pid": 0, "tid": track, "args": {"name": row.plan}}
+    for span in row.critical_path:
+        yield {
+            "ph": "X",
+            "name": span.what,
+            "pid": 0,
+            "tid": track,
+            "ts": span.start_s * 1e6,
+            "dur": span.seconds * 1e6,
+        }
