@@ -55,7 +55,8 @@ class Timeline:
 class Channel:
     """A worker's lanes to the others: starts pieces in the scheduler's order, as lanes are free.
 
-    Latencies of pieces on different lanes overlap; their bytes share one line, first come, first served.
+    Latencies of pieces on different lanes overlap. Their bytes share one line, and their codecs one processor, first
+    come, first served.
     """
 
     def __init__(
@@ -97,8 +98,8 @@ class Channel:
         cost, start_s = self._costs[piece], self._clock.now_s
         self._started += 1
         self._under_way.add(piece)
-        on_line_s = max(start_s + cost.codec_s + cost.latency_s, self._line_free_s)
-        self._line_free_s = on_line_s + cost.wire_s
+        on_line_s = max(start_s + cost.latency_s, self._line_free_s)
+        self._line_free_s = on_line_s + cost.codec_s + cost.wire_s
         self._clock.after(self._line_free_s - start_s, lambda: self._arrive(piece, start_s))
         self._share()
 
