@@ -71,7 +71,7 @@ class Bench:
         workers: hosts in the lab.
         rate_bytes_per_s: of each host's link, each way, frame headers included.
         workload: what a step is.
-        plans: texts of plans, `ddp`, or `ddp:bucket_mb=N`.
+        plans: texts of plans, `ddp`, `ddp:bucket_mb=N`, or `alone`: no exchange at all.
         steps: per plan, after warming up; their median counts.
     """
 
@@ -85,7 +85,7 @@ class Bench:
         if self.steps < 1:
             raise PlanError(f"steps={self.steps}: at least one step must be measured.")
         for plan in self.plans:
-            if _bucket_mb(plan) is None:
+            if plan != ALONE and _bucket_mb(plan) is None:
                 Plan.parse(plan)
 
     @property
