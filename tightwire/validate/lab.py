@@ -108,7 +108,7 @@ def table() -> Table:
         points=tuple(points),
         better="low",
         target={"median": 0.05, "worst": 0.15, "regret": 0.05},
-        note=f"{WORKERS} workers, emulated compute; wire, codecs and compute alone measured beforehand, no step fitted; seconds.",
+        note=f"{WORKERS} workers, emulated compute; wire, codecs, compute alone measured, no step fitted; seconds.",
     )
 
 
