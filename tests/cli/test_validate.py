@@ -1,0 +1,30 @@
+"""`tightwire validate`: its object, what it stores, and a name that nobody has."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tightwire.cli.validate import app
+from tightwire.errors import FileError
+
+
+def test_what_is_printed_is_stored(tmp_path: Path) -> None:
+    out = tmp_path / "results" / "validate.json"
+    arguments = ["--only", "programs", "--only", "nccl-sizes", "--out", str(out)]
+    done = CliRunner().invoke(app, [*arguments, "--json"])
+    assert done.exit_code == 0, done.output
+    tables = json.loads(done.stdout.splitlines()[-1])["tables"]
+    assert {"name", "held_out", "points", "mape", "median", "worst", "spearman", "regret"} <= set(tables[0])
+    stored = json.loads(out.read_text())
+    assert stored["tables"] == tables
+    assert len(stored["points"]["NCCL sizes"]["points"]) == 174
+    done = CliRunner().invoke(app, [*arguments, "--points"])
+    assert "met" in done.stdout
+    assert "held out" in done.stdout
+
+
+def test_an_unknown_table_is_refused() -> None:
+    with pytest.raises(FileError, match="--only weather is no validation; known: programs"):
+        CliRunner().invoke(app, ["--only", "weather"], catch_exceptions=False)
