@@ -253,7 +253,8 @@ class _Local(_Exchange):
         waited_s = fragments * max(0.0, each.seconds + self.costs.message(1).seconds - behind_s)
         late_s = slowest_of(self.cluster.workers) * profile.noise * profile.compute_s * math.sqrt(steps)
         exposed_s = waited_s + inner.seconds + late_s + passes_s
-        compute_s = steps * profile.compute_s
+        hidden = min(1.0, behind_s / each.seconds) if each.seconds else 0.0
+        compute_s = steps * profile.compute_s + fragments * hidden * each.stolen_s
         sent = fragments * (each.sent_bytes + self.costs.message(1).sent_bytes) + inner.sent_bytes
         path = (
             Span(what="compute", start_s=0.0, end_s=compute_s),
