@@ -17,8 +17,8 @@ ROOT = Path(tightwire.__file__).parent
 # A module may import only from those before it, also inside functions.
 ORDER = (
     "errors", "files", "plan", "buckets", "kernels", "compression", "transport", "collectives", "reducers", "sync",
-    "schedule", "cluster", "profile", "probe", "simulate", "planner", "large_batch", "optim", "runtime", "lab", "bench", "study", "validate",
-    "integrations", "cli",
+    "schedule", "cluster", "profile", "probe", "simulate", "planner", "large_batch", "optim", "runtime", "lab",
+    "bench", "study", "validate", "integrations", "cli",
 )  # fmt: skip
 
 # Planning needs no torch.

@@ -186,7 +186,11 @@ def test_training_converges() -> None:
                 j.optimizer.step()
         return float((model.weight.detach() - truth).square().mean())
 
-    for plan, kind in (("none", OneBitAdam), ("onebit-adam:40", OneBitAdam), ("zero-one-adam:32", OneBitAdam)):
+    for plan, kind in (
+        ("none", OneBitAdam),
+        ("onebit-adam:40", OneBitAdam),
+        ("zero-one-adam:32", OneBitAdam),
+    ):
         error = run_threads(3, lambda t, p=plan, k=kind: worker(t, p, k), deadline_s=60)[0]
         assert error < 0.02, (plan, error)
 

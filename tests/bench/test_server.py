@@ -10,7 +10,12 @@ from tightwire.errors import PlanError
 
 def bench(slow_rank: int = 2, slow_factor: float = 3.0, plans: tuple[str, ...] = ("asp/ps",)) -> Bench:
     return Bench(
-        workers=3, rate_bytes_per_s=1e8, plans=plans, slow_rank=slow_rank, slow_factor=slow_factor, compute_s=0.1
+        workers=3,
+        rate_bytes_per_s=1e8,
+        plans=plans,
+        slow_rank=slow_rank,
+        slow_factor=slow_factor,
+        compute_s=0.1,
     )
 
 

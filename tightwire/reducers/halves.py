@@ -65,5 +65,3 @@ class Half:
     def memory(self) -> dict[str, dict[str, Tensor]]:
         """Returns nothing: see `keep`."""
         return {}
-
-
