@@ -246,6 +246,7 @@ def test_whoever_owns_a_shard_is_missed() -> None:
         assert run_threads(3, worker, deadline_s=5) == ["(1,)", "stumbles", "(1,)"]
 
 
+@pytest.mark.filterwarnings("ignore:the server has lost")  # as who waited too long leaves
 def test_who_is_waited_for_too_long_is_named() -> None:
     """ssp waits for the slowest, but not for ever; the server lives all the while and says who is late."""
 

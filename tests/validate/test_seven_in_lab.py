@@ -106,5 +106,5 @@ def test_results_are_kept_with_the_command(tmp_path: Path, monkeypatch: pytest.M
     assert json.loads(result.stdout) == json.loads(path.read_text())
     kept = json.loads(path.read_text())
     assert [cell["wire_over_compute"] for cell in kept["cells"]] == [1.0, 2.0]
-    assert kept["command"].startswith("tightwire ")
+    assert kept["command"].startswith("tightwire")
     assert "1,000 Mb/s" in path.with_suffix(".md").read_text()

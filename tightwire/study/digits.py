@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tightwire.errors import LabError
-from tightwire.study.task import Place, Task
+from tightwire.study.task import Place, Task, same_model
 
 HELDOUT = 597
 CLASSES = 10
@@ -44,8 +44,7 @@ class DigitsReplica:
     """A convolutional net and a share of the images."""
 
     def __init__(self, place: Place, num_images: int) -> None:
-        torch.manual_seed(place.seed)
-        self.model = net()
+        self.model = same_model(net, place.seed)
         data = read()
         mine = share(data.train_labels, place)
         self._images, self._labels = data.train_images[mine], data.train_labels[mine]

@@ -9,7 +9,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from tightwire.study.task import Place, Task
+from tightwire.study.task import Place, Task, same_model
 from tightwire.study.text import Corpus, draw, standard_library
 from tightwire.study.transformer import ByteTransformer
 
@@ -49,8 +49,10 @@ class LanguageReplica:
     """A transformer and a share of the text."""
 
     def __init__(self, place: Place, task: Language) -> None:
-        torch.manual_seed(place.seed)
-        self.model = ByteTransformer(width=task.width, layers=task.layers, heads=4, length=task.length)
+        self.model = same_model(
+            lambda: ByteTransformer(width=task.width, layers=task.layers, heads=4, length=task.length),
+            place.seed,
+        )
         corpus = _corpus()
         self._text = share(corpus.train, place)
         self._task = task

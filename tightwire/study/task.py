@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import abc
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
@@ -32,6 +34,18 @@ class Place:
     def stream(self) -> int:
         """The seed of this worker's own draws."""
         return 1 + self.seed * 10_007 + self.rank
+
+
+_drawing = threading.Lock()
+
+
+def same_model(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """Builds a model with initial weights that follow from the seed, also where workers are threads of one process."""
+    import torch
+
+    with _drawing, torch.random.fork_rng():  # torch has one generator per process
+        torch.manual_seed(seed)
+        return build()
 
 
 class Replica(Protocol):
