@@ -29,7 +29,6 @@ STANDARD_DEVIATIONS = 2.0
 # A push and its answer: a request, its payload, the reply, its payload.
 MESSAGES = 2
 HEADER_BYTES = 48
-# Workers under a bound of s run ahead freely for s steps, then wait like the others: the wait shrinks as 1/√(s + 1).
 
 
 def predict_served(plan: Plan, profile: Profile, cluster: Cluster) -> Prediction:
@@ -160,4 +159,5 @@ class _Serving:
         quorum, lead = sync.quorum(workers), sync.lead
         if quorum > 1:
             return max(0.0, ranked(quorum, workers))
+        # A lead of s averages delays over s + 1 steps before anybody waits for the slowest.
         return 0.0 if lead is None else ranked(workers, workers) / math.sqrt(lead + 1)

@@ -35,7 +35,6 @@ class Timeline:
         backward_end_s: when backward was over.
         moves: in the order in which pieces arrived.
         control_end_s: when the small message that counts users was back.
-        stalled_s: how long the next forward waited for buckets, where it overlaps.
         period_s: from one step's end to the next one's, where the next forward overlaps; else 0.
     """
 
@@ -43,7 +42,6 @@ class Timeline:
     backward_end_s: float = 0.0
     moves: list[Move] = field(default_factory=list)
     control_end_s: float = 0.0
-    stalled_s: float = 0.0
     period_s: float = 0.0
 
     @property
@@ -158,7 +156,6 @@ class _Simulation:
         self.channel = Channel(self.clock, scheduler, steps.agenda, steps.costs, self._on_change)
         self.work: Work | None = None
         self.waits_for: tuple[int, Callable[[], None]] | None = None
-        self.waiting_since_s = 0.0
         self.begun_s = 0.0
         self.ends_s: list[float] = []
 
@@ -199,7 +196,6 @@ class _Simulation:
         self.clock.after(self.steps.control_s, self._control)
         self.ends_s.append(now_s)
         if self.steps.overlaps_forward and len(self.ends_s) < STEPS_TO_REPEAT:
-            self.timeline.stalled_s = 0.0
             self._forward(self._needs(), 0.0)
 
     def _control(self) -> None:
@@ -224,7 +220,7 @@ class _Simulation:
 
     def _await(self, bucket: int, then: Callable[[], None]) -> None:
         self.work = None
-        self.waits_for, self.waiting_since_s = (bucket, then), self.clock.now_s
+        self.waits_for = (bucket, then)
         self._on_change()
 
     def _compute(self, milestones: Sequence[tuple[float, Action]]) -> None:
@@ -235,7 +231,6 @@ class _Simulation:
         if self.waits_for and self.waits_for[0] in self.channel.arrived:
             _, then = self.waits_for
             self.waits_for = None
-            self.timeline.stalled_s += self.clock.now_s - self.waiting_since_s
             then()
         elif self.work is not None:
             self.work.set_speed(self.channel.speed_left)
