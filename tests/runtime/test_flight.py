@@ -31,7 +31,6 @@ PLANS = (
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True),
     "adam": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.01),
-    "adam foreach": lambda p: torch.optim.Adam(p, lr=torch.tensor(0.01), foreach=True, capturable=False),
     "adamw fused": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True, amsgrad=True),
     "nadam": lambda p: torch.optim.NAdam(p, lr=0.01),
     "radam": lambda p: torch.optim.RAdam(p, lr=0.01),
@@ -42,11 +41,6 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "asgd": lambda p: torch.optim.ASGD(p, lr=0.05),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.5, centered=True),
     "rprop": lambda p: torch.optim.Rprop(p, lr=0.01),
-}
-OPTIMIZERS = {
-    name: make
-    for name, make in OPTIMIZERS.items()
-    if name != "adam foreach"  # a tensor as rate wants capturable
 }
 
 
