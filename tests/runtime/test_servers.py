@@ -360,7 +360,7 @@ def test_what_cannot_be_attached(n: int, plan: str, options: dict[str, Any], err
 # One shard, by hand.
 
 
-def shard(policy: Served, workers: int = 2, lr: float = 1.0) -> tuple[Shard, Parcel]:
+def shard(policy: Served, workers: int = 2, lr: float = 1.0, deadline_s: float = 0.4) -> tuple[Shard, Parcel]:
     parameter = nn.Parameter(torch.tensor([1.0, 2.0]))
     optimizer = torch.optim.SGD([parameter], lr=lr)
     parcel = Parcel(
@@ -368,7 +368,7 @@ def shard(policy: Served, workers: int = 2, lr: float = 1.0) -> tuple[Shard, Par
     )
     made = Shard(
         parcel, policy, {"x": parameter.detach()}, optimizer, {id(parameter): "x"},
-        workers=range(workers), seed=0, deadline_s=0.4,
+        workers=range(workers), seed=0, deadline_s=deadline_s,
     )  # fmt: skip
     return made, parcel
 
@@ -455,3 +455,18 @@ def test_states_travel_without_pickling() -> None:
     assert torch.equal(back["a"]["x"], state["a"]["x"])  # type: ignore[index]
     assert back["a"]["empty"].shape == (0, 3)
     assert (back["a"]["n"], back["a"]["none"], back["b"]) == (3, None, 1.5)
+
+
+def test_who_waits_hears_that_its_server_lives_however_busy_that_is() -> None:
+    """Steps of others come more often than signs of life are due, and are none themselves."""
+    made, parcel = shard(Asp(), deadline_s=4.0)
+    alive = threading.Event()
+    waiting = threading.Thread(target=lambda: made.leave(0, alive.set))
+    waiting.start()
+    for clock in range(1, 30):
+        push(made, parcel, 1, clock, [0.0, 0.0])
+        if alive.wait(0.2):
+            break
+    made.leave(1, lambda: None)
+    waiting.join()
+    assert alive.is_set()

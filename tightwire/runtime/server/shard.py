@@ -378,9 +378,12 @@ class Shard:
         Raises:
             PeerError: somebody is, and has been silent for a deadline.
         """
-        began_s = time.monotonic()
+        began_s = told_s = time.monotonic()
         while seats := missing():
-            if not self._changed.wait(self._deadline_s / SIGNS_OF_LIFE):
+            self._changed.wait(self._deadline_s / SIGNS_OF_LIFE)
+            # Also where others' steps keep waking it up: that is no sign for the worker that waits.
+            if time.monotonic() - told_s >= self._deadline_s / SIGNS_OF_LIFE:
+                told_s = time.monotonic()
                 self._changed.release()
                 try:
                     on_wait()
