@@ -109,11 +109,16 @@ def _with_real_compute(bench: Bench, on_row: Callable[[Row], None]) -> tuple[Ben
 
 def _measured(bench: Bench, measure: Measure) -> dict[str, Any]:
     """Measures one workload and prints its table; returns what `--json` says of it."""
-    name = bench.workload.name
-    with Console(stderr=True).status(f"{name}: the lab starts") as status:
-        bench, rows, about = measure(
-            bench, lambda row: status.update(f"{name}: {row.plan} {row.step_s:.3f} s")
-        )
+    name, console = bench.workload.name, Console(stderr=True)
+    with console.status(f"{name}: the lab starts") as status:
+
+        def tell(row: Row) -> None:
+            line = f"{name}: {row.plan} {row.step_s:.3f} s"
+            status.update(line)
+            if not console.is_terminal:  # a status is nothing to read in a log
+                typer.echo(line, err=True)
+
+        bench, rows, about = measure(bench, tell)
     typer.echo(f"bench: {about}", err=True)
     _print_rows(bench, rows)
     return {
