@@ -17,6 +17,7 @@ from tests.runtime.training import Net, adam, assert_close, job, momentum, same,
 from tightwire.collectives.gossip import (
     GRAPHS,
     METHODS,
+    Gossip,
     Graph,
     Mixing,
     build_graph,
@@ -96,6 +97,21 @@ def test_gaps_are_those_of_the_literature() -> None:
     # Ying et al. 2021, proposition 1: 1 − gap = (τ − 1)/(τ + 1) with τ = ⌈log₂n⌉, at even n.
     for n, tau in ((8, 3), (16, 4), (12, 4)):
         assert build_graph("exponential", n).at(1).spectral_gap == pytest.approx(2 / (tau + 1), abs=0.07)
+
+
+@pytest.mark.parametrize("name", [name for name, recipe in GRAPHS.items() if recipe.carries_matcha])
+def test_d2_mixes_by_a_matrix_that_its_theorem_covers(name: str) -> None:
+    """λₙ > −1/3, which an even ring's W misses by nothing and a star's by much; others are left as they are."""
+    for n in range(2, 17):
+        if name == "torus" and ("torus", n) not in CASES:
+            continue
+        plain = build_graph(name, n).at(1)
+        mixing = Gossip(graph=name, method="d2").over(n).at(1)
+        assert mixing.least_eigenvalue > -1 / 3 + 1e-6
+        assert mixing.is_doubly_stochastic
+        assert mixing.is_symmetric
+        assert mixing == (plain if plain.least_eigenvalue > -1 / 3 + 1e-6 else plain.lazy)
+        check_round(round_program(mixing), mixing)
 
 
 def test_no_number_of_workers_but_legal_ones() -> None:

@@ -147,23 +147,21 @@ class Averaging(Mixer):
 
 @final
 class D2(Mixer):
-    """x ← W̃(x½ + x − x½₋): with x½ = x − ηg that is W̃(2x − x₋ − ηg + ηg₋), and in the first round W̃x½.
+    """x ← W(x½ + x − x½₋): with x½ = x − ηg that is W(2x − x₋ − ηg + ηg₋), and in the first round Wx½.
 
-    Converges where λₙ(W) > −1/3 (assumption 1.3); where it is not, W̃ = (W + I)/2, else W̃ = W. Lifting λₙ only just
-    above the bound diverged on a small network under momentum.
+    Converges where λₙ(W) > −1/3 (assumption 1.3). A ring of an even number of workers has −1/3, a star less: the graph
+    hands over (I + W)/2 for these (`Method.eigenvalues_above`). Lifting λₙ only just above the bound diverged on a
+    small network under momentum. The paper has no momentum, and its theorem 1 asks for a rate that falls with 1 − λ₂.
     """
 
     def __init__(self, neighbours: Neighbours, compression: Sequence[Member], start: Tensor) -> None:
         super().__init__(neighbours, compression, start)
         self._before = start.clone()
         self._mixed = torch.empty_like(start)
-        self._is_lazy = _least_eigenvalue(neighbours) <= -1 / 3 + 1e-6
 
     def run(self, x: Tensor, half: Tensor, now: Round) -> None:  # noqa: D102
         extrapolated = self._before.neg_().add_(x).add_(half)
         self._mix(extrapolated, self._mixed, now)
-        if self._is_lazy:
-            self._mixed.add_(extrapolated).div_(2)
         self._before.copy_(half)
         half.copy_(self._mixed)
 
@@ -400,9 +398,3 @@ def consensus_rate(codec: Member) -> float:
 
 def _stage(compression: Sequence[Member], kind: type[AnyStage]) -> AnyStage:
     return next(stage for stage in compression if isinstance(stage, kind))
-
-
-def _least_eigenvalue(neighbours: Neighbours) -> float:
-    import numpy as np
-
-    return float(np.linalg.eigvalsh(neighbours.graph.at(1).dense()).min())

@@ -81,12 +81,13 @@ class Gossip(Architecture):
         return not self.way.waits
 
     def over(self, num_ranks: int) -> Graph:
-        """Returns the graph over `num_ranks` workers.
+        """Returns the graph over `num_ranks` workers, its matrices made lazy where the method asks for that.
 
         Raises:
             ProgramError: there is none for so many; names the nearest numbers.
         """
-        return build_graph(self.graph, num_ranks, self.base, self.budget)
+        graph, bound = build_graph(self.graph, num_ranks, self.base, self.budget), self.way.eigenvalues_above
+        return graph if bound is None else graph.above(bound)
 
     def along(self, rates: Sequence[Sequence[float]]) -> Graph:
         """Returns the graph over as many workers as `rates` has rows, drawn by what was measured between them.

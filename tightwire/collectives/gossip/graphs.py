@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from tightwire.collectives.gossip.matcha import activation, first_matching
-from tightwire.collectives.gossip.mixing import Mixing, is_connected
+from tightwire.collectives.gossip.mixing import ROUNDING, Mixing, is_connected
 from tightwire.errors import ProgramError
 
 if TYPE_CHECKING:
@@ -64,6 +64,15 @@ class Graph:
         """Returns all with whom `rank` ever exchanges a message, ascending."""
         edges = (edge for number in range(1, self.period + 1) for edge in self.at(number).edges())
         return tuple(sorted({a + b - rank for a, b in edges if rank in (a, b)}))
+
+    def above(self, bound: float) -> Graph:
+        """Returns this symmetric graph with every matrix that has an eigenvalue at or below `bound` made lazy."""
+
+        def draw(index: int) -> Mixing:
+            mixing = self.at(index + 1)
+            return mixing if mixing.least_eigenvalue > bound + ROUNDING else mixing.lazy
+
+        return Graph(self.name, self.num_ranks, self.period, draw)
 
     def product(self) -> NDArray[np.float64]:
         """Returns what one period does: the product of its matrices, the last one first."""

@@ -15,6 +15,7 @@ class Method:
         graph: its default.
         needs_static: whether all rounds must mix alike.
         needs_symmetric: whether who hears must be heard, with equal weight.
+        eigenvalues_above: which bound W's must keep; a W that does not is replaced by (I + W)/2. None for any W.
         waits: whether a worker waits for its neighbours' round; if not, it needs a sync policy that does not either.
         slow: whether every worker keeps slow parameters, moved by the outer step of a sync policy that has one.
     """
@@ -24,6 +25,7 @@ class Method:
     graph: str = "ring"
     needs_static: bool = False
     needs_symmetric: bool = False
+    eigenvalues_above: float | None = None
     waits: bool = True
     slow: bool = False
 
@@ -35,9 +37,10 @@ METHODS: dict[str, Method] = {
     ),
     "d2": Method(
         title="variance reduction for unlike data: x ← W(2x − x₋ − ηg + ηg₋)",
-        paper="Tang et al. 2018, arXiv:1803.07068, Algorithm 1",
+        paper="Tang et al. 2018, arXiv:1803.07068, Algorithm 1, assumption 1.3",
         needs_static=True,
         needs_symmetric=True,
+        eigenvalues_above=-1 / 3,
     ),
     "sgp": Method(
         title="push-sum: x and a weight w by a column-stochastic matrix, gradients at x/w",

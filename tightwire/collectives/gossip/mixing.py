@@ -132,6 +132,22 @@ class Mixing:
         return matrix
 
     @cached_property
+    def lazy(self) -> Mixing:
+        """(I + W)/2: half as much of everybody else, so that no eigenvalue of a symmetric W stays below 0.
+
+        >>> Mixing.uniform(2, [(0, 1)], both_ways=True).lazy.rows
+        (((1, 0.25),), ((0, 0.25),))
+        """
+        return Mixing(tuple(tuple((sender, weight / 2) for sender, weight in row) for row in self.rows))
+
+    @cached_property
+    def least_eigenvalue(self) -> float:
+        """λₙ of a symmetric W."""
+        import numpy as np
+
+        return float(np.linalg.eigvalsh(self.dense()).min())
+
+    @cached_property
     def spectral_gap(self) -> float:
         """1 − |λ₂|: the distance to the mean shrinks by |λ₂| per round in the long run."""
         return 1.0 - second_eigenvalue(self.dense())
