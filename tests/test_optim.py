@@ -204,3 +204,135 @@ def test_recipes_say_what_they_stand_for() -> None:
         str(Plan.parse("bsp/allreduce/zero-one-adam"))
         == "bsp/allreduce/doublesqueeze+ef+ema:0.9+dense-growing:16"
     )
+
+
+def frozen(parameters: object, **options: object) -> OneBitAdam:
+    return OneBitAdam(parameters, 0.01, **options)  # type: ignore[arg-type]
+
+
+def end_of(transport: Transport, plan: str, steps: int = 12, **options: object) -> list[Tensor]:
+    """Trains on the mean under bsp first, whose variance is then frozen, whatever the plan says next."""
+    with job(transport, plan, optimizer=lambda p: frozen(p, **options)) as j:
+        for step in range(steps):
+            j.step(step)
+            if step == 3 and "~" not in plan and "ema" not in plan:
+                j.optimizer.learns = lambda step: False  # type: ignore[attr-defined]
+    assert j.run.report().sent_bytes == j.run.report().planned_bytes
+    return values(j.model)
+
+
+@pytest.mark.parametrize(
+    ("plan", "other", "options"),
+    [
+        ("bsp@4~local:1,state=momenta", "bsp", {}),
+        ("bsp@4~local:8,doubling=99,state=momenta", "bsp", {"weight_decay": 0.1}),
+        # Feedback is kept in units of γ·m: nearly one unit where biases are gone.
+        (
+            "bsp@4~local:1,state=momenta/allreduce/doublesqueeze+ef",
+            "bsp/allreduce/doublesqueeze+ef+ema:0.01+dense-first:4",
+            {"betas": (0.01, 0.999)},
+        ),
+    ],
+)
+def test_rounds_of_one_step_are_one_bit_adam(plan: str, other: str, options: dict[str, object]) -> None:
+    ours, theirs = (
+        run_threads(3, lambda t, p=p: end_of(t, p, **options), deadline_s=20) for p in (plan, other)
+    )
+    assert_close(ours[0], theirs[0], atol=1e-4 if "ef" in plan else 1e-5)
+    for parameters in ours:
+        assert all(torch.equal(a, b) for a, b in zip(parameters, ours[0], strict=True))
+
+
+def test_local_rounds_by_the_letters_of_zero_one_adam() -> None:
+    """x ← x_start − ū/(√v + ε) and m ← ū/Σγ, two workers with gradients of their own."""
+    gradients = [[1.0, 3.0, -2.0, 0.5], [2.0, -1.0, 4.0, 1.5]]
+    beta1, beta2, lr, eps = 0.8, 0.9, 0.1, 1e-8
+
+    def worker(transport: Transport) -> tuple[float, float]:
+        model = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(model.weight)
+        with job(
+            transport,
+            "bsp@1~local:3,state=momenta",
+            model=model,
+            optimizer=lambda p: OneBitAdam(p, lr, betas=(beta1, beta2), eps=eps),
+        ) as j:
+            for gradient in gradients[transport.rank]:
+                j.optimizer.zero_grad()
+                model(torch.full((1, 1), gradient)).sum().backward()
+                j.optimizer.step()
+            moment = float(j.optimizer.state[model.weight]["exp_avg"])
+        return model.weight.item(), moment
+
+    mean = sum(g[0] for g in gradients) / 2
+    m0, v = (1 - beta1) * mean, (1 - beta2) * mean**2
+    deviation = (v / (1 - beta2)) ** 0.5 + eps
+    start = -lr / (1 - beta1) * m0 / deviation
+    moved, rates = [0.0, 0.0], 0.0
+    for rank in (0, 1):
+        m, rates = m0, 0.0
+        for t, gradient in enumerate(gradients[rank][1:], start=2):
+            m = beta1 * m + (1 - beta1) * gradient
+            moved[rank] += lr / (1 - beta1**t) * m
+            rates += lr / (1 - beta1**t)
+    u = sum(moved) / 2
+    for x, m in run_threads(2, worker, deadline_s=20):
+        assert x == pytest.approx(start - u / deviation, abs=1e-6)
+        assert m == pytest.approx(u / rates, abs=1e-6)
+
+
+@pytest.mark.parametrize("cut", [3, 5, 6])
+def test_local_rounds_resume_within_a_round(cut: int) -> None:
+    plan = "bsp/allreduce/zero-one-adam:2@3~local:4,doubling=2,state=momenta/allreduce/doublesqueeze+ef"
+
+    def worker(transport: Transport) -> None:
+        def make(p: object) -> OneBitAdam:
+            return frozen(p, weight_decay=0.1)
+
+        with job(transport, plan, optimizer=make) as j:
+            for step in range(cut):
+                j.step(step)
+            saved = copy.deepcopy([j.model.state_dict(), j.optimizer.state_dict(), j.run.state_dict()])
+            for step in range(cut, 12):
+                j.step(step)
+        with job(transport, plan, model=Net(seed=7), optimizer=make) as other:
+            for part, state in zip((other.model, other.optimizer, other.run), saved, strict=True):
+                part.load_state_dict(state)  # type: ignore[attr-defined]
+            for step in range(cut, 12):
+                other.step(step)
+        assert all(torch.equal(a, b) for a, b in zip(values(j.model), values(other.model), strict=True))
+
+    run_threads(3, worker, deadline_s=20)
+
+
+def test_local_rounds_survive_a_poisoned_step_and_uneven_ends() -> None:
+    def worker(transport: Transport) -> tuple[list[Tensor], int]:
+        plan = "bsp@3~local:3,state=momenta/allreduce/doublesqueeze+ef"
+        with job(transport, plan, optimizer=lambda p: frozen(p, weight_decay=0.1)) as j:
+            for step in range(12 + 2 * transport.rank):
+                j.step(step, factor=float("nan") if step == 7 and transport.rank == 1 else 1.0)
+        assert j.run.report().sent_bytes == j.run.report().planned_bytes
+        return values(j.model), j.run.report().skipped
+
+    ended = run_threads(3, worker, deadline_s=20)
+    for parameters, skipped in ended:
+        assert skipped == 1
+        assert all(
+            p.isfinite().all() and torch.equal(p, q) for p, q in zip(parameters, ended[0][0], strict=True)
+        )
+
+
+@pytest.mark.parametrize(
+    ("plan", "make", "said"),
+    [
+        ("local:4,state=momenta", torch.optim.AdamW, "tightwire.optim.OneBitAdam moved"),
+        ("local:4,state=momenta", OneBitLamb, "tightwire.optim.OneBitAdam moved"),
+        ("local:1,state=momenta", OneBitAdam, "has no variance yet"),
+    ],
+)
+def test_local_rounds_of_momenta_need_a_frozen_variance(plan: str, make: object, said: str) -> None:
+    def worker(transport: Transport) -> None:
+        with pytest.raises(AttachError, match=said), job(transport, plan, optimizer=make) as j:  # type: ignore[arg-type]
+            j.step(0)
+
+    run_threads(2, worker, deadline_s=20)

@@ -16,7 +16,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from tightwire.errors import PlanError
+from tightwire.errors import AttachError, PlanError
 
 
 def _always(step: int) -> bool:
@@ -85,8 +85,16 @@ class OneBitAdam(ExactVariance):
     """Adam with decoupled weight decay, whose variance is frozen where gradients are compressed.
 
     Under `onebit-adam` it is 1-bit Adam (arXiv:2102.02888, Algorithm 1), under `zero-one-adam` 0/1 Adam without local
-    steps (arXiv:2202.06009, Algorithm 1 with all steps in T_u). Biases towards zero are corrected, of the variance
-    by the number of gradients that it learnt from.
+    steps (arXiv:2202.06009, Algorithm 1 with all steps in T_u), and under `local:16,state=momenta` its local steps.
+    Biases towards zero are corrected, of the variance by the number of gradients that it learnt from; a step is made
+    with the momentum that knows its gradient, as in Adam and the authors' code; the paper writes the one before.
+
+    Under that policy a step also adds to u, what momenta moved since the workers agreed last, in `state["moved"]`:
+    x = kept·x_start − u/(√v + ε), weight decay leaving the share `kept`, and `rates` sums step sizes likewise. Decay
+    travels with u, so that a worker that made no steps ends where the others do; of the momentum it is no part.
+
+    Attributes:
+        gathers: whether steps add to u.
 
     Args:
         params: to optimize, or groups of them.
@@ -106,14 +114,70 @@ class OneBitAdam(ExactVariance):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self.gathers = False
+        self._looked_up, self._group_of = (0, 0), dict[Tensor, dict[str, Any]]()
+
+    def moved(self, parameter: Tensor, start: Tensor) -> Tensor:
+        """Returns (x_start − x)·(√v + ε), which is u but for weight decay; may share memory.
+
+        Args:
+            parameter: one of the optimizer's.
+            start: its value where workers agreed last.
+        """
+        state = self.state[parameter]
+        if "moved" not in state:
+            return start - parameter
+        decayed: Tensor = start * (1 - state["kept"]) * self._deviation_of(parameter)
+        return decayed.add_(state["moved"])
+
+    def settle(self, parameter: Tensor, start: Tensor, mean: Tensor) -> Tensor:
+        """Makes the momentum that of the mean of all workers' `moved`, and begins a new sum; returns x_start − x.
+
+        A parameter that did not move here keeps its momentum.
+        """
+        state = self.state[parameter]
+        if not state:
+            return mean
+        deviation = self._deviation_of(parameter)
+        if state.get("rates", 0.0) > 0:
+            decayed = start * (1 - state["kept"]) * deviation
+            state["exp_avg"].copy_(mean).sub_(decayed).div_(state["rates"])
+        self.forget(parameter)
+        return mean / deviation
+
+    def forget(self, parameter: Tensor) -> None:
+        """Begins a new sum where workers agree now; a momentum that is not finite begins anew too."""
+        state = self.state[parameter]
+        if state:
+            state["moved"], state["rates"], state["kept"] = torch.zeros_like(parameter), 0.0, 1.0
+            state["exp_avg"].nan_to_num_(0.0, 0.0, 0.0)
+
+    def _deviation_of(self, parameter: Tensor) -> Tensor:
+        if self._looked_up != (id(self.param_groups), len(self.param_groups)):  # loading makes new groups
+            self._group_of = {p: group for group in self.param_groups for p in group["params"]}
+            self._looked_up = (id(self.param_groups), len(self.param_groups))
+        state = self.state[parameter]
+        return _deviation(state["exp_avg_sq"], state["learnt"], self._group_of[parameter])
 
     def _move(
         self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any], learns: bool
     ) -> None:
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        shrink = 1 - group["lr"] * group["weight_decay"]
         size = group["lr"] / (1 - group["betas"][0] ** state["step"])
         deviation = _deviation(state["exp_avg_sq"], state["learnt"], group)
-        parameter.addcdiv_(state["exp_avg"], deviation, value=-size)
+        parameter.mul_(shrink).addcdiv_(state["exp_avg"], deviation, value=-size)
+        if self.gathers:
+            if learns:
+                raise AttachError(
+                    f"a parameter of shape {tuple(parameter.shape)} has no variance yet, and local rounds of momenta "
+                    "learn none: let exact rounds go before, as in "
+                    "bsp/allreduce/zero-one-adam@1000~local:16,state=momenta/allreduce/doublesqueeze+ef."
+                )
+            if "moved" not in state:
+                self.forget(parameter)
+            state["moved"].mul_(shrink).add_(state["exp_avg"], alpha=size)
+            state["rates"] = state["rates"] * shrink + size
+            state["kept"] *= shrink
 
 
 @final

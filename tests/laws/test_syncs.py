@@ -32,6 +32,7 @@ LOCAL = [
     "local:3,overlap=3",
     "local:2,state=averaged",
     "local:2,state=reset",
+    "local:4,doubling=2",
     "local:4/allreduce/none/streaming:3,overlap=2",
     "postlocal:2,start=3",
     "hierarchical-local:1,2,node=2",
@@ -121,6 +122,8 @@ def test_a_world_of_one_is_plain_pytorch() -> None:
         ("lag:0", "bsp"),
         ("gaia:0", "bsp"),
         ("local:1,state=averaged", "local:1"),
+        ("local:1,doubling=3", "local:1"),
+        ("local:4,doubling=99", "local:1"),
     ],
 )
 def test_degenerate_equals_plain(plan: str, other: str) -> None:

@@ -23,6 +23,12 @@ from tightwire.transport import Single, Transport, run_threads
         ("local:4,overlap=-1", "cannot travel for -1 steps"),
         ("local:4,state=shared", "none of kept, averaged, reset"),
         ("local:4,overlap=2,state=averaged", "goes on while its exchange travels"),
+        ("local:4,overlap=2,doubling=3", "leave out doubling, or overlap"),
+        ("local:4,doubling=-1", "0 for never"),
+        ("local:4,doubling=3/gossip:ring", "those of gossip have one length"),
+        ("local:4,doubling=3/allreduce/none/streaming:2", "those of streaming:2 have one length"),
+        ("local:4,state=momenta/allreduce/int8+ema:0.9", "momenta, which are averages already"),
+        ("slowmo:4,state=momenta", "none of kept, averaged, reset"),
         ("postlocal:0,start=9", "never agree"),
         ("postlocal:4,start=0", "never is bsp; write local:4"),
         ("hierarchical-local:2,3", "multiple of H1"),
@@ -202,8 +208,9 @@ def test_logging_and_the_report() -> None:
                 j.step(step)
         report = j.run.report()
         assert {tag for tag, _, _ in writer.seen} == {
-            f"tightwire/{name}" for name in ("rounds", "sent_bytes", "waited_s", "step_s")
+            f"tightwire/{name}" for name in ("rounds", "sent_bytes", "waited_s", "step_s", "staleness")
         }
+        assert {value for tag, value, _ in writer.seen if tag == "tightwire/staleness"} <= {0.0, 1.0}
         assert [step for tag, _, step in writer.seen if tag == "tightwire/rounds"] == [1, 2, 3]
         assert sum(report.staleness.values()) == 3
         assert "staleness" in str(report)

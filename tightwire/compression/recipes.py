@@ -169,9 +169,12 @@ class OneBitLAMB(Recipe):
 @final
 @dataclass(frozen=True)
 class ZeroOneAdam(Recipe):
-    """0/1 Adam without its local steps: exact in rounds ever further apart, from which the variance learns.
+    """0/1 Adam until its local steps: exact in rounds ever further apart, from which the variance learns (T_v).
 
-    For `tightwire.optim.OneBitAdam`. In the paper momenta are also exchanged ever more seldom (T_u); here every round.
+    For `tightwire.optim.OneBitAdam`. Once the variance has settled, the paper learns no more of it and exchanges what
+    momenta moved ever more seldom (T_u), which is a phase of its own:
+
+        bsp/allreduce/zero-one-adam@12500~local:16,doubling=2000,state=momenta/allreduce/doublesqueeze+ef
 
     Attributes:
         kappa: exact rounds until their distance doubles.

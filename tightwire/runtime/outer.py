@@ -22,13 +22,19 @@ class OuterStep(Protocol):
     def begin(self, anchors: Sequence[Bucket]) -> None:
         """Learns which buckets it moves. Local, once."""
 
+    def measure(self, name: str, start: Tensor, end: Tensor, out: Tensor) -> None:
+        """Writes what this worker changed in a round, as it is to be averaged. Local."""
+
     def step(self, means: Sequence[Bucket], present: float) -> None:
         """Moves the anchors, alike on every rank.
 
         Args:
-            means: of x_start − x_end, one bucket per anchor; may be overwritten.
+            means: of what was measured, one bucket per anchor; may be overwritten.
             present: how many workers' changes they hold.
         """
+
+    def abandon(self) -> None:
+        """Learns that a round was dropped on all ranks, which go back to the anchors."""
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Returns copies of what must survive a checkpoint, by parameter name, then by what it is called."""
@@ -37,7 +43,17 @@ class OuterStep(Protocol):
         """Takes up what `state_dict` returned."""
 
 
-class TakeMean:
+class Differences:
+    """Measures a round by x_start − x_end."""
+
+    def measure(self, name: str, start: Tensor, end: Tensor, out: Tensor) -> None:  # noqa: D102
+        torch.sub(start, end, out=out)
+
+    def abandon(self) -> None:  # noqa: D102
+        pass
+
+
+class TakeMean(Differences):
     """x ← x_start − mean: plain local SGD."""
 
     def begin(self, anchors: Sequence[Bucket]) -> None:  # noqa: D102
@@ -54,7 +70,7 @@ class TakeMean:
         pass
 
 
-class OuterOptimizer:
+class OuterOptimizer(Differences):
     """Any `torch.optim` optimizer over the anchors, whose gradient is the mean pseudo-gradient x_start − x_end.
 
     A gradient points uphill and x_start − x_end points back, so the optimizer's own minus moves the anchors to where
@@ -107,7 +123,7 @@ class OuterOptimizer:
                 self._optimizer.state[parameter] = {k: v.clone() for k, v in state[name].items()}
 
 
-class Elastic:
+class Elastic(Differences):
     """c ← c + Σ α(x − c); the workers' own half of the force is applied by `Parameters` (EASGD)."""
 
     def __init__(self, force: float) -> None:

@@ -83,7 +83,7 @@ class Parameters:
         self.exchange.begin(now)
         for number, (anchor, bucket) in enumerate(zip(self.anchors, self.exchange.buckets, strict=True)):
             for name, difference in bucket.views.items():
-                torch.sub(anchor.views[name], self._parameters[name], out=difference)
+                self._outer.measure(name, anchor.views[name], self._parameters[name], difference)
             if spoiled:
                 bucket.flat.fill_(math.nan)
             elif share != 1.0:
@@ -115,6 +115,8 @@ class Parameters:
                 self._parameters[name].lerp_(anchor, self._pull)
         if finite:
             self._outer.step(self.exchange.buckets, present)
+        else:
+            self._outer.abandon()
         if finite and self._pull:
             return True
         if not finite or waited or (self._blend is None and not self._sent):

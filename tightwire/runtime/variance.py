@@ -8,7 +8,7 @@ from tightwire.compression import Identity
 from tightwire.compression.averages import MovingAverage
 from tightwire.compression.stage import sender_at
 from tightwire.errors import AttachError
-from tightwire.optim import ExactVariance
+from tightwire.optim import ExactVariance, OneBitAdam
 from tightwire.plan import Plan
 
 # Rounds looked at for an exact one; plans that have none early have none to learn from.
@@ -18,14 +18,26 @@ LOOKED_AT = 3
 def teach(optimizer: Optimizer, plan: Plan) -> None:
     """Makes `optimizer` learn variances in the rounds that `plan` sends as they are, if it compresses averages.
 
-    One step is one round; a round that is skipped is no step, so after it the optimizer is that much behind.
+    One step is one round; a round that is skipped is no step, so after it the optimizer is that much behind. Under
+    local rounds of momenta it learns none, and sums up what momenta move.
 
     Raises:
         AttachError: an optimizer that would learn from compressed rounds, averages otherwise, or would never learn.
     """
     stages = [stage for stage in plan.compression if isinstance(stage, MovingAverage)]
+    gathers = getattr(plan.sync, "optimizer_state", "kept") == "momenta"
+    if gathers and not isinstance(optimizer, OneBitAdam):
+        raise AttachError(
+            f"{type(optimizer).__name__} cannot train under {plan}: its rounds average what the momenta of "
+            "tightwire.optim.OneBitAdam moved. Use that, or state=kept."
+        )
+    if isinstance(optimizer, OneBitAdam):
+        optimizer.gathers = gathers
     if isinstance(optimizer, ExactVariance):
-        optimizer.learns = (lambda step: _is_exact(plan, step)) if stages else (lambda step: True)
+        if gathers:
+            optimizer.learns = lambda step: False
+        else:
+            optimizer.learns = (lambda step: _is_exact(plan, step)) if stages else (lambda step: True)
     for stage in stages:
         _require_fit(optimizer, plan, stage)
 

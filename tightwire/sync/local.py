@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
-from tightwire.sync.rounds import Rounds, State, require_late, require_state, require_steps
+from tightwire.errors import PlanError
+from tightwire.plan import Plan, Refusal, text_with
+from tightwire.sync.rounds import USUAL, Rounds, State, require_late, require_state, require_steps
 
 
 @dataclass(frozen=True)
@@ -15,19 +18,26 @@ class Local(Rounds):
     What travels is the pseudo-gradient x_start − x_end, so any codec serves; every worker then continues from
     x_start − mean (Stich, Algorithm 1, written as a difference).
 
+    Under `state=momenta` it is the local steps of 0/1 Adam (Algorithm 1), for `tightwire.optim.OneBitAdam`, whose
+    variance is frozen: what travels is u = Σ γₜ·mₜ, and x ← x_start − ū/(√v + ε), m ← ū/Σ γₜ. Whole, that method is
+
+        bsp/allreduce/zero-one-adam@12500~local:16,doubling=2000,state=momenta/allreduce/doublesqueeze+ef
+
     Args:
         H: local steps per round; 1 is bsp, up to rounding, for an optimizer that is linear in the gradient.
         overlap: steps made while the exchange travels; what they changed is added to the mean when it lands. H is
             CoCoD-SGD (Shen et al., arXiv:1906.12043, Algorithm 1): the mean comes one round late.
         state: what becomes of the optimizer's state in a round: each worker's own is `kept` (the default: both papers
-            analyse SGD, which has none), `averaged` like the parameters, or `reset`.
+            analyse SGD, which has none), `averaged` like the parameters, or `reset`; `momenta`: see above.
+        doubling: rounds after which their length doubles, from 1 step up to H (T_u of 0/1 Adam, whose paper doubles
+            when the learning rate has halved); 0: it is H from the start.
     """
 
     name: ClassVar[str] = "local"
     title: ClassVar[str] = "H local steps, then average the parameters"
     paper: ClassVar[str] = (
         "Stich, Local SGD Converges Fast, arXiv:1805.09767; Yu et al., PR-SGD, arXiv:1807.06629; overlapped: "
-        "Shen et al., CoCoD-SGD, arXiv:1906.12043"
+        "Shen et al., CoCoD-SGD, arXiv:1906.12043; of momenta: Lu et al., 0/1 Adam, arXiv:2202.06009"
     )
     example: ClassVar[str] = "local:8"
     needs_agreement: ClassVar[bool] = False
@@ -37,15 +47,42 @@ class Local(Rounds):
     _: KW_ONLY
     overlap: int = 0
     state: str = "kept"
+    doubling: int = 0
 
     def __post_init__(self) -> None:
         require_steps(self, "H", self.H)
         require_late(self, self.overlap, self.H)
-        require_state(self, self.state, self.overlap)
+        require_state(self, self.state, self.overlap, (*USUAL, "momenta"))
+        if self.doubling < 0 or (self.doubling and self.overlap):
+            raise PlanError(
+                f"{self}: rounds double after a number of them, 0 for never, and begin with a single step, behind "
+                "which no exchange could travel; leave out doubling, or overlap."
+            )
+
+    def averages_parameters(self, step: int) -> bool:  # noqa: D102
+        if not self.doubling:
+            return super().averages_parameters(step)
+        end = 0
+        for number in itertools.count(1):
+            if (end := end + self.steps_of(number)) >= step:
+                break
+        return end == step
 
     @property
-    def steps_per_round(self) -> int:  # noqa: D102
+    def steps_per_round(self) -> int:
+        """H: in the long run."""
         return self.H
+
+    def steps_of(self, round_number: int) -> int:
+        """Returns the length of a round.
+
+        >>> [Local(8, doubling=2).steps_of(number) for number in range(1, 10)]
+        [1, 1, 2, 2, 4, 4, 8, 8, 8]
+        """
+        if not self.doubling:
+            return self.H
+        doublings = min((round_number - 1) // self.doubling, self.H.bit_length())
+        return min(self.H, 1 << doublings)
 
     @property
     def steps_late(self) -> int:  # noqa: D102
@@ -53,4 +90,23 @@ class Local(Rounds):
 
     @property
     def optimizer_state(self) -> State:  # noqa: D102
-        return require_state(self, self.state)
+        return require_state(self, self.state, known=(*USUAL, "momenta"))
+
+    def refusal(self, plan: Plan) -> Refusal | None:
+        """Refuses rounds that grow where they have one length, and averages of what are momenta already."""
+        if refusal := super().refusal(plan):
+            return refusal
+        steady = [m for m in (plan.schedule, plan.architecture) if m.name in ("streaming", "gossip")]
+        if self.doubling and steady:
+            return Refusal(
+                reason=f"{self} has rounds that grow, and those of {steady[0]} have one length.",
+                nearest=(text_with(plan, sync=f"local:{self.H}"),),
+            )
+        averages = [stage for stage in plan.compression if stage.name == "ema"]
+        if self.state == "momenta" and averages:
+            kept = "+".join(str(stage) for stage in plan.compression if stage not in averages)
+            return Refusal(
+                reason=f"{self} sends momenta, which are averages already: {averages[0]} would average them again.",
+                nearest=(text_with(plan, compression=kept),),
+            )
+        return None

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 from tightwire.errors import PlanError
 from tightwire.sync.sync import Quantity, Sync
 
-State = Literal["kept", "averaged", "reset"]
+State = Literal["kept", "averaged", "reset", "momenta"]
+# What any policy may do with an optimizer's state.
+USUAL = ("kept", "averaged", "reset")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,10 @@ class Rounds(Sync, abc.ABC):
         """
         return self.steps_per_round
 
+    def steps_of(self, round_number: int) -> int:
+        """Returns the length of a round, counted from 1, where the loss does not decide it."""
+        return self.steps_per_round
+
     @property
     def steps_inside(self) -> int:
         """How many steps share an exchange within the node; 0: there is none."""
@@ -83,7 +90,10 @@ class Rounds(Sync, abc.ABC):
 
     @property
     def optimizer_state(self) -> State:
-        """What becomes of the optimizer's state in a round: each worker's own is kept, averaged, or reset."""
+        """What becomes of the optimizer's state in a round: each worker's own is kept, averaged, or reset.
+
+        Under `momenta` what travels is what momenta moved, whose mean makes the momentum anew (0/1 Adam).
+        """
         return "kept"
 
     @property
@@ -108,14 +118,14 @@ def require_steps(policy: Sync, argument: str, steps: int, least: int = 1) -> No
         )
 
 
-def require_state(policy: Sync, state: str, steps_late: int = 0) -> State:
-    """Returns `state` if it is one, and can be had.
+def require_state(policy: Sync, state: str, steps_late: int = 0, known: Sequence[str] = USUAL) -> State:
+    """Returns `state` if it is one of those known to the policy, and can be had.
 
     Raises:
         PlanError: an unknown one, or one that cannot be had while the exchange is late.
     """
-    if state not in get_args(State):
-        raise PlanError(f"{policy}: state={state!r} is none of {', '.join(get_args(State))}.")
+    if state not in known:
+        raise PlanError(f"{policy}: state={state!r} is none of {', '.join(known)}.")
     if steps_late and state != "kept":
         raise PlanError(
             f"{policy} goes on while its exchange travels, so the optimizer's state cannot be {state} then; "

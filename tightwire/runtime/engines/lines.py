@@ -8,9 +8,11 @@ from typing import Any, cast
 from torch.nn import Parameter
 
 from tightwire.errors import AttachError
+from tightwire.optim import OneBitAdam
 from tightwire.plan import Plan
 from tightwire.runtime.engines.votes import Ballot
 from tightwire.runtime.fabric import Fabric
+from tightwire.runtime.momenta import Momenta
 from tightwire.runtime.outer import Elastic, OuterStep, TakeMean, outer_step
 from tightwire.runtime.parameters import Parameters
 from tightwire.schedule import Sequential, Streaming, TensorFacts
@@ -82,7 +84,7 @@ def build_lines(
         ballot,
         fabric.transport.size,
         period=sync.steps_per_round,
-        first=sync.steps_per_round,
+        first=sync.steps_of(1),
         late=sync.steps_late,
     )
     inside = _inside(parameters, plan, fabric) if sync.steps_inside else None
@@ -99,16 +101,21 @@ def _parameters(
     late: bool = False,
     blend: float | None = None,
 ) -> Parameters:
-    step, pull = _outer_step(plan, fabric)
+    step, pull = _outer_step(parameters, plan, fabric)
     return Parameters(parameters, fabric.exchange(parameters, plan), step, late=late, blend=blend, pull=pull)
 
 
-def _outer_step(plan: Plan, fabric: Fabric) -> tuple[OuterStep, float]:
+def _outer_step(parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric) -> tuple[OuterStep, float]:
     """Returns what follows the mean, and by how much workers are drawn to the centre."""
     sync = cast(Rounds, plan.sync)
     if isinstance(sync, EASGD):
         force = sync.force(fabric.transport.size)
         return Elastic(force), force
+    if sync.optimizer_state == "momenta":
+        assert isinstance(fabric.optimizer, OneBitAdam), "`variance.teach` refuses others"
+        if fabric.outer is not None:
+            raise AttachError(f"{sync} has an outer step of its own: leave out `outer`, or state=momenta.")
+        return Momenta(fabric.optimizer, parameters), 0.0
     return outer_step(sync.outer, fabric.outer, fabric.optimizer), 0.0
 
 

@@ -157,7 +157,7 @@ class ParameterEngine(Defaults):
         votes = self._sum(line.ballot, mine)
         if round(votes.present) == 0:
             return False
-        steps = line.period if line is self._inside else self._steps_after(votes)
+        steps = line.period if line is self._inside else self._steps_after(line, votes)
         self._start(line, mine, votes)
         line.due += steps
         for inner in line.covers:
@@ -186,9 +186,10 @@ class ParameterEngine(Defaults):
         self._meeting = self._meeting or votes.leaving > 0.5
         return votes
 
-    def _steps_after(self, votes: Votes) -> int:
+    def _steps_after(self, line: Line, votes: Votes) -> int:
+        """Returns the length of the round after the one that begins now."""
         if not self._sync.follows_loss:
-            return self._sync.steps_per_round
+            return self._sync.steps_of(line.number + 2)
         if votes.losses < 0.5:
             raise AttachError(
                 f"{self._sync} follows the loss, and no worker reported one in this round: call "
