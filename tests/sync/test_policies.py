@@ -137,7 +137,7 @@ def test_adacomm_needs_the_loss_and_follows_it() -> None:
         rounds = []
         with job(transport, "adacomm:8") as j:
             for step in range(18):
-                j.run.report_loss(torch.tensor(1.0 if step < 8 else 1 / 16))
+                j.run.report_loss(torch.tensor(1.0 if step < 8 else 1 / 16, requires_grad=True))
                 j.step(step)
                 rounds.append(j.run.report().rounds)
         return rounds

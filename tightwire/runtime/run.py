@@ -89,6 +89,7 @@ class Run:
         self._waited_s, self._turns_at = 0.0, 0
         self._waited_s_by_worker: tuple[float, ...] = ()
         self._writer: Writer | None = None
+        self._ages_logged: Counter[int] = Counter()
         self._buffer_transport = Counting(fabric.transport.inner)
         self._evaluation = Evaluation(model, fabric)
         self._handles = [
@@ -211,14 +212,14 @@ class Run:
 
     def report_loss(self, loss: float | Tensor) -> None:
         """Tells the loss of the step under way, before `optimizer.step()`, to policies that follow it (AdaComm)."""
-        self._engine.hear(loss=float(loss))
+        self._engine.hear(loss=float(loss.detach() if isinstance(loss, Tensor) else loss))
 
     def report_samples(self, samples: float) -> None:
         """Tells on how many samples the step under way is made, to policies that weigh workers by them (FedAvg)."""
         self._engine.hear(samples=float(samples))
 
     def log_to(self, writer: Writer) -> None:
-        """Writes rounds, bytes, step time and waiting of every step to a TensorBoard `SummaryWriter`. Local."""
+        """Writes rounds, bytes, step time, waiting and staleness of every step to a TensorBoard `SummaryWriter`."""
         self._writer = writer
 
     def close(self) -> None:
@@ -444,8 +445,16 @@ class Run:
         }
         if self._steps_s:
             scalars["step_s"] = self._steps_s[-1]
+        if (staleness := self._staleness_since_logged()) is not None:
+            scalars["staleness"] = staleness
         for name, value in scalars.items():
             writer.add_scalar(f"tightwire/{name}", value, self.step)
+
+    def _staleness_since_logged(self) -> float | None:
+        """Returns how old what was stepped with was, in the mean since the last call; None where nothing ever is."""
+        seen = Counter(self._staleness())
+        new, self._ages_logged = seen - self._ages_logged, seen
+        return sum(age * times for age, times in new.items()) / new.total() if new else None
 
     def _trace_forward(self) -> None:
         started_s: list[float] = []
