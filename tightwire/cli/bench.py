@@ -16,12 +16,14 @@ from tightwire.bench import kernels as kernels_bench
 from tightwire.bench.collectives import Bench, Row
 from tightwire.bench.programs import split_programs
 from tightwire.cli.step import step
+from tightwire.cli.sync import sync
 from tightwire.errors import LabError, TightwireError
 from tightwire.lab import parse_rate
 from tightwire.plan import parse_bytes, print_bytes
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.command()(step)
+app.command()(sync)
 
 
 @app.callback()
