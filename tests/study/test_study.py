@@ -130,7 +130,7 @@ def test_summaries_do_not_hide_a_seed_that_diverged() -> None:
 def test_claims_follow_the_numbers() -> None:
     near = findings(
         *(trial(PLAIN, s, 0.9 + s / 100) for s in range(3)),
-        *(trial(HALF, s, 0.902 + s / 100) for s in range(3)),
+        *(trial(HALF, s, metric) for s, metric in enumerate((0.912, 0.902, 0.922))),
     )
     far = findings(*(trial(PLAIN, s, 0.9) for s in range(3)), *(trial(HALF, s, 0.8) for s in range(3)))
     for check, on_near, on_far in (
@@ -144,6 +144,23 @@ def test_claims_follow_the_numbers() -> None:
         assert check(far).holds is on_far
     assert same("bsp/allreduce/int8", PLAIN)(near).holds is None
     assert "0.9100 ± 0.0100" in same(HALF, PLAIN)(near).numbers
+
+
+def test_plans_are_compared_seed_by_seed() -> None:
+    swings = (0.7, 0.8, 0.9)
+    found = findings(
+        *(trial(PLAIN, s, metric) for s, metric in enumerate(swings)),
+        *(trial(HALF, s, metric - 0.01) for s, metric in enumerate(swings)),
+        trial(HALF, 3, 0.1),  # a seed that only one was tried with says nothing about the two
+    )
+    assert found.gap(HALF, PLAIN) == pytest.approx(0.01 / 0.8)
+    assert found.noise(HALF, PLAIN) < 0.01
+    assert worse(HALF, PLAIN)(found).holds is True
+    crossed = findings(
+        *(trial(PLAIN, s, metric) for s, metric in enumerate(swings)),
+        *(trial(HALF, s, metric - 0.01) for s, metric in enumerate(reversed(swings))),
+    )
+    assert worse(HALF, PLAIN)(crossed).holds is False
 
 
 def test_bytes_are_claimed_too() -> None:

@@ -41,6 +41,7 @@ class Studies(TyperGroup):
 def study(
     ctx: typer.Context,
     tasks: Annotated[str, typer.Option(help="By comma; all of the study's by default.")] = "",
+    scenes: Annotated[str, typer.Option(help="By comma; all of the study's by default.")] = "",
     plans: Annotated[
         str, typer.Option(help="Separated by spaces, dense included by itself; the study's own by default.")
     ] = "",
@@ -73,6 +74,7 @@ def study(
     """
     chosen = _chosen(cast(str, ctx.info_name), time_to_loss).narrowed(
         tasks=tuple(filter(None, tasks.split(","))),
+        scenes=tuple(filter(None, scenes.split(","))),
         plans=tuple(plans.split()),
         steps=steps,
         rate_bytes_per_s=None if rate is None else parse_rate(rate),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tightwire.study.results import Results, Summary
+from tightwire.study.results import Results, Summary, Trial
 from tightwire.study.task import Task
 
-NOISE = 2.0  # standard errors
+NOISE = 2.0  # standard errors of the mean difference
 FLOOR = 0.002  # of the metric: two accuracies of three seeds may differ by less than their spread can show
 
 
@@ -60,6 +61,11 @@ class Findings:
         """Returns what was found of a plan."""
         return self.results.summary(self.scene, self.task.name, plan)
 
+    def trials(self) -> list[Trial]:
+        """Returns all that were made here and did not fail."""
+        here = (self.scene, self.task.name)
+        return [t for t in self.results.trials if (t.scene, t.task) == here and not t.error]
+
     def gap(self, plan: str, other: str) -> float | None:
         """Returns by which share of `other`'s metric `plan` is worse; negative where it is better.
 
@@ -70,19 +76,47 @@ class Findings:
             return None
         if one.mean is None:
             return math.inf
-        worse = two.mean - one.mean if self.task.higher_is_better else one.mean - two.mean
-        return worse / abs(two.mean)
+        differences = self._differences(plan, other)
+        return statistics.fmean(differences) / abs(two.mean) if differences else None
 
     def noise(self, plan: str, other: str) -> float:
-        """Returns what the spread of seeds alone may make of their gap, as a share of `other`'s metric."""
-        one, two = self.of(plan), self.of(other)
-        error = math.hypot(one.spread, two.spread) / math.sqrt(max(1, len(one.trials)))
-        return max(FLOOR, NOISE * error / abs(two.mean or 1.0))
+        """Returns what seeds alone may make of their gap, as a share of `other`'s metric.
+
+        Two standard errors of the mean difference. A seed gives both plans the same weights and batches, so that
+        differences are taken seed by seed: what a seed does to both alike is no noise.
+        """
+        differences = self._differences(plan, other)
+        if len(differences) < 2:
+            return FLOOR
+        error = statistics.stdev(differences) / math.sqrt(len(differences))
+        return max(FLOOR, NOISE * error / abs(self.of(other).mean or 1.0))
+
+    def _differences(self, plan: str, other: str) -> list[float]:
+        """Returns by how much `plan` is worse, for every seed that both were tried with and neither diverged on."""
+        mine, others = ({t.seed: t.metric for t in self.of(p).trials} for p in (plan, other))
+        pairs = [(mine[seed], others[seed]) for seed in sorted(mine.keys() & others.keys())]
+        sign = -1.0 if self.task.higher_is_better else 1.0
+        return [sign * (m - o) for m, o in pairs if m is not None and o is not None]
 
     def numbers(self, plan: str, other: str) -> str:
         """Prints two plans' metrics side by side."""
         mine, others = print_metric(self.of(plan)), print_metric(self.of(other))
         return f"{_short(plan)} {mine} against {_short(other)} {others}"
+
+
+def at_equal_time(findings: Findings, plan: str) -> dict[int, float | None]:
+    """Returns by seed what a plan had reached when the first of all plans that were compared had made its steps.
+
+    That of the last snapshot until then, of rank 0's model as it was; None where there was none yet.
+    """
+    others: dict[int, list[float]] = {}
+    for trial in findings.trials():
+        others.setdefault(trial.seed, []).append(trial.seconds)
+    return {
+        t.seed: t.metric if t.seconds <= (end_s := min(others[t.seed])) else t.at(end_s)
+        for t in findings.of(plan).trials
+        if not t.error
+    }
 
 
 def _short(plan: str) -> str:

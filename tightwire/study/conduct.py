@@ -28,12 +28,12 @@ def wanted(study: Study, seeds: Sequence[int]) -> list[Wanted]:
             task=task.name,
             plan=plan,
             seed=seed,
-            steps=round(task.steps * study.longer(plan)),
+            steps=round(scene.steps(task) * study.longer(plan)),
             settings=str(settings_for(task.name, plan)),
         )
         for scene in study.scenes
         for task in study.tasks
-        for plan in study.plans
+        for plan in study.plans_in(scene)
         for seed in seeds
     ]
 

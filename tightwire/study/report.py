@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tightwire.planner.words import print_size
-from tightwire.study.claims import Findings, print_metric
+from tightwire.study.claims import Findings, at_equal_time, print_metric
 from tightwire.study.results import Results, Summary
 from tightwire.study.study import Scene, Study, labels
 from tightwire.study.task import Task
@@ -21,7 +21,7 @@ def rows(study: Study, results: Results) -> list[dict[str, Any]]:
         _row(study, Findings(results, task, scene.name), scene, plan)
         for scene in study.scenes
         for task in study.tasks
-        for plan in study.plans
+        for plan in study.plans_in(scene)
     ]
 
 
@@ -43,12 +43,17 @@ def _row(study: Study, findings: Findings, scene: Scene, plan: str) -> dict[str,
         "rounds": summary.trials[0].rounds if summary.trials else None,
         "skipped": sum(t.skipped for t in summary.trials),
         "exposed_s": _mean([s for t in summary.trials for s in t.exposed_s]),
+        "exposed_max_s": _mean([_most(t.exposed_s) for t in summary.trials]),
+        "staleness_mean": _mean([t.staleness_mean for t in summary.trials]),
+        "staleness_max": _most([t.staleness_max for t in summary.trials]),
         "seconds": _mean([t.seconds for t in summary.trials]),
+        "steps_per_s": summary.steps_per_s,
         "errors": list(summary.errors),
     }
     if scene.snapshots:
         mine, theirs = (time_to_dense(study, findings, p) for p in (plan, study.dense))
         row |= {"seconds_to_dense": mine, "faster": _ratio(theirs, mine)}
+        row |= {"at_equal_time": _mean(list(at_equal_time(findings, plan).values()))}
     return row
 
 
@@ -64,6 +69,12 @@ def time_to_dense(study: Study, findings: Findings, plan: str) -> float | None:
         for t in findings.of(plan).trials
     ]  # fmt: skip
     return _mean(reached)
+
+
+def _most(values: Sequence[float | None]) -> float | None:
+    """Returns the largest, or None where there is nothing, or something is missing."""
+    known = [value for value in values if value is not None]
+    return max(known) if known and len(known) == len(values) else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -83,26 +94,47 @@ def tables(study: Study, results: Results) -> Iterator[tuple[str, Table]]:
     for scene in study.scenes:
         for task in study.tasks:
             mine = [r for r in cells if (r["scene"], r["task"]) == (scene.name, task.name)]
-            yield (
-                _title(scene, task, mine),
-                [_head(scene, task), *(_line(short, scene, r, results) for r in mine)],
-            )
+            lines = [(*_line(short, r, results), *_time_in(scene, r)) for r in mine]
+            yield _title(scene, task, mine), [(*_head(task), *_time_head(scene)), *lines]
 
 
 def _title(scene: Scene, task: Task, mine: Sequence[dict[str, Any]]) -> str:
     seeds = max((row["seeds"] for row in mine), default=0)
     where = "" if scene.name == "plain" else f", {scene.name}"
-    return f"{task.name}{where}: {task.metric} after {task.steps} steps, {seeds} seeds"
+    return f"{task.name}{where}: {task.metric} after {scene.steps(task)} steps, {seeds} seeds"
 
 
-def _head(scene: Scene, task: Task) -> tuple[str, ...]:
-    race = ("to dense's end", "faster") if scene.snapshots else ()
-    return ("plan", task.metric, "worse by", "sent per step", "less", "rounds", "skipped", *race)
+def _head(task: Task) -> tuple[str, ...]:
+    return ("plan", task.metric, "worse by", "sent per step", "less", "rounds", "skipped")
 
 
-def _line(short: Any, scene: Scene, row: dict[str, Any], results: Results) -> tuple[str, ...]:
+def _time_head(scene: Scene) -> tuple[str, ...]:
+    timed = ("ms a step", "waiting", "most", "staleness", "most") if scene.is_timed else ()
+    race = ("at equal time", "to dense's end", "faster") if scene.snapshots else ()
+    return timed + race
+
+
+def _time_in(scene: Scene, row: dict[str, Any]) -> tuple[str, ...]:
+    """Returns what is told of time: a step's, a worker's wait in it (mean and largest), and of the race."""
+    timed: tuple[str, ...] = ()
+    if scene.is_timed:
+        rate, age = row["steps_per_s"], row["staleness_mean"]
+        timed = (
+            "" if rate is None else f"{1e3 / rate:.1f}",
+            _milliseconds(row["exposed_s"]),
+            _milliseconds(row["exposed_max_s"]),
+            "" if age is None else f"{age:.2f}",
+            "" if age is None else str(row["staleness_max"]),
+        )
+    if not scene.snapshots:
+        return timed
+    early = row["at_equal_time"]
+    metric = "" if early is None else f"{early:.4f}"
+    return (*timed, metric, _seconds(row["seconds_to_dense"]), _times(row["faster"]))
+
+
+def _line(short: Any, row: dict[str, Any], results: Results) -> tuple[str, ...]:
     summary = results.summary(row["scene"], row["task"], row["plan"])
-    race = (_seconds(row["seconds_to_dense"]), _times(row["faster"])) if scene.snapshots else ()
     return (
         short[row["plan"]],
         print_metric(summary),
@@ -111,12 +143,15 @@ def _line(short: Any, scene: Scene, row: dict[str, Any], results: Results) -> tu
         _times(row["bytes_ratio"]),
         "" if row["rounds"] is None else str(row["rounds"]),
         str(row["skipped"] or ""),
-        *race,
     )
 
 
 def _size(summary: Summary) -> str:
     return "" if summary.bytes_per_step is None else print_size(round(summary.bytes_per_step))
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds * 1e3:.1f}"
 
 
 def _seconds(seconds: float | None) -> str:

@@ -46,9 +46,12 @@ class Trial(Wanted):
         seconds: from the first step to the slowest worker's last.
         bytes_per_step: payload that a worker sends, mean over workers and steps; None where nobody counted.
         exposed_s: mean wait per step of each worker.
+        steps_per_s: that a worker made, mean over workers; None in results of before it was kept.
+        staleness_mean: how old what was stepped with was, over all workers; None where nothing ever is.
+        staleness_max: how old at most.
         rounds: agreements; None where nobody counted.
         skipped: rounds that were dropped for a NaN or an Inf.
-        curve: (seconds, steps, metric) at regular steps.
+        curve: (seconds, steps, metric) at regular steps, of rank 0's model as it then is.
         error: why it could not be made; empty where it was.
     """
 
@@ -58,6 +61,9 @@ class Trial(Wanted):
     exposed_s: tuple[float | None, ...] = ()
     rounds: int | None = None
     skipped: int = 0
+    steps_per_s: float | None = None
+    staleness_mean: float | None = None
+    staleness_max: int | None = None
     curve: tuple[Point, ...] = ()
     error: str = ""
 
@@ -117,6 +123,14 @@ class Summary:
         """Payload that a worker sends per step."""
         counts = [t.bytes_per_step for t in self.trials if t.bytes_per_step is not None]
         return statistics.fmean(counts) if counts else None
+
+    @property
+    def steps_per_s(self) -> float | None:
+        """Steps of a worker, mean over workers and seeds."""
+        rates = [
+            t.steps / t.seconds if t.steps_per_s is None else t.steps_per_s for t in self.trials if t.seconds
+        ]
+        return statistics.fmean(rates) if rates else None
 
     @property
     def diverged(self) -> int:

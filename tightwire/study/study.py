@@ -15,6 +15,7 @@ from tightwire.study.task import Split, Task
 
 DDP, DDP_POWERSGD = "ddp", "ddp+powersgd:4"
 STOCK = (DDP, DDP_POWERSGD)
+ANY = -1  # rank
 TASKS: dict[str, Task] = {task.name: task for task in (Digits(), Language())}
 
 
@@ -27,10 +28,12 @@ class Scene:
         split: how data is shared among workers.
         rate_bytes_per_s: of each worker's link, each way; None for loopback as it is.
         wait_s: emulated compute: every step begins with a wait of this long, which uses no processor.
-        slow_rank: a worker that waits longer at times; None for none.
+        slow_rank: a worker that waits longer at times; −1: any one at a time, drawn anew for every step; None for none.
         slow_factor: how much longer.
-        slow_share: of its steps in which it does, drawn at random.
+        slow_share: of the steps in which somebody does, drawn at random.
         snapshots: of rank 0's model at regular steps, judged when time is up; 0 for the last one alone.
+        length: of training, as a share of the task's steps.
+        plans: that are compared here, where it is not all of the study's; empty: all.
     """
 
     name: str = "plain"
@@ -41,9 +44,11 @@ class Scene:
     slow_factor: float = 3.0
     slow_share: float = 0.5
     snapshots: int = 0
+    length: float = 1.0
+    plans: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.wait_s < 0 or not 0 <= self.slow_share <= 1 or self.snapshots < 0:
+        if self.wait_s < 0 or not 0 <= self.slow_share <= 1 or self.snapshots < 0 or not 0 < self.length <= 1:
             raise LabError(
                 f"a scene cannot be like this: {self}; times are not negative, shares are in [0, 1]."
             )
@@ -51,6 +56,15 @@ class Scene:
             raise LabError(
                 f"scene {self.name} has a slow worker and no wait_s to slow down: give one above 0."
             )
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether seconds mean something here: lines have a rate, or compute is emulated."""
+        return self.rate_bytes_per_s is not None or self.wait_s > 0
+
+    def steps(self, task: Task) -> int:
+        """Returns how long a task is trained here."""
+        return max(1, round(task.steps * self.length))
 
 
 PLAIN = Scene()
@@ -92,20 +106,25 @@ class Study:
     @property
     def trials(self) -> int:
         """How many trials one seed takes."""
-        return len(self.tasks) * len(self.scenes) * len(self.plans)
+        return len(self.tasks) * sum(len(self.plans_in(scene)) for scene in self.scenes)
+
+    def plans_in(self, scene: Scene) -> tuple[str, ...]:
+        """Returns the plans that are compared in a scene."""
+        return tuple(plan for plan in self.plans if plan in scene.plans or not scene.plans)
 
     def narrowed(
         self,
         *,
         tasks: Sequence[str] = (),
+        scenes: Sequence[str] = (),
         plans: Sequence[str] = (),
         steps: int | None = None,
         rate_bytes_per_s: float | None = None,
     ) -> Study:
-        """Returns the study of some tasks and plans alone, which may be others than its own.
+        """Returns the study of some tasks, scenes and plans alone; plans may be others than its own.
 
         Raises:
-            LabError: names a task that the study does not have.
+            LabError: names a task or a scene that the study does not have.
             PlanError: a plan that cannot be read or cannot work.
         """
         known = {task.name: task for task in self.tasks}
@@ -116,13 +135,22 @@ class Study:
             if steps < 1:
                 raise LabError(f"a study of {steps} steps learns nothing; give at least 1.")
             chosen = tuple(dataclasses.replace(task, steps=steps) for task in chosen)  # type: ignore[type-var]
-        scenes = self.scenes
+        present = {scene.name: scene for scene in self.scenes}
+        if unknown := [name for name in scenes if name not in present]:
+            raise LabError(
+                f"study {self.name} has no scene {', '.join(unknown)}; it has {', '.join(present)}."
+            )
+        kept = tuple(present[name] for name in scenes) or self.scenes
         if rate_bytes_per_s is not None:
-            scenes = tuple(dataclasses.replace(s, rate_bytes_per_s=rate_bytes_per_s) for s in scenes)
+            kept = tuple(dataclasses.replace(s, rate_bytes_per_s=rate_bytes_per_s) for s in kept)
+        if steps is not None:
+            kept = tuple(dataclasses.replace(s, length=1.0) for s in kept)
+        if plans:
+            kept = tuple(dataclasses.replace(s, plans=()) for s in kept)
         return dataclasses.replace(
             self,
             tasks=chosen,
-            scenes=scenes,
+            scenes=kept,
             plans=tuple(dict.fromkeys([self.dense, *map(full_text, plans)])) if plans else self.plans,
         )
 

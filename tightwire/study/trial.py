@@ -10,16 +10,18 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from tightwire.plan import Plan
 from tightwire.runtime import attach
 from tightwire.study.results import Trial, Wanted
 from tightwire.study.settings import Settings
-from tightwire.study.study import DDP, STOCK, Scene
+from tightwire.study.study import ANY, DDP, STOCK, Scene
 from tightwire.study.task import Place, Replica, Task
+from tightwire.sync import Sync
 from tightwire.transport import Transport
 from tightwire.transport.base import native_bytes
 
@@ -27,7 +29,22 @@ POWERSGD_STARTS_AT = 2  # the hook's default is to do nothing for 1,000 steps; 2
 ONE_BUCKET_MB = 1 << 12
 
 Snapshot = tuple[float, int, list[Tensor]]
-Account = Callable[[], dict[str, Any]]
+COUNTED = ("sent_bytes", "exposed_s", "rounds", "skipped", "staleness")
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A replica that is kept in step with the others.
+
+    Attributes:
+        model: to be called.
+        account: ends what is under way, and tells what was sent.
+        hear: is told the loss of the step under way.
+    """
+
+    model: nn.Module
+    account: Callable[[], dict[str, Any]]
+    hear: Callable[[Tensor], None] = lambda loss: None
 
 
 @dataclass(frozen=True)
@@ -36,7 +53,7 @@ class Pace:
 
     Attributes:
         scene: says how long, and who is slow.
-        place: this worker; its draws differ from those of the data.
+        place: this worker.
     """
 
     scene: Scene
@@ -44,9 +61,11 @@ class Pace:
 
     def waits_s(self) -> Iterator[float]:
         """Yields each step's wait."""
-        scene, draws = self.scene, random.Random(self.place.stream)
+        scene = self.scene
+        draws = random.Random(self.place.seed)  # alike on every rank
         while True:
-            slow = scene.slow_rank == self.place.rank and draws.random() < scene.slow_share
+            rank = draws.randrange(self.place.workers) if scene.slow_rank == ANY else scene.slow_rank
+            slow = draws.random() < scene.slow_share and rank == self.place.rank
             yield scene.wait_s * (scene.slow_factor if slow else 1.0)
 
 
@@ -60,12 +79,10 @@ def train(wanted: Wanted, task: Task, scene: Scene, settings: Settings, transpor
     optimizer = settings.build(replica.model.parameters())
     channel = transport.channel()
     try:
-        with _bound(wanted, replica, optimizer, channel) as (model, account):
+        with _bound(wanted, replica, optimizer, channel) as bound:
             channel.barrier()
-            seconds, snapshots = _steps(
-                wanted, replica, model, optimizer, settings, Pace(scene, place), scene
-            )
-            facts = account()
+            seconds, snapshots = _steps(wanted, replica, bound, optimizer, settings, Pace(scene, place))
+            facts = bound.account()
         return _result(wanted, replica, seconds, snapshots, facts, channel)
     finally:
         channel.close()
@@ -74,21 +91,22 @@ def train(wanted: Wanted, task: Task, scene: Scene, settings: Settings, transpor
 def _steps(
     wanted: Wanted,
     replica: Replica,
-    model: nn.Module,
+    bound: Bound,
     optimizer: torch.optim.Optimizer,
     settings: Settings,
     pace: Pace,
-    scene: Scene,
 ) -> tuple[float, list[Snapshot]]:
     """Makes all steps; returns the seconds they took, and snapshots at regular steps."""
     start_s, snapshots = time.perf_counter(), []
-    every = math.ceil(wanted.steps / scene.snapshots) if scene.snapshots else 0
+    every = math.ceil(wanted.steps / pace.scene.snapshots) if pace.scene.snapshots else 0
     for step, wait_s in zip(range(wanted.steps), pace.waits_s(), strict=False):
         if wait_s:
             time.sleep(wait_s)
         settings.set_lr(optimizer, step, wanted.steps)
         optimizer.zero_grad()
-        replica.loss(model, replica.batch()).backward()
+        loss = replica.loss(bound.model, replica.batch())
+        loss.backward()
+        bound.hear(loss)
         optimizer.step()
         if every and (step + 1) % every == 0 and pace.place.rank == 0:
             parameters = [p.detach().clone() for p in replica.model.parameters()]
@@ -108,6 +126,9 @@ def _result(
     metric = _finite(replica.judge()) if rank_0 else None
     curve = tuple((t, s, _judge(replica, x)) for t, s, x in snapshots) if rank_0 else ()
     everyones = [json.loads(text) for text in transport.exchange(json.dumps(facts | {"s": seconds}).encode())]
+    ages = [
+        int(age) for other in everyones for age, times in other["staleness"].items() for _ in range(times)
+    ]
     return Trial(
         **asdict(wanted),
         metric=metric,
@@ -116,6 +137,9 @@ def _result(
         exposed_s=tuple(other["exposed_s"] for other in everyones),
         rounds=facts["rounds"],
         skipped=facts["skipped"],
+        steps_per_s=statistics.fmean(wanted.steps / other["s"] for other in everyones),
+        staleness_mean=statistics.fmean(ages) if ages else None,
+        staleness_max=max(ages, default=None),
         curve=curve,
     )
 
@@ -138,20 +162,22 @@ def _judge(replica: Replica, snapshot: list[Tensor]) -> float | None:
 @contextlib.contextmanager
 def _bound(
     wanted: Wanted, replica: Replica, optimizer: torch.optim.Optimizer, transport: Transport
-) -> Iterator[tuple[nn.Module, Account]]:
-    """Binds the replica to the others; yields the module to call, and an account of what was sent."""
+) -> Iterator[Bound]:
+    """Binds the replica to the others."""
     if wanted.plan in STOCK:
-        yield stock(wanted.plan, replica.model), lambda: _stock_account(wanted, replica.model, transport)
+        yield Bound(
+            stock(wanted.plan, replica.model), lambda: _stock_account(wanted, replica.model, transport)
+        )
         return
+    follows_loss = cast(Sync, Plan.parse(wanted.plan).sync).follows_loss
     with attach(replica.model, optimizer, wanted.plan, transport=transport) as run:
 
         def account() -> dict[str, Any]:
             run.finish()
             report = run.report()
-            names = ("sent_bytes", "exposed_s", "rounds", "skipped")
-            return {name: getattr(report, name) for name in names}
+            return {name: getattr(report, name) for name in COUNTED}
 
-        yield replica.model, account
+        yield Bound(replica.model, account, run.report_loss if follows_loss else lambda loss: None)
 
 
 def stock(plan: str, model: nn.Module) -> nn.Module:
@@ -177,4 +203,4 @@ def _stock_account(wanted: Wanted, model: nn.Module, transport: Transport) -> di
     numel = sum(p.numel() for p in model.parameters())
     per_step = native_bytes(numel, 4, transport.size, transport.rank)
     sent = wanted.steps * per_step if wanted.plan == DDP else None
-    return {"sent_bytes": sent, "exposed_s": None, "rounds": None, "skipped": 0}
+    return {"sent_bytes": sent, "exposed_s": None, "rounds": None, "skipped": 0, "staleness": {}}

@@ -2,31 +2,85 @@
 
 from __future__ import annotations
 
-from tightwire.study.claims import Check, Claim, Findings, Verdict, all_of, fewer_bytes, no_worse, within
-from tightwire.study.study import DDP, Scene, Study
+from tightwire.study.claims import (
+    Check,
+    Claim,
+    Findings,
+    Verdict,
+    all_of,
+    at_equal_time,
+    fewer_bytes,
+    no_worse,
+    within,
+)
+from tightwire.study.study import ANY, DDP, Scene, Study
 
 # In one bucket: the models are small.
 ONE = "allreduce/none/sequential"
 BSP, LOCAL, LONG = f"bsp/{ONE}", f"local:8/{ONE}", f"local:32/{ONE}"
+HIERARCHICAL, ADACOMM = f"hierarchical-local:2,8,node=2/{ONE}", f"adacomm:8/{ONE}"
 POSTLOCAL = f"postlocal:8,start=100/{ONE}"
 # A dozen rounds are too few for the memory of 0.9.
 DILOCO = f"diloco:32,outer_momentum=0.6/{ONE}"
-DELAYED = f"delayed:1/{ONE}"
-SSP, ASP, BACKUP = "ssp:4/ps/none/sequential", "asp/ps/none/sequential", "backup:1/ps/none/sequential"
-EVEN, SLOW_LINE, STRAGGLER = "even", "50 Mb/s", "straggler"
+OVERLAPPED, DILOCO_LATE = f"local:8,overlap=8/{ONE}", f"diloco:32,overlap=32/{ONE}"
+STREAMED = "diloco:32/allreduce/none/streaming:4"
+DELAYED, LAG, GAIA = f"delayed:1/{ONE}", f"lag:0.1/{ONE}", f"gaia:1/{ONE}"
+SERVED = "ps/none/sequential"
+SSP, ASP, BACKUP = f"ssp:4/{SERVED}", f"asp/{SERVED}", f"backup:1/{SERVED}"
+SCALED, COMPENSATED = f"asp:rate_by=staleness/{SERVED}", f"asp:dc=0.04/{SERVED}"
+EVEN, SLOW_LINE, HIDDEN, STRAGGLER = "even", "50 Mb/s", "50 Mb/s, long steps", "straggler"
 
 
 def faster(plan: str, than: str, times: float) -> Check:
     """Checks that a plan makes at least `times` as many steps per second as another."""
 
     def check(findings: Findings) -> Verdict:
-        mine, others = (_step_s(findings, p) for p in (plan, than))
+        mine, others = (findings.of(p).steps_per_s for p in (plan, than))
         if mine is None or others is None:
             return Verdict(None, f"{plan} and {than} are needed")
-        numbers = f"{plan} {mine * 1e3:.1f} ms per step, {than} {others * 1e3:.1f} ms: {others / mine:.2f}×"
-        return Verdict(others / mine >= times, f"{numbers}, wanted {times:g}×")
+        numbers = f"{plan} {1e3 / mine:.1f} ms per step, {than} {1e3 / others:.1f} ms: {mine / others:.2f}×"
+        return Verdict(mine / others >= times, f"{numbers}, wanted {times:g}×")
 
     return check
+
+
+def ahead_at_equal_time(plan: str, of: str) -> Check:
+    """Checks that a plan has come further than another when the first of all had made its steps."""
+
+    def check(findings: Findings) -> Verdict:
+        mine, others = (at_equal_time(findings, p) for p in (plan, of))
+        pairs = [(mine[seed], others[seed]) for seed in mine if seed in others]
+        if not pairs or None in (one for one, _ in pairs):
+            return Verdict(None, f"{plan} and {of} are needed, with snapshots")
+        sign = 1 if findings.task.higher_is_better else -1
+        better = sum(two is None or sign * (one - two) > 0 for one, two in pairs)  # type: ignore[operator]
+        numbers = "; ".join(f"{_number(one)} against {_number(two)}" for one, two in pairs)
+        return Verdict(better == len(pairs), f"{plan} {numbers} of {of}, seed by seed")
+
+    return check
+
+
+def hidden(plan: str, behind: str, share: float) -> Check:
+    """Checks that a plan waits at most a share of what another does."""
+
+    def check(findings: Findings) -> Verdict:
+        mine, others = (_waited_s(findings, p) for p in (plan, behind))
+        if mine is None or others is None:
+            return Verdict(None, f"{plan} and {behind} are needed")
+        numbers = f"{plan} waits {mine * 1e3:.1f} ms per step, {behind} {others * 1e3:.1f} ms"
+        return Verdict(mine <= share * others, f"{numbers}, wanted at most {share:.0%} of that")
+
+    return check
+
+
+def _waited_s(findings: Findings, plan: str) -> float | None:
+    waits = [s for t in findings.of(plan).trials for s in t.exposed_s]
+    known = [s for s in waits if s is not None]
+    return sum(known) / len(known) if known and len(known) == len(waits) else None
+
+
+def _number(metric: float | None) -> str:
+    return "nothing yet" if metric is None else f"{metric:.4f}"
 
 
 def any_of(*checks: Check) -> Check:
@@ -38,11 +92,6 @@ def any_of(*checks: Check) -> Check:
         return Verdict(any(known) if known else None, "; ".join(v.numbers for v in verdicts))
 
     return check
-
-
-def _step_s(findings: Findings, plan: str) -> float | None:
-    trials = [t for t in findings.of(plan).trials if t.seconds]
-    return sum(t.seconds / t.steps for t in trials) / len(trials) if trials else None
 
 
 CLAIMS = (
@@ -62,6 +111,16 @@ CLAIMS = (
         "On a slow line the best policy makes at least 6 times as many steps per second as DDP.",
         any_of(*(faster(plan, DDP, 6.0) for plan in (LOCAL, LONG, DILOCO))),
         SLOW_LINE,
+    ),
+    Claim(
+        "There, in the same time, the policy that agrees every 8 steps comes further than bsp (Stich 2019).",
+        ahead_at_equal_time(LOCAL, BSP),
+        SLOW_LINE,
+    ),
+    Claim(
+        "A delay hides the exchange where the line needs less time than compute (Li et al. 2018).",
+        hidden(DELAYED, BSP, 0.1),
+        HIDDEN,
     ),
     Claim(
         "Beside a straggler ssp and asp make at least twice as many steps per second as bsp (Ho et al. 2013).",
@@ -89,27 +148,52 @@ SYNC = Study(
         BSP,
         LOCAL,
         LONG,
-        f"local:8,overlap=8/{ONE}",
+        OVERLAPPED,
         POSTLOCAL,
+        HIERARCHICAL,
+        ADACOMM,
         f"slowmo:8/{ONE}",
         f"easgd:8/{ONE}",
         DILOCO,
         f"diloco:32/{ONE}",
-        f"diloco:32,overlap=32/{ONE}",
-        "diloco:32/allreduce/none/streaming:4",
+        DILOCO_LATE,
+        STREAMED,
         "diloco:32/allreduce/int4+ef/streaming:4",
         f"fedavg:8,fraction=0.5/{ONE}",
         DELAYED,
-        "gaia:1",
+        LAG,
+        GAIA,
         SSP,
         ASP,
+        SCALED,
+        COMPENSATED,
         BACKUP,
     ),
     dense=BSP,
     scenes=(
         Scene(name=EVEN, rate_bytes_per_s=125e6),
-        Scene(name=SLOW_LINE, rate_bytes_per_s=6.25e6),
-        Scene(name=STRAGGLER, wait_s=0.03, slow_rank=2),
+        Scene(
+            name=SLOW_LINE,
+            rate_bytes_per_s=6.25e6,
+            length=0.3,
+            snapshots=20,
+        ),
+        # The wire needs 38 and 52 ms a step.
+        Scene(
+            name=HIDDEN,
+            rate_bytes_per_s=6.25e6,
+            wait_s=0.08,
+            length=0.1,
+            plans=(DDP, BSP, OVERLAPPED, DELAYED),
+        ),
+        Scene(
+            name=STRAGGLER,
+            wait_s=0.03,
+            slow_rank=ANY,
+            slow_share=1.0,
+            length=0.3,
+            snapshots=20,
+        ),
     ),
     claims=CLAIMS,
 )
