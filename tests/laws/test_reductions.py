@@ -265,3 +265,25 @@ def test_memory_is_all_there_is_to_resume(text: str) -> None:
                 assert torch.equal(work, again)
 
     run_threads(3, worker, deadline_s=20)
+
+
+@pytest.mark.parametrize("text", REDUCTIONS)
+def test_a_leftover_that_is_fed_back_does_not_grow_by_itself(text: str) -> None:
+    if reduction_of(text).votes:
+        pytest.skip("leaves nothing over")
+    layout, rounds = layout_of(((1000,),)), 40
+
+    def worker(transport: Transport) -> tuple[float, float]:
+        reducer = reducer_on(transport, text, layout)
+        leftover, given = torch.zeros(1000), torch.zeros(1000)
+        for turn in range(rounds):
+            x = inputs(layout, transport.rank, turn)
+            given += x
+            work, mean = leftover + x, torch.empty(1000)
+            reducer.run(work, mean, seed=turn)
+            reducer.keep()
+            leftover = torch.zeros(1000) if reducer.lossless else work
+        return float(leftover.norm()), float(given.norm())
+
+    for left, given in run_threads(2, worker, deadline_s=20):
+        assert left < 2 * given

@@ -28,12 +28,15 @@ class CountSketch(Reduction):
     """Sums the workers' sketches by an all-reduce, and takes from the sum its k largest elements by estimate.
 
     A sketch is a table in which each element is added, by a random sign, at one random place per row; the median
-    over rows of what is found there estimates it. Every worker draws the same hashes from the round's seed, so
-    that tables add, and every worker finds the same k = max(1, ⌈ratio·n⌉) heavy hitters in their sum.
+    over rows of what is found there estimates it. Every worker draws the same hashes, so that tables add, and every
+    worker finds the same k = max(1, ⌈ratio·n⌉) heavy hitters in their sum.
 
     With `exact` the exact values of those travel in a second all-reduce and leave the buckets (Sketched-SGD, one
-    candidate per place). Without, the mean is the estimates (FetchSGD), and what is left over is the input less that
-    mean, noise included. Meant for `+ef`. Tables are float32. Dense where that is smaller.
+    candidate per place); hashes follow from the round's seed. Without, the mean is the estimates (FetchSGD), and what
+    is left over is the input less that mean, noise included: hashes are the same in all rounds, as the paper's are,
+    since a sketch of the leftover is then the sketch that the paper keeps. Of the estimates that share is taken which
+    leaves least in the table; the authors' code empties the places it reads instead, which no leftover outside a sketch
+    could follow. Meant for `+ef`. Tables are float32. Dense where that is smaller.
 
     Time: a row costs each element an addition at a random line of the table, in groups of 16 neighbours; the floor is
     those rows · n/16 cache lines, read and written.
