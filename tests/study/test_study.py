@@ -214,6 +214,22 @@ def test_settings_rise_and_fall_and_are_the_dense_ones_by_default() -> None:
     assert settings_for("digits", PLAIN) == DENSE["digits"]
 
 
+def test_a_scene_may_train_all_alike() -> None:
+    plain = Settings(optimizer="sgd", lr=0.125)
+    scene = Scene(settings={"digits": plain})
+    assert scene.settings_for("digits", full_text("efsign+ef")) == plain
+    assert scene.settings_for("text", PLAIN) == DENSE["text"]
+
+
+def test_snapshots_are_of_the_mean_model() -> None:
+    """Workers that have not agreed for a while are judged by what they would agree on."""
+    asked = Wanted(scene="curve", task="digits", plan="local:4", seed=0, steps=4, settings="")
+    scene = Scene(name="curve", snapshots=4)
+    first, second = run_threads(2, lambda t: train(asked, Digits(steps=4), scene, DENSE["digits"], t))
+    assert first.curve[-1][2] == first.metric
+    assert second.curve == ()
+
+
 def test_the_report_lines_up_and_times_the_race() -> None:
     ddp, ours = STOCK[0], full_text("int8")
     study = Study(

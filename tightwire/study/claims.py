@@ -107,7 +107,7 @@ class Findings:
 def at_equal_time(findings: Findings, plan: str) -> dict[int, float | None]:
     """Returns by seed what a plan had reached when the first of all plans that were compared had made its steps.
 
-    That of the last snapshot until then, of rank 0's model as it was; None where there was none yet.
+    That of the last snapshot until then, of the mean of all workers' models; None where there was none yet.
     """
     others: dict[int, list[float]] = {}
     for trial in findings.trials():

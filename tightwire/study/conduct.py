@@ -14,7 +14,6 @@ from typing import Literal
 from tightwire.errors import LabError
 from tightwire.lab import Lab, Line, Topology
 from tightwire.study.results import Results, Trial, Wanted
-from tightwire.study.settings import settings_for
 from tightwire.study.study import STOCK, Scene, Study
 
 WORDS_KEPT = 12  # lines of a failing worker's output
@@ -29,7 +28,7 @@ def wanted(study: Study, seeds: Sequence[int]) -> list[Wanted]:
             plan=plan,
             seed=seed,
             steps=round(scene.steps(task) * study.longer(plan)),
-            settings=str(settings_for(task.name, plan)),
+            settings=str(scene.settings_for(task.name, plan)),
         )
         for scene in study.scenes
         for task in study.tasks

@@ -51,7 +51,7 @@ class Trial(Wanted):
         staleness_max: how old at most.
         rounds: agreements; None where nobody counted.
         skipped: rounds that were dropped for a NaN or an Inf.
-        curve: (seconds, steps, metric) at regular steps, of rank 0's model as it then is.
+        curve: (seconds, steps, metric) at regular steps, of the mean of all workers' models, at rank 0's time.
         error: why it could not be made; empty where it was.
     """
 

@@ -11,6 +11,7 @@ from tightwire.plan import Plan, catalogue
 from tightwire.study.claims import Claim
 from tightwire.study.digits import Digits
 from tightwire.study.language import Language
+from tightwire.study.settings import Settings, settings_for
 from tightwire.study.task import Split, Task
 
 DDP, DDP_POWERSGD = "ddp", "ddp+powersgd:4"
@@ -31,9 +32,10 @@ class Scene:
         slow_rank: a worker that waits longer at times; −1: any one at a time, drawn anew for every step; None for none.
         slow_factor: how much longer.
         slow_share: of the steps in which somebody does, drawn at random.
-        snapshots: of rank 0's model at regular steps, judged when time is up; 0 for the last one alone.
+        snapshots: of the mean model at regular steps, judged when time is up; 0 for the last one alone.
         length: of training, as a share of the task's steps.
         plans: that are compared here, where it is not all of the study's; empty: all.
+        settings: by task, with which all plans train here; where a task is missing, each trains with its own.
     """
 
     name: str = "plain"
@@ -46,6 +48,7 @@ class Scene:
     snapshots: int = 0
     length: float = 1.0
     plans: tuple[str, ...] = ()
+    settings: Mapping[str, Settings] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.wait_s < 0 or not 0 <= self.slow_share <= 1 or self.snapshots < 0 or not 0 < self.length <= 1:
@@ -65,6 +68,10 @@ class Scene:
     def steps(self, task: Task) -> int:
         """Returns how long a task is trained here."""
         return max(1, round(task.steps * self.length))
+
+    def settings_for(self, task: str, plan: str) -> Settings:
+        """Returns with which optimizer a plan trains here."""
+        return self.settings.get(task) or settings_for(task, plan)
 
 
 PLAIN = Scene()

@@ -28,7 +28,7 @@ from tightwire.transport.base import native_bytes
 POWERSGD_STARTS_AT = 2  # the hook's default is to do nothing for 1,000 steps; 2 is the least it takes
 ONE_BUCKET_MB = 1 << 12
 
-Snapshot = tuple[float, int, list[Tensor]]
+Snapshot = tuple[float, int, Tensor]
 COUNTED = ("sent_bytes", "exposed_s", "rounds", "skipped", "staleness")
 
 
@@ -108,9 +108,9 @@ def _steps(
         loss.backward()
         bound.hear(loss)
         optimizer.step()
-        if every and (step + 1) % every == 0 and pace.place.rank == 0:
-            parameters = [p.detach().clone() for p in replica.model.parameters()]
-            snapshots.append((time.perf_counter() - start_s, step + 1, parameters))
+        if every and (step + 1) % every == 0:
+            flat = nn.utils.parameters_to_vector(replica.model.parameters()).detach()
+            snapshots.append((time.perf_counter() - start_s, step + 1, flat))
     return time.perf_counter() - start_s, snapshots
 
 
@@ -124,7 +124,8 @@ def _result(
 ) -> Trial:
     rank_0 = transport.rank == 0
     metric = _finite(replica.judge()) if rank_0 else None
-    curve = tuple((t, s, _judge(replica, x)) for t, s, x in snapshots) if rank_0 else ()
+    means = [(t, s, _mean_model(x, transport)) for t, s, x in snapshots]
+    curve = tuple((t, s, _judge(replica, x)) for t, s, x in means) if rank_0 else ()
     everyones = [json.loads(text) for text in transport.exchange(json.dumps(facts | {"s": seconds}).encode())]
     ages = [
         int(age) for other in everyones for age, times in other["staleness"].items() for _ in range(times)
@@ -152,10 +153,15 @@ def _finite(metric: float) -> float | None:
     return metric if math.isfinite(metric) else None
 
 
+def _mean_model(mine: Tensor, transport: Transport) -> Tensor:
+    """Returns the mean of all workers' models, which `run.finish()` would have made of them; overwrites `mine`."""
+    transport.all_reduce(mine).wait()
+    return mine.div_(transport.size)
+
+
 @torch.no_grad()
-def _judge(replica: Replica, snapshot: list[Tensor]) -> float | None:
-    for parameter, value in zip(replica.model.parameters(), snapshot, strict=True):
-        parameter.copy_(value)
+def _judge(replica: Replica, snapshot: Tensor) -> float | None:
+    nn.utils.vector_to_parameters(snapshot, replica.model.parameters())
     return _finite(replica.judge())
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from tightwire.study.results import Wanted
-from tightwire.study.settings import settings_for
 from tightwire.study.studies import find
 from tightwire.study.trial import train
 from tightwire.transport import init, shutdown
@@ -39,13 +38,9 @@ def main(path: pathlib.Path) -> None:
         if transport.rank == 0:
             _tell({"began": number})
         try:
-            trial = train(
-                wanted,
-                tasks[wanted.task],
-                scenes[wanted.scene],
-                settings_for(wanted.task, wanted.plan),
-                transport,
-            )
+            scene = scenes[wanted.scene]
+            settings = scene.settings_for(wanted.task, wanted.plan)
+            trial = train(wanted, tasks[wanted.task], scene, settings, transport)
         except Exception:
             print(traceback.format_exc(), file=sys.stderr, flush=True)
             sys.exit(1)
