@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +28,7 @@ from tightwire.collectives.gossip import (
 )
 from tightwire.collectives.gossip.graphs import bandwidth
 from tightwire.collectives.gossip.header import round_bytes
-from tightwire.errors import PeerError, PlanError, ProgramError
+from tightwire.errors import MismatchError, PeerError, PlanError, ProgramError
 from tightwire.plan import Plan
 from tightwire.runtime import attach
 from tightwire.transport import Single, Transport, run_threads
@@ -526,6 +527,41 @@ def test_neighbours_of_the_dead_go_on_and_say_so(plan: str, caplog: pytest.LogCa
     assert sorted(ended) == [0, 1, 3, 4]
     assert all(same(parameters, ended[0]) for parameters in ended.values())
     assert any("rank 2 is gone" in record.message for record in caplog.records)
+
+
+def test_a_graph_that_so_many_workers_have_not_is_refused_by_all() -> None:
+    """Before the first step, each with the nearest numbers that have it; a lost worker's graph stays as it was."""
+
+    def worker(transport: Transport) -> str:
+        model = Net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with pytest.raises(ProgramError) as refused:
+            attach(model, optimizer, "bsp/gossip:torus", transport=transport)
+        assert not model._forward_pre_hooks
+        return str(refused.value)
+
+    said = run_threads(5, worker, deadline_s=5)
+    assert len(set(said)) == 1
+    assert "gossip:torus over 5 workers" in said[0]
+
+
+def test_ranks_that_drew_other_graphs_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where floats of two machines lead to another expander."""
+    at = Gossip.over
+
+    def over(self: Gossip, num_ranks: int) -> Graph:
+        rank = int(threading.current_thread().name.rpartition("-")[2])
+        return at(dataclasses.replace(self, graph="star") if rank == 1 else self, num_ranks)
+
+    monkeypatch.setattr(Gossip, "over", over)
+
+    def worker(transport: Transport) -> None:
+        threading.current_thread().name = f"worker-{transport.rank}"
+        model = Net()
+        attach(model, torch.optim.SGD(model.parameters(), lr=0.1), "bsp/gossip", transport=transport)
+
+    with pytest.raises(MismatchError, match="gossip graph: "):
+        run_threads(4, worker, deadline_s=5)
 
 
 def test_a_worker_in_another_round_is_noticed() -> None:

@@ -280,6 +280,8 @@ def deeper() -> nn.Module:
     ("odd", "said"),
     [
         ({"plan": "local:4"}, ["plan: ranks 0, 1, 3 has bsp; rank 2 has local:4"]),
+        ({"plan": "bsp/gossip"}, ["plan: ranks 0, 1, 3 has bsp; rank 2 has bsp/gossip"]),
+        ({"plan": "bsp/ps:servers=1"}, ["plan: ranks 0, 1, 3 has bsp; rank 2 has bsp/ps:servers=1"]),
         ({"make": wider}, ["parameter last.weight: ", "rank 2 has [4, 7] torch.float32", "ranks 0, 1, 3"]),
         ({"make": half}, ["rank 2 has [7, 5] torch.bfloat16", "more differences"]),
         ({"make": deeper}, ["parameter more.bias: ranks 0, 1, 3 has nothing; rank 2 has [1]"]),

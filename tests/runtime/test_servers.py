@@ -6,6 +6,7 @@ import random
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -30,8 +31,19 @@ from tightwire.buckets import plan_layout
 from tightwire.compression import Identity
 from tightwire.errors import AttachError, PeerError, PlanError, TransportError
 from tightwire.runtime import attach
-from tightwire.runtime.server import Parcel, Shard
-from tightwire.runtime.server.messages import HEADER_BYTES, Flag, Header, Kind, pack_state, unpack_state
+from tightwire.runtime.server import Parcel, Post, Service, Shard
+from tightwire.runtime.server.messages import (
+    ERROR_TEXT,
+    HEADER_BYTES,
+    REPLY,
+    REQUEST,
+    Flag,
+    Header,
+    Kind,
+    pack_state,
+    unpack_state,
+)
+from tightwire.runtime.server.service import LENGTH_BITS
 from tightwire.sync import Asp, Backup, Served, Ssp
 from tightwire.transport import Single, Transport, run_threads
 
@@ -436,6 +448,45 @@ def test_ssp_does_not_wait_for_ever() -> None:
         PeerError, match=r"rank 1 sent nothing for 0\.4 s, while step 1 was waited for under ssp:1"
     ):
         push(made, parcel, 0, 2, [0.0, 0.0])
+
+
+def noise() -> Tensor:
+    return torch.zeros(HEADER_BYTES, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        (noise, "seen one that begins with"),
+        (
+            lambda: Header(kind=Kind.VALUES, clock=1).to_tensor(),
+            "rank 1 sent VALUES, which only a server says",
+        ),
+    ],
+)
+def test_whoever_talks_nonsense_hears_why_and_stops_nobody(message: Callable[[], Tensor], said: str) -> None:
+    """Its own conversation ends at once, others' go on without it."""
+
+    def worker(transport: Transport) -> str | None:
+        channel = transport.channel()
+        if transport.rank == 0:
+            made, parcel = shard(Asp(), workers=2)
+            service = Service(made, parcel, Post(channel), {1: 1})
+            service.join()
+            push(made, parcel, 0, 1, [1.0, 1.0])
+            return None
+        channel.isend(message(), 0, REQUEST).wait()
+        answer = torch.empty(HEADER_BYTES, dtype=torch.uint8)
+        channel.irecv(answer, 0, REPLY).wait()
+        header = Header.of(answer)
+        assert header.kind == Kind.ERROR
+        text = torch.empty(header.size & (1 << LENGTH_BITS) - 1, dtype=torch.uint8)
+        channel.irecv(text, 0, ERROR_TEXT).wait()
+        return text.numpy().tobytes().decode()
+
+    heard = run_threads(2, worker, deadline_s=5)[1]
+    assert heard is not None
+    assert said in heard
 
 
 def test_headers() -> None:

@@ -93,10 +93,14 @@ class _Conversation:
         self._payload = torch.empty(0, dtype=torch.uint8)
 
     def hear(self) -> Header | None:
-        """Returns the worker's next request, None if it is gone; however long it takes."""
+        """Returns the worker's next request, None if it is gone or talks nonsense; however long it takes."""
         if not self._post.channel.irecv(self._header, self._rank, REQUEST).attend():
             return None
-        return Header.of(self._header)
+        try:
+            return Header.of(self._header)
+        except TransportError as error:
+            self._complain(error)
+            return None
 
     def answer(self, request: Header) -> bool:
         """Answers a request; returns whether that arrived."""
@@ -107,6 +111,11 @@ class _Conversation:
             Kind.STORE: self._on_store,
         }
         try:
+            if request.kind not in handlers:
+                raise TransportError(
+                    f"rank {self._rank} sent {request.kind.name}, which only a server says: every rank must run the "
+                    "same plan and the same version of tightwire."
+                )
             return handlers[request.kind](request)
         except TightwireError as error:
             return self._complain(error)
