@@ -225,7 +225,8 @@ def test_nodes_that_do_not_divide_the_workers(monkeypatch: pytest.MonkeyPatch) -
 
     def attached(transport: Transport) -> None:
         for text in ("hierarchical-local:1,2,node=2", "hierarchical-local:1,2"):
-            with pytest.raises(AttachError, match="do not make whole nodes"), job(transport, text):
+            said = "do not make whole nodes.*write for example hierarchical-local:1,2,node=3"
+            with pytest.raises(AttachError, match=said), job(transport, text):
                 pass
 
     run_threads(3, attached, deadline_s=20)
@@ -306,12 +307,14 @@ def test_all_but_one_leave() -> None:
     assert run_threads(3, worker, deadline_s=20) == [3, 7, 11]
 
 
-def test_who_cannot_leave() -> None:
+@pytest.mark.parametrize("plan", ["bsp", "hierarchical-local:1,2,node=2"])
+def test_who_cannot_leave(plan: str) -> None:
     def worker(transport: Transport) -> None:
-        with job(transport, "bsp") as j:
+        with job(transport, plan) as j:
             j.step(0)
             with pytest.raises(AttachError, match=r"call run\.finish"):
                 j.run.leave()
+            j.step(1)
 
     run_threads(2, worker, deadline_s=20)
 

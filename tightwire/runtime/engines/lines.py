@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 from torch.nn import Parameter
@@ -145,10 +146,11 @@ def _inside(parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric) -> 
     sync = cast(Rounds, plan.sync)
     node, workers = getattr(sync, "node", 0) or fabric.workers_per_node, fabric.transport.size
     if not node or workers % node:
+        whole = next(k for k in range(min(2, workers), workers + 1) if workers % k == 0)
         raise AttachError(
             f"{sync} agrees inside nodes, and {workers} workers do not make whole nodes of {node or 'unknown size'}; "
             "start them with torchrun (LOCAL_WORLD_SIZE), or write for example "
-            f"{sync},node={next(k for k in range(min(2, workers), workers + 1) if workers % k == 0)}."
+            f"{replace(cast(Any, sync), node=whole)}."
         )
     groups = [fabric.transport.group(range(first, first + node)) for first in range(0, workers, node)]
     group = next(group for group in groups if group is not None)

@@ -55,6 +55,11 @@ class ParameterEngine(Defaults):
         self._samples += samples or 0.0
 
     def leave(self) -> None:  # noqa: D102
+        if self._inside is not None:
+            raise AttachError(
+                f"under {self._sync} no worker leaves alone, for the others would no longer make whole nodes of "
+                f"{self._inside.workers}; call run.finish(), which takes part in their rounds until all are done."
+            )
         self._leaving = True
 
     def calls_meeting(self) -> bool:  # noqa: D102
