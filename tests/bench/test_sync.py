@@ -23,18 +23,20 @@ def test_windows_lie_between_fragments() -> None:
     assert bench(("ddp", WHOLE)).window == 8
 
 
-def test_the_peak_and_the_jitter_are_the_slowest_workers() -> None:
-    steps_s = (0.1,) * 99 + (0.3,)
-    one = Passed(steps_s=steps_s, sent_bytes=(0, 10, 0, 0) * 25)
-    two = Passed(steps_s=steps_s[::-1], sent_bytes=(0, 10, 2, 0) * 25)
+def test_the_peak_is_the_busiest_workers_and_the_jitter_the_lasts() -> None:
+    last = (*(0.1 * step for step in range(99)), 10.1, 10.2)  # one step of 0.3 s, the others of 0.1 s
+    early = tuple(end_s - 0.05 * (step % 3) for step, end_s in enumerate(last))  # waits for it now and then
+    one = Passed(ends_s=early, sent_bytes=(0, 10, 0, 0) * 25)
+    two = Passed(ends_s=last, sent_bytes=(0, 10, 2, 0) * 25)
     row = summary(bench(), STREAMED, [one, two], 48)
     assert row.peak_bytes == 12
     assert row.ratio == pytest.approx(0.25)
     assert row.bound == pytest.approx(0.3)
     assert row.needed_bytes_per_s == pytest.approx(12 / 0.2)
-    assert row.p50_s == 0.1
-    assert row.p99_s == 0.3
-    assert row.jitter == pytest.approx(3.0)
+    assert row.p50_s == pytest.approx(0.1)
+    assert row.p99_s == pytest.approx(0.1)
+    assert row.jitter == pytest.approx(1.0)
+    assert row.steps_per_s == pytest.approx(100 / 10.2)
 
 
 @pytest.mark.parametrize("asked", [{"rounds": 0}, {"plans": ("ddp",)}, {"plans": ("diloco:0",)}])

@@ -6,6 +6,9 @@ a processor of its own.
 
 The peak is the most that a worker sends within a *window*: the steps between two fragments' rounds, H/fragments. A line
 that carries the peak in a window of pure compute is fast enough for training never to wait, where exchanges overlap.
+
+A step has passed when the last worker has made it: one that is early waits for the others in the next round, which
+delays nobody. All hosts of a lab have one clock.
 """
 
 from __future__ import annotations
@@ -90,7 +93,7 @@ class Row:
     Attributes:
         plan: its text, or `ddp`.
         steps_per_s: of all together.
-        p50_s: median step of the slowest worker.
+        p50_s: median time between the ends of two steps, each on the worker that is last to make it.
         p99_s: the step that one in a hundred exceeds.
         jitter: p99 over p50.
         bytes_per_step: that a worker sends.
@@ -117,11 +120,11 @@ class Passed:
     """What one worker saw of a plan.
 
     Attributes:
-        steps_s: of each step.
+        ends_s: when each step ended, and before them the one before, by the machine's clock.
         sent_bytes: in each step.
     """
 
-    steps_s: tuple[float, ...]
+    ends_s: tuple[float, ...]
     sent_bytes: tuple[int, ...]
 
 
@@ -163,13 +166,14 @@ def summary(bench: Bench, plan: str, everyone: Sequence[Passed], reference_bytes
         everyone: what each worker saw.
         reference_bytes: the peak that this one is held against; None: there is none yet.
     """
-    steps_s = [max(of_step) for of_step in zip(*(passed.steps_s for passed in everyone), strict=True)]
+    ends_s = [max(of_step) for of_step in zip(*(passed.ends_s for passed in everyone), strict=True)]
+    steps_s = _differences(ends_s)
     peak = max(peak_within(passed.sent_bytes, bench.window) for passed in everyone)
     p50_s, p99_s = statistics.median(steps_s), percentile(steps_s, 0.99)
     cut = fragments(plan)
     return Row(
         plan=plan,
-        steps_per_s=len(steps_s) / max(sum(passed.steps_s) for passed in everyone),
+        steps_per_s=len(steps_s) / sum(steps_s),
         p50_s=p50_s,
         p99_s=p99_s,
         jitter=p99_s / p50_s,
@@ -243,8 +247,8 @@ def _train(bench: Bench, plan: str, transport: Transport) -> Passed:
                 sent_bytes.append(sent())
             step()
             if number >= warm:
-                ends_s.append(time.perf_counter())
-    return Passed(steps_s=_differences(ends_s), sent_bytes=_differences(sent_bytes))
+                ends_s.append(time.monotonic())
+    return Passed(ends_s=tuple(ends_s), sent_bytes=_differences(sent_bytes))
 
 
 def _differences(values: Sequence[Any]) -> tuple[Any, ...]:
