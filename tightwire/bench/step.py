@@ -226,21 +226,36 @@ def _bucket_mb(plan: str) -> float | None:
     raise PlanError(f"{plan!r}: write ddp, or ddp:bucket_mb=4.")
 
 
+class Waits:
+    """Waits that take in sum as long as asked: what one ends late, the next ends sooner, as a device's queue does."""
+
+    def __init__(self) -> None:
+        self._late_s = 0.0
+
+    def __call__(self, seconds: float) -> None:
+        """Waits about so long; uses no processor."""
+        begin_s = time.perf_counter()
+        time.sleep(max(0.0, seconds - self._late_s))
+        self._late_s += time.perf_counter() - begin_s - seconds
+
+
 def emulated(workload: Workload) -> nn.Module:
     """Builds a model whose layers wait instead of computing, and whose gradients are zeros."""
     import torch
     from torch import Tensor, nn
 
+    wait = Waits()
+
     class Timed(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: Tensor, seconds: float, *weights: Tensor) -> Tensor:
             ctx.seconds, ctx.shapes = 2.0 * seconds, [w.shape for w in weights]
-            time.sleep(seconds)
+            wait(seconds)
             return x + 0
 
         @staticmethod
         def backward(ctx: Any, *gradients: Tensor) -> Any:
-            time.sleep(ctx.seconds)
+            wait(ctx.seconds)
             return (gradients[0], None, *(torch.zeros(shape) for shape in ctx.shapes))
 
     class Layer(nn.Module):
