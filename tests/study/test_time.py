@@ -13,10 +13,10 @@ from tightwire.study.claims import Findings, at_equal_time
 from tightwire.study.conduct import wanted
 from tightwire.study.digits import Digits
 from tightwire.study.results import Results, Trial, Wanted
-from tightwire.study.settings import DENSE
+from tightwire.study.settings import DENSE, settings_for
 from tightwire.study.studies import find
 from tightwire.study.studies.sync import ahead_at_equal_time, faster, hidden
-from tightwire.study.study import ANY, Scene, Study
+from tightwire.study.study import ANY, Scene, Study, full_text
 from tightwire.study.task import Place
 from tightwire.study.trial import Pace, train
 from tightwire.transport import run_threads
@@ -45,6 +45,12 @@ def test_one_at_a_time_is_slow() -> None:
     steps = [[next(pace) for pace in paces] for _ in range(50)]
     assert all(sorted(waits) == [0.5, 0.5, 1.5] for waits in steps)
     assert {waits.index(1.5) for waits in steps} == {0, 1, 2}
+
+
+def test_plans_of_the_study_are_what_the_command_line_makes_of_them() -> None:
+    study = find("sync")
+    assert [full_text(plan) for plan in study.plans] == list(study.plans)
+    assert all(settings_for(task, "delayed/ps") != DENSE[task] for task in ("digits", "text"))
 
 
 def test_scenes_may_be_shorter_and_compare_less() -> None:

@@ -109,7 +109,7 @@ def _head(task: Task) -> tuple[str, ...]:
 
 
 def _time_head(scene: Scene) -> tuple[str, ...]:
-    timed = ("ms a step", "waiting", "most", "staleness", "most") if scene.is_timed else ()
+    timed = ("ms a step", "ms waited", "at most", "staleness", "at most") if scene.is_timed else ()
     race = ("at equal time", "to dense's end", "faster") if scene.snapshots else ()
     return timed + race
 

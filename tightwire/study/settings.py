@@ -94,10 +94,10 @@ RECOMMENDED: tuple[tuple[str, str, Settings], ...] = (
             ("digits", Settings(optimizer="sgd", lr=0.2, momentum=0.5)),
             ("text", Settings(optimizer="sgd", lr=1.0)),
         )
-        for plan in ("delayed:*", "asp*/ps*", "ssp:*")
+        for plan in ("delayed*", "asp*/ps*", "ssp*")
     ),
     # So is a gradient that stands for later ones.
-    ("text", "lag:*", Settings(optimizer="sgd", lr=0.25, momentum=0.9)),
+    ("text", "lag*", Settings(optimizer="sgd", lr=0.25, momentum=0.9)),
 )
 
 

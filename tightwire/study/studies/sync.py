@@ -13,7 +13,7 @@ from tightwire.study.claims import (
     no_worse,
     within,
 )
-from tightwire.study.study import ANY, DDP, Scene, Study
+from tightwire.study.study import ANY, DDP, Scene, Study, full_text
 
 # In one bucket: the models are small.
 ONE = "allreduce/none/sequential"
@@ -23,8 +23,8 @@ POSTLOCAL = f"postlocal:8,start=100/{ONE}"
 # A dozen rounds are too few for the memory of 0.9.
 DILOCO = f"diloco:32,outer_momentum=0.6/{ONE}"
 OVERLAPPED, DILOCO_LATE = f"local:8,overlap=8/{ONE}", f"diloco:32,overlap=32/{ONE}"
-STREAMED = "diloco:32/allreduce/none/streaming:4"
-DELAYED, LAG, GAIA = f"delayed:1/{ONE}", f"lag:0.1/{ONE}", f"gaia:1/{ONE}"
+STREAMED = full_text("diloco:32/allreduce/none/streaming:4")
+DELAYED, LAG, GAIA = (full_text(f"{sync}/{ONE}") for sync in ("delayed:1", "lag:0.1", "gaia:1"))
 SERVED = "ps/none/sequential"
 SSP, ASP, BACKUP = f"ssp:4/{SERVED}", f"asp/{SERVED}", f"backup:1/{SERVED}"
 SCALED, COMPENSATED = f"asp:rate_by=staleness/{SERVED}", f"asp:dc=0.04/{SERVED}"
@@ -154,8 +154,8 @@ PLANS = (
     f"diloco:32/{ONE}",
     DILOCO_LATE,
     STREAMED,
-    "diloco:32/allreduce/int4+ef/streaming:4",
-    f"fedavg:8,fraction=0.5/{ONE}",
+    full_text("diloco:32/allreduce/int4+ef/streaming:4"),
+    full_text(f"fedavg:8,fraction=0.5/{ONE}"),
     DELAYED,
     LAG,
     GAIA,
