@@ -1,20 +1,20 @@
 """How long collectives take on an emulated cluster, against Gloo's own and the wire bound, in one run.
 
 The launching half builds the lab; the working half, `python -m tightwire.bench.collectives JSON`, runs on its
-hosts. Programs take turns sample by sample, so that a disturbance of the machine hits all of them alike.
+hosts. Programs take turns sample by sample, so that a disturbance of the machine hits all of them alike. Workers
+run under SCHED_BATCH: nothing computes, and by the default class short messages measure the scheduler, and long ones
+took 3 % more time, Gloo's too.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tightwire.bench.programs import (
@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BACKENDS_OWN = (GLOO, "native")
-SMALL_BYTES = 64 * 1024
 TAGS = 4  # a reducer's
+# Before a sample begins, in which all ranks have heard from all.
+LEAVE_S = 0.02
 # `auto` chooses among these, by what a probe finds.
 AUTO = "auto"
 AUTOS = ("native", "ring", "recursive-doubling", "halving-doubling", "direct")
@@ -103,7 +104,6 @@ class Row:
         own_ratio: seconds over own_bound_s.
         low_s: the fastest sample.
         high_s: the slowest sample.
-        scheduling: of the workers: `batch` for small messages, which else measure the scheduler, or `default`.
     """
 
     program: str
@@ -115,7 +115,6 @@ class Row:
     own_ratio: float
     low_s: float
     high_s: float
-    scheduling: str
 
 
 def measure(bench: Bench, on_sample: Callable[[str], None] = lambda text: None) -> tuple[list[Row], str]:
@@ -143,7 +142,7 @@ def measure(bench: Bench, on_sample: Callable[[str], None] = lambda text: None) 
         else:
             print(f"[{line.rank}] {line.text}", file=sys.stderr)
 
-    with Lab(bench.lab) as lab:
+    with Lab(bench.lab, batch_scheduling=True) as lab:
         description = lab.describe()
         if not lab.shapes_everything:
             bench = replace(bench, programs=tuple(p for p in bench.programs if p not in BACKENDS_OWN))
@@ -170,8 +169,6 @@ class Worker:
     def run(self) -> None:
         """Measures everything; rank 0 prints a line per sample and per row."""
         for num_bytes in self.bench.sizes:
-            batch = num_bytes <= SMALL_BYTES
-            _schedule(os.SCHED_BATCH if batch else os.SCHED_OTHER)
             runs = {name: self._prepared(name, num_bytes) for name in self.bench.programs}
             rounds = _rounds(num_bytes)
             for run in runs.values():
@@ -181,9 +178,7 @@ class Worker:
                 samples[name].append(self._time(run, rounds))
                 self._print({"sample": f"{name} {num_bytes} B {samples[name][-1] * 1e3:.3f} ms"})
             for name, seconds in samples.items():
-                self._print(
-                    {"row": asdict(self._row(name, num_bytes, seconds, "batch" if batch else "default"))}
-                )
+                self._print({"row": asdict(self._row(name, num_bytes, seconds))})
 
     def _turns(self, runs: dict[str, Callable[[], None]]) -> Iterator[tuple[str, Callable[[], None]]]:
         for _ in range(self.bench.samples):
@@ -228,7 +223,6 @@ class Worker:
 
         costs = {}
         if AUTO in self.bench.programs:
-            _schedule(os.SCHED_BATCH)
             costs = probe(self.transport, budget_s=PROBE_S, programs=AUTOS).costs
         return Setting(num_ranks=self.transport.size, workers_per_node=workers_per_node(), costs=costs)
 
@@ -245,14 +239,22 @@ class Worker:
 
     def _time(self, run: Callable[[], None], rounds: int) -> float:
         """Returns the seconds of one round on the slowest rank."""
-        self.transport.barrier()
+        self._meet()
         start_s = time.perf_counter()
         for _ in range(rounds):
             run()
         own_s = (time.perf_counter() - start_s) / rounds
         return max(float(text) for text in self.transport.exchange(str(own_s).encode()))
 
-    def _row(self, name: str, num_bytes: int, seconds: Sequence[float], scheduling: str) -> Row:
+    def _meet(self) -> None:
+        """Blocks until one instant on all ranks; the lab's hosts share the machine's clock.
+
+        Ranks leave a barrier milliseconds apart, and the first of them would count them as the program's time.
+        """
+        seen_s = self.transport.exchange(str(time.perf_counter()).encode())
+        time.sleep(max(0.0, max(map(float, seen_s)) + LEAVE_S - time.perf_counter()))
+
+    def _row(self, name: str, num_bytes: int, seconds: Sequence[float]) -> Row:
         median_s = statistics.median(seconds)
         lab = self.bench.lab
         bound_s, own_s = wire_bound_s(name, num_bytes, lab), own_bound_s(name, num_bytes, lab)
@@ -266,7 +268,6 @@ class Worker:
             own_ratio=median_s / own_s,
             low_s=min(seconds),
             high_s=max(seconds),
-            scheduling=scheduling,
         )
 
     def _print(self, message: dict[str, Any]) -> None:
@@ -277,12 +278,6 @@ class Worker:
 def _rounds(num_bytes: int) -> int:
     """Many short rounds make a sample that a clock can measure; a long one is a sample by itself."""
     return max(1, min(50, (4 << 20) // num_bytes))
-
-
-def _schedule(policy: int) -> None:
-    """Puts all threads of this process under a scheduling policy; needs no privilege."""
-    for task in Path("/proc/self/task").iterdir():
-        os.sched_setscheduler(int(task.name), policy, os.sched_param(0))
 
 
 def _read(text: str) -> Bench:

@@ -55,9 +55,9 @@ def collectives(
 ) -> None:
     """Time collectives on an emulated cluster, beside Gloo's own and the bound that the wire sets.
 
-    Every program runs at every size, taking turns, so that what disturbs the machine disturbs all alike. Small
-    messages (up to 64 KiB) are measured with the workers under SCHED_BATCH, where a worker that waits wakes up
-    as if it had a processor of its own; by the default class they measure the scheduler.
+    Every program runs at every size, taking turns, so that what disturbs the machine disturbs all alike. The workers
+    run under SCHED_BATCH, where one that waits wakes up as if it had a processor of its own; by the default class,
+    messages of kilobytes measure the scheduler.
 
         tightwire bench collectives --workers 4 --rate 1gbit
 
@@ -114,8 +114,6 @@ def _print_rows(rows: list[Row]) -> None:
             f"{row.own_ratio:.2f}",
             end_section=i + 1 < len(rows) and rows[i + 1].bytes != row.bytes,
         )
-    if any(row.scheduling == "batch" for row in rows):
-        table.caption = "Up to 64 KiB: workers under SCHED_BATCH."
     Console().print(table)
 
 

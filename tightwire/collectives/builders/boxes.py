@@ -112,7 +112,8 @@ def hierarchical(n: int, shape: Shape) -> Program:
     """Reduce-scatters inside nodes, all-reduces every shard across them, all-gathers inside: by level.
 
     A shape of `axb` is a nodes of b ranks that are neighbours in rank; with more sides, sites of nodes of ranks.
-    Where M bytes are averaged, a node sends 2(a−1)/a·M to others, the least that can be.
+    Where M bytes are averaged, a node sends 2(a−1)/a·M to others, the least that can be. Pieces flow through the
+    levels, so that the slowest of them works from first to last.
     """
     if len(shape) < 2:
         raise ProgramError(
@@ -123,7 +124,7 @@ def hierarchical(n: int, shape: Shape) -> Program:
 
 def _box(name: str, n: int, shape: Shape) -> Program:
     require_shape(name, n, shape)
-    return Program(name, n, n, tuple(Box(shape).all_reduce()))
+    return Program(name, n, n, tuple(Box(shape).all_reduce()), flows=True)
 
 
 def halving_doubling(n: int) -> Program:
@@ -172,4 +173,4 @@ def uneven_hierarchical(nodes: Sequence[Sequence[int]]) -> Program:
         Transfer(t.step, core[t.src], core[t.dst], t.chunk, t.op) for t in box.all_reduce(first_step=pause)
     ]
     by_step = sorted((*fold, *inside, *unfold), key=lambda t: t.step)
-    return Program("hierarchical", n, len(core), tuple(by_step))
+    return Program("hierarchical", n, len(core), tuple(by_step), flows=True)
