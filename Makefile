@@ -7,7 +7,7 @@ BIN := .venv/bin
 tour: .venv/ready  ## a real model on an emulated slow network, under stock DDP and under the chosen plans
 	$(BIN)/tightwire tour
 
-test: .venv/ready check  ## lint, types and all tests
+test: .venv/gpu check  ## lint, types and all tests
 	$(BIN)/pytest --numprocesses 2 --dist worksteal
 
 check: .venv/ready
@@ -21,6 +21,11 @@ bench: .venv/ready  ## collectives and kernels against the stock alternative and
 
 clean:
 	rm -rf .venv out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# Kernels for CUDA are tested by Triton's interpreter: 190 MB to download that a tour need not wait for.
+.venv/gpu: .venv/ready
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[gpu]"
+	touch $@
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

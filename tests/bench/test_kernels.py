@@ -8,7 +8,7 @@ from tightwire.bench.kernels import REDUCTIONS, default_kernels, measure
 from tightwire.bench.subjects import stock_ways
 from tightwire.cli.bench import app
 from tightwire.compression import MEMBERS, Codec
-from tightwire.errors import PlanError
+from tightwire.errors import LabError, PlanError
 from tightwire.plan import parse_compression
 
 
@@ -55,6 +55,18 @@ def test_a_stage_is_refused() -> None:
         measure(("ef",), 10, rounds=1)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_asked_for_in_vain() -> None:
+    with pytest.raises(LabError, match="sees no CUDA device here"):
+        measure(("bf16",), 10, rounds=1, device="cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_is_timed() -> None:
+    rows = measure(("int8", "topk:0.1"), 10_000, rounds=2, device="cuda")
+    assert all(row.device == "cuda" and row.seconds > 0 for row in rows)
+
+
 def test_command_prints_one_object_last() -> None:
     result = CliRunner().invoke(
         app, ["kernels", "--codecs", "none", "--sizes", "100", "--rounds", "1", "--json"]
@@ -64,7 +76,7 @@ def test_command_prints_one_object_last() -> None:
     assert {"kernel", "phase", "numel", "seconds", "memcpy_s", "ratio", "stock_s"} <= set(rows[0])
 
 
-@pytest.mark.parametrize("arguments", [["--codecs", "nothing"], ["--sizes", "ten"]])
+@pytest.mark.parametrize("arguments", [["--codecs", "nothing"], ["--sizes", "ten"], ["--device", "abacus"]])
 def test_bad_input_exits_with_one_sentence(arguments: list[str]) -> None:
     result = CliRunner().invoke(app, ["kernels", *arguments])
     assert result.exit_code == 2

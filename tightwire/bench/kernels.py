@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from tightwire.bench.subjects import Action, Floor, Phase, Subject, subject
 from tightwire.compression import MEMBERS, Codec
+from tightwire.errors import LabError
 from tightwire.plan import catalogue
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Row:
         floor: what bounds the time where that is not a copy; empty where it is.
         floor_s: of that alone, in the same rounds.
         floor_ratio: seconds over floor_s.
+        device: where all of it is, `cpu` or `cuda`.
     """
 
     kernel: str
@@ -57,6 +59,7 @@ class Row:
     floor: str = ""
     floor_s: float | None = None
     floor_ratio: float | None = None
+    device: str = "cpu"
 
 
 def default_kernels() -> tuple[str, ...]:
@@ -68,22 +71,42 @@ def default_kernels() -> tuple[str, ...]:
 
 
 def measure(
-    kernels: tuple[str, ...], numel: int, rounds: int, on_round: Callable[[str], None] = lambda text: None
+    kernels: tuple[str, ...],
+    numel: int,
+    rounds: int,
+    on_round: Callable[[str], None] = lambda text: None,
+    device: str = "cpu",
 ) -> list[Row]:
-    """Times codecs on one core over `numel` normally distributed float32.
+    """Times codecs on one core, or on a GPU, over `numel` normally distributed float32.
 
     Raises:
         PlanError: a text that names no codec.
+        LabError: a device that is not here.
     """
     import torch
 
+    _require(device)
     with _one_thread(torch):
-        bench = _Bench(torch.randn(numel, generator=torch.Generator().manual_seed(0)))
+        bench = _Bench(torch.randn(numel, generator=torch.Generator().manual_seed(0)).to(device))
         subjects = [subject(text, bench.x) for text in kernels]
         for text, make in zip(kernels, subjects, strict=True):
             on_round(text)
             bench.run(make(), rounds)
     return bench.rows
+
+
+def _require(device: str) -> None:
+    import torch
+
+    if device not in ("cpu", "cuda"):
+        raise LabError(
+            f"there are kernels for cpu and cuda, and none for {device}: give --device one of those."
+        )
+    if device == "cuda" and not torch.cuda.is_available():
+        raise LabError(
+            f"torch {torch.__version__} sees no CUDA device here: run this where there is one and torch was built "
+            "for it, or leave out --device cuda."
+        )
 
 
 @contextmanager
@@ -104,6 +127,7 @@ class _Bench:
         self.x = source.clone()
         self._source = source
         self._copy = source.clone()
+        self._time = _time_on_gpu if source.is_cuda else _time
 
     def run(self, subject: Subject, rounds: int) -> None:
         actions = dict(self._actions(subject))
@@ -112,7 +136,7 @@ class _Bench:
         for counted in [False] + [True] * rounds:
             for key, action in actions.items():
                 self.x.copy_(self._source)
-                spent_s = _time(action)
+                spent_s = self._time(action)
                 if counted:
                     times[key].append(spent_s)
         median_s = {key: statistics.median(values) for key, values in times.items()}
@@ -141,6 +165,7 @@ class _Bench:
             floor=floor.name if floor else "",
             floor_s=floor_s,
             floor_ratio=median_s[phase] / floor_s if floor_s else None,
+            device=self.x.device.type,
         )
 
 
@@ -148,3 +173,16 @@ def _time(action: Callable[[], object]) -> float:
     began_s = time.perf_counter()
     action()
     return time.perf_counter() - began_s
+
+
+def _time_on_gpu(action: Callable[[], object]) -> float:
+    """Returns the seconds between two events on the GPU, what it waited for Python in between included."""
+    import torch
+
+    torch.cuda.synchronize()
+    began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    began.record()
+    action()
+    ended.record()
+    ended.synchronize()
+    return float(began.elapsed_time(ended)) / 1e3

@@ -73,7 +73,7 @@ def subject(text: str, x: Tensor) -> Callable[[], Subject]:
 def _codec(codec: Codec, x: Tensor) -> Subject:
     import torch
 
-    message = torch.empty(codec.wire_bytes(x.numel()), dtype=torch.uint8)
+    message = torch.empty(codec.wire_bytes(x.numel()), dtype=torch.uint8, device=x.device)
     return Subject(
         text=str(codec),
         numel=x.numel(),
@@ -93,7 +93,7 @@ def _floors(codec: Codec, x: Tensor) -> dict[Phase, Floor]:
     if codec.name != "dct" or chunk is None:
         return {}
     chunks = x[: x.numel() // chunk * chunk].view(-1, chunk)
-    matrix, out = torch.randn(chunk, chunk), torch.empty_like(chunks)
+    matrix, out = torch.randn(chunk, chunk, device=x.device), torch.empty_like(chunks)
     return {"encode": Floor("the transform by BLAS", lambda: torch.mm(chunks, matrix, out=out))}
 
 
@@ -109,12 +109,12 @@ def _powersgd(method: Member, x: Tensor) -> Subject:
     assert isinstance(method, PowerSGD)
     side = min(POWER_SIDE, math.isqrt(x.numel()))
     count = max(1, x.numel() // side**2)
-    matrices = {f"m{i}": torch.empty(side, side) for i in range(count)}
+    matrices = {f"m{i}": torch.empty(side, side, device=x.device) for i in range(count)}
     (layout,) = plan_layout(matrices, [list(range(count))])
     reducer = FactorReducer(method, Single(), layout, 0)
     bucket = x[: count * side**2]
     views = [bucket[i * side**2 : (i + 1) * side**2].view(side, side) for i in range(count)]
-    p, q = torch.randn(side, method.rank), torch.randn(method.rank, side)
+    p, q = (torch.randn(shape, device=x.device) for shape in ((side, method.rank), (method.rank, side)))
 
     def products() -> None:
         for m in views:
@@ -148,9 +148,9 @@ def _sketch(method: Member, x: Tensor) -> Subject:
 
     assert isinstance(method, CountSketch)
     columns = method.columns(x.numel()) or LANES
-    table, estimates = torch.zeros(method.rows, columns), torch.empty_like(x)
+    table, estimates = torch.zeros(method.rows, columns, device=x.device), torch.empty_like(x)
     lines = x[: x.numel() // LANES * LANES].view(-1, LANES)
-    spots = torch.randint(columns // LANES, (method.rows, len(lines)))
+    spots = torch.randint(columns // LANES, (method.rows, len(lines)), device=x.device)
     rows = table.view(method.rows, -1, LANES)
     loops = kernels.of(x)
 

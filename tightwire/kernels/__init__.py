@@ -1,7 +1,7 @@
 """The hot loops of compression, one implementation per kind of device, all with the same functions.
 
-`reference` is plain torch on any device and defines what is correct; `cpu` is numba at memory speed. Both
-write the same message, bit for bit, from the same finite input and seed.
+`reference` is plain torch on any device and defines what is correct; `cpu` is numba at memory speed, `gpu` is Triton
+for CUDA. All write the same message, bit for bit, from the same finite input and seed.
 
 Every function takes flat contiguous tensors and message memory that the caller owns, leaves in `x` what the
 message does not carry, and releases the GIL while it works:
@@ -16,9 +16,12 @@ message does not carry, and releases the GIL while it works:
     select, scatter          the k largest magnitudes, by index
     above, put               the magnitudes that reach a threshold, at most k, by index
     select_blocks, put_blocks    the largest magnitudes of every block, by index within it
+    mark, unmark             some elements, each as a position and a sign; and `mean_magnitude` of some
+    lean                     the k largest magnitudes of the sign that has the larger ones, by index
     draw                     at most k elements at random, larger ones more often; `put` reads them
     places                   random ones, the same for all who know the seed
     transform, untransform   chunks as cosines, and waves from a few of them
+    strongest                the strongest waves of every chunk; `untransform` reads them
     sketch, unsketch         a count-sketch, and the estimates it gives
 """
 
@@ -26,7 +29,9 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import threading
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,15 +40,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _local = threading.local()
+_PACKAGES = {"cpu": "cpu", "cuda": "gpu"}
 
 
 def of(tensor: Tensor) -> ModuleType:
     """Returns the kernels for the device that `tensor` is on; plain torch where there are none of its own."""
-    return _module("cpu" if tensor.device.type == "cpu" else "reference")
+    return _module(_PACKAGES.get(tensor.device.type, "reference"))
 
 
 @functools.cache
 def _module(name: str) -> ModuleType:
+    if name == "gpu" and importlib.util.find_spec("triton") is None:
+        warnings.warn(
+            "tensors are on CUDA and Triton is not installed: what compresses them runs as plain torch, one "
+            "operation at a time. Install it: pip install tightwire[gpu].",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        name = "reference"
     return importlib.import_module(f"tightwire.kernels.{name}")
 
 

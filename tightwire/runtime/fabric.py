@@ -174,5 +174,6 @@ def require_cpu(tensors: Mapping[str, Tensor]) -> None:
         name, device = next(iter(elsewhere.items()))
         raise AttachError(
             f"{len(elsewhere)} parameters, {name} among them, are on {device}; this release averages tensors in host "
-            "memory only. Train on CPU, or stay with DistributedDataParallel for now."
+            "memory only: codecs have kernels for a GPU too, but no exchange of what they write has been tried on one. "
+            "Train on CPU, or stay with DistributedDataParallel for now."
         )

@@ -1,0 +1,238 @@
+"""The kernels for CUDA: on a GPU where there is one, else under Triton's interpreter on the processor."""
+
+# ruff: noqa: E402 (the interpreter is chosen before Triton is imported)
+
+import inspect
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
+pytest.importorskip("triton", reason="Triton is not installed: pip install tightwire[gpu]")
+
+from tests.kernels import test_sparse
+from tests.kernels.test_kernels import public
+from tests.laws.test_codecs import DTYPES, codec_of, difficult, normal
+from tightwire import kernels
+from tightwire.compression import Codec
+from tightwire.kernels import gpu, reference, reference_sparse
+from tightwire.kernels.grid import Grid
+
+# The interpreter computes with numpy, which warns of what floats do.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+# One or more for every kernel and every constant that shapes it.
+DENSE = [
+    "int8",
+    "int4:rounding=stochastic",
+    "int2:64,rounding=stochastic",
+    "qsgd:7",
+    "nuqsgd",
+    "nuqsgd:126,block=64",
+    "terngrad",
+    "bf16",
+    "fp16",
+    "fp8",
+    "fp8:e5m2,block=64",
+    "natural",
+    "efsign",
+    "onebit:64",
+]
+SPARSE = [
+    "topk:0.3",
+    "blocktopk:0.3,block=64",
+    "blocktopk:0.01",
+    "threshold:2",
+    "threshold:0.5,ratio=0.01",
+    "randomk:0.3",
+    "wangni:0.05",
+    "strom:0.5",
+    "stc:0.3",
+]
+
+
+def with_kernels(module: types.ModuleType, action: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "of", lambda tensor: module)
+        return action()
+
+
+def round_trip(codec: Codec, x: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the message, what it decodes to in a place where something is, and the leftover."""
+    size = codec.wire_bytes(x.numel(), x.element_size())
+    # At an odd address, as messages behind one another are.
+    message = torch.full((size + 1,), 0xA5, dtype=torch.uint8, device=x.device)[1:]
+    leftover, decoded = x.clone(), out.clone()
+    codec.encode(leftover, message, seed=5)
+    codec.decode(message, decoded, add=True)
+    return message, decoded, leftover
+
+
+def assert_same(text: str, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, out = x.to(DEVICE), normal(x.numel(), x.dtype, seed=1).to(DEVICE)
+    ours, theirs = (
+        with_kernels(module, lambda: round_trip(codec_of(text), x, out), monkeypatch)
+        for module in (gpu, reference)
+    )
+    for mine, defined in zip(ours, theirs, strict=True):
+        if x.isfinite().all():
+            assert torch.equal(mine, defined)
+        else:  # what NaNs carry is nobody's promise
+            assert torch.equal(mine.isnan(), defined.isnan())
+    if not x.isfinite().all():
+        assert torch.equal(ours[1].nan_to_num(), theirs[1].nan_to_num())
+
+
+def blocks_of_all_kinds() -> Tensor:
+    """Returns blocks of what codecs get wrong, each of 1024 equal elements or such, and a short one."""
+    rows = [row.repeat(2)[:1024] for row in difficult(torch.float32).values()]
+    return torch.cat([*rows, normal(77)])
+
+
+def test_every_kernel_is_here_with_the_same_signature() -> None:
+    for module in (reference, reference_sparse):
+        for name, signature in public(module).items():
+            if not name.startswith("random_"):
+                assert inspect.signature(getattr(gpu, name)) == signature
+
+
+def test_cuda_tensors_have_these_kernels() -> None:
+    tensor: Any = types.SimpleNamespace(device=torch.device("cuda", 0))
+    assert kernels.of(tensor) is gpu
+
+
+def test_without_triton_torch_is_used_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.warns(RuntimeWarning, match="Triton is not installed"):
+        assert kernels._module.__wrapped__("gpu") is reference
+
+
+@pytest.mark.parametrize("text", DENSE)
+def test_blocks_are_those_of_the_reference(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_same(text, blocks_of_all_kinds(), monkeypatch)
+    for numel in (1, 7, 1000):
+        assert_same(text, normal(numel), monkeypatch)
+
+
+@pytest.mark.parametrize("text", SPARSE)
+def test_choices_are_those_of_the_reference(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for numel in (1, 7, 4500):
+        assert_same(text, normal(numel), monkeypatch)
+    for dtype in DTYPES[1:]:
+        assert_same(text, normal(1000, dtype), monkeypatch)
+    for x in difficult(torch.float32).values():
+        assert_same(text, x, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "text", ["int8", "qsgd:7", "bf16", "fp8", "natural", "efsign", "onebit:64", "topk:0.3"]
+)
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_stays_so(text: str, poison: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = normal(2100)
+    x[1500] = poison
+    assert_same(text, x, monkeypatch)
+
+
+@pytest.mark.parametrize("name", test_sparse.inputs())
+def test_selection_is_exact(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "_MOST_PROGRAMS", 2)  # so that each counts several tiles
+    x = test_sparse.inputs()[name][-9000:].to(DEVICE)
+    for k in (1, 100, 8999):
+        found = []
+        for module in (gpu, reference):
+            left, message = x.clone(), torch.empty(8 * k, dtype=torch.uint8, device=DEVICE)
+            module.select(left, message, k)
+            found.append((left, message))
+        for ours, defined in zip(*found, strict=True):
+            assert torch.equal(ours, defined)
+
+
+@pytest.mark.parametrize("indices", [[3, 2], [1, 1], [-1, 2], [0, 8]])
+def test_impossible_indices_change_nothing(indices: list[int]) -> None:
+    payload = torch.tensor(indices, dtype=torch.int32).view(torch.uint8)
+    message = torch.cat([payload, torch.zeros(8, dtype=torch.uint8)]).to(DEVICE)
+    out = torch.ones(8, device=DEVICE)
+    assert not gpu.scatter(message, out, 2, False)
+    assert torch.equal(out, torch.ones_like(out))
+
+
+@pytest.mark.parametrize("count", [-1, 3, 2**31 - 1])
+def test_impossible_counts_change_nothing(count: int) -> None:
+    payload = torch.tensor([count, 0, 1, 0, 0], dtype=torch.int32).view(torch.uint8).to(DEVICE)
+    out = torch.ones(8, device=DEVICE)
+    assert not gpu.put(payload, out, 2, False)
+    assert not gpu.put(payload[:4], out, 0, False)
+    assert torch.equal(out, torch.ones_like(out))
+
+
+@pytest.mark.parametrize("inner", [[3, 2, 0], [1, 1, 0], [0, 4, 0], [0, 1, 3]])
+def test_impossible_places_in_blocks_change_nothing(inner: list[int]) -> None:
+    payload = torch.tensor(inner, dtype=torch.int16).view(torch.uint8)
+    message = torch.cat([payload, torch.zeros(12, dtype=torch.uint8)]).to(DEVICE)
+    out = torch.ones(7, device=DEVICE)  # a block of 4, of which 2 are sent, and one of 3, of which 1
+    for module in (gpu, reference):
+        assert not module.put_blocks(message, out, 4, (2, 1), False)
+    assert torch.equal(out, torch.ones_like(out))
+
+
+@pytest.mark.parametrize("block", [8, 1024])
+def test_votes_are_those_of_the_reference(block: int) -> None:
+    numel, found = 2500, []
+    votes = [normal(numel, seed=rank).round() for rank in range(4)]
+    votes[1][:1024] = 0
+    votes[2][7] = torch.nan
+    for module in (gpu, reference):
+        size = -(-numel // block) + -(-numel // 8)
+        ballots = torch.zeros(4, size, dtype=torch.uint8, device=DEVICE)
+        for rank, (x, ballot) in enumerate(zip(votes, ballots, strict=True)):
+            module.cast(x.to(DEVICE), ballot, block, rank)
+        outcome, out = torch.zeros_like(ballots[0]), torch.ones(numel, device=DEVICE)
+        module.tally(ballots, outcome, numel, block, 9)
+        module.uncast(outcome, out, block, True)
+        found.append((ballots, outcome, out.nan_to_num(9)))
+    for ours, defined in zip(*found, strict=True):
+        assert torch.equal(ours, defined)
+
+
+def test_blocks_too_large_for_registers_are_left_to_torch() -> None:
+    x, grid = normal(40_000).to(DEVICE), Grid(block=1 << 15, bits=8, levels=127)
+    message, again = (
+        torch.zeros(grid.wire_bytes(40_000), dtype=torch.uint8, device=DEVICE) for _ in range(2)
+    )
+    gpu.quantise(x.clone(), message, grid, 0)
+    reference.quantise(x.clone(), again, grid, 0)
+    assert torch.equal(message, again)
+
+
+def test_keys_are_the_same_bits_with_a_sign() -> None:
+    from tightwire.kernels.gpu.parts import keys
+    from tightwire.kernels.keys import keys_of
+
+    for seed in range(50):
+        assert tuple(np.array(keys(seed), np.int32).view(np.uint32)) == keys_of(seed)
+
+
+def test_all_compile_for_cuda_without_fused_or_flushed_floats() -> None:
+    script = Path(__file__).with_name("compile_gpu.py")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=170,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
