@@ -57,6 +57,8 @@ def test_bad_rates_teach(text: str, says: str) -> None:
         Topology(workers=4, rate_bytes_per_s=25e6),
         Topology(workers=4, rate_bytes_per_s=250e6, nodes=2, across_bytes_per_s=12.5e6),
         Topology(workers=6, nodes=3),
+        Topology(workers=8, nodes=4, sites=2, across_bytes_per_s=125e6, between_bytes_per_s=12.5e6),
+        Topology(workers=4, rate_bytes_per_s=250e6, nodes=4, sites=2),
     ],
 )
 def test_topologies_survive_a_round_trip(topology: Topology) -> None:
@@ -76,6 +78,14 @@ def test_topologies_survive_a_round_trip(topology: Topology) -> None:
         ("nodes=0x2", None, "0 workers"),
         ("nodes=2x2", 3, "has 4 workers, and 3"),
         ("nodes=2x2,across=0mbit", 4, "is 0 bytes"),
+        ("sites=2x2", 4, "neither"),
+        ("sites=2x2x1,uphill=1gbit", 4, "neither"),
+        ("nodes=2x2,between=1gbit", 4, "a site's uplink"),
+        ("nodes=2x2,sites=2x2x1", 4, "neither"),
+        ("sites=2x2x1", 8, "has 4 workers, and 8"),
+        ("sites=0x2x1", None, "0 workers"),
+        ("sites=2x2x1,between=0mbit", None, "is 0 bytes"),
+        ("sites=2x2x1,between=fast", None, "not a number"),
     ],
 )
 def test_bad_topologies_teach(text: str, workers: int | None, says: str) -> None:
@@ -83,7 +93,19 @@ def test_bad_topologies_teach(text: str, workers: int | None, says: str) -> None
         Topology.parse(text, workers)
 
 
-@pytest.mark.parametrize("change", [{"nodes": 3}, {"across_bytes_per_s": 1e6}, {"rate_bytes_per_s": 0.0}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"nodes": 3},
+        {"across_bytes_per_s": 1e6},
+        {"rate_bytes_per_s": 0.0},
+        {"sites": 2},
+        {"nodes": 2, "sites": 4},
+        {"nodes": 2, "sites": 0},
+        {"nodes": 2, "between_bytes_per_s": 1e6},
+        {"nodes": 2, "sites": 2, "between_bytes_per_s": 1.0},
+    ],
+)
 def test_contradictions_are_refused(change: dict[str, float]) -> None:
     with pytest.raises(LabError):
         Topology(workers=4, **change)  # type: ignore[arg-type]
@@ -102,3 +124,9 @@ def test_in_a_star_every_worker_is_a_node() -> None:
 def test_ranks_fill_nodes_in_order() -> None:
     expected = [(0, 0, 2, 0, 2, 4), (1, 1, 2, 0, 2, 4), (2, 0, 2, 1, 2, 4), (3, 1, 2, 1, 2, 4)]
     assert places(Topology(workers=4, nodes=2)) == expected
+
+
+def test_nodes_fill_sites_in_order() -> None:
+    topology = Topology.parse("sites=2x3x2")
+    assert [topology.site_of(topology.node(rank)) for rank in range(12)] == [0] * 6 + [1] * 6
+    assert places(topology)[7] == (7, 1, 2, 3, 6, 12)

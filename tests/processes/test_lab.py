@@ -182,6 +182,13 @@ def test_nodes_are_joined_by_their_uplinks(open_lab: Callable[..., Lab]) -> None
     assert send(lab, 200_000) > 0.18
 
 
+def test_sites_are_joined_by_theirs(open_lab: Callable[..., Lab]) -> None:
+    topology = Topology.parse("sites=2x1x1,inside=none,across=none,between=8mbit")
+    lab = open_lab("auto", topology=topology)
+    assert "2 sites with uplinks of 8mbit" in lab.describe()
+    assert send(lab, 200_000) > 0.18
+
+
 @pytest.mark.parametrize("mode", KERNEL_MODES)
 def test_a_cut_link_is_silent_until_mended(mode: str, open_lab: Callable[..., Lab]) -> None:
     lab = open_lab(mode)

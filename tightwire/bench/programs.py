@@ -82,22 +82,25 @@ def own_bound_s(program: str, num_bytes: int, lab: Topology) -> float:
     numel = num_bytes // ITEM_BYTES
     built = read_program(program)[0].program_for(Identity(), numel, ITEM_BYTES, setting)
     sizes = (numel,) * built.num_chunks if built.gathers else built.chunk_sizes(numel)
-    inside: Counter[tuple[str, int]] = Counter()
-    across: Counter[tuple[str, int]] = Counter()
-    for t in built.transfers:
-        inside.update({("out", t.src): sizes[t.chunk], ("in", t.dst): sizes[t.chunk]})
-        if lab.node(t.src) != lab.node(t.dst):
-            across.update(
-                {("up", lab.node(t.src)): sizes[t.chunk], ("down", lab.node(t.dst)): sizes[t.chunk]}
-            )
-    lines = [(inside, lab.rate_bytes_per_s), (across, lab.across_bytes_per_s if lab.nodes else None)]
-    return max(ITEM_BYTES * max(busy.values(), default=0) / _payload_rate(rate) for busy, rate in lines)
+    bounds = [0.0]
+    for _, members, rate in _levels(lab):
+        busy: Counter[tuple[str, int]] = Counter()
+        for t in built.transfers:
+            src, dst = t.src // members, t.dst // members
+            if src != dst:
+                busy.update({("out", src): sizes[t.chunk], ("in", dst): sizes[t.chunk]})
+        bounds.append(ITEM_BYTES * max(busy.values(), default=0) / _payload_rate(rate))
+    return max(bounds)
 
 
 def _levels(lab: Topology) -> list[tuple[int, int, float | None]]:
     """Returns, by level, how many members it joins, workers in each, and the rate of a member's line."""
-    nodes = [] if lab.nodes is None else [(lab.nodes, lab.workers_per_node, lab.across_bytes_per_s)]
-    return [(lab.workers, 1, lab.rate_bytes_per_s), *nodes]
+    levels = [(lab.workers, 1, lab.rate_bytes_per_s)]
+    if lab.nodes:
+        levels.append((lab.nodes, lab.workers_per_node, lab.across_bytes_per_s))
+    if lab.sites:
+        levels.append((lab.sites, lab.workers // lab.sites, lab.between_bytes_per_s))
+    return levels
 
 
 def _payload_rate(rate_bytes_per_s: float | None) -> float:

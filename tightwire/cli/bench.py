@@ -46,7 +46,11 @@ def collectives(
         ),
     ] = "gloo,native,ring,recursive-doubling,halving-doubling,direct,double-tree,auto",
     topology: Annotated[
-        str, typer.Option(help="star, or nodes=2x2,inside=2gbit,across=100mbit: 2 nodes of 2 hosts.")
+        str,
+        typer.Option(
+            help="star, or nodes=2x2,inside=2gbit,across=100mbit: 2 nodes of 2 hosts; "
+            "or sites=2x2x1,across=1gbit,between=50mbit: 2 sites of 2 nodes of 1 host."
+        ),
     ] = "star",
     samples: Annotated[int, typer.Option(help="Per program and size; the median counts.", min=1)] = 7,
     as_json: Annotated[
@@ -122,13 +126,16 @@ def kernels(
     sizes: Annotated[str, typer.Option(help="Elements, by comma.")] = "25000000,10000",
     codecs: Annotated[str, typer.Option(help="Codecs, separated by spaces; every one by default.")] = "",
     rounds: Annotated[int, typer.Option(help="Per codec; the median counts.", min=1)] = 9,
+    device: Annotated[str, typer.Option(help="cpu, one core of it; or cuda.")] = "cpu",
     as_json: Annotated[
         bool, typer.Option("--json", help="End with one line of JSON on standard output.")
     ] = False,
 ) -> None:
-    """Time codecs on one core, beside a copy of the same memory and plain torch.
+    """Time codecs on one core, or on a GPU, beside a copy of the same memory and plain torch.
 
     tightwire bench kernels
+
+    tightwire bench kernels --device cuda
 
     tightwire bench kernels --codecs "int8 topk:0.01" --sizes 1000000 --json
     """
@@ -141,7 +148,7 @@ def kernels(
                 for numel in numels
                 # Small inputs are quick and noisy: more rounds cost nothing.
                 for row in kernels_bench.measure(
-                    texts, numel, rounds if numel > 10**6 else 10 * rounds, status.update
+                    texts, numel, rounds if numel > 10**6 else 10 * rounds, status.update, device
                 )
             ]
     except (TightwireError, ValueError) as error:

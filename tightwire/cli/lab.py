@@ -39,7 +39,11 @@ def run(
         str, typer.Option(help="Each worker's link, each way: 1gbit, 200mbit, 25MB/s, none.")
     ] = "1gbit",
     topology: Annotated[
-        str, typer.Option(help="star, or nodes=2x2,inside=2gbit,across=100mbit (2 nodes of 2 workers).")
+        str,
+        typer.Option(
+            help="star, or nodes=2x2,inside=2gbit,across=100mbit (2 nodes of 2 workers), or "
+            "sites=2x2x1,inside=2gbit,across=1gbit,between=50mbit (2 sites of 2 nodes of 1 worker)."
+        ),
     ] = "star",
     mode: Annotated[
         ModeChoice,
@@ -82,6 +86,10 @@ def run(
     Two nodes of two workers with a slow line between them:
 
         tightwire lab run --topology nodes=2x2,across=100mbit -- python train.py
+
+    Two sites of two nodes with a slower line between the sites:
+
+        tightwire lab run --topology sites=2x2x1,across=1gbit,between=50mbit -- python train.py
 
     Bytes per worker, as the kernel counted them:
 

@@ -108,6 +108,9 @@ class Namespaces(Hosts):
         rate = format_rate(self._topology.rate_bytes_per_s)
         across = format_rate(self._topology.across_bytes_per_s)
         nodes = f", {self._topology.nodes} nodes with uplinks of {across}" if self._topology.nodes else ""
+        if self._topology.sites:
+            between = format_rate(self._topology.between_bytes_per_s)
+            nodes += f", {self._topology.sites} sites with uplinks of {between}"
         who = "as root" if self.mode == "root" else "in a user namespace"
         host = f"each in its own network namespace with a link of {rate} both ways"
         control = ", TCP cubic" if has_cubic() else ""
@@ -200,16 +203,26 @@ def _port(rank: int) -> str:
 
 
 def _bridges(topology: Topology) -> Iterator[str]:
-    """The switches: one in the core, and one per node with its uplink to the core."""
-    options = "type bridge forward_delay 0 mcast_snooping 0"
-    yield f"link add core {options}"
-    yield "link set dev core up"
+    """The switches: one in the core, one per site with its uplink to the core, one per node with its to those."""
+    yield from _bridge("core")
+    for site in range(topology.sites or 0):
+        yield from _bridge(f"site{site}")
+        yield from _uplink(f"out{site}", f"site{site}", f"in{site}", "core")
     for node in range(topology.nodes or 0):
-        yield f"link add node{node} {options}"
-        yield f"link set dev node{node} up"
-        yield f"link add up{node} type veth peer name down{node}"
-        yield f"link set dev up{node} master node{node} up"
-        yield f"link set dev down{node} master core up"
+        yield from _bridge(f"node{node}")
+        above = f"site{topology.site_of(node)}" if topology.sites else "core"
+        yield from _uplink(f"up{node}", f"node{node}", f"down{node}", above)
+
+
+def _bridge(name: str) -> Iterator[str]:
+    yield f"link add {name} type bridge forward_delay 0 mcast_snooping 0"
+    yield f"link set dev {name} up"
+
+
+def _uplink(lower_end: str, lower: str, upper_end: str, upper: str) -> Iterator[str]:
+    yield f"link add {lower_end} type veth peer name {upper_end}"
+    yield f"link set dev {lower_end} master {lower} up"
+    yield f"link set dev {upper_end} master {upper} up"
 
 
 def _ports(topology: Topology, hosts: Sequence[str], burst: int) -> Iterator[str]:
@@ -236,6 +249,9 @@ def _switch_queues(topology: Topology) -> Iterator[str]:
     for node in range(topology.nodes or 0):
         yield _queue(f"up{node}", topology.across_bytes_per_s)
         yield _queue(f"down{node}", topology.across_bytes_per_s)
+    for site in range(topology.sites or 0):
+        yield _queue(f"out{site}", topology.between_bytes_per_s)
+        yield _queue(f"in{site}", topology.between_bytes_per_s)
 
 
 def _queue(device: str, rate_bytes_per_s: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -99,22 +100,28 @@ class Topology:
     """Workers and the links between them.
 
     A star joins every worker to one switch. With `nodes`, the workers of one node share a switch, and the
-    node's uplink joins that switch to the others.
+    node's uplink joins that switch to the others. With `sites` as well, the nodes of one site share a switch of
+    their own, and the site's uplink joins that to the other sites.
 
     Attributes:
         workers: how many there are.
         rate_bytes_per_s: what a worker's own link carries each way; None: not shaped.
         nodes: how many nodes share the workers evenly; None: a star.
         across_bytes_per_s: what a node's uplink carries each way; None: not shaped.
+        sites: how many sites share the nodes evenly; None: all are on one.
+        between_bytes_per_s: what a site's uplink carries each way; None: not shaped.
 
     Raises:
-        LabError: No workers, too many, workers that do not divide by nodes, or a rate that no link has.
+        LabError: No workers, too many, workers that do not divide by nodes or nodes by sites, or a rate that no
+            link has.
     """
 
     workers: int
     rate_bytes_per_s: float | None = None
     nodes: int | None = None
     across_bytes_per_s: float | None = None
+    sites: int | None = None
+    between_bytes_per_s: float | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.workers <= MAX_WORKERS:
@@ -123,17 +130,23 @@ class Topology:
             raise LabError(f"{self.workers} workers cannot be shared evenly by {self.nodes} nodes.")
         if self.nodes is None and self.across_bytes_per_s is not None:
             raise LabError("across_bytes_per_s is the rate of a node's uplink, and a star has no nodes.")
-        if self.rate_bytes_per_s is not None:
-            checked_rate(self.rate_bytes_per_s, "rate_bytes_per_s")
-        if self.across_bytes_per_s is not None:
-            checked_rate(self.across_bytes_per_s, "across_bytes_per_s")
+        if self.sites is not None and (self.nodes is None or self.sites < 1 or self.nodes % self.sites):
+            raise LabError(f"{self.nodes or 'no'} nodes cannot be shared evenly by {self.sites} sites.")
+        if self.sites is None and self.between_bytes_per_s is not None:
+            raise LabError("between_bytes_per_s is the rate of a site's uplink, and there are no sites.")
+        for name in ("rate_bytes_per_s", "across_bytes_per_s", "between_bytes_per_s"):
+            if (rate := getattr(self, name)) is not None:
+                checked_rate(rate, name)
 
     @classmethod
     def parse(cls, text: str, workers: int | None = None, rate_bytes_per_s: float | None = None) -> Topology:
-        """Reads `star`, or `nodes=2x2,inside=2gbit,across=100mbit` (2 nodes of 2 workers each).
+        """Reads `star`, or `nodes=2x2,inside=2gbit,across=100mbit` (2 nodes of 2 workers each), or with sites.
+
+        >>> Topology.parse("sites=2x2x1,across=1gbit,between=50mbit").nodes
+        4
 
         Args:
-            text: the topology.
+            text: the topology; `sites=2x2x1` stands for 2 sites of 2 nodes of 1 worker.
             workers: how many; needed by a star, and for nodes optional, but then it must agree.
             rate_bytes_per_s: a worker's link where the text has no `inside`.
 
@@ -144,25 +157,28 @@ class Topology:
             if workers is None:
                 raise LabError("a star needs a number of workers. Write for example --workers 4.")
             return cls(workers=workers, rate_bytes_per_s=rate_bytes_per_s)
-        fields = dict(part.partition("=")[::2] for part in text.split(","))
-        shape = re.fullmatch(r"(\d+)x(\d+)", fields.get("nodes", ""))
-        if shape is None or fields.keys() - {"nodes", "inside", "across"}:
-            raise LabError(
-                f"topology {text!r} is neither `star` nor like `nodes=2x2,inside=2gbit,across=100mbit` "
-                "(2 nodes of 2 workers; inside: a worker's link; across: a node's uplink)."
-            )
-        nodes, per_node = (int(group) for group in shape.groups())
-        if workers not in (None, nodes * per_node):
-            raise LabError(f"topology {text!r} has {nodes * per_node} workers, and {workers} were asked for.")
-        inside = parse_rate(fields["inside"]) if "inside" in fields else rate_bytes_per_s
-        across = parse_rate(fields["across"]) if "across" in fields else None
-        return cls(workers=nodes * per_node, rate_bytes_per_s=inside, nodes=nodes, across_bytes_per_s=across)
+        sides, rates = _read_levels(text)
+        total = math.prod(sides)
+        if workers not in (None, total):
+            raise LabError(f"topology {text!r} has {total} workers, and {workers} were asked for.")
+        return cls(
+            workers=total,
+            rate_bytes_per_s=rates.get("inside", rate_bytes_per_s),
+            nodes=math.prod(sides[:-1]),
+            across_bytes_per_s=rates.get("across"),
+            sites=sides[0] if len(sides) == 3 else None,
+            between_bytes_per_s=rates.get("between"),
+        )
 
     def __str__(self) -> str:
         if self.nodes is None:
             return "star"
         inside, across = format_rate(self.rate_bytes_per_s), format_rate(self.across_bytes_per_s)
-        return f"nodes={self.nodes}x{self.workers_per_node},inside={inside},across={across}"
+        if self.sites is None:
+            return f"nodes={self.nodes}x{self.workers_per_node},inside={inside},across={across}"
+        shape = f"{self.sites}x{self.nodes // self.sites}x{self.workers_per_node}"
+        between = format_rate(self.between_bytes_per_s)
+        return f"sites={shape},inside={inside},across={across},between={between}"
 
     @property
     def workers_per_node(self) -> int:
@@ -172,6 +188,10 @@ class Topology:
     def node(self, rank: int) -> int:
         """The node that the worker belongs to; neighbours in rank share one."""
         return rank // self.workers_per_node
+
+    def site_of(self, node: int) -> int:
+        """The site that the node belongs to; neighbours in number share one."""
+        return node * (self.sites or 1) // (self.nodes or self.workers)
 
     def environment(self, rank: int) -> dict[str, str]:
         """What `torchrun` would tell this worker about its place."""
@@ -186,3 +206,23 @@ class Topology:
             "ROLE_RANK": str(rank),
             "ROLE_WORLD_SIZE": world,
         }
+
+
+_LEVELS = {2: ("nodes", {"inside", "across"}), 3: ("sites", {"inside", "across", "between"})}
+
+
+def _read_levels(text: str) -> tuple[tuple[int, ...], dict[str, float | None]]:
+    """Reads the sides of the box of workers, and the rates that the text names."""
+    fields = dict(part.partition("=")[::2] for part in text.split(","))
+    for num_sides, (name, rates) in _LEVELS.items():
+        if re.fullmatch("x".join([r"\d+"] * num_sides), fields.get(name, "")) and not fields.keys() - {
+            name,
+            *rates,
+        }:
+            sides = tuple(map(int, fields.pop(name).split("x")))
+            return sides, {what: parse_rate(rate) for what, rate in fields.items()}
+    raise LabError(
+        f"topology {text!r} is neither `star` nor like `nodes=2x2,inside=2gbit,across=100mbit` (2 nodes of 2 "
+        "workers; inside: a worker's link; across: a node's uplink) or `sites=2x2x1,across=1gbit,between=50mbit` "
+        "(2 sites of 2 nodes of 1 worker; between: a site's uplink)."
+    )
