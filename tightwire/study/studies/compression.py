@@ -42,6 +42,13 @@ USUAL = (
     "powersgd:4+ef",
     "atomo:3",
     "dgc:0.01,warmup=60",
+    # An element waits 1/ratio rounds: at 1 %, a quarter of the digits' training.
+    "randomk:0.05+ef",
+    # The size of what is sent is the threshold: it has to be about that of a gradient's largest hundredth.
+    "strom:0.1+ef",
+    "onebit-adam:100",
+    "onebit-lamb:100",  # sends what 1-bit Adam does
+    "zero-one-adam",
 )
 
 
