@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tightwire.kernels import reference, scratch
+from tightwire.kernels import reference, reference_sparse, scratch
 from tightwire.kernels.gpu import floats, picking, signs, sparse, uniform
 from tightwire.kernels.gpu.parts import MOST, TILE, keys, launch, rows
 from tightwire.kernels.grid import Eight, Grid
@@ -255,7 +255,7 @@ def _move(x: Tensor, state: Tensor, indices: Tensor, values: Tensor, counted: Te
 def select_blocks(x: Tensor, message: Tensor, block: int, kept: tuple[int, int]) -> None:
     """Moves the `kept` largest magnitudes of every block, and of the last, shorter one, to the message."""
     if block > MOST:
-        return reference.select_blocks(x, message, block, kept)
+        return reference_sparse.select_blocks(x, message, block, kept)
     bits, constants = _bits(x)
     programs, shape = rows(x.numel(), block)
     itemsize = x.element_size()

@@ -148,12 +148,13 @@ def tally(
     state = tl.zeros([ROWS], tl.int32)
     # Votes for minus, less those for plus.
     lead = tl.zeros([ROWS, 8, BYTES], tl.int32)
-    for rank in range(voters):
-        ballot = messages + rank.to(tl.int64) * stride
+    ballot = messages
+    for _ in range(voters):
         its_state = tl.load(ballot + row, mask=size > 0, other=0).to(tl.int32)
         state = tl.maximum(state, its_state)
         votes = 2 * get_codes(ballot + num_blocks, row, size, BLOCK, 1, BYTES) - 1
         lead += tl.where(its_state[:, None, None] == 1, votes, 0)
+        ballot += stride
     tl.store(outcome + row, state.to(tl.uint8), mask=size > 0)
     place, inside = planes_of(size, 1, BYTES)
     index = (row * BLOCK)[:, None, None] + place
