@@ -94,3 +94,64 @@ def test_hashes_of_tables_agree() -> None:
                 loops.unsketch(table, estimate, 11)
             assert torch.equal(*tables)
             assert torch.equal(*estimates)
+
+
+@pytest.mark.parametrize("name", inputs())
+@pytest.mark.parametrize("sign", ["both", "positive", "negative"])
+def test_the_leaning_sign_is_found_and_marked(name: str, sign: str) -> None:
+    x = inputs()[name][:20_000]
+    x = {"both": x, "positive": x.abs(), "negative": -x.abs()}[sign].contiguous()
+    for k in (1, 100, 9000):
+        ended = []
+        for kernels in (cpu, reference):
+            left, found = x.clone(), torch.zeros(8 * k, dtype=torch.uint8)
+            message, out = torch.full((4 * k,), 7, dtype=torch.uint8), torch.ones(x.numel())
+            count, mean = kernels.lean(left, found)
+            assert torch.equal(left.view(torch.int32), x.view(torch.int32))
+            if count >= 0:
+                kernels.mark(left, found, count, mean, message)
+                assert kernels.unmark(message, count, mean, out, False)
+                torch.testing.assert_close(out + left, x, rtol=1e-6, atol=1e-6 * mean)
+                assert kernels.unmark(message, count, mean, out, True)
+            assert (count < 0) == (not x.isfinite().all())
+            ended.append((torch.tensor([count, mean], dtype=torch.float64), left, message, out))
+        if ended[0][0][0] >= 0:
+            assert all(torch.equal(ours, expected) for ours, expected in zip(*ended, strict=True))
+
+
+@pytest.mark.parametrize("kernels", [cpu, reference])
+@pytest.mark.parametrize("places", [[3, 2], [1, 1], [0, 8]])
+def test_marks_that_cannot_be_change_nothing(kernels: object, places: list[int]) -> None:
+    message, out = torch.tensor(places, dtype=torch.int32).view(torch.uint8), torch.ones(8)
+    assert not kernels.unmark(message, 2, 1.0, out, False)  # type: ignore[attr-defined]
+    assert torch.equal(out, torch.ones(8))
+
+
+def test_mean_magnitudes() -> None:
+    for kernels in (cpu, reference):
+        for values, mean in (
+            ([], 0.0),
+            ([1.0, -2.0], 1.5),
+            ([3e38, -3e38], 3e38),
+            ([1.0, float("inf")], None),
+        ):
+            found = kernels.mean_magnitude(torch.tensor(values).view(torch.uint8))
+            assert found != found if mean is None else found == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("name", FINITE)
+def test_the_strongest_waves_are_found_and_taken_away(name: str) -> None:
+    x = FINITE[name][:5003]
+    grid = torch.arange(64, dtype=torch.float32)
+    forward = torch.cos((2 * grid[:, None] + 1) * grid * torch.pi / 128) / 64
+    waves = (forward, (128 * forward.t()).contiguous())
+    for kept in (1, 2, 7):
+        ended = []
+        for kernels in (cpu, reference):
+            left, message = x.clone(), torch.empty(79 * kept * 6, dtype=torch.uint8)
+            kernels.strongest(left, waves, (1e38, 1e37), kept, message)
+            out = torch.zeros_like(x)
+            assert kernels.untransform(message, out, waves[1], kept, 1)
+            ended.append((left, message, out))
+        assert all(torch.equal(ours, expected) for ours, expected in zip(*ended, strict=True))
+        torch.testing.assert_close(ended[0][0] + ended[0][2], x, rtol=1e-5, atol=1e-5 * float(x.abs().max()))

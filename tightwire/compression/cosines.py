@@ -65,18 +65,12 @@ class Cosines(Codec):
         check(self, x, message)
         if x.numel() == 0:
             return
-        forward, backward = _matrices(self.chunk, x.device)
-        padded = -(-x.numel() // self.chunk) * self.chunk
-        coefficients = kernels.scratch("cosines", padded, torch.float32, x.device)
-        wide = x if x.dtype == torch.float32 else widened(x)
-        loops = kernels.of(x)
         # An element and its waves may have unlike signs: half of the range each, and their difference fits.
         half = min(torch.finfo(x.dtype).max, torch.finfo(torch.float32).max) / 2
-        loops.transform(wide, forward, half, half / (2 * self.kept), coefficients)
-        loops.select_blocks(coefficients, message, self.chunk, (self.kept, 0))
-        if wide is x:
-            loops.untransform(message, x, backward, self.kept, -1)
-        else:
+        bounds = (half, half / (2 * self.kept))
+        wide = x if x.dtype == torch.float32 else widened(x)
+        kernels.of(x).strongest(wide, _matrices(self.chunk, x.device), bounds, self.kept, message)
+        if wide is not x:
             x.sub_(self._decoded(message, x))
 
     def decode(self, message: Tensor, out: Tensor, *, add: bool = False) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 from tightwire import kernels
 from tightwire.compression.checks import check_ratio
-from tightwire.compression.codec import Combine
+from tightwire.compression.codec import Codec, Combine
 from tightwire.compression.sparse import TopK
 from tightwire.compression.sparse_blocks import COUNT_BYTES, check_threshold, unreadable
-from tightwire.compression.sparse_random import is_finite, is_spoiled, spoil
+from tightwire.compression.sparse_random import SPOILED, spoil
 from tightwire.compression.widened import WidenedCodec
 
 if TYPE_CHECKING:
@@ -56,28 +57,19 @@ class Strom(WidenedCodec):
     def _encode(self, x: Tensor, message: Tensor, seed: int) -> None:
         import torch
 
-        k = self.room(x.numel())
+        k, loops = self.room(x.numel()), kernels.of(x)
         found = kernels.scratch("found", COUNT_BYTES + 8 * k, torch.uint8, x.device)
-        kernels.of(x).select_above(x, found, k, self.t)
+        loops.select_above(x, found, k, self.t)
         count = int(found[:COUNT_BYTES].view(torch.int32))
-        indices = found[COUNT_BYTES : COUNT_BYTES + 4 * count].view(torch.int32)
-        values = found[COUNT_BYTES + 4 * k :][: 4 * count].view(torch.float32)
-        if count and not is_finite(values):
+        values = found[COUNT_BYTES + 4 * k :][: 4 * count]
+        if math.isfinite(loops.mean_magnitude(values)):
+            write_count(message, count)
+            loops.mark(x, found[COUNT_BYTES:], count, self.t, message[COUNT_BYTES:])
+        else:
             spoil(message)
-            return
-        negative = values.signbit()
-        x[indices.long()] = values - signed(self.t, negative)
-        write_entries(indices, negative, message)
 
     def _decode(self, message: Tensor, out: Tensor, add: bool) -> None:
-        if is_spoiled(message):
-            out.fill_(float("nan"))
-            return
-        entries = read_entries(message, out)
-        if entries is None:
-            raise unreadable(self, out)
-        indices, negative = entries
-        place(indices, signed(self.t, negative), out, add)
+        place(self, message, self.t, out, add)
 
 
 @final
@@ -115,84 +107,44 @@ class SBC(WidenedCodec):
     def _encode(self, x: Tensor, message: Tensor, seed: int) -> None:
         import torch
 
-        if not is_finite(x):
+        found = kernels.scratch("found", 8 * self.room(x.numel()), torch.uint8, x.device)
+        count, mean = kernels.of(x).lean(x, found)
+        if count < 0:
             spoil(message)
             return
-        above, below = self._largest(x, negative=False), self._largest(x, negative=True)
-        (indices, mean), negative = (below, True) if below[1] > above[1] else (above, False)
-        x.index_add_(0, indices, torch.full(indices.shape, mean if negative else -mean, device=x.device))
-        write_entries(indices, negative, message[:-4])
+        kernels.of(x).mark(x, found, count, mean, message[COUNT_BYTES:-4])
+        write_count(message, count)
         message[-4:] = torch.tensor([mean], dtype=torch.float32).view(torch.uint8)
-
-    def _largest(self, x: Tensor, *, negative: bool) -> tuple[Tensor, float]:
-        """Returns the positions of the largest elements of one sign, and the mean magnitude of those."""
-        import torch
-
-        k = self.room(x.numel())
-        side = kernels.scratch("side", x.numel(), torch.float32, x.device)
-        torch.clamp(x, max=0.0, out=side) if negative else torch.clamp(x, min=0.0, out=side)
-        found = kernels.scratch("below" if negative else "above", 8 * k, torch.uint8, x.device)
-        kernels.of(x).select(side, found, k)
-        indices, values = found[: 4 * k].view(torch.int32), found[4 * k :].view(torch.float32)
-        count = int(values.count_nonzero())
-        total = abs(values.sum(dtype=torch.float64).item())
-        mean = torch.tensor(total / max(count, 1), dtype=torch.float32).item()
-        return indices if count == k else indices[values != 0], mean
 
     def _decode(self, message: Tensor, out: Tensor, add: bool) -> None:
         import torch
 
-        if is_spoiled(message):
-            out.fill_(float("nan"))
-            return
-        entries = read_entries(message[:-4], out)
-        if entries is None:
-            raise unreadable(self, out)
-        indices, negative = entries
-        place(indices, signed(float(message[-4:].clone().view(torch.float32)), negative), out, add)
+        place(self, message[:-4], float(message[-4:].clone().view(torch.float32)), out, add)
 
     def contraction(self, numel: int) -> float | None:
         """Returns 1/(n·k²): the mean that is sent is at least a k-th of the largest magnitude."""
         return 1 / max(numel * self.room(numel) ** 2, 1)
 
 
-def signed(magnitude: float, negative: Tensor) -> Tensor:
-    """Returns ± a magnitude, float32."""
+def write_count(message: Tensor, count: int) -> None:
+    """Writes how many of a message's places are used."""
     import torch
 
-    size = torch.full(negative.shape, magnitude, dtype=torch.float32, device=negative.device)
-    return torch.where(negative, -size, size)
+    message[:COUNT_BYTES] = torch.tensor([count], dtype=torch.int32).view(torch.uint8)
 
 
-def write_entries(indices: Tensor, negative: Tensor | bool, message: Tensor) -> None:
-    """Writes a count and that many int32, each a position with its sign in the highest bit; zeros after them."""
+def place(codec: Codec, message: Tensor, magnitude: float, out: Tensor, add: bool) -> None:
+    """Writes or adds ± a magnitude at the places of a message, which begins with their count.
+
+    Raises:
+        TensorError: places that cannot be.
+    """
     import torch
 
-    head = torch.tensor([indices.numel()], dtype=torch.int32, device=indices.device)
-    signs = negative * -(2**31) if isinstance(negative, bool) else negative.to(torch.int32) << 31
-    entries = torch.cat([head, indices | signs]).view(torch.uint8)
-    message[: entries.numel()] = entries
-    message[entries.numel() :] = 0
-
-
-def read_entries(message: Tensor, out: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Returns the positions in `out`, (count,) int64, and whether each is negative; None if they cannot be."""
-    import torch
-
-    numbers = message.clone().view(torch.int32)
-    count = int(numbers[0])
-    if not 0 <= count < numbers.numel():
-        return None
-    entries = numbers[1 : 1 + count]
-    indices = (entries & 0x7FFFFFFF).long()
-    if count and (bool((indices.diff() <= 0).any()) or int(indices[-1]) >= out.numel()):
-        return None
-    return indices, entries < 0
-
-
-def place(indices: Tensor, values: Tensor, out: Tensor, add: bool) -> None:
-    """Adds values at ascending positions, or writes them, zeros elsewhere."""
-    if add:
-        out.index_add_(0, indices, values)
-    else:
-        out.zero_().index_copy_(0, indices, values)
+    count = int(message[:COUNT_BYTES].clone().view(torch.int32))
+    if count == SPOILED:
+        out.fill_(float("nan"))
+    elif not 0 <= COUNT_BYTES * count <= message.numel() - COUNT_BYTES or not kernels.of(out).unmark(
+        message[COUNT_BYTES:], count, magnitude, out, add
+    ):
+        raise unreadable(codec, out)

@@ -6,20 +6,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 from tightwire import kernels
-from tightwire.compression.checks import check
-from tightwire.compression.codec import Codec, Combine
+from tightwire.compression.checks import check_ratio
+from tightwire.compression.codec import Combine
 from tightwire.compression.sparse import TopK
-from tightwire.errors import TensorError
+from tightwire.compression.sparse_blocks import unreadable
+from tightwire.compression.widened import WidenedCodec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_LARGEST_FLOAT32 = 3.4028234e38
-
 
 @final
 @dataclass(frozen=True)
-class STC(Codec):
+class STC(WidenedCodec):
     """Sends μ · sign(xᵢ) for the k largest magnitudes, μ being their mean (algorithm 1); 4 + 4k bytes.
 
     A position and its sign are one int32, instead of the paper's Golomb code, so that the size is known before
@@ -38,56 +37,29 @@ class STC(Codec):
     ratio: float
 
     def __post_init__(self) -> None:
-        TopK(self.ratio)
+        check_ratio(self, self.ratio)
 
     def wire_bytes(self, numel: int, itemsize: int = 4) -> int:
         """Returns 4 + 4k, or nothing for nothing."""
         return 4 + 4 * TopK(self.ratio).kept(numel) if numel else 0
 
-    def encode(self, x: Tensor, message: Tensor, *, seed: int = 0) -> None:
-        """Writes the message of `x`; see `Codec.encode`."""
+    def _encode(self, x: Tensor, message: Tensor, seed: int) -> None:
         import torch
 
-        check(self, x, message)
-        if x.numel() == 0:
-            return
-        k = TopK(self.ratio).kept(x.numel())
-        found = kernels.scratch("found", k * (4 + x.element_size()), torch.uint8, x.device)
-        kernels.of(x).select(x, found, k)
-        indices, values = found[: 4 * k].view(torch.int32), found[4 * k :].clone().view(x.dtype)
-        mean = values.double().abs().clamp(max=_LARGEST_FLOAT32).mean(0, keepdim=True)
-        scale = torch.where(values.isfinite().all(), mean, torch.nan).float()
-        negative = values.signbit()
-        x[indices.long()] = values - _signed(scale, negative).to(x.dtype)
-        message[:4] = scale.view(torch.uint8)
-        message[4:] = (indices | (negative.to(torch.int32) << 31)).view(torch.uint8)
+        k, loops = TopK(self.ratio).kept(x.numel()), kernels.of(x)
+        found = kernels.scratch("found", 8 * k, torch.uint8, x.device)
+        loops.select(x, found, k)
+        mean = loops.mean_magnitude(found[4 * k :])
+        message[:4] = torch.tensor([mean], dtype=torch.float32).view(torch.uint8)
+        loops.mark(x, found, k, mean, message[4:])
 
-    def decode(self, message: Tensor, out: Tensor, *, add: bool = False) -> None:
-        """Writes or adds the message; see `Codec.decode`."""
+    def _decode(self, message: Tensor, out: Tensor, add: bool) -> None:
         import torch
 
-        check(self, out, message)
-        if out.numel() == 0:
-            return
-        scale, entries = message[:4].clone().view(torch.float32), message[4:].clone().view(torch.int32)
-        indices = (entries & 0x7FFFFFFF).long()
-        if bool((indices.diff() <= 0).any()) or int(indices[-1]) >= out.numel():
-            raise TensorError(
-                f"{self} cannot decode this message for {out.numel()} elements: its positions do not ascend within "
-                "them; it was corrupted, or written by another plan; nothing was applied."
-            )
-        values = _signed(scale, entries < 0).to(out.dtype)
-        if add:
-            out.index_add_(0, indices, values)
-        else:
-            out.zero_().index_copy_(0, indices, values)
+        mean, k = float(message[:4].clone().view(torch.float32)), TopK(self.ratio).kept(out.numel())
+        if not kernels.of(out).unmark(message[4:], k, mean, out, add):
+            raise unreadable(self, out)
 
     def contraction(self, numel: int) -> float | None:
         """Returns 1/n: the k largest have ‖·‖₁² ≥ ‖·‖₂² ≥ k/n · ‖x‖₂², of which a k-th is kept."""
         return 1 / max(numel, 1)
-
-
-def _signed(scale: Tensor, negative: Tensor) -> Tensor:
-    import torch
-
-    return torch.where(negative, -scale, scale)

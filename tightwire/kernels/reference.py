@@ -11,13 +11,18 @@ from tightwire.kernels.grid import ABSTAINED, SPOILED, VOTED, Eight, Grid
 from tightwire.kernels.keys import keys_of
 from tightwire.kernels.reference_sparse import (  # noqa: F401
     draw,
+    lean,
+    mark,
+    mean_magnitude,
     places,
     put,
     put_blocks,
     select_above,
     select_blocks,
     sketch,
+    strongest,
     transform,
+    unmark,
     unsketch,
     untransform,
 )

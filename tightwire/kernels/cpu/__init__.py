@@ -12,13 +12,18 @@ from torch import Tensor
 from tightwire.kernels.cpu import casts, floats, planes, signs, sparse, uniform, votes
 from tightwire.kernels.cpu.sparsely import (  # noqa: F401
     draw,
+    lean,
+    mark,
+    mean_magnitude,
     places,
     put,
     put_blocks,
     select_above,
     select_blocks,
     sketch,
+    strongest,
     transform,
+    unmark,
     unsketch,
     untransform,
 )

@@ -76,9 +76,17 @@ def select_blocks(a: Any, mask: Any, step: Any, block: Any, kept: Any, message: 
     total = a.size // block * kept[0] + kept[1]
     indices = message[: 2 * total].view(np.uint16)
     values = message[2 * total :].view(a.dtype)
+    select_from(a, mask, step, block, kept, indices, values, a.dtype.type(mask))
+
+
+@njit(**LOOP)
+def select_from(
+    a: Any, mask: Any, step: Any, block: Any, kept: Any, indices: Any, values: Any, low: Any
+) -> Any:
+    """Does what `select_blocks` says, with a guess at what the largest reach; returns a guess for blocks to come."""
     maxima = np.empty(block // PART + 1, a.dtype)
-    found, found_values = np.empty(4 * FEW + 2 * GROUP, np.int64), np.empty(4 * FEW + 2 * GROUP, a.dtype)
-    low, slot = a.dtype.type(mask), 0
+    found, found_values = np.empty(4 * FEW + 2 * GROUP, np.int64), np.empty(8 * FEW + 2 * GROUP, a.dtype)
+    slot = 0
     for first in range(0, a.size, block):
         here = a[first : first + block]
         k = kept[0] if here.size == block else kept[1]
@@ -92,6 +100,7 @@ def select_blocks(a: Any, mask: Any, step: Any, block: Any, kept: Any, message: 
                 take_few(here, mask, indices[slot : slot + k], values[slot : slot + k], maxima)
             low = next_low(values[slot : slot + k], mask, low, step)
         slot += k
+    return low
 
 
 @njit(**LOOP)
@@ -112,21 +121,29 @@ def near(here: Any, mask: Any, low: Any, found: Any, found_values: Any) -> Any:
 
 @njit(**LOOP)
 def take_near(here: Any, k: Any, listed: Any, count: Any, mask: Any, indices: Any, values: Any) -> None:
-    """Moves the k largest of those that were listed: the smallest are struck off one by one, the last among equals."""
+    """Moves the k largest of those that were listed: those that fewer than k others come before."""
     found, found_values = listed
-    for _ in range(count - k):
-        place, least = 0, mask
-        for j in range(count):
-            magnitude = found_values[j] & mask
-            if found[j] >= 0 and magnitude <= least:
-                place, least = j, magnitude
-        found[place] = -1
+    magnitudes = found_values[count : 2 * count]
+    for j in range(count):
+        magnitudes[j] = found_values[j] & mask
     slot = 0
     for j in range(count):
-        if found[j] >= 0:
+        if slot < k and rank_of(magnitudes, j) < k:
             indices[slot], values[slot] = found[j], found_values[j]
             here[found[j]] = 0
             slot += 1
+
+
+@njit(**LOOP)
+def rank_of(magnitudes: Any, j: Any) -> Any:
+    """Returns how many come before the j-th: the larger ones, and equals of lower index."""
+    own = magnitudes[j]
+    before = magnitudes.dtype.type(0)
+    for i in range(j):
+        before += magnitudes[i] >= own
+    for i in range(j + 1, magnitudes.size):
+        before += magnitudes[i] > own
+    return before
 
 
 @njit(**LOOP)

@@ -11,6 +11,10 @@ import numpy as np
 from numba import njit
 
 from tightwire.kernels.cpu.bits import F32, INFINITY, LOOP, MAGNITUDE, U32, float_of
+from tightwire.kernels.cpu.blocks import select_from
+
+# Chunks whose coefficients are held at a time.
+TILE = 32
 
 
 @njit(**LOOP)
@@ -64,11 +68,55 @@ def limited(value: Any, limit: Any) -> Any:
 
 
 @njit(**LOOP)
+def strongest(x: Any, waves: Any, bounds: Any, kept: Any, step: Any, message: Any) -> None:
+    """Moves the strongest waves of every chunk of `x` to the message, some chunks at a time, while they are in cache.
+
+    Args:
+        x: float32.
+        waves: `forward` and `backward`, as for the two directions.
+        bounds: `largest` and `limit`, as for `transform`.
+        kept: waves per chunk.
+        step: as for `blocks.select_blocks`.
+        message: uint16 indices within chunks, ascending, then float32 coefficients.
+    """
+    forward, backward = waves
+    chunk = forward.shape[0]
+    total = (x.size + chunk - 1) // chunk * kept
+    indices, values = message[: 2 * total].view(np.uint16), message[2 * total :].view(np.uint32)
+    room = np.empty(TILE * chunk, np.float32)
+    low = MAGNITUDE
+    for first in range(0, x.size, TILE * chunk):
+        here = x[first : first + TILE * chunk]
+        chunks = (here.size + chunk - 1) // chunk
+        coefficients = room[: chunks * chunk]
+        transform(here, forward, bounds[0], bounds[1], coefficients)
+        slots = slice(first // chunk * kept, (first // chunk + chunks) * kept)
+        bits = coefficients.view(np.uint32)
+        low = select_from(bits, MAGNITUDE, step, chunk, (kept, 0), indices[slots], values[slots], low)
+        untransform(indices[slots], values[slots].view(np.float32), backward, kept, here, -1)
+
+
+@njit(**LOOP)
+def ascend(indices: Any, kept: Any, chunk: Any) -> Any:
+    """Whether the indices of every chunk ascend strictly within it."""
+    for slot in range(0, indices.size, kept):
+        previous: Any = -1
+        for j in range(slot, slot + kept):
+            index = np.int64(indices[j])
+            if index <= previous:
+                return False
+            previous = index
+        if previous >= chunk:
+            return False
+    return True
+
+
+@njit(**LOOP)
 def untransform(indices: Any, values: Any, backward: Any, kept: Any, out: Any, how: Any) -> None:
     """Writes (`how` = 0), adds (1) or subtracts (-1) the waves of a message.
 
     Args:
-        indices: int32, into whole chunks of coefficients; ascending, `kept` per chunk.
+        indices: uint16, within chunks; ascending, `kept` per chunk.
         values: float32 coefficients.
         backward: (chunk, chunk); row j is the wave of coefficient j.
         kept: coefficients per chunk.
@@ -82,7 +130,7 @@ def untransform(indices: Any, values: Any, backward: Any, kept: Any, out: Any, h
         total[:] = F32(0)
         slot = first // chunk * kept
         for j in range(slot, slot + kept):
-            value, wave = values[j], backward[indices[j] - first]
+            value, wave = values[j], backward[indices[j]]
             for i in range(chunk):
                 total[i] += value * wave[i]
         if how == 0:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tightwire.kernels import scratch
-from tightwire.kernels.cpu import blocks, cosines, draws, sparse, tables
+from tightwire.kernels.cpu import blocks, cosines, draws, marks, sparse, tables
 from tightwire.kernels.keys import keys_of
 from tightwire.kernels.odds import NUM_BINS, ONE, SHIFT, scale_of
 
@@ -17,6 +17,8 @@ _UNSIGNED: dict[int, Any] = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _MASKS = {2: np.uint16(0x7FFF), 4: np.uint32(0x7FFFFFFF), 8: np.uint64(0x7FFFFFFFFFFFFFFF)}
 _FRACTION_BITS = {torch.float32: 23, torch.bfloat16: 7, torch.float16: 10, torch.float64: 52}
+# An eighth of the distance to twice a float32, in its bits.
+_EIGHTH = np.uint32(1 << (_FRACTION_BITS[torch.float32] - 3))
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
 
@@ -73,6 +75,36 @@ def put_blocks(message: Tensor, out: Tensor, block: int, kept: tuple[int, int], 
     return True
 
 
+def mark(x: Tensor, found: Tensor, k: int, magnitude: float, message: Tensor) -> None:
+    """Writes ± a magnitude at the positions found; float32 `x` keeps the rest."""
+    payload = found.numpy()
+    count = found.numel() // 8
+    indices, values = payload[: 4 * count].view(np.int32), payload[4 * count :].view(np.float32)
+    marks.mark(x.numpy(), indices[:k], values[:k], np.float32(magnitude), message.numpy())
+
+
+def unmark(message: Tensor, count: int, magnitude: float, out: Tensor, add: bool) -> bool:
+    """Writes or adds ± a magnitude at marked positions; False, with nothing done, if these cannot be."""
+    entries = message.numpy().view(np.uint32)[:count]
+    return bool(marks.unmark(entries, np.float32(magnitude), out.numpy(), add))
+
+
+def mean_magnitude(values: Tensor) -> float:
+    """Returns the mean magnitude of float32 bytes, as a float32; 0 of none, NaN if one is not finite."""
+    return float(marks.mean_magnitude(values.numpy().view(np.float32)))
+
+
+def lean(x: Tensor, found: Tensor) -> tuple[int, float]:
+    """Finds the largest elements of one sign in float32 `x`."""
+    bits, _ = _bits(x)
+    payload = found.numpy()
+    split = payload.size // 2
+    count, mean = marks.lean(
+        bits, split // 4, payload[:split].view(np.int32), payload[split:].view(np.uint32)
+    )
+    return int(count), float(mean)
+
+
 def places(numel: int, seed: int, out: Tensor) -> None:
     """Writes ascending places below `numel`, one drawn from each of as many stretches as int64 `out` has places."""
     draws.places(numel, _keys(seed), out.numpy())
@@ -95,15 +127,23 @@ def transform(x: Tensor, forward: Tensor, largest: float, limit: float, coeffici
 def untransform(message: Tensor, out: Tensor, backward: Tensor, kept: int, how: int) -> bool:
     """Writes, adds or subtracts the waves of a message; False, with nothing done, if an index is wrong."""
     chunk = backward.shape[0]
-    padded = -(-out.numel() // chunk) * chunk
-    total = padded // chunk * kept
-    flat = scratch("places", total, torch.int32).numpy()
+    total = -(-out.numel() // chunk) * kept
     payload = message.numpy()
-    if not blocks.flat_indices(payload, padded, chunk, (kept, 0), flat):
+    indices, values = payload[: 2 * total].view(np.uint16), payload[2 * total :].view(np.float32)
+    if not cosines.ascend(indices, kept, chunk):
         return False
-    values = payload[2 * total :].view(np.float32)
-    cosines.untransform(flat, values, backward.numpy(), kept, out.numpy(), how)
+    cosines.untransform(indices, values, backward.numpy(), kept, out.numpy(), how)
     return True
+
+
+def strongest(
+    x: Tensor, waves: tuple[Tensor, Tensor], bounds: tuple[float, float], kept: int, message: Tensor
+) -> None:
+    """Moves the strongest waves of every chunk of float32 `x` to the message."""
+    forward, backward = waves
+    limits = np.float32(bounds[0]), np.float32(bounds[1])
+    matrices = forward.numpy(), backward.numpy()
+    cosines.strongest(x.numpy(), matrices, limits, kept, _EIGHTH, message.numpy())
 
 
 def sketch(x: Tensor, table: Tensor, seed: int) -> None:
