@@ -43,7 +43,7 @@ class Service:
             workers: number among the workers → rank, of those elsewhere.
         """
         self._shard, self._parcel, self._post = shard, parcel, post
-        self._busy: set[int] = set()
+        self._busy = set(workers)  # until they are listened to
         self._quiet = threading.Condition()
         self._threads = [
             threading.Thread(
@@ -60,7 +60,10 @@ class Service:
             thread.join()
 
     def settle(self, timeout_s: float) -> None:
-        """Waits until no answer is under way."""
+        """Waits until no answer is under way, and whoever may still say good-bye is listened to.
+
+        Otherwise a good-bye would find nobody, and wait for ever.
+        """
         with self._quiet:
             self._quiet.wait_for(lambda: not self._busy, timeout_s)
 
@@ -68,19 +71,22 @@ class Service:
         by_intent = False
         with suppress(TransportError):  # the channel was closed here
             conversation = _Conversation(self._shard, self._parcel, self._post, worker, rank)
-            while request := conversation.hear():
+            while request := conversation.hear(lambda: self._rests(worker)):
                 if request.kind == Kind.BYE:
                     by_intent = True
                     break
                 with self._quiet:
                     self._busy.add(worker)
-                answered = conversation.answer(request)
-                with self._quiet:
-                    self._busy.discard(worker)
-                    self._quiet.notify_all()
-                if not answered:
+                if not conversation.answer(request):
                     break
+        self._rests(worker)
         self._shard.gone(worker, by_intent=by_intent)
+
+    def _rests(self, worker: int) -> None:
+        """Notes that no answer to a worker is under way."""
+        with self._quiet:
+            self._busy.discard(worker)
+            self._quiet.notify_all()
 
 
 class _Conversation:
@@ -92,9 +98,11 @@ class _Conversation:
         self._header = torch.empty(HEADER_BYTES, dtype=torch.uint8)
         self._payload = torch.empty(0, dtype=torch.uint8)
 
-    def hear(self) -> Header | None:
+    def hear(self, on_listening: Callable[[], None]) -> Header | None:
         """Returns the worker's next request, None if it is gone or talks nonsense; however long it takes."""
-        if not self._post.channel.irecv(self._header, self._rank, REQUEST).attend():
+        work = self._post.channel.irecv(self._header, self._rank, REQUEST)
+        on_listening()
+        if not work.attend():
             return None
         try:
             return Header.of(self._header)
