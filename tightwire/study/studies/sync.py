@@ -7,8 +7,9 @@ from tightwire.study.claims import (
     Claim,
     Findings,
     Verdict,
+    ahead_at_equal_time,
     all_of,
-    at_equal_time,
+    faster,
     fewer_bytes,
     no_worse,
     within,
@@ -31,35 +32,6 @@ SCALED, COMPENSATED = f"asp:rate_by=staleness/{SERVED}", f"asp:dc=0.04/{SERVED}"
 EVEN, SLOW_LINE, HIDDEN, STRAGGLER = "even", "50 Mb/s", "50 Mb/s and long steps", "straggler"
 
 
-def faster(plan: str, than: str, times: float) -> Check:
-    """Checks that a plan makes at least `times` as many steps per second as another."""
-
-    def check(findings: Findings) -> Verdict:
-        mine, others = (findings.of(p).steps_per_s for p in (plan, than))
-        if mine is None or others is None:
-            return Verdict(None, f"{plan} and {than} are needed")
-        numbers = f"{plan} {1e3 / mine:.1f} ms per step, {than} {1e3 / others:.1f} ms: {mine / others:.2f}×"
-        return Verdict(mine / others >= times, f"{numbers}, wanted {times:g}×")
-
-    return check
-
-
-def ahead_at_equal_time(plan: str, of: str) -> Check:
-    """Checks that a plan has come further than another when the first of all had made its steps."""
-
-    def check(findings: Findings) -> Verdict:
-        mine, others = (at_equal_time(findings, p) for p in (plan, of))
-        pairs = [(mine[seed], others[seed]) for seed in mine if seed in others]
-        if not pairs or None in (one for one, _ in pairs):
-            return Verdict(None, f"{plan} and {of} are needed, with snapshots")
-        sign = 1 if findings.task.higher_is_better else -1
-        better = sum(two is None or sign * (one - two) > 0 for one, two in pairs)  # type: ignore[operator]
-        numbers = "; ".join(f"{_number(one)} against {_number(two)}" for one, two in pairs)
-        return Verdict(better == len(pairs), f"{plan} {numbers} of {of}, seed by seed")
-
-    return check
-
-
 def hidden(plan: str, behind: str, share: float) -> Check:
     """Checks that a plan waits at most a share of what another does."""
 
@@ -77,10 +49,6 @@ def _waited_s(findings: Findings, plan: str) -> float | None:
     waits = [s for t in findings.of(plan).trials for s in t.exposed_s]
     known = [s for s in waits if s is not None]
     return sum(known) / len(known) if known and len(known) == len(waits) else None
-
-
-def _number(metric: float | None) -> str:
-    return "nothing yet" if metric is None else f"{metric:.4f}"
 
 
 def any_of(*checks: Check) -> Check:
