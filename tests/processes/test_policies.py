@@ -6,6 +6,7 @@ from tests.workers import run_processes
 
 TRAIN = """
 import tightwire as tw
+from tightwire.optim import OneBitAdam
 from torch import nn
 
 tw.init(deadline_s=30)
@@ -25,8 +26,11 @@ def bytes_of(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()]).numpy().tobytes()
 
 wrong = []
-for plan in ("bsp", "local:2", "delayed:1", "diloco:4/allreduce/int8+ef/streaming:2", "lag:0.1", "gaia:0.1"):
+for plan in ("bsp", "local:2", "delayed:1", "diloco:4/allreduce/int8+ef/streaming:2", "lag:0.1", "gaia:0.1",
+             "bsp@2~local:2,state=momenta/allreduce/doublesqueeze+ef"):
     model, optimizer = fresh()
+    if "momenta" in plan:
+        optimizer = OneBitAdam(model.parameters(), 0.01, weight_decay=0.1)
     with tw.attach(model, optimizer, plan) as run:
         train(model, optimizer, 3)
         with run.evaluating():
