@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -29,6 +30,9 @@ from tightwire.runtime.server.shard import Shard
 from tightwire.transport.base import Work
 
 Answer = tuple[Header, Tensor]
+
+# How long a good-bye is offered.
+GOODBYE_S = 2.0
 
 
 class Client(Protocol):
@@ -130,7 +134,11 @@ class RemoteClient(Client):
         self._next_header(head)
 
     def bye(self) -> None:  # noqa: D102
-        self._post.head(Header(kind=Kind.BYE), self._rank, REQUEST).attend()
+        work = self._post.head(Header(kind=Kind.BYE), self._rank, REQUEST)
+        # Its server may just be closing too, and then nobody takes it: all have landed, and nothing is lost.
+        heard = threading.Thread(target=work.attend, name=f"tightwire good-bye to {self._rank}", daemon=True)
+        heard.start()
+        heard.join(GOODBYE_S)
 
     def _send(self, payload: Tensor) -> Work:
         return self._post.send(payload, self._rank, REQUEST_PAYLOAD, planned_bytes=payload.numel())
