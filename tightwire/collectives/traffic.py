@@ -10,10 +10,10 @@ from tightwire.collectives.program import Program, split
 from tightwire.compression.codec import Codec
 from tightwire.transport.base import native_bytes
 
-# Measured over Gloo at 1 Gb/s: smaller pieces cost more wake-ups than the overlap gains, larger ones overlap less.
 PIECE_BYTES = 1024 * 1024
-# Where pieces flow through the steps in a row, the first must have gone all the way before lines are busy.
-FLOWING_SHARE = 4
+# Where sums travel, pieces are smaller by this: the first must have gone all the way before all lines are busy, and the
+# streams of a rank with several partners take turns more often. Measured at 1 Gb/s; smaller ones cost more wake-ups.
+REDUCING_SHARE = 4
 PIECE_MULTIPLE = 1024  # elements; codecs work in blocks, and this is a whole number of them
 
 ITEM_BYTES = {
@@ -69,8 +69,7 @@ def pieces_of(program: Program, codec: Codec, numel: int, itemsize: int, piece_b
     if program.gathers:
         message_bytes = codec.wire_bytes(numel, itemsize) if numel else 0
         return cut((message_bytes,) * program.num_chunks, 1, piece_bytes)
-    share = FLOWING_SHARE if program.flows else 1
-    return cut(program.chunk_sizes(numel), itemsize, max(1, piece_bytes // share))
+    return cut(program.chunk_sizes(numel), itemsize, max(1, piece_bytes // REDUCING_SHARE))
 
 
 def predict_bytes(

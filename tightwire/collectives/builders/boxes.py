@@ -47,21 +47,6 @@ class Box:
             yield from self.ring(axis, step, "copy")
             step += self.shape[axis] - 1
 
-    def all_reduce_by_parts(self, first_step: int = 0) -> list[Transfer]:
-        """Returns `all_reduce` of as many parts of the buffer as there are sides, each of which begins with another.
-
-        Part p has the chunks p·n to p·n + n − 1, where n is the number of ranks.
-        """
-        transfers = []
-        for part in range(len(self.shape)):
-            box = Box(self.shape[part:] + self.shape[:part])
-            ranks = {box.at(place[part:] + place[:part]): rank for rank, place in enumerate(self.places)}
-            transfers += [
-                Transfer(t.step, ranks[t.src], ranks[t.dst], part * len(ranks) + t.chunk, t.op)
-                for t in box.all_reduce(first_step)
-            ]
-        return sorted(transfers, key=lambda t: t.step)
-
     @property
     def num_steps(self) -> int:
         """How many steps `all_reduce` takes."""
@@ -88,16 +73,14 @@ class Box:
 def torus(n: int, shape: Shape) -> Program:
     """Reduce-scatters rows, all-reduces columns, all-gathers rows: 2(a−1)α + 2(b−1)α + 2(n−1)/n·Mβ.
 
-    A shape of `axb` has rows of b neighbours in rank. One half of the buffer begins with the columns instead, so that
-    the links of both sides are busy all the time.
+    A shape of `axb` has rows of b neighbours in rank. Pieces flow through the phases, so that the links of both sides
+    are busy all the time.
     """
     if len(shape) != 2:
         raise ProgramError(
             f"torus has two sides, and {len(shape)} were asked for; write for example shape=2x4."
         )
-    require_shape("torus", n, shape)
-    box = Box(tuple(side for side in shape if side > 1) or (1,))
-    return Program("torus", n, n * len(box.shape), tuple(box.all_reduce_by_parts()))
+    return _box("torus", n, shape)
 
 
 def blueconnect(n: int, shape: Shape) -> Program:
@@ -130,19 +113,18 @@ def _box(name: str, n: int, shape: Shape) -> Program:
 def halving_doubling(n: int) -> Program:
     """Exchanges ever smaller halves until each rank has one chunk's sum, and back: 2log₂n·α + 2(n−1)/n·Mβ.
 
-    A box whose sides are all 2. The buffer has as many parts as the box has sides, and each begins with another:
-    streams between partners last, where with one part they would start and stop, which slowed TCP down.
+    A box whose sides are all 2. Pieces flow, so that streams between partners last, where they would start and stop.
     Reductions cost (n−1)/n·Mγ. Where n is no power of two, the ranks beyond the largest one below n hand their
-    contribution to a partner first and receive the sum last: 2(α + Mβ) more.
+    contribution to a partner first and receive the sum last: 2α + Mβ more at full duplex.
     """
     core = 1 << (n.bit_length() - 1)
     box = Box((2,) * (core.bit_length() - 1))
-    chunks = range(core * max(1, len(box.shape)))
+    chunks = range(core)
     fold = [Transfer(0, rank, rank - core, chunk, "reduce") for rank in range(core, n) for chunk in chunks]
     last = 1 + box.num_steps
     unfold = [Transfer(last, rank - core, rank, chunk, "copy") for rank in range(core, n) for chunk in chunks]
-    inside = box.all_reduce_by_parts(first_step=1)
-    return Program("halving-doubling", n, len(chunks), (*fold, *inside, *unfold))
+    inside = box.all_reduce(first_step=1)
+    return Program("halving-doubling", n, core, (*fold, *inside, *unfold), flows=True)
 
 
 def uneven_hierarchical(nodes: Sequence[Sequence[int]]) -> Program:

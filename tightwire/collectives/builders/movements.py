@@ -8,12 +8,13 @@ from tightwire.collectives.program import Program, Transfer
 
 def reduce_scatter(n: int) -> Program:
     """Passes partial sums around a ring until rank r has the sum of chunk r: (n−1)(α + M/n·β)."""
-    return Program("reduce-scatter", n, n, tuple(Box((n,)).ring(0, 0, "reduce")), goal="reduce-scatter")
+    transfers = tuple(Box((n,)).ring(0, 0, "reduce"))
+    return Program("reduce-scatter", n, n, transfers, goal="reduce-scatter", flows=True)
 
 
 def all_gather(n: int) -> Program:
     """Passes rank r's chunk r around a ring until all have all: (n−1)(α + M/n·β)."""
-    return Program("all-gather", n, n, tuple(Box((n,)).ring(0, 0, "copy")), goal="all-gather")
+    return Program("all-gather", n, n, tuple(Box((n,)).ring(0, 0, "copy")), goal="all-gather", flows=True)
 
 
 def all_to_all(n: int) -> Program:

@@ -13,7 +13,7 @@ def ring(n: int) -> Program:
 
     Rank r completes the sum of chunk r.
     """
-    return Program("ring", n, n, tuple(Box((n,)).all_reduce()))
+    return Program("ring", n, n, tuple(Box((n,)).all_reduce()), flows=True)
 
 
 def recursive_doubling(n: int) -> Program:
@@ -31,14 +31,15 @@ def recursive_doubling(n: int) -> Program:
         for rank in range(core)
     ]
     unfold = [Transfer(last, rank - core, rank, 0, "copy") for rank in range(core, n)]
-    return Program("recursive-doubling", n, 1, (*fold, *exchange, *unfold))
+    return Program("recursive-doubling", n, 1, (*fold, *exchange, *unfold), flows=True)
 
 
 def direct(n: int) -> Program:
     """Sends chunk c straight to rank c, which sends the sum to all: 2(n−1)α + 2(n−1)/n·Mβ + (n−1)/n·Mγ.
 
-    Each phase's n−1 steps rotate the partner. They do not wait for one another, so that small messages cost 2α; a
-    step is one all the same, for a line carries one stream at a time.
+    Each phase's n−1 steps rotate the partner. They do not wait for one another, so that small messages cost 2α; the
+    pieces of large ones go to each partner in turn, at the pace at which pieces arrive, so that no stream outruns the
+    others: receivers hear all senders alike.
     """
     scatter = [
         Transfer(step, rank, (rank + 1 + step) % n, (rank + 1 + step) % n, "reduce")
