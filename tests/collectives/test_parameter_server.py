@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tightwire.collectives import check
-from tightwire.collectives.parameter_server import ParameterServer, Roles, mixed_weights, shard_program
+from tightwire.collectives import Setting, check
+from tightwire.collectives.parameter_server import (
+    ParameterServer,
+    Roles,
+    mixed_weights,
+    node_program,
+    shard_program,
+)
 from tightwire.compression import Identity
 from tightwire.errors import PlanError
 from tightwire.plan import Plan
@@ -18,6 +24,32 @@ def test_every_number_of_shards_reaches_its_goal(n: int) -> None:
         check(program)
         for _, transfers in program.steps():
             assert len({t.dst for t in transfers}) == len(transfers), "two meet at one owner"
+
+
+@pytest.mark.parametrize("n", range(2, 10))
+def test_by_nodes_too_and_nodes_send_others_the_least(n: int) -> None:
+    for per_node in range(1, n + 1):
+        for shards in {1, n // 2, n} - {0}:
+            check(node_program(n, shards, per_node))
+        program, nodes = node_program(n, n, per_node), -(-n // per_node)
+        for node in range(nodes):
+            across = [t for t in program.transfers if t.src // per_node == node != t.dst // per_node]
+            mine = min(per_node, n - node * per_node)
+            assert len(across) == (n - mine) + (nodes - 1) * mine
+    assert {(t.step, t.src, t.dst, t.chunk, t.op) for t in node_program(n, n, 1).transfers} == {
+        (t.step, t.src, t.dst, t.chunk, t.op) for t in shard_program(n, n).transfers
+    }
+
+
+def test_nodes_are_the_plans_or_the_launchers() -> None:
+    told = ParameterServer(hierarchical=True, node=2)
+    untold = ParameterServer(hierarchical=True)
+    setting = Setting(num_ranks=6, workers_per_node=3)
+    assert told.program_for(Identity(), 10, 4, setting) == node_program(6, 6, 2)
+    assert untold.program_for(Identity(), 10, 4, setting) == node_program(6, 6, 3)
+    assert (told.is_levelled, untold.is_levelled) == (False, True)
+    with pytest.raises(PlanError, match="no launcher told"):
+        untold.program(Identity(), 6)
 
 
 def test_cost_is_the_closed_form() -> None:
@@ -88,6 +120,13 @@ def test_more_owners_than_there_can_be(member: ParameterServer, num_ranks: int, 
         ("bsp/ps:shards=1,servers=1", "ps:servers=1,mix=true"),
         ("bsp/ps:shards=-1", "negative number of owners"),
         ("bsp/ps:2", "takes shards"),
+        ("bsp/ps:node=2", "hierarchical=true,node=2"),
+        ("bsp/ps:hierarchical=true,node=-2", "hierarchical=true,node=2"),
+        ("asp/ps:hierarchical=true,node=2", "Nearest legal: bsp/ps:hierarchical=true, or asp/ps"),
+        (
+            "bsp/ps:servers=1,hierarchical=true",
+            "Nearest legal: bsp/ps:hierarchical=true, or bsp/ps:servers=1",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused(text: str, said: str) -> None:
@@ -105,6 +144,8 @@ def test_what_cannot_work_is_refused(text: str, said: str) -> None:
         "asp:rate_by=staleness,dc=0.04/ps:servers=2,mix=true/topk:0.01+ef",
         "backup:1/ps",
         "local:8/ps/int8",
+        "bsp/ps:hierarchical=true,node=2",
+        "local:8/ps:shards=2,hierarchical=true/int8",
     ],
 )
 def test_texts(text: str) -> None:

@@ -5,7 +5,7 @@ import torch
 
 from tests.laws.test_collectives import Outcome, check_laws, codec_of, inputs
 from tightwire.buckets import plan_layout
-from tightwire.collectives import AllReduce, Setting, check
+from tightwire.collectives import AllReduce, Architecture, ParameterServer, Setting, check
 from tightwire.errors import PlanError
 from tightwire.plan import Plan
 from tightwire.reducers import all_reducer
@@ -13,7 +13,9 @@ from tightwire.transport import Counting, Transport, run_threads
 from tightwire.transport.striped import Striped
 
 
-def average(transport: Transport, architecture: AllReduce, text: str, numel: int, per_node: int) -> Outcome:
+def average(
+    transport: Transport, architecture: Architecture, text: str, numel: int, per_node: int
+) -> Outcome:
     counting, codec = Counting(transport), codec_of(text)
     layout = plan_layout({"x": torch.zeros(numel)}, [[0]])[0]
     setting = Setting(num_ranks=transport.size, workers_per_node=per_node)
@@ -40,6 +42,19 @@ def test_mean_traffic_and_agreement_by_levels(text: str, n: int, per_node: int) 
 
     for outcomes in zip(*run_threads(n, worker, deadline_s=20), strict=True):
         check_laws(list(outcomes), "hierarchical", codec_of(text))
+
+
+@pytest.mark.parametrize("text", ["none", "bf16", "int8"])
+@pytest.mark.parametrize(("n", "per_node"), [(4, 2), (5, 3), (6, 2)])
+def test_mean_traffic_and_agreement_of_servers_by_nodes(text: str, n: int, per_node: int) -> None:
+    def worker(transport: Transport) -> list[Outcome]:
+        return [
+            average(transport, ParameterServer(hierarchical=True), text, numel, per_node)
+            for numel in (1, 40_097)
+        ]
+
+    for outcomes in zip(*run_threads(n, worker, deadline_s=20), strict=True):
+        check_laws(list(outcomes), "ps", codec_of(text))
 
 
 def test_the_last_node_may_have_fewer_workers_where_nothing_is_compressed() -> None:

@@ -37,6 +37,7 @@ def run(num_workers: int, plan: str, body: str, *, deadline_s: float = 30.0, che
 
 PLANS = [
     "bsp/ps:servers=1",
+    "bsp/ps:hierarchical=true,node=2",
     "ssp:2/ps:shards=2/int8+ef",
     "asp:dc=0.04/ps:servers=1,mix=true/topk:0.1+ef",
     "backup:1/ps:servers=2",

@@ -59,6 +59,7 @@ PLANS = [
 DETERMINISTIC = (
     "bsp/ps",
     "bsp/ps:shards=2",
+    "bsp/ps:hierarchical=true,node=2",
     "bsp/ps:servers=1",
     "ssp:0/ps",
     "backup:0/ps:servers=1,mix=true",
@@ -281,7 +282,7 @@ def test_who_is_waited_for_too_long_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "plan", [*DETERMINISTIC[2:], "ssp:0/ps:shards=2/int8+ef", "bsp/ps:servers=1/topk:0.2+ef"]
+    "plan", [*DETERMINISTIC[3:], "ssp:0/ps:shards=2/int8+ef", "bsp/ps:servers=1/topk:0.2+ef"]
 )
 def test_resuming_is_continuing(plan: str) -> None:
     """Law 4: servers' parameters and optimizer state are in the checkpoint, a dedicated server's in a worker's."""

@@ -61,6 +61,11 @@ class Architecture(Member, abc.ABC):
         """Whether workers may go on without waiting for others."""
         return False
 
+    @property
+    def is_levelled(self) -> bool:
+        """Whether it must be told who sits with whom."""
+        return False
+
     @abc.abstractmethod
     def program(self, codec: Codec, num_ranks: int) -> Program:
         """Returns the program by which `num_ranks` workers average messages of `codec`, where all wait for all.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import ClassVar, final
 
-from tightwire.collectives.architecture import Architecture
+from tightwire.collectives.architecture import Architecture, Setting
 from tightwire.collectives.program import Program, Transfer
 from tightwire.compression.codec import Codec
 from tightwire.errors import PlanError
@@ -76,6 +76,9 @@ class ParameterServer(Architecture):
         shards: how many workers own a shard besides training; 0 stands for all.
         servers: how many ranks, the last ones, are servers and do not train; `run.is_server` tells them.
         mix: whether workers own shards beside dedicated servers, each in the share that keeps all lines equally busy.
+        hierarchical: whether the workers of a node add up inside it first, so that one message per node and shard
+            goes to the owner, and one comes back.
+        node: for that, how many consecutive ranks are a node; 0: as many as the launcher says (LOCAL_WORLD_SIZE).
     """
 
     name: ClassVar[str] = "ps"
@@ -89,6 +92,8 @@ class ParameterServer(Architecture):
     shards: int = field(default=0, kw_only=True)
     servers: int = field(default=0, kw_only=True)
     mix: bool = field(default=False, kw_only=True)
+    hierarchical: bool = field(default=False, kw_only=True)
+    node: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.shards < 0 or self.servers < 0:
@@ -100,6 +105,15 @@ class ParameterServer(Architecture):
             )
         if self.mix and not self.servers:
             raise PlanError(f"{self} mixes workers' shards with servers that it has none of; give servers=1.")
+        if self.node < 0 or (self.node and not self.hierarchical):
+            raise PlanError(
+                f"{self} has nodes of {self.node}; write ps:hierarchical=true,node=2 for nodes of 2 ranks."
+            )
+
+    @property
+    def is_levelled(self) -> bool:
+        """Whether it must know who sits with whom."""
+        return self.hierarchical and not self.node
 
     @property
     def asynchronous(self) -> bool:
@@ -142,7 +156,28 @@ class ParameterServer(Architecture):
             raise PlanError(
                 f"{self} answers workers as they come, by no program; ps without servers has one."
             )
-        return shard_program(num_ranks, len(self.roles(num_ranks).owners))
+        return self._among(num_ranks, self.node)
+
+    def program_for(self, codec: Codec, numel: int, itemsize: int, setting: Setting) -> Program:
+        """Returns the synchronous program, by the launcher's nodes where it goes by nodes and was told none.
+
+        Raises:
+            PlanError: as `program`, or nobody told who shares a node.
+        """
+        if not self.is_levelled or setting.num_ranks == 1:
+            return self.program(codec, setting.num_ranks)
+        return self._among(setting.num_ranks, setting.workers_per_node)
+
+    def _among(self, num_ranks: int, per_node: int) -> Program:
+        shards = len(self.roles(num_ranks).owners)
+        if not self.hierarchical or num_ranks == 1:
+            return shard_program(num_ranks, shards)
+        if per_node == 0:
+            raise PlanError(
+                f"{self} must know which workers share a node, and no launcher told (LOCAL_WORLD_SIZE): start with "
+                "torchrun, or write their number, such as ps:hierarchical=true,node=2."
+            )
+        return node_program(num_ranks, shards, per_node)
 
     def refusal(self, plan: Plan) -> Refusal | None:
         """Refuses what no server can do: messages without a sum in the program, and rounds of parameters."""
@@ -153,6 +188,15 @@ class ParameterServer(Architecture):
                 nearest=(
                     text_with(plan, architecture="ps"),
                     text_with(plan, sync="bsp"),
+                ),
+            )
+        if self.hierarchical and (served or self.servers):
+            return Refusal(
+                reason=f"{self} adds up what a node's workers send in the same step, and under {plan.sync} with "
+                f"{'dedicated servers' if self.servers else 'servers'} each is answered by itself.",
+                nearest=(
+                    text_with(plan, sync="bsp", architecture=f"{self.name}:hierarchical=true"),
+                    text_with(plan, architecture=str(replace(self, hierarchical=False, node=0))),
                 ),
             )
         codec = plan.compression[0]
@@ -205,3 +249,45 @@ def shard_program(n: int, shards: int) -> Program:
         for owner in range(shards)
     ]
     return Program("ps", n, shards, (*to_owners, *back))
+
+
+@lru_cache(maxsize=32)
+def node_program(n: int, shards: int, per_node: int) -> Program:
+    """Is `shard_program` by levels: nodes add up inside, one rank of each sends on to the owner and hands out the sum.
+
+    For every shard a node has a delegate: the owner where it is one of them, else the rank as far into the node as the
+    shard's number is, counted around. Of M bytes over n shards in n/m nodes of m, a node sends 2(1 − m/n)·M to others
+    instead of 2(1 − m/n)·mM.
+
+    Args:
+        n: ranks.
+        shards: of which rank c < shards owns the c-th.
+        per_node: m, consecutive ranks of a node; the last node may have fewer.
+    """
+    nodes = [range(first, min(first + per_node, n)) for first in range(0, n, per_node)]
+
+    def delegate(node: range, shard: int) -> int:
+        return shard if shard in node else node[shard % len(node)]
+
+    inside = [
+        Transfer((to - rank) % len(node) - 1, rank, to, shard, "reduce")
+        for node in nodes
+        for shard in range(shards)
+        for to in (delegate(node, shard),)
+        for rank in node
+        if rank != to
+    ]
+    at = len(nodes[0]) - 1
+    across = [
+        Transfer(
+            at + (shard // per_node - number) % len(nodes) - 1, delegate(node, shard), shard, shard, "reduce"
+        )
+        for number, node in enumerate(nodes)
+        for shard in range(shards)
+        if shard not in node
+    ]
+    last = 2 * (at + len(nodes) - 1) - 1
+    there = sorted((*inside, *across), key=lambda t: t.step)
+    # The way back is the way there: sums go out where contributions came in, the last step first.
+    back = [replace(t, step=last - t.step, src=t.dst, dst=t.src, op="copy") for t in reversed(there)]
+    return Program("ps", n, shards, (*there, *back))

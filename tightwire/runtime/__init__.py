@@ -10,7 +10,7 @@ from typing import Protocol, cast
 from torch import nn
 from torch.optim import Optimizer
 
-from tightwire.collectives import AllReduce, ParameterServer
+from tightwire.collectives import Architecture, ParameterServer
 from tightwire.errors import AttachError
 from tightwire.plan import Phases, Plan, PlanFile, parse_compression
 from tightwire.planner import Allowance
@@ -85,7 +85,7 @@ def attach(
         "seed": seed,
         "measured costs of programs": _costs(plan_file),
     }
-    if any(isinstance(p.architecture, AllReduce) and p.architecture.is_levelled for p in chosen.plans):
+    if any(cast(Architecture, p.architecture).is_levelled for p in chosen.plans):
         settings["workers per node (LOCAL_WORLD_SIZE)"] = workers_per_node()
     compressions = [
         *(phase.compression for phase in chosen.plans),

@@ -99,7 +99,7 @@ class Costs:
         """Returns what carries one bucket, by the same definition that the runtime goes by."""
         architecture, workers = self.architecture, self.cluster.workers
         if not isinstance(architecture, AllReduce):
-            return carrier(architecture, architecture.name, workers)
+            return carrier(architecture, architecture.name, workers, self.cluster.workers_per_node)
         setting = Setting(num_ranks=workers, costs=self.cluster.costs)
         name = architecture.choose(codec, numel, itemsize, setting)
         told = AllReduce(name) if architecture.by == "auto" else architecture
