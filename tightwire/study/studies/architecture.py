@@ -39,10 +39,13 @@ def _ring(codec: str, stage: str) -> str:
     return _gossip("gossip:ring", f"{codec}+{stage}")
 
 
+# γ was tuned by factors of two, as in the paper, with a seed that is not among those of the study: twice the default.
+CHOCO = {codec: _ring(codec, "choco") for codec in ("int8", "int4", "int2", "efsign", RANDOM1)}
+CHOCO[TOP1] = _ring(TOP1, "choco:gamma=0.1")
 SAPS = _gossip("gossip:bandwidth", "saps:0.1")
 PLANS = (
     *UNCOMPRESSED,
-    *(_ring(codec, "choco") for codec in ("int8", "int4", "int2", "efsign", TOP1, RANDOM1)),
+    *CHOCO.values(),
     *(_ring(codec, "dcd") for codec in ("int8", "int4", "int2", TOP1, RANDOM1)),
     *(_ring(codec, "ecd") for codec in ("int8", "int4", TOP1)),
     _ring("topk:0.25", "deepsqueeze"),
@@ -51,8 +54,13 @@ PLANS = (
 ALIKE, UNLIKE, NO_MOMENTUM, EQUAL_TIME = "plain", "unlike", "unlike, no momentum", "100 Mb/s"
 CLAIMS = (
     Claim(
-        "CHOCO holds at 4 bits and at the largest 1 % (Koloskova et al. 2019, table 1): within 2 % of exact gossip.",
-        all_of(*(within(_ring(codec, "choco"), D_PSGD, 0.02) for codec in ("int4", TOP1))),
+        "CHOCO holds at 4 bits (Koloskova et al. 2019, table 1): within 2 % of exact gossip.",
+        within(CHOCO["int4"], D_PSGD, 0.02),
+        ALIKE,
+    ),
+    Claim(
+        "CHOCO holds at the largest 1 % (Koloskova et al. 2019, table 1): within 2 % of exact gossip.",
+        within(CHOCO[TOP1], D_PSGD, 0.02),
         ALIKE,
     ),
     Claim(
@@ -63,7 +71,7 @@ CLAIMS = (
     ),
     Claim(
         "There CHOCO is better (Koloskova et al. 2019).",
-        all_of(*(worse(_ring(codec, "dcd"), _ring(codec, "choco")) for codec in ("int2", TOP1, RANDOM1))),
+        all_of(*(worse(_ring(codec, "dcd"), CHOCO[codec]) for codec in ("int2", TOP1, RANDOM1))),
         ALIKE,
     ),
     Claim(
@@ -103,7 +111,7 @@ ARCHITECTURE = Study(
         Scene(
             name=UNLIKE,
             split="unlike",
-            plans=(*UNCOMPRESSED, *(_ring(codec, "choco") for codec in ("int8", "int4", TOP1)), SAPS),
+            plans=(*UNCOMPRESSED, *(CHOCO[codec] for codec in ("int8", "int4", TOP1)), SAPS),
         ),
         # D²'s paper has none, and its theorem 1 asks for a rate that falls with the gap of W: the largest power of two
         # times a twentieth (digits) or once (text) at which D² held with seeds 100 to 102.
@@ -128,8 +136,8 @@ ARCHITECTURE = Study(
                 SGP,
                 PEERS,
                 AD_PSGD,
-                _ring("int4", "choco"),
-                _ring(TOP1, "choco"),
+                CHOCO["int4"],
+                CHOCO[TOP1],
                 SAPS,
             ),
         ),
