@@ -113,8 +113,8 @@ ARCHITECTURE = Study(
             split="unlike",
             plans=(*UNCOMPRESSED, *(CHOCO[codec] for codec in ("int8", "int4", TOP1)), SAPS),
         ),
-        # D²'s paper has none, and its theorem 1 asks for a rate that falls with the gap of W: the largest power of two
-        # times a twentieth (digits) or once (text) at which D² held with seeds 100 to 102.
+        # D²'s paper has none, and its theorem 1 asks for a rate that falls with the gap of W. With twice these rates
+        # D² lost digits for two of the seeds 100 to 102, and D-PSGD diverged on text for 100.
         Scene(
             name=NO_MOMENTUM,
             split="unlike",
