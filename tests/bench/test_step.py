@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 from typer.testing import CliRunner
 
-from tightwire.bench.step import Bench, bytes_for, default_plans, emulated, shaped_like, uniform
+from tightwire.bench.step import Bench, Workload, bytes_for, default_plans, emulated, shaped_like, uniform
 from tightwire.cli.bench import app
 from tightwire.errors import PlanError
 from tightwire.study import real_step
@@ -25,6 +27,30 @@ def test_real_tensor_lists_scaled_keep_the_wire_busy_as_asked() -> None:
         assert sum(workload.shares) == pytest.approx(1.0)
         bench = Bench(workers=4, rate_bytes_per_s=RATE, workload=workload, plans=default_plans())
         assert bench.wire_bound_s == pytest.approx(2.0, rel=0.01)
+
+
+def test_layers_read_in_their_order_bound_a_step_too() -> None:
+    even = Bench(workers=4, rate_bytes_per_s=RATE, workload=uniform(25, 4_000_000, 1.0), plans=("ddp",))
+    assert even.order_bound_s == pytest.approx(
+        even.wire_bound_s + 1.0 / 25
+    )  # the last layer, which all others precede
+    first = Workload(name="a table first", layers=((50_000_000,), (1,)), shares=(0.0, 1.0), compute_s=1.0)
+    table = Bench(workers=4, rate_bytes_per_s=RATE, workload=first, plans=("ddp",))
+    assert table.order_bound_s == pytest.approx(table.wire_bound_s + 1.0)
+    unknown = replace(table, workload=replace(first, shares=()))
+    assert unknown.order_bound_s == unknown.bound_s
+
+
+def test_the_emulated_model_reads_its_weights_as_layers_do() -> None:
+    import torch
+
+    model = emulated(uniform(3, 400, 0.0))
+    seen: list[str] = []
+    for name, module in model.named_modules():
+        if list(module.parameters(recurse=False)):
+            module.register_forward_pre_hook(lambda *_, name=name: seen.append(name))
+    model(torch.zeros(1, requires_grad=True))
+    assert seen == ["0", "1", "2"]
 
 
 def test_the_emulated_model_has_all_gradients() -> None:

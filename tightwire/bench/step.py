@@ -48,7 +48,7 @@ class Workload:
     Attributes:
         name: as in the table.
         layers: the sizes in elements of each layer's tensors, in the order of the forward pass.
-        shares: of compute, by layer; they add up to 1.
+        shares: of compute, by layer; they add up to 1. Empty where nobody knows them.
         compute_s: of a step: a third forward, two thirds backward.
     """
 
@@ -98,6 +98,23 @@ class Bench:
     def bound_s(self) -> float:
         """No lossless step is shorter: max(compute, wire)."""
         return max(self.workload.compute_s, self.wire_bound_s)
+
+    @property
+    def order_bound_s(self) -> float:
+        """No lossless step is shorter in which layers are read whole and in their order; at least `bound_s`.
+
+        What the first k layers send leaves after the backward pass of the k-th and must be there before its forward
+        pass: meanwhile only the layers before it compute. So a step lasts at least as long as the wire needs for the
+        first k and the others, the k-th included, compute, for any k. `bound_s` where shares are not known.
+        """
+        sent, computed_before, longest_s = 0, 0.0, self.bound_s
+        for tensors, share in zip(self.workload.layers, self.workload.shares, strict=False):
+            if tensors:
+                sent += ITEM_BYTES * sum(tensors)
+                wire_s = self.wire_bound_s * sent / self.workload.num_bytes
+                longest_s = max(longest_s, wire_s + (1.0 - computed_before) * self.workload.compute_s)
+            computed_before += share
+        return longest_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,11 +278,14 @@ def emulated(workload: Workload) -> nn.Module:
     class Layer(nn.Module):
         def __init__(self, sizes: tuple[int, ...], seconds: float) -> None:
             super().__init__()
-            self.weights = nn.ParameterList([nn.Parameter(torch.zeros(size)) for size in sizes])
+            # Its own, as a real layer's are: whoever overlaps the forward pass sees by this when they are read.
+            for number, size in enumerate(sizes):
+                self.register_parameter(f"weight{number}", nn.Parameter(torch.zeros(size)))
             self.seconds = seconds
 
         def forward(self, x: Tensor) -> Tensor:
-            y: Tensor = Timed.apply(x, self.seconds, *self.weights)  # type: ignore[no-untyped-call]
+            weights = tuple(self.parameters(recurse=False))
+            y: Tensor = Timed.apply(x, self.seconds, *weights)  # type: ignore[no-untyped-call]
             return y
 
     forward_s = FORWARD_SHARE * workload.compute_s

@@ -44,7 +44,7 @@ def workload() -> Workload:
     from tightwire.study.transformer import ByteTransformer
 
     sizes = tuple((p.numel(),) for p in ByteTransformer().parameters())
-    return Workload(name=NAME, layers=sizes, shares=(1 / len(sizes),) * len(sizes), compute_s=0.0)
+    return Workload(name=NAME, layers=sizes, shares=(), compute_s=0.0)
 
 
 def measure(bench: Bench, on_row: Callable[[Row], None] = lambda row: None) -> tuple[Bench, list[Row], str]:
