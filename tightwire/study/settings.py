@@ -95,7 +95,10 @@ RECOMMENDED: tuple[tuple[str, str, Settings], ...] = (
     ("digits", "*+momentum:*+clip:*", Settings(optimizer="sgd", lr=0.4)),
     ("text", "*+momentum:*+clip:*", Settings(optimizer="sgd", lr=2.0)),
     ("digits", "*+momentum:*", Settings(optimizer="sgd", lr=0.1)),
+    ("text", "*/sketch*+momentum:*", Settings(optimizer="sgd", lr=0.2)),
     ("text", "*+momentum:*", Settings(optimizer="sgd", lr=0.5)),
+    # An element that is drawn once in twenty rounds takes twenty gradients' step at once.
+    ("text", "*/randomk*", Settings(optimizer="sgd", lr=0.25)),
     # Of a difference to what it remembers DIANA sends a quantised version: where gradients change, as in the first
     # steps, its noise is that of both, and the theory's rate is the smaller for it (theorem 1).
     ("digits", "*+diana:*", Settings(optimizer="sgd", lr=0.05, momentum=0.9)),
@@ -107,7 +110,7 @@ RECOMMENDED: tuple[tuple[str, str, Settings], ...] = (
         (task, plan, settings)
         for task, settings in (
             ("digits", Settings(optimizer="sgd", lr=0.5)),
-            ("text", Settings(optimizer="sgd", lr=1.0)),
+            ("text", Settings(optimizer="sgd", lr=2.0)),
         )
         for plan in ("*efsign*", "*onebit*", *(f"*/{name}*+ef/*" for name in DELAYING))
     ),
