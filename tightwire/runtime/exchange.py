@@ -28,7 +28,7 @@ class Exchange:
         buckets: the memory, by number.
         averagers: one per piece of the agenda; where buckets move whole and in order, one per bucket.
         num_lanes: how many pieces may move at a time.
-        seconds: how long each piece was on its way in the last round.
+        spans_s: when each piece began and ended to be on its way in the last round, by one clock.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Exchange:
         """
         self.averagers = tuple(averagers)
         self.buckets = tuple(buckets) if buckets is not None else tuple(a.bucket for a in averagers)
-        self.seconds = [0.0] * len(self.averagers)
+        self.spans_s = [(0.0, 0.0)] * len(self.averagers)
         self._bucket_of = (
             [p.bucket for p in agenda.pieces] if agenda is not None else list(range(len(averagers)))
         )
@@ -157,7 +157,7 @@ class Exchange:
                     self.averagers[piece].run(self._now)
             except BaseException as failure:  # whatever it is, the waiting thread must learn of it
                 self._failure = failure
-            self.seconds[piece] = time.perf_counter() - start_s
+            self.spans_s[piece] = start_s, time.perf_counter()
             with self._changed:
                 self._missing[self._bucket_of[piece]] -= 1
                 self._scheduler.done(piece)

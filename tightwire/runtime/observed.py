@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import statistics
@@ -51,7 +52,8 @@ class Observed:
 class Watch:
     """Looks at the first rounds of an exchange.
 
-    A piece's time is the least it took in any round, for it includes waiting for ranks that are late.
+    A piece's time is the least it took in any round, for it includes waiting for ranks that are late; lanes side by
+    side share the line.
     """
 
     def __init__(self, exchange: Exchange) -> None:
@@ -64,7 +66,8 @@ class Watch:
         """Takes in a round that is over; returns whether that is enough, the same on every rank."""
         self._rounds += 1
         if self._rounds > 1:
-            self._least_s = [min(pair) for pair in zip(self._least_s, self._exchange.seconds, strict=True)]
+            took_s = shares(self._exchange.spans_s)
+            self._least_s = [min(pair) for pair in zip(self._least_s, took_s, strict=True)]
             for name, seconds in ready_s.items():
                 self._ready_s.setdefault(name, []).append(seconds)
         return self._rounds == WATCHED_ROUNDS
@@ -74,9 +77,23 @@ class Watch:
         return {name: statistics.median(seen) for name, seen in self._ready_s.items()}
 
     def wire(self) -> Wire:
-        """Returns what averaging costs; lanes side by side share the line."""
-        sizes = [averager.bucket.layout.num_bytes for averager in self._exchange.averagers]
-        return fit(sizes, [seconds / self._exchange.num_lanes for seconds in self._least_s])
+        """Returns what averaging costs."""
+        return fit([a.bucket.layout.num_bytes for a in self._exchange.averagers], self._least_s)
+
+
+def shares(spans_s: Sequence[tuple[float, float]]) -> list[float]:
+    """Returns how long each of several pieces kept the line: those under way at once share it evenly.
+
+    >>> shares([(0.0, 4.0), (2.0, 4.0), (5.0, 6.0)])
+    [3.0, 1.0, 1.0]
+    """
+    ends = sorted({moment for span in spans_s for moment in span})
+    took_s = [0.0] * len(spans_s)
+    for start, stop in itertools.pairwise(ends):
+        under_way = [i for i, (begin, end) in enumerate(spans_s) if begin <= start and stop <= end]
+        for i in under_way:
+            took_s[i] += (stop - start) / len(under_way)
+    return took_s
 
 
 def fit(sizes: Sequence[int], seconds: Sequence[float]) -> Wire:
