@@ -230,8 +230,9 @@ def test_a_closed_lab_leaves_nothing(mode: str, open_lab: Callable[..., Lab]) ->
 
 
 LAUNCHER = """if True:
-    import sys
+    import signal, sys
     from tightwire.lab import Lab, Topology
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # else ignored where the tests run in the background
     with Lab(Topology(workers=2, rate_bytes_per_s=25e6), mode=sys.argv[1]) as lab:
         if sys.argv[3] == "frozen":
             act = lambda line: (lab.freeze(line.rank), print(line.text, flush=True))

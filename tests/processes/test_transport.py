@@ -21,7 +21,7 @@ CHAIN = "t.irecv(torch.zeros(3), (rank + 1) % size, 3).wait()"
 
 
 def run_with_victim(
-    victim: int, action: str, wait: str, *, size: int = 3, deadline_s: float = 3.0
+    victim: int, action: str, wait: str, *, size: int = 3, deadline_s: float = 5.0
 ) -> list[Ended]:
     """Lets rank `victim` act while the others wait; they answer with whom they blame."""
     script = f"""
