@@ -25,7 +25,6 @@ from tightwire.schedule import (
     Wire,
 )
 from tightwire.schedule.merging import merge
-from tightwire.schedule.priority import HASTE, by_priority, cut
 
 SCHEDULES: list[Schedule] = [
     MgWfbp(),
@@ -141,26 +140,6 @@ def test_random_events_lose_nothing_and_keep_to_order_and_credit(
                 scheduler.end()
         assert started == list(range(len(agenda.pieces)))
         assert scheduler.next() is None
-
-
-@given(BUCKETS, WIRES, st.integers(64, 400))
-def test_of_what_is_ready_the_most_urgent_moves_at_every_slice(
-    buckets: list[BucketFacts], wire: Wire, slice_bytes: int
-) -> None:
-    """Replays the order on a wire of the assumed speed: no more urgent piece was ready when one was taken."""
-    pieces = cut(buckets, slice_bytes)
-    if not any(bucket.ready_s > 0.0 for bucket in buckets):
-        return
-    order, now_s = by_priority(pieces, buckets, wire), 0.0
-    for position, piece in enumerate(order):
-        left = order[position:]
-        now_s = max(now_s, min(buckets[p.bucket].ready_s for p in left))
-        assert buckets[piece.bucket].ready_s <= now_s
-        urgent = max(
-            (buckets[p.bucket].ready_s, p.bucket) for p in left if buckets[p.bucket].ready_s <= now_s
-        )
-        assert (buckets[piece.bucket].ready_s, piece.bucket) == urgent
-        now_s += HASTE * wire.seconds(piece.num_bytes)
 
 
 def test_ranks_that_finish_in_different_orders_never_block_each_other() -> None:

@@ -123,7 +123,7 @@ class Row:
 
     Attributes:
         plan: its text, or `ddp…`.
-        step_s: median over steps of the slowest rank's time.
+        step_s: median over steps, each from when all ranks had ended one until all have ended the next.
         ratio: step_s over the bound.
         low_s: the fastest step.
         high_s: the slowest step.
@@ -249,10 +249,10 @@ class Waits:
     def __init__(self) -> None:
         self._late_s = 0.0
 
-    def __call__(self, seconds: float) -> None:
-        """Waits about so long; uses no processor."""
-        begin_s = time.perf_counter()
-        time.sleep(max(0.0, seconds - self._late_s))
+    def __call__(self, seconds: float, since_s: float | None = None) -> None:
+        """Waits about so long, from now or from a moment of `perf_counter`; uses no processor."""
+        begin_s = time.perf_counter() if since_s is None else since_s
+        time.sleep(max(0.0, begin_s + seconds - self._late_s - time.perf_counter()))
         self._late_s += time.perf_counter() - begin_s - seconds
 
 
@@ -272,8 +272,10 @@ def emulated(workload: Workload) -> nn.Module:
 
         @staticmethod
         def backward(ctx: Any, *gradients: Tensor) -> Any:
-            wait(ctx.seconds)
-            return (gradients[0], None, *(torch.zeros(shape) for shape in ctx.shapes))
+            begin_s = time.perf_counter()
+            made = [torch.zeros(shape) for shape in ctx.shapes]  # that takes time, of what the layer has
+            wait(ctx.seconds, begin_s)
+            return (gradients[0], None, *made)
 
     class Layer(nn.Module):
         def __init__(self, sizes: tuple[int, ...], seconds: float) -> None:
@@ -383,7 +385,7 @@ class Worker:
             yield lambda: step(model), lambda: run.is_settled
 
     def _time(self, step: Callable[[], None], is_settled: Callable[[], bool]) -> list[float]:
-        """Returns the seconds of each step on the slowest rank."""
+        """Returns the seconds of each step, from when all ranks had ended one until all have ended the next."""
         for number in range(SEARCH_STEPS):
             if number >= WARM_UP_STEPS and is_settled():
                 break
@@ -394,9 +396,10 @@ class Worker:
         for _ in range(self.bench.steps):
             step()
             ends_s.append(time.perf_counter())
-        own_s = [b - a for a, b in itertools.pairwise(ends_s)]
-        everyone = [json.loads(text) for text in self.transport.exchange(json.dumps(own_s).encode())]
-        return [max(of_step) for of_step in zip(*everyone, strict=True)]
+        # The hosts of a lab are one machine: their clocks are one.
+        everyone = [json.loads(text) for text in self.transport.exchange(json.dumps(ends_s).encode())]
+        ends_s = [max(of_step) for of_step in zip(*everyone, strict=True)]
+        return [b - a for a, b in itertools.pairwise(ends_s)]
 
     def _row(self, plan: str, steps_s: list[float]) -> Row:
         step_s = statistics.median(steps_s)

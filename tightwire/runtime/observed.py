@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from tightwire.schedule import Wire
 from tightwire.transport import Transport
 
 SMALLEST_LATENCY_S = 1e-5
+LEAST_SPREAD = 1.5  # the largest over the smallest size of which α and β are told apart
 # Of which the first is not looked at: it allocates and connects.
 WATCHED_ROUNDS = 4
 
@@ -52,22 +52,21 @@ class Observed:
 class Watch:
     """Looks at the first rounds of an exchange.
 
-    A piece's time is the least it took in any round, for it includes waiting for ranks that are late; lanes side by
-    side share the line.
+    A piece's time is the median over rounds: one may include waiting for a rank that is late, or, as lanes side by
+    side share the line, less than its share of it.
     """
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._rounds = 0
-        self._least_s = [math.inf] * len(exchange.averagers)
+        self._took_s: list[list[float]] = []
         self._ready_s: dict[str, list[float]] = {}
 
     def note(self, ready_s: Mapping[str, float]) -> bool:
         """Takes in a round that is over; returns whether that is enough, the same on every rank."""
         self._rounds += 1
         if self._rounds > 1:
-            took_s = shares(self._exchange.spans_s)
-            self._least_s = [min(pair) for pair in zip(self._least_s, took_s, strict=True)]
+            self._took_s.append(shares(self._exchange.spans_s))
             for name, seconds in ready_s.items():
                 self._ready_s.setdefault(name, []).append(seconds)
         return self._rounds == WATCHED_ROUNDS
@@ -78,7 +77,8 @@ class Watch:
 
     def wire(self) -> Wire:
         """Returns what averaging costs."""
-        return fit([a.bucket.layout.num_bytes for a in self._exchange.averagers], self._least_s)
+        sizes = [averager.bucket.layout.num_bytes for averager in self._exchange.averagers]
+        return fit(sizes, [statistics.median(took_s) for took_s in zip(*self._took_s, strict=True)])
 
 
 def shares(spans_s: Sequence[tuple[float, float]]) -> list[float]:
@@ -99,6 +99,8 @@ def shares(spans_s: Sequence[tuple[float, float]]) -> list[float]:
 def fit(sizes: Sequence[int], seconds: Sequence[float]) -> Wire:
     """Fits α + β·bytes to what transfers took, by least squares on relative errors; α ≥ 10 µs, β > 0.
 
+    Sizes that hardly differ do not tell α from β: then all of it is β, for a line that is busy is not waited for.
+
     >>> wire = fit([1000, 2000, 4000], [0.002, 0.003, 0.005])
     >>> round(wire.latency_s, 6), round(wire.bytes_per_s)
     (0.001, 1000000)
@@ -111,10 +113,11 @@ def fit(sizes: Sequence[int], seconds: Sequence[float]) -> Wire:
     mean_n = sum(w * n for w, (n, _) in zip(weights, points, strict=True)) / total
     mean_s = sum(w * s for w, (_, s) in zip(weights, points, strict=True)) / total
     spread = sum(w * (n - mean_n) ** 2 for w, (n, _) in zip(weights, points, strict=True))
+    differ = max(n for n, _ in points) >= LEAST_SPREAD * min(n for n, _ in points)
     slope = (
         sum(w * (n - mean_n) * (s - mean_s) for w, (n, s) in zip(weights, points, strict=True)) / spread
-        if spread
-        else 0.0
+        if differ
+        else mean_s / mean_n
     )
     latency_s = max(SMALLEST_LATENCY_S, mean_s - slope * mean_n)
     rest_s = max(mean_s - latency_s, 1e-3 * mean_s)

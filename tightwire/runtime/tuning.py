@@ -23,10 +23,13 @@ SETTLING_STEPS = 2
 TRIAL_STEPS = 4
 # A trial that is not this much faster than the best is no improvement, and so many of them in a row end the search.
 LEAST_GAIN = 0.01
-PATIENCE = 6
+PATIENCE = 7
 FINALISTS = 2
 # What others found good, tried first.
-SEEDS = ("bytescheduler:2MiB,4MiB", "bytescheduler:4MiB,8MiB", "dear", "mgwfbp", "pace:4MiB")
+SEEDS = (
+    "bytescheduler:1MiB,3MiB", "bytescheduler:1MiB,4MiB", "bytescheduler:2MiB,4MiB", "bytescheduler:4MiB,8MiB", "dear",
+    "mgwfbp", "pace:4MiB",
+)  # fmt: skip
 SIZES = tuple(2**power for power in range(18, 25))
 
 log = logging.getLogger("tightwire")

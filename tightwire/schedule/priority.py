@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import ClassVar
 from tightwire.errors import PlanError
 from tightwire.plan import Plan, Refusal, print_bytes, text_with
 from tightwire.schedule.merging import merge_by_kind
+from tightwire.schedule.order import by_urgency
 from tightwire.schedule.scheduler import (
     Agenda,
     BucketFacts,
@@ -25,9 +25,6 @@ from tightwire.schedule.scheduler import (
 from tightwire.sync import Bsp
 
 SLICE_MULTIPLE = 64  # bytes: slices begin where any dtype may
-# A piece that the order puts next must not be missing when the wire is free, so the order is made for a wire that
-# is a little faster than the measured one: then something is always waiting.
-HASTE = 0.9
 MAX_LANES = 4
 
 
@@ -75,7 +72,7 @@ class P3(Preemptive):
         return _cuts_nothing(self, self.slice_bytes, P3.slice_bytes, num_bytes)
 
     def agenda(self, buckets: Sequence[BucketFacts], wire: Wire | None = None) -> Agenda:  # noqa: D102
-        return Agenda(pieces=by_priority(cut(buckets, self.slice_bytes), buckets, wire))
+        return by_urgency(cut(buckets, self.slice_bytes), buckets, wire)
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ class TicTac(Preemptive):
     paper: ClassVar[str] = "Hashemi et al., TicTac, arXiv:1803.03288"
 
     def agenda(self, buckets: Sequence[BucketFacts], wire: Wire | None = None) -> Agenda:  # noqa: D102
-        return Agenda(pieces=by_priority(whole(buckets), buckets, wire))
+        return by_urgency(whole(buckets), buckets, wire)
 
 
 @dataclass(frozen=True)
@@ -127,8 +124,10 @@ class ByteScheduler(Preemptive):
         return _cuts_nothing(self, self.partition_bytes, ByteScheduler.partition_bytes, num_bytes)
 
     def agenda(self, buckets: Sequence[BucketFacts], wire: Wire | None = None) -> Agenda:  # noqa: D102
-        return Agenda(
-            pieces=by_priority(cut(buckets, self.partition_bytes), buckets, wire),
+        return by_urgency(
+            cut(buckets, self.partition_bytes),
+            buckets,
+            wire,
             lanes=min(MAX_LANES, self.credit_bytes // self.partition_bytes),
             credit_bytes=self.credit_bytes,
         )
@@ -166,7 +165,7 @@ class Pace(Preemptive):
         return tuple(run for bucket in merged for run in _limit(bucket, tensors, self.block_bytes))
 
     def agenda(self, buckets: Sequence[BucketFacts], wire: Wire | None = None) -> Agenda:  # noqa: D102
-        return Agenda(pieces=by_priority(cut(buckets, self.block_bytes), buckets, wire))
+        return by_urgency(cut(buckets, self.block_bytes), buckets, wire)
 
 
 def cut(buckets: Sequence[BucketFacts], slice_bytes: int) -> tuple[Piece, ...]:
@@ -176,46 +175,6 @@ def cut(buckets: Sequence[BucketFacts], slice_bytes: int) -> tuple[Piece, ...]:
         for number, bucket in enumerate(buckets)
         for start, stop in itertools.pairwise(_bounds(bucket, slice_bytes))
     )
-
-
-def by_priority(
-    pieces: Sequence[Piece], buckets: Sequence[BucketFacts], wire: Wire | None
-) -> tuple[Piece, ...]:
-    """Returns the order in which a lone wire would take pieces: of those that are ready the most urgent.
-
-    Most urgent is the bucket that became ready last: it belongs to the layer that the next forward needs first.
-    Time is virtual: gradients become ready as measured, and pieces take what `wire` says. Unmeasured, backward is
-    taken to produce bytes evenly, twice as fast as they move.
-    """
-    ready_s, seconds = _virtual(pieces, buckets, wire)
-    coming = sorted(range(len(pieces)), key=lambda i: (ready_s[i], pieces[i].bucket, pieces[i].start))
-    rank = {b: r for r, b in enumerate(sorted(range(len(buckets)), key=lambda b: (-buckets[b].ready_s, -b)))}
-    waiting: list[tuple[int, int, int]] = []
-    order: list[Piece] = []
-    now_s, position = 0.0, 0
-    while len(order) < len(pieces):
-        if not waiting:
-            now_s = max(now_s, ready_s[coming[position]])
-        while position < len(coming) and ready_s[coming[position]] <= now_s:
-            piece = pieces[coming[position]]
-            heapq.heappush(waiting, (rank[piece.bucket], piece.start, coming[position]))
-            position += 1
-        index = heapq.heappop(waiting)[2]
-        order.append(pieces[index])
-        now_s += seconds[index]
-    return tuple(order)
-
-
-def _virtual(
-    pieces: Sequence[Piece], buckets: Sequence[BucketFacts], wire: Wire | None
-) -> tuple[list[float], list[float]]:
-    if wire is not None and any(bucket.ready_s > 0.0 for bucket in buckets):
-        return (
-            [buckets[piece.bucket].ready_s for piece in pieces],
-            [HASTE * wire.seconds(piece.num_bytes) for piece in pieces],
-        )
-    totals = list(itertools.accumulate(bucket.num_bytes for bucket in buckets))
-    return [totals[piece.bucket] for piece in pieces], [2.0 * piece.num_bytes for piece in pieces]
 
 
 def _bounds(bucket: BucketFacts, slice_bytes: int) -> list[int]:
