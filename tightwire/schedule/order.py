@@ -130,7 +130,7 @@ def _best(line: Line, instances: Sequence[Instance]) -> Outcome:
 class Line:
     """A line that pieces take by lanes, in virtual time.
 
-    Those under way share it evenly; α passes without use of the line, so that other lanes fill it meanwhile.
+    Those under way share it evenly, as if each had so many seconds of work to do on it.
 
     Attributes:
         pieces: that take it.
@@ -149,12 +149,12 @@ class Line:
         self._buckets = buckets
         self._bytes = [piece.num_bytes for piece in pieces]
         self._ready_s = [buckets[piece.bucket].ready_s for piece in pieces]
-        self._wire, self._lanes, self._credit_bytes = wire, lanes, credit_bytes
+        self._seconds = [wire.seconds(piece.num_bytes) for piece in pieces]
+        self._lanes, self._credit_bytes = lanes, credit_bytes
         tails_s = [FORWARD_OVER_BACKWARD * ready_s for ready_s in self._ready_s]
-        alone_s = [wire.seconds(num_bytes) for num_bytes in self._bytes]
         self.bound_s = max(
-            min(self._ready_s) + sum(self._bytes) / wire.bytes_per_s + min(tails_s),
-            max(map(sum, zip(self._ready_s, alone_s, tails_s, strict=True))),
+            min(self._ready_s) + sum(self._seconds) + min(tails_s),
+            max(map(sum, zip(self._ready_s, self._seconds, tails_s, strict=True))),
         )
 
     def run(self, instance: Instance) -> Outcome:
@@ -193,36 +193,30 @@ class Line:
     def arrivals_s(self, order: Sequence[int]) -> list[float]:
         """Returns when each piece has arrived, by its position in the order."""
         arrived_s = [0.0] * len(order)
-        latency_s: dict[int, float] = {}
-        left_bytes: dict[int, float] = {}
+        left_s: dict[int, float] = {}  # of what is under way, by position
         busy = [False] * self._lanes
         now_s, position, under_way = 0.0, 0, 0
-        while position < len(order) or latency_s or left_bytes:
+        while position < len(order) or left_s:
             wait_s = math.inf
             while position < len(order) and not busy[position % self._lanes]:
                 piece = order[position]
-                if under_way and under_way + self._bytes[piece] > self._credit_bytes:
+                if left_s and under_way + self._bytes[piece] > self._credit_bytes:
                     break
                 if self._ready_s[piece] > now_s:
                     wait_s = self._ready_s[piece] - now_s
                     break
-                latency_s[position] = self._wire.latency_s
+                left_s[position] = self._seconds[piece]
                 busy[position % self._lanes] = True
                 under_way += self._bytes[piece]
                 position += 1
-            rate = self._wire.bytes_per_s / max(1, len(left_bytes))
-            pass_s = min((wait_s, *latency_s.values(), *(left / rate for left in left_bytes.values())))
+            shared = max(1, len(left_s))
+            pass_s = min(wait_s, shared * min(left_s.values(), default=math.inf))
             now_s += pass_s
-            for i in [*left_bytes]:
-                left_bytes[i] -= pass_s * rate
-                if left_bytes[i] <= 1e-9 * self._bytes[order[i]]:
-                    del left_bytes[i]
+            for i in [*left_s]:
+                left_s[i] -= pass_s / shared
+                if left_s[i] <= 1e-9 * self._seconds[order[i]]:
+                    del left_s[i]
                     arrived_s[i] = now_s
                     busy[i % self._lanes] = False
                     under_way -= self._bytes[order[i]]
-            for i in [*latency_s]:
-                latency_s[i] -= pass_s
-                if latency_s[i] <= 0.0:
-                    del latency_s[i]
-                    left_bytes[i] = float(self._bytes[order[i]])
         return arrived_s
