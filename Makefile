@@ -22,7 +22,7 @@ bench: .venv/ready  ## collectives and kernels against the stock alternative and
 clean:
 	rm -rf .venv out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-# Kernels for CUDA are tested by Triton's interpreter: 190 MB to download that a tour need not wait for.
+# Kernels for CUDA are tested by Triton's interpreter: 200 MB to download that a tour need not wait for.
 .venv/gpu: .venv/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[gpu]"
 	touch $@

@@ -33,6 +33,7 @@ SCHEDULES: list[Schedule] = [
     TicTac(),
     ByteScheduler(128, 300),
     ByteScheduler(64, 64),
+    ByteScheduler(256, 512, 100),
     Pace(256),
     DeAR(200),
 ]
@@ -179,6 +180,7 @@ def _race(agenda: Agenda, schedule: Schedule, chance: random.Random) -> None:
         ("p3:0", "all latency"),
         ("bytescheduler:0", "all latency"),
         ("bytescheduler:4MiB,1MiB", "never lets a slice"),
+        ("bytescheduler:1MiB,2MiB,2MiB", "cut again"),
         ("pace:1", "all latency"),
         ("dear:0", "no size"),
         ("ascwfbp:0", "1 to 8"),

@@ -26,10 +26,11 @@ from tightwire.bench.programs import (
     require_known,
     wire_bound_s,
 )
+from tightwire.bench.ranks import run_ranks
 from tightwire.collectives import AllReduce, Setting
 from tightwire.collectives.gossip import build_graph
-from tightwire.errors import LabError, PlanError
-from tightwire.lab import Lab, Line, Topology
+from tightwire.errors import PlanError
+from tightwire.lab import Lab, Topology
 from tightwire.transport import Transport
 from tightwire.transport.world import workers_per_node
 
@@ -132,24 +133,18 @@ def measure(bench: Bench, on_sample: Callable[[str], None] = lambda text: None) 
     """
     rows: list[Row] = []
 
-    def on_line(line: Line) -> None:
-        if line.stream == "stdout" and line.rank == 0 and line.text.startswith("{"):
-            message = json.loads(line.text)
-            if "sample" in message:
-                on_sample(message["sample"])
-            else:
-                rows.append(Row(**message["row"]))
+    def on_message(message: dict[str, Any]) -> None:
+        if "sample" in message:
+            on_sample(message["sample"])
         else:
-            print(f"[{line.rank}] {line.text}", file=sys.stderr)
+            rows.append(Row(**message["row"]))
 
     with Lab(bench.lab, batch_scheduling=True) as lab:
         description = lab.describe()
         if not lab.shapes_everything:
             bench = replace(bench, programs=tuple(p for p in bench.programs if p not in BACKENDS_OWN))
             description += f" {' and '.join(BACKENDS_OWN)} are not shaped here, so they are not compared."
-        result = lab.run([sys.executable, "-m", __spec__.name, json.dumps(asdict(bench))], on_line=on_line)
-    if not result.ok:
-        raise LabError(f"the bench failed: {result.describe()}. Its workers' output says why.")
+        run_ranks(lab, __spec__.name, bench, on_message)
     return rows, description
 
 

@@ -12,10 +12,12 @@ import random
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Any
 
-from tightwire.errors import LabError, PlanError
-from tightwire.lab import Lab, Line, Topology
+from tightwire.bench.ranks import run_ranks
+from tightwire.errors import PlanError
+from tightwire.lab import Lab, Topology
 from tightwire.plan import Plan
 
 FEATURES = 64
@@ -97,26 +99,20 @@ def measure(bench: Bench, on_row: Callable[[str], None] = lambda plan: None) -> 
     """
     rows: list[Row] = []
 
-    def on_line(line: Line) -> None:
-        if line.stream == "stdout" and line.rank == 0 and line.text.startswith("{"):
-            found = json.loads(line.text)
-            first = rows[0] if rows else Row(**found, ratio=1.0, steps_ratio=1.0)
-            rows.append(
-                Row(
-                    **found,
-                    ratio=found["gradients_per_s"] / first.gradients_per_s,
-                    steps_ratio=found["steps_per_s"] / first.steps_per_s,
-                )
+    def on_message(found: dict[str, Any]) -> None:
+        first = rows[0] if rows else Row(**found, ratio=1.0, steps_ratio=1.0)
+        rows.append(
+            Row(
+                **found,
+                ratio=found["gradients_per_s"] / first.gradients_per_s,
+                steps_ratio=found["steps_per_s"] / first.steps_per_s,
             )
-            on_row(found["plan"])
-        else:
-            print(f"[{line.rank}] {line.text}", file=sys.stderr)
+        )
+        on_row(found["plan"])
 
     with Lab(Topology.parse("star", bench.workers, bench.rate_bytes_per_s)) as lab:
         about = lab.describe()
-        result = lab.run([sys.executable, "-m", __spec__.name, json.dumps(asdict(bench))], on_line=on_line)
-    if not result.ok:
-        raise LabError(f"the bench failed: {result.describe()}. Its workers' output says why.")
+        run_ranks(lab, __spec__.name, bench, on_message)
     return rows, f"{about} Compute is emulated: {bench.compute_s * 1e3:g} ms a step, waited for."
 
 

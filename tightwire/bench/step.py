@@ -19,10 +19,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tightwire.bench.programs import PAYLOAD_SHARE
-from tightwire.errors import LabError, PlanError
-from tightwire.lab import Lab, Line, Topology
+from tightwire.bench.ranks import run_ranks
+from tightwire.errors import PlanError
+from tightwire.lab import Lab, Topology
 from tightwire.plan import Plan
 from tightwire.profile.models import model_shape
+from tightwire.schedule import Auto
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,8 +36,9 @@ ALONE = "alone"  # no exchange at all
 DDP_SIZES_MB = (1, 2, 4, 8, 16, 32)
 FUSION_SIZES = ("512KiB", "1MiB", "2MiB", "4MiB", "8MiB", "16MiB", "32MiB")
 SCHEDULES = (
-    "sequential", "wfbp", "mgwfbp", "ascwfbp", "tictac", "p3:1MiB", "pace", "bytescheduler", "bytescheduler:1MiB,4MiB",
-    "bytescheduler:2MiB,4MiB", "bytescheduler:4MiB,8MiB", "dear", "auto",
+    "sequential", "wfbp", "mgwfbp", "ascwfbp", "tictac", "p3:1MiB", "pace", "bytescheduler",
+    "bytescheduler:512KiB,2MiB,128KiB", "bytescheduler:1MiB,3MiB,256KiB", "bytescheduler:1MiB,4MiB,256KiB",
+    "bytescheduler:2MiB,4MiB,512KiB", "bytescheduler:4MiB,8MiB,1MiB", "dear", "auto",
 )  # fmt: skip
 WARM_UP_STEPS = 7  # schedules that measure themselves have rebuilt their buckets by then
 SEARCH_STEPS = 400  # `auto` may take so many before it is measured; it stops by itself
@@ -127,6 +130,7 @@ class Row:
         ratio: step_s over the bound.
         low_s: the fastest step.
         high_s: the slowest step.
+        chosen: the schedule that a search ended with; None where nothing was searched for.
     """
 
     plan: str
@@ -134,6 +138,7 @@ class Row:
     ratio: float
     low_s: float
     high_s: float
+    chosen: str | None = None
 
 
 def default_plans() -> tuple[str, ...]:
@@ -202,20 +207,15 @@ def measure_in(lab: Lab, bench: Bench, module: str, on_row: Callable[[Row], None
     """Runs a working half, `python -m module JSON`, on the hosts of a lab; the rest is as in `measure`."""
     rows: list[Row] = []
 
-    def on_line(line: Line) -> None:
-        if line.stream == "stdout" and line.rank == 0 and line.text.startswith("{"):
-            rows.append(Row(**json.loads(line.text)))
-            on_row(rows[-1])
-        else:
-            print(f"[{line.rank}] {line.text}", file=sys.stderr)
+    def on_message(message: dict[str, Any]) -> None:
+        rows.append(Row(**message))
+        on_row(rows[-1])
 
     about = lab.describe()
     if not lab.shapes_everything:
         bench = replace(bench, plans=tuple(p for p in bench.plans if _bucket_mb(p) is None))
         about += " DDP is not shaped here, so it is not compared."
-    result = lab.run([sys.executable, "-m", module, json.dumps(asdict(bench))], on_line=on_line)
-    if not result.ok:
-        raise LabError(f"the bench failed: {result.describe()}. Its workers' output says why.")
+    run_ranks(lab, module, bench, on_message)
     return rows, about
 
 
@@ -326,6 +326,21 @@ class Emulated:
         return called(self._x).sum()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A model bound to its replicas.
+
+    Attributes:
+        step: makes one.
+        is_settled: whether it is ready to be measured.
+        chosen: the schedule that was searched for; None where none is.
+    """
+
+    step: Callable[[], None]
+    is_settled: Callable[[], bool] = lambda: True
+    chosen: Callable[[], str | None] = lambda: None
+
+
 class Worker:
     """One rank of the bench."""
 
@@ -350,16 +365,16 @@ class Worker:
         self.run()
 
     def _measured(self, plan: str) -> Row:
-        with self._bound(plan) as (step, is_settled):
-            return self._row(plan, self._time(step, is_settled))
+        with self._bound(plan) as trained:
+            return self._row(plan, self._time(trained), trained.chosen())
 
     def _tell(self, row: Row) -> None:
         if self.transport.rank == 0:
             print(json.dumps(asdict(row)), flush=True)
 
     @contextlib.contextmanager
-    def _bound(self, plan: str) -> Iterator[tuple[Callable[[], None], Callable[[], bool]]]:
-        """Binds a fresh model to its replicas; yields what makes a step, and whether it is ready to be measured."""
+    def _bound(self, plan: str) -> Iterator[Trained]:
+        """Binds a fresh model to its replicas."""
         import torch
         from torch.nn.parallel import DistributedDataParallel
 
@@ -374,34 +389,39 @@ class Worker:
             optimizer.step()
 
         if plan == ALONE:
-            yield lambda: step(model), lambda: True
+            yield Trained(step=lambda: step(model))
             return
         bucket_mb = _bucket_mb(plan)
         if bucket_mb is not None:
             wrapped = DistributedDataParallel(model, bucket_cap_mb=bucket_mb)
-            yield lambda: step(wrapped), lambda: True
+            yield Trained(step=lambda: step(wrapped))
             return
+        asked = Plan.parse(plan).schedule
         with attach(model, optimizer, plan, transport=self.transport) as run:
-            yield lambda: step(model), lambda: run.is_settled
+            yield Trained(
+                step=lambda: step(model),
+                is_settled=lambda: run.is_settled,
+                chosen=lambda: str(run.plan.schedule) if isinstance(asked, Auto) else None,
+            )
 
-    def _time(self, step: Callable[[], None], is_settled: Callable[[], bool]) -> list[float]:
+    def _time(self, trained: Trained) -> list[float]:
         """Returns the seconds of each step, from when all ranks had ended one until all have ended the next."""
         for number in range(SEARCH_STEPS):
-            if number >= WARM_UP_STEPS and is_settled():
+            if number >= WARM_UP_STEPS and trained.is_settled():
                 break
-            step()
+            trained.step()
         self.transport.barrier()
-        step()
+        trained.step()
         ends_s = [time.perf_counter()]
         for _ in range(self.bench.steps):
-            step()
+            trained.step()
             ends_s.append(time.perf_counter())
         # The hosts of a lab are one machine: their clocks are one.
         everyone = [json.loads(text) for text in self.transport.exchange(json.dumps(ends_s).encode())]
         ends_s = [max(of_step) for of_step in zip(*everyone, strict=True)]
         return [b - a for a, b in itertools.pairwise(ends_s)]
 
-    def _row(self, plan: str, steps_s: list[float]) -> Row:
+    def _row(self, plan: str, steps_s: list[float], chosen: str | None) -> Row:
         step_s = statistics.median(steps_s)
         return Row(
             plan=plan,
@@ -409,6 +429,7 @@ class Worker:
             ratio=step_s / self.bench.bound_s,
             low_s=min(steps_s),
             high_s=max(steps_s),
+            chosen=chosen,
         )
 
 

@@ -24,9 +24,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from tightwire.bench.ranks import run_ranks
 from tightwire.bench.step import DDP, Workload, emulated
 from tightwire.errors import LabError, PlanError
-from tightwire.lab import Lab, Line, Topology
+from tightwire.lab import Lab, Topology
 from tightwire.plan import Plan
 from tightwire.schedule import Streaming
 from tightwire.sync import Sync
@@ -196,21 +197,16 @@ def measure(bench: Bench, on_row: Callable[[str], None] = lambda plan: None) -> 
     """
     rows: list[Row] = []
 
-    def on_line(line: Line) -> None:
-        if line.stream == "stdout" and line.rank == 0 and line.text.startswith("{"):
-            rows.append(Row(**json.loads(line.text)))
-            on_row(rows[-1].plan)
-        else:
-            print(f"[{line.rank}] {line.text}", file=sys.stderr)
+    def on_message(message: dict[str, Any]) -> None:
+        rows.append(Row(**message))
+        on_row(rows[-1].plan)
 
     topology = Topology(workers=bench.workers, rate_bytes_per_s=bench.rate_bytes_per_s)
     with Lab(topology, batch_scheduling=True) as lab:
         if not lab.shapes_everything and DDP in bench.plans:
             raise LabError(f"nothing here can hold stock DDP to a rate: {lab.describe()} Leave ddp out.")
         about = lab.describe()
-        result = lab.run([sys.executable, "-m", __spec__.name, json.dumps(asdict(bench))], on_line=on_line)
-    if not result.ok:
-        raise LabError(f"the bench failed: {result.describe()}. Its workers' output says why.")
+        run_ranks(lab, __spec__.name, bench, on_message)
     return rows, f"{about} Compute is emulated: {bench.workload.compute_s * 1e3:g} ms a step, waited for."
 
 

@@ -96,6 +96,7 @@ def _known(
             yield step_bench.shaped_like(name, num_bytes, compute_s)
 
 
+MOST_COLUMNS = 120  # of a table in a log
 Measure = Callable[[Bench, Callable[[Row], None]], tuple[Bench, list[Row], str]]
 
 
@@ -134,13 +135,13 @@ def _measured(bench: Bench, measure: Measure) -> dict[str, Any]:
 
 def _print_rows(bench: Bench, rows: list[Row]) -> None:
     table = Table("plan", "s a step", "range", "of the bound", "DDP's best is")
-    table.columns[0].no_wrap = True
-    for column in table.columns[1:]:
-        column.justify = "right"
+    for column in table.columns:
+        column.no_wrap, column.justify = True, "right"
+    table.columns[0].justify = "left"
     best_s = min((row.step_s for row in rows if row.plan.startswith(step_bench.DDP)), default=None)
     for row in rows:
         table.add_row(
-            row.plan,
+            f"{row.plan} → {row.chosen}" if row.chosen else row.plan,
             f"{row.step_s:.3f}",
             f"{row.low_s:.3f}–{row.high_s:.3f}",
             f"{row.ratio:.3f}",
@@ -150,7 +151,8 @@ def _print_rows(bench: Bench, rows: list[Row]) -> None:
         f"{bench.workload.name}: compute {bench.workload.compute_s:.3f} s, wire {bench.wire_bound_s:.3f} s, "
         f"bound {bench.bound_s:.3f} s; as layers are read in their order, {bench.order_bound_s:.3f} s."
     )
-    Console(stderr=True).print(table)
+    console = Console(stderr=True)
+    console.print(table, width=None if console.is_terminal else MOST_COLUMNS)
 
 
 __all__ = ["step"]

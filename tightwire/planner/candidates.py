@@ -30,8 +30,9 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "powersgd": ("powersgd:1", "powersgd:2", "powersgd:4", "powersgd:8"),
     "bytescheduler": (
         "bytescheduler",
-        "bytescheduler:256KiB,credit_bytes=1MiB",
-        "bytescheduler:4MiB,credit_bytes=16MiB",
+        "bytescheduler:256KiB,credit_bytes=1MiB,fuse_bytes=64KiB",
+        "bytescheduler:1MiB,credit_bytes=4MiB,fuse_bytes=256KiB",
+        "bytescheduler:4MiB,credit_bytes=16MiB,fuse_bytes=1MiB",
     ),
     "p3": ("p3", "p3:1MiB"),
     "streaming": ("streaming:2", "streaming"),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tightwire.errors import AttachError, PlanError
 from tightwire.plan import Plan, parse_member, print_bytes
 from tightwire.runtime.auto import Choice
+from tightwire.schedule import ByteScheduler
 from tightwire.schedule.auto import START, Auto
 from tightwire.transport import Transport
 
@@ -27,8 +28,8 @@ PATIENCE = 7
 FINALISTS = 2
 # What others found good, tried first.
 SEEDS = (
-    "bytescheduler:1MiB,3MiB", "bytescheduler:1MiB,4MiB", "bytescheduler:2MiB,4MiB", "bytescheduler:4MiB,8MiB", "dear",
-    "mgwfbp", "pace:4MiB",
+    "bytescheduler:1MiB,3MiB,256KiB", "bytescheduler:1MiB,4MiB,256KiB", "bytescheduler:2MiB,4MiB,512KiB",
+    "bytescheduler:4MiB,8MiB,1MiB", "dear", "mgwfbp", "pace:4MiB",
 )  # fmt: skip
 SIZES = tuple(2**power for power in range(18, 25))
 
@@ -195,4 +196,5 @@ def _sampled(trial: Any) -> str:
     if kind != "bytescheduler":
         return str(parse_member("schedule", f"{kind}:{print_bytes(size)}"))
     credit = size * trial.suggest_int("slices of credit", 1, 4)
-    return str(parse_member("schedule", f"{kind}:{print_bytes(size)},{print_bytes(credit)}"))
+    fused = size // trial.suggest_categorical("slice over what is fused", (4, 16))
+    return str(ByteScheduler(size, credit, fused))

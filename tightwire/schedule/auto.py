@@ -10,7 +10,7 @@ from tightwire.errors import PlanError
 from tightwire.schedule.priority import ByteScheduler, Preemptive
 from tightwire.schedule.scheduler import Agenda, BucketFacts, Partition, TensorFacts, Wire
 
-START = ByteScheduler()
+START = ByteScheduler(2**20, 2**21, 2**18)
 
 
 @dataclass(frozen=True)

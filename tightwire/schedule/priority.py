@@ -27,7 +27,6 @@ from tightwire.sync import Bsp
 
 SLICE_MULTIPLE = 64  # bytes: slices begin where any dtype may
 MAX_LANES = 4
-FUSED_SHARE = 0.25  # of a slice: gradients smaller than this travel with their neighbours
 
 
 @dataclass(frozen=True)
@@ -97,13 +96,14 @@ class TicTac(Preemptive):
 class ByteScheduler(Preemptive):
     """Slices by priority, with so many bytes under way that the line never waits for a latency.
 
-    What is under way can no longer be overtaken: more credit fills the line, less preempts sooner. `auto` tunes
-    both. Small gradients, which the paper moves one by one, are fused up to a quarter of a slice: each costs a latency
-    whatever its size, and the 161 of a ResNet-50 are mostly small.
+    What is under way can no longer be overtaken: more credit fills the line, less preempts sooner. Small
+    gradients the paper moves one by one; each costs a latency whatever its size, and most of the 161 of a ResNet-50 are
+    small, so that fusing them up to a quarter of a slice is well worth it. `auto` tunes all three.
 
     Args:
         partition_bytes: of a slice at most.
         credit_bytes: that may be under way, started and not arrived.
+        fuse_bytes: gradients smaller than this travel with their neighbours; 0 for none, as in the paper.
     """
 
     name: ClassVar[str] = "bytescheduler"
@@ -114,6 +114,7 @@ class ByteScheduler(Preemptive):
 
     partition_bytes: int = 2**20
     credit_bytes: int = 2**21
+    fuse_bytes: int = 0
 
     def __post_init__(self) -> None:
         _require_slice(self.name, self.partition_bytes)
@@ -122,12 +123,17 @@ class ByteScheduler(Preemptive):
                 f"{self}: a credit of {print_bytes(self.credit_bytes)} never lets a slice of "
                 f"{print_bytes(self.partition_bytes)} go; give it one slice at least, better two."
             )
+        if not 0 <= self.fuse_bytes <= self.partition_bytes:
+            raise PlanError(
+                f"{self}: gradients fused up to {print_bytes(self.fuse_bytes)} would be cut again, into slices of "
+                f"{print_bytes(self.partition_bytes)}; fuse up to a quarter of a slice, or 0 for not at all."
+            )
 
     def remark(self, num_bytes: int) -> str | None:  # noqa: D102
         return _cuts_nothing(self, self.partition_bytes, ByteScheduler.partition_bytes, num_bytes)
 
     def partition(self, tensors: Sequence[TensorFacts], wire: Wire | None = None) -> Partition:  # noqa: D102
-        return fuse(tensors, FUSED_SHARE * self.partition_bytes)
+        return fuse(tensors, self.fuse_bytes)
 
     def agenda(self, buckets: Sequence[BucketFacts], wire: Wire | None = None) -> Agenda:  # noqa: D102
         return by_urgency(

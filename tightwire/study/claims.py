@@ -91,6 +91,11 @@ class Findings:
         error = statistics.stdev(differences) / math.sqrt(len(differences))
         return max(FLOOR, NOISE * error / abs(self.of(other).mean or 1.0))
 
+    def explained(self, plan: str, other: str) -> str:
+        """Says where `noise` is from."""
+        several = len(self._differences(plan, other)) > 1
+        return "seeds explain" if several else "one seed, which is taken to explain"
+
     def _differences(self, plan: str, other: str) -> list[float]:
         """Returns by how much `plan` is worse, for every seed that both were tried with and neither diverged on."""
         mine, others = ({t.seed: t.metric for t in self.of(p).trials} for p in (plan, other))
@@ -125,14 +130,14 @@ def _short(plan: str) -> str:
 
 
 def print_metric(summary: Summary) -> str:
-    """Prints mean ± spread."""
+    """Prints mean ± spread; one trial has none."""
     if not summary.trials:
         return "not measured"
     if summary.errors:
         return "failed"
     if summary.mean is None:
         return f"diverged in {summary.diverged} of {len(summary.trials)}"
-    return f"{summary.mean:.4f} ± {summary.spread:.4f}"
+    return f"{summary.mean:.4f}" + (f" ± {summary.spread:.4f}" if len(summary.trials) > 1 else "")
 
 
 def within(plan: str, of: str, share: float) -> Check:
@@ -221,7 +226,8 @@ def _gap_check(plan: str, other: str, holds: Callable[[float, float], bool], wan
         if gap is None:
             return Verdict(None, numbers)
         noise = findings.noise(plan, other)
-        said = f"{abs(gap):.2%} {'worse' if gap > 0 else 'better'}, seeds explain {noise:.2%}{wanted}"
+        explained = f"{findings.explained(plan, other)} {noise:.2%}"
+        said = f"{abs(gap):.2%} {'worse' if gap > 0 else 'better'}, {explained}{wanted}"
         return Verdict(holds(gap, noise), f"{numbers} ({said})")
 
     return check

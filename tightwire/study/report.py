@@ -99,9 +99,11 @@ def tables(study: Study, results: Results) -> Iterator[tuple[str, Table]]:
 
 
 def _title(scene: Scene, task: Task, mine: Sequence[dict[str, Any]]) -> str:
-    seeds = max((row["seeds"] for row in mine), default=0)
+    counts = [row["seeds"] for row in mine] or [0]
+    few, most = min(counts), max(counts)
+    seeds = f"{most} seed{'s' * (most != 1)}" if few == most else f"{few} to {most} seeds"
     where = "" if scene.name == "plain" else f", {scene.name}"
-    return f"{task.name}{where}: {task.metric} after {scene.steps(task)} steps, {seeds} seeds"
+    return f"{task.name}{where}: {task.metric} after {scene.steps(task)} steps, {seeds}"
 
 
 def _head(task: Task) -> tuple[str, ...]:
