@@ -152,7 +152,9 @@ def _print_rows(bench: Bench, rows: list[Row]) -> None:
         f"bound {bench.bound_s:.3f} s; as layers are read in their order, {bench.order_bound_s:.3f} s."
     )
     console = Console(stderr=True)
-    console.print(table, width=None if console.is_terminal else MOST_COLUMNS)
+    if not console.is_terminal:
+        console.width = MOST_COLUMNS
+    console.print(table)
 
 
 __all__ = ["step"]
