@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 from tightwire import kernels
-from tightwire.compression.checks import check, check_ratio
+from tightwire.compression.checks import check, check_ratio, is_finite
 from tightwire.compression.codec import Codec, Combine
 from tightwire.compression.sparse import TopK
 from tightwire.compression.sparse_blocks import COUNT_BYTES, unreadable
@@ -154,12 +153,6 @@ class Wangni(WidenedCodec):
             out.fill_(float("nan"))
         elif not kernels.of(out).put(message, out, self.room(out.numel()), add):
             raise unreadable(self, out)
-
-
-def is_finite(x: Tensor) -> bool:
-    """Whether every element of a tensor that is not empty is finite, in one pass that allocates nothing."""
-    low, high = x.aminmax()  # a NaN anywhere makes both NaN
-    return math.isfinite(low.item()) and math.isfinite(high.item())
 
 
 def spoil(message: Tensor) -> None:

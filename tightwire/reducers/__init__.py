@@ -15,7 +15,7 @@ from tightwire.reducers.sparse import GTopK, OkTopK, SparCML
 from tightwire.reducers.two_sided import DoubleSqueeze
 
 if TYPE_CHECKING:
-    from tightwire.reducers.averager import Averager, is_finite
+    from tightwire.reducers.averager import Averager
     from tightwire.reducers.build import all_reducer, build_reducer
     from tightwire.reducers.reducer import Reducer
 
@@ -49,13 +49,11 @@ __all__ = [
     "Zstd",
     "all_reducer",
     "build_reducer",
-    "is_finite",
 ]
 
 # Loaded on first use: they need torch, and members do not.
 _LAZY = {
     "Averager": "averager",
-    "is_finite": "averager",
     "all_reducer": "build",
     "build_reducer": "build",
     "Reducer": "reducer",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tightwire.buckets import Bucket
+from tightwire.compression.checks import is_finite
 from tightwire.compression.stage import Memory, Stage, sender_at
 from tightwire.plan import Member
 from tightwire.reducers.reducer import Reducer
@@ -163,11 +164,3 @@ def _memories(bucket: Bucket, compression: Sequence[Member], workers: int) -> tu
     stages = [stage for stage in reversed(compression) if isinstance(stage, Stage)]
     memories = (stage.memory(bucket.layout, workers) for stage in stages)
     return tuple(memory for memory in memories if memory is not None)
-
-
-def is_finite(flat: Tensor) -> bool:
-    """Whether every element is finite, in one pass that allocates nothing."""
-    if flat.numel() == 0:
-        return True
-    low, high = torch.aminmax(flat)  # a NaN anywhere makes both NaN
-    return bool(low.isfinite() & high.isfinite())

@@ -9,7 +9,8 @@ from torch import Tensor
 from tightwire.buckets import Bucket
 from tightwire.collectives import Runner, build
 from tightwire.compression import Identity
-from tightwire.reducers.averager import Round, is_finite
+from tightwire.compression.checks import is_finite
+from tightwire.reducers.averager import Round
 from tightwire.transport import Transport
 
 PROGRAMS = {"scatter": "reduce-scatter", "gather": "all-gather"}

@@ -11,6 +11,7 @@ from tightwire.buckets import Bucket
 from tightwire.reducers.averager import Averager, Round
 from tightwire.runtime.trace import Tracer
 from tightwire.schedule import Agenda, Scheduler
+from tightwire.transport import Transport
 
 
 class Exchange:
@@ -39,6 +40,7 @@ class Exchange:
         *,
         buckets: Sequence[Bucket] | None = None,
         agenda: Agenda | None = None,
+        channels: Sequence[Transport] = (),
     ) -> None:
         """Starts the threads.
 
@@ -48,6 +50,7 @@ class Exchange:
             tracer: where spans go.
             buckets: of which the pieces are parts; by default each piece is a bucket.
             agenda: says which, and how many lanes there are.
+            channels: the lanes' connections, which end with it.
         """
         self.averagers = tuple(averagers)
         self.buckets = tuple(buckets) if buckets is not None else tuple(a.bucket for a in averagers)
@@ -59,6 +62,7 @@ class Exchange:
         for piece, bucket in enumerate(self._bucket_of):
             self._pieces_of[bucket].append(piece)
         self._missing = [0] * len(self.buckets)
+        self._channels = channels
         self._scheduler = scheduler
         self._tracer = tracer
         self._now = Round()
@@ -130,12 +134,15 @@ class Exchange:
             self.averagers[piece].keep()
 
     def close(self) -> None:
-        """Ends the threads; a transfer under way is left to its deadline."""
+        """Ends the threads and their connections; a transfer under way is left to its deadline."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         for thread in self._threads:
             thread.join(timeout=1.0)
+        if not any(thread.is_alive() for thread in self._threads):
+            for channel in self._channels:
+                channel.close()
 
     def _await(self, condition: Callable[[], bool]) -> None:
         with self._changed:

@@ -123,7 +123,8 @@ class Fabric:
             build = functools.partial(self._build, architecture, channel, part.layout, number)
             compression = compressions[piece.bucket]
             averagers.append(Averager(part, compression, build, workers=channel.size, spared=self.spared))
-        return Exchange(averagers, schedule.pacer(agenda), self.tracer, buckets=buckets, agenda=agenda)
+        pacer = schedule.pacer(agenda)
+        return Exchange(averagers, pacer, self.tracer, buckets=buckets, agenda=agenda, channels=lanes)
 
     def _in_backward(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns tensors in the order in which backward was seen, or else is expected, to produce gradients."""

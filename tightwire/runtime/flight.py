@@ -15,8 +15,8 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from tightwire.compression.checks import is_finite
 from tightwire.errors import AttachError
-from tightwire.reducers.averager import is_finite
 from tightwire.runtime.exchange import Exchange
 from tightwire.runtime.gradients import Gradients
 from tightwire.runtime.pending import hold, release

@@ -11,8 +11,8 @@ from torch.nn import Parameter
 
 from tightwire.buckets import Bucket, BucketLayout, plan_layout
 from tightwire.compression import Codec, warm_up
+from tightwire.compression.checks import is_finite
 from tightwire.plan import Member, Plan
-from tightwire.reducers.averager import is_finite
 from tightwire.reducers.mixers import SGP, Mixer, build_mixer
 from tightwire.reducers.neighbours import Neighbours
 from tightwire.runtime.fabric import Fabric, require_cpu

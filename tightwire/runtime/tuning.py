@@ -28,8 +28,8 @@ PATIENCE = 7
 FINALISTS = 2
 # What others found good, tried first.
 SEEDS = (
-    "bytescheduler:1MiB,3MiB,256KiB", "bytescheduler:1MiB,4MiB,256KiB", "bytescheduler:2MiB,4MiB,512KiB",
-    "bytescheduler:4MiB,8MiB,1MiB", "dear", "mgwfbp", "pace:4MiB",
+    "bytescheduler:1MiB,4MiB,256KiB", "bytescheduler:512KiB,1MiB,128KiB", "bytescheduler:2MiB,4MiB,512KiB",
+    "bytescheduler:4MiB,8MiB,1MiB", "mgwfbp", "bytescheduler:1MiB,3MiB,256KiB", "dear",
 )  # fmt: skip
 SIZES = tuple(2**power for power in range(18, 25))
 

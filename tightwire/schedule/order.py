@@ -21,9 +21,7 @@ from tightwire.schedule.scheduler import Agenda, BucketFacts, Piece, Wire
 # A piece that the order puts next must not be missing when the wire is free, so the rule is asked of wires that are
 # a little faster than the measured one: then something is always waiting.
 HASTE = (0.9, 0.8, 1.0)
-FORWARD_OVER_BACKWARD = (
-    0.5  # of any layer: a forward pass is one product of matrices, its backward pass are two
-)
+FORWARD_OVER_BACKWARD = 0.5  # of any layer: a forward pass is one product of matrices, its backward two
 MOST_TRIED = 10_000  # pieces, in all the orders that are tried: about 30 ms
 NEAR_ENOUGH = 1.001  # times the bound that no order beats
 CULPRITS = 4  # so many buckets are tried as the one to blame

@@ -12,9 +12,9 @@ from torch.nn import Parameter
 
 from tightwire.buckets import Bucket
 from tightwire.collectives.gossip import Gossip
+from tightwire.compression.checks import is_finite
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
-from tightwire.reducers.averager import is_finite
 from tightwire.reducers.neighbours import Lost
 from tightwire.reducers.survivors import Survivors
 from tightwire.runtime.engines.engine import Defaults

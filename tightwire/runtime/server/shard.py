@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 
 from tightwire.buckets import Bucket
 from tightwire.collectives.memory import mix
+from tightwire.compression.checks import is_finite
 from tightwire.errors import AttachError, PeerError, TransportError
-from tightwire.reducers import is_finite
 from tightwire.runtime.server.messages import NO_FLAG, Flag, Header, Kind, unpack_state
 from tightwire.runtime.server.optimizer import Settings, load_optimizer_state, optimizer_for, optimizer_state
 from tightwire.runtime.server.parcel import Parcel
