@@ -135,9 +135,9 @@ def _measured(bench: Bench, measure: Measure) -> dict[str, Any]:
 
 def _print_rows(bench: Bench, rows: list[Row]) -> None:
     table = Table("plan", "s a step", "range", "of the bound", "DDP's best is")
-    for column in table.columns:
+    table.columns[0].overflow = "fold"  # a plan may be longer than a terminal is wide
+    for column in table.columns[1:]:
         column.no_wrap, column.justify = True, "right"
-    table.columns[0].justify = "left"
     best_s = min((row.step_s for row in rows if row.plan.startswith(step_bench.DDP)), default=None)
     for row in rows:
         table.add_row(

@@ -119,10 +119,10 @@ def _line(event: dict[str, Any]) -> str:
 
 
 def _print(result: TourResult) -> None:
-    table = Table(*tour_report.COLUMNS)
-    table.columns[0].no_wrap = True
+    table = Table(*tour_report.COLUMNS, padding=(0, 0))
+    table.columns[0].overflow = "fold"  # a plan may be longer than a terminal is wide
     for column in table.columns[1:]:
-        column.justify = "right"
+        column.no_wrap, column.justify = True, "right"
     for plan in result.plans:
         table.add_row(*tour_report.cells(plan))
     console = Console()
