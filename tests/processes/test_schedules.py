@@ -53,6 +53,7 @@ PLANS = [
         ("", "ascwfbp:3"),
         (":ring", "p3:2KiB"),
         ("", "bytescheduler:4KiB,12KiB"),
+        ("", "bytescheduler:4KiB,12KiB,1KiB"),
         ("", "tictac"),
         ("", "pace:8KiB"),
         ("", "dear:16KiB"),

@@ -24,6 +24,7 @@ from tightwire.transport.wrapper import Wrapper
 PLANS = (
     "bsp/allreduce:ring/none/p3:64",
     "bsp/allreduce/none/bytescheduler:64,192",
+    "bsp/allreduce/none/bytescheduler:64,192,48",
     "bsp/allreduce/none/dear:64",
     "bsp/allreduce/none/tictac",
     "bsp/allreduce/none/pace:128",

@@ -67,7 +67,7 @@ def check_ratio(member: Member, ratio: float) -> None:
 
 
 def is_finite(x: Tensor) -> bool:
-    """Whether every element is finite; allocates nothing.
+    """Whether every element is finite; allocates nothing of its size.
 
     Whatever is not finite makes the sum so, which takes a third of the time of looking for the extremes. But a sum may
     overflow where no element has.
