@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 import tightwire
+from tightwire.catalogue import parse_compression
 from tightwire.cli import COMMANDS
-from tightwire.plan import Plan, parse_compression
+from tightwire.plan import Plan
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

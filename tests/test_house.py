@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import networkx
 import pytest
 
 import tightwire
@@ -16,17 +17,19 @@ ROOT = Path(tightwire.__file__).parent
 
 # A module may import only from those before it, also inside functions.
 ORDER = (
-    "errors", "files", "plan", "buckets", "kernels", "compression", "transport", "collectives", "reducers", "sync",
-    "schedule", "cluster", "profile", "probe", "simulate", "planner", "large_batch", "optim", "runtime", "lab",
-    "bench", "study", "validate", "integrations", "cli",
+    "errors", "units", "files", "answers", "catalogue", "buckets", "kernels", "devices", "transport", "sync",
+    "compression", "schedule", "architecture", "averaging", "plan", "cluster", "profile", "probe", "parallel",
+    "simulate", "planner", "jobs", "large_batch", "optim", "runtime", "_attach", "lab", "bench", "validate", "study",
+    "tour", "integrations", "cli",
 )  # fmt: skip
 
 # Planning needs no torch.
 TORCH_FREE = (
-    "tightwire", "tightwire.errors", "tightwire.files", "tightwire.plan", "tightwire.compression",
-    "tightwire.collectives.program", "tightwire.collectives.builders", "tightwire.collectives.checker",
-    "tightwire.collectives", "tightwire.sync", "tightwire.schedule", "tightwire.cluster", "tightwire.profile",
-    "tightwire.simulate", "tightwire.planner", "tightwire.transport",
+    "tightwire", "tightwire.errors", "tightwire.units", "tightwire.files", "tightwire.answers", "tightwire.catalogue",
+    "tightwire.transport", "tightwire.sync", "tightwire.compression", "tightwire.schedule", "tightwire.architecture",
+    "tightwire.architecture.allreduce.program", "tightwire.architecture.allreduce.builders",
+    "tightwire.architecture.allreduce.checker", "tightwire.averaging", "tightwire.plan", "tightwire.cluster",
+    "tightwire.profile", "tightwire.simulate", "tightwire.planner",
 )  # fmt: skip
 
 # Loaded only by what uses them, for they take longer than torch forgives.
@@ -56,6 +59,20 @@ def imports(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively; write the whole name"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def module_of(path: Path) -> str:
+    return ".".join(["tightwire", *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__")
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    """Yields the modules of ours that a file imports, wherever it does; a package that it is in does not count."""
+    names = {module_of(other) for other in FILES}
+    here = module_of(path)
+    for imported in imports(path):
+        module = imported if imported in names else imported.rpartition(".")[0]
+        if module in names and module != here and not here.startswith(f"{module}."):
+            yield module
 
 
 def loaded_by(code: str) -> set[str]:
@@ -91,8 +108,7 @@ def test_one_file_speaks_to_torch_distributed(path: Path) -> None:
 
 
 def test_planning_needs_no_torch() -> None:
-    present = [name for name in TORCH_FREE if _exists(name)]
-    loaded = loaded_by("\n".join(f"import {name}" for name in present))
+    loaded = loaded_by("\n".join(f"import {name}" for name in TORCH_FREE))
     assert "torch" not in loaded
 
 
@@ -103,12 +119,10 @@ def test_importing_costs_little() -> None:
     assert not (loaded_by("import tightwire.runtime") - loaded_by("import torch")) & set(HEAVY)
 
 
-def _exists(name: str) -> bool:
-    head, _, tail = name.rpartition(".")
-    found = not head or _exists(head)
-    return found and (
-        not head or tail in {m.name for m in pkgutil.iter_modules(importlib.import_module(head).__path__)}
-    )
+def test_no_module_imports_itself_through_others() -> None:
+    graph = {module_of(path): set(imported_modules(path)) for path in FILES}
+    circles = [circle for circle in networkx.simple_cycles(networkx.DiGraph(graph), length_bound=6)]
+    assert not circles
 
 
 def test_the_public_face() -> None:

@@ -12,25 +12,15 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tightwire.collectives import PROGRAMS, AllReduce
+from tightwire.answers import DEFAULTS, Axis, Member, text_with
+from tightwire.architecture import PROGRAMS, AllReduce
+from tightwire.catalogue import FAMILIES, catalogue, parse_member
 from tightwire.compression import DenseEvery, Int8, Least, Momentum, TopK
 from tightwire.errors import FileError, PlanError
-from tightwire.plan import (
-    DEFAULTS,
-    FAMILIES,
-    Axis,
-    Member,
-    Plan,
-    PlanFile,
-    Route,
-    catalogue,
-    parse_bytes,
-    parse_member,
-    print_bytes,
-    text_with,
-)
+from tightwire.plan import Plan, PlanFile, Route
 from tightwire.schedule import Fusion
 from tightwire.sync import Local
+from tightwire.units import parse_bytes, print_bytes
 
 COUNTS = st.integers(1, 10**6)
 RATIOS = st.floats(0, 1, exclude_min=True)

@@ -6,13 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tightwire._attach import attach
     from tightwire.cluster import Cluster
     from tightwire.errors import TightwireError
     from tightwire.integrations import ddp_buckets, ddp_hook
     from tightwire.plan import Plan, PlanFile
     from tightwire.planner import Ranking, predict, recommend
     from tightwire.profile import Profile
-    from tightwire.runtime import Report, Run, attach
+    from tightwire.runtime import Report, Run
     from tightwire.simulate import Prediction
     from tightwire.transport import device, init, shutdown
 
@@ -27,7 +28,7 @@ _HOMES = {
     "Report": "runtime",
     "Run": "runtime",
     "TightwireError": "errors",
-    "attach": "runtime",
+    "attach": "_attach",
     "ddp_buckets": "integrations",
     "ddp_hook": "integrations",
     "device": "transport",

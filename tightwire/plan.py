@@ -6,86 +6,25 @@ Its text form is `sync/architecture/compression/schedule`. An answer is a *membe
     bsp                                        everything else by default
     bsp/allreduce:ring/bf16/fusion:4MiB
     local:8/allreduce/topk:0.01+ef
-
-A member is a frozen dataclass: its fields are the arguments of its text form, in order, and its class says what
-it is and where it comes from. Members live in their family's package; this file knows none of them by name.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import functools
-import importlib
 import itertools
 import pathlib
-import re
-import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
 from tightwire import files
+from tightwire.answers import DEFAULTS, CompressionAnswer, Member, Refusal, Sender, text_with
+from tightwire.architecture import Architecture
+from tightwire.catalogue import parse_compression, parse_member
+from tightwire.compression.stage import sender_of
 from tightwire.errors import PlanError
-
-Axis = Literal["sync", "architecture", "compression", "schedule"]
-
-# Where each axis's members are listed, as `MEMBERS`. Looked up by name on first use, so that a family may
-# import this file and this file need not import any family.
-FAMILIES: dict[Axis, tuple[str, ...]] = {
-    "sync": ("tightwire.sync",),
-    "architecture": ("tightwire.collectives",),
-    "compression": ("tightwire.compression", "tightwire.reducers"),
-    "schedule": ("tightwire.schedule",),
-}
-DEFAULTS: dict[Axis, str] = {
-    "sync": "bsp",
-    "architecture": "allreduce",
-    "compression": "none",
-    "schedule": "wfbp",
-}
-BYTE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-
-
-@dataclass(frozen=True)
-class Member:
-    """One answer, or one stage of it. Subclasses are frozen dataclasses and final.
-
-    A subclass's fields are its arguments: `int`, `float`, `str` or `bool`, with bounds checked in
-    `__post_init__` by raising `PlanError`. A field whose name ends in `_bytes` is written with a byte unit, a
-    keyword-only one always with its name.
-    """
-
-    name: ClassVar[str]
-    axis: ClassVar[Axis]
-    title: ClassVar[str]
-    paper: ClassVar[str]
-    # A text that shows the member in use, where its bare name cannot stand alone.
-    example: ClassVar[str] = ""
-    # The field that `other=value` is the value `other:value` of, as in `choco:topk=0.01`.
-    shorthand: ClassVar[str] = ""
-
-    def refusal(self, plan: Plan) -> Refusal | None:
-        """Says why this member cannot work in `plan`, or None when it can."""
-        return None
-
-    def expand(self) -> tuple[Member, ...]:
-        """Returns what a plan holds in its place: itself, unless it is a name for several."""
-        return (self,)
-
-    def __str__(self) -> str:
-        return self.name + _print_arguments(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Refusal:
-    """Why a plan cannot work, and the nearest legal ones (each a plan's text)."""
-
-    reason: str
-    nearest: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return self.reason + (f"\nNearest legal: {', or '.join(self.nearest)}." if self.nearest else "")
+from tightwire.schedule import Schedule
+from tightwire.sync import Sync
 
 
 @dataclass(frozen=True)
@@ -99,10 +38,10 @@ class Plan:
     Nearest legal: bsp/allreduce:allgather/topk:0.01.
     """
 
-    sync: Member
-    architecture: Member
-    compression: tuple[Member, ...]
-    schedule: Member
+    sync: Sync
+    architecture: Architecture
+    compression: tuple[CompressionAnswer, ...]
+    schedule: Schedule
 
     def __post_init__(self) -> None:
         if refusal := _refusal(self):
@@ -118,6 +57,11 @@ class Plan:
         """
         return cls(**_parse_answers(text))
 
+    @property
+    def sender(self) -> Sender:
+        """What makes the messages: the codec, or the method with an exchange of its own."""
+        return sender_of(self.compression)
+
     def __str__(self) -> str:
         return text_with(self)
 
@@ -130,7 +74,7 @@ class Plan:
         """Yields every member, in the order of the text form."""
         yield from (self.sync, self.architecture, *self.compression, self.schedule)
 
-    def having(self, **answers: Member | tuple[Member, ...]) -> Plan:
+    def having(self, **answers: Member | tuple[CompressionAnswer, ...]) -> Plan:
         """Returns this plan with some answers replaced."""
         return dataclasses.replace(self, **answers)  # type: ignore[arg-type]
 
@@ -177,28 +121,14 @@ class Phases:
         return self.plans[sum(end < step for end in self.ends)]
 
 
-def text_with(plan: Plan, **answers: str) -> str:
-    """Returns the text of `plan` with some answers replaced, whether or not the result is legal."""
-    parts = {
-        "sync": str(plan.sync),
-        "architecture": str(plan.architecture),
-        "compression": plan.compression_text,
-        "schedule": str(plan.schedule),
-    } | answers
-    texts, defaults = list(parts.values()), list(DEFAULTS.values())
-    while len(texts) > 1 and texts[-1] == defaults[len(texts) - 1]:
-        texts.pop()
-    return "/".join(texts)
-
-
 def _parse_answers(text: str) -> dict[str, Any]:
     parts = text.strip().split("/")
-    if len(parts) > len(FAMILIES) or not all(parts):
+    if len(parts) > len(DEFAULTS) or not all(parts):
         raise PlanError(
             f"{text!r} is not a plan: seen {len(parts)} parts, one of them empty or too many; "
             "write sync/architecture/compression/schedule, for example bsp/allreduce:ring/bf16/wfbp."
         )
-    answers = dict(DEFAULTS) | dict(zip(FAMILIES, parts, strict=False))
+    answers = dict(DEFAULTS) | dict(zip(DEFAULTS, parts, strict=False))
     return {
         axis: parse_compression(answer) if axis == "compression" else parse_member(axis, answer)
         for axis, answer in answers.items()
@@ -222,135 +152,6 @@ def _nearest_legal(refusal: Refusal, seen: set[str]) -> Iterator[str]:
             yield from _nearest_legal(further, seen)
         else:
             yield text
-
-
-@functools.cache
-def catalogue(axis: Axis) -> Mapping[str, type[Member]]:
-    """Returns every member of an axis by name: the one table that lists what exists."""
-    families = map(importlib.import_module, FAMILIES[axis])
-    return {member.name: member for family in families for member in family.MEMBERS}
-
-
-def parse_compression(text: str) -> tuple[Member, ...]:
-    """Reads stages joined by `+`, as in `topk:0.01+ef`."""
-    members = (parse_member("compression", stage) for stage in text.split("+"))
-    return tuple(expanded for member in members for expanded in member.expand())
-
-
-@functools.cache
-def parse_member(axis: Axis, text: str) -> Member:
-    """Reads `name[:arg][,key=value]` as a member of an axis.
-
-    Raises:
-        PlanError: an unknown name (the known ones are listed), an unknown or malformed argument.
-    """
-    name, _, arguments = text.strip().partition(":")
-    known = catalogue(axis)
-    if name not in known:
-        raise PlanError(
-            f"{name!r} is no known {axis}; known: {', '.join(sorted(known))}.{_did_you_mean(name, known)}"
-        )
-    member = known[name]
-    values = _read_arguments(member, arguments, text)
-    try:
-        return member(**values)
-    except PlanError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise PlanError(
-            f"{text!r} cannot be built: {error}. Arguments of {name}: {_signature(member)}."
-        ) from None
-
-
-def _did_you_mean(name: str, known: Mapping[str, object]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean {close[0]}?" if close else ""
-
-
-def _read_arguments(member: type[Member], arguments: str, text: str) -> dict[str, Any]:
-    fields = {f.name: f for f in dataclasses.fields(member)}
-    by_position = [f.name for f in fields.values() if not f.kw_only]
-    types = typing.get_type_hints(member)
-    values: dict[str, Any] = {}
-    for position, item in enumerate(arguments.split(",") if arguments else ()):
-        key, equals, value = item.partition("=")
-        if not equals:
-            key, value = (by_position[position] if position < len(by_position) else ""), item
-        elif key not in fields and member.shorthand:
-            key, value = member.shorthand, f"{key}:{value}"
-        if key not in fields or key in values or not value:
-            raise PlanError(
-                f"{text!r} has an argument {item!r} that {member.name} does not take; it takes {_signature(member)}."
-            )
-        values[key] = _read_value(types[key], key, value, text)
-    return values
-
-
-def _read_value(kind: Any, key: str, value: str, text: str) -> Any:
-    if key.endswith("_bytes"):
-        try:
-            return parse_bytes(value)
-        except ValueError as error:
-            raise PlanError(f"{text!r}: {key}={error}.") from None
-    try:
-        return {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
-    except (ValueError, KeyError):
-        raise PlanError(f"{text!r}: {key}={value!r} is not {_article(kind.__name__)}.") from None
-
-
-def _article(word: str) -> str:
-    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
-
-
-def _signature(member: type[Member]) -> str:
-    types = typing.get_type_hints(member)
-    parts = [
-        f"{f.name}: {types[f.name].__name__}"
-        + ("" if f.default is dataclasses.MISSING else f" = {f.default}")
-        for f in dataclasses.fields(member)
-    ]
-    return ", ".join(parts) or "no arguments"
-
-
-def _print_arguments(member: Member) -> str:
-    """Prints leading arguments by position while they are set, later ones by name; defaults are left out."""
-    printed: list[str] = []
-    contiguous = True
-    for f in dataclasses.fields(member):
-        value = getattr(member, f.name)
-        contiguous = contiguous and not f.kw_only
-        if value == f.default:
-            contiguous = False
-            continue
-        text = print_bytes(value) if f.name.endswith("_bytes") else _print_value(value)
-        printed.append(text if contiguous else f"{f.name}={text}")
-    return ":" + ",".join(printed) if printed else ""
-
-
-def _print_value(value: Any) -> str:
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    return text.replace("e+", "e")  # 1e+16: a plus joins stages
-
-
-def parse_bytes(text: str) -> int:
-    """Reads `4194304`, `4MiB` or `25MB` as a number of bytes.
-
-    Raises:
-        ValueError: not a whole number with one of the known units.
-    """
-    match = re.fullmatch(r"([0-9]+)([A-Za-z]*)", text.strip())
-    if not match or match[2] not in BYTE_UNITS:
-        raise ValueError(
-            f"{text!r} is no size; write a whole number and one of {', '.join(u for u in BYTE_UNITS if u)}"
-        )
-    return int(match[1]) * BYTE_UNITS[match[2]]
-
-
-def print_bytes(num_bytes: int) -> str:
-    """Prints a size with the largest unit that divides it: `4MiB`, `25MB`, `1000003`."""
-    units = sorted(BYTE_UNITS.items(), key=lambda unit: -unit[1])
-    unit, size = next((u, s) for u, s in units if (num_bytes and num_bytes % s == 0) or s == 1)
-    return f"{num_bytes // size}{unit if size > 1 else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)

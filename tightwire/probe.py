@@ -17,9 +17,9 @@ from typing import Any, final
 
 import torch
 
+from tightwire.architecture import Program, Runner, build
+from tightwire.architecture.allreduce.traffic import predict_bytes
 from tightwire.cluster import MAX_BANDWIDTH_BYTES_PER_S, Cluster, Fit, Pair
-from tightwire.collectives import Program, Runner, build
-from tightwire.collectives.traffic import predict_bytes
 from tightwire.compression import Identity
 from tightwire.transport import Transport, init, shutdown
 

@@ -6,10 +6,10 @@ from typer.testing import CliRunner
 
 from tightwire.bench.kernels import REDUCTIONS, default_kernels, measure
 from tightwire.bench.subjects import stock_ways
+from tightwire.catalogue import parse_compression
 from tightwire.cli.bench import app
 from tightwire.compression import MEMBERS, Codec
 from tightwire.errors import LabError, PlanError
-from tightwire.plan import parse_compression
 
 
 def test_every_codec_is_measured_by_default() -> None:

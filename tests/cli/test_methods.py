@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
+from tightwire.catalogue import FAMILIES
 from tightwire.cli import COMMANDS
 from tightwire.cli.methods import describe
-from tightwire.plan import FAMILIES
 
 MODEL = ("--gradients", "1MB", "--compute", "9ms", "--workers", "4", "--bandwidth", "1gbit")
 

@@ -6,9 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tightwire.catalogue import catalogue, parse_compression
 from tightwire.compression import Codec, Int8, TopK, warm, warm_up
 from tightwire.errors import PlanError, TensorError
-from tightwire.plan import Plan, catalogue, parse_compression
+from tightwire.plan import Plan
 
 GATHER = "bsp/allreduce:allgather/"
 

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from tests.laws.test_codecs import codec_of, normal, round_trip
 from tests.laws.test_stages import averager, values
+from tightwire.averaging.bucket import Round
+from tightwire.averaging.layertopk import shares
 from tightwire.compression import SBC, RandomK, Threshold
 from tightwire.errors import PlanError, TensorError
 from tightwire.plan import Plan
-from tightwire.reducers.averager import Round
-from tightwire.reducers.layers import shares
 from tightwire.transport import Transport, run_threads
 
 

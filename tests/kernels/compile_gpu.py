@@ -12,7 +12,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from tightwire.kernels import gpu
+from tightwire.kernels import triton as gpu
 from tightwire.kernels.grid import E4M3, E5M2, Grid
 
 TARGET = GPUTarget("cuda", 80, 32)

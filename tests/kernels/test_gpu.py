@@ -26,7 +26,8 @@ from tests.kernels.test_kernels import public
 from tests.laws.test_codecs import DTYPES, codec_of, difficult, normal
 from tightwire import kernels
 from tightwire.compression import Codec
-from tightwire.kernels import gpu, reference, reference_sparse
+from tightwire.kernels import reference, reference_sparse
+from tightwire.kernels import triton as gpu
 from tightwire.kernels.grid import Grid
 
 # The interpreter computes with numpy, which warns of what floats do.
@@ -217,8 +218,8 @@ def test_blocks_too_large_for_registers_are_left_to_torch() -> None:
 
 
 def test_keys_are_the_same_bits_with_a_sign() -> None:
-    from tightwire.kernels.gpu.parts import keys
     from tightwire.kernels.keys import keys_of
+    from tightwire.kernels.triton.parts import keys
 
     for seed in range(50):
         assert tuple(np.array(keys(seed), np.int32).view(np.uint32)) == keys_of(seed)

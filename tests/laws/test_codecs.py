@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tightwire import kernels
+from tightwire.catalogue import parse_compression
 from tightwire.compression import MEMBERS, Codec
 from tightwire.errors import TensorError
 from tightwire.kernels import reference
-from tightwire.plan import parse_compression
 
 CODECS = [
     "none",

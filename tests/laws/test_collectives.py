@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tightwire.collectives import PROGRAMS, Runner, build
+from tightwire.architecture import PROGRAMS, Runner, build
+from tightwire.catalogue import parse_compression
 from tightwire.compression import Codec
-from tightwire.plan import parse_compression
 from tightwire.transport import Counting, Transport, run_threads
 
 CODECS = (

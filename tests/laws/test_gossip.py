@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tests.runtime.training import Net, adam, assert_close, job, momentum, same, train, train_all, values
-from tightwire.collectives.gossip import (
+from tightwire._attach import attach
+from tightwire.architecture.gossip import (
     GRAPHS,
     METHODS,
     Gossip,
@@ -26,11 +27,10 @@ from tightwire.collectives.gossip import (
     connected,
     round_program,
 )
-from tightwire.collectives.gossip.graphs import bandwidth
-from tightwire.collectives.gossip.header import round_bytes
+from tightwire.architecture.gossip.graphs import bandwidth
+from tightwire.architecture.gossip.header import round_bytes
 from tightwire.errors import MismatchError, PeerError, PlanError, ProgramError
 from tightwire.plan import Plan
-from tightwire.runtime import attach
 from tightwire.transport import Single, Transport, run_threads
 
 Matrix = NDArray[np.float64]

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from tests.laws.test_collectives import Outcome, check_laws, codec_of, inputs
+from tightwire.architecture import AllReduce, Architecture, ParameterServer, Setting, check
+from tightwire.averaging import all_reducer
 from tightwire.buckets import plan_layout
-from tightwire.collectives import AllReduce, Architecture, ParameterServer, Setting, check
 from tightwire.errors import PlanError
 from tightwire.plan import Plan
-from tightwire.reducers import all_reducer
 from tightwire.transport import Counting, Transport, run_threads
 from tightwire.transport.striped import Striped
 

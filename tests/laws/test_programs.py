@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tightwire.collectives import PROGRAMS, Program, build, check
-from tightwire.collectives.builders import COLLECTIVES, legal_shapes, uneven_hierarchical
-from tightwire.collectives.traffic import predict_bytes
+from tightwire.architecture import PROGRAMS, Program, build, check
+from tightwire.architecture.allreduce.builders import COLLECTIVES, legal_shapes, uneven_hierarchical
+from tightwire.architecture.allreduce.traffic import predict_bytes
 from tightwire.compression import Identity
 from tightwire.errors import ProgramError
 from tightwire.transport import native_bytes

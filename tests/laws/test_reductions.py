@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tightwire.architecture import AllReduce
+from tightwire.averaging import MEMBERS, Reducer, Reduction, build_reducer
 from tightwire.buckets import BucketLayout, plan_layout
-from tightwire.collectives import AllReduce
-from tightwire.plan import parse_compression
-from tightwire.reducers import MEMBERS, Reducer, Reduction, build_reducer
+from tightwire.catalogue import parse_compression
 from tightwire.transport import Counting, Transport, run_threads
 
 REDUCTIONS = (

@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 from tests.runtime.training import job, plain, same, train_all
 from tests.runtime.training import momentum as sgd_with_momentum
+from tightwire.answers import Member
+from tightwire.architecture import AllReduce
+from tightwire.averaging import Averager, build_reducer
+from tightwire.averaging.bucket import Round
 from tightwire.buckets import Bucket, plan_layout
-from tightwire.collectives import AllReduce
+from tightwire.catalogue import parse_compression
 from tightwire.compression import MEMBERS, GossipStage, Recipe, Stage
 from tightwire.errors import PlanError
-from tightwire.plan import Member, Plan, parse_compression
-from tightwire.reducers import Averager, build_reducer
-from tightwire.reducers.averager import Round
+from tightwire.plan import Plan
 from tightwire.transport import Counting, Single, Transport, run_threads
 
 STAGED = [

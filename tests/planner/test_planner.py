@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tightwire.catalogue import FAMILIES, catalogue, parse_member
 from tightwire.cluster import Cluster, Fit, Level
 from tightwire.compression.recipes import Recipe
 from tightwire.errors import PlanError, ProgramError
-from tightwire.plan import FAMILIES, Plan, PlanFile, catalogue, parse_member
+from tightwire.plan import Plan, PlanFile
 from tightwire.planner import (
     STOCK,
     Allowance,

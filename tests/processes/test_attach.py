@@ -6,7 +6,7 @@ import pytest
 
 from tests.workers import run_processes
 
-PRELOAD = ("tightwire.runtime", "tightwire.planner", "tightwire.collectives", "tightwire.compression")
+PRELOAD = ("tightwire.runtime", "tightwire.planner", "tightwire.architecture", "tightwire.compression")
 DDP = "torch._dynamo"  # which DDP imports
 
 # The same model and data under stock DDP and under attach; answers with the largest difference.

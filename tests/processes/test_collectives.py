@@ -8,7 +8,7 @@ from tests.workers import run_processes
 
 SCRIPT = """
 import hashlib
-from tightwire.collectives import PROGRAMS, Runner, build
+from tightwire.architecture import PROGRAMS, Runner, build
 from tightwire.compression import Identity, Int8, TopK
 
 def inputs(numel, r):
@@ -56,7 +56,7 @@ def test_runners_under_way_together_do_not_mix() -> None:
     run_processes(
         3,
         """
-        from tightwire.collectives import Runner, build
+        from tightwire.architecture import Runner, build
         from tightwire.compression import Identity
         net = transport.init(deadline_s=20)
         buffers = [torch.full((50_000,), float(10 * b + rank)) for b in range(2)]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from tests.workers import run_processes
+from tightwire.catalogue import catalogue
 from tightwire.errors import PlanError
-from tightwire.plan import Plan, catalogue
+from tightwire.plan import Plan
 
 SETUP = """
 import copy, io
@@ -134,7 +135,7 @@ def compressions() -> list[str]:
 def test_every_compression_works_under_ddp() -> None:
     texts = compressions()
     assert len(texts) > 30
-    preload = ("tightwire.integrations", "tightwire.compression", "tightwire.reducers")
+    preload = ("tightwire.integrations", "tightwire.compression", "tightwire.averaging")
     ended = run_processes(2, f"COMPRESSIONS = {texts!r}\n{SETUP}{EVERY}", preload=preload, timeout_s=120)
     assert [end.answer for end in ended] == [[], []]
 

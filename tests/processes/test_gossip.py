@@ -27,7 +27,7 @@ report = run.report()
 digest = sum(p.detach().double().sum().item() for p in model.parameters())
 answer([report.sent_bytes == report.planned_bytes > 0, report.rounds, digest])
 """
-PRELOAD = ("tightwire.runtime", "tightwire.collectives", "tightwire.compression")
+PRELOAD = ("tightwire.runtime", "tightwire.architecture", "tightwire.compression")
 
 
 @pytest.mark.parametrize("plan", ["bsp/gossip:exponential/choco:topk=0.2", "asp/gossip:ad-psgd"])

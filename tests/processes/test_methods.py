@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.workers import run_processes
-from tightwire.collectives import PROGRAMS
+from tightwire.architecture import PROGRAMS
+from tightwire.catalogue import FAMILIES, catalogue
 from tightwire.errors import PlanError
-from tightwire.plan import FAMILIES, Plan, catalogue
+from tightwire.plan import Plan
 
 TRAIN = """
 import tightwire as tw
@@ -54,6 +55,6 @@ def test_every_member_trains_between_processes(axis: str) -> None:
     plans = [legal(PLACES[axis].format(m.example or m.name)) for m in catalogue(axis).values()]
     if axis == "architecture":
         plans += [f"bsp/allreduce:{program}" for program in PROGRAMS]
-    preload = ("tightwire.runtime", "tightwire.planner", "tightwire.collectives", "tightwire.compression")
+    preload = ("tightwire.runtime", "tightwire.planner", "tightwire.architecture", "tightwire.compression")
     ended = run_processes(3, f"PLANS = {plans!r}\n{TRAIN}", preload=preload, timeout_s=120)
     assert [end.answer for end in ended] == [[]] * 3

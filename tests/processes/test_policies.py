@@ -51,7 +51,7 @@ answer([wrong, run.report().workers, sum(bytes_of(model)) if rank != 1 else None
 
 
 def test_joining_out_evaluating_and_leaving() -> None:
-    preload = ("tightwire.runtime", "tightwire.planner", "tightwire.collectives", "tightwire.compression")
+    preload = ("tightwire.runtime", "tightwire.planner", "tightwire.architecture", "tightwire.compression")
     ended = run_processes(3, TRAIN, preload=preload, timeout_s=120)
     (wrong, *first), (_, *gone), (_, *last) = [end.answer for end in ended]
     assert wrong == []

@@ -22,9 +22,9 @@ REDUCTIONS = (
 SCRIPT = """
 import hashlib
 from tightwire.buckets import plan_layout
-from tightwire.collectives import AllReduce
-from tightwire.plan import parse_compression
-from tightwire.reducers import build_reducer
+from tightwire.architecture import AllReduce
+from tightwire.catalogue import parse_compression
+from tightwire.averaging import build_reducer
 
 SHAPES = [(300, 200), (300,), (100, 50, 3, 3), (10, 1001)]
 layout = plan_layout({f"t{i}": torch.empty(s) for i, s in enumerate(SHAPES)}, [range(4)])[0]

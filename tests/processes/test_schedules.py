@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.workers import run_processes
 
-PRELOAD = ("tightwire.runtime", "tightwire.planner", "tightwire.collectives", "tightwire.compression")
+PRELOAD = ("tightwire.runtime", "tightwire.planner", "tightwire.architecture", "tightwire.compression")
 
 SCRIPT = """
 import random, time

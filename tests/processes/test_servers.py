@@ -6,7 +6,7 @@ import pytest
 
 from tests.workers import run_processes
 
-PRELOAD = ("tightwire.runtime", "tightwire.planner", "tightwire.collectives", "tightwire.compression")
+PRELOAD = ("tightwire.runtime", "tightwire.planner", "tightwire.architecture", "tightwire.compression")
 TRAIN = """
 import warnings
 import tightwire as tw

@@ -9,7 +9,7 @@ import tightwire as tw
 from torch import nn
 from tightwire.compression import Int8
 from tightwire.plan import PlanFile, Route
-from tightwire.reducers import DoubleSqueeze
+from tightwire.averaging import DoubleSqueeze
 
 tw.init(deadline_s=20)
 if rank == 1:

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from tests.runtime.training import Net, job, loss_of, sgd
+from tightwire._attach import attach
 from tightwire.errors import AttachError, MismatchError, PeerError, PlanError, TensorError, TightwireError
 from tightwire.plan import PlanFile, Route
-from tightwire.runtime import attach
 from tightwire.transport import Single, Transport, run_threads
 
 

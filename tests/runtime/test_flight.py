@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
 from tests.runtime.training import Net, batch, initialise, job, loss_of, same, sgd, values
+from tightwire._attach import attach
 from tightwire.errors import AttachError
-from tightwire.runtime import attach
 from tightwire.transport import Single, Transport, run_threads
 from tightwire.transport.base import Work
 from tightwire.transport.wrapper import Wrapper

@@ -27,7 +27,7 @@ from tests.runtime.training import (
     train_all,
     values,
 )
-from tightwire.runtime import attach
+from tightwire._attach import attach
 from tightwire.transport import Single, Transport, run_threads
 
 N = 3

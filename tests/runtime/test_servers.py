@@ -27,12 +27,9 @@ from tests.runtime.training import (
     train,
     values,
 )
-from tightwire.buckets import plan_layout
-from tightwire.compression import Identity
-from tightwire.errors import AttachError, PeerError, PlanError, TransportError
-from tightwire.runtime import attach
-from tightwire.runtime.server import Parcel, Post, Service, Shard
-from tightwire.runtime.server.messages import (
+from tightwire._attach import attach
+from tightwire.architecture.server import Parcel, Post, Service, Shard
+from tightwire.architecture.server.messages import (
     ERROR_TEXT,
     HEADER_BYTES,
     REPLY,
@@ -43,7 +40,10 @@ from tightwire.runtime.server.messages import (
     pack_state,
     unpack_state,
 )
-from tightwire.runtime.server.service import LENGTH_BITS
+from tightwire.architecture.server.service import LENGTH_BITS
+from tightwire.buckets import plan_layout
+from tightwire.compression import Identity
+from tightwire.errors import AttachError, PeerError, PlanError, TransportError
 from tightwire.sync import Asp, Backup, Served, Ssp
 from tightwire.transport import Single, Transport, run_threads
 

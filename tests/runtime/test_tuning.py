@@ -7,9 +7,9 @@ import logging
 import pytest
 
 from tests.runtime.training import Net, assert_close, plain, same, sgd, train_all
+from tightwire._attach import attach
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
-from tightwire.runtime import attach
 from tightwire.runtime.tuning import FIRST_STEPS, SETTLING_STEPS, TRIAL_STEPS, _Search
 from tightwire.schedule.auto import START
 from tightwire.transport import Transport, run_threads

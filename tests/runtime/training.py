@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tightwire.runtime import Report, Run, attach
+from tightwire._attach import attach
+from tightwire.runtime import Report, Run
 from tightwire.transport import Transport, run_threads
 
 MakeOptimizer = Callable[[Any], Optimizer]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tightwire import collectives
+from tightwire import architecture as architectures
 from tightwire.cluster import topologies as t
 from tightwire.simulate.flows import fair_rates, fit_on, program_seconds, step_seconds
 
@@ -25,9 +25,9 @@ def test_rates_are_max_min_fair(ways: list[set[int]], capacities: list[float]) -
 
 
 @pytest.mark.parametrize("workers", [2, 3, 4, 7, 8])
-@pytest.mark.parametrize("name", sorted(collectives.PROGRAMS))
+@pytest.mark.parametrize("name", sorted(architectures.PROGRAMS))
 def test_uncontended_programs_take_their_closed_form(name: str, workers: int) -> None:
-    program = collectives.build(name, workers)
+    program = architectures.build(name, workers)
     graph = t.star(workers, bandwidth_bytes_per_s=1e8, latency_s=1e-4)
     chunks = [10_000 + 8 * chunk for chunk in range(program.num_chunks)]
     expected_s = program.seconds(chunks, 1e-4, 1e8)
@@ -46,7 +46,7 @@ def test_what_shares_a_link_takes_longer() -> None:
 
 def test_a_badly_placed_ring_is_slower() -> None:
     good = t.nodes(2, 2, inside_bytes_per_s=2e9, across_bytes_per_s=1e8)
-    ring = collectives.build("ring", 4)
+    ring = architectures.build("ring", 4)
     fit = fit_on(ring, good, 1.5)
     assert 1 / fit.beta_s_per_byte == pytest.approx(1e8)
     bad = type(good)(tuple(good.workers[i] for i in (0, 2, 1, 3)), good.links)

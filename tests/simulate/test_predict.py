@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tightwire import collectives
+from tightwire import architecture as architectures
+from tightwire.architecture.allreduce.traffic import predict_bytes
+from tightwire.catalogue import parse_compression
 from tightwire.cluster import Cluster, Fit
-from tightwire.collectives.traffic import predict_bytes
 from tightwire.errors import PlanError
-from tightwire.plan import Plan, parse_compression
+from tightwire.plan import Plan
 from tightwire.profile import CodecCost, ParameterProfile, Profile
 from tightwire.simulate import predict, prior, sent_bytes, shape_of, slowest_of
 from tightwire.simulate.shape import CLOSED_FORMS, count
@@ -28,7 +29,7 @@ PROFILE = dataclasses.replace(
 )
 # Ranks tell each other which of the 8 parameters they used, and whether they go on: 4 bytes each, in 2 doublings.
 CONTROL_BYTES = 2 * (8 + 1) * 4
-PROGRAMS = sorted(collectives.PROGRAMS)
+PROGRAMS = sorted(architectures.PROGRAMS)
 PLANS = [
     "bsp",
     "bsp/allreduce/none/sequential",
@@ -44,7 +45,7 @@ PLANS = [
 @pytest.mark.parametrize("workers", range(1, 18))
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_closed_forms_count_what_programs_do(program: str, workers: int) -> None:
-    built = collectives.build(program, workers)
+    built = architectures.build(program, workers)
     if workers > 1 and program in CLOSED_FORMS:
         assert CLOSED_FORMS[program](workers) == count(built)
     assert shape_of(program, workers).sends == max(len(built.sends(r)) for r in range(workers))
@@ -55,7 +56,7 @@ def test_closed_forms_count_what_programs_do(program: str, workers: int) -> None
 @pytest.mark.parametrize("program", ["ring", "native", "recursive-doubling"])
 def test_formulas_are_those_of_the_programs(program: str, workers: int) -> None:
     cluster = Cluster.uniform(workers, BANDWIDTH, LATENCY_S)
-    built = collectives.build(program, workers)
+    built = architectures.build(program, workers)
     numel = 12 * 8 * 1000
     expected_s = built.seconds([4 * size for size in built.chunk_sizes(numel)], LATENCY_S, BANDWIDTH)
     none = parse_compression("none")[0]
@@ -70,7 +71,7 @@ def test_bytes_are_those_that_the_runtime_sends(compression: str, workers: int) 
     for program in PROGRAMS if codec.combine != "none" else ["allgather"]:
         if program == "native" and codec.sums_as is None:
             continue
-        built = collectives.build(program, workers)
+        built = architectures.build(program, workers)
         by_rank = [predict_bytes(built, codec, 100_003, 4, rank) for rank in range(workers)]
         assert sent_bytes(program, codec, 100_003, 4, workers) in by_rank
         assert sent_bytes(program, codec, 100_003, 4, workers) >= 0.99 * max(by_rank)
@@ -213,9 +214,9 @@ def test_more_bandwidth_never_hurts() -> None:
 
 
 def test_a_thousand_workers_are_predicted_without_building_their_program() -> None:
-    before = collectives.build.cache_info().misses
+    before = architectures.build.cache_info().misses
     prediction = predict("bsp/allreduce:ring/none/fusion:1MiB", PROFILE, Cluster.uniform(1024, 1e9, 1e-5))
-    assert collectives.build.cache_info().misses == before
+    assert architectures.build.cache_info().misses == before
     assert prediction.bytes_per_step == pytest.approx(2 * 1023 / 1024 * PROFILE.num_bytes, rel=1e-4)
 
 

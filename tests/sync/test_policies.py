@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.runtime.training import Net, batch, job, same, train, train_all, values
+from tightwire._attach import attach
 from tightwire.errors import AttachError, PlanError, TightwireError
 from tightwire.plan import Phases, Plan, PlanFile, Route
-from tightwire.runtime import attach
 from tightwire.sync import MEMBERS
 from tightwire.transport import Single, Transport, run_threads
 

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from tightwire.architecture import AllReduce, Setting
+from tightwire.architecture.gossip import build_graph
 from tightwire.bench.programs import (
     GLOO,
     ITEM_BYTES,
@@ -27,8 +29,6 @@ from tightwire.bench.programs import (
     wire_bound_s,
 )
 from tightwire.bench.ranks import run_ranks
-from tightwire.collectives import AllReduce, Setting
-from tightwire.collectives.gossip import build_graph
 from tightwire.errors import PlanError
 from tightwire.lab import Lab, Topology
 from tightwire.transport import Transport
@@ -189,8 +189,8 @@ class Worker:
         return self._gossiping(name, buffer) if is_gossip(name) else self._reducing(name, buffer)
 
     def _reducing(self, name: str, buffer: Tensor) -> Callable[[], None]:
+        from tightwire.averaging import all_reducer
         from tightwire.buckets import plan_layout
-        from tightwire.reducers import all_reducer
 
         architecture, codec = read_program(name)
         reducer = all_reducer(
@@ -222,10 +222,10 @@ class Worker:
         return Setting(num_ranks=self.transport.size, workers_per_node=workers_per_node(), costs=costs)
 
     def _gossiping(self, name: str, buffer: Tensor) -> Callable[[], None]:
+        from tightwire.averaging.bucket import Round
+        from tightwire.averaging.mixers import DPSGD
+        from tightwire.averaging.neighbours import Lost, Neighbours
         from tightwire.compression import Identity
-        from tightwire.reducers.averager import Round
-        from tightwire.reducers.mixers import DPSGD
-        from tightwire.reducers.neighbours import Lost, Neighbours
 
         graph = build_graph(name.partition(":")[2], self.transport.size)
         neighbours = Neighbours(graph, self.transport.channel(), Lost(), tag=0)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tightwire.bench.subjects import Action, Floor, Phase, Subject, subject
+from tightwire.catalogue import catalogue
 from tightwire.compression import MEMBERS, Codec
 from tightwire.errors import LabError
-from tightwire.plan import catalogue
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tightwire.runtime import attach
+from tightwire._attach import attach
 from tightwire.transport import Single, Transport, run_threads
 
 STEP_S = 0.02

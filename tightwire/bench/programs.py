@@ -6,8 +6,8 @@ import re
 import statistics
 from collections import Counter
 
-from tightwire.collectives import AllReduce, Gossip, Setting
-from tightwire.collectives.gossip import GRAPHS, build_graph, round_program
+from tightwire.architecture import AllReduce, Gossip, Setting
+from tightwire.architecture.gossip import GRAPHS, build_graph, round_program
 from tightwire.compression import Codec, Identity
 from tightwire.errors import PlanError
 from tightwire.lab import Topology

@@ -136,7 +136,7 @@ def _train(bench: Bench, plan: str, rank: int) -> dict[str, object]:
     import torch
     from torch import nn
 
-    from tightwire.runtime import attach
+    from tightwire._attach import attach
 
     model = nn.Sequential(*(nn.Linear(FEATURES, FEATURES) for _ in range(max(4, bench.numel // FEATURES**2))))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)

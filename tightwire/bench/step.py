@@ -378,7 +378,7 @@ class Worker:
         import torch
         from torch.nn.parallel import DistributedDataParallel
 
-        from tightwire.runtime import attach
+        from tightwire._attach import attach
 
         model = self.subject.model()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

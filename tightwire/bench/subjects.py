@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from tightwire.answers import Member
+from tightwire.catalogue import parse_member
 from tightwire.compression import Codec
 from tightwire.errors import PlanError
-from tightwire.plan import Member, parse_member
 
 if TYPE_CHECKING:
     import torch
@@ -101,9 +102,9 @@ def _powersgd(method: Member, x: Tensor) -> Subject:
     """Times P ← M·Q, orthonormal P and Q ← Mᵀ·P on square matrices, against the two products alone."""
     import torch
 
+    from tightwire.averaging._powersgd import FactorReducer
+    from tightwire.averaging.powersgd import PowerSGD
     from tightwire.buckets import plan_layout
-    from tightwire.reducers.factors import FactorReducer
-    from tightwire.reducers.low_rank import PowerSGD
     from tightwire.transport import Single
 
     assert isinstance(method, PowerSGD)
@@ -144,7 +145,7 @@ def _sketch(method: Member, x: Tensor) -> Subject:
     import torch
 
     from tightwire import kernels
-    from tightwire.reducers.sketches import LANES, CountSketch
+    from tightwire.averaging.count_sketch import LANES, CountSketch
 
     assert isinstance(method, CountSketch)
     columns = method.columns(x.numel()) or LANES

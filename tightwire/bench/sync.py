@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from tightwire.bench.ranks import run_ranks
 from tightwire.bench.step import DDP, Workload, emulated
@@ -30,7 +30,6 @@ from tightwire.errors import LabError, PlanError
 from tightwire.lab import Lab, Topology
 from tightwire.plan import Plan
 from tightwire.schedule import Streaming
-from tightwire.sync import Sync
 
 if TYPE_CHECKING:
     from tightwire.transport import Transport
@@ -260,7 +259,7 @@ def _bound(bench: Bench, plan: str, transport: Transport) -> Iterator[tuple[Do, 
     import torch
     from torch.nn.parallel import DistributedDataParallel
 
-    from tightwire.runtime import attach
+    from tightwire._attach import attach
     from tightwire.transport.base import native_bytes
 
     model = emulated(bench.workload)
@@ -283,7 +282,7 @@ def _bound(bench: Bench, plan: str, transport: Transport) -> Iterator[tuple[Do, 
 
 
 def _steps_per_round(plan: str) -> int:
-    return 1 if plan == DDP else cast(Sync, Plan.parse(plan).sync).steps_per_round
+    return 1 if plan == DDP else Plan.parse(plan).sync.steps_per_round
 
 
 def read(text: str) -> Bench:

@@ -19,7 +19,7 @@ from tightwire.cli.step import step
 from tightwire.cli.sync import sync
 from tightwire.errors import LabError, TightwireError
 from tightwire.lab import parse_rate
-from tightwire.plan import parse_bytes, print_bytes
+from tightwire.units import parse_bytes, print_bytes
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.command()(step)

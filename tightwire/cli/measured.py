@@ -15,11 +15,11 @@ from rich.table import Table
 from tightwire.cluster import PAYLOAD_SHARE, Cluster
 from tightwire.errors import FileError
 from tightwire.lab import parse_rate
-from tightwire.plan import parse_bytes
 from tightwire.planner import summary
 from tightwire.planner.words import print_ms, print_size
 from tightwire.profile import Profile
 from tightwire.simulate import Prediction
+from tightwire.units import parse_bytes
 
 ProfileOption = Annotated[
     pathlib.Path | None,

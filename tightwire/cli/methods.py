@@ -12,9 +12,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tightwire.collectives import PROGRAMS
+from tightwire.answers import Axis, text_with
+from tightwire.architecture import PROGRAMS
+from tightwire.catalogue import FAMILIES, catalogue
 from tightwire.errors import PlanError
-from tightwire.plan import FAMILIES, Axis, Plan, catalogue, text_with
+from tightwire.plan import Plan
 
 app = typer.Typer(rich_markup_mode=None)
 

@@ -16,8 +16,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from tightwire import files
+from tightwire.architecture import PROGRAMS
 from tightwire.cluster import Cluster
-from tightwire.collectives import PROGRAMS
 from tightwire.errors import LabError, ProgramError
 from tightwire.lab import Lab, Line, Topology, parse_rate
 from tightwire.planner.words import print_ms, print_rate

@@ -15,8 +15,8 @@ from tightwire.bench import step as step_bench
 from tightwire.bench.step import Bench, Row, Workload
 from tightwire.errors import LabError, TightwireError
 from tightwire.lab import parse_rate
-from tightwire.plan import parse_bytes
 from tightwire.study import real_step
+from tightwire.units import parse_bytes
 
 
 def step(

@@ -14,8 +14,8 @@ from tightwire.bench.step import uniform
 from tightwire.bench.sync import Bench, Row
 from tightwire.errors import LabError, TightwireError
 from tightwire.lab import parse_rate
-from tightwire.plan import parse_bytes
 from tightwire.study.report import aligned
+from tightwire.units import parse_bytes
 
 
 def sync(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tightwire.answers import Member
 from tightwire.compression.averages import MovingAverage
 from tightwire.compression.casts import BFloat16, Float16, Identity
 from tightwire.compression.codec import Codec, Combine
@@ -25,7 +26,6 @@ from tightwire.compression.sparse_ternary import STC
 from tightwire.compression.stage import Memory, Stage
 from tightwire.compression.uniform import NUQSGD, QSGD, Int2, Int4, Int8, TernGrad
 from tightwire.compression.warm import warm_up
-from tightwire.plan import Member
 
 MEMBERS: tuple[type[Member], ...] = (
     Identity,

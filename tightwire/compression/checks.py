@@ -10,8 +10,8 @@ from tightwire.errors import PlanError, TensorError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tightwire.answers import Member
     from tightwire.compression.codec import Codec
-    from tightwire.plan import Member
 
 FLOATS = ("torch.float32", "torch.bfloat16", "torch.float16", "torch.float64")
 

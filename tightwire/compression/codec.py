@@ -10,7 +10,7 @@ import abc
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from tightwire.plan import Axis, Member, Plan, Refusal, text_with
+from tightwire.answers import Answers, Refusal, Sender, text_with
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +19,7 @@ Combine = Literal["exact", "lossy", "none"]
 
 
 @dataclass(frozen=True)
-class Codec(Member, abc.ABC):
+class Codec(Sender, abc.ABC):
     """Turns a bucket into a message of known size, and a message into a bucket.
 
     Class attributes say what a program may do with it:
@@ -34,12 +34,8 @@ class Codec(Member, abc.ABC):
             different ones must not meet, and messages carry no header that would tell.
     """
 
-    axis: ClassVar[Axis] = "compression"
     combine: ClassVar[Combine]
     sums_as: ClassVar[str | None] = None
-    lossless: ClassVar[bool] = False
-    unbiased: ClassVar[bool] = False
-    wire_version: ClassVar[int] = 1
 
     @abc.abstractmethod
     def wire_bytes(self, numel: int, itemsize: int = 4) -> int:
@@ -68,7 +64,7 @@ class Codec(Member, abc.ABC):
             TensorError: a message whose size does not fit `out`, or whose content cannot be valid.
         """
 
-    def refusal(self, plan: Plan) -> Refusal | None:
+    def refusal(self, plan: Answers) -> Refusal | None:
         """Refuses a second codec: one message has one encoding."""
         first, *others = plan.compression
         if not any(isinstance(other, Codec) for other in others):

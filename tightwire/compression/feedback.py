@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
+from tightwire.answers import Answers, Refusal
 from tightwire.compression.codec import Codec
 from tightwire.compression.stage import Memory, Stage, refuse
 from tightwire.errors import PlanError
-from tightwire.plan import Plan, Refusal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,12 +86,12 @@ class EF21(Stage):
         """Returns a memory of h and of its mean."""
         return _Differences(bucket, 1.0)
 
-    def refusal(self, plan: Plan) -> Refusal | None:
+    def refusal(self, plan: Answers) -> Refusal | None:
         """Refuses what is no contraction: h would not come nearer to the gradient."""
         codec = plan.compression[0]
         if (refusal := super().refusal(plan)) or _contracts(codec):
             return refusal
-        others = (DIANA(0.1) if getattr(codec, "unbiased", False) else ErrorFeedback(),)
+        others = (DIANA(0.1) if codec.unbiased else ErrorFeedback(),)
         reason = f"{codec}+ef21 would not settle: ef21 needs a contractive codec, and {codec} promises no such thing."
         return refuse(plan, reason, [*others, *(s for s in plan.compression[1:] if s != self)])
 
@@ -123,10 +123,10 @@ class DIANA(Stage):
         """Returns a memory of h and of its mean."""
         return _Differences(bucket, self.alpha)
 
-    def refusal(self, plan: Plan) -> Refusal | None:
+    def refusal(self, plan: Answers) -> Refusal | None:
         """Refuses a biased codec: its bias would stay in the mean."""
         codec = plan.compression[0]
-        if (refusal := super().refusal(plan)) or getattr(codec, "unbiased", False):
+        if (refusal := super().refusal(plan)) or codec.unbiased:
             return refusal
         instead = EF21() if _contracts(codec) else ErrorFeedback()
         return refuse(

@@ -11,13 +11,14 @@ import abc
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
+from tightwire.answers import Answers, CompressionAnswer, Refusal, text_with
+from tightwire.catalogue import parse_compression
 from tightwire.compression.casts import Identity
 from tightwire.compression.codec import Codec
 from tightwire.compression.feedback import ErrorFeedback
 from tightwire.compression.sparse_random import RandomK
 from tightwire.compression.stage import Stage, refuse
 from tightwire.errors import PlanError
-from tightwire.plan import Member, Plan, Refusal, parse_compression, text_with
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class GossipStage(Stage, abc.ABC):
 
     codec: str = ""
 
-    def expand(self) -> tuple[Member, ...]:
+    def expand(self) -> tuple[CompressionAnswer, ...]:
         """Returns codec and stage of the short form."""
         if not self.codec:
             return (self,)
@@ -49,7 +50,7 @@ class GossipStage(Stage, abc.ABC):
             )
         return (codec, replace(self, codec=""))
 
-    def refusal(self, plan: Plan) -> Refusal | None:
+    def refusal(self, plan: Answers) -> Refusal | None:
         """Refuses averaging by anything but gossip: everybody's mean needs no replicas."""
         if refusal := super().refusal(plan):
             return refusal
@@ -66,8 +67,8 @@ class GossipStage(Stage, abc.ABC):
         )
 
 
-def _is_lossless(plan: Plan) -> bool:
-    return bool(getattr(plan.compression[0], "lossless", False))
+def _is_lossless(plan: Answers) -> bool:
+    return plan.compression[0].lossless
 
 
 @final
@@ -174,13 +175,13 @@ class SAPS(GossipStage):
     example: ClassVar[str] = "saps:0.01"
     needs_static: ClassVar[bool] = False
 
-    def expand(self) -> tuple[Member, ...]:
+    def expand(self) -> tuple[CompressionAnswer, ...]:
         """Reads a ratio as that of `randomk`."""
         if self.codec.partition(":")[0].replace(".", "").replace("e-", "").isdigit():
             return replace(self, codec=f"randomk:{self.codec}").expand()
         return super().expand()
 
-    def refusal(self, plan: Plan) -> Refusal | None:
+    def refusal(self, plan: Answers) -> Refusal | None:
         """Refuses a codec that chooses other elements on other workers."""
         sender = plan.compression[0]
         if (refusal := super().refusal(plan)) or isinstance(sender, RandomK | Identity):

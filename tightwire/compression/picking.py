@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
+from tightwire.answers import Answers, Refusal
 from tightwire.compression.corrections import Momentum
 from tightwire.compression.feedback import zeros
 from tightwire.compression.stage import Memory, Stage, refuse
 from tightwire.errors import PlanError
-from tightwire.plan import Plan, Refusal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +25,7 @@ class _Pick(Stage, abc.ABC):
 
     place: ClassVar[int] = 0
 
-    def refusal(self, plan: Plan) -> Refusal | None:
+    def refusal(self, plan: Answers) -> Refusal | None:
         """Refuses a codec that sends zeros as readily as anything, and momentum's mask, which sees no picks."""
         if refusal := super().refusal(plan):
             return refusal

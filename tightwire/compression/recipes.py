@@ -6,11 +6,12 @@ import abc
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from tightwire.plan import Axis, Member, Plan, Refusal, parse_compression, text_with
+from tightwire.answers import Answers, CompressionAnswer, Refusal, text_with
+from tightwire.catalogue import parse_compression
 
 
 @dataclass(frozen=True)
-class Recipe(Member, abc.ABC):
+class Recipe(CompressionAnswer, abc.ABC):
     """A name for an expression. A plan holds what the expression says, so the name is lost in its text.
 
     >>> from tightwire.plan import Plan
@@ -18,18 +19,16 @@ class Recipe(Member, abc.ABC):
     'bsp/allreduce/topk:0.01+ef'
     """
 
-    axis: ClassVar[Axis] = "compression"
-
     @property
     @abc.abstractmethod
     def expression(self) -> str:
         """What the name stands for."""
 
-    def expand(self) -> tuple[Member, ...]:
+    def expand(self) -> tuple[CompressionAnswer, ...]:
         """Returns the codec and the stages."""
         return parse_compression(self.expression)
 
-    def refusal(self, plan: Plan) -> Refusal:
+    def refusal(self, plan: Answers) -> Refusal:
         """Refuses to be part of a plan unexpanded; parsing expands."""
         return Refusal(
             reason=f"{self} is a name for {self.expression}: a plan holds the codec and its stages.",

@@ -9,10 +9,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+from tightwire.answers import Answers, Refusal, Sender
 from tightwire.compression.casts import Identity
 from tightwire.compression.stage import Stage, refuse
 from tightwire.errors import PlanError
-from tightwire.plan import Member, Plan, Refusal
 
 
 @final
@@ -39,7 +39,7 @@ class WarmUp(Stage):
     def __post_init__(self) -> None:
         _require_rounds(self, self.rounds)
 
-    def sender_at(self, sender: Member, round_number: int) -> Member:
+    def sender_at(self, sender: Sender, round_number: int) -> Sender:
         """Returns the codec at the ratio of this round; its own where that keeps more."""
         if round_number > self.rounds:
             return sender
@@ -47,7 +47,7 @@ class WarmUp(Stage):
         ratio: float = getattr(sender, "ratio")  # noqa: B009  (refused where there is none)
         return dataclasses.replace(sender, ratio=max(ratio, 0.25 ** (stretch + 1)))  # type: ignore[call-arg]
 
-    def refusal(self, plan: Plan) -> Refusal | None:
+    def refusal(self, plan: Answers) -> Refusal | None:
         """Refuses a codec that keeps no share of its elements."""
         sender = plan.compression[0]
         if (refusal := super().refusal(plan)) or hasattr(sender, "ratio"):
@@ -78,7 +78,7 @@ class DenseFirst(Stage):
     def __post_init__(self) -> None:
         _require_rounds(self, self.rounds)
 
-    def sender_at(self, sender: Member, round_number: int) -> Member:
+    def sender_at(self, sender: Sender, round_number: int) -> Sender:
         """Returns the identity in the first rounds."""
         return Identity() if round_number <= self.rounds else sender
 
@@ -104,7 +104,7 @@ class DenseEvery(Stage):
     def __post_init__(self) -> None:
         _require_rounds(self, self.rounds, least=2)
 
-    def sender_at(self, sender: Member, round_number: int) -> Member:
+    def sender_at(self, sender: Sender, round_number: int) -> Sender:
         """Returns the identity in every k-th round."""
         return Identity() if round_number % self.rounds == 0 else sender
 
@@ -134,7 +134,7 @@ class DenseGrowing(Stage):
     def __post_init__(self) -> None:
         _require_rounds(self, self.kappa)
 
-    def sender_at(self, sender: Member, round_number: int) -> Member:
+    def sender_at(self, sender: Sender, round_number: int) -> Sender:
         """Returns the identity in rounds 1 + Σ 2^⌊j/κ⌋."""
         past, distance = round_number - 1, 1
         while past > self.kappa * distance:  # κ rounds at each distance

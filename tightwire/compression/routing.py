@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+from tightwire.answers import CompressionAnswer
 from tightwire.compression.casts import Identity
 from tightwire.compression.stage import Stage
 from tightwire.errors import PlanError
-from tightwire.plan import Member
 
 
 @final
@@ -43,7 +43,9 @@ class Least(Stage):
         return num_bytes >= self.tensor_bytes and dims >= self.dims
 
 
-def compression_for(compression: Sequence[Member], num_bytes: int, dims: int) -> tuple[Member, ...]:
+def compression_for(
+    compression: Sequence[CompressionAnswer], num_bytes: int, dims: int
+) -> tuple[CompressionAnswer, ...]:
     """Returns how one tensor of a plan travels: as the plan says, or dense with the stages that serve dense too.
 
     >>> from tightwire.plan import parse_compression

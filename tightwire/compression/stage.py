@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from tightwire.plan import Axis, Member, Plan, Refusal, text_with
+from tightwire.answers import Answers, CompressionAnswer, Member, Refusal, Sender, text_with
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +47,7 @@ class Memory(abc.ABC):
 
 
 @dataclass(frozen=True)
-class Stage(Member):
+class Stage(CompressionAnswer):
     """Something around a codec, or around a reduction: it changes what is encoded, or when, or for which tensors.
 
     Each stage stands around all that is to its left: in `topk:0.01+ef+momentum:0.9` a gradient first meets
@@ -59,12 +59,10 @@ class Stage(Member):
         mixes: whether some rounds, beyond the first ones, or some tensors go uncompressed.
     """
 
-    axis: ClassVar[Axis] = "compression"
     place: ClassVar[int]
-    serves_dense: ClassVar[bool] = False
     mixes: ClassVar[bool] = False
 
-    def sender_at(self, sender: Member, round_number: int) -> Member:
+    def sender_at(self, sender: Sender, round_number: int) -> Sender:
         """Returns what sends in a round, counted from 1, where `sender` would without this stage."""
         return sender
 
@@ -76,7 +74,7 @@ class Stage(Member):
         """Returns what this stage does with one bucket's values from round to round, or None for nothing."""
         return None
 
-    def refusal(self, plan: Plan) -> Refusal | None:
+    def refusal(self, plan: Answers) -> Refusal | None:
         """Refuses a stage without a codec before it, one that can do nothing, given twice, or out of order."""
         sender, *others = plan.compression
         if isinstance(sender, Stage):
@@ -84,11 +82,11 @@ class Stage(Member):
                 reason=f"{self} alone compresses nothing: it goes after the codec whose messages it changes.",
                 nearest=(text_with(plan, compression=f"topk:0.01+{self}"),),
             )
-        if not self.serves_dense and getattr(sender, "lossless", False):
+        if not self.serves_dense and sender.lossless:
             return refuse(
                 plan,
                 f"{sender}+{self} can do nothing: {sender} is lossless, nothing is left over.",
-                [other for other in others if getattr(other, "serves_dense", False)],
+                [other for other in others if other.serves_dense],
             )
         stages = [other for other in others if isinstance(other, Stage)]
         rivals = [stage for stage in stages if stage.place == self.place]
@@ -108,16 +106,23 @@ class Stage(Member):
         return None
 
 
-def refuse(plan: Plan, reason: str, stages: Iterable[Member]) -> Refusal:
+def refuse(plan: Answers, reason: str, stages: Iterable[Member]) -> Refusal:
     """Refuses `plan`; nearest to it is its sender with these stages instead."""
     texts = [str(plan.compression[0]), *map(str, stages)]
     return Refusal(reason=reason, nearest=(text_with(plan, compression="+".join(texts)),))
 
 
-def sender_at(compression: Sequence[Member], round_number: int) -> Member:
+def sender_of(compression: Sequence[CompressionAnswer]) -> Sender:
+    """Returns what makes the messages; it comes first."""
+    sender = compression[0]
+    assert isinstance(sender, Sender), sender
+    return sender
+
+
+def sender_at(compression: Sequence[CompressionAnswer], round_number: int) -> Sender:
     """Returns what sends in a round, counted from 1: the plan's codec, or what its stages put in its place."""
-    sender, *stages = compression
-    for stage in stages:
+    sender = sender_of(compression)
+    for stage in compression[1:]:
         assert isinstance(stage, Stage), stage
         sender = stage.sender_at(sender, round_number)
     return sender

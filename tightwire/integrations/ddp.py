@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from torch.futures import Future
 from torch.optim import Optimizer
 
+from tightwire.answers import DEFAULTS, CompressionAnswer, Refusal, Sender, text_with
+from tightwire.averaging import Averager, Reducer, build_reducer
+from tightwire.averaging.bucket import Round, Spared
 from tightwire.buckets import Bucket, BucketLayout, plan_layout
-from tightwire.collectives import Architecture
-from tightwire.compression import Codec
 from tightwire.compression.routing import compression_for
 from tightwire.errors import AttachError, PlanError
-from tightwire.plan import DEFAULTS, Member, Plan, Refusal, text_with
-from tightwire.reducers import Averager, Reducer, Reduction, build_reducer
-from tightwire.reducers.averager import Round, Spared
+from tightwire.plan import Plan
 from tightwire.runtime import Scaler
 from tightwire.runtime.agreement import require_agreement, wire_facts
 from tightwire.runtime.engines.memory import Named, load_memory, memory
@@ -282,7 +281,7 @@ class DDPHook:
 
     def _build_all(self, index: int, gradients: Mapping[str, Tensor]) -> list[Averager]:
         """Builds an averager for each way in which tensors of one bucket travel."""
-        ways: dict[tuple[Member, ...], list[int]] = {}
+        ways: dict[tuple[CompressionAnswer, ...], list[int]] = {}
         for place, tensor in enumerate(gradients.values()):
             way = compression_for(self.plan.compression, tensor.numel() * tensor.itemsize, tensor.dim())
             ways.setdefault(way, []).append(place)
@@ -298,10 +297,9 @@ class DDPHook:
             load_memory(averagers, saved)
         return averagers
 
-    def _build(self, layout: BucketLayout, number: int, sender: Member) -> Reducer:
-        architecture = cast(Architecture, self.plan.architecture)
-        way = cast(Codec | Reduction, sender)
-        return build_reducer(architecture, way, self._channel, bucket=layout, number=number)
+    def _build(self, layout: BucketLayout, number: int, sender: Sender) -> Reducer:
+        architecture = self.plan.architecture
+        return build_reducer(architecture, sender, self._channel, bucket=layout, number=number)
 
     def _all(self) -> list[Averager]:
         return [averager for averagers in self._averagers.values() for averager in averagers]

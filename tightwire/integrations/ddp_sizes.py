@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from tightwire.errors import PlanError
 from tightwire.plan import Plan
-from tightwire.schedule import Schedule, TensorFacts, Wire
+from tightwire.schedule import TensorFacts, Wire
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,7 +42,7 @@ def ddp_buckets(
         PlanError: a plan that cannot work; neither a model nor a profile; or a schedule that needs measurements and has
             none.
     """
-    schedule = cast(Schedule, (Plan.parse(plan) if isinstance(plan, str) else plan).schedule)
+    schedule = (Plan.parse(plan) if isinstance(plan, str) else plan).schedule
     wire = None if cluster is None else _wire(cluster)
     if schedule.measures and not schedule.overlaps_forward and (profile is None or wire is None):
         raise PlanError(

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from tightwire.architecture import AllReduce, Program
 from tightwire.cluster import Cluster, Graph
-from tightwire.collectives import AllReduce, Program
 from tightwire.compression import Codec, Identity
 from tightwire.errors import PlanError, ProgramError
 from tightwire.plan import Plan
 from tightwire.profile import Profile
 from tightwire.simulate import Carrier
 from tightwire.simulate.cost import costs_of
-from tightwire.sync import Served, Sync
+from tightwire.sync import Served
 
 # Buckets are cut a little otherwise than the whole is: chunks are rounded, small tensors find shorter programs.
 MARGIN = 0.97
@@ -42,7 +42,6 @@ def wire_floor_s(plan: Plan, profile: Profile, cluster: Cluster) -> float:
     sender = plan.compression[0]
     if cluster.workers == 1 or not (isinstance(plan.architecture, AllReduce) and isinstance(sender, Codec)):
         return 0.0
-    assert isinstance(plan.sync, Sync)
     final, _ = plan.sync.stretches()[-1]
     itemsize = profile.parameters[0].itemsize
     whole = costs_of(plan, profile, cluster).bucket(profile.num_bytes // itemsize, itemsize, sender)

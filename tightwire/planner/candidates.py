@@ -6,13 +6,16 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
-from tightwire.collectives import Gossip
+from tightwire.answers import Member, text_with
+from tightwire.architecture import Gossip
+from tightwire.averaging import Reduction
+from tightwire.catalogue import catalogue, parse_compression
 from tightwire.compression import Codec, Stage
 from tightwire.errors import PlanError
-from tightwire.plan import Member, Plan, catalogue, parse_compression, print_bytes, text_with
+from tightwire.plan import Plan
 from tightwire.planner.harm import ratio
-from tightwire.reducers import Reduction
 from tightwire.sync import Bsp
+from tightwire.units import print_bytes
 
 Allowance = Literal["lossless", "lossy", "stale"]
 ALLOWANCES: tuple[Allowance, ...] = get_args(Allowance)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tightwire.answers import DEFAULTS, Axis, text_with
+from tightwire.catalogue import FAMILIES
 from tightwire.errors import PlanError, ProgramError
-from tightwire.plan import DEFAULTS, FAMILIES, Axis, Plan, text_with
+from tightwire.plan import Plan
 from tightwire.planner.bounds import busiest_link, compute_floor_s, wire_floor_s
 from tightwire.planner.candidates import answers, keeps_optimizer
 from tightwire.planner.confidence import chance

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 
-from tightwire.collectives import Gossip
+from tightwire.answers import Member
+from tightwire.architecture import Gossip
+from tightwire.averaging import Reduction
 from tightwire.compression import Codec
-from tightwire.plan import Member, Plan
-from tightwire.reducers import Reduction
+from tightwire.plan import Plan
 from tightwire.sync import Delayed, Gaia, Lag, Served, Sync
 
 # Workers of which nothing bounds how far they run ahead.

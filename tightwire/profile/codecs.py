@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from tightwire.catalogue import parse_compression
 from tightwire.compression.codec import Codec
-from tightwire.plan import parse_compression
 from tightwire.profile.values import CodecCost
 
 # What does not depend on the size is measured on a bucket of this many elements.

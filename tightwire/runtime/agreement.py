@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from tightwire.answers import Member
+from tightwire.averaging import Reduction
 from tightwire.compression import Codec
 from tightwire.errors import MismatchError
-from tightwire.plan import Member
-from tightwire.reducers import Reduction
 from tightwire.transport import Transport
 from tightwire.transport.base import tree_edges
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from tightwire.averaging.bucket import Round
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
-from tightwire.reducers.averager import Round
 from tightwire.runtime.exchange import Exchange
 from tightwire.runtime.fabric import Fabric
 

@@ -7,8 +7,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from tightwire.averaging.bucket import Averager, Round
 from tightwire.buckets import Bucket
-from tightwire.reducers.averager import Averager, Round
 from tightwire.runtime.trace import Tracer
 from tightwire.schedule import Agenda, Scheduler
 from tightwire.transport import Transport

@@ -14,20 +14,22 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from tightwire.answers import CompressionAnswer, Sender
+from tightwire.architecture import AllReduce, Architecture, Setting
+from tightwire.averaging import Averager, Reducer, all_reducer, build_reducer
+from tightwire.averaging.bucket import Spared
+from tightwire.averaging.halves import Half
+from tightwire.averaging.method import TAGS
 from tightwire.buckets import Bucket, BucketLayout, Slot, plan_layout
-from tightwire.collectives import AllReduce, Architecture, Setting
+from tightwire.catalogue import parse_compression
 from tightwire.compression import Codec, Identity, warm_up
 from tightwire.compression.routing import compression_for
 from tightwire.errors import AttachError
-from tightwire.plan import Member, Plan, Route, parse_compression
-from tightwire.reducers import Averager, Reducer, Reduction, all_reducer, build_reducer
-from tightwire.reducers.averager import Spared
-from tightwire.reducers.halves import Half
-from tightwire.reducers.reduction import TAGS
+from tightwire.plan import Plan, Route
 from tightwire.runtime.exchange import Exchange
 from tightwire.runtime.observed import Observed
 from tightwire.runtime.trace import Tracer, traced
-from tightwire.schedule import BucketFacts, Piece, Schedule, TensorFacts
+from tightwire.schedule import BucketFacts, Piece, TensorFacts
 from tightwire.transport import Counting, Transport
 
 
@@ -73,7 +75,7 @@ class Fabric:
         """Returns the same without routes, for what must travel as it is."""
         return dataclasses.replace(self, routing=())
 
-    def compression_of(self, name: str, tensor: Tensor, plan: Plan) -> tuple[Member, ...]:
+    def compression_of(self, name: str, tensor: Tensor, plan: Plan) -> tuple[CompressionAnswer, ...]:
         """Returns how a parameter travels: as its first matching route says, or the plan, if it is worth it."""
         routes = (r.compression for r in self.routing if fnmatch.fnmatchcase(name, r.match))
         compression = parse_compression(next(routes, plan.compression_text))
@@ -86,7 +88,7 @@ class Fabric:
             tensors: by name, in the order in which a model registers them: gradients arrive in the reverse order.
         """
         require_cpu(tensors)
-        schedule, architecture = cast(Schedule, plan.schedule), cast(Architecture, plan.architecture)
+        schedule, architecture = plan.schedule, plan.architecture
         backward = self._in_backward(tensors)
         routes = {name: self.compression_of(name, tensor, plan) for name, tensor in backward.items()}
         ready_s, wire = self.observed.ready_s, self.observed.wire
@@ -138,10 +140,10 @@ class Fabric:
         channel: Transport,
         layout: BucketLayout,
         number: int,
-        sender: Member,
+        sender: Sender,
     ) -> Reducer:
         if not isinstance(sender, Codec):
-            return build_reducer(architecture, cast(Reduction, sender), channel, bucket=layout, number=number)
+            return build_reducer(architecture, sender, channel, bucket=layout, number=number)
         warm_up(sender, layout.dtype)  # kernels are compiled now, not within the first step
         setting = Setting(num_ranks=channel.size, workers_per_node=self.workers_per_node, costs=self.costs)
         codec = traced(sender, self.tracer)

@@ -11,8 +11,8 @@ from torch.autograd.graph import Node
 from torch.nn import Parameter
 from torch.utils.hooks import RemovableHandle
 
+from tightwire.averaging.bucket import Round
 from tightwire.errors import AttachError
-from tightwire.reducers.averager import Round
 from tightwire.runtime.exchange import Exchange
 from tightwire.runtime.trace import Tracer
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from tightwire.averaging.bucket import Round
 from tightwire.buckets import Bucket
 from tightwire.errors import AttachError
-from tightwire.reducers.averager import Round
 from tightwire.runtime.engines.memory import memory
 from tightwire.runtime.exchange import Exchange
 from tightwire.runtime.outer import OuterStep

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from tightwire.errors import PlanError
 from tightwire.plan import Phases
-from tightwire.sync import Sync
 
 
 def spelled_out(phases: Phases) -> Phases:
@@ -15,7 +12,7 @@ def spelled_out(phases: Phases) -> Phases:
     Raises:
         PlanError: such a policy among other phases, whose steps it would count anew.
     """
-    stretches = [cast(Sync, plan.sync).stretches() for plan in phases.plans]
+    stretches = [plan.sync.stretches() for plan in phases.plans]
     if all(len(stretch) == 1 for stretch in stretches):
         return phases
     if len(phases.plans) > 1:

@@ -12,7 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self, cast
+from typing import Any, Literal, Protocol, Self
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -292,7 +292,7 @@ class Run:
     def report(self) -> Report:
         """Returns what happened so far on this worker. Local."""
         choice = self._pilot.choice if self._pilot else None
-        sync = cast(Sync, self.plan.sync)
+        sync = self.plan.sync
         return Report(
             plan=str(self._asked),
             workers=self._fabric.transport.size,
@@ -474,4 +474,4 @@ class Run:
 
 
 def _syncs(phases: Phases) -> list[Sync]:
-    return [cast(Sync, plan.sync) for plan in phases.plans]
+    return [plan.sync for plan in phases.plans]

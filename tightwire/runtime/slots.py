@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from tightwire.answers import CompressionAnswer
+from tightwire.averaging.mixers import SGP, Mixer, build_mixer
+from tightwire.averaging.neighbours import Neighbours
 from tightwire.buckets import Bucket, BucketLayout, plan_layout
 from tightwire.compression import Codec, warm_up
 from tightwire.compression.checks import is_finite
-from tightwire.plan import Member, Plan
-from tightwire.reducers.mixers import SGP, Mixer, build_mixer
-from tightwire.reducers.neighbours import Neighbours
+from tightwire.plan import Plan
 from tightwire.runtime.fabric import Fabric, require_cpu
-from tightwire.schedule import Schedule, TensorFacts
+from tightwire.schedule import TensorFacts
 
 
 class Slot:
@@ -93,7 +94,7 @@ def build_slots(
 
 def cut(
     parameters: Mapping[str, Tensor], plan: Plan, fabric: Fabric
-) -> list[tuple[BucketLayout, Sequence[Member]]]:
+) -> list[tuple[BucketLayout, Sequence[CompressionAnswer]]]:
     """Returns the buckets, each with how it travels."""
     require_cpu(parameters)
     routes = {name: fabric.compression_of(name, p, plan) for name, p in parameters.items()}
@@ -101,5 +102,5 @@ def cut(
         TensorFacts(num_bytes=p.numel() * p.itemsize, kind=(str(p.dtype), *map(str, routes[name])))
         for name, p in parameters.items()
     ]
-    layouts = plan_layout(parameters, cast(Schedule, plan.schedule).partition(facts))
+    layouts = plan_layout(parameters, plan.schedule.partition(facts))
     return [(layout, routes[layout.slots[0].name]) for layout in layouts]

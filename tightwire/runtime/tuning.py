@@ -9,12 +9,14 @@ import statistics
 import time
 from typing import TYPE_CHECKING, Any
 
+from tightwire.catalogue import parse_member
 from tightwire.errors import AttachError, PlanError
-from tightwire.plan import Plan, parse_member, print_bytes
+from tightwire.plan import Plan
 from tightwire.runtime.auto import Choice
 from tightwire.schedule import ByteScheduler
 from tightwire.schedule.auto import START, Auto
 from tightwire.transport import Transport
+from tightwire.units import print_bytes
 
 if TYPE_CHECKING:
     from tightwire.runtime.run import Run

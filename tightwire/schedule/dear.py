@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tightwire.collectives import AllReduce
+from tightwire.answers import Answers, Refusal, text_with
 from tightwire.errors import PlanError
-from tightwire.plan import Plan, Refusal, text_with
 from tightwire.schedule.priority import Preemptive
 from tightwire.schedule.scheduler import Agenda, BucketFacts, Partition, Piece, TensorFacts, Wire, fuse
-
-WAYS = ("auto", "ring")
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class DeAR(Preemptive):
         gather = [Piece(i, 0, bucket.num_bytes, "gather") for i, bucket in enumerate(buckets)]
         return Agenda(pieces=(*scatter, *reversed(gather)))
 
-    def refusal(self, plan: Plan) -> Refusal | None:
+    def refusal(self, plan: Answers) -> Refusal | None:
         """Refuses what has no two halves: lossy messages, and ways other than the ring."""
         if refusal := super().refusal(plan):
             return refusal
@@ -57,7 +54,7 @@ class DeAR(Preemptive):
                 "stop with.",
                 nearest=(text_with(plan, compression="none"), text_with(plan, schedule="bytescheduler")),
             )
-        if not isinstance(plan.architecture, AllReduce) or plan.architecture.by not in WAYS:
+        if not plan.architecture.has_halves:
             return Refusal(
                 reason=f"{self} stops halfway through a ring all-reduce, and {plan.architecture} is none.",
                 nearest=(

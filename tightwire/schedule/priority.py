@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from tightwire.answers import Answers, Refusal, text_with
 from tightwire.errors import PlanError
-from tightwire.plan import Plan, Refusal, print_bytes, text_with
 from tightwire.schedule.merging import merge_by_kind
 from tightwire.schedule.order import by_urgency
 from tightwire.schedule.scheduler import (
@@ -24,6 +24,7 @@ from tightwire.schedule.scheduler import (
     whole,
 )
 from tightwire.sync import Bsp
+from tightwire.units import print_bytes
 
 SLICE_MULTIPLE = 64  # bytes: slices begin where any dtype may
 MAX_LANES = 4
@@ -39,7 +40,7 @@ class Preemptive(Schedule):
     def partition(self, tensors: Sequence[TensorFacts], wire: Wire | None = None) -> Partition:  # noqa: D102
         return each(tensors)
 
-    def refusal(self, plan: Plan) -> Refusal | None:
+    def refusal(self, plan: Answers) -> Refusal | None:
         """Refuses a sync other than `bsp`: only there a step waits for nothing but its own gradients' means."""
         if isinstance(plan.sync, Bsp):
             return None

@@ -18,9 +18,9 @@ import abc
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
-from tightwire.plan import Axis, Member
+from tightwire.answers import ScheduleAnswer
 
 Partition = tuple[tuple[int, ...], ...]
 Phase = Literal["mean", "scatter", "gather"]
@@ -204,17 +204,13 @@ class Agreed(Scheduler):
 
 
 @dataclass(frozen=True)
-class Schedule(Member, abc.ABC):
+class Schedule(ScheduleAnswer, abc.ABC):
     """An answer to "in which order": how tensors are fused, and who decides what moves next.
 
     Attributes:
         overlaps_forward: whether means may be under way while the next forward runs.
         measures: whether it decides by measured times, and so begins with a few rounds of watching.
     """
-
-    axis: ClassVar[Axis] = "schedule"
-    overlaps_forward: ClassVar[bool] = False
-    measures: ClassVar[bool] = False
 
     @abc.abstractmethod
     def partition(self, tensors: Sequence[TensorFacts], wire: Wire | None = None) -> Partition:

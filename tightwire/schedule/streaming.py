@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from tightwire.answers import Answers, Refusal, text_with
 from tightwire.errors import PlanError
-from tightwire.plan import Plan, Refusal, text_with
 from tightwire.schedule.scheduler import Partition, Schedule, TensorFacts, Wire, fuse
 from tightwire.sync import Rounds
 
@@ -81,7 +81,7 @@ class Streaming(Schedule):
             for bucket in fuse([tensors[p] for p in run], math.inf)
         )
 
-    def refusal(self, plan: Plan) -> Refusal | None:
+    def refusal(self, plan: Answers) -> Refusal | None:
         """Refuses a policy without rounds that fragments could have in turn, and one that says when they land."""
         sync = plan.sync
         if not (isinstance(sync, Rounds) and sync.by_fragment):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from tightwire import collectives
+from tightwire import architecture as architectures
+from tightwire.architecture import AllReduce, Architecture, Program, Setting
+from tightwire.architecture.allreduce.traffic import predict_bytes
 from tightwire.cluster import PRIOR_RESIDUAL, Cluster, Fit
-from tightwire.collectives import AllReduce, Architecture, Program, Setting
-from tightwire.collectives.traffic import predict_bytes
 from tightwire.compression import Codec, Identity
 from tightwire.errors import ProgramError
 from tightwire.simulate.flows import fit_on
@@ -113,4 +113,4 @@ def by_name(program: str, workers: int) -> Carrier:
     """Returns an all-reduce's program in the shape that it takes unless told."""
     if workers == 1 or (workers > MAX_BUILT and program in CLOSED_FORMS):
         return Carrier(program, workers, None)
-    return Carrier(program, workers, collectives.build(program, workers))
+    return Carrier(program, workers, architectures.build(program, workers))

@@ -9,14 +9,15 @@ from functools import cached_property, reduce
 import numpy as np
 from numpy.typing import NDArray
 
+from tightwire.answers import Sender
+from tightwire.architecture import AllReduce, Architecture, Setting
+from tightwire.architecture.allreduce.traffic import PIECE_BYTES
+from tightwire.averaging import Reduction
 from tightwire.cluster import Cluster, Fit
-from tightwire.collectives import AllReduce, Architecture, Setting
-from tightwire.collectives.traffic import PIECE_BYTES
 from tightwire.compression import Codec, Identity, Stage
 from tightwire.errors import PlanError
-from tightwire.plan import Member, Plan
+from tightwire.plan import Plan
 from tightwire.profile import Profile
-from tightwire.reducers import Reduction
 from tightwire.simulate.carrier import Carrier, carrier
 
 # From this contention on, a communication thread takes its whole processor time from compute.
@@ -80,7 +81,7 @@ class Costs:
     _known: dict[tuple[object, ...], BucketCost] = field(default_factory=dict, repr=False, compare=False)
 
     def bucket(
-        self, numel: int, itemsize: int, sender: Member, shapes: Sequence[tuple[int, ...]] = ()
+        self, numel: int, itemsize: int, sender: Sender, shapes: Sequence[tuple[int, ...]] = ()
     ) -> BucketCost:
         """Returns the cost of one bucket.
 
@@ -122,7 +123,7 @@ class Costs:
         )
 
     def _price(
-        self, numel: int, itemsize: int, sender: Member, shapes: Sequence[tuple[int, ...]]
+        self, numel: int, itemsize: int, sender: Sender, shapes: Sequence[tuple[int, ...]]
     ) -> BucketCost:
         if isinstance(sender, Reduction):
             return self._reduction(numel, itemsize, sender, shapes)
@@ -234,14 +235,10 @@ def costs_of(plan: Plan, profile: Profile, cluster: Cluster) -> Costs:
     """
     for stage in plan.compression[1:]:
         # A stage may replace the sender in some rounds for ever, and then a mean over rounds says little.
-        if (
-            isinstance(stage, Stage)
-            and stage.sender_at(plan.compression[0], FAR_ROUND) != plan.compression[0]
-        ):
+        if isinstance(stage, Stage) and stage.sender_at(plan.sender, FAR_ROUND) != plan.sender:
             raise PlanError(
                 f"{plan}: {stage} cannot be predicted yet: its rounds differ for ever. Predict the plan without it."
             )
-    assert isinstance(plan.architecture, Architecture)
     return Costs(architecture=plan.architecture, profile=profile, cluster=cluster)
 
 

@@ -15,8 +15,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from tightwire.architecture import Program
 from tightwire.cluster import PRIOR_RESIDUAL, Fit, Graph
-from tightwire.collectives import Program
 
 Floats = NDArray[np.float64]
 

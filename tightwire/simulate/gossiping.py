@@ -7,8 +7,8 @@ import statistics
 from dataclasses import dataclass
 from functools import cached_property
 
+from tightwire.architecture import Gossip
 from tightwire.cluster import PRIOR_RESIDUAL, Cluster, Fit
-from tightwire.collectives import Gossip
 from tightwire.compression import Codec
 from tightwire.errors import PlanError
 from tightwire.plan import Plan
@@ -73,7 +73,6 @@ class _Mixing:
 
     @property
     def _sync(self) -> Sync:
-        assert isinstance(self.plan.sync, Sync)
         return self.plan.sync
 
     @property

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from tightwire.architecture import Gossip, ParameterServer
 from tightwire.cluster import Cluster
-from tightwire.collectives import Gossip, ParameterServer
 from tightwire.errors import PlanError
 from tightwire.plan import Plan
 from tightwire.profile import Profile

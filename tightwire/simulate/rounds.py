@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache, reduce
 from typing import get_args
 
+from tightwire.answers import CompressionAnswer
 from tightwire.cluster import Cluster
 from tightwire.compression.routing import compression_for
-from tightwire.plan import Member, Plan
+from tightwire.compression.stage import sender_of
+from tightwire.plan import Plan
 from tightwire.profile import ParameterProfile, Profile
 from tightwire.schedule import Agenda, BucketFacts, Partition, Schedule, Streaming, TensorFacts, Wire
 from tightwire.simulate.cost import FREE, BucketCost, Costs, costs_of, fit_of, node_of
@@ -38,7 +40,7 @@ def predict_rounds(plan: Plan, profile: Profile, cluster: Cluster) -> Prediction
     return _Bulk(plan=plan, profile=profile, cluster=cluster).prediction()
 
 
-Routes = tuple[tuple[Member, ...], ...]
+Routes = tuple[tuple[CompressionAnswer, ...], ...]
 
 
 @lru_cache(maxsize=64)
@@ -76,7 +78,6 @@ class _Exchange:
 
     @property
     def schedule(self) -> Schedule:
-        assert isinstance(self.plan.schedule, Schedule), self.plan.schedule
         return self.plan.schedule
 
     @cached_property
@@ -85,7 +86,7 @@ class _Exchange:
         if not self.schedule.measures or self.cluster.workers == 1:
             return None
         itemsize = self.profile.parameters[0].itemsize
-        whole = self.costs.bucket(self.profile.num_bytes // itemsize, itemsize, self.plan.compression[0])
+        whole = self.costs.bucket(self.profile.num_bytes // itemsize, itemsize, self.plan.sender)
         latency_s, moving_s = whole.latency_s, whole.seconds - whole.latency_s
         bytes_per_s = self.profile.num_bytes / moving_s if moving_s else math.inf
         return Wire(latency_s=latency_s, bytes_per_s=bytes_per_s)
@@ -124,7 +125,7 @@ class _Exchange:
         piece = self.agenda.pieces[number]
         bucket, sender = (
             self.buckets[piece.bucket],
-            self._routes[self.positions[piece.bucket][0]][0],
+            sender_of(self._routes[self.positions[piece.bucket][0]]),
         )
         itemsize = bucket[0].itemsize
         is_whole = piece.num_bytes == sum(p.numel * p.itemsize for p in bucket)
@@ -285,7 +286,6 @@ class _Local(_Exchange):
 
     @property
     def _sync(self) -> Sync:
-        assert isinstance(self.plan.sync, Sync)
         return self.plan.sync
 
     @property

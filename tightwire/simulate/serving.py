@@ -13,9 +13,9 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
+from tightwire.architecture import ParameterServer
+from tightwire.architecture.server.parameter_server import Roles
 from tightwire.cluster import Cluster
-from tightwire.collectives import ParameterServer
-from tightwire.collectives.parameter_server import Roles
 from tightwire.compression import Codec
 from tightwire.errors import PlanError
 from tightwire.plan import Plan

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from tightwire import collectives
-from tightwire.collectives import Program
+from tightwire import architecture as architectures
+from tightwire.architecture import Program
 
 # Above this many workers, programs are costed by closed forms: their transfers grow with the square of it.
 MAX_BUILT = 64
@@ -44,7 +44,7 @@ def shape_of(program: str, workers: int) -> Shape:
         return Shape(steps=0, chunks=1, sends=0, encodes=0, decodes=0)
     if workers > MAX_BUILT and program in CLOSED_FORMS:
         return CLOSED_FORMS[program](workers)
-    return count(collectives.build(program, workers))
+    return count(architectures.build(program, workers))
 
 
 def count(program: Program) -> Shape:

@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tightwire.catalogue import catalogue
 from tightwire.errors import LabError
-from tightwire.plan import Plan, catalogue
+from tightwire.plan import Plan
 from tightwire.study.claims import Claim
 from tightwire.study.digits import Digits
 from tightwire.study.language import Language

@@ -13,17 +13,16 @@ import pathlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tightwire._attach import attach
 from tightwire.plan import Plan
-from tightwire.runtime import attach
 from tightwire.runtime.report import typical_step_s
 from tightwire.study.text import Corpus, draw
 from tightwire.study.transformer import ByteTransformer
-from tightwire.sync import Sync
 from tightwire.transport import Transport
 
 DDP = "ddp"
@@ -159,7 +158,7 @@ def train(
 
 
 def _steps_per_round(plan: str) -> int:
-    return 1 if plan == DDP else cast(Sync, Plan.parse(plan).sync).steps_per_round
+    return 1 if plan == DDP else Plan.parse(plan).sync.steps_per_round
 
 
 def _train_until(clock: Clock, replica: Replica, model: nn.Module) -> tuple[list[float], list[Snapshot]]:

@@ -10,18 +10,17 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tightwire._attach import attach
 from tightwire.plan import Plan
-from tightwire.runtime import attach
 from tightwire.study.results import Trial, Wanted
 from tightwire.study.settings import Settings
 from tightwire.study.study import ANY, DDP, STOCK, Scene
 from tightwire.study.task import Place, Replica, Task
-from tightwire.sync import Sync
 from tightwire.transport import Transport
 from tightwire.transport.base import native_bytes
 
@@ -175,7 +174,7 @@ def _bound(
             stock(wanted.plan, replica.model), lambda: _stock_account(wanted, replica.model, transport)
         )
         return
-    follows_loss = cast(Sync, Plan.parse(wanted.plan).sync).follows_loss
+    follows_loss = Plan.parse(wanted.plan).sync.follows_loss
     with attach(replica.model, optimizer, wanted.plan, transport=transport) as run:
 
         def account() -> dict[str, Any]:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
-from tightwire.plan import Plan, Refusal
+from tightwire.answers import Answers, Refusal
 from tightwire.sync.served import Served, require
 
 RATES = ("mean", "staleness", "full")
@@ -51,8 +51,8 @@ class Asp(Served):
     def rate(self, staleness: int, workers: int) -> float:  # noqa: D102
         return {"mean": 1 / workers, "staleness": 1 / max(staleness, 1), "full": 1.0}[self.rate_by]
 
-    def refusal(self, plan: Plan) -> Refusal | None:
+    def refusal(self, plan: Answers) -> Refusal | None:
         """Leaves architectures that are asynchronous by themselves to their own judgement."""
-        if getattr(plan.architecture, "asynchronous", False):
+        if plan.architecture.asynchronous:
             return None
         return super().refusal(plan)

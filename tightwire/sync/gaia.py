@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from tightwire.answers import Answers, Refusal, text_with
 from tightwire.errors import PlanError
-from tightwire.plan import Plan, Refusal, text_with
 from tightwire.sync.lag import refuse_architecture, refuse_compression
 from tightwire.sync.sync import Quantity, Sync
 
@@ -48,7 +48,7 @@ class Gaia(Sync):
         """A round per step, of what is significant."""
         return 1
 
-    def refusal(self, plan: Plan) -> Refusal | None:
+    def refusal(self, plan: Answers) -> Refusal | None:
         """Refuses compression, for the filter is one, and a program, for it sends straight to all."""
         if refusal := super().refusal(plan) or refuse_compression(plan) or refuse_architecture(plan):
             return refusal

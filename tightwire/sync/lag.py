@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from tightwire.answers import Answers, Refusal, text_with
 from tightwire.errors import PlanError
-from tightwire.plan import Plan, Refusal, text_with
 from tightwire.sync.sync import Quantity, Sync
 
 # D of the paper's experiments.
@@ -50,12 +50,12 @@ class Lag(Sync):
         """One vote per step."""
         return 1
 
-    def refusal(self, plan: Plan) -> Refusal | None:
+    def refusal(self, plan: Answers) -> Refusal | None:
         """Refuses compression, for what a worker skips is measured against what it sent, and what is no all-reduce."""
         return super().refusal(plan) or refuse_compression(plan) or refuse_architecture(plan)
 
 
-def refuse_compression(plan: Plan) -> Refusal | None:
+def refuse_compression(plan: Answers) -> Refusal | None:
     """Refuses anything but the tensors themselves, for policies that choose on their own what to send."""
     if plan.compression_text == "none":
         return None
@@ -66,7 +66,7 @@ def refuse_compression(plan: Plan) -> Refusal | None:
     )
 
 
-def refuse_architecture(plan: Plan) -> Refusal | None:
+def refuse_architecture(plan: Answers) -> Refusal | None:
     """Refuses anything but an all-reduce, for policies whose exchange depends on who sends."""
     if plan.architecture.name == "allreduce":
         return None

@@ -6,8 +6,8 @@ import itertools
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
+from tightwire.answers import Answers, Refusal, text_with
 from tightwire.errors import PlanError
-from tightwire.plan import Plan, Refusal, text_with
 from tightwire.sync.rounds import USUAL, Rounds, State, require_late, require_state, require_steps
 
 
@@ -92,7 +92,7 @@ class Local(Rounds):
     def optimizer_state(self) -> State:  # noqa: D102
         return require_state(self, self.state, known=(*USUAL, "momenta"))
 
-    def refusal(self, plan: Plan) -> Refusal | None:
+    def refusal(self, plan: Answers) -> Refusal | None:
         """Refuses rounds that grow where they have one length, and averages of what are momenta already."""
         if refusal := super().refusal(plan):
             return refusal

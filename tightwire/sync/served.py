@@ -6,8 +6,8 @@ import abc
 from dataclasses import dataclass
 from typing import ClassVar
 
+from tightwire.answers import Answers, Refusal, text_with
 from tightwire.errors import PlanError
-from tightwire.plan import Plan, Refusal, text_with
 from tightwire.sync.sync import Quantity, Sync
 
 
@@ -60,9 +60,9 @@ class Served(Sync, abc.ABC):
     def steps_per_round(self) -> int:  # noqa: D102
         return 1
 
-    def refusal(self, plan: Plan) -> Refusal | None:
+    def refusal(self, plan: Answers) -> Refusal | None:
         """Refuses architectures without a server: nobody there could let one worker go on without another."""
-        if getattr(plan.architecture, "has_server", False):
+        if plan.architecture.has_server:
             return super().refusal(plan)
         return Refusal(
             reason=f"{self} cannot work over {plan.architecture}: whether a worker may go on is for a server to say.",

@@ -6,13 +6,13 @@ import abc
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from tightwire.plan import Axis, Member, Plan, Refusal, text_with
+from tightwire.answers import Answers, Refusal, SyncAnswer, text_with
 
 Quantity = Literal["gradients", "parameters", "updates"]
 
 
 @dataclass(frozen=True)
-class Sync(Member, abc.ABC):
+class Sync(SyncAnswer, abc.ABC):
     """An answer to "when do replicas agree". Steps are optimizer steps, counted from 1.
 
     Class attributes:
@@ -22,7 +22,6 @@ class Sync(Member, abc.ABC):
         follows_loss: whether the policy listens to `run.report_loss`.
     """
 
-    axis: ClassVar[Axis] = "sync"
     exchanges: ClassVar[frozenset[Quantity]]
     needs_agreement: ClassVar[bool] = True
     follows_loss: ClassVar[bool] = False
@@ -44,9 +43,9 @@ class Sync(Member, abc.ABC):
         """Returns what this policy is in turn: each policy with its last step, None for the last one."""
         return ((self, None),)
 
-    def refusal(self, plan: Plan) -> Refusal | None:
+    def refusal(self, plan: Answers) -> Refusal | None:
         """Refuses an architecture under which workers do not come to hold the same mean."""
-        if self.needs_agreement and not getattr(plan.architecture, "agrees", True):
+        if self.needs_agreement and not plan.architecture.agrees:
             return Refusal(
                 reason=f"{self} cannot work over {plan.architecture}: its rounds begin where all workers hold the same "
                 "model, and here none do.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from tightwire import collectives
+from tightwire import architecture as architectures
 from tightwire.cluster.topologies import star
 from tightwire.simulate.flows import program_seconds
 from tightwire.validate.table import Point, Table
@@ -37,7 +37,7 @@ def table() -> Table:
     """Compares every program, for several numbers of ranks, with its own α–β sum and with the literature's form."""
     points = [
         Point(name=f"{name} over {ranks}: {against}", group=name, measured=expected_s, predicted=seconds)
-        for name in collectives.PROGRAMS
+        for name in architectures.PROGRAMS
         for ranks in RANKS
         for against, expected_s, seconds in _compared(name, ranks)
     ]
@@ -50,7 +50,7 @@ def table() -> Table:
 
 
 def _compared(name: str, ranks: int) -> list[tuple[str, float, float]]:
-    program = collectives.build(name, ranks)
+    program = architectures.build(name, ranks)
     size = NUM_BYTES if program.gathers else NUM_BYTES // program.num_chunks
     chunks = [size] * program.num_chunks
     graph = star(ranks, bandwidth_bytes_per_s=BYTES_PER_S, latency_s=LATENCY_S)

@@ -6,11 +6,10 @@ A new engine is a file here and a line in `build_engine`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
 
 from torch.nn import Parameter
 
-from tightwire.collectives import Gossip
+from tightwire.architecture import Gossip
 from tightwire.plan import Plan
 from tightwire.runtime.engines.async_gossip import AsyncGossipEngine
 from tightwire.runtime.engines.delayed import DelayedEngine
@@ -22,7 +21,7 @@ from tightwire.runtime.engines.parameters import ParameterEngine
 from tightwire.runtime.engines.server import ServerEngine
 from tightwire.runtime.engines.significance import SignificanceEngine
 from tightwire.runtime.fabric import Fabric
-from tightwire.sync import Delayed, Lag, Sync
+from tightwire.sync import Delayed, Lag
 
 __all__ = ["Alone", "Engine", "Retired", "build_engine"]
 
@@ -38,7 +37,7 @@ def build_engine(parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric
         return DelayedEngine(parameters, plan, fabric)
     if isinstance(plan.sync, Lag):
         return LazyEngine(parameters, plan, fabric)
-    exchanges = cast(Sync, plan.sync).exchanges
+    exchanges = plan.sync.exchanges
     if "updates" in exchanges:
         return SignificanceEngine(parameters, plan, fabric)
     return (

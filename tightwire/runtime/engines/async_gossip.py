@@ -10,18 +10,18 @@ from typing import Any, cast
 from torch import Tensor
 from torch.nn import Parameter
 
+from tightwire.architecture.gossip import Gossip
+from tightwire.architecture.gossip.pairs import Pairs, Shared
+from tightwire.averaging.neighbours import Lost
+from tightwire.averaging.survivors import Survivors
 from tightwire.buckets import Bucket
-from tightwire.collectives.gossip import Gossip
 from tightwire.compression.checks import is_finite
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
-from tightwire.reducers.neighbours import Lost
-from tightwire.reducers.survivors import Survivors
 from tightwire.runtime.engines.engine import Defaults
 from tightwire.runtime.engines.memory import have_finite_gradients
 from tightwire.runtime.fabric import Fabric
 from tightwire.runtime.lane import Lane
-from tightwire.runtime.pairs import Pairs, Shared
 from tightwire.runtime.slots import cut
 from tightwire.transport.blame import Verdict, Wait, accuse
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import LBFGS, Optimizer
 
+from tightwire.averaging.bucket import Round
 from tightwire.buckets import Bucket
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
-from tightwire.reducers.averager import Round
 from tightwire.runtime.agreement import copy_from_longest
 from tightwire.runtime.engines.engine import Defaults
 from tightwire.runtime.engines.memory import load_memory, memory

@@ -10,21 +10,20 @@ from typing import Any, cast
 from torch import Tensor
 from torch.nn import Parameter
 
+from tightwire.architecture.gossip import Gossip, Graph
+from tightwire.averaging.bucket import Round
+from tightwire.averaging.links import measure_rates, probed_bytes
+from tightwire.averaging.neighbours import Lost, Neighbours
+from tightwire.averaging.survivors import Survivors
 from tightwire.buckets import Bucket
-from tightwire.collectives.gossip import Gossip, Graph
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
-from tightwire.reducers.averager import Round
-from tightwire.reducers.links import measure_rates, probed_bytes
-from tightwire.reducers.neighbours import Lost, Neighbours
-from tightwire.reducers.survivors import Survivors
 from tightwire.runtime.agreement import require_agreement
 from tightwire.runtime.engines.engine import Defaults
 from tightwire.runtime.engines.memory import have_finite_gradients
 from tightwire.runtime.fabric import Fabric
 from tightwire.runtime.lane import Lane
 from tightwire.runtime.slots import Slot, build_slots
-from tightwire.sync import Sync
 from tightwire.transport import Transport
 
 
@@ -39,7 +38,7 @@ class GossipEngine(Defaults):
     """
 
     def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric) -> None:
-        self._sync, self._fabric, self._parameters = cast(Sync, plan.sync), fabric, parameters
+        self._sync, self._fabric, self._parameters = plan.sync, fabric, parameters
         self._lost = Lost()
         self._channel = channel = fabric.transport.channel()
         architecture = cast(Gossip, plan.architecture)

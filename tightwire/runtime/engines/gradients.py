@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from tightwire.averaging.bucket import Round
 from tightwire.plan import Plan
-from tightwire.reducers.averager import Round
 from tightwire.runtime.agreement import copy_from_longest
 from tightwire.runtime.engines.engine import Defaults
 from tightwire.runtime.engines.memory import have_finite_gradients, load_memory, memory
 from tightwire.runtime.fabric import Fabric
-from tightwire.runtime.flight import Flight, OnGround
 from tightwire.runtime.gradients import Gradients
 from tightwire.runtime.observed import Watch
-from tightwire.schedule import Schedule
+from tightwire.runtime.overlap.forward import Flight, OnGround
 
 
 class GradientEngine(Defaults):
@@ -38,7 +37,7 @@ class GradientEngine(Defaults):
         self._rounds_before = 0
         self._trained_rounds = 0
         self._uneven = False
-        schedule = cast(Schedule, plan.schedule)
+        schedule = plan.schedule
         self._flight = self._take_off(str(schedule)) if schedule.overlaps_forward else OnGround()
         self._watch = Watch(self._exchange) if schedule.measures and fabric.observed.wire is None else None
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from tightwire.averaging.bucket import Round
 from tightwire.buckets import Bucket
 from tightwire.plan import Plan
-from tightwire.reducers.averager import Round
 from tightwire.runtime.agreement import copy_from_longest
 from tightwire.runtime.engines.engine import Defaults
 from tightwire.runtime.engines.memory import have_finite_gradients

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import get_total_norm
 
+from tightwire.averaging.bucket import Averager
 from tightwire.errors import AttachError
-from tightwire.reducers.averager import Averager
 
 Named = Mapping[str, Mapping[str, Tensor]]
 

@@ -10,9 +10,9 @@ from typing import Any, cast
 from torch import Tensor
 from torch.nn import Parameter
 
+from tightwire.averaging.bucket import Round
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
-from tightwire.reducers.averager import Round
 from tightwire.runtime.engines.engine import Defaults
 from tightwire.runtime.engines.lines import Line, build_lines
 from tightwire.runtime.engines.memory import have_finite_gradients, load_memory

@@ -12,22 +12,23 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from tightwire.answers import Member
+from tightwire.architecture import ParameterServer
+from tightwire.architecture.allreduce.memory import mix
+from tightwire.architecture.server import Client, LocalClient, Parcel, Post, RemoteClient, Service, Shard
+from tightwire.architecture.server.messages import Flag, Header
+from tightwire.architecture.server.optimizer import Settings
+from tightwire.architecture.server.parameter_server import Roles
+from tightwire.averaging.bucket import Averager, Round
 from tightwire.buckets import Bucket, plan_layout
-from tightwire.collectives import ParameterServer
-from tightwire.collectives.memory import mix
-from tightwire.collectives.parameter_server import Roles
 from tightwire.compression import Codec, Identity
 from tightwire.compression.warm import warm_up
 from tightwire.errors import AttachError
-from tightwire.plan import Member, Plan
-from tightwire.reducers.averager import Averager, Round
+from tightwire.plan import Plan
 from tightwire.runtime.engines.engine import Defaults
 from tightwire.runtime.engines.memory import have_finite_gradients, load_memory, memory
 from tightwire.runtime.fabric import Fabric, require_cpu
-from tightwire.runtime.server import Client, LocalClient, Parcel, Post, RemoteClient, Service, Shard
-from tightwire.runtime.server.messages import Flag, Header
-from tightwire.runtime.server.optimizer import Settings
-from tightwire.schedule import Schedule, TensorFacts
+from tightwire.schedule import TensorFacts
 from tightwire.sync import Served, Ssp
 
 
@@ -217,7 +218,7 @@ class ServerEngine(Defaults):
             TensorFacts(num_bytes=p.numel() * p.itemsize, kind=(str(p.dtype), *map(str, routes[name])))
             for name, p in tensors.items()
         ]
-        layout = plan_layout(tensors, cast(Schedule, plan.schedule).partition(facts))
+        layout = plan_layout(tensors, plan.schedule.partition(facts))
         compressions = tuple(routes[bucket.slots[0].name] for bucket in layout)
         for bucket, compression in zip(layout, compressions, strict=True):
             if isinstance(compression[0], Codec):

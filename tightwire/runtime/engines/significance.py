@@ -16,7 +16,7 @@ from tightwire.plan import Plan
 from tightwire.runtime.engines.engine import Defaults
 from tightwire.runtime.engines.memory import have_finite_gradients
 from tightwire.runtime.fabric import Fabric
-from tightwire.schedule import Schedule, TensorFacts
+from tightwire.schedule import TensorFacts
 from tightwire.sync import Gaia
 from tightwire.transport import Transport
 
@@ -36,7 +36,7 @@ class SignificanceEngine(Defaults):
         self._fabric, self._parameters = fabric, parameters
         self._s = cast(Gaia, plan.sync).s
         facts = [TensorFacts(num_bytes=p.nbytes, kind=(p.dtype, p.device)) for p in parameters.values()]
-        partition = cast(Schedule, plan.schedule).partition(facts)
+        partition = plan.schedule.partition(facts)
         self._agreed = [Bucket(layout) for layout in plan_layout(parameters, partition)]
         self._updates = [Bucket(agreed.layout) for agreed in self._agreed]
         self._channel: Transport = fabric.transport.channel()

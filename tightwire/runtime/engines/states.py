@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from tightwire.averaging.bucket import Round
 from tightwire.errors import MismatchError
 from tightwire.plan import Plan
-from tightwire.reducers.averager import Round
 from tightwire.runtime.agreement import require_agreement
 from tightwire.runtime.exchange import Exchange
 from tightwire.runtime.fabric import Fabric

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from tightwire.averaging import Reduction
+from tightwire.catalogue import catalogue
 from tightwire.compression import Codec, Recipe
 from tightwire.errors import PlanError
-from tightwire.plan import catalogue
-from tightwire.reducers import Reduction
 from tightwire.study.claims import Claim, all_of, no_worse, same, within, worse
 from tightwire.study.language import Language
 from tightwire.study.study import DDP, DDP_POWERSGD, Scene, Study, full_text

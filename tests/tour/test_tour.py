@@ -1,0 +1,118 @@
+"""The tour's results: what it prints, writes and refuses. The tour itself is `make tour`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tightwire.errors import LabError, PlanError
+from tightwire.runtime.trace import Tracer
+from tightwire.study.text import draw, standard_library
+from tightwire.study.transformer import ByteTransformer
+from tightwire.tour import report as tour_report
+from tightwire.tour.tour import PlanResult, TourOptions, TourResult
+
+# What DESIGN fixes of `tightwire tour --json`.
+FIELDS = {
+    "plan",
+    "role",
+    "steps",
+    "seconds",
+    "step_s",
+    "predicted_step_s",
+    "bytes_per_step",
+    "exposed_s",
+    "heldout_loss",
+}
+
+
+def row(plan: str, role: str, steps: int, trace: Path | None = None) -> PlanResult:
+    return PlanResult(
+        plan=plan,
+        role=role,
+        steps=steps,
+        seconds=10.0,
+        step_s=10.0 / steps,
+        predicted_step_s=11.0 / steps,
+        bytes_per_step=1_000_000,
+        exposed_s=0.1,
+        heldout_loss=3.0 - steps / 100,
+        curve=((0.0, 0, 5.8), (10.0, steps, 3.0 - steps / 100)),
+        trace=trace,
+    )
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> TourResult:
+    tracer = Tracer()
+    for start_s in (0.0, 1.0, 2.0):
+        tracer.record("compute", "forward", start_s, start_s + 0.2)
+        tracer.record("communication", "bucket 0", start_s + 0.3, start_s + 0.8)
+        tracer.record("compute", "optimizer", start_s + 0.8, start_s + 0.9)
+    tracer.write(tmp_path / "trace-1.json", rank=0)
+    return TourResult(
+        options=TourOptions(out=tmp_path),
+        lab="4 workers.",
+        facts={"compute_s": 0.3, "num_bytes": 4e6},
+        why={"lossless": ["Because <it> is faster."]},
+        plans=[row("ddp", "ddp", 10), row("local:8", "lossy", 40, tmp_path / "trace-1.json")],
+    )
+
+
+def test_json_has_what_others_read(result: TourResult) -> None:
+    printed = json.loads(json.dumps(result.to_json()))
+    assert printed["workers"] == 4
+    assert printed["rate_bytes_per_s"] == 25e6
+    assert all(set(plan) >= FIELDS for plan in printed["plans"])
+
+
+def test_the_report_stands_alone_and_says_what_happened(result: TourResult, tmp_path: Path) -> None:
+    tour_report.write(result, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "local:8 made 4.0× the steps of stock DDP" in page
+    assert "Because &lt;it&gt; is faster." in page
+    assert 'src="http' not in page
+    assert "One step, seen from rank 0" in page
+
+
+def test_the_verdict_can_be_to_stay(result: TourResult) -> None:
+    result.plans = [row("ddp", "ddp", 10), row("bsp", "lossless", 10)]
+    assert tour_report.verdict(result).startswith("Stay with stock DDP")
+    result.plans = result.plans[1:]
+    assert "not compared" in tour_report.verdict(result)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [({"seconds": 0.0}, "at least 1"), ({"workers": 1}, "nobody to agree with")],
+)
+def test_tours_that_show_nothing_are_refused(wrong: dict[str, float], said: str) -> None:
+    with pytest.raises(LabError, match=said):
+        TourOptions(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match="no known sync"):
+        TourOptions(plans=("ddp", "nonsense"))
+
+
+def test_the_text_is_real_and_held_out_files_are_apart() -> None:
+    corpus = standard_library(train_bytes=2**16, heldout_bytes=2**15)
+    assert b"import " in corpus.train.numpy().tobytes()
+    assert len(corpus.heldout) == 2**15
+    assert corpus.heldout.numpy().tobytes()[:4096] not in standard_library().train.numpy().tobytes()
+
+
+def test_the_transformer_learns() -> None:
+    torch.manual_seed(0)
+    model = ByteTransformer(width=32, layers=1, heads=2, length=16)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    passages = draw(
+        standard_library(2**14).train, sequences=8, length=16, generator=torch.Generator().manual_seed(0)
+    )
+    first = model(passages).item()
+    for _ in range(20):
+        optimizer.zero_grad()
+        model(passages).backward()
+        optimizer.step()
+    assert model(passages).item() < first / 2

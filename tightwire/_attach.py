@@ -1,0 +1,191 @@
+"""attach(model, optimizer, plan): the one place that touches the user's objects.
+
+The file is private because `tightwire.attach` is the function; a module of that name would hide it.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import warnings
+from importlib.metadata import version
+from typing import Protocol
+
+from torch import nn
+from torch.optim import Optimizer
+
+from tightwire.architecture import ParameterServer
+from tightwire.catalogue import parse_compression
+from tightwire.errors import AttachError
+from tightwire.plan import Phases, Plan, PlanFile
+from tightwire.planner import Allowance
+from tightwire.runtime.agreement import copy_from_first, model_facts, require_agreement, wire_facts
+from tightwire.runtime.auto import PROBE_BUDGET_S, WATCHED, Pilot
+from tightwire.runtime.fabric import Fabric
+from tightwire.runtime.outer import MakeOuter
+from tightwire.runtime.run import Buffers, Run
+from tightwire.runtime.trace import Tracer
+from tightwire.runtime.tuning import Tuner
+from tightwire.schedule import Auto
+from tightwire.transport import Counting, Transport, current, workers_per_node
+
+
+class Scaler(Protocol):
+    """What is needed of a `torch.amp.GradScaler`."""
+
+    def get_scale(self) -> float:
+        """Returns the present loss scale."""
+
+
+def attach(
+    model: nn.Module,
+    optimizer: Optimizer,
+    plan: Plan | Phases | PlanFile | str | pathlib.Path = "auto",
+    *,
+    transport: Transport | None = None,
+    buffers: Buffers = "start",
+    scaler: Scaler | None = None,
+    seed: int = 0,
+    allow: Allowance = "lossless",
+    outer: MakeOuter | None = None,
+) -> Run:
+    """Binds a model and its optimizer to their replicas on the other ranks, as `plan` says.
+
+    Parameters and buffers become rank 0's at once. The result is a context; see `Run`.
+
+    Args:
+        model: any module; frozen, unused and shared parameters are welcome, sparse gradients are not.
+        optimizer: any `torch.optim` optimizer of the model's parameters.
+        plan: a plan, its text, phases (`bsp@500~local:8`: bsp up to step 500), a plan file or its path (`*.yaml`), or
+            `auto`: probe the wire now, profile the first steps, then go on with the best plan that `allow` admits.
+        transport: between the ranks; by default the one that `tightwire.init()` joined.
+        buffers: `start` makes buffers equal once; `every-step` copies rank 0's after every step, as DDP does.
+        scaler: the AMP GradScaler, if there is one, so that leftovers are kept in unscaled units.
+        seed: of stochastic codecs, the same on every rank.
+        allow: for `auto`: `lossless` plans, `lossy` ones too, or `stale` ones as well; see `tightwire.recommend`.
+        outer: makes the outer optimizer of `diloco` and its kin from the parameters that all agreed on, such as
+            `lambda agreed: torch.optim.SGD(agreed, lr=0.5)`; by default the plan says.
+
+    Contract: every rank, with the same model shapes, plan and options; blocks until all have arrived.
+
+    Raises:
+        PlanError: a plan that cannot work.
+        AttachError: a model or an optimizer that cannot be attached.
+        MismatchError: ranks that disagree, named with the difference, on every rank.
+        PeerError: a rank that did not arrive within the transport's deadline.
+    """
+    transport = current() if transport is None else transport
+    is_auto = plan == "auto"
+    plan_file = PlanFile(plan=WATCHED) if is_auto else _read_plan(plan)
+    chosen = plan_file.phases()
+    settings: dict[str, object] = {
+        "version of tightwire": version("tightwire"),
+        "plan": f"auto, {allow}" if is_auto else chosen,
+        "routing": plan_file.routing,
+        "optimizer": type(optimizer).__name__,
+        "buffers": buffers,
+        "seed": seed,
+        "measured costs of programs": _costs(plan_file),
+    }
+    if any(p.architecture.is_levelled for p in chosen.plans):
+        settings["workers per node (LOCAL_WORLD_SIZE)"] = workers_per_node()
+    compressions = [
+        *(phase.compression for phase in chosen.plans),
+        *(parse_compression(r.compression) for r in plan_file.routing),
+    ]
+    for phase in chosen.plans:
+        _require_servable(phase, transport.size, buffers)
+    require_agreement(transport, settings | wire_facts(compressions) | model_facts(model))
+    if transport.rank == 0 and transport.size > 1:
+        _warn_of_sizes(chosen, model)
+    counting = Counting(transport)
+    pilot = _pilot(model, optimizer, transport, allow) if is_auto else None
+    fabric = Fabric(
+        transport=counting,
+        routing=plan_file.routing,
+        tracer=Tracer(),
+        seed=seed,
+        gradient_scale=scaler.get_scale if scaler is not None else lambda: 1.0,
+        model=model,
+        optimizer=optimizer,
+        awaits_means=scaler is not None,
+        outer=outer,
+        workers_per_node=workers_per_node(),
+        costs=pilot.costs if pilot is not None else _costs(plan_file),
+    )
+    copy_from_first(transport, [*model.parameters(), *model.buffers()])
+    return Run(
+        model,
+        optimizer,
+        chosen,
+        fabric,
+        buffers=buffers,
+        predicted_step_s=plan_file.predicted.get("step_s"),
+        why=plan_file.why,
+        pilot=pilot or _tuner(chosen, transport, seed),
+    )
+
+
+def _require_servable(plan: Plan, num_ranks: int, buffers: Buffers) -> None:
+    """Makes sure that servers leave somebody to train, and that nothing has workers meet who need not.
+
+    Raises:
+        PlanError: as many servers as processes.
+        AttachError: buffers that are to be equal after every step.
+    """
+    architecture = plan.architecture
+    is_served = getattr(plan.sync, "is_served", False)
+    if isinstance(architecture, ParameterServer) and architecture.servers:
+        architecture.roles(num_ranks)
+        is_served = True
+    if is_served and buffers == "every-step" and num_ranks > 1:
+        raise AttachError(
+            f"{plan} lets workers go on without each other, and buffers='every-step' has them meet after every step; "
+            "leave buffers at 'start'."
+        )
+
+
+def _warn_of_sizes(phases: Phases, model: nn.Module) -> None:
+    """Warns where a schedule's sizes ask for what this model is too small for."""
+    num_bytes = sum(p.numel() * p.itemsize for p in model.parameters() if p.requires_grad)
+    remarks = (plan.schedule.remark(num_bytes) for plan in phases.plans)
+    for remark in dict.fromkeys(filter(None, remarks)):
+        warnings.warn(remark, stacklevel=3)
+
+
+def _pilot(model: nn.Module, optimizer: Optimizer, transport: Transport, allow: Allowance) -> Pilot | None:
+    """Probes the wire for the plan that will be chosen; alone there is nothing to choose."""
+    from tightwire.probe import probe
+
+    if transport.size == 1:
+        return None
+    return Pilot(model, optimizer, probe(transport, budget_s=PROBE_BUDGET_S), allow)
+
+
+def _costs(plan_file: PlanFile) -> dict[str, tuple[float, float]]:
+    """Returns what programs took on the cluster that a plan file was derived from, which all ranks read alike."""
+    cluster = plan_file.measured.get("cluster")
+    fits = cluster.get("fits", ()) if isinstance(cluster, dict) else ()
+    return {
+        fit["program"]: (fit["alpha_s"], fit["beta_s_per_byte"])
+        for fit in fits
+        if fit.get("source") == "measured"
+    }
+
+
+def _tuner(phases: Phases, transport: Transport, seed: int) -> Tuner | None:
+    """Prepares the search for a schedule, where the plan says `auto`; alone there is nothing to search for."""
+    if transport.size == 1 or not any(isinstance(plan.schedule, Auto) for plan in phases.plans):
+        return None
+    if len(phases.plans) > 1:
+        raise AttachError(
+            f"{phases} has phases, and the schedule auto is searched for over a whole run; name one for each phase."
+        )
+    return Tuner(phases.plans[0], transport, seed)
+
+
+def _read_plan(plan: Plan | Phases | PlanFile | str | pathlib.Path) -> PlanFile:
+    if isinstance(plan, PlanFile):
+        return plan
+    if isinstance(plan, pathlib.Path) or str(plan).endswith((".yaml", ".yml")):
+        return PlanFile.read(str(plan))
+    return PlanFile(plan=str(plan))

@@ -1,0 +1,1 @@
+"""All-reduce programs: built, checked, counted, run."""

@@ -1,0 +1,223 @@
+"""All-reduce as an answer to "who talks to whom": which program carries which codec, bucket by bucket."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, ClassVar
+
+from tightwire.answers import Answers, Refusal, text_with
+from tightwire.architecture.allreduce.builders import PROGRAMS, Shape, build, uneven_hierarchical
+from tightwire.architecture.allreduce.program import Program
+from tightwire.architecture.allreduce.traffic import predict_bytes
+from tightwire.architecture.architecture import Architecture, Setting
+from tightwire.compression.casts import Identity
+from tightwire.compression.codec import Codec
+from tightwire.errors import PlanError, ProgramError
+from tightwire.transport.striped import Striped
+
+if TYPE_CHECKING:
+    from tightwire.transport.base import Transport
+
+GATHERING = ("allgather",)
+LEVELLED = ("hierarchical",)
+# Where nothing was measured: up to here a message costs its latency, and recursive doubling has the fewest.
+SMALL_BYTES = 32 * 1024
+MAX_STREAMS = 16
+# Above this many ranks, programs are too large to be built only to be compared.
+MAX_COMPARED = 64
+
+
+@dataclass(frozen=True)
+class AllReduce(Architecture):
+    """Everybody averages with everybody.
+
+    `auto` decides bucket by bucket, by size and by what was measured of the programs that can carry the codec, and
+    without measurements: recursive doubling for small exact buckets, else the backend's own for what it can sum,
+    ring for codecs whose messages combine, all-gather for the others; and where gathering their messages would send
+    more bytes than an exact all-reduce, the exact one (SparCML, 1802.08021).
+
+    `hierarchical` takes its nodes from the launcher unless it has a shape; compression then applies across nodes
+    alone: inside them values travel as they are.
+
+    Attributes:
+        by: how; the name of one of `PROGRAMS`, or `auto`.
+        shape: of programs that see the ranks as a box: its sides joined by x, the last one counting neighbours in
+            rank; by default nearly square, or the launcher's nodes.
+        streams: connections between every two ranks, used in turn.
+        order: the ranks in the order in which the program counts them, joined by -; by default as they are.
+    """
+
+    name: ClassVar[str] = "allreduce"
+    title: ClassVar[str] = "All-reduce by a program"
+    paper: ClassVar[str] = "Thakur, Rabenseifner and Gropp 2005; Patarasuk and Yuan 2009"
+
+    by: str = "auto"
+    shape: str = ""
+    streams: int = 1
+    order: str = ""
+
+    def __post_init__(self) -> None:
+        if self.by != "auto" and self.by not in PROGRAMS:
+            known = ", ".join(("auto", *sorted(PROGRAMS)))
+            raise PlanError(f"allreduce:{self.by} is no known program; known: {known}.")
+        if not re.fullmatch(r"(\d+(x\d+)+)?", self.shape):
+            raise PlanError(
+                f"shape={self.shape} is no shape; write its sides joined by x, for example shape=2x4."
+            )
+        if self.shape and (self.by == "auto" or PROGRAMS[self.by].default_shape is None):
+            shaped = ", ".join(name for name, recipe in PROGRAMS.items() if recipe.default_shape)
+            raise PlanError(
+                f"allreduce:{self.by} has no shape, and {self.shape} was asked for; {shaped} have one."
+            )
+        if not 1 <= self.streams <= MAX_STREAMS:
+            raise PlanError(
+                f"streams={self.streams} is outside 1…{MAX_STREAMS} connections between two ranks."
+            )
+        ranks = self._order()
+        if sorted(ranks) != list(range(len(ranks))) or (ranks and self.by in ("auto", "native")):
+            raise PlanError(
+                f"order={self.order}: write every rank once, joined by -, such as 0-2-1-3, for a program of our own."
+            )
+
+    @property
+    def has_halves(self) -> bool:
+        """Whether it is a ring, or becomes one, whose halves may be moved apart."""
+        return self.by in ("auto", "ring")
+
+    @property
+    def is_levelled(self) -> bool:
+        """Whether it must know who sits with whom."""
+        return self.by in LEVELLED
+
+    def program_name(self, codec: Codec) -> str:
+        """Returns the program that carries a large bucket of `codec`: the one asked for, or what `auto` stands for."""
+        if self.by != "auto":
+            return self.by
+        if codec.combine == "none":
+            return "allgather"
+        return "native" if codec.lossless and codec.sums_as == "" else "ring"
+
+    def program(self, codec: Codec, num_ranks: int) -> Program:  # noqa: D102
+        return self._ordered(self._built(self.program_name(codec), num_ranks, self._shape()))
+
+    def program_for(self, codec: Codec, numel: int, itemsize: int, setting: Setting) -> Program:  # noqa: D102
+        if self.is_levelled and not self.shape and setting.num_ranks > 1:
+            return self._ordered(self._of_nodes(setting))
+        if self.by != "auto":
+            return self.program(codec, setting.num_ranks)
+        return build(self.choose(codec, numel, itemsize, setting), setting.num_ranks)
+
+    def choose(self, codec: Codec, numel: int, itemsize: int, setting: Setting) -> str:
+        """Returns the name of the program for one bucket: what was asked for, or the fastest that is known."""
+        automatic = self.program_name(codec)
+        if self.by != "auto" or codec.combine == "none" or setting.num_ranks == 1:
+            return automatic
+        names = [name for name in setting.costs if name in PROGRAMS and _may_carry(name, codec)]
+
+        def seconds(name: str) -> float:
+            (alpha_s, beta_s), n = setting.costs[name], setting.num_ranks
+            return alpha_s + beta_s * _sent_bytes(name, codec, numel, itemsize, n)
+
+        if automatic in names and setting.num_ranks <= MAX_COMPARED:
+            return min(names, key=seconds)
+        small = codec.lossless and numel * itemsize <= SMALL_BYTES
+        return "recursive-doubling" if small else automatic
+
+    def sender(self, codec: Codec, numel: int, itemsize: int, num_ranks: int) -> Codec:
+        """Returns what sends a bucket: `codec`, or nothing but the values where `auto` finds that smaller."""
+        if self.by != "auto" or codec.combine != "none" or num_ranks == 1 or numel == 0:
+            return codec
+        gathered = (num_ranks - 1) * codec.wire_bytes(numel, itemsize)
+        dense = 2 * (num_ranks - 1) * numel * itemsize // num_ranks
+        return Identity() if gathered > dense else codec
+
+    def connect(self, transport: Transport) -> Transport:  # noqa: D102
+        if self.streams == 1:
+            return transport.channel()
+        return Striped([transport.channel() for _ in range(self.streams)])
+
+    def nodes(self, setting: Setting) -> list[list[int]]:
+        """Returns the ranks of each node: by the shape's last side, or by what the setting knows.
+
+        Raises:
+            PlanError: nobody told who sits with whom, or a shape for other numbers of ranks.
+        """
+        n = setting.num_ranks
+        if self.shape:
+            return _in_groups(self.program(Identity(), n).num_ranks, self._shape()[-1])
+        if setting.workers_per_node == 0:
+            raise PlanError(
+                f"{self} must know which workers share a node, and no launcher told (LOCAL_WORLD_SIZE): start with "
+                f"torchrun, or write a shape, such as allreduce:{self.by},shape=2x{max(1, n // 2)}."
+            )
+        return _in_groups(n, setting.workers_per_node)
+
+    def refusal(self, plan: Answers) -> Refusal | None:
+        """Refuses a program that cannot carry the codec's messages."""
+        codec = plan.compression[0]
+        if self.by in ("auto", *GATHERING, *LEVELLED) or not isinstance(codec, Codec):
+            return None
+        if codec.combine == "none":
+            return _refuse(plan, f"{codec} cannot travel by {self.by}: its messages have no elementwise sum.")
+        if self.by == "native" and codec.sums_as is None:
+            return _refuse(
+                plan, f"{codec} cannot travel by native: no backend sums its messages.", "allreduce:ring"
+            )
+        return None
+
+    def _shape(self) -> Shape:
+        return tuple(map(int, self.shape.split("x"))) if self.shape else ()
+
+    def _order(self) -> list[int]:
+        ranks = self.order.split("-") if self.order else []
+        return [int(rank) for rank in ranks] if all(map(str.isdigit, ranks)) else [-1]
+
+    def _built(self, name: str, num_ranks: int, shape: Shape) -> Program:
+        try:
+            return build(name, num_ranks, shape)
+        except ProgramError as error:
+            raise PlanError(f"{self}: {error}") from None
+
+    def _of_nodes(self, setting: Setting) -> Program:
+        nodes = self.nodes(setting)
+        if len(nodes[-1]) == len(nodes[0]):
+            return self._built(self.by, setting.num_ranks, (len(nodes), len(nodes[0])))
+        return uneven_hierarchical(nodes)
+
+    def _ordered(self, program: Program) -> Program:
+        order = self._order()
+        if not order:
+            return program
+        if len(order) != program.num_ranks:
+            raise PlanError(f"order={self.order} has {len(order)} ranks, and there are {program.num_ranks}.")
+        renamed = (replace(t, src=order[t.src], dst=order[t.dst]) for t in program.transfers)
+        if program.gathers:  # chunk r is rank r's message
+            renamed = (replace(t, chunk=order[t.chunk]) for t in renamed)
+        return replace(program, transfers=tuple(renamed))
+
+
+def _in_groups(num_ranks: int, size: int) -> list[list[int]]:
+    return [list(range(first, min(first + size, num_ranks))) for first in range(0, num_ranks, size)]
+
+
+def _may_carry(name: str, codec: Codec) -> bool:
+    """Whether `auto` would let a program carry a codec that combines: doubling encodes lossy sums again and again."""
+    if name in GATHERING or PROGRAMS[name].default_shape:
+        return False
+    if name == "native":
+        return codec.lossless and codec.sums_as == ""
+    return codec.lossless or name not in ("recursive-doubling", "tree", "double-tree")
+
+
+@lru_cache(maxsize=65536)
+def _sent_bytes(name: str, codec: Codec, numel: int, itemsize: int, num_ranks: int) -> int:
+    """Returns what the busiest rank sends, the first of several: what measured costs are per byte of."""
+    program = build(name, num_ranks)
+    busiest = max(range(num_ranks), key=lambda rank: len(program.sends(rank)))
+    return predict_bytes(program, codec, numel, itemsize, busiest)
+
+
+def _refuse(plan: Answers, reason: str, nearest: str = "allreduce:allgather") -> Refusal:
+    return Refusal(reason=reason, nearest=(text_with(plan, architecture=nearest),))

@@ -1,0 +1,66 @@
+"""The architecture contract: a plan's answer to "who talks to whom"."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tightwire.answers import ArchitectureAnswer
+from tightwire.architecture.allreduce.program import Program
+from tightwire.compression.codec import Codec
+
+if TYPE_CHECKING:
+    from tightwire.transport.base import Transport
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is known of the workers when reducers are built; equal on all ranks, so that all choose alike.
+
+    Attributes:
+        num_ranks: how many.
+        workers_per_node: consecutive ranks on one host; 0 where nobody told. The last host may have fewer.
+        costs: measured α in seconds and β in seconds per byte that the busiest rank sends, by program.
+    """
+
+    num_ranks: int
+    workers_per_node: int = 0
+    costs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Architecture(ArchitectureAnswer, abc.ABC):
+    """An answer to "who talks to whom": how a mean, or what stands for it, comes about."""
+
+    @property
+    def is_levelled(self) -> bool:
+        """Whether it must be told who sits with whom."""
+        return False
+
+    @abc.abstractmethod
+    def program(self, codec: Codec, num_ranks: int) -> Program:
+        """Returns the program by which `num_ranks` workers average messages of `codec`, where all wait for all.
+
+        Raises:
+            PlanError: a number of ranks for which there is none, with the legal ones.
+        """
+
+    def program_for(self, codec: Codec, numel: int, itemsize: int, setting: Setting) -> Program:
+        """Returns the program for one bucket, where it depends on its size or on who sits with whom.
+
+        Args:
+            codec: whose messages it carries.
+            numel: elements of the bucket.
+            itemsize: bytes of each.
+            setting: what is known of the workers, alike on all of them.
+
+        Raises:
+            PlanError: as `program`, or a setting that does not tell what the program needs.
+        """
+        return self.program(codec, setting.num_ranks)
+
+    def connect(self, transport: Transport) -> Transport:
+        """Opens the connections for one lane of buckets. Every rank, in the same order."""
+        return transport.channel()

@@ -1,0 +1,410 @@
+"""One shard: some of the parameters, the user's optimizer for them, and who may go on when."""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from tightwire.architecture.allreduce.memory import mix
+from tightwire.architecture.server.messages import NO_FLAG, Flag, Header, Kind, unpack_state
+from tightwire.architecture.server.optimizer import (
+    Settings,
+    load_optimizer_state,
+    optimizer_for,
+    optimizer_state,
+)
+from tightwire.architecture.server.parcel import Parcel
+from tightwire.buckets import Bucket
+from tightwire.compression.checks import is_finite
+from tightwire.errors import AttachError, PeerError, TransportError
+from tightwire.sync import Served
+from tightwire.transport.blame import name_ranks
+
+# How many times a waiting worker hears within a deadline that its server lives.
+SIGNS_OF_LIFE = 4
+
+
+@dataclass(eq=False)
+class Seat:
+    """What a shard knows of one worker.
+
+    Attributes:
+        rank: in the world.
+        clock: steps whose gradients it has sent.
+        read_at: updates made when it last read.
+        read_in: the round in which it last read.
+        heard_s: when it last sent anything.
+        has: per bucket, the parameters that it has; empty where nobody needs to know.
+        pull: room for what it is sent.
+        is_under_way: whether it has sent gradients since all last landed together.
+        state: present: it takes part; left: it stopped for now; gone: for good.
+    """
+
+    rank: int
+    has: list[Tensor]
+    pull: Tensor
+    clock: int = 0
+    read_at: int = 0
+    read_in: int = 0
+    heard_s: float = 0.0
+    is_under_way: bool = False
+    state: str = "present"
+
+
+class Shard:
+    """Takes gradients and gives parameters, as a policy says; any thread may call, one per worker at a time.
+
+    Attributes:
+        updates: made so far.
+        late: gradients dropped because they came after their round.
+        leads: how often a worker read so many clocks ahead of the slowest.
+    """
+
+    def __init__(
+        self,
+        parcel: Parcel,
+        policy: Served,
+        parameters: Mapping[str, Tensor],
+        optimizer: Optimizer,
+        names: Mapping[int, str],
+        *,
+        workers: Sequence[int],
+        seed: int,
+        deadline_s: float,
+    ) -> None:
+        """Copies parameters and the optimizer's state.
+
+        Args:
+            parcel: how they travel.
+            policy: who waits for whom.
+            parameters: by name.
+            optimizer: the user's.
+            names: of the optimizer's parameters, by identity.
+            workers: world ranks.
+            seed: of stochastic codecs.
+            deadline_s: how long one may wait for a worker that is silent.
+        """
+        self._parcel, self._policy, self._seed, self._deadline_s = parcel, policy, seed, deadline_s
+        self._values = [Bucket(layout) for layout in parcel.buckets]
+        self._gradients = [Bucket(layout) for layout in parcel.buckets]
+        for bucket in self._values:
+            bucket.pack({name: parameters[name] for name in bucket.views})
+        self._copies = {n: Parameter(view) for bucket in self._values for n, view in bucket.views.items()}
+        self._optimizer = optimizer_for(optimizer, self._copies, names)
+        self._settings = Settings(self._optimizer)
+        self._quorum = policy.quorum(len(workers))
+        self._changed = threading.Condition()
+        self._round = 0
+        self._pending: dict[int, Tensor | None] = {}
+        self._landed = [bucket.flat.clone() for bucket in self._values]
+        self._landings = 0
+        self._dropped_in: set[int] = set()
+        self.updates = 0
+        self.late = 0
+        self.leads: dict[int, int] = {}
+        follows = policy.compensation > 0 or not parcel.is_plain
+        self._seats = [
+            Seat(
+                rank=rank,
+                has=[b.flat.clone() for b in self._values] if follows else [],
+                pull=torch.empty(0, dtype=torch.uint8),
+                heard_s=time.monotonic(),
+            )
+            for rank in workers
+        ]
+
+    def push(
+        self, worker: int, request: Header, payload: Tensor | None, on_wait: Callable[[], None]
+    ) -> tuple[Header, Tensor]:
+        """Takes a worker's gradient and returns what it may go on with; blocks while the policy has it wait.
+
+        Args:
+            worker: its number among the workers.
+            request: with the worker's clock.
+            payload: the push, None if the request says that it is empty; must not change until this returns.
+            on_wait: called now and then while others are waited for.
+
+        Returns:
+            The reply's header and payload; the latter is reused by the worker's next call.
+
+        Raises:
+            PeerError: a worker that the policy waits for has been silent for a deadline.
+            TransportError: a push of a step that was not to come.
+        """
+        with self._changed:
+            seat = self._hear(worker)
+            if request.clock != seat.clock + 1:
+                raise TransportError(
+                    f"rank {seat.rank} sent the gradient of step {request.clock}, and step {seat.clock + 1} was due: "
+                    "ranks loaded different checkpoints, or one attached again alone."
+                )
+            seat.clock, seat.is_under_way = request.clock, True
+            if self._quorum == 0:
+                flags, staleness = self._take(seat, payload)
+            else:
+                flags, staleness = self._collect(worker, seat, payload, on_wait)
+            if (lead := self._policy.lead) is not None:
+                self._wait(lambda: self._behind(seat.clock - lead), f"step {seat.clock - lead}", on_wait)
+            return self._reply(worker, flags, staleness)
+
+    def leave(self, worker: int, on_wait: Callable[[], None]) -> tuple[Header, Tensor]:
+        """Lets a worker stop until all have; returns the parameters as they are then, exactly.
+
+        Raises:
+            PeerError: a worker has been silent for a deadline.
+        """
+        with self._changed:
+            seat = self._hear(worker)
+            seat.state = "left"
+            landing = self._landings + 1
+            self._close_round()
+            self._land_if_all_left()
+            self._wait(
+                lambda: [s for s in self._seats if s.state == "present"] if self._landings < landing else [],
+                "the end of its steps",
+                on_wait,
+            )
+            for part, flat in zip(self._room(seat, exact=True), self._landed, strict=True):
+                part.copy_(flat.view(torch.uint8))
+            return self._header(seat, NO_FLAG, 0), seat.pull[
+                : self._parcel.pull_bytes(seat.clock, exact=True)
+            ]
+
+    def gone(self, worker: int, *, by_intent: bool) -> None:
+        """Goes on without a worker for good, and says so if nobody meant it to."""
+        with self._changed:
+            seat = self._seats[worker]
+            seat.state = "gone"
+            self._close_round()
+            self._land_if_all_left()
+            self._changed.notify_all()
+        if not by_intent and seat.is_under_way:
+            warnings.warn(
+                f"the server has lost rank {seat.rank} after its step {seat.clock}; the other workers go on without "
+                "it. Look at its log.",
+                stacklevel=2,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns copies of parameters, the optimizer's memory by parameter name, and counters."""
+        with self._changed:
+            return {
+                "values": {name: copy.detach().clone() for name, copy in self._copies.items()},
+                "optimizer": optimizer_state(self._optimizer, self._copies),
+                "updates": self.updates,
+                "clock": max(seat.clock for seat in self._seats),
+            }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` returned; workers see it when all have left.
+
+        Raises:
+            AttachError: a checkpoint of other parameters.
+        """
+        with self._changed:
+            if state["values"].keys() != self._copies.keys():
+                raise AttachError(
+                    f"the checkpoint's shard holds {_some(state['values'])}, this one {_some(self._copies)}; load it "
+                    "on as many ranks, under the same ps, with the same model."
+                )
+            for name, copy in self._copies.items():
+                copy.detach().copy_(state["values"][name])
+            load_optimizer_state(self._optimizer, self._copies, state["optimizer"])
+            self.updates = state["updates"]
+            for seat in self._seats:
+                seat.clock = state["clock"]
+
+    def restart(self, parameters: Mapping[str, Tensor], clock: int) -> None:
+        """Takes up other parameters, at another clock, and forgets the optimizer's memory."""
+        self.load_state_dict(
+            {
+                "values": {name: parameters[name] for name in self._copies},
+                "optimizer": {},
+                "updates": self.updates,
+                "clock": clock,
+            }
+        )
+
+    def load_packed(self, packed: Tensor) -> None:
+        """Takes up a packed state."""
+        self.load_state_dict(unpack_state(packed))
+
+    def _take(self, seat: Seat, payload: Tensor | None) -> tuple[Flag, int]:
+        """Makes an update from one gradient."""
+        staleness = self.updates - seat.read_at
+        self._changed.notify_all()  # its clock has moved
+        if payload is None:
+            return Flag.EMPTY, staleness
+        rate = self._policy.rate(staleness, len(self._seats))
+        return self._update([(seat, payload)], rate), staleness
+
+    def _collect(
+        self, worker: int, seat: Seat, payload: Tensor | None, on_wait: Callable[[], None]
+    ) -> tuple[Flag, int]:
+        """Adds a gradient to its round, and waits until that is over."""
+        mine = self._round
+        if seat.read_in < mine:
+            self.late += 1
+            return Flag.LATE, mine - seat.read_in
+        self._pending[worker] = payload
+        self._close_round()
+        self._wait(
+            lambda: (
+                [s for i, s in enumerate(self._seats) if s.state == "present" and i not in self._pending]
+                if self._round == mine
+                else []
+            ),
+            f"the gradient of round {mine + 1}",
+            on_wait,
+        )
+        return (Flag.DROPPED if mine in self._dropped_in else NO_FLAG), 0
+
+    def _close_round(self) -> None:
+        """Makes the round's update if enough gradients are here."""
+        present = sum(seat.state == "present" for seat in self._seats)
+        if not self._pending or len(self._pending) < min(self._quorum, present):
+            return
+        pushes = [(self._seats[w], payload) for w, payload in sorted(self._pending.items())]
+        gradients = [(seat, payload) for seat, payload in pushes if payload is not None]
+        flags = self._update(gradients, 1.0) if len(gradients) == len(pushes) else Flag.DROPPED
+        if flags:
+            self._dropped_in.add(self._round)
+        self._pending.clear()
+        self._round += 1
+        self._changed.notify_all()
+
+    def _update(self, pushes: Sequence[tuple[Seat, Tensor]], rate: float) -> Flag:
+        """Steps with the mean of some gradients, unless that is not finite."""
+        used = torch.zeros(len(self._parcel.names), dtype=torch.uint8)
+        for place, (seat, payload) in enumerate(pushes):
+            here, settings, messages = self._parcel.open_push(payload, seat.clock)
+            used |= here
+            if place == 0:
+                self._settings.write(settings.tolist(), rate=rate)
+            codecs = self._parcel.codecs(seat.clock)
+            for codec, message, bucket in zip(codecs, messages, self._gradients, strict=True):
+                if bucket.flat.numel():
+                    codec.decode(message, bucket.flat, add=place > 0)
+        for bucket in self._gradients:
+            if len(pushes) > 1:
+                bucket.flat.div_(len(pushes))
+            if not is_finite(bucket.flat):
+                return Flag.DROPPED
+        if self._policy.compensation:
+            self._compensate(pushes[0][0])
+        self._step(used.tolist())
+        return NO_FLAG
+
+    def _compensate(self, seat: Seat) -> None:
+        """Makes g into g + λ g⊙g⊙(x_now − x_read)."""
+        for gradient, value, read in zip(self._gradients, self._values, seat.has, strict=True):
+            g = gradient.flat
+            g.addcmul_(g * g, value.flat - read, value=self._policy.compensation)
+
+    def _step(self, used: Sequence[int]) -> None:
+        views = {name: view for bucket in self._gradients for name, view in bucket.views.items()}
+        for name, is_used in zip(self._parcel.names, used, strict=True):
+            self._copies[name].grad = views[name] if is_used else None
+        self._optimizer.step()
+        self.updates += 1
+
+    def _reply(self, worker: int, flags: Flag, staleness: int) -> tuple[Header, Tensor]:
+        seat = self._seats[worker]
+        header = self._header(seat, flags, staleness)
+        lead = seat.clock - header.slowest
+        self.leads[lead] = self.leads.get(lead, 0) + 1
+        codecs = self._parcel.codecs(seat.clock)
+        for number, (codec, message) in enumerate(zip(codecs, self._room(seat), strict=True)):
+            value = self._values[number].flat
+            if self._parcel.is_plain:
+                message.copy_(value.view(torch.uint8))
+            elif value.numel():
+                difference = value - seat.has[number]
+                codec.encode(difference, message, seed=mix(self._seed, self.updates, number))
+                codec.decode(message, seat.has[number], add=True)
+        if self._policy.compensation and self._parcel.is_plain:
+            for has, bucket in zip(seat.has, self._values, strict=True):
+                has.copy_(bucket.flat)
+        seat.read_at, seat.read_in = self.updates, self._round
+        return header, seat.pull[: self._parcel.pull_bytes(seat.clock)]
+
+    def _header(self, seat: Seat, flags: Flag, staleness: int) -> Header:
+        slowest = min((s.clock for s in self._seats if s.state == "present"), default=seat.clock)
+        return Header(
+            kind=Kind.VALUES,
+            flags=flags,
+            clock=seat.clock,
+            slowest=min(slowest, seat.clock),
+            staleness=staleness,
+            updates=self.updates,
+        )
+
+    def _room(self, seat: Seat, *, exact: bool = False) -> list[Tensor]:
+        """Returns the parts of the worker's pull, in memory that grows when it must."""
+        num_bytes = self._parcel.pull_bytes(seat.clock, exact=exact)
+        if seat.pull.numel() < num_bytes:
+            seat.pull = torch.zeros(num_bytes, dtype=torch.uint8)
+        return self._parcel.open_pull(seat.pull, seat.clock, exact=exact)
+
+    def _land_if_all_left(self) -> None:
+        """Once nobody is on the way, all have what all end with, and begin again together."""
+        if any(seat.state == "present" for seat in self._seats):
+            return
+        self._landed = [bucket.flat.clone() for bucket in self._values]
+        self._landings += 1
+        clock = max(seat.clock for seat in self._seats)
+        for seat in self._seats:
+            seat.clock, seat.read_at, seat.read_in = clock, self.updates, self._round
+            if seat.state == "left":
+                seat.state, seat.is_under_way = "present", False
+            for has, flat in zip(seat.has, self._landed, strict=False):
+                has.copy_(flat)
+        self._changed.notify_all()
+
+    def _behind(self, clock: int) -> list[Seat]:
+        return [seat for seat in self._seats if seat.state == "present" and seat.clock < clock]
+
+    def _hear(self, worker: int) -> Seat:
+        self._seats[worker].heard_s = time.monotonic()
+        return self._seats[worker]
+
+    def _wait(self, missing: Callable[[], list[Seat]], what: str, on_wait: Callable[[], None]) -> None:
+        """Waits until nobody is missing.
+
+        Raises:
+            PeerError: somebody is, and has been silent for a deadline.
+        """
+        began_s = told_s = time.monotonic()
+        while seats := missing():
+            self._changed.wait(self._deadline_s / SIGNS_OF_LIFE)
+            # Also where others' steps keep waking it up: that is no sign for the worker that waits.
+            if time.monotonic() - told_s >= self._deadline_s / SIGNS_OF_LIFE:
+                told_s = time.monotonic()
+                self._changed.release()
+                try:
+                    on_wait()
+                finally:
+                    self._changed.acquire()
+            now = time.monotonic()
+            silent = [
+                s.rank for s in seats if now - max(s.heard_s, began_s) >= self._deadline_s and s in missing()
+            ]
+            if silent:
+                raise PeerError(
+                    f"{name_ranks(silent)} sent nothing for {self._deadline_s:g} s, while {what} was waited for under "
+                    f"{self._policy}. Look at the log; raise deadline_s if a step takes that long.",
+                    silent,
+                )
+
+
+def _some(names: Mapping[str, object]) -> str:
+    return ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

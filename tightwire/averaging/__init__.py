@@ -1,0 +1,68 @@
+"""Agreeing on a mean: by a codec over a program, or by a method that talks while it compresses."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tightwire.answers import Member
+from tightwire.averaging.count_sketch import CountSketch
+from tightwire.averaging.double_squeeze import DoubleSqueeze
+from tightwire.averaging.layertopk import LayerTopK
+from tightwire.averaging.majority_vote import MajorityVote
+from tightwire.averaging.method import Reduction
+from tightwire.averaging.powersgd import Atomo, PowerSGD
+from tightwire.averaging.sparse import GTopK, OkTopK, SparCML
+from tightwire.averaging.zstd import Zstd
+
+if TYPE_CHECKING:
+    from tightwire.averaging.averager import Reducer
+    from tightwire.averaging.bucket import Averager
+    from tightwire.averaging.build import all_reducer, build_reducer
+
+MEMBERS: tuple[type[Member], ...] = (
+    PowerSGD,
+    GTopK,
+    OkTopK,
+    SparCML,
+    DoubleSqueeze,
+    MajorityVote,
+    Zstd,
+    Atomo,
+    LayerTopK,
+    CountSketch,
+)
+
+__all__ = [
+    "MEMBERS",
+    "Atomo",
+    "Averager",
+    "CountSketch",
+    "DoubleSqueeze",
+    "GTopK",
+    "LayerTopK",
+    "MajorityVote",
+    "OkTopK",
+    "PowerSGD",
+    "Reducer",
+    "Reduction",
+    "SparCML",
+    "Zstd",
+    "all_reducer",
+    "build_reducer",
+]
+
+# Loaded on first use: they need torch, and members do not.
+_LAZY = {
+    "Averager": "averager",
+    "all_reducer": "build",
+    "build_reducer": "build",
+    "Reducer": "reducer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

@@ -1,0 +1,69 @@
+"""A bucket's reducer: any codec over any program that can carry it, or a method with an exchange of its own."""
+
+from __future__ import annotations
+
+from tightwire.answers import Sender
+from tightwire.architecture import AllReduce, Architecture, Runner, Setting
+from tightwire.averaging.averager import Reducer
+from tightwire.averaging.levels import LevelReducer
+from tightwire.averaging.method import TAGS, Reduction
+from tightwire.buckets import BucketLayout
+from tightwire.compression import Codec
+from tightwire.transport import Transport
+
+
+def build_reducer(
+    architecture: Architecture,
+    sender: Sender,
+    transport: Transport,
+    *,
+    bucket: BucketLayout,
+    number: int,
+    setting: Setting | None = None,
+) -> Reducer:
+    """Builds the reducer of one of several buckets.
+
+    Args:
+        architecture: says by which program messages of a codec travel; a reduction brings its own.
+        sender: says what travels.
+        transport: between the ranks.
+        bucket: of which size and dtype.
+        number: tells reducers over one transport apart; the same on every rank.
+        setting: what is known of the workers; by default, how many.
+    """
+    if isinstance(sender, Reduction):
+        return sender.build(transport, bucket, tag=number * TAGS)
+    assert isinstance(sender, Codec), sender
+    return all_reducer(architecture, sender, transport, bucket=bucket, tag=number * TAGS, setting=setting)
+
+
+def all_reducer(
+    architecture: Architecture,
+    codec: Codec,
+    transport: Transport,
+    *,
+    bucket: BucketLayout,
+    tag: int,
+    setting: Setting | None = None,
+) -> Reducer:
+    """Builds the reducer of one bucket, by an all-reduce.
+
+    Args:
+        architecture: says by which program.
+        codec: says what travels.
+        transport: between the ranks.
+        bucket: of which size and dtype.
+        tag: tells reducers over one transport apart; the same on every rank.
+        setting: what is known of the workers; by default, how many.
+
+    Raises:
+        PlanError: an architecture that must know more of the workers.
+    """
+    setting = setting or Setting(num_ranks=transport.size)
+    numel, itemsize = bucket.numel, bucket.dtype.itemsize
+    if isinstance(architecture, AllReduce):
+        if architecture.is_levelled and not codec.lossless and transport.size > 1:
+            return LevelReducer(architecture.nodes(setting), codec, transport, bucket, tag)
+        codec = architecture.sender(codec, numel, itemsize, transport.size)
+    program = architecture.program_for(codec, numel, itemsize, setting)
+    return Runner(program, transport, numel=numel, dtype=bucket.dtype, codec=codec, tag=tag)

@@ -1,0 +1,34 @@
+"""The small exact all-reduces inside reductions: by recursive doubling or ring, as size has it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tightwire.architecture import Program, build, predict_bytes
+from tightwire.compression import Identity
+
+if TYPE_CHECKING:
+    import torch
+
+    from tightwire.architecture import Runner
+    from tightwire.transport import Transport
+
+# Below, a message costs its latency, and recursive doubling has the fewest.
+SMALL_BYTES = 32 * 1024
+
+
+def exact_bytes(numel: int, itemsize: int, workers: int, rank: int) -> int:
+    """Returns the payload bytes that `rank` sends in one exact all-reduce."""
+    return predict_bytes(_program(numel * itemsize, workers), Identity(), numel, itemsize, rank)
+
+
+def exact_runner(transport: Transport, numel: int, dtype: torch.dtype, tag: int) -> Runner:
+    """Builds an exact all-reduce; see `Runner`."""
+    from tightwire.architecture import Runner
+
+    program = _program(numel * dtype.itemsize, transport.size)
+    return Runner(program, transport, numel=numel, dtype=dtype, codec=Identity(), tag=tag)
+
+
+def _program(num_bytes: int, workers: int) -> Program:
+    return build("recursive-doubling" if num_bytes <= SMALL_BYTES else "ring", workers)

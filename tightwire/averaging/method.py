@@ -1,0 +1,78 @@
+"""The reduction contract: a method of averaging that talks while it compresses.
+
+A codec's messages are made alone and carried by any program. A reduction has rounds of its own, in which what a
+worker sends depends on what it heard.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from tightwire.answers import Answers, Refusal, Sender, text_with
+from tightwire.compression import Codec, Stage
+
+if TYPE_CHECKING:
+    from tightwire.averaging.averager import Reducer
+    from tightwire.buckets import BucketLayout
+    from tightwire.transport import Transport
+
+Shape = tuple[int, ...]
+
+# How many runners one reducer may have under way on one transport.
+TAGS = 4
+
+
+@dataclass(frozen=True)
+class Reduction(Sender, abc.ABC):
+    """Says what is sent, and by which exchange; a frozen value, and the reducers it builds do the work.
+
+    Class attributes:
+        lossless: whether the mean is exact up to rounding.
+        unbiased: whether the mean's expectation is the exact mean, so that leftovers may be dropped.
+        votes: whether what comes out stands for the mean without being one: it is of size 1 whatever the size of
+            what came in, nothing is left over, and the law of the mean does not hold.
+        bounded: whether `bytes_sent` is a bound, because sizes depend on content. Its reducers agree on lengths before
+            they send, and say by `spared_bytes` how much less than the bound that is.
+        wire_version: of its messages and their order; see `Codec`. A codec inside counts for itself.
+    """
+
+    bounded: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def bytes_sent(self, shapes: Sequence[Shape], itemsize: int, workers: int, rank: int) -> int:
+        """Returns the payload bytes that `rank` sends in one run: exactly what a counting transport sees.
+
+        Args:
+            shapes: of the bucket's tensors, in order; dimensions from the slowest in memory to the fastest.
+            itemsize: bytes per element.
+            workers: how many.
+            rank: whose bytes.
+        """
+
+    @abc.abstractmethod
+    def build(self, transport: Transport, bucket: BucketLayout, *, tag: int) -> Reducer:
+        """Builds the reducer of one bucket; sends nothing.
+
+        Args:
+            transport: between the ranks.
+            bucket: its tensors, dtype and device.
+            tag: the first of `TAGS` that are the reducer's own; the same on every rank.
+        """
+
+    def refusal(self, plan: Answers) -> Refusal | None:
+        """Refuses a place that is not the codec's, and an architecture chosen for codecs."""
+        if plan.compression[0] != self or any(isinstance(s, Codec | Reduction) for s in plan.compression[1:]):
+            stages = [str(stage) for stage in plan.compression if isinstance(stage, Stage)]
+            return Refusal(
+                reason=f"{plan.compression_text} has more than one way to compress: {self} goes alone.",
+                nearest=(text_with(plan, compression="+".join([str(self), *stages])),),
+            )
+        if str(plan.architecture) != "allreduce":
+            return Refusal(
+                reason=f"{self} cannot travel by {plan.architecture}: it brings an exchange of its own.",
+                nearest=(text_with(plan, architecture="allreduce"),),
+            )
+        return None

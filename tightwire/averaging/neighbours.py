@@ -1,0 +1,155 @@
+"""One bucket's messages between neighbours: sent, checked on arrival, and done without where a neighbour is gone."""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tightwire.architecture.allreduce.program import Transfer
+from tightwire.architecture.gossip import Graph, round_program
+from tightwire.architecture.gossip.header import HEADER_BYTES
+from tightwire.errors import TransportError
+from tightwire.transport import Transport
+from tightwire.transport.base import Work
+from tightwire.transport.blame import name_ranks
+
+logger = logging.getLogger(__name__)
+_HEADER = struct.Struct("<iid")
+assert _HEADER.size == HEADER_BYTES
+
+
+@dataclass
+class Lost:
+    """The workers that are gone, as far as this one knows; shared by all its buckets.
+
+    Attributes:
+        ranks: they neither send nor receive any more.
+    """
+
+    ranks: set[int] = field(default_factory=set)
+
+    def add(self, rank: int) -> None:
+        """Notes, and says, that a worker is gone."""
+        if rank not in self.ranks:
+            self.ranks.add(rank)
+            logger.warning(
+                "%s is gone; its neighbours give its weight to themselves and go on without it",
+                name_ranks([rank]),
+            )
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A message that came in.
+
+    Attributes:
+        weight: the mixing matrix's.
+        share: what the sender wrote: its push-sum weight.
+        payload: the codec's message; to be read before the next one is asked for.
+    """
+
+    weight: float
+    share: float
+    payload: Tensor
+
+
+class Neighbours:
+    """Sends one message to, and takes one from, every neighbour in a round.
+
+    Contract: every rank runs the same rounds. A neighbour that died or left is noted in `lost`; its weight falls to
+    this worker's own value, here and in all rounds to come.
+
+    Attributes:
+        graph: who they are.
+        rank: this worker.
+        tag: tells buckets over one transport apart.
+        bytes_sent: payload and headers handed to the transport so far, by formula.
+        awaited: whom a message is awaited from or being sent to at present; for whoever waits for this.
+    """
+
+    def __init__(self, graph: Graph, transport: Transport, lost: Lost, *, tag: int) -> None:
+        self.graph, self.rank, self.lost = graph, transport.rank, lost
+        self.bytes_sent = 0
+        self.awaited: frozenset[int] = frozenset()
+        self._transport, self.tag = transport, tag
+        self._outgoing = torch.empty(0, dtype=torch.uint8)
+        self._landings: dict[int, Tensor] = {}
+
+    def message(self, num_bytes: int) -> Tensor:
+        """Returns memory for this round's message, (num_bytes,) uint8; the next round's comes in its place."""
+        self._outgoing = _sized(self._outgoing, HEADER_BYTES + num_bytes)
+        return self._outgoing[HEADER_BYTES:]
+
+    def exchange(self, round_number: int, *, share: float = 1.0, pushes: bool = False) -> Iterator[Heard]:
+        """Sends the message to all neighbours, and then yields theirs, by rank, as they come.
+
+        Args:
+            round_number: the same on every rank.
+            share: for whoever pushes.
+            pushes: weights are the sender's equal shares (push-sum) instead of the mixing matrix's.
+
+        Raises:
+            TransportError: a message of another round or sender than was due.
+        """
+        mixing = self.graph.at(round_number)
+        if pushes:
+            mixing = mixing.pushed
+        program = round_program(mixing)
+        self._outgoing[:HEADER_BYTES] = _bytes(_HEADER.pack(round_number, self.rank, share))
+        sources = [t for t in program.receives(self.rank) if t.src not in self.lost.ranks]
+        receives = [(t, self._transport.irecv(self._landing(t.src), t.src, self.tag)) for t in sources]
+        sends = [
+            (t.dst, self._transport.isend(self._outgoing, t.dst, self.tag))
+            for t in program.sends(self.rank)
+            if t.dst not in self.lost.ranks
+        ]
+        self.bytes_sent += len(sends) * len(self._outgoing)
+        return self._arrivals(round_number, receives, sends)
+
+    def _arrivals(
+        self,
+        round_number: int,
+        receives: Sequence[tuple[Transfer, Work]],
+        sends: Sequence[tuple[int, Work]],
+    ) -> Iterator[Heard]:
+        for t, work in receives:
+            self.awaited = frozenset({t.src})
+            if work.attend():
+                landing = self._landings[t.src]
+                yield Heard(t.weight, self._read(landing, t.src, round_number), landing[HEADER_BYTES:])
+            else:
+                self.lost.add(t.src)
+        for dst, work in sends:
+            self.awaited = frozenset({dst})
+            if not work.attend():
+                self.lost.add(dst)
+        self.awaited = frozenset()
+
+    def _landing(self, src: int) -> Tensor:
+        self._landings[src] = _sized(
+            self._landings.get(src, torch.empty(0, dtype=torch.uint8)), len(self._outgoing)
+        )
+        return self._landings[src]
+
+    def _read(self, landing: Tensor, src: int, round_number: int) -> float:
+        seen_round, seen_rank, share = _HEADER.unpack(landing[:HEADER_BYTES].numpy().tobytes())
+        if (seen_round, seen_rank) != (round_number, src):
+            raise TransportError(
+                f"rank {self.rank} waited for rank {src}'s message of gossip round {round_number}, and one of rank "
+                f"{seen_rank}, round {seen_round} came: workers are not in the same step. Load the same checkpoint on "
+                "all, and give each the same number of batches; nothing was applied."
+            )
+        return float(share)
+
+
+def _sized(memory: Tensor, num_bytes: int) -> Tensor:
+    return memory if len(memory) == num_bytes else torch.zeros(num_bytes, dtype=torch.uint8)
+
+
+def _bytes(packed: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(packed), dtype=torch.uint8)

@@ -1,0 +1,114 @@
+"""Members by name: the one table that lists what exists, and the reading of `name[:arg][,key=value]`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import importlib
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from tightwire.answers import Axis, CompressionAnswer, Member
+from tightwire.errors import PlanError
+from tightwire.units import parse_bytes
+
+# Where each axis's members are listed, as `MEMBERS`. Looked up by name on first use, so that a family may
+# import this file and this file need not import any family.
+FAMILIES: dict[Axis, tuple[str, ...]] = {
+    "sync": ("tightwire.sync",),
+    "architecture": ("tightwire.architecture",),
+    "compression": ("tightwire.compression", "tightwire.averaging"),
+    "schedule": ("tightwire.schedule",),
+}
+
+
+@functools.cache
+def catalogue(axis: Axis) -> Mapping[str, type[Member]]:
+    """Returns every member of an axis by name: the one table that lists what exists."""
+    families = map(importlib.import_module, FAMILIES[axis])
+    return {member.name: member for family in families for member in family.MEMBERS}
+
+
+def parse_compression(text: str) -> tuple[CompressionAnswer, ...]:
+    """Reads stages joined by `+`, as in `topk:0.01+ef`."""
+    members = (parse_member("compression", stage) for stage in text.split("+"))
+    return tuple(
+        part for member in members if isinstance(member, CompressionAnswer) for part in member.expand()
+    )
+
+
+@functools.cache
+def parse_member(axis: Axis, text: str) -> Member:
+    """Reads `name[:arg][,key=value]` as a member of an axis.
+
+    Raises:
+        PlanError: an unknown name (the known ones are listed), an unknown or malformed argument.
+    """
+    name, _, arguments = text.strip().partition(":")
+    known = catalogue(axis)
+    if name not in known:
+        raise PlanError(
+            f"{name!r} is no known {axis}; known: {', '.join(sorted(known))}.{_did_you_mean(name, known)}"
+        )
+    member = known[name]
+    values = _read_arguments(member, arguments, text)
+    try:
+        return member(**values)
+    except PlanError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise PlanError(
+            f"{text!r} cannot be built: {error}. Arguments of {name}: {_signature(member)}."
+        ) from None
+
+
+def _did_you_mean(name: str, known: Mapping[str, object]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def _read_arguments(member: type[Member], arguments: str, text: str) -> dict[str, Any]:
+    fields = {f.name: f for f in dataclasses.fields(member)}
+    by_position = [f.name for f in fields.values() if not f.kw_only]
+    types = typing.get_type_hints(member)
+    values: dict[str, Any] = {}
+    for position, item in enumerate(arguments.split(",") if arguments else ()):
+        key, equals, value = item.partition("=")
+        if not equals:
+            key, value = (by_position[position] if position < len(by_position) else ""), item
+        elif key not in fields and member.shorthand:
+            key, value = member.shorthand, f"{key}:{value}"
+        if key not in fields or key in values or not value:
+            raise PlanError(
+                f"{text!r} has an argument {item!r} that {member.name} does not take; it takes {_signature(member)}."
+            )
+        values[key] = _read_value(types[key], key, value, text)
+    return values
+
+
+def _read_value(kind: Any, key: str, value: str, text: str) -> Any:
+    if key.endswith("_bytes"):
+        try:
+            return parse_bytes(value)
+        except ValueError as error:
+            raise PlanError(f"{text!r}: {key}={error}.") from None
+    try:
+        return {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+    except (ValueError, KeyError):
+        raise PlanError(f"{text!r}: {key}={value!r} is not {_article(kind.__name__)}.") from None
+
+
+def _article(word: str) -> str:
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+
+
+def _signature(member: type[Member]) -> str:
+    types = typing.get_type_hints(member)
+    parts = [
+        f"{f.name}: {types[f.name].__name__}"
+        + ("" if f.default is dataclasses.MISSING else f" = {f.default}")
+        for f in dataclasses.fields(member)
+    ]
+    return ", ".join(parts) or "no arguments"

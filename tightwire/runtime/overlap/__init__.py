@@ -1,0 +1,1 @@
+"""What lets the next forward begin before every mean has arrived."""

@@ -1,0 +1,311 @@
+"""Means under way while the next forward runs; each parameter is updated just before it is read."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from tightwire.compression.checks import is_finite
+from tightwire.errors import AttachError
+from tightwire.runtime.exchange import Exchange
+from tightwire.runtime.gradients import Gradients
+from tightwire.runtime.overlap.pending import hold, release
+from tightwire.runtime.overlap.piecemeal import Piecemeal, refuse_closure
+from tightwire.runtime.trace import Tracer
+
+_TOUCHED = (
+    "a gradient was read or changed between backward() and optimizer.step(), while the means are on their way. Call "
+    "run.wait() after backward() if you clip or look at gradients (it costs the overlap with the next forward: the "
+    "step then waits for all means); attach with scaler=… under AMP; or choose another schedule, such as mgwfbp."
+)
+
+
+class OnGround:
+    """No flight: passes wait for their means."""
+
+    def take_exposed_s(self) -> float:
+        """Returns 0: what a pass waits is the pass's to count."""
+        return 0.0
+
+    def wait(self) -> None:
+        """Returns at once."""
+
+    def before_step(self) -> bool:
+        """Returns False: the step is made now."""
+        return False
+
+    def after_step(self) -> None:
+        """Holds nothing."""
+
+    def ground(self) -> None:
+        """Returns at once."""
+
+    def close(self) -> None:
+        """Has nothing to take out."""
+
+
+class Flight:
+    """Lets a backward pass end before the means are there, and the optimizer's step before it is made.
+
+    Three phases. *Grounded*: nothing is under way. *Up*, after a backward pass: gradients are held; reading one is an
+    error, for between backward and step means are not there yet; `wait` grounds. *Stepped*, after
+    `optimizer.step()`, which updated nothing: parameters are held too, and whoever reads one waits for its bucket and
+    makes the step for it. What is not read meanwhile is grounded by the next backward pass.
+
+    Two things see a read: a hook before the forward of every module with parameters of its own, and, for
+    everything that is no module's forward, `pending`. What neither sees is refused: scripted and compiled modules.
+
+    A step is dropped on all ranks alike if any rank's gradients are not finite, which ranks tell each other after
+    backward; if the *sum* of finite gradients overflows, its bucket alone is, for others may have been stepped with.
+
+    Contract: local, all of it; every wait is for transfers that go on by themselves on every rank.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Parameter],
+        gradients: Gradients,
+        exchange: Exchange,
+        count_users: Callable[[Tensor], Tensor],
+        model: nn.Module,
+        optimizer: Optimizer,
+        tracer: Tracer,
+        *,
+        why: str,
+        awaits_means: bool,
+    ) -> None:
+        """Puts the hooks in.
+
+        Args:
+            parameters: that are averaged, by name.
+            gradients: whose passes end in flight from now on.
+            exchange: under whose way the means are.
+            count_users: adds up over ranks which parameters took part.
+            model: whose modules read the parameters.
+            optimizer: whose steps are made later.
+            tracer: where waits are recorded.
+            why: the schedule's name, for errors.
+            awaits_means: a scaler looks at gradients before each step, so every pass waits at once.
+
+        Raises:
+            AttachError: a model or an optimizer with which this cannot work.
+        """
+        _require_visible(model, why)
+        self._exposed_s = 0.0
+        self._awaits_means = awaits_means
+        self._phase: Literal["grounded", "up", "stepped"] = "grounded"
+        self._parameters, self._gradients, self._exchange = parameters, gradients, exchange
+        self._count_users, self._tracer = count_users, tracer
+        self._piecemeal = Piecemeal(optimizer, why)
+        self._views = {name: view for b in exchange.buckets for name, view in b.views.items()}
+        self._bucket_of = {id(parameters[n]): i for i, b in enumerate(exchange.buckets) for n in b.views}
+        self._up: set[int] = set()
+        self._users: Future[list[float] | None] = Future()
+        self._spoiled, self._finite_here = False, True
+        self._lock = threading.RLock()
+        self._control = ThreadPoolExecutor(1, thread_name_prefix="tightwire-control")
+        self._handles: list[RemovableHandle] = [
+            optimizer.register_step_pre_hook(refuse_closure),
+            optimizer.register_state_dict_pre_hook(lambda _: self.land_all()),
+            optimizer.register_load_state_dict_pre_hook(lambda *_: self.land_all()),
+            *self._watch(model),
+        ]
+        gradients.at_end = self._take_off
+        gradients.before_ready = self._inspect
+        gradients.before_pass = self.ground
+
+    def take_exposed_s(self) -> float:
+        """Returns how long anybody waited for means, since this was last asked."""
+        exposed_s, self._exposed_s = self._exposed_s, 0.0
+        return exposed_s
+
+    def wait(self) -> None:
+        """Waits for all means after a backward pass; `p.grad` is the mean then."""
+        with self._lock:
+            if self._phase != "up":
+                return
+            self._phase = "grounded"
+            start_s = time.perf_counter()
+            for name in self._parameters:
+                release(self._views[name])
+            users = self._users.result()
+            buckets = range(len(self._exchange.buckets))
+            arrived = [self._exchange.wait_for(bucket) for bucket in buckets]  # all, finite or not
+            finite = all(arrived) and users is not None
+            if finite:
+                for bucket in buckets:
+                    self._exchange.keep(bucket)
+            self._gradients.deliver(users or [1.0] * len(self._parameters), finite=finite)
+            self._count_wait(start_s)
+
+    def before_step(self) -> bool:
+        """Prepares for a step that changes nothing, to be made later; False: make it now, nothing is up."""
+        with self._lock:
+            self.land_all()
+            if self._phase != "up":
+                return False
+            self._piecemeal.begin()
+            for name, parameter in self._parameters.items():
+                if parameter.grad is not self._views[name]:
+                    raise AttachError(_TOUCHED)
+                parameter.grad = None
+            return True
+
+    def after_step(self) -> None:
+        """Holds the parameters until they are read."""
+        with self._lock:
+            if self._phase != "up":
+                return
+            self._phase = "stepped"
+            self._up = set(range(len(self._exchange.buckets)))
+            odd = set()
+            for name, parameter in self._parameters.items():
+                bucket = self._bucket_of[id(parameter)]
+                land = functools.partial(self.land, bucket)
+                parameter.grad = self._views[name]
+                hold(self._views[name], land)
+                if type(parameter) is Parameter:
+                    hold(parameter, land)
+                else:  # a class of the user's own sees its reads itself
+                    odd.add(bucket)
+            for bucket in odd:
+                self.land(bucket)
+
+    def land(self, bucket: int) -> None:
+        """Waits for one bucket's mean, and makes the step for its parameters."""
+        with self._lock:
+            if bucket not in self._up:
+                return
+            start_s = time.perf_counter()
+            finite, users = self._exchange.wait_for(bucket), self._users.result()
+            self._count_wait(start_s)
+            self._up.discard(bucket)
+            names = list(self._exchange.buckets[bucket].views)
+            for name in names:
+                release(self._views[name])
+                release(self._parameters[name])
+            if finite and users is not None:
+                self._exchange.keep(bucket)
+                self._step(names, users)
+            else:
+                self._drop(names)
+            if not self._up:
+                self._phase = "grounded"
+
+    def land_all(self) -> None:
+        """Lands what a step left under way."""
+        with self._lock:
+            for bucket in sorted(self._up):
+                self.land(bucket)
+
+    def ground(self) -> None:
+        """Leaves nothing under way."""
+        if self._phase != "grounded":
+            self.wait()
+            self.land_all()
+
+    def close(self) -> None:
+        """Takes everything out; what did not land is lost. Local."""
+        for handle in self._handles:
+            handle.remove()
+        for name, parameter in self._parameters.items():
+            release(self._views[name])
+            release(parameter)
+        self._up, self._phase = set(), "grounded"
+        self._control.shutdown(wait=False)
+
+    def _watch(self, model: nn.Module) -> list[RemovableHandle]:
+        handles = []
+        for module in model.modules():
+            own = [self._bucket_of.get(id(p)) for p in module._parameters.values() if p is not None]
+            if buckets := sorted({b for b in own if b is not None}, reverse=True):
+                handles.append(
+                    module.register_forward_pre_hook(
+                        lambda *_, buckets=buckets: self._before_forward(buckets)
+                    )
+                )
+        return handles
+
+    def _before_forward(self, buckets: list[int]) -> None:
+        if self._up:
+            for bucket in buckets:
+                self.land(bucket)
+
+    def _inspect(self, bucket: int) -> None:
+        """Looks at a bucket before others' gradients come into it."""
+        self._finite_here &= is_finite(self._exchange.buckets[bucket].flat)
+
+    def _take_off(self, used: Tensor) -> None:
+        """Ends a backward pass with the means on their way."""
+        if not self._finite_here:
+            used.fill_(torch.nan)  # whoever adds it up learns of it
+        self._finite_here, self._spoiled = True, False
+        self._exchange.end()
+        self._users = self._control.submit(self._ask, used)
+        self._phase = "up"
+        for name, parameter in self._parameters.items():
+            parameter.grad = self._views[name]
+            hold(self._views[name], _refuse_touch)
+        if self._awaits_means:
+            self.wait()
+
+    def _ask(self, used: Tensor) -> list[float] | None:
+        """Returns how many ranks have a gradient for each parameter; None where one is not finite."""
+        users = self._count_users(used)
+        return None if users.isnan().any() else users.tolist()
+
+    def _step(self, names: list[str], users: list[float]) -> None:
+        """Makes the step for parameters that have just arrived; what the user made of `p.grad` meanwhile stays."""
+        number_of = self._number_of
+        held = {name: self._parameters[name].grad for name in names}
+        for name in names:
+            self._gradients.deliver_one(name, users[number_of[name]])
+        self._piecemeal.step(self._parameters[name] for name in names)
+        for name in names:
+            if held[name] is not self._views[name]:
+                self._parameters[name].grad = held[name]
+
+    def _drop(self, names: list[str]) -> None:
+        if not self._spoiled:
+            self._spoiled = True
+            self._gradients.nonfinite_rounds += 1
+        for name in names:
+            if self._parameters[name].grad is self._views[name]:
+                self._parameters[name].grad = None
+        self._gradients.forget_some(names)
+
+    @functools.cached_property
+    def _number_of(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self._parameters)}
+
+    def _count_wait(self, start_s: float) -> None:
+        now_s = time.perf_counter()
+        self._exposed_s += now_s - start_s
+        self._tracer.record("compute", "wait for means", start_s, now_s)
+
+
+def _refuse_touch() -> None:
+    raise AttachError(_TOUCHED)
+
+
+def _require_visible(model: nn.Module, why: str) -> None:
+    for name, module in model.named_modules():
+        kinds = [
+            c.__name__ for c in type(module).__mro__ if c.__name__ in ("ScriptModule", "OptimizedModule")
+        ]
+        if kinds:
+            raise AttachError(
+                f"{name or 'the model'} is scripted or compiled ({kinds[0]}): it reads parameters where nobody sees "
+                f"it, and {why} updates them just before they are read. Attach the module uncompiled, or choose "
+                "another schedule, such as mgwfbp."
+            )

@@ -1,0 +1,1 @@
+"""The main job on this machine: stock DDP against the chosen plans."""

@@ -1,0 +1,189 @@
+"""The tour's report: one HTML file that needs nothing else, to be read and forwarded."""
+
+from __future__ import annotations
+
+import html
+import itertools
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from tightwire.planner.words import print_ms, print_rate, print_size
+from tightwire.tour.tour import DDP, PlanResult, TourResult
+
+COLOURS = {"ddp": "#8a8f98", "lossless": "#1f6feb", "lossy": "#d1652b"}
+TRACK_COLOURS = {"compute": "#1f6feb", "waiting": "#e3e6ea", "communication": "#d1652b", "codec": "#7a4fbf"}
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1c2128; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.7rem; margin-bottom: .2rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .92rem }
+th, td { padding: .35rem .6rem; text-align: right; border-bottom: 1px solid #e3e6ea }
+th:first-child, td:first-child { text-align: left } th { font-weight: 600; border-bottom: 2px solid #1c2128 }
+code { font: .9em ui-monospace, monospace } .verdict { font-size: 1.15rem } .quiet { color: #59636e }
+"""
+COLUMNS = ("plan", "steps", "step", "predicted", "exposed", "sent per step", "held-out loss")
+
+
+def verdict(result: TourResult) -> str:
+    """Returns the tour in one sentence."""
+    stock = next((p for p in result.plans if p.role == DDP), None)
+    others = [p for p in result.plans if p.role != DDP]
+    if stock is None or not others:
+        return "Stock DDP was not compared: nothing here can slow it down with the rest."
+    best = max(others, key=lambda p: p.steps)
+    times = best.steps / stock.steps
+    loss = f"held-out loss {best.heldout_loss:.3f} against {stock.heldout_loss:.3f} nats per byte"
+    if times < 1.02:
+        return f"Stay with stock DDP: in the same time the best plan made {times:.2f}× its steps ({loss})."
+    return f"In the same time, {best.plan} made {times:.1f}× the steps of stock DDP: {loss}."
+
+
+def cells(plan: PlanResult) -> tuple[str, ...]:
+    """Returns one plan's cells under `COLUMNS`."""
+    return (
+        "stock DDP" if plan.role == DDP else plan.plan,
+        str(plan.steps),
+        print_ms(plan.step_s),
+        f"{print_ms(plan.predicted_step_s)} ({plan.prediction_error:+.0%})",
+        print_ms(plan.exposed_s),
+        print_size(plan.bytes_per_step),
+        f"{plan.heldout_loss:.3f}",
+    )
+
+
+def write(result: TourResult, path: pathlib.Path) -> None:
+    """Writes the report."""
+    path.write_text(_page(result), encoding="utf-8")
+
+
+def _page(result: TourResult) -> str:
+    options = result.options
+    about = (
+        f"{options.workers} workers with links of {print_rate(options.rate_bytes_per_s)}, a byte-level transformer of "
+        f"{result.facts.get('num_bytes', 0) / 4e6:.1f} million parameters on Python's own library, "
+        f"{options.seconds:g} s of training per plan."
+    )
+    sections = [
+        f"<h1>Tightwire tour</h1><p class=quiet>{html.escape(about)}</p>",
+        f"<p class=verdict>{html.escape(verdict(result))}</p>",
+        _table(result.plans),
+        "<h2>Loss against time</h2>" + _figure(_curves(result.plans), with_library=True),
+        "<h2>One step, seen from rank 0</h2>" + _figure(_timeline(result)),
+        "<h2>Why these plans</h2>" + "".join(_reasons(allow, why) for allow, why in result.why.items()),
+        "<h2>How this was measured</h2>" + _method(result),
+    ]
+    return f"<!doctype html><meta charset=utf-8><title>Tightwire tour</title><style>{STYLE}</style>{''.join(sections)}"
+
+
+def _table(plans: Sequence[PlanResult]) -> str:
+    head = "".join(f"<th>{name}</th>" for name in COLUMNS)
+    rows = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in cells(p)) + "</tr>" for p in plans)
+    return f"<table><tr>{head}</tr>{rows}</table>"
+
+
+def _reasons(allow: str, why: Sequence[str]) -> str:
+    items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in why)
+    return f"<p>With <code>{allow}</code> plans allowed:</p><ul>{items}</ul>"
+
+
+def _method(result: TourResult) -> str:
+    sentences = [
+        f"The network: {result.lab}",
+        "Every plan starts from the same parameters and sees the same text; held-out files are never trained on. "
+        "Snapshots are judged after the clock has stopped.",
+        "Predictions were made before training, from the probe and the profile alone.",
+        "“Exposed” is the time per step in which a worker has nothing to compute: measured for our plans; for stock "
+        "DDP, which does not tell, its step less the measured compute.",
+        "Bytes are the payload that each worker sends per step, counted for our plans; for stock DDP those of the "
+        "ring that its backend runs.",
+    ]
+    return "<ul>" + "".join(f"<li>{html.escape(s)}</li>" for s in sentences) + "</ul>"
+
+
+def _figure(figure: Any, *, with_library: bool = False) -> str:
+    return str(
+        figure.to_html(full_html=False, include_plotlyjs=with_library, config={"displayModeBar": False})
+    )
+
+
+def _curves(plans: Sequence[PlanResult]) -> Any:
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for plan in plans:
+        seconds, steps, losses = zip(*plan.curve, strict=True)
+        figure.add_scatter(
+            x=seconds,
+            y=losses,
+            text=[f"step {s}" for s in steps],
+            name=cells(plan)[0],
+            mode="lines+markers",
+            line={"color": COLOURS[plan.role], "width": 2.5},
+        )
+    figure.update_layout(
+        **_layout(380), xaxis_title="seconds of training", yaxis_title="held-out loss, nats per byte"
+    )
+    return figure
+
+
+def _timeline(result: TourResult) -> Any:
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    named: set[str] = set()
+    for plan in reversed(result.plans):
+        for row, kind, start_s, end_s in _bars(plan, result.facts["compute_s"]):
+            figure.add_bar(
+                y=[f"{cells(plan)[0]} · {row}"],
+                x=[(end_s - start_s) * 1e3],
+                base=[start_s * 1e3],
+                orientation="h",
+                marker_color=TRACK_COLOURS[kind],
+                name=kind,
+                legendgroup=kind,
+                showlegend=kind not in named,
+            )
+            named.add(kind)
+    figure.update_layout(
+        **_layout(120 + 70 * len(result.plans)), barmode="overlay", xaxis_title="milliseconds"
+    )
+    return figure
+
+
+def _bars(plan: PlanResult, compute_s: float) -> list[tuple[str, str, float, float]]:
+    """Returns (row, kind, start_s, end_s) of a typical step."""
+    if plan.trace is None:
+        return [
+            ("computing", "compute", 0.0, compute_s),
+            ("computing", "waiting", compute_s, plan.step_s),
+        ]
+    spans = [e for e in json.loads(plan.trace.read_text(encoding="utf-8"))["traceEvents"] if e["ph"] == "X"]
+    start_us, end_us = _typical_step(spans)
+    rows = {"compute": "computing", "communication": "sending", "codec": "sending"}
+    bars = []
+    for span in sorted(
+        spans, key=lambda s: s["cat"] == "codec"
+    ):  # drawn over the transfers that contain them
+        begin, end = max(span["ts"], start_us), min(span["ts"] + span["dur"], end_us)
+        if begin < end:
+            kind = "waiting" if span["name"].startswith("wait") else span["cat"]
+            bars.append((rows[span["cat"]], kind, (begin - start_us) / 1e6, (end - start_us) / 1e6))
+    return bars
+
+
+def _typical_step(spans: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """Returns the start and the end, in microseconds, of the step of median length."""
+    ends = [s["ts"] + s["dur"] for s in spans if s["name"] == "optimizer"]
+    steps = sorted(itertools.pairwise(ends), key=lambda step: step[1] - step[0])
+    return steps[len(steps) // 2] if steps else (min(s["ts"] for s in spans), max(ends))
+
+
+def _layout(height: int) -> dict[str, Any]:
+    return {
+        "height": height,
+        "template": "simple_white",
+        "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
+        "legend": {"orientation": "h", "y": 1.12},
+        "font": {"family": "system-ui, sans-serif", "size": 13},
+    }
