@@ -20,7 +20,7 @@ from tightwire.plan import Phases, Plan, PlanFile
 from tightwire.planner import Allowance
 from tightwire.runtime.agreement import copy_from_first, model_facts, require_agreement, wire_facts
 from tightwire.runtime.auto import PROBE_BUDGET_S, WATCHED, Pilot
-from tightwire.runtime.fabric import Fabric
+from tightwire.runtime.context import RunContext
 from tightwire.runtime.outer import MakeOuter
 from tightwire.runtime.run import Buffers, Run
 from tightwire.runtime.trace import Tracer
@@ -99,7 +99,7 @@ def attach(
         _warn_of_sizes(chosen, model)
     counting = Counting(transport)
     pilot = _pilot(model, optimizer, transport, allow) if is_auto else None
-    fabric = Fabric(
+    context = RunContext(
         transport=counting,
         routing=plan_file.routing,
         tracer=Tracer(),
@@ -117,7 +117,7 @@ def attach(
         model,
         optimizer,
         chosen,
-        fabric,
+        context,
         buffers=buffers,
         predicted_step_s=plan_file.predicted.get("step_s"),
         why=plan_file.why,

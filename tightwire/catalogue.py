@@ -19,7 +19,7 @@ from tightwire.units import parse_bytes
 FAMILIES: dict[Axis, tuple[str, ...]] = {
     "sync": ("tightwire.sync",),
     "architecture": ("tightwire.architecture",),
-    "compression": ("tightwire.compression", "tightwire.averaging"),
+    "compression": ("tightwire.compression", "tightwire.architecture.gossip.stages", "tightwire.averaging"),
     "schedule": ("tightwire.schedule",),
 }
 

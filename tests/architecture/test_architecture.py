@@ -60,5 +60,6 @@ def test_unknown_programs_are_told_the_known_ones() -> None:
 
 
 def test_programs_need_no_torch() -> None:
-    code = "import sys, tightwire.architecture, tightwire.architecture.allreduce.traffic; sys.exit('torch' in sys.modules)"
+    modules = "tightwire.architecture, tightwire.architecture.allreduce.traffic"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.runtime.training import Net, job, loss_of
-from tightwire.averaging._majority_vote import BallotReducer
+from tightwire.averaging._majority_vote import MajorityVoteAverager
 from tightwire.averaging.majority_vote import MajorityVote
 from tightwire.buckets import BucketLayout, plan_layout
 from tightwire.errors import PlanError
@@ -24,7 +24,7 @@ def elect(votes: Tensor, *, seed: int = 0, block: int = 64) -> Tensor:
     """Returns the outcome of (workers, numel) inputs."""
 
     def worker(transport: Transport) -> Tensor:
-        reducer = BallotReducer(MajorityVote(block), transport, layout(votes.shape[1]), 1)
+        reducer = MajorityVoteAverager(MajorityVote(block), transport, layout(votes.shape[1]), 1)
         mean = torch.empty(votes.shape[1])
         reducer.run(votes[transport.rank].clone(), mean, seed=seed)
         return mean

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tightwire.averaging._zstandard import zstandard
-from tightwire.averaging._zstd import Parcel, ParcelReducer
+from tightwire.averaging._zstd import Parcel, ZstdAverager
 from tightwire.averaging.zstd import Zstd
 from tightwire.buckets import plan_layout
 from tightwire.errors import PlanError, TensorError
@@ -29,7 +29,7 @@ def share_sent(inputs: list[Tensor], *, delta: bool = False, rounds: int = 1) ->
     def worker(transport: Transport) -> tuple[int, int]:
         layout = plan_layout({"t": inputs[0]}, [[0]])[0]
         counting = Counting(transport)
-        reducer = ParcelReducer(Zstd(delta=delta), counting, layout, 1)
+        reducer = ZstdAverager(Zstd(delta=delta), counting, layout, 1)
         for _ in range(rounds):
             counting.tally.clear()
             work = inputs[transport.rank].clone()
@@ -60,7 +60,7 @@ def test_differences_to_the_last_round_shrink() -> None:
 
 def test_a_round_that_does_not_count_changes_no_difference() -> None:
     def worker(transport: Transport) -> list[Tensor]:
-        reducer = ParcelReducer(Zstd(delta=True), transport, plan_layout({"t": noise()}, [[0]])[0], 1)
+        reducer = ZstdAverager(Zstd(delta=True), transport, plan_layout({"t": noise()}, [[0]])[0], 1)
         means = []
         for turn in range(4):
             work = noise(10 * turn + transport.rank)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.laws.test_codecs import codec_of, normal, round_trip
 from tests.laws.test_stages import averager, values
-from tightwire.averaging.bucket import Round
+from tightwire.architecture.round import Round
 from tightwire.averaging.layertopk import shares
 from tightwire.compression import SBC, RandomK, Threshold
 from tightwire.errors import PlanError, TensorError

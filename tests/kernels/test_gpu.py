@@ -116,7 +116,7 @@ def test_cuda_tensors_have_these_kernels() -> None:
 def test_without_triton_torch_is_used_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.warns(RuntimeWarning, match="Triton is not installed"):
-        assert kernels._module.__wrapped__("gpu") is reference
+        assert kernels._module.__wrapped__("triton") is reference
 
 
 @pytest.mark.parametrize("text", DENSE)

@@ -5,7 +5,7 @@ import torch
 
 from tests.laws.test_collectives import Outcome, check_laws, codec_of, inputs
 from tightwire.architecture import AllReduce, Architecture, ParameterServer, Setting, check
-from tightwire.averaging import all_reducer
+from tightwire.averaging import all_reduce_averager
 from tightwire.buckets import plan_layout
 from tightwire.errors import PlanError
 from tightwire.plan import Plan
@@ -19,7 +19,7 @@ def average(
     counting, codec = Counting(transport), codec_of(text)
     layout = plan_layout({"x": torch.zeros(numel)}, [[0]])[0]
     setting = Setting(num_ranks=transport.size, workers_per_node=per_node)
-    reducer = all_reducer(architecture, codec, counting, bucket=layout, tag=4, setting=setting)
+    reducer = all_reduce_averager(architecture, codec, counting, bucket=layout, tag=4, setting=setting)
     given = inputs(numel, transport.rank, torch.float32)
     for _ in range(2):
         work, mean = given.clone(), torch.full_like(given, 7.0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tightwire.architecture import AllReduce
-from tightwire.averaging import MEMBERS, Reducer, Reduction, build_reducer
+from tightwire.averaging import MEMBERS, Averager, AveragingMethod, build_averager
 from tightwire.buckets import BucketLayout, plan_layout
 from tightwire.catalogue import parse_compression
 from tightwire.transport import Counting, Transport, run_threads
@@ -64,9 +64,9 @@ BUCKETS: tuple[tuple[tuple[int, ...], ...], ...] = (
 DTYPES = (torch.float64, torch.bfloat16, torch.float16)
 
 
-def reduction_of(text: str) -> Reduction:
+def reduction_of(text: str) -> AveragingMethod:
     (reduction,) = parse_compression(text)
-    assert isinstance(reduction, Reduction)
+    assert isinstance(reduction, AveragingMethod)
     return reduction
 
 
@@ -92,8 +92,8 @@ class Outcome:
     counted: int
 
 
-def reducer_on(transport: Transport, text: str, layout: BucketLayout) -> Reducer:
-    return build_reducer(AllReduce(), reduction_of(text), transport, bucket=layout, number=1)
+def reducer_on(transport: Transport, text: str, layout: BucketLayout) -> Averager:
+    return build_averager(AllReduce(), reduction_of(text), transport, bucket=layout, number=1)
 
 
 def average(transport: Transport, text: str, layout: BucketLayout, rounds: int = 2) -> list[Outcome]:

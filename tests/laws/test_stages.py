@@ -12,11 +12,12 @@ from tests.runtime.training import job, plain, same, train_all
 from tests.runtime.training import momentum as sgd_with_momentum
 from tightwire.answers import Member
 from tightwire.architecture import AllReduce
-from tightwire.averaging import Averager, build_reducer
-from tightwire.averaging.bucket import Round
+from tightwire.architecture.gossip.stages import GossipStage
+from tightwire.architecture.round import Round
+from tightwire.averaging import BucketAverager, build_averager
 from tightwire.buckets import Bucket, plan_layout
 from tightwire.catalogue import parse_compression
-from tightwire.compression import MEMBERS, GossipStage, Recipe, Stage
+from tightwire.compression import MEMBERS, Recipe, Stage
 from tightwire.errors import PlanError
 from tightwire.plan import Plan
 from tightwire.transport import Counting, Single, Transport, run_threads
@@ -56,13 +57,13 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 every_stage = pytest.mark.parametrize("text", STAGED)
 
 
-def averager(transport: Transport, text: str, tensors: dict[str, Tensor]) -> Averager:
+def averager(transport: Transport, text: str, tensors: dict[str, Tensor]) -> BucketAverager:
     (layout,) = plan_layout(tensors, [range(len(tensors))])
 
     def build(sender: Member) -> object:
-        return build_reducer(AllReduce(), sender, transport, bucket=layout, number=0)  # type: ignore[arg-type]
+        return build_averager(AllReduce(), sender, transport, bucket=layout, number=0)  # type: ignore[arg-type]
 
-    return Averager(Bucket(layout), parse_compression(text), build, workers=transport.size)  # type: ignore[arg-type]
+    return BucketAverager(Bucket(layout), parse_compression(text), build, workers=transport.size)  # type: ignore[arg-type]
 
 
 def tensors_of(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -75,11 +76,11 @@ def values(like: Tensor, rank: int, number: int) -> Tensor:
     return torch.randn(like.shape, generator=generator).to(like.dtype)
 
 
-def remembered(a: Averager) -> list[Tensor]:
+def remembered(a: BucketAverager) -> list[Tensor]:
     return [kept.clone() for kinds in a.memory().values() for kept in kinds.values()]
 
 
-def run(a: Averager, rank: int, number: int, scale: float = 1.0) -> Tensor:
+def run(a: BucketAverager, rank: int, number: int, scale: float = 1.0) -> Tensor:
     a.bucket.flat.copy_(values(a.bucket.flat, rank, number) * scale)
     a.run(Round(number=number, seed=number, scale=scale))
     return a.bucket.flat.clone()

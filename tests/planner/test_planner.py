@@ -19,16 +19,16 @@ from tightwire.planner import (
     Ranking,
     allowance_of,
     candidates,
-    harm,
+    deviation,
     is_lossless,
     predict,
     recommend,
 )
 from tightwire.planner.bounds import lower_bound_s
+from tightwire.planner.break_even import find_change
 from tightwire.planner.candidates import ALLOWANCES, departures, keeps_optimizer
 from tightwire.planner.confidence import chance
 from tightwire.planner.curves import curves, plot
-from tightwire.planner.flips import find_change
 from tightwire.planner.ranking import rank
 from tightwire.profile import Profile
 
@@ -104,7 +104,7 @@ def test_plans_that_want_another_optimizer_are_shown_and_not_chosen() -> None:
 
 
 def test_feedback_is_milder_than_none() -> None:
-    mild, wild = (harm(Plan.parse(f"bsp/allreduce/{text}")) for text in ("int8+ef", "qsgd"))
+    mild, wild = (deviation(Plan.parse(f"bsp/allreduce/{text}")) for text in ("int8+ef", "qsgd"))
     assert mild < wild
 
 
@@ -162,10 +162,10 @@ def test_rows_are_sorted_and_nothing_faster_was_left_out() -> None:
 
 def test_of_equally_fast_plans_the_least_harmful_is_chosen() -> None:
     ranking = recommended("lossy")
-    chosen = harm(Plan.parse(ranking.chosen.plan))
+    chosen = deviation(Plan.parse(ranking.chosen.plan))
     for row in ranking.rows:
         if row.step_s <= ranking.rows[0].step_s * 1.1 and keeps_optimizer(Plan.parse(row.plan)):
-            assert harm(Plan.parse(row.plan)) * 1.06 >= chosen
+            assert deviation(Plan.parse(row.plan)) * 1.06 >= chosen
 
 
 def test_only_measured_programs_compete_once_any_is() -> None:

@@ -55,7 +55,7 @@ from tightwire.optim import OneBitAdam
 model = make()
 ddp, hook = hooked(model, "onebit-adam:3")
 optimizer = OneBitAdam(model.parameters())
-hook.teach(optimizer)
+hook.configure_variance(optimizer)
 for step in range(6):
     optimizer.zero_grad()
     loss_of(ddp, step).backward()
@@ -63,7 +63,7 @@ for step in range(6):
 if {s["learnt"] for s in optimizer.state.values()} != {3} or not same_everywhere(model):
     wrong.append("teach")
 try:
-    hook.teach(torch.optim.Adam(model.parameters()))
+    hook.configure_variance(torch.optim.Adam(model.parameters()))
     wrong.append("untaught")
 except tw.TightwireError as error:
     assert "OneBitLamb" in str(error)

@@ -24,7 +24,7 @@ import hashlib
 from tightwire.buckets import plan_layout
 from tightwire.architecture import AllReduce
 from tightwire.catalogue import parse_compression
-from tightwire.averaging import build_reducer
+from tightwire.averaging import build_averager
 
 SHAPES = [(300, 200), (300,), (100, 50, 3, 3), (10, 1001)]
 layout = plan_layout({f"t{i}": torch.empty(s) for i, s in enumerate(SHAPES)}, [range(4)])[0]
@@ -34,7 +34,7 @@ def inputs(r, turn):
 
 def average(net, text, number):
     counting = transport.Counting(net)
-    reducer = build_reducer(AllReduce(), parse_compression(text)[0], counting, bucket=layout, number=number)
+    reducer = build_averager(AllReduce(), parse_compression(text)[0], counting, bucket=layout, number=number)
     for turn in range(3):
         counting.tally.clear()
         work, mean = inputs(rank, turn), torch.empty(layout.numel)

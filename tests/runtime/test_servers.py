@@ -28,7 +28,6 @@ from tests.runtime.training import (
     values,
 )
 from tightwire._attach import attach
-from tightwire.architecture.server import Parcel, Post, Service, Shard
 from tightwire.architecture.server.messages import (
     ERROR_TEXT,
     HEADER_BYTES,
@@ -37,10 +36,13 @@ from tightwire.architecture.server.messages import (
     Flag,
     Header,
     Kind,
+    Post,
     pack_state,
     unpack_state,
 )
-from tightwire.architecture.server.service import LENGTH_BITS
+from tightwire.architecture.server.parcel import Parcel
+from tightwire.architecture.server.service import LENGTH_BITS, Service
+from tightwire.architecture.server.shard import Shard
 from tightwire.buckets import plan_layout
 from tightwire.compression import Identity
 from tightwire.errors import AttachError, PeerError, PlanError, TransportError

@@ -9,15 +9,15 @@ from tightwire.averaging.count_sketch import CountSketch
 from tightwire.averaging.double_squeeze import DoubleSqueeze
 from tightwire.averaging.layertopk import LayerTopK
 from tightwire.averaging.majority_vote import MajorityVote
-from tightwire.averaging.method import Reduction
+from tightwire.averaging.method import AveragingMethod
 from tightwire.averaging.powersgd import Atomo, PowerSGD
 from tightwire.averaging.sparse import GTopK, OkTopK, SparCML
 from tightwire.averaging.zstd import Zstd
 
 if TYPE_CHECKING:
-    from tightwire.averaging.averager import Reducer
-    from tightwire.averaging.bucket import Averager
-    from tightwire.averaging.build import all_reducer, build_reducer
+    from tightwire.averaging.averager import Averager
+    from tightwire.averaging.bucket import BucketAverager
+    from tightwire.averaging.build import all_reduce_averager, build_averager
 
 MEMBERS: tuple[type[Member], ...] = (
     PowerSGD,
@@ -36,6 +36,8 @@ __all__ = [
     "MEMBERS",
     "Atomo",
     "Averager",
+    "AveragingMethod",
+    "BucketAverager",
     "CountSketch",
     "DoubleSqueeze",
     "GTopK",
@@ -43,20 +45,18 @@ __all__ = [
     "MajorityVote",
     "OkTopK",
     "PowerSGD",
-    "Reducer",
-    "Reduction",
     "SparCML",
     "Zstd",
-    "all_reducer",
-    "build_reducer",
+    "all_reduce_averager",
+    "build_averager",
 ]
 
 # Loaded on first use: they need torch, and members do not.
 _LAZY = {
     "Averager": "averager",
-    "all_reducer": "build",
-    "build_reducer": "build",
-    "Reducer": "reducer",
+    "BucketAverager": "bucket",
+    "all_reduce_averager": "build",
+    "build_averager": "build",
 }
 
 

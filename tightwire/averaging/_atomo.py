@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch import Tensor
 
+from tightwire.architecture.allreduce.exact import exact_runner
 from tightwire.architecture.allreduce.memory import mix
 from tightwire.architecture.allreduce.part import TAG_BITS
 from tightwire.averaging._owners import swap_all
 from tightwire.averaging._powersgd import elements_of, memory_shape
-from tightwire.averaging.exact import exact_runner
 from tightwire.buckets import BucketLayout
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @final
-class AtomReducer:
+class AtomoAverager:
     """Averages one bucket by ATOMO; see `Atomo`."""
 
     lossless = False
@@ -40,7 +40,7 @@ class AtomReducer:
         self.bytes_sent = method.bytes_sent(shapes, bucket.dtype.itemsize, transport.size, transport.rank)
 
     def run(self, bucket: Tensor, mean: Tensor, *, seed: int) -> None:
-        """Averages `bucket` into `mean`; see `Reducer.run`."""
+        """Averages `bucket` into `mean`; see `Averager.run`."""
         rank, size = self._transport.rank, self._transport.size
         if size == 1:
             mean.copy_(bucket)

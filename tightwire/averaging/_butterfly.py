@@ -37,7 +37,7 @@ def put(message: Tensor, count: int, out: Tensor) -> None:
 
 
 @final
-class ButterflyReducer:
+class ButterflyAverager:
     """Averages one bucket by recursive doubling of sparse sums; see `GTopK` and `SparCML`.
 
     The sum lies densely in `mean`, from where its largest elements are taken for each message.
@@ -54,7 +54,7 @@ class ButterflyReducer:
         self.bytes_sent = method.bytes_sent(shapes, self._itemsize, transport.size, transport.rank)
 
     def run(self, bucket: Tensor, mean: Tensor, *, seed: int) -> None:
-        """Averages `bucket` into `mean`; see `Reducer.run`. Nothing is random."""
+        """Averages `bucket` into `mean`; see `Averager.run`. Nothing is random."""
         mean.copy_(bucket)
         bucket.zero_()
         if not self._moves or not self._numel:

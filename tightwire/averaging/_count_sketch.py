@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tightwire import kernels
-from tightwire.averaging.exact import exact_runner
+from tightwire.architecture.allreduce.exact import exact_runner
 from tightwire.buckets import BucketLayout
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ STEPS = 1024  # of a share: coarse enough that the last bit of a sum, which proc
 
 
 @final
-class SketchReducer:
+class CountSketchAverager:
     """Averages one bucket by a summed sketch; see `CountSketch`."""
 
     lossless = False
@@ -42,7 +42,7 @@ class SketchReducer:
         self.bytes_sent = method.bytes_sent(shapes, bucket.dtype.itemsize, transport.size, transport.rank)
 
     def run(self, bucket: Tensor, mean: Tensor, *, seed: int) -> None:
-        """Averages `bucket` into `mean`; see `Reducer.run`."""
+        """Averages `bucket` into `mean`; see `Averager.run`."""
         if self._size == 1:
             mean.copy_(bucket)
             bucket.zero_()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @final
-class BallotReducer:
+class MajorityVoteAverager:
     """Puts one bucket to the vote; see `MajorityVote`. What is left in `bucket` means nothing."""
 
     lossless = False
@@ -37,7 +37,7 @@ class BallotReducer:
         self.bytes_sent = method.bytes_sent(shapes, bucket.dtype.itemsize, transport.size, transport.rank)
 
     def run(self, bucket: Tensor, mean: Tensor, *, seed: int) -> None:
-        """Writes the outcome to `mean`; see `Reducer.run` and, for what does not hold, `Reduction.votes`."""
+        """Writes the outcome to `mean`; see `Averager.run` and, for what does not hold, `AveragingMethod.votes`."""
         transport, codec = self._transport, self._codec
         if transport.size == 1:
             mean.copy_(bucket)

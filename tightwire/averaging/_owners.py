@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch import Tensor
 
+from tightwire.architecture.allreduce.exact import exact_runner
 from tightwire.architecture.allreduce.memory import mix
 from tightwire.architecture.allreduce.part import TAG_BITS
 from tightwire.architecture.allreduce.program import split
 from tightwire.architecture.allreduce.traffic import PIECE_MULTIPLE
 from tightwire.averaging._butterfly import put, take
-from tightwire.averaging.exact import exact_runner
 from tightwire.buckets import BucketLayout
 from tightwire.transport import Transport
 
@@ -41,7 +41,7 @@ def swap_all(transport: Transport, outgoing: Sequence[Tensor], landing: Sequence
 
 
 @final
-class RegionReducer:
+class OkTopKAverager:
     """Averages one bucket by Ok-Topk; see `OkTopK`."""
 
     lossless = False
@@ -62,7 +62,7 @@ class RegionReducer:
         self.bytes_sent = method.bytes_sent(shapes, itemsize, transport.size, transport.rank)
 
     def run(self, bucket: Tensor, mean: Tensor, *, seed: int) -> None:
-        """Averages `bucket` into `mean`; see `Reducer.run`. Nothing is random."""
+        """Averages `bucket` into `mean`; see `Averager.run`. Nothing is random."""
         if self._transport.size == 1:
             mean.copy_(bucket)
             bucket.zero_()
@@ -110,7 +110,7 @@ class RegionReducer:
 
 
 @final
-class TwoSidedReducer:
+class DoubleSqueezeAverager:
     """Averages one bucket by DoubleSqueeze; see `DoubleSqueeze`."""
 
     lossless = False
@@ -127,7 +127,7 @@ class TwoSidedReducer:
         self.bytes_sent = method.bytes_sent(shapes, itemsize, transport.size, transport.rank)
 
     def run(self, bucket: Tensor, mean: Tensor, *, seed: int) -> None:
-        """Averages `bucket` into `mean`; see `Reducer.run`."""
+        """Averages `bucket` into `mean`; see `Averager.run`."""
         transport, codec = self._transport, self._codec
         if transport.size == 1:
             mean.copy_(bucket)

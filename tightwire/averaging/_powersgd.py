@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch import Tensor
 
-from tightwire.averaging.exact import exact_runner
+from tightwire.architecture.allreduce.exact import exact_runner
 from tightwire.averaging.method import Shape
 from tightwire.buckets import BucketLayout, Slot
 
@@ -56,7 +56,7 @@ class _Matrix:
 
 
 @final
-class FactorReducer:
+class PowerSGDAverager:
     """Averages one bucket by PowerSGD; see `PowerSGD`."""
 
     lossless = False
@@ -97,7 +97,7 @@ class FactorReducer:
         return sum(runner.bytes_sent for runner in self._all_reduces)
 
     def run(self, bucket: Tensor, mean: Tensor, *, seed: int) -> None:
-        """Averages `bucket` into `mean`; see `Reducer.run`. Nothing is random but the first start, by name."""
+        """Averages `bucket` into `mean`; see `Averager.run`. Nothing is random but the first start, by name."""
         if self._alone:
             mean.copy_(bucket)
             bucket.zero_()

@@ -111,7 +111,7 @@ class Parcel:
 
 
 @final
-class ParcelReducer:
+class ZstdAverager:
     """Averages one bucket without loss; see `Zstd`.
 
     Attributes:
@@ -136,7 +136,7 @@ class ParcelReducer:
         self.spared_bytes = 0
 
     def run(self, bucket: Tensor, mean: Tensor, *, seed: int) -> None:
-        """Averages `bucket` into `mean`; see `Reducer.run`. Nothing is random."""
+        """Averages `bucket` into `mean`; see `Averager.run`. Nothing is random."""
         if mean.data_ptr() != bucket.data_ptr():
             mean.copy_(bucket)
         rank, size = self._transport.rank, self._transport.size

@@ -7,7 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 
-class Reducer(Protocol):
+class Averager(Protocol):
     """Agrees with the other ranks on the mean of a bucket.
 
     What a reducer remembers from run to run changes only when it is told to keep a run: one that is followed by

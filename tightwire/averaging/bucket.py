@@ -4,36 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tightwire.answers import CompressionAnswer, Sender
-from tightwire.averaging.averager import Reducer
-from tightwire.averaging.method import Reduction
+from tightwire.architecture.round import Round
+from tightwire.averaging.averager import Averager
+from tightwire.averaging.method import AveragingMethod
 from tightwire.buckets import Bucket
 from tightwire.compression.checks import is_finite
 from tightwire.compression.stage import Memory, Stage, sender_at, sender_of
 
 
-@dataclass(frozen=True, kw_only=True)
-class Round:
-    """What is common to all buckets in one agreement, and to all ranks.
-
-    Attributes:
-        number: of rounds begun, this one included; counted on from a checkpoint.
-        seed: of stochastic codecs.
-        scale: values are this many times their true size (AMP loss scaling).
-    """
-
-    number: int = 1
-    seed: int = 0
-    scale: float = 1.0
-
-
 class Spared:
-    """Counts what rounds send less than was announced, because sizes depend on content: see `Reduction.bounded`.
+    """Counts what rounds send less than was announced, because sizes depend on content: see `AveragingMethod.bounded`.
 
     Attributes:
         num_bytes: of this rank, so far.
@@ -49,7 +34,7 @@ class Spared:
             self.num_bytes += num_bytes
 
 
-class Averager:
+class BucketAverager:
     """Averages one bucket in place, as its compression says.
 
     A round is run, then either kept or dropped: until `keep` is called what is remembered of the rounds before is
@@ -65,7 +50,7 @@ class Averager:
         self,
         bucket: Bucket,
         compression: Sequence[CompressionAnswer],
-        build: Callable[[Sender], Reducer],
+        build: Callable[[Sender], Averager],
         *,
         workers: int,
         spared: Spared | None = None,
@@ -86,8 +71,8 @@ class Averager:
         self._build = build
         self._main = build(sender_of(compression))
         self._reducer = self._main  # of the last run
-        self._other: tuple[Sender, Reducer] | None = None
-        self._votes = isinstance(compression[0], Reduction) and compression[0].votes
+        self._other: tuple[Sender, Averager] | None = None
+        self._votes = isinstance(compression[0], AveragingMethod) and compression[0].votes
         self._memories = _memories(bucket, compression, workers)
         self._work = None if self._main.lossless and not self._memories else torch.zeros_like(bucket.flat)
 
@@ -98,7 +83,7 @@ class Averager:
     def run(self, now: Round) -> None:
         """Replaces the bucket's values by their mean over all ranks.
 
-        Contract: as `Reducer.run`; the same round on every rank.
+        Contract: as `Averager.run`; the same round on every rank.
         """
         self._reducer = self._reducer_at(now.number)
         flat = self.bucket.flat
@@ -149,7 +134,7 @@ class Averager:
         if now.scale != 1.0:
             flat.mul_(now.scale)
 
-    def _reducer_at(self, round_number: int) -> Reducer:
+    def _reducer_at(self, round_number: int) -> Averager:
         """Returns the round's reducer; at most one besides the plan's own is held, to bound memory."""
         sender = sender_at(self._compression, round_number)
         if sender == self._compression[0]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from tightwire.answers import Sender
 from tightwire.architecture import AllReduce, Architecture, Runner, Setting
-from tightwire.averaging.averager import Reducer
-from tightwire.averaging.levels import LevelReducer
-from tightwire.averaging.method import TAGS, Reduction
+from tightwire.averaging.averager import Averager
+from tightwire.averaging.levels import LevelAverager
+from tightwire.averaging.method import TAGS, AveragingMethod
 from tightwire.buckets import BucketLayout
 from tightwire.compression import Codec
 from tightwire.transport import Transport
 
 
-def build_reducer(
+def build_averager(
     architecture: Architecture,
     sender: Sender,
     transport: Transport,
@@ -20,7 +20,7 @@ def build_reducer(
     bucket: BucketLayout,
     number: int,
     setting: Setting | None = None,
-) -> Reducer:
+) -> Averager:
     """Builds the reducer of one of several buckets.
 
     Args:
@@ -31,13 +31,15 @@ def build_reducer(
         number: tells reducers over one transport apart; the same on every rank.
         setting: what is known of the workers; by default, how many.
     """
-    if isinstance(sender, Reduction):
+    if isinstance(sender, AveragingMethod):
         return sender.build(transport, bucket, tag=number * TAGS)
     assert isinstance(sender, Codec), sender
-    return all_reducer(architecture, sender, transport, bucket=bucket, tag=number * TAGS, setting=setting)
+    return all_reduce_averager(
+        architecture, sender, transport, bucket=bucket, tag=number * TAGS, setting=setting
+    )
 
 
-def all_reducer(
+def all_reduce_averager(
     architecture: Architecture,
     codec: Codec,
     transport: Transport,
@@ -45,7 +47,7 @@ def all_reducer(
     bucket: BucketLayout,
     tag: int,
     setting: Setting | None = None,
-) -> Reducer:
+) -> Averager:
     """Builds the reducer of one bucket, by an all-reduce.
 
     Args:
@@ -63,7 +65,7 @@ def all_reducer(
     numel, itemsize = bucket.numel, bucket.dtype.itemsize
     if isinstance(architecture, AllReduce):
         if architecture.is_levelled and not codec.lossless and transport.size > 1:
-            return LevelReducer(architecture.nodes(setting), codec, transport, bucket, tag)
+            return LevelAverager(architecture.nodes(setting), codec, transport, bucket, tag)
         codec = architecture.sender(codec, numel, itemsize, transport.size)
     program = architecture.program_for(codec, numel, itemsize, setting)
     return Runner(program, transport, numel=numel, dtype=bucket.dtype, codec=codec, tag=tag)

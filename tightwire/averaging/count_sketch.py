@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
-from tightwire.averaging.exact import exact_bytes
-from tightwire.averaging.method import Reduction, Shape
+from tightwire.architecture.allreduce.exact import exact_bytes
+from tightwire.averaging.method import AveragingMethod, Shape
 from tightwire.compression import TopK
 from tightwire.compression.checks import check_ratio
 from tightwire.errors import PlanError
 
 if TYPE_CHECKING:
-    from tightwire.averaging.averager import Reducer
+    from tightwire.averaging.averager import Averager
     from tightwire.buckets import BucketLayout
     from tightwire.transport import Transport
 
@@ -24,7 +24,7 @@ TABLE_ITEMSIZE = 4
 
 @final
 @dataclass(frozen=True)
-class CountSketch(Reduction):
+class CountSketch(AveragingMethod):
     """Sums the workers' sketches by an all-reduce, and takes from the sum its k largest elements by estimate.
 
     A sketch is a table in which each element is added, by a random sign, at one random place per row; the median
@@ -76,7 +76,7 @@ class CountSketch(Reduction):
         return columns if sent < numel else None
 
     def bytes_sent(self, shapes: Sequence[Shape], itemsize: int, workers: int, rank: int) -> int:
-        """Returns the bytes of one or two all-reduces; see `Reduction.bytes_sent`."""
+        """Returns the bytes of one or two all-reduces; see `AveragingMethod.bytes_sent`."""
         numel = sum(map(math.prod, shapes))
         columns = self.columns(numel)
         if columns is None:
@@ -84,11 +84,11 @@ class CountSketch(Reduction):
         table = exact_bytes(self.rows * columns, TABLE_ITEMSIZE, workers, rank)
         return table + (exact_bytes(self.kept(numel), itemsize, workers, rank) if self.exact else 0)
 
-    def build(self, transport: Transport, bucket: BucketLayout, *, tag: int) -> Reducer:
-        """Builds the reducer of one bucket; see `Reduction.build`."""
-        from tightwire.averaging._count_sketch import SketchReducer
-        from tightwire.averaging.exact import exact_runner
+    def build(self, transport: Transport, bucket: BucketLayout, *, tag: int) -> Averager:
+        """Builds the reducer of one bucket; see `AveragingMethod.build`."""
+        from tightwire.architecture.allreduce.exact import exact_runner
+        from tightwire.averaging._count_sketch import CountSketchAverager
 
         if self.columns(bucket.numel) is None:
             return exact_runner(transport, bucket.numel, bucket.dtype, tag)
-        return SketchReducer(self, transport, bucket, tag)
+        return CountSketchAverager(self, transport, bucket, tag)

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from tightwire.architecture.allreduce.program import split
 from tightwire.architecture.allreduce.traffic import PIECE_MULTIPLE
-from tightwire.averaging.method import Reduction, Shape
+from tightwire.averaging.method import AveragingMethod, Shape
 from tightwire.catalogue import parse_compression
 from tightwire.compression import Codec
 from tightwire.errors import PlanError
 
 if TYPE_CHECKING:
-    from tightwire.averaging.averager import Reducer
+    from tightwire.averaging.averager import Averager
     from tightwire.buckets import BucketLayout
     from tightwire.transport import Transport
 
 
 @final
 @dataclass(frozen=True)
-class DoubleSqueeze(Reduction):
+class DoubleSqueeze(AveragingMethod):
     """Sends each owner its part of the bucket by a codec, and the owner's mean of it to all by the same codec.
 
     Algorithm 1, every worker being the server of a part. An owner's own part stays uncompressed on the way in, so
@@ -56,13 +56,13 @@ class DoubleSqueeze(Reduction):
         return codec
 
     def bytes_sent(self, shapes: Sequence[Shape], itemsize: int, workers: int, rank: int) -> int:
-        """Returns the bytes of all parts but the own, and of the own mean n − 1 times; see `Reduction.bytes_sent`."""
+        """Returns the bytes of all parts but the own, and of the own mean n − 1 times; see `AveragingMethod`."""
         sizes = split(sum(map(math.prod, shapes)), workers, PIECE_MULTIPLE)
         parts = [self.sender.wire_bytes(size, itemsize) for size in sizes]
         return sum(parts) - parts[rank] + (workers - 1) * parts[rank]
 
-    def build(self, transport: Transport, bucket: BucketLayout, *, tag: int) -> Reducer:
-        """Builds the reducer of one bucket; see `Reduction.build`."""
-        from tightwire.averaging._owners import TwoSidedReducer
+    def build(self, transport: Transport, bucket: BucketLayout, *, tag: int) -> Averager:
+        """Builds the reducer of one bucket; see `AveragingMethod.build`."""
+        from tightwire.averaging._owners import DoubleSqueezeAverager
 
-        return TwoSidedReducer(self, transport, bucket, tag)
+        return DoubleSqueezeAverager(self, transport, bucket, tag)

@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from tightwire.architecture import Runner, build
-from tightwire.averaging.bucket import Round
+from tightwire.architecture.round import Round
 from tightwire.buckets import Bucket
 from tightwire.compression import Identity
 from tightwire.compression.checks import is_finite
@@ -19,7 +19,7 @@ PROGRAMS = {"scatter": "reduce-scatter", "gather": "all-gather"}
 class Half:
     """Averages a bucket halfway: each rank its own chunk, or every rank the chunks of all.
 
-    Stands where an `Averager` does; nothing is lossy, so nothing is remembered.
+    Stands where an `BucketAverager` does; nothing is lossy, so nothing is remembered.
 
     Attributes:
         bucket: holds this worker's values before the scatter, and the mean after the gather.
@@ -54,7 +54,7 @@ class Half:
         return self._runner.bytes_sent
 
     def run(self, now: Round) -> None:
-        """Moves the half. Contract: as `Reducer.run`; first the scatter, then the gather, on every rank."""
+        """Moves the half. Contract: as `Averager.run`; first the scatter, then the gather, on every rank."""
         flat = self.bucket.flat
         self._runner.run(flat, flat, seed=now.seed)
         if self._gathers:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from tightwire import kernels
 from tightwire.architecture import build, predict_bytes
-from tightwire.averaging.method import Reduction, Shape
+from tightwire.averaging.method import AveragingMethod, Shape
 from tightwire.compression import Codec, Combine, TopK
 from tightwire.compression.checks import check, check_ratio
 from tightwire.errors import PlanError, TensorError
@@ -17,7 +17,7 @@ from tightwire.errors import PlanError, TensorError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tightwire.averaging.averager import Reducer
+    from tightwire.averaging.averager import Averager
     from tightwire.buckets import BucketLayout
     from tightwire.transport import Transport
 
@@ -26,7 +26,7 @@ COUNT_BYTES = 4
 
 @final
 @dataclass(frozen=True)
-class LayerTopK(Reduction):
+class LayerTopK(AveragingMethod):
     """Sends the largest elements of each tensor exactly, gathered from all workers.
 
     With `by=size` every tensor sends max(1, ⌈ratio·n⌉) of its n elements, so that no layer is silenced by
@@ -58,12 +58,12 @@ class LayerTopK(Reduction):
             )
 
     def bytes_sent(self, shapes: Sequence[Shape], itemsize: int, workers: int, rank: int) -> int:
-        """Returns the bytes of the message to all others; see `Reduction.bytes_sent`."""
+        """Returns the bytes of the message to all others; see `AveragingMethod.bytes_sent`."""
         codec = self._codec(tuple(map(math.prod, shapes)))
         return predict_bytes(build("allgather", workers), codec, sum(codec.sizes), itemsize, rank)
 
-    def build(self, transport: Transport, bucket: BucketLayout, *, tag: int) -> Reducer:
-        """Builds the reducer of one bucket; see `Reduction.build`."""
+    def build(self, transport: Transport, bucket: BucketLayout, *, tag: int) -> Averager:
+        """Builds the reducer of one bucket; see `AveragingMethod.build`."""
         from tightwire.architecture import Runner
 
         codec = self._codec(tuple(slot.numel for slot in bucket.slots))

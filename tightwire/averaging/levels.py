@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tightwire.architecture import AllReduce, Mover, Runner, build
-from tightwire.averaging.averager import Reducer
+from tightwire.averaging.averager import Averager
 from tightwire.buckets import BucketLayout
 from tightwire.compression import Codec
 from tightwire.errors import PlanError
@@ -18,7 +18,7 @@ from tightwire.transport.subset import Subset
 
 
 @final
-class LevelReducer:
+class LevelAverager:
     """Adds up inside the node, averages every shard across nodes through a codec, and hands it round inside.
 
     Each rank of a node owns a shard of the bucket, and is the only one of the node to compress it. What its messages
@@ -61,14 +61,14 @@ class LevelReducer:
         self._gather = Mover(build("all-gather", inside.size), inside, numel=numel, dtype=dtype, tag=tag + 1)
         shard = self._scatter.program.chunk_sizes(numel)[self._rank]
         name = AllReduce().program_name(codec)
-        self._across: Reducer = Runner(
+        self._across: Averager = Runner(
             build(name, across.size), across, numel=shard, dtype=dtype, codec=codec, tag=tag + 2
         )
         self._own = torch.empty(shard, dtype=dtype)
         self.bytes_sent = self._scatter.bytes_sent + self._across.bytes_sent + self._gather.bytes_sent
 
     def run(self, bucket: Tensor, mean: Tensor, *, seed: int) -> None:
-        """Averages `bucket` into `mean`; see `Reducer.run`."""
+        """Averages `bucket` into `mean`; see `Averager.run`."""
         self._scatter.run(bucket)
         shard = self._scatter.chunk(bucket, self._rank)
         self._own.copy_(shard).div_(self._size)

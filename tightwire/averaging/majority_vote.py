@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, ClassVar, final
 from tightwire.answers import Answers, Refusal, text_with
 from tightwire.architecture.allreduce.program import split
 from tightwire.architecture.allreduce.traffic import PIECE_MULTIPLE
-from tightwire.averaging.method import Reduction, Shape
+from tightwire.averaging.method import AveragingMethod, Shape
 from tightwire.compression import Stage
 from tightwire.compression.signs import Ballot
 
 if TYPE_CHECKING:
-    from tightwire.averaging.averager import Reducer
+    from tightwire.averaging.averager import Averager
     from tightwire.buckets import BucketLayout
     from tightwire.transport import Transport
 
 
 @final
 @dataclass(frozen=True)
-class MajorityVote(Reduction):
+class MajorityVote(AveragingMethod):
     """Sends each worker's signs, one bit each, to the owner of their part, and back which sign has most votes.
 
     What takes the place of the mean is 1 or −1 (algorithm 1), so an optimizer's step is its learning rate: give it
@@ -51,16 +51,16 @@ class MajorityVote(Reduction):
         return Ballot(self.block)
 
     def bytes_sent(self, shapes: Sequence[Shape], itemsize: int, workers: int, rank: int) -> int:
-        """Returns the bytes of all parts but the own, and of the own outcome n − 1 times; see `Reduction`."""
+        """Returns the bytes of all parts but the own, and of the own outcome n − 1 times; see `AveragingMethod`."""
         sizes = split(sum(map(math.prod, shapes)), workers, PIECE_MULTIPLE)
         parts = [self.sender.wire_bytes(size, itemsize) for size in sizes]
         return sum(parts) + (workers - 2) * parts[rank]
 
-    def build(self, transport: Transport, bucket: BucketLayout, *, tag: int) -> Reducer:
-        """Builds the reducer of one bucket; see `Reduction.build`."""
-        from tightwire.averaging._majority_vote import BallotReducer
+    def build(self, transport: Transport, bucket: BucketLayout, *, tag: int) -> Averager:
+        """Builds the reducer of one bucket; see `AveragingMethod.build`."""
+        from tightwire.averaging._majority_vote import MajorityVoteAverager
 
-        return BallotReducer(self, transport, bucket, tag)
+        return MajorityVoteAverager(self, transport, bucket, tag)
 
     def refusal(self, plan: Answers) -> Refusal | None:
         """Refuses stages that need a leftover, or that would let means in among votes."""

@@ -15,7 +15,7 @@ from tightwire.answers import Answers, Refusal, Sender, text_with
 from tightwire.compression import Codec, Stage
 
 if TYPE_CHECKING:
-    from tightwire.averaging.averager import Reducer
+    from tightwire.averaging.averager import Averager
     from tightwire.buckets import BucketLayout
     from tightwire.transport import Transport
 
@@ -26,7 +26,7 @@ TAGS = 4
 
 
 @dataclass(frozen=True)
-class Reduction(Sender, abc.ABC):
+class AveragingMethod(Sender, abc.ABC):
     """Says what is sent, and by which exchange; a frozen value, and the reducers it builds do the work.
 
     Class attributes:
@@ -53,7 +53,7 @@ class Reduction(Sender, abc.ABC):
         """
 
     @abc.abstractmethod
-    def build(self, transport: Transport, bucket: BucketLayout, *, tag: int) -> Reducer:
+    def build(self, transport: Transport, bucket: BucketLayout, *, tag: int) -> Averager:
         """Builds the reducer of one bucket; sends nothing.
 
         Args:
@@ -64,7 +64,9 @@ class Reduction(Sender, abc.ABC):
 
     def refusal(self, plan: Answers) -> Refusal | None:
         """Refuses a place that is not the codec's, and an architecture chosen for codecs."""
-        if plan.compression[0] != self or any(isinstance(s, Codec | Reduction) for s in plan.compression[1:]):
+        if plan.compression[0] != self or any(
+            isinstance(s, Codec | AveragingMethod) for s in plan.compression[1:]
+        ):
             stages = [str(stage) for stage in plan.compression if isinstance(stage, Stage)]
             return Refusal(
                 reason=f"{plan.compression_text} has more than one way to compress: {self} goes alone.",

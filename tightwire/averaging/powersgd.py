@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
-from tightwire.averaging.exact import exact_bytes
-from tightwire.averaging.method import Reduction, Shape
+from tightwire.architecture.allreduce.exact import exact_bytes
+from tightwire.averaging.method import AveragingMethod, Shape
 from tightwire.errors import PlanError
 
 if TYPE_CHECKING:
-    from tightwire.averaging.averager import Reducer
+    from tightwire.averaging.averager import Averager
     from tightwire.buckets import BucketLayout
     from tightwire.transport import Transport
 
@@ -21,7 +21,7 @@ FACTOR_ITEMSIZE = 4  # factors of half-precision buckets travel in float32: thei
 
 @final
 @dataclass(frozen=True)
-class PowerSGD(Reduction):
+class PowerSGD(AveragingMethod):
     """Averages matrices by one step of power iteration, warm-started (algorithm 1).
 
     Per matrix M, its gradient of n dimensions seen as (shape[0], rest): P ← mean of M·Q, orthonormalised;
@@ -52,7 +52,7 @@ class PowerSGD(Reduction):
         return matrix(shape, self.rank)
 
     def bytes_sent(self, shapes: Sequence[Shape], itemsize: int, workers: int, rank: int) -> int:
-        """Returns the bytes of two all-reduces; see `Reduction.bytes_sent`."""
+        """Returns the bytes of two all-reduces; see `AveragingMethod.bytes_sent`."""
         factored = [m for m in map(self.matrix, shapes) if m]
         plain = sum(math.prod(shape) for shape in shapes if not self.matrix(shape))
         first = plain + self.rank * sum(rows for rows, _ in factored)
@@ -60,16 +60,16 @@ class PowerSGD(Reduction):
         itemsize = max(itemsize, FACTOR_ITEMSIZE)
         return sum(exact_bytes(numel, itemsize, workers, rank) for numel in (first, second))
 
-    def build(self, transport: Transport, bucket: BucketLayout, *, tag: int) -> Reducer:
-        """Builds the reducer of one bucket; see `Reduction.build`."""
-        from tightwire.averaging._powersgd import FactorReducer
+    def build(self, transport: Transport, bucket: BucketLayout, *, tag: int) -> Averager:
+        """Builds the reducer of one bucket; see `AveragingMethod.build`."""
+        from tightwire.averaging._powersgd import PowerSGDAverager
 
-        return FactorReducer(self, transport, bucket, tag)
+        return PowerSGDAverager(self, transport, bucket, tag)
 
 
 @final
 @dataclass(frozen=True)
-class Atomo(Reduction):
+class Atomo(AveragingMethod):
     """Sends singular pairs of each matrix, drawn so that their sum is the matrix in expectation.
 
     Spectral ATOMO: p_i = min(1, s·σ_i/‖σ‖₁) (equation 4 and algorithm 1), the pair scaled by 1/p_i. Drawn by
@@ -99,17 +99,17 @@ class Atomo(Reduction):
         return matrix(shape, self.rank)
 
     def bytes_sent(self, shapes: Sequence[Shape], itemsize: int, workers: int, rank: int) -> int:
-        """Returns the bytes of the message to all others, and of one all-reduce; see `Reduction.bytes_sent`."""
+        """Returns the bytes of the message to all others, and of one all-reduce; see `AveragingMethod.bytes_sent`."""
         itemsize = max(itemsize, FACTOR_ITEMSIZE)
         pairs = self.rank * sum(sum(size) for size in map(self.matrix, shapes) if size)
         plain = sum(math.prod(shape) for shape in shapes if not self.matrix(shape))
         return (workers - 1) * pairs * itemsize + exact_bytes(plain, itemsize, workers, rank)
 
-    def build(self, transport: Transport, bucket: BucketLayout, *, tag: int) -> Reducer:
-        """Builds the reducer of one bucket; see `Reduction.build`."""
-        from tightwire.averaging._atomo import AtomReducer
+    def build(self, transport: Transport, bucket: BucketLayout, *, tag: int) -> Averager:
+        """Builds the reducer of one bucket; see `AveragingMethod.build`."""
+        from tightwire.averaging._atomo import AtomoAverager
 
-        return AtomReducer(self, transport, bucket, tag)
+        return AtomoAverager(self, transport, bucket, tag)
 
 
 def matrix(shape: Shape, rank: int) -> tuple[int, int] | None:

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
+from tightwire.architecture.allreduce.exact import exact_bytes
 from tightwire.averaging.butterfly import butterfly
-from tightwire.averaging.exact import exact_bytes
-from tightwire.averaging.method import Reduction, Shape
+from tightwire.averaging.method import AveragingMethod, Shape
 from tightwire.compression import TopK
 from tightwire.errors import PlanError
 
 if TYPE_CHECKING:
-    from tightwire.averaging.averager import Reducer
+    from tightwire.averaging.averager import Averager
     from tightwire.buckets import BucketLayout
     from tightwire.transport import Transport
 
@@ -24,7 +24,7 @@ BOUNDARY_BYTES = 8
 
 
 @dataclass(frozen=True)
-class _Sparse(Reduction):
+class _Sparse(AveragingMethod):
     """Begins with each worker's k = max(1, ⌈ratio·N⌉) largest magnitudes of the bucket's N elements.
 
     Attributes:
@@ -61,16 +61,16 @@ class Butterfly(_Sparse):
         return numel * itemsize if count is None else count * (INDEX_BYTES + itemsize)
 
     def bytes_sent(self, shapes: Sequence[Shape], itemsize: int, workers: int, rank: int) -> int:
-        """Returns the bytes of this rank's sums; see `Reduction.bytes_sent`."""
+        """Returns the bytes of this rank's sums; see `AveragingMethod.bytes_sent`."""
         numel = sum(map(math.prod, shapes))
         moves = butterfly(workers, rank)
         return sum(self.message_bytes(numel, itemsize, move.sent) for move in moves)
 
-    def build(self, transport: Transport, bucket: BucketLayout, *, tag: int) -> Reducer:
-        """Builds the reducer of one bucket; see `Reduction.build`."""
-        from tightwire.averaging._butterfly import ButterflyReducer
+    def build(self, transport: Transport, bucket: BucketLayout, *, tag: int) -> Averager:
+        """Builds the reducer of one bucket; see `AveragingMethod.build`."""
+        from tightwire.averaging._butterfly import ButterflyAverager
 
-        return ButterflyReducer(self, transport, bucket, tag)
+        return ButterflyAverager(self, transport, bucket, tag)
 
     @abc.abstractmethod
     def _entries(self, kept: int, contributions: int) -> int:
@@ -145,7 +145,7 @@ class OkTopK(_Sparse):
         return count if workers * count * (INDEX_BYTES + itemsize) < numel * itemsize else None
 
     def bytes_sent(self, shapes: Sequence[Shape], itemsize: int, workers: int, rank: int) -> int:
-        """Returns the bytes of boundaries, parts and sums; see `Reduction.bytes_sent`."""
+        """Returns the bytes of boundaries, parts and sums; see `AveragingMethod.bytes_sent`."""
         numel = sum(map(math.prod, shapes))
         count = self.capacity(numel, itemsize, workers)
         if count is None:
@@ -153,12 +153,12 @@ class OkTopK(_Sparse):
         pairs = 2 * (workers - 1) * count * (INDEX_BYTES + itemsize)
         return exact_bytes(workers - 1, BOUNDARY_BYTES, workers, rank) + pairs
 
-    def build(self, transport: Transport, bucket: BucketLayout, *, tag: int) -> Reducer:
-        """Builds the reducer of one bucket; see `Reduction.build`."""
-        from tightwire.averaging._owners import RegionReducer
-        from tightwire.averaging.exact import exact_runner
+    def build(self, transport: Transport, bucket: BucketLayout, *, tag: int) -> Averager:
+        """Builds the reducer of one bucket; see `AveragingMethod.build`."""
+        from tightwire.architecture.allreduce.exact import exact_runner
+        from tightwire.averaging._owners import OkTopKAverager
 
         count = self.capacity(bucket.numel, bucket.dtype.itemsize, transport.size)
         if count is None:
             return exact_runner(transport, bucket.numel, bucket.dtype, tag)
-        return RegionReducer(self, transport, bucket, tag)
+        return OkTopKAverager(self, transport, bucket, tag)

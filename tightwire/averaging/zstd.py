@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from tightwire.architecture.allreduce.program import split
 from tightwire.architecture.allreduce.traffic import PIECE_MULTIPLE
-from tightwire.averaging.method import Reduction, Shape
+from tightwire.averaging.method import AveragingMethod, Shape
 from tightwire.errors import PlanError
 
 if TYPE_CHECKING:
-    from tightwire.averaging.averager import Reducer
+    from tightwire.averaging.averager import Averager
     from tightwire.buckets import BucketLayout
     from tightwire.transport import Transport
 
@@ -23,7 +23,7 @@ LENGTH_BYTES = 8
 
 @final
 @dataclass(frozen=True)
-class Zstd(Reduction):
+class Zstd(AveragingMethod):
     """Sends each owner its part of the bucket, and the mean of it back to all, as byte planes squeezed by zstd.
 
     The bytes of all elements that stand at one place travel together: those of sign and exponent repeat, those of
@@ -54,17 +54,17 @@ class Zstd(Reduction):
             raise PlanError(f"zstd has no level {self.level} here: give 1 … 19, as in zstd:3.")
 
     def bytes_sent(self, shapes: Sequence[Shape], itemsize: int, workers: int, rank: int) -> int:
-        """Returns the bytes of one run where nothing shrinks; see `Reduction.bytes_sent`."""
+        """Returns the bytes of one run where nothing shrinks; see `AveragingMethod.bytes_sent`."""
         sizes = split(sum(map(math.prod, shapes)), workers, PIECE_MULTIPLE)
         parcels = [itemsize * (size + LENGTH_BYTES) for size in sizes]
         return sum(parcels) + (workers - 2) * parcels[rank]
 
-    def build(self, transport: Transport, bucket: BucketLayout, *, tag: int) -> Reducer:
-        """Builds the reducer of one bucket; see `Reduction.build`.
+    def build(self, transport: Transport, bucket: BucketLayout, *, tag: int) -> Averager:
+        """Builds the reducer of one bucket; see `AveragingMethod.build`.
 
         Raises:
             PlanError: there is no zstd here.
         """
-        from tightwire.averaging._zstd import ParcelReducer
+        from tightwire.averaging._zstd import ZstdAverager
 
-        return ParcelReducer(self, transport, bucket, tag)
+        return ZstdAverager(self, transport, bucket, tag)

@@ -189,11 +189,11 @@ class Worker:
         return self._gossiping(name, buffer) if is_gossip(name) else self._reducing(name, buffer)
 
     def _reducing(self, name: str, buffer: Tensor) -> Callable[[], None]:
-        from tightwire.averaging import all_reducer
+        from tightwire.averaging import all_reduce_averager
         from tightwire.buckets import plan_layout
 
         architecture, codec = read_program(name)
-        reducer = all_reducer(
+        reducer = all_reduce_averager(
             architecture,
             codec,
             self._lane(architecture),
@@ -222,9 +222,9 @@ class Worker:
         return Setting(num_ranks=self.transport.size, workers_per_node=workers_per_node(), costs=costs)
 
     def _gossiping(self, name: str, buffer: Tensor) -> Callable[[], None]:
-        from tightwire.averaging.bucket import Round
-        from tightwire.averaging.mixers import DPSGD
-        from tightwire.averaging.neighbours import Lost, Neighbours
+        from tightwire.architecture.gossip.mixers import DPSGD
+        from tightwire.architecture.gossip.neighbours import Lost, Neighbours
+        from tightwire.architecture.round import Round
         from tightwire.compression import Identity
 
         graph = build_graph(name.partition(":")[2], self.transport.size)

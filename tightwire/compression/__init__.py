@@ -11,7 +11,6 @@ from tightwire.compression.cosines import Cosines
 from tightwire.compression.directions import Signed
 from tightwire.compression.feedback import DIANA, EF21, ErrorFeedback
 from tightwire.compression.floats import Float8, Natural
-from tightwire.compression.gossip import DCD, ECD, SAPS, Choco, DeepSqueeze, GossipStage
 from tightwire.compression.picking import AdaComp, Variance
 from tightwire.compression.recipes import RECIPES, Recipe
 from tightwire.compression.rounds import DenseEvery, DenseFirst, DenseGrowing, WarmUp
@@ -64,35 +63,25 @@ MEMBERS: tuple[type[Member], ...] = (
     AdaComp,
     Variance,
     Signed,
-    Choco,
-    DeepSqueeze,
-    DCD,
-    ECD,
-    SAPS,
     *RECIPES,
     *SPARSE_RECIPES,
 )
 
 __all__ = [
-    "DCD",
     "DIANA",
-    "ECD",
     "EF21",
     "MEMBERS",
     "NUQSGD",
     "QSGD",
-    "SAPS",
     "SBC",
     "STC",
     "AdaComp",
     "BFloat16",
     "BlockTopK",
-    "Choco",
     "Clip",
     "Codec",
     "Combine",
     "Cosines",
-    "DeepSqueeze",
     "DenseEvery",
     "DenseFirst",
     "DenseGrowing",
@@ -100,7 +89,6 @@ __all__ = [
     "ErrorFeedback",
     "Float8",
     "Float16",
-    "GossipStage",
     "Identity",
     "Int2",
     "Int4",

@@ -14,18 +14,19 @@ from torch import Tensor, nn
 from torch.futures import Future
 from torch.optim import Optimizer
 
+from tightwire._attach import Scaler
 from tightwire.answers import DEFAULTS, CompressionAnswer, Refusal, Sender, text_with
-from tightwire.averaging import Averager, Reducer, build_reducer
-from tightwire.averaging.bucket import Round, Spared
+from tightwire.architecture.round import Round
+from tightwire.averaging import Averager, BucketAverager, build_averager
+from tightwire.averaging.bucket import Spared
 from tightwire.buckets import Bucket, BucketLayout, plan_layout
 from tightwire.compression.routing import compression_for
 from tightwire.errors import AttachError, PlanError
 from tightwire.plan import Plan
-from tightwire.runtime import Scaler
 from tightwire.runtime.agreement import require_agreement, wire_facts
+from tightwire.runtime.context import require_cpu
 from tightwire.runtime.engines.memory import Named, load_memory, memory
-from tightwire.runtime.fabric import require_cpu
-from tightwire.runtime.variance import teach
+from tightwire.runtime.variance import configure_variance
 from tightwire.transport import Counting, Transport, current
 
 
@@ -102,7 +103,7 @@ def _require_ddp_can(plan: Plan) -> None:
 class _Job:
     """One bucket of one round, for the thread."""
 
-    averagers: Sequence[Averager]
+    averagers: Sequence[BucketAverager]
     gradients: Mapping[str, Tensor]
     buffer: Tensor
     is_last: bool
@@ -135,9 +136,9 @@ class DDPHook:
         self._scale: Callable[[], float] = scaler.get_scale if scaler is not None else lambda: 1.0
         self._seed = seed
         self._names: dict[Tensor, str] = {}
-        self._averagers: dict[tuple[str, ...], list[Averager]] = {}
+        self._averagers: dict[tuple[str, ...], list[BucketAverager]] = {}
         self._saved: dict[str, Mapping[str, Tensor]] = {}  # for averagers still to be built
-        self._under_way: list[Averager] = []
+        self._under_way: list[BucketAverager] = []
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tightwire-ddp")
 
     @property
@@ -169,13 +170,13 @@ class DDPHook:
         self._names = {parameter: name for name, parameter in named.items()}
         ddp.register_comm_hook(self, lambda state, bucket: state.run(bucket))
 
-    def teach(self, optimizer: Optimizer) -> None:
+    def configure_variance(self, optimizer: Optimizer) -> None:
         """Tells one of `tightwire.optim` from which rounds its variance learns, for plans such as `onebit-adam`.
 
         Raises:
             AttachError: an optimizer that cannot train under the plan.
         """
-        teach(optimizer, self.plan)
+        configure_variance(optimizer, self.plan)
 
     def run(self, bucket: GradBucket) -> Future[Tensor]:
         """Averages one bucket; called by DDP.
@@ -266,7 +267,7 @@ class DDPHook:
             for averager in under_way:
                 averager.keep()
 
-    def _averagers_of(self, index: int, gradients: Mapping[str, Tensor]) -> list[Averager]:
+    def _averagers_of(self, index: int, gradients: Mapping[str, Tensor]) -> list[BucketAverager]:
         """Returns what averages a bucket of these gradients; DDP may have cut its buckets anew."""
         names = tuple(gradients)
         if names not in self._averagers:
@@ -279,7 +280,7 @@ class DDPHook:
         for old in [cut for cut in self._averagers if not set(cut).isdisjoint(names)]:
             self._saved |= memory(self._averagers.pop(old))
 
-    def _build_all(self, index: int, gradients: Mapping[str, Tensor]) -> list[Averager]:
+    def _build_all(self, index: int, gradients: Mapping[str, Tensor]) -> list[BucketAverager]:
         """Builds an averager for each way in which tensors of one bucket travel."""
         ways: dict[tuple[CompressionAnswer, ...], list[int]] = {}
         for place, tensor in enumerate(gradients.values()):
@@ -290,16 +291,16 @@ class DDPHook:
         for way, layout in zip(ways, plan_layout(gradients, partition), strict=True):
             build = functools.partial(self._build, layout, index)
             averagers.append(
-                Averager(Bucket(layout), way, build, workers=self._world.size, spared=self._spared)
+                BucketAverager(Bucket(layout), way, build, workers=self._world.size, spared=self._spared)
             )
         saved: Named = {name: self._saved.pop(name) for name in gradients if name in self._saved}
         if saved:
             load_memory(averagers, saved)
         return averagers
 
-    def _build(self, layout: BucketLayout, number: int, sender: Sender) -> Reducer:
+    def _build(self, layout: BucketLayout, number: int, sender: Sender) -> Averager:
         architecture = self.plan.architecture
-        return build_reducer(architecture, sender, self._channel, bucket=layout, number=number)
+        return build_averager(architecture, sender, self._channel, bucket=layout, number=number)
 
-    def _all(self) -> list[Averager]:
+    def _all(self) -> list[BucketAverager]:
         return [averager for averagers in self._averagers.values() for averager in averagers]

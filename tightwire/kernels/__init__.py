@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _local = threading.local()
-_PACKAGES = {"cpu": "cpu", "cuda": "gpu"}
+_PACKAGES = {"cpu": "cpu", "cuda": "triton"}
 
 
 def of(tensor: Tensor) -> ModuleType:
@@ -50,7 +50,7 @@ def of(tensor: Tensor) -> ModuleType:
 
 @functools.cache
 def _module(name: str) -> ModuleType:
-    if name == "gpu" and importlib.util.find_spec("triton") is None:
+    if name == "triton" and importlib.util.find_spec("triton") is None:
         warnings.warn(
             "tensors are on CUDA and Triton is not installed: what compresses them runs as plain torch, one "
             "operation at a time. Install it: pip install tightwire[gpu].",

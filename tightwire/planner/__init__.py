@@ -1,8 +1,8 @@
 """The planner: candidates, predicted, ranked and explained. No torch."""
 
 from tightwire.planner.candidates import STOCK, Allowance, allowance_of, candidates, is_lossless
+from tightwire.planner.deviation import deviation
 from tightwire.planner.explain import describe
-from tightwire.planner.harm import harm
 from tightwire.planner.ranking import Ranking, recommend, summary
 from tightwire.simulate import predict
 
@@ -13,7 +13,7 @@ __all__ = [
     "allowance_of",
     "candidates",
     "describe",
-    "harm",
+    "deviation",
     "is_lossless",
     "predict",
     "recommend",

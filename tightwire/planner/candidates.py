@@ -8,12 +8,12 @@ from typing import Literal, get_args
 
 from tightwire.answers import Member, text_with
 from tightwire.architecture import Gossip
-from tightwire.averaging import Reduction
+from tightwire.averaging import AveragingMethod
 from tightwire.catalogue import catalogue, parse_compression
 from tightwire.compression import Codec, Stage
 from tightwire.errors import PlanError
 from tightwire.plan import Plan
-from tightwire.planner.harm import ratio
+from tightwire.planner.deviation import ratio
 from tightwire.sync import Bsp
 from tightwire.units import print_bytes
 
@@ -144,7 +144,7 @@ def answers(plan: Plan) -> tuple[str, ...]:
 
 def _is_exact(compression: Sequence[Member]) -> bool:
     sender, *stages = compression
-    assert isinstance(sender, Codec | Reduction), sender
+    assert isinstance(sender, Codec | AveragingMethod), sender
     return sender.lossless and not stages
 
 
@@ -190,7 +190,7 @@ def _sendings(text: str) -> Iterator[str]:
     sender, *stages = parse_compression(text)
     if stages:
         return
-    assert isinstance(sender, Codec | Reduction), sender
+    assert isinstance(sender, Codec | AveragingMethod), sender
     if sender.lossless or sender.unbiased or ratio((sender,)) <= MAX_RATIO_WITHOUT_FEEDBACK:
         yield str(sender)
     # Leftovers of an unbiased codec that is no contraction grow without bound.

@@ -9,10 +9,10 @@ from tightwire.catalogue import FAMILIES
 from tightwire.errors import PlanError, ProgramError
 from tightwire.plan import Plan
 from tightwire.planner.bounds import busiest_link, compute_floor_s, wire_floor_s
+from tightwire.planner.break_even import break_even
 from tightwire.planner.candidates import answers, keeps_optimizer
 from tightwire.planner.confidence import chance
-from tightwire.planner.flips import flips
-from tightwire.planner.harm import harm
+from tightwire.planner.deviation import deviation
 from tightwire.planner.ranking import Ranking, least_gain, rank
 from tightwire.planner.search import SAME_CLASS
 from tightwire.planner.words import print_ms, print_rate, print_size
@@ -34,7 +34,7 @@ def explain(ranking: Ranking) -> Iterator[str]:
     yield from _distance(ranking)
     yield from _decisions(ranking)
     yield from _runner_up(ranking)
-    yield from flips(ranking)
+    yield from break_even(ranking)
     if ranking.allow == "lossless":
         yield from _lossy_offer(ranking)
     yield from _caveats(ranking)
@@ -110,7 +110,7 @@ def _runner_up(ranking: Ranking) -> Iterator[str]:
     elif rival.step_s < ranking.chosen.step_s:
         mild = keeps_optimizer(Plan.parse(rival.plan))
         why = ", which changes more of what is learnt from" if mild else ", which asks for another optimizer"
-        if harm(Plan.parse(rival.plan)) <= harm(Plan.parse(ranking.chosen.plan)) and mild:
+        if deviation(Plan.parse(rival.plan)) <= deviation(Plan.parse(ranking.chosen.plan)) and mild:
             why = ", which departs further from plain PyTorch for next to nothing"
     yield (
         f"The next is {rival.plan} with {print_ms(rival.step_s)}{why}: the probability that the choice is truly the "

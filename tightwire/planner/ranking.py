@@ -11,7 +11,7 @@ from tightwire.cluster import Cluster
 from tightwire.plan import Plan, PlanFile
 from tightwire.planner.candidates import Allowance, departures, keeps_optimizer
 from tightwire.planner.confidence import chance
-from tightwire.planner.harm import harm
+from tightwire.planner.deviation import deviation
 from tightwire.planner.search import SAME_CLASS, Row, Search
 from tightwire.profile import Profile
 from tightwire.simulate import Prediction
@@ -152,8 +152,8 @@ def _choose(rows: Sequence[Row], stock: Prediction, least_gain: float) -> Predic
     """
     able = [row for row in rows if keeps_optimizer(row[1])]
     equals = [row for row in able if row[0].step_s <= able[0][0].step_s * (1 + SAME_CLASS)]
-    least_harm = min(harm(plan) for _, plan in equals)
-    harmless = [row for row in equals if harm(row[1]) <= least_harm * ABOUT_AS_MILD]
+    least_harm = min(deviation(plan) for _, plan in equals)
+    harmless = [row for row in equals if deviation(row[1]) <= least_harm * ABOUT_AS_MILD]
     as_good_s = harmless[0][0].step_s * (1 + LEAST_GAIN)
     best, _ = min(
         (row for row in harmless if row[0].step_s <= as_good_s),

@@ -18,7 +18,7 @@ from tightwire.planner.candidates import (
     keeps_optimizer,
     neighbours,
 )
-from tightwire.planner.harm import harm
+from tightwire.planner.deviation import deviation
 from tightwire.profile import Profile
 from tightwire.simulate import Prediction, fit_of, predict
 
@@ -76,7 +76,7 @@ class Search:
         """Returns the fastest plans, and the least harmful of those about as fast."""
         fastest = sorted((row for row in self.rows if keeps_optimizer(row[1])), key=lambda row: row[0].step_s)
         equals = [row for row in fastest if row[0].step_s <= fastest[0][0].step_s * (1 + SAME_CLASS)]
-        mildest = min(equals, key=lambda row: (harm(row[1]), row[0].step_s))
+        mildest = min(equals, key=lambda row: (deviation(row[1]), row[0].step_s))
         return list(dict.fromkeys([mildest[1], *(plan for _, plan in fastest[:WIDTH])]))
 
     def _predict(self, plans: Iterable[Plan]) -> None:

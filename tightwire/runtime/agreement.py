@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tightwire.answers import Member
-from tightwire.averaging import Reduction
+from tightwire.averaging import AveragingMethod
 from tightwire.compression import Codec
 from tightwire.errors import MismatchError
 from tightwire.transport import Transport
@@ -67,7 +67,7 @@ def wire_facts(compressions: Iterable[Sequence[Member]]) -> dict[str, object]:
     return {
         f"wire format of {sender.name}": f"version {sender.wire_version}"
         for sender in senders
-        if isinstance(sender, Codec | Reduction)
+        if isinstance(sender, Codec | AveragingMethod)
     }
 
 

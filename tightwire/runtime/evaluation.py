@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from tightwire.averaging.bucket import Round
+from tightwire.architecture.round import Round
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
+from tightwire.runtime.context import RunContext
 from tightwire.runtime.exchange import Exchange
-from tightwire.runtime.fabric import Fabric
 
 EXACT = "bsp/allreduce/none/sequential"
 
@@ -24,9 +24,9 @@ class Evaluation:
         planned_bytes: what this rank sent for means so far, by formula.
     """
 
-    def __init__(self, model: nn.Module, fabric: Fabric) -> None:
+    def __init__(self, model: nn.Module, context: RunContext) -> None:
         self.planned_bytes = 0
-        self._model, self._fabric = model, fabric
+        self._model, self._context = model, context
         self._exchange: Exchange | None = None
         self._rounds = 0
         self._lent = False
@@ -59,10 +59,10 @@ class Evaluation:
                 "optimizer.step() inside run.evaluating() would be undone when it ends; leave the block first."
             )
 
-    def move(self, fabric: Fabric) -> None:
+    def move(self, context: RunContext) -> None:
         """Goes on among other ranks. Local."""
         self.close()
-        self._fabric, self._exchange = fabric, None
+        self._context, self._exchange = context, None
 
     def close(self) -> None:
         """Ends the exchange's thread. Local."""
@@ -71,7 +71,7 @@ class Evaluation:
 
     def _mean(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if self._exchange is None:
-            self._exchange = self._fabric.exactly().exchange(parameters, Plan.parse(EXACT))
+            self._exchange = self._context.exactly().exchange(parameters, Plan.parse(EXACT))
         exchange = self._exchange
         self._rounds += 1
         self.planned_bytes += exchange.bytes_in(self._rounds)

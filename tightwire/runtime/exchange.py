@@ -7,7 +7,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from tightwire.averaging.bucket import Averager, Round
+from tightwire.architecture.round import Round
+from tightwire.averaging.bucket import BucketAverager
 from tightwire.buckets import Bucket
 from tightwire.runtime.trace import Tracer
 from tightwire.schedule import Agenda, Scheduler
@@ -34,7 +35,7 @@ class Exchange:
 
     def __init__(
         self,
-        averagers: Sequence[Averager],
+        averagers: Sequence[BucketAverager],
         scheduler: Scheduler,
         tracer: Tracer,
         *,

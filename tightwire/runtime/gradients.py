@@ -11,7 +11,7 @@ from torch.autograd.graph import Node
 from torch.nn import Parameter
 from torch.utils.hooks import RemovableHandle
 
-from tightwire.averaging.bucket import Round
+from tightwire.architecture.round import Round
 from tightwire.errors import AttachError
 from tightwire.runtime.exchange import Exchange
 from tightwire.runtime.trace import Tracer

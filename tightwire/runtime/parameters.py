@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from tightwire.averaging.bucket import Round
+from tightwire.architecture.round import Round
 from tightwire.buckets import Bucket
 from tightwire.errors import AttachError
 from tightwire.runtime.engines.memory import memory

@@ -21,15 +21,15 @@ from tightwire.errors import AttachError
 from tightwire.plan import Phases, Plan
 from tightwire.runtime.agreement import copy_from_first
 from tightwire.runtime.auto import Pilot
+from tightwire.runtime.context import RunContext
 from tightwire.runtime.engines import Alone, Engine, Retired, build_engine
 from tightwire.runtime.evaluation import Evaluation
-from tightwire.runtime.fabric import Fabric
 from tightwire.runtime.guard import Guard
 from tightwire.runtime.phases import spelled_out
 from tightwire.runtime.report import Report, typical_step_s
 from tightwire.runtime.trace import Tracer
 from tightwire.runtime.tuning import Tuner
-from tightwire.runtime.variance import teach
+from tightwire.runtime.variance import configure_variance
 from tightwire.sync import Sync
 from tightwire.transport import Counting, Transport
 
@@ -66,7 +66,7 @@ class Run:
         model: nn.Module,
         optimizer: Optimizer,
         phases: Phases,
-        fabric: Fabric,
+        context: RunContext,
         *,
         buffers: Buffers = "start",
         predicted_step_s: float | None = None,
@@ -77,8 +77,8 @@ class Run:
         self.plan = self._phases.at(1)
         self.step = 0
         self._predicted_step_s, self._why, self._pilot = predicted_step_s, why, pilot
-        self._model, self._optimizer, self._fabric, self._buffers = model, optimizer, fabric, buffers
-        self._tracer: Tracer = fabric.tracer
+        self._model, self._optimizer, self._context, self._buffers = model, optimizer, context, buffers
+        self._tracer: Tracer = context.tracer
         self._guard = Guard(model, optimizer)
         self._engines: list[Engine] = [Alone()]
         self._steps_made = 0
@@ -90,13 +90,13 @@ class Run:
         self._waited_s_by_worker: tuple[float, ...] = ()
         self._writer: Writer | None = None
         self._ages_logged: Counter[int] = Counter()
-        self._buffer_transport = Counting(fabric.transport.inner)
-        self._evaluation = Evaluation(model, fabric)
+        self._buffer_transport = Counting(context.transport.inner)
+        self._evaluation = Evaluation(model, context)
         self._handles = [
             optimizer.register_step_pre_hook(lambda *_: self._before_step()),
             optimizer.register_step_post_hook(lambda *_: self._after_step()),
         ]
-        if fabric.transport.size == 1:
+        if context.transport.size == 1:
             return
         self._trace_forward()
         try:
@@ -122,7 +122,7 @@ class Run:
     @property
     def transport(self) -> Transport:
         """Between this worker and the others."""
-        return self._fabric.transport.inner
+        return self._context.transport.inner
 
     @property
     def is_server(self) -> bool:
@@ -187,7 +187,7 @@ class Run:
             AttachError: another kind of plan, whose ranks cannot do without each other.
         """
         self._require_open()
-        if self._fabric.transport.size > 1:
+        if self._context.transport.size > 1:
             self._engine.leave()
             while not self._has_left:
                 self._meet(LEAVING)
@@ -212,11 +212,11 @@ class Run:
 
     def report_loss(self, loss: float | Tensor) -> None:
         """Tells the loss of the step under way, before `optimizer.step()`, to policies that follow it (AdaComm)."""
-        self._engine.hear(loss=float(loss.detach() if isinstance(loss, Tensor) else loss))
+        self._engine.observe(loss=float(loss.detach() if isinstance(loss, Tensor) else loss))
 
     def report_samples(self, samples: float) -> None:
         """Tells on how many samples the step under way is made, to policies that weigh workers by them (FedAvg)."""
-        self._engine.hear(samples=float(samples))
+        self._engine.observe(samples=float(samples))
 
     def log_to(self, writer: Writer) -> None:
         """Writes rounds, bytes, step time, waiting and staleness of every step to a TensorBoard `SummaryWriter`."""
@@ -244,10 +244,10 @@ class Run:
         return {
             "version": 1,
             "plan": str(self._asked),
-            "rank": self._fabric.transport.rank,
-            "workers": self._fabric.transport.size,
+            "rank": self._context.transport.rank,
+            "workers": self._context.transport.size,
             "step": self.step,
-            "observed": self._fabric.observed.state(),
+            "observed": self._context.observed.state(),
             "engine": self._engine.state_dict(),
         }
 
@@ -262,7 +262,7 @@ class Run:
             AttachError: a checkpoint of another sync, rank or model, or of stages that remember something else.
         """
         self._require_open()
-        transport = self._fabric.transport
+        transport = self._context.transport
         if state.get("version") != 1 or _syncs(Phases.parse(state["plan"])) != _syncs(self._asked):
             raise AttachError(
                 f"this checkpoint was made under the plan {state.get('plan')} (version {state.get('version')}), this "
@@ -285,7 +285,7 @@ class Run:
                 f"this is rank {state['rank']}'s checkpoint, loaded by rank {transport.rank}; every rank saves and "
                 "loads its own."
             )
-        if self._fabric.observed.take(state.get("observed")):
+        if self._context.observed.take(state.get("observed")):
             self._enter(self.plan)
         self._engine.load_state_dict(state["engine"])
 
@@ -295,15 +295,15 @@ class Run:
         sync = self.plan.sync
         return Report(
             plan=str(self._asked),
-            workers=self._fabric.transport.size,
+            workers=self._context.transport.size,
             steps=self._steps_made,
             rounds=sum(engine.rounds for engine in self._engines),
             skipped=sum(engine.skipped for engine in self._engines),
             late=sum(engine.late for engine in self._engines),
             planned_bytes=sum(engine.planned_bytes for engine in self._engines)
-            - self._fabric.spared.num_bytes
+            - self._context.spared.num_bytes
             + self._evaluation.planned_bytes,
-            sent_bytes=self._fabric.transport.bytes_sent,
+            sent_bytes=self._context.transport.bytes_sent,
             buffer_bytes=self._buffer_transport.bytes_sent,
             step_s=typical_step_s(self._steps_s, sync.steps_per_round),
             exposed_s=statistics.fmean(self._exposed_s) if self._exposed_s else 0.0,
@@ -317,7 +317,7 @@ class Run:
 
     def trace(self, path: str | pathlib.Path) -> None:
         """Writes what this worker did when, for Perfetto (ui.perfetto.dev) or chrome://tracing. Local."""
-        self._tracer.write(path, self._fabric.transport.rank)
+        self._tracer.write(path, self._context.transport.rank)
 
     def _carry_over(self, state: Mapping[str, Any], before: Plan) -> None:
         """Takes up what was remembered under the plan before, if it means the same under this one."""
@@ -336,7 +336,7 @@ class Run:
     def _enter(self, plan: Plan) -> dict[str, Any]:
         """Ends the engine of the plan before and builds the next; returns what the one before remembered."""
         self.plan = plan
-        if self._fabric.transport.size == 1:
+        if self._context.transport.size == 1:
             return {}
         if not isinstance(self._engine, Alone):
             self._meet(TURNING)
@@ -345,20 +345,20 @@ class Run:
     def _build(self, plan: Plan) -> dict[str, Any]:
         """Replaces the engine, in which nothing is under way; returns what it remembered."""
         self.plan = plan
-        teach(self._optimizer, plan)
+        configure_variance(self._optimizer, plan)
         self._engine.close()
         state = self._engine.state_dict()
         self._engines[-1] = Retired(self._engine)
         trained = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
-        alone = self._fabric.transport.size == 1
-        self._engines.append(Alone() if alone else build_engine(trained, plan, self._fabric))
+        alone = self._context.transport.size == 1
+        self._engines.append(Alone() if alone else build_engine(trained, plan, self._context))
         self._steps_s, self._exposed_s = [], []
         return state
 
     def _meet(self, why: int) -> set[int]:
         """Flushes, as all ranks do now, and returns for which reasons; whoever leaves is gone afterwards."""
         self._engine.flush()
-        if self._fabric.transport.size == 1 or not self._engine.meets():
+        if self._context.transport.size == 1 or not self._engine.flush_is_collective():
             return {FINISHING}
         told = [
             struct.unpack("<Bdq", other)
@@ -371,15 +371,15 @@ class Run:
         return {reason for reason, _, _ in told}
 
     def _go_on_without(self, leaving: list[int]) -> None:
-        transport = self._fabric.transport
+        transport = self._context.transport
         staying = [rank for rank in range(transport.size) if rank not in leaving]
         group = transport.group(staying) if staying else None
         if group is None:
             self._has_left = True
             return
         assert isinstance(group, Counting)
-        self._fabric = self._fabric.over(group)
-        self._evaluation.move(self._fabric)
+        self._context = self._context.over(group)
+        self._evaluation.move(self._context)
         self._buffer_transport = Counting(group.inner, tally=self._buffer_transport.tally)
         if state := self._build(self.plan):
             self._carry_over(state, self.plan)
@@ -425,9 +425,9 @@ class Run:
         self._waited_s += exposed_s
         if self._step_end_s is not None:
             self._steps_s.append(time.perf_counter() - self._step_end_s)
-        if self._engine.calls_meeting():
+        if self._engine.requests_flush():
             self._meet(STAYING)
-        if self._engine.outgrown() and (state := self._enter(self.plan)):
+        if self._engine.needs_rebuild() and (state := self._enter(self.plan)):
             self._carry_over(state, self.plan)
         if self._pilot is not None:
             self._pilot.after_step(self, exposed_s)
@@ -440,7 +440,7 @@ class Run:
     def _log(self, writer: Writer) -> None:
         scalars = {
             "rounds": sum(engine.rounds for engine in self._engines),
-            "sent_bytes": self._fabric.transport.bytes_sent,
+            "sent_bytes": self._context.transport.bytes_sent,
             "waited_s": self._exposed_s[-1],
         }
         if self._steps_s:

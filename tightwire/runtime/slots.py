@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from tightwire.answers import CompressionAnswer
-from tightwire.averaging.mixers import SGP, Mixer, build_mixer
-from tightwire.averaging.neighbours import Neighbours
+from tightwire.architecture.gossip.mixers import SGP, Mixer, build_mixer
+from tightwire.architecture.gossip.neighbours import Neighbours
 from tightwire.buckets import Bucket, BucketLayout, plan_layout
 from tightwire.compression import Codec, warm_up
 from tightwire.compression.checks import is_finite
 from tightwire.plan import Plan
-from tightwire.runtime.fabric import Fabric, require_cpu
+from tightwire.runtime.context import RunContext, require_cpu
 from tightwire.schedule import TensorFacts
 
 
@@ -72,7 +72,7 @@ class Slot:
 def build_slots(
     parameters: Mapping[str, Parameter],
     plan: Plan,
-    fabric: Fabric,
+    context: RunContext,
     neighbours: Callable[[int], Neighbours],
 ) -> list[Slot]:
     """Builds the buckets that the plan's schedule makes of parameters, each with the mixer of its compression.
@@ -80,11 +80,11 @@ def build_slots(
     Args:
         parameters: by name.
         plan: of gossip.
-        fabric: over all workers.
+        context: over all workers.
         neighbours: makes those of a bucket from its number.
     """
     slots = []
-    for number, (layout, compression) in enumerate(cut(parameters, plan, fabric)):
+    for number, (layout, compression) in enumerate(cut(parameters, plan, context)):
         warm_up(cast(Codec, compression[0]), layout.dtype)  # compiled now, not within the first step
         slot = Slot(layout, parameters)
         slot.mixer = build_mixer(plan, compression, neighbours(number), slot.anchor.flat)
@@ -93,11 +93,11 @@ def build_slots(
 
 
 def cut(
-    parameters: Mapping[str, Tensor], plan: Plan, fabric: Fabric
+    parameters: Mapping[str, Tensor], plan: Plan, context: RunContext
 ) -> list[tuple[BucketLayout, Sequence[CompressionAnswer]]]:
     """Returns the buckets, each with how it travels."""
     require_cpu(parameters)
-    routes = {name: fabric.compression_of(name, p, plan) for name, p in parameters.items()}
+    routes = {name: context.compression_of(name, p, plan) for name, p in parameters.items()}
     facts = [
         TensorFacts(num_bytes=p.numel() * p.itemsize, kind=(str(p.dtype), *map(str, routes[name])))
         for name, p in parameters.items()

@@ -8,8 +8,8 @@ import json
 import pathlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal, cast
+from dataclasses import dataclass, field
+from typing import Literal, final
 
 from torch import Tensor
 
@@ -75,26 +75,39 @@ def _metadata(kind: str, rank: int, thread: int, name: str) -> dict[str, object]
 
 def traced(codec: Codec, tracer: Tracer) -> Codec:
     """Returns the codec with its encoding and decoding on the tracer's codec track."""
-    return codec if codec.lossless else cast(Codec, _Traced(codec, tracer))
+    return codec if codec.lossless else Traced(codec, tracer)
 
 
-class _Traced:
+@final
+@dataclass(frozen=True)
+class Traced(Codec):
     """A codec seen through a tracer; everything but the two hot calls is the codec's own."""
 
-    def __init__(self, codec: Codec, tracer: Tracer) -> None:
-        self._codec = codec
-        self._tracer = tracer
+    _codec: Codec
+    _tracer: Tracer = field(compare=False)
 
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._codec, name)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "combine", self._codec.combine)
+        object.__setattr__(self, "sums_as", self._codec.sums_as)
+        object.__setattr__(self, "unbiased", self._codec.unbiased)
 
     def __str__(self) -> str:
         return str(self._codec)
 
+    def wire_bytes(self, numel: int, itemsize: int = 4) -> int:
+        """Returns the codec's own; see `Codec.wire_bytes`."""
+        return self._codec.wire_bytes(numel, itemsize)
+
+    def contraction(self, numel: int) -> float | None:
+        """Returns the codec's own; see `Codec.contraction`."""
+        return self._codec.contraction(numel)
+
     def encode(self, x: Tensor, message: Tensor, *, seed: int = 0) -> None:
+        """Encodes within a span; see `Codec.encode`."""
         with self._tracer.span("codec", f"encode {self._codec}"):
             self._codec.encode(x, message, seed=seed)
 
     def decode(self, message: Tensor, out: Tensor, *, add: bool = False) -> None:
+        """Decodes within a span; see `Codec.decode`."""
         with self._tracer.span("codec", f"decode {self._codec}"):
             self._codec.decode(message, out, add=add)

@@ -15,7 +15,7 @@ from tightwire.plan import Plan
 LOOKED_AT = 3
 
 
-def teach(optimizer: Optimizer, plan: Plan) -> None:
+def configure_variance(optimizer: Optimizer, plan: Plan) -> None:
     """Makes `optimizer` learn variances in the rounds that `plan` sends as they are, if it compresses averages.
 
     One step is one round; a round that is skipped is no step, so after it the optimizer is that much behind. Under

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tightwire.answers import Sender
 from tightwire.architecture import AllReduce, Architecture, Setting
 from tightwire.architecture.allreduce.traffic import PIECE_BYTES
-from tightwire.averaging import Reduction
+from tightwire.averaging import AveragingMethod
 from tightwire.cluster import Cluster, Fit
 from tightwire.compression import Codec, Identity, Stage
 from tightwire.errors import PlanError
@@ -125,7 +125,7 @@ class Costs:
     def _price(
         self, numel: int, itemsize: int, sender: Sender, shapes: Sequence[tuple[int, ...]]
     ) -> BucketCost:
-        if isinstance(sender, Reduction):
+        if isinstance(sender, AveragingMethod):
             return self._reduction(numel, itemsize, sender, shapes)
         assert isinstance(sender, Codec), sender
         if isinstance(self.architecture, AllReduce):
@@ -175,7 +175,7 @@ class Costs:
         return self.cluster.workers_per_node
 
     def _reduction(
-        self, numel: int, itemsize: int, sender: Reduction, shapes: Sequence[tuple[int, ...]]
+        self, numel: int, itemsize: int, sender: AveragingMethod, shapes: Sequence[tuple[int, ...]]
     ) -> BucketCost:
         """A method with an exchange of its own: its exact bytes at the ring's rate, its latency per exchange."""
         workers = self.cluster.workers
@@ -279,7 +279,9 @@ def fit_of(plan: Plan, profile: Profile, cluster: Cluster) -> Fit:
 MAX_COUNTED = 64
 
 
-def busiest_bytes(sender: Reduction, shapes: Sequence[tuple[int, ...]], itemsize: int, workers: int) -> int:
+def busiest_bytes(
+    sender: AveragingMethod, shapes: Sequence[tuple[int, ...]], itemsize: int, workers: int
+) -> int:
     """Returns the payload bytes of the busiest worker under a method with an exchange of its own.
 
     Exact up to `MAX_COUNTED` workers. Beyond, continued from 8, 16, 32 and 64 workers: what a worker sends in a ring, a

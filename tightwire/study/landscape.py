@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from tightwire.cluster import Cluster
 from tightwire.errors import PlanError, ProgramError
 from tightwire.plan import Plan
-from tightwire.planner import STOCK, Allowance, harm, predict
+from tightwire.planner import STOCK, Allowance, deviation, predict
 from tightwire.planner.candidates import ALLOWANCES, is_allowed
 from tightwire.planner.search import SAME_CLASS
 from tightwire.profile import Profile
@@ -179,7 +179,7 @@ def _best(
 ) -> Cell:
     stock_s, fastest = rows[0][0], min(rows, key=lambda row: row[0])
     equals = [row for row in rows if row[0] <= fastest[0] * (1 + SAME_CLASS)]
-    step_s, plan, idea = min(equals, key=lambda row: (harm(row[1]), row[0]))
+    step_s, plan, idea = min(equals, key=lambda row: (deviation(row[1]), row[0]))
     if step_s > stock_s * (1 - LEAST_GAIN):
         step_s, plan, idea = rows[0]
     workers, gigabits, compute_s = place

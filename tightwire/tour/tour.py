@@ -138,7 +138,7 @@ def run(options: TourOptions, on_event: Callable[[Event], None] = lambda _: None
 def _work(lab: Lab, plans: Sequence[str], result: TourResult, on_event: Callable[[Event], None]) -> None:
     words: list[str] = []
 
-    def hear(line: Line) -> None:
+    def observe(line: Line) -> None:
         event = _event(line)
         if event is None:
             words.append(f"[{line.rank}] {line.text}")
@@ -151,7 +151,7 @@ def _work(lab: Lab, plans: Sequence[str], result: TourResult, on_event: Callable
         "plans": list(plans),
         "out": str(result.options.out.resolve()),
     }
-    ended = lab.run([sys.executable, "-m", "tightwire.tour.worker", json.dumps(order)], on_line=hear)
+    ended = lab.run([sys.executable, "-m", "tightwire.tour.worker", json.dumps(order)], on_line=observe)
     if ended.exit_code != 0:
         raise LabError("the tour's training failed: " + ended.describe() + "\n" + "\n".join(words[-20:]))
 

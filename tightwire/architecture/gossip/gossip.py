@@ -13,8 +13,8 @@ from tightwire.architecture.architecture import Architecture
 from tightwire.architecture.gossip.graphs import GRAPHS, Graph, bandwidth, build_graph, connected
 from tightwire.architecture.gossip.methods import METHODS, Method
 from tightwire.architecture.gossip.rounds import round_program
+from tightwire.architecture.gossip.stages import Choco, GossipStage
 from tightwire.compression.codec import Codec
-from tightwire.compression.gossip import Choco, GossipStage
 from tightwire.compression.stage import Stage
 from tightwire.errors import PlanError
 from tightwire.sync import Rounds

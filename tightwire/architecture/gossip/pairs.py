@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tightwire.averaging.neighbours import Lost
+from tightwire.architecture.gossip.neighbours import Lost
 from tightwire.errors import TransportError
 from tightwire.transport import Transport
 

@@ -71,7 +71,7 @@ class Service:
         by_intent = False
         with suppress(TransportError):  # the channel was closed here
             conversation = _Conversation(self._shard, self._parcel, self._post, worker, rank)
-            while request := conversation.hear(lambda: self._rests(worker)):
+            while request := conversation.observe(lambda: self._rests(worker)):
                 if request.kind == Kind.BYE:
                     by_intent = True
                     break
@@ -98,7 +98,7 @@ class _Conversation:
         self._header = torch.empty(HEADER_BYTES, dtype=torch.uint8)
         self._payload = torch.empty(0, dtype=torch.uint8)
 
-    def hear(self, on_listening: Callable[[], None]) -> Header | None:
+    def observe(self, on_listening: Callable[[], None]) -> Header | None:
         """Returns the worker's next request, None if it is gone or talks nonsense; however long it takes."""
         work = self._post.channel.irecv(self._header, self._rank, REQUEST)
         on_listening()

@@ -11,6 +11,7 @@ from torch.nn import Parameter
 
 from tightwire.architecture import Gossip
 from tightwire.plan import Plan
+from tightwire.runtime.context import RunContext
 from tightwire.runtime.engines.async_gossip import AsyncGossipEngine
 from tightwire.runtime.engines.delayed import DelayedEngine
 from tightwire.runtime.engines.engine import Alone, Engine, Retired
@@ -20,28 +21,27 @@ from tightwire.runtime.engines.lazy import LazyEngine
 from tightwire.runtime.engines.parameters import ParameterEngine
 from tightwire.runtime.engines.server import ServerEngine
 from tightwire.runtime.engines.significance import SignificanceEngine
-from tightwire.runtime.fabric import Fabric
 from tightwire.sync import Delayed, Lag
 
 __all__ = ["Alone", "Engine", "Retired", "build_engine"]
 
 
-def build_engine(parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric) -> Engine:
+def build_engine(parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> Engine:
     """Builds what carries out `plan`. Every rank, in the same order: it opens channels."""
     if isinstance(plan.architecture, Gossip):
         engine = AsyncGossipEngine if plan.architecture.asynchronous else GossipEngine
-        return engine(parameters, plan, fabric)
+        return engine(parameters, plan, context)
     if getattr(plan.sync, "is_served", False) or getattr(plan.architecture, "servers", 0):
-        return ServerEngine(parameters, plan, fabric)
+        return ServerEngine(parameters, plan, context)
     if isinstance(plan.sync, Delayed) and plan.sync.steps:
-        return DelayedEngine(parameters, plan, fabric)
+        return DelayedEngine(parameters, plan, context)
     if isinstance(plan.sync, Lag):
-        return LazyEngine(parameters, plan, fabric)
+        return LazyEngine(parameters, plan, context)
     exchanges = plan.sync.exchanges
     if "updates" in exchanges:
-        return SignificanceEngine(parameters, plan, fabric)
+        return SignificanceEngine(parameters, plan, context)
     return (
-        GradientEngine(parameters, plan, fabric)
+        GradientEngine(parameters, plan, context)
         if "gradients" in exchanges
-        else ParameterEngine(parameters, plan, fabric)
+        else ParameterEngine(parameters, plan, context)
     )

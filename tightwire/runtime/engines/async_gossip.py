@@ -11,22 +11,22 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from tightwire.architecture.gossip import Gossip
+from tightwire.architecture.gossip.neighbours import Lost
 from tightwire.architecture.gossip.pairs import Pairs, Shared
-from tightwire.averaging.neighbours import Lost
-from tightwire.averaging.survivors import Survivors
+from tightwire.architecture.gossip.survivors import Survivors
 from tightwire.buckets import Bucket
 from tightwire.compression.checks import is_finite
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
-from tightwire.runtime.engines.engine import Defaults
+from tightwire.runtime.context import RunContext
+from tightwire.runtime.engines.engine import BaseEngine
 from tightwire.runtime.engines.memory import have_finite_gradients
-from tightwire.runtime.fabric import Fabric
 from tightwire.runtime.lane import Lane
 from tightwire.runtime.slots import cut
 from tightwire.transport.blame import Verdict, Wait, accuse
 
 
-class AsyncGossipEngine(Defaults):
+class AsyncGossipEngine(BaseEngine):
     """After a step the worker asks a neighbour, drawn at random, to average, and computes on; it answers whoever asks.
 
     What an optimizer's step changed is added to the worker's shared model, which averaging changes at any time; the
@@ -39,11 +39,11 @@ class AsyncGossipEngine(Defaults):
     Contract: workers need not make the same number of steps; every rank flushes.
     """
 
-    def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric) -> None:
-        self._fabric, self._parameters = fabric, parameters
-        transport = fabric.transport
+    def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
+        self._context, self._parameters = context, parameters
+        transport = context.transport
         self._lost = Lost()
-        layouts = [layout for layout, _ in cut(parameters, plan, fabric)]
+        layouts = [layout for layout, _ in cut(parameters, plan, context)]
         self._here = [Bucket(layout) for layout in layouts]
         self._read = [Bucket(layout) for layout in layouts]
         self._shared = Shared([bucket.flat for bucket in self._here])
@@ -52,7 +52,7 @@ class AsyncGossipEngine(Defaults):
         self._pairs = Pairs(self._channel, self._shared, neighbours, self._lost)
         self._survivors = Survivors(transport.channel(), self._lost)
         self._lane = Lane("tightwire-asks", self._awaited, transport.deadline_s)
-        self._random = random.Random(f"{fabric.seed}/{transport.rank}")
+        self._random = random.Random(f"{context.seed}/{transport.rank}")
         self._asked_s: float | None = None
         self.rounds = 0
         self.skipped = 0
@@ -65,7 +65,7 @@ class AsyncGossipEngine(Defaults):
         """Payload bytes of requests and answers, last words, rolls and final means."""
         return self._pairs.bytes_sent + self._survivors.bytes_sent
 
-    def meets(self) -> bool:  # noqa: D102
+    def flush_is_collective(self) -> bool:  # noqa: D102
         return not self._lost.ranks
 
     def accumulating(self, on: bool) -> None:  # noqa: D102
@@ -134,7 +134,7 @@ class AsyncGossipEngine(Defaults):
         self._asked_s = time.monotonic()
 
         def ask() -> None:
-            with self._fabric.tracer.span("communication", f"average with rank {rank}"):
+            with self._context.tracer.span("communication", f"average with rank {rank}"):
                 self._pairs.ask(rank)
 
         self._lane.submit(ask)

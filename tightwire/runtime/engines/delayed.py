@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import LBFGS, Optimizer
 
-from tightwire.averaging.bucket import Round
+from tightwire.architecture.round import Round
 from tightwire.buckets import Bucket
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
 from tightwire.runtime.agreement import copy_from_longest
-from tightwire.runtime.engines.engine import Defaults
+from tightwire.runtime.context import RunContext
+from tightwire.runtime.engines.engine import BaseEngine
 from tightwire.runtime.engines.memory import load_memory, memory
-from tightwire.runtime.fabric import Fabric
 from tightwire.sync import Delayed
 
 BALLOT = "bsp/allreduce:recursive-doubling/none/sequential"
@@ -34,14 +34,14 @@ class Slot:
         step: of the gradients.
     """
 
-    def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric) -> None:
-        self.exchange = fabric.exchange(parameters, plan)
-        self.ballots = fabric.exactly().exchange(
+    def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
+        self.exchange = context.exchange(parameters, plan)
+        self.ballots = context.exactly().exchange(
             {"ballot": torch.zeros(len(parameters) + 1)}, Plan.parse(BALLOT)
         )
         self.busy = False
         self.step = 0
-        self._workers = fabric.transport.size
+        self._workers = context.transport.size
         self._finite: bool | None = None
         self._votes: list[float] | None = None
 
@@ -108,17 +108,17 @@ class Slot:
                 bucket.pack({name: state["means"][name] for name in bucket.views})
 
 
-class DelayedEngine(Defaults):
+class DelayedEngine(BaseEngine):
     """Step t is made with the mean gradient of step t − s; until then `p.grad` is the worker's own.
 
     s slots take turns. A step takes the means out of the slot whose turn it is and puts its own gradients there. A
     worker whose data is over goes on filling slots with zeros until all are done.
     """
 
-    def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric) -> None:
-        _require_plain(plan, fabric)
-        self._fabric, self._parameters = fabric, parameters
-        self._slots = [Slot(parameters, plan, fabric) for _ in range(cast(Delayed, plan.sync).steps)]
+    def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
+        _require_plain(plan, context)
+        self._context, self._parameters = context, parameters
+        self._slots = [Slot(parameters, plan, context) for _ in range(cast(Delayed, plan.sync).steps)]
         layouts = [bucket.layout for bucket in self._slots[0].exchange.buckets]
         # Two, by turns: a gradient that the user did not drop is in the one stepped with last.
         self._means = [[Bucket(layout) for layout in layouts] for _ in range(2)]
@@ -160,7 +160,7 @@ class DelayedEngine(Defaults):
             self._step_with(means)
         self._drain()
         if self._uneven:
-            transport = self._fabric.transport
+            transport = self._context.transport
             self.planned_bytes += copy_from_longest(transport, self._parameters.values(), trained)
         self._uneven = False
 
@@ -193,7 +193,7 @@ class DelayedEngine(Defaults):
         self._number += 1
         self.rounds += 1
         self.planned_bytes += slot.bytes_in(self._number) + (0 if voted else slot.ballot_bytes)
-        slot.start(gradients, Round(number=self._number, seed=self._fabric.seed + self._number), self._steps)
+        slot.start(gradients, Round(number=self._number, seed=self._context.seed + self._number), self._steps)
 
     def _take(self, slot: Slot) -> dict[str, Tensor | None]:
         """Takes the means out of a slot; None for a parameter that nobody used, and for all if one is not finite."""
@@ -201,13 +201,13 @@ class DelayedEngine(Defaults):
         finite, (*users, present) = slot.arrive(), slot.votes()
         slot.busy = False
         self.exposed_s = time.perf_counter() - start_s
-        self._uneven = self._uneven or 0 < round(present) < self._fabric.transport.size
+        self._uneven = self._uneven or 0 < round(present) < self._context.transport.size
         if not finite:
             self.skipped += 1
             return dict.fromkeys(self._parameters)
         self._ages[self._steps - slot.step] += 1
         self._means.reverse()
-        share = self._fabric.transport.size / max(round(present), 1)
+        share = self._context.transport.size / max(round(present), 1)
         for mean, bucket in zip(self._means[0], slot.exchange.buckets, strict=True):
             torch.mul(bucket.flat, share, out=mean.flat)
         views = {name: view for mean in self._means[0] for name, view in mean.views.items()}
@@ -227,7 +227,7 @@ class DelayedEngine(Defaults):
         own = {name: p.grad for name, p in self._parameters.items()}
         for name, parameter in self._parameters.items():
             parameter.grad = means[name]
-        _step_unseen(self._fabric.optimizer)
+        _step_unseen(self._context.optimizer)
         for name, parameter in self._parameters.items():
             parameter.grad = own[name]
 
@@ -239,18 +239,18 @@ def _step_unseen(optimizer: Optimizer) -> None:
     unhooked(optimizer)
 
 
-def _require_plain(plan: Plan, fabric: Fabric) -> None:
+def _require_plain(plan: Plan, context: RunContext) -> None:
     """Makes sure that steps can be made with other gradients than those just computed.
 
     Raises:
         AttachError: LBFGS, or a GradScaler.
     """
-    if isinstance(fabric.optimizer, LBFGS):
+    if isinstance(context.optimizer, LBFGS):
         raise AttachError(
             f"LBFGS computes gradients within its step, and {plan.sync} replaces them by earlier ones before it; "
             "choose another optimizer, or bsp."
         )
-    if fabric.awaits_means:
+    if context.awaits_means:
         raise AttachError(
             f"a GradScaler drops steps whose own gradients overflow, and under {plan.sync} each worker would drop "
             "steps of its own; train in bfloat16 without a scaler, or choose bsp."

@@ -11,7 +11,7 @@ from tightwire.errors import AttachError
 
 
 class Engine(Protocol):
-    """Keeps one worker in step with the others. Engines have `Defaults` for a base, not this."""
+    """Keeps one worker in step with the others. Engines have `BaseEngine` for a base, not this."""
 
     @property
     def planned_bytes(self) -> int:
@@ -45,7 +45,7 @@ class Engine(Protocol):
     def wait(self) -> None:
         """Waits for the means of the last backward pass, where they outlive it; `p.grad` is the mean then. Local."""
 
-    def outgrown(self) -> bool:
+    def needs_rebuild(self) -> bool:
         """Whether what was measured calls for building the engine anew; the same on every rank, which all ask."""
 
     def flush(self) -> None:
@@ -67,7 +67,7 @@ class Engine(Protocol):
     def close(self) -> None:
         """Takes hooks out and ends threads. Local."""
 
-    def hear(self, *, loss: float | None = None, samples: float | None = None) -> None:
+    def observe(self, *, loss: float | None = None, samples: float | None = None) -> None:
         """Is told the loss of a step, or on how many samples it was made."""
 
     def consensus(self) -> Mapping[str, Tensor] | None:
@@ -80,7 +80,7 @@ class Engine(Protocol):
     def is_server(self) -> bool:
         """Whether this rank serves others instead of training."""
 
-    def meets(self) -> bool:
+    def flush_is_collective(self) -> bool:
         """Whether all ranks are sure to come to the end of `flush` together; not where some may be gone by then."""
 
     def staleness(self) -> Mapping[int, int]:
@@ -93,11 +93,11 @@ class Engine(Protocol):
             AttachError: an engine whose ranks cannot do without each other.
         """
 
-    def calls_meeting(self) -> bool:
+    def requests_flush(self) -> bool:
         """Whether the round just ended said that somebody leaves, so that all must `flush` now."""
 
 
-class Defaults:
+class BaseEngine:
     """The answers of an engine that listens to nothing, steps with nothing old, and may have unequal replicas."""
 
     late = 0
@@ -105,11 +105,11 @@ class Defaults:
     def wait(self) -> None:
         """Has nothing to wait for."""
 
-    def outgrown(self) -> bool:
+    def needs_rebuild(self) -> bool:
         """Stays as it is."""
         return False
 
-    def hear(self, *, loss: float | None = None, samples: float | None = None) -> None:
+    def observe(self, *, loss: float | None = None, samples: float | None = None) -> None:
         """Has no use for it."""
 
     def consensus(self) -> Mapping[str, Tensor] | None:
@@ -120,7 +120,7 @@ class Defaults:
         """Trains."""
         return False
 
-    def meets(self) -> bool:
+    def flush_is_collective(self) -> bool:
         """Waits for all ranks where it flushes."""
         return True
 
@@ -135,12 +135,12 @@ class Defaults:
             "call run.finish(), which takes part in the others' steps until all are done."
         )
 
-    def calls_meeting(self) -> bool:
+    def requests_flush(self) -> bool:
         """Never does."""
         return False
 
 
-class Retired(Defaults):
+class Retired(BaseEngine):
     """What remains of an engine that another one replaced: its counts, not its memory."""
 
     exposed_s = 0.0
@@ -180,7 +180,7 @@ class Retired(Defaults):
         """Is closed."""
 
 
-class Alone(Defaults):
+class Alone(BaseEngine):
     """A world of one: nothing to do, exactly as plain PyTorch."""
 
     planned_bytes = 0

@@ -11,23 +11,23 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from tightwire.architecture.gossip import Gossip, Graph
-from tightwire.averaging.bucket import Round
-from tightwire.averaging.links import measure_rates, probed_bytes
-from tightwire.averaging.neighbours import Lost, Neighbours
-from tightwire.averaging.survivors import Survivors
+from tightwire.architecture.gossip.links import measure_rates, probed_bytes
+from tightwire.architecture.gossip.neighbours import Lost, Neighbours
+from tightwire.architecture.gossip.survivors import Survivors
+from tightwire.architecture.round import Round
 from tightwire.buckets import Bucket
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
 from tightwire.runtime.agreement import require_agreement
-from tightwire.runtime.engines.engine import Defaults
+from tightwire.runtime.context import RunContext
+from tightwire.runtime.engines.engine import BaseEngine
 from tightwire.runtime.engines.memory import have_finite_gradients
-from tightwire.runtime.fabric import Fabric
 from tightwire.runtime.lane import Lane
 from tightwire.runtime.slots import Slot, build_slots
 from tightwire.transport import Transport
 
 
-class GossipEngine(Defaults):
+class GossipEngine(BaseEngine):
     """After a round's last optimizer step, parameters are mixed with those of the round's neighbours.
 
     Gradients stay local, so replicas differ while training and only `flush` makes them equal: the exact mean of all.
@@ -37,12 +37,12 @@ class GossipEngine(Defaults):
     Contract: every rank makes the same number of rounds, and flushes, saves and loads after the same one.
     """
 
-    def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric) -> None:
-        self._sync, self._fabric, self._parameters = plan.sync, fabric, parameters
+    def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
+        self._sync, self._context, self._parameters = plan.sync, context, parameters
         self._lost = Lost()
-        self._channel = channel = fabric.transport.channel()
+        self._channel = channel = context.transport.channel()
         architecture = cast(Gossip, plan.architecture)
-        if architecture.way.slow and fabric.outer is not None:
+        if architecture.way.slow and context.outer is not None:
             raise AttachError(
                 f"{architecture} makes its own outer step, and attach was given another: leave out outer=, and write "
                 "its rate and momentum in the plan, as in diloco:64,outer_lr=0.7,outer_momentum=0.9."
@@ -55,10 +55,10 @@ class GossipEngine(Defaults):
         )
         _agree_on(graph, channel)
         self._slots = build_slots(
-            parameters, plan, fabric, lambda number: Neighbours(graph, channel, self._lost, tag=number)
+            parameters, plan, context, lambda number: Neighbours(graph, channel, self._lost, tag=number)
         )
-        self._survivors = Survivors(fabric.transport.channel(), self._lost)
-        self._lane = Lane("tightwire-gossip", self._awaited, fabric.transport.deadline_s)
+        self._survivors = Survivors(context.transport.channel(), self._lost)
+        self._lane = Lane("tightwire-gossip", self._awaited, context.transport.deadline_s)
         self.rounds = 0
         self.skipped = 0
         self.exposed_s = 0.0
@@ -75,7 +75,7 @@ class GossipEngine(Defaults):
         """Workers that are gone, as far as this one knows."""
         return frozenset(self._lost.ranks)
 
-    def meets(self) -> bool:  # noqa: D102
+    def flush_is_collective(self) -> bool:  # noqa: D102
         return not self._lost.ranks
 
     def accumulating(self, on: bool) -> None:  # noqa: D102
@@ -158,7 +158,7 @@ class GossipEngine(Defaults):
 
     def _now(self) -> Round:
         number = self._rounds_before + self.rounds
-        return Round(number=number, seed=self._fabric.seed + number)
+        return Round(number=number, seed=self._context.seed + number)
 
     def _round(self, now: Round) -> None:
         self._lane.wait()  # for what was prepared behind computation
@@ -191,7 +191,7 @@ class GossipEngine(Defaults):
 
     def _do(self, what: str, slot: Slot, call: Callable[[Slot], None]) -> None:
         def traced() -> None:
-            with self._fabric.tracer.span("communication", what):
+            with self._context.tracer.span("communication", what):
                 call(slot)
 
         self._lane.submit(traced)

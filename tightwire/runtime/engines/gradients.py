@@ -9,37 +9,37 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from tightwire.averaging.bucket import Round
+from tightwire.architecture.round import Round
 from tightwire.plan import Plan
 from tightwire.runtime.agreement import copy_from_longest
-from tightwire.runtime.engines.engine import Defaults
+from tightwire.runtime.context import RunContext
+from tightwire.runtime.engines.engine import BaseEngine
 from tightwire.runtime.engines.memory import have_finite_gradients, load_memory, memory
-from tightwire.runtime.fabric import Fabric
 from tightwire.runtime.gradients import Gradients
 from tightwire.runtime.observed import Watch
-from tightwire.runtime.overlap.forward import Flight, OnGround
+from tightwire.runtime.overlap.forward import ForwardOverlap, NoOverlap
 
 
-class GradientEngine(Defaults):
+class GradientEngine(BaseEngine):
     """Every backward pass ends with the mean gradient, or with the means on their way (bsp)."""
 
     rounds = 0
     planned_bytes = 0
     exposed_s = 0.0
 
-    def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric) -> None:
-        self._fabric = fabric
-        self._exchange = fabric.exchange(parameters, plan)
-        self._control = fabric.control(len(parameters) + 1)
-        self.gradients = Gradients(parameters, self._exchange, self._count_users, fabric.tracer)
+    def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
+        self._context = context
+        self._exchange = context.exchange(parameters, plan)
+        self._control = context.control(len(parameters) + 1)
+        self.gradients = Gradients(parameters, self._exchange, self._count_users, context.tracer)
         self.gradients.before_round = self._before_round
         self._parameters = parameters
         self._rounds_before = 0
         self._trained_rounds = 0
         self._uneven = False
         schedule = plan.schedule
-        self._flight = self._take_off(str(schedule)) if schedule.overlaps_forward else OnGround()
-        self._watch = Watch(self._exchange) if schedule.measures and fabric.observed.wire is None else None
+        self._flight = self._take_off(str(schedule)) if schedule.overlaps_forward else NoOverlap()
+        self._watch = Watch(self._exchange) if schedule.measures and context.observed.wire is None else None
 
     @property
     def skipped(self) -> int:
@@ -65,11 +65,11 @@ class GradientEngine(Defaults):
     def after_step(self, step: int) -> None:  # noqa: D102
         self._flight.after_step()
 
-    def outgrown(self) -> bool:  # noqa: D102
+    def needs_rebuild(self) -> bool:  # noqa: D102
         if self._watch is None or not self._watch.note(self.gradients.ready_s):
             return False
         self._flight.ground()
-        self._fabric.observed.agree(self._fabric.transport.inner, self._watch.ready_s(), self._watch.wire())
+        self._context.observed.agree(self._context.transport.inner, self._watch.ready_s(), self._watch.wire())
         return True
 
     def flush(self) -> None:
@@ -84,7 +84,7 @@ class GradientEngine(Defaults):
         self.planned_bytes += self._control.bytes_sent
         if self._uneven:
             self.planned_bytes += copy_from_longest(
-                self._fabric.transport, self._parameters.values(), self._trained_rounds
+                self._context.transport, self._parameters.values(), self._trained_rounds
             )
         self._uneven, self.gradients.share = False, 1.0
 
@@ -112,24 +112,24 @@ class GradientEngine(Defaults):
         self.gradients.remove()
         self._exchange.close()
 
-    def _take_off(self, schedule: str) -> Flight:
-        return Flight(
+    def _take_off(self, schedule: str) -> ForwardOverlap:
+        return ForwardOverlap(
             self._parameters,
             self.gradients,
             self._exchange,
             self._count_users,
-            self._fabric.model,
-            self._fabric.optimizer,
-            self._fabric.tracer,
+            self._context.model,
+            self._context.optimizer,
+            self._context.tracer,
             why=schedule,
-            awaits_means=self._fabric.awaits_means,
+            awaits_means=self._context.awaits_means,
         )
 
     def _before_round(self) -> Round:
         self.rounds += 1
         number = self._rounds_before + self.rounds
         self.planned_bytes += self._exchange.bytes_in(number) + self._control.bytes_sent
-        return Round(number=number, seed=self._fabric.seed + number, scale=self._fabric.gradient_scale())
+        return Round(number=number, seed=self._context.seed + number, scale=self._context.gradient_scale())
 
     def _count_users(self, used: Tensor) -> Tensor:
         self._trained_rounds += 1
@@ -143,7 +143,7 @@ class GradientEngine(Defaults):
 
     def _count(self, ballot: Tensor) -> Tensor:
         """Adds up over ranks which parameters took part, and last, who is in a pass."""
-        size = self._fabric.transport.size
+        size = self._context.transport.size
         self._control.run(ballot, ballot, seed=0)
         counts = ballot * size
         if 0 < (present := round(counts[-1].item())) < size:

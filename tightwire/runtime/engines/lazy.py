@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from tightwire.averaging.bucket import Round
+from tightwire.architecture.round import Round
 from tightwire.buckets import Bucket
 from tightwire.plan import Plan
 from tightwire.runtime.agreement import copy_from_longest
-from tightwire.runtime.engines.engine import Defaults
+from tightwire.runtime.context import RunContext
+from tightwire.runtime.engines.engine import BaseEngine
 from tightwire.runtime.engines.memory import have_finite_gradients
-from tightwire.runtime.fabric import Fabric
 from tightwire.sync.lag import LOOKS_BACK, Lag
 from tightwire.transport import Transport
 from tightwire.transport.base import tree_edges
@@ -54,20 +54,20 @@ class SenderTree:
         transport.broadcast(flat, senders[0])
 
 
-class LazyEngine(Defaults):
+class LazyEngine(BaseEngine):
     """Before each step, workers vote on who sends, and step with the mean of what each sent last (lag).
 
     A worker whose data is over takes back what it sent, so that the mean is that of the others.
     """
 
-    def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric) -> None:
-        self._fabric, self._parameters = fabric, parameters
+    def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
+        self._context, self._parameters = context, parameters
         self._threshold = cast(Lag, plan.sync).threshold
-        self._exchange = fabric.exactly().exchange(parameters, plan)
-        self._tree = SenderTree(fabric.transport.channel())
-        self._rank, self._size = fabric.transport.rank, fabric.transport.size
+        self._exchange = context.exactly().exchange(parameters, plan)
+        self._tree = SenderTree(context.transport.channel())
+        self._rank, self._size = context.transport.rank, context.transport.size
         # Votes: a flag per sender, how many go on, how many have a NaN or Inf.
-        self._control = fabric.control(self._size + 2)
+        self._control = context.control(self._size + 2)
         layouts = [bucket.layout for bucket in self._exchange.buckets]
         self._sent = [Bucket(layout) for layout in layouts]
         self._means = [Bucket(layout) for layout in layouts]
@@ -116,7 +116,7 @@ class LazyEngine(Defaults):
                 self._send(senders)
         if self._uneven:
             self.planned_bytes += copy_from_longest(
-                self._fabric.transport, self._parameters.values(), self._steps
+                self._context.transport, self._parameters.values(), self._steps
             )
         self._uneven = False
 

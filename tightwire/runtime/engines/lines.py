@@ -11,8 +11,8 @@ from torch.nn import Parameter
 from tightwire.errors import AttachError
 from tightwire.optim import OneBitAdam
 from tightwire.plan import Plan
+from tightwire.runtime.context import RunContext
 from tightwire.runtime.engines.votes import Ballot
-from tightwire.runtime.fabric import Fabric
 from tightwire.runtime.momenta import Momenta
 from tightwire.runtime.outer import Elastic, OuterStep, TakeMean, outer_step
 from tightwire.runtime.parameters import Parameters
@@ -70,25 +70,25 @@ class Line:
 
 
 def build_lines(
-    parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric
+    parameters: Mapping[str, Parameter], plan: Plan, context: RunContext
 ) -> tuple[tuple[Line, ...], Line | None]:
     """Builds the lines over all workers, and the one inside this rank's node if the policy has one.
 
     Contract: every rank, in the same order: it opens channels.
     """
     sync = cast(Rounds, plan.sync)
-    ballot = Ballot(fabric)
+    ballot = Ballot(context)
     if isinstance(plan.schedule, Streaming):
-        return _fragments(parameters, plan, fabric, ballot), None
+        return _fragments(parameters, plan, context, ballot), None
     everything = Line(
-        _parameters(parameters, plan, fabric, late=sync.steps_late > 0),
+        _parameters(parameters, plan, context, late=sync.steps_late > 0),
         ballot,
-        fabric.transport.size,
+        context.transport.size,
         period=sync.steps_per_round,
         first=sync.steps_of(1),
         late=sync.steps_late,
     )
-    inside = _inside(parameters, plan, fabric) if sync.steps_inside else None
+    inside = _inside(parameters, plan, context) if sync.steps_inside else None
     if inside is not None:
         everything.covers = (inside,)
     return (everything,), inside
@@ -97,31 +97,33 @@ def build_lines(
 def _parameters(
     parameters: Mapping[str, Parameter],
     plan: Plan,
-    fabric: Fabric,
+    context: RunContext,
     *,
     late: bool = False,
     blend: float | None = None,
 ) -> Parameters:
-    step, pull = _outer_step(parameters, plan, fabric)
-    return Parameters(parameters, fabric.exchange(parameters, plan), step, late=late, blend=blend, pull=pull)
+    step, pull = _outer_step(parameters, plan, context)
+    return Parameters(parameters, context.exchange(parameters, plan), step, late=late, blend=blend, pull=pull)
 
 
-def _outer_step(parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric) -> tuple[OuterStep, float]:
+def _outer_step(
+    parameters: Mapping[str, Parameter], plan: Plan, context: RunContext
+) -> tuple[OuterStep, float]:
     """Returns what follows the mean, and by how much workers are drawn to the centre."""
     sync = cast(Rounds, plan.sync)
     if isinstance(sync, EASGD):
-        force = sync.force(fabric.transport.size)
+        force = sync.force(context.transport.size)
         return Elastic(force), force
     if sync.optimizer_state == "momenta":
-        assert isinstance(fabric.optimizer, OneBitAdam), "`variance.teach` refuses others"
-        if fabric.outer is not None:
+        assert isinstance(context.optimizer, OneBitAdam), "`variance.teach` refuses others"
+        if context.outer is not None:
             raise AttachError(f"{sync} has an outer step of its own: leave out `outer`, or state=momenta.")
-        return Momenta(fabric.optimizer, parameters), 0.0
-    return outer_step(sync.outer, fabric.outer, fabric.optimizer), 0.0
+        return Momenta(context.optimizer, parameters), 0.0
+    return outer_step(sync.outer, context.outer, context.optimizer), 0.0
 
 
 def _fragments(
-    parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric, ballot: Ballot
+    parameters: Mapping[str, Parameter], plan: Plan, context: RunContext, ballot: Ballot
 ) -> tuple[Line, ...]:
     """One line per fragment, with rounds H/fragments steps apart."""
     sync, streaming = cast(Rounds, plan.sync), cast(Streaming, plan.schedule)
@@ -132,19 +134,19 @@ def _fragments(
     for turn, run in enumerate(streaming.split(facts), start=1):
         fragment = {names[p]: parameters[names[p]] for p in run}
         made = _parameters(
-            fragment, whole, fabric, late=streaming.overlap > 0, blend=streaming.alpha if streaming.overlap else None
+            fragment, whole, context, late=streaming.overlap > 0, blend=streaming.alpha if streaming.overlap else None
         )  # fmt: skip
         first = period * turn // streaming.fragments
         lines.append(
-            Line(made, ballot, fabric.transport.size, period=period, first=first, late=streaming.overlap)
+            Line(made, ballot, context.transport.size, period=period, first=first, late=streaming.overlap)
         )
     return tuple(lines)
 
 
-def _inside(parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric) -> Line:
+def _inside(parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> Line:
     """The line inside this rank's node; all ranks open all nodes' groups."""
     sync = cast(Rounds, plan.sync)
-    node, workers = getattr(sync, "node", 0) or fabric.workers_per_node, fabric.transport.size
+    node, workers = getattr(sync, "node", 0) or context.workers_per_node, context.transport.size
     if not node or workers % node:
         whole = next(k for k in range(min(2, workers), workers + 1) if workers % k == 0)
         raise AttachError(
@@ -152,10 +154,10 @@ def _inside(parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric) -> 
             "start them with torchrun (LOCAL_WORLD_SIZE), or write for example "
             f"{replace(cast(Any, sync), node=whole)}."
         )
-    groups = [fabric.transport.group(range(first, first + node)) for first in range(0, workers, node)]
+    groups = [context.transport.group(range(first, first + node)) for first in range(0, workers, node)]
     group = next(group for group in groups if group is not None)
     assert isinstance(group, Counting)
-    small = fabric.over(group)
+    small = context.over(group)
     exchange = small.exchange(parameters, plan)
     made = Parameters(parameters, exchange, TakeMean())
     return Line(made, Ballot(small), node, period=sync.steps_inside, first=sync.steps_inside)

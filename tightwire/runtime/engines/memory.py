@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import get_total_norm
 
-from tightwire.averaging.bucket import Averager
+from tightwire.averaging.bucket import BucketAverager
 from tightwire.errors import AttachError
 
 Named = Mapping[str, Mapping[str, Tensor]]
 
 
-def memory(averagers: Iterable[Averager]) -> dict[str, dict[str, Tensor]]:
+def memory(averagers: Iterable[BucketAverager]) -> dict[str, dict[str, Tensor]]:
     """Returns copies of all that stages and reducers remember, by tensor name, then by what it is called."""
     return {
         name: {kind: kept.clone() for kind, kept in kinds.items()}
@@ -25,7 +25,7 @@ def memory(averagers: Iterable[Averager]) -> dict[str, dict[str, Tensor]]:
     }
 
 
-def load_memory(averagers: Iterable[Averager], state: Named) -> None:
+def load_memory(averagers: Iterable[BucketAverager], state: Named) -> None:
     """Takes up what was remembered, by tensor name, however buckets were cut when it was saved.
 
     Raises:

@@ -10,19 +10,19 @@ from typing import Any, cast
 from torch import Tensor
 from torch.nn import Parameter
 
-from tightwire.averaging.bucket import Round
+from tightwire.architecture.round import Round
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
-from tightwire.runtime.engines.engine import Defaults
+from tightwire.runtime.context import RunContext
+from tightwire.runtime.engines.engine import BaseEngine
 from tightwire.runtime.engines.lines import Line, build_lines
 from tightwire.runtime.engines.memory import have_finite_gradients, load_memory
 from tightwire.runtime.engines.states import States
 from tightwire.runtime.engines.votes import Ballot, Votes
-from tightwire.runtime.fabric import Fabric
 from tightwire.sync import Rounds
 
 
-class ParameterEngine(Defaults):
+class ParameterEngine(BaseEngine):
     """Every so many steps, workers agree on the mean of their parameters (local methods).
 
     A round begins with one control message, by which workers that reached the end of their data before others go
@@ -30,12 +30,12 @@ class ParameterEngine(Defaults):
     that step, lest its optimizer's state be lost, and spoils the round: all workers alike go back to where it began.
     """
 
-    def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric) -> None:
-        self._fabric = fabric
+    def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
+        self._context = context
         self._sync = cast(Rounds, plan.sync)
-        self._lines, self._inside = build_lines(parameters, plan, fabric)
+        self._lines, self._inside = build_lines(parameters, plan, context)
         self._trained = tuple(parameters.values())
-        self._states = States(parameters, plan, fabric, self._sync.optimizer_state)
+        self._states = States(parameters, plan, context, self._sync.optimizer_state)
         self.planned_bytes = 0
         self.rounds = 0
         self.skipped = 0
@@ -49,7 +49,7 @@ class ParameterEngine(Defaults):
     def accumulating(self, on: bool) -> None:  # noqa: D102
         pass
 
-    def hear(self, *, loss: float | None = None, samples: float | None = None) -> None:  # noqa: D102
+    def observe(self, *, loss: float | None = None, samples: float | None = None) -> None:  # noqa: D102
         if loss is not None and math.isfinite(loss):
             self._loss, self._losses = self._loss + loss, self._losses + 1
         self._samples += samples or 0.0
@@ -62,7 +62,7 @@ class ParameterEngine(Defaults):
             )
         self._leaving = True
 
-    def calls_meeting(self) -> bool:  # noqa: D102
+    def requests_flush(self) -> bool:  # noqa: D102
         return self._meeting
 
     def before_step(self) -> None:  # noqa: D102
@@ -100,7 +100,7 @@ class ParameterEngine(Defaults):
     def consensus(self) -> Mapping[str, Tensor] | None:
         """The outer model or the centre, where there is one; else the mean of where workers are."""
         self._land_all()
-        if self._sync.outer.is_mean and self._fabric.outer is None and not self._sync.elastic:
+        if self._sync.outer.is_mean and self._context.outer is None and not self._sync.elastic:
             return None
         return self._agreed()
 
@@ -174,7 +174,7 @@ class ParameterEngine(Defaults):
 
     def _vote(self, line: Line, *, present: bool, final: bool = False) -> Votes:
         counts = line.alone > 0 and (
-            final or self._sync.takes_part(self._fabric.transport.rank, line.workers, self._seed(line) + 1)
+            final or self._sync.takes_part(self._context.transport.rank, line.workers, self._seed(line) + 1)
         )
         weight = (self._samples or 1.0) if self._sync.weighs_samples else 1.0
         return Votes(
@@ -256,7 +256,7 @@ class ParameterEngine(Defaults):
     def _seed(self, line: Line) -> int:
         """Of the round begun last: the same on every rank that shares in it."""
         numbers = [line.number] if line is self._inside else [other.number for other in self._lines]
-        return self._fabric.seed + sum(numbers)
+        return self._context.seed + sum(numbers)
 
 
 def _merge(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -15,38 +15,42 @@ from torch.nn import Parameter
 from tightwire.answers import Member
 from tightwire.architecture import ParameterServer
 from tightwire.architecture.allreduce.memory import mix
-from tightwire.architecture.server import Client, LocalClient, Parcel, Post, RemoteClient, Service, Shard
-from tightwire.architecture.server.messages import Flag, Header
+from tightwire.architecture.round import Round
+from tightwire.architecture.server.client import Client, LocalClient, RemoteClient
+from tightwire.architecture.server.messages import Flag, Header, Post
 from tightwire.architecture.server.optimizer import Settings
 from tightwire.architecture.server.parameter_server import Roles
-from tightwire.averaging.bucket import Averager, Round
+from tightwire.architecture.server.parcel import Parcel
+from tightwire.architecture.server.service import Service
+from tightwire.architecture.server.shard import Shard
+from tightwire.averaging.bucket import BucketAverager
 from tightwire.buckets import Bucket, plan_layout
 from tightwire.compression import Codec, Identity
 from tightwire.compression.warm import warm_up
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
-from tightwire.runtime.engines.engine import Defaults
+from tightwire.runtime.context import RunContext, require_cpu
+from tightwire.runtime.engines.engine import BaseEngine
 from tightwire.runtime.engines.memory import have_finite_gradients, load_memory, memory
-from tightwire.runtime.fabric import Fabric, require_cpu
 from tightwire.schedule import TensorFacts
 from tightwire.sync import Served, Ssp
 
 
-class ServerEngine(Defaults):
+class ServerEngine(BaseEngine):
     """Whoever owns a shard serves it on threads; whoever trains asks all shards in every step.
 
     The optimizer's own step finds no gradients and changes nothing: shards step, with the settings that it has at
     the time. A worker's parameters are a copy, replaced after every step by what the servers have.
     """
 
-    def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric) -> None:
-        architecture, transport = cast(ParameterServer, plan.architecture), fabric.transport
+    def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
+        architecture, transport = cast(ParameterServer, plan.architecture), context.transport
         policy = plan.sync if isinstance(plan.sync, Served) else Ssp(0)  # bsp, behind servers
         roles = architecture.roles(transport.size)
-        self._trained = _stepped_by(fabric, parameters)
+        self._trained = _stepped_by(context, parameters)
         require_cpu(self._trained)
-        self._fabric, self._roles, self._rank = fabric, roles, transport.rank
-        self._settings = Settings(fabric.optimizer)
+        self._context, self._roles, self._rank = context, roles, transport.rank
+        self._settings = Settings(context.optimizer)
         owner_of = dict(
             zip(self._trained, roles.share_out([p.numel() for p in self._trained.values()]), strict=True)
         )
@@ -78,7 +82,7 @@ class ServerEngine(Defaults):
     def is_server(self) -> bool:  # noqa: D102
         return not self._shares
 
-    def meets(self) -> bool:  # noqa: D102
+    def flush_is_collective(self) -> bool:  # noqa: D102
         return False  # servers stay on, and workers may have died
 
     def accumulating(self, on: bool) -> None:  # noqa: D102
@@ -193,7 +197,7 @@ class ServerEngine(Defaults):
         self._closed = True
         if self._is_clean:
             if self._service is not None:  # others may still be on their way to what this rank has got
-                self._service.settle(self._fabric.transport.deadline_s)
+                self._service.settle(self._context.transport.deadline_s)
             for share in self._shares:
                 share.client.bye()
         self._post.channel.close()
@@ -213,7 +217,7 @@ class ServerEngine(Defaults):
 
     def _parcel(self, owner: int, owner_of: Mapping[str, int], plan: Plan) -> Parcel:
         tensors = {name: p for name, p in reversed(self._trained.items()) if owner_of[name] == owner}
-        routes = {name: self._fabric.compression_of(name, p, plan) for name, p in tensors.items()}
+        routes = {name: self._context.compression_of(name, p, plan) for name, p in tensors.items()}
         facts = [
             TensorFacts(num_bytes=p.numel() * p.itemsize, kind=(str(p.dtype), *map(str, routes[name])))
             for name, p in tensors.items()
@@ -231,11 +235,11 @@ class ServerEngine(Defaults):
             parcel,
             policy,
             {name: self._trained[name].detach() for name in parcel.names},
-            self._fabric.optimizer,
+            self._context.optimizer,
             {id(p): name for name, p in self._trained.items()},
             workers=self._roles.workers,
-            seed=self._fabric.seed,
-            deadline_s=self._fabric.transport.deadline_s,
+            seed=self._context.seed,
+            deadline_s=self._context.transport.deadline_s,
         )
 
     def _serve(self) -> Service:
@@ -249,7 +253,7 @@ class ServerEngine(Defaults):
             client: Client = LocalClient(self._shard, self._roles.workers.index(self._rank))
         else:
             client = RemoteClient(self._post, parcel, owner)
-        return _Share(owner, parcel, client, self._trained, self._roles, self._fabric.seed, self._rank)
+        return _Share(owner, parcel, client, self._trained, self._roles, self._context.seed, self._rank)
 
     def _own_first(self) -> Iterable[_Share]:
         """Yields shares, this rank's first: others may be waiting for its push."""
@@ -315,7 +319,7 @@ class _Share:
         self._parcel, self._seed, self._rank = parcel, seed, rank
         self._rooms = [_Room(torch.empty(0, dtype=torch.uint8)) for _ in parcel.buckets]
         self.averagers = [
-            Averager(Bucket(layout), compression, _writers(room), workers=len(roles.workers))
+            BucketAverager(Bucket(layout), compression, _writers(room), workers=len(roles.workers))
             for layout, compression, room in zip(
                 parcel.buckets, parcel.compressions, self._rooms, strict=True
             )
@@ -384,11 +388,11 @@ def _writers(room: _Room) -> Any:
     return build
 
 
-def _stepped_by(fabric: Fabric, parameters: Mapping[str, Parameter]) -> dict[str, Parameter]:
+def _stepped_by(context: RunContext, parameters: Mapping[str, Parameter]) -> dict[str, Parameter]:
     """Returns the trained parameters that the optimizer steps; others stay as they are, as in plain PyTorch."""
 
     def stepped() -> Iterator[int]:
-        for group in fabric.optimizer.param_groups:
+        for group in context.optimizer.param_groups:
             yield from map(id, group["params"])
 
     known = set(stepped())

@@ -13,9 +13,9 @@ from torch.nn import Parameter
 
 from tightwire.buckets import Bucket, plan_layout
 from tightwire.plan import Plan
-from tightwire.runtime.engines.engine import Defaults
+from tightwire.runtime.context import RunContext
+from tightwire.runtime.engines.engine import BaseEngine
 from tightwire.runtime.engines.memory import have_finite_gradients
-from tightwire.runtime.fabric import Fabric
 from tightwire.schedule import TensorFacts
 from tightwire.sync import Gaia
 from tightwire.transport import Transport
@@ -25,24 +25,24 @@ INDEX_BYTES = 4
 BASE = 1 << 16
 
 
-class SignificanceEngine(Defaults):
+class SignificanceEngine(BaseEngine):
     """After each step, workers add up the elements whose updates are significant (gaia).
 
     All hold the same agreed parameters c; a worker trains on x = c + what it has not sent yet. A step with a NaN or
     Inf in its gradients is dropped by its own worker.
     """
 
-    def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric) -> None:
-        self._fabric, self._parameters = fabric, parameters
+    def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
+        self._context, self._parameters = context, parameters
         self._s = cast(Gaia, plan.sync).s
         facts = [TensorFacts(num_bytes=p.nbytes, kind=(p.dtype, p.device)) for p in parameters.values()]
         partition = plan.schedule.partition(facts)
         self._agreed = [Bucket(layout) for layout in plan_layout(parameters, partition)]
         self._updates = [Bucket(agreed.layout) for agreed in self._agreed]
-        self._channel: Transport = fabric.transport.channel()
-        self._rank, self._size = fabric.transport.rank, fabric.transport.size
+        self._channel: Transport = context.transport.channel()
+        self._rank, self._size = context.transport.rank, context.transport.size
         self._counts = 2 * len(self._agreed)
-        self._control = fabric.control(self._counts * self._size + 1)
+        self._control = context.control(self._counts * self._size + 1)
         self.planned_bytes = self.rounds = self.skipped = 0
         self.exposed_s = 0.0
         self._number = 0

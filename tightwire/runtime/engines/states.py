@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from tightwire.averaging.bucket import Round
+from tightwire.architecture.round import Round
 from tightwire.errors import MismatchError
 from tightwire.plan import Plan
 from tightwire.runtime.agreement import require_agreement
+from tightwire.runtime.context import RunContext
 from tightwire.runtime.exchange import Exchange
-from tightwire.runtime.fabric import Fabric
 
 
 class States:
@@ -23,8 +23,10 @@ class States:
     parameters; counters of steps stay. The exchange is built in the first round, for there is no state before.
     """
 
-    def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, fabric: Fabric, policy: str) -> None:
-        self._parameters, self._fabric, self._policy = parameters, fabric, policy
+    def __init__(
+        self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext, policy: str
+    ) -> None:
+        self._parameters, self._context, self._policy = parameters, context, policy
         self._plan = Plan.parse(f"bsp/{plan.architecture}/none/sequential")
         self._exchange: Exchange | None = None
 
@@ -43,7 +45,7 @@ class States:
         """
         if self._policy == "reset":
             for parameter in self._parameters.values():
-                self._fabric.optimizer.state.pop(parameter, None)
+                self._context.optimizer.state.pop(parameter, None)
         return self._average(now, share) if self._policy == "averaged" else 0
 
     def close(self) -> None:
@@ -54,10 +56,10 @@ class States:
     def _average(self, now: Round, share: float) -> int:
         tensors = self._tensors()
         if self._exchange is None:
-            require_agreement(self._fabric.transport.inner, {k: list(t.shape) for k, t in tensors.items()})
+            require_agreement(self._context.transport.inner, {k: list(t.shape) for k, t in tensors.items()})
             if not tensors:
                 return 0
-            self._exchange = self._fabric.exactly().exchange(tensors, self._plan)
+            self._exchange = self._context.exactly().exchange(tensors, self._plan)
         buckets = self._exchange.buckets
         if {name for bucket in buckets for name in bucket.views} != set(tensors):
             raise MismatchError(
@@ -76,7 +78,7 @@ class States:
 
     def _tensors(self) -> dict[str, Tensor]:
         """Returns the state that can be averaged, by parameter name and what the optimizer calls it."""
-        state = self._fabric.optimizer.state
+        state = self._context.optimizer.state
         return {
             f"{name}/{key}": value
             for name, parameter in self._parameters.items()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tightwire.runtime.fabric import Fabric
+from tightwire.runtime.context import RunContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +35,9 @@ class Ballot:
         bytes_sent: in one vote.
     """
 
-    def __init__(self, fabric: Fabric) -> None:
-        self._control = fabric.control(5)
-        self._workers = fabric.transport.size
+    def __init__(self, context: RunContext) -> None:
+        self._control = context.control(5)
+        self._workers = context.transport.size
         self.bytes_sent = self._control.bytes_sent
 
     def sum(self, mine: Votes) -> Votes:

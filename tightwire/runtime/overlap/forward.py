@@ -30,7 +30,7 @@ _TOUCHED = (
 )
 
 
-class OnGround:
+class NoOverlap:
     """No flight: passes wait for their means."""
 
     def take_exposed_s(self) -> float:
@@ -54,7 +54,7 @@ class OnGround:
         """Has nothing to take out."""
 
 
-class Flight:
+class ForwardOverlap:
     """Lets a backward pass end before the means are there, and the optimizer's step before it is made.
 
     Three phases. *Grounded*: nothing is under way. *Up*, after a backward pass: gradients are held; reading one is an

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tightwire.averaging import Reduction
+from tightwire.averaging import AveragingMethod
 from tightwire.catalogue import catalogue
 from tightwire.compression import Codec, Recipe
 from tightwire.errors import PlanError
@@ -59,7 +59,7 @@ def _members() -> tuple[str, ...]:
     used = {stage.partition(":")[0] for text in USUAL for stage in text.split("+")}
     texts = []
     for name, member in catalogue("compression").items():
-        if issubclass(member, Codec | Reduction | Recipe) and name not in used:
+        if issubclass(member, Codec | AveragingMethod | Recipe) and name not in used:
             texts.append(member.example or name)
     return tuple(text for text in texts if _works(text))
 

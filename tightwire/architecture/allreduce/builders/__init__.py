@@ -96,7 +96,7 @@ COLLECTIVES: dict[str, Recipe] = {
     "reduce-scatter": Recipe(build=reduce_scatter, title="Reduce-scatter around a ring", paper=_RING),
     "all-gather": Recipe(build=all_gather, title="All-gather around a ring", paper=_MPICH),
     "broadcast": Recipe(build=broadcast, title="Broadcast down a pipelined binary tree", paper=_TREES),
-    "reduce": Recipe(build=reduce, title="Reduction up a pipelined binary tree", paper=_TREES),
+    "reduce": Recipe(build=reduce, title="AveragingMethod up a pipelined binary tree", paper=_TREES),
     "all-to-all": Recipe(build=all_to_all, title="All-to-all between pairs", paper=_DIRECT),
 }
 

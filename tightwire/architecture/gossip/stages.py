@@ -201,3 +201,6 @@ def _require_share(stage: GossipStage, field: str, value: float) -> None:
         raise PlanError(
             f"{stage.name} cannot step by {field}={value}: give one in (0, 1], as in {stage.name}:{field}=0.3, or none."
         )
+
+
+MEMBERS: tuple[type[GossipStage], ...] = (Choco, DCD, ECD, DeepSqueeze, SAPS)

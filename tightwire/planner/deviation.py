@@ -6,7 +6,7 @@ import functools
 
 from tightwire.answers import Member
 from tightwire.architecture import Gossip
-from tightwire.averaging import Reduction
+from tightwire.averaging import AveragingMethod
 from tightwire.compression import Codec
 from tightwire.plan import Plan
 from tightwire.sync import Delayed, Gaia, Lag, Served, Sync
@@ -27,13 +27,13 @@ SOME_WORKERS, SOME_SIDE = 8, 1024
 CAST_RATIO = 2.0
 
 
-def harm(plan: Plan) -> float:
+def deviation(plan: Plan) -> float:
     """Orders plans by how much they change what is learnt from; 1: nothing.
 
     The product of how many steps share an agreement or are behind it, and of how many times fewer bytes carry it,
     somewhat more where nothing makes up for what was not sent.
 
-    >>> harm(Plan.parse("bsp")), harm(Plan.parse("local:8")), harm(Plan.parse("bsp/allreduce/bf16"))
+    >>> deviation(Plan.parse("bsp")), deviation(Plan.parse("local:8")), deviation(Plan.parse("bsp/allreduce/bf16"))
     (1.0, 8.0, 2.0)
     """
     found = _lateness(plan.sync) * ratio(plan.compression)
@@ -64,7 +64,7 @@ def _lateness(sync: Member) -> float:
 def ratio(compression: tuple[Member, ...]) -> float:
     """Returns how many times fewer bytes than dense ones carry the agreement."""
     sender, numel = compression[0], SOME_SIDE**2
-    if isinstance(sender, Reduction):
+    if isinstance(sender, AveragingMethod):
         if sender.lossless:  # its bytes are a bound, and it changes nothing
             return 1.0
         dense = 2 * (SOME_WORKERS - 1) / SOME_WORKERS * 4 * numel

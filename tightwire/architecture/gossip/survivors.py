@@ -8,8 +8,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tightwire.averaging.exact import exact_bytes, exact_runner
-from tightwire.averaging.neighbours import Lost
+from tightwire.architecture.allreduce.exact import exact_bytes, exact_runner
+from tightwire.architecture.gossip.neighbours import Lost
 from tightwire.transport import Transport
 from tightwire.transport.base import Work
 from tightwire.transport.wrapper import Wrapper

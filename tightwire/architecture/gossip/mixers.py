@@ -17,10 +17,10 @@ from tightwire.answers import Answers, CompressionAnswer, Sender
 from tightwire.architecture.allreduce.memory import mix
 from tightwire.architecture.gossip import Gossip
 from tightwire.architecture.gossip.mixing import ROUNDING
-from tightwire.averaging.bucket import Round
-from tightwire.averaging.neighbours import Heard, Neighbours
+from tightwire.architecture.gossip.neighbours import Heard, Neighbours
+from tightwire.architecture.gossip.stages import DCD, ECD, SAPS, Choco, DeepSqueeze, GossipStage
+from tightwire.architecture.round import Round
 from tightwire.compression import Codec, Identity
-from tightwire.compression.gossip import DCD, ECD, SAPS, Choco, DeepSqueeze, GossipStage
 from tightwire.compression.stage import sender_at, sender_of
 
 AnyStage = TypeVar("AnyStage", bound=GossipStage)

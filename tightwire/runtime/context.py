@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from tightwire.answers import CompressionAnswer, Sender
 from tightwire.architecture import AllReduce, Architecture, Setting
-from tightwire.averaging import Averager, Reducer, all_reducer, build_reducer
+from tightwire.averaging import Averager, BucketAverager, all_reduce_averager, build_averager
 from tightwire.averaging.bucket import Spared
 from tightwire.averaging.halves import Half
 from tightwire.averaging.method import TAGS
@@ -34,7 +34,7 @@ from tightwire.transport import Counting, Transport
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fabric:
+class RunContext:
     """Builds exchanges over one transport.
 
     Attributes:
@@ -67,11 +67,11 @@ class Fabric:
     workers_per_node: int = 0
     costs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
-    def over(self, transport: Counting) -> Fabric:
+    def over(self, transport: Counting) -> RunContext:
         """Returns the same over another transport, such as a group, of which nothing was measured."""
         return dataclasses.replace(self, transport=transport, costs={})
 
-    def exactly(self) -> Fabric:
+    def exactly(self) -> RunContext:
         """Returns the same without routes, for what must travel as it is."""
         return dataclasses.replace(self, routing=())
 
@@ -115,16 +115,18 @@ class Fabric:
             wire,
         )
         lanes = [architecture.connect(self.transport) for _ in range(agenda.lanes)]
-        averagers: list[Averager] = []
+        averagers: list[BucketAverager] = []
         for number, piece in enumerate(agenda.pieces):
             part, channel = part_of(buckets[piece.bucket], piece), lanes[number % len(lanes)]
             if piece.phase != "mean":
                 half = Half(part, piece.phase, channel, tag=number * TAGS)
-                averagers.append(cast(Averager, half))  # which it stands for
+                averagers.append(cast(BucketAverager, half))  # which it stands for
                 continue
             build = functools.partial(self._build, architecture, channel, part.layout, number)
             compression = compressions[piece.bucket]
-            averagers.append(Averager(part, compression, build, workers=channel.size, spared=self.spared))
+            averagers.append(
+                BucketAverager(part, compression, build, workers=channel.size, spared=self.spared)
+            )
         pacer = schedule.pacer(agenda)
         return Exchange(averagers, pacer, self.tracer, buckets=buckets, agenda=agenda, channels=lanes)
 
@@ -141,18 +143,18 @@ class Fabric:
         layout: BucketLayout,
         number: int,
         sender: Sender,
-    ) -> Reducer:
+    ) -> Averager:
         if not isinstance(sender, Codec):
-            return build_reducer(architecture, sender, channel, bucket=layout, number=number)
+            return build_averager(architecture, sender, channel, bucket=layout, number=number)
         warm_up(sender, layout.dtype)  # kernels are compiled now, not within the first step
         setting = Setting(num_ranks=channel.size, workers_per_node=self.workers_per_node, costs=self.costs)
         codec = traced(sender, self.tracer)
-        return build_reducer(architecture, codec, channel, bucket=layout, number=number, setting=setting)
+        return build_averager(architecture, codec, channel, bucket=layout, number=number, setting=setting)
 
-    def control(self, numel: int) -> Reducer:
+    def control(self, numel: int) -> Averager:
         """Builds the reducer of the small exact messages that engines agree by, on a channel of its own."""
         layout = plan_layout({"control": torch.zeros(numel)}, [[0]])[0]
-        return all_reducer(
+        return all_reduce_averager(
             AllReduce("recursive-doubling"), Identity(), self.transport.channel(), bucket=layout, tag=0
         )
 

@@ -23,7 +23,7 @@ EXACT, ROUGH = 1.01, 1.05
 Gains = Callable[[Profile, Cluster], bool]
 
 
-def flips(ranking: Ranking) -> Iterator[str]:
+def break_even(ranking: Ranking) -> Iterator[str]:
     """Yields where plain all-reduce would become as good as the choice; or, where it is the choice, worth leaving."""
     if ranking.cluster.workers == 1:
         return
