@@ -130,7 +130,7 @@ def test_prints_the_shortest_text(text: str, printed: str) -> None:
         ("bsp/allreduce/topk:1.5", "give one in (0, 1]"),
         ("bsp/allreduce/topk:nan", "give one in (0, 1]"),
         ("bsp/allreduce/topk:0.01+", "'' is no known compression"),
-        ("bsp/allreduce/none/fusion:4mib", "write a whole number and one of B, KB"),
+        ("bsp/allreduce/none/fusion:4mib", "write a number and one of B, KB"),
         ("bsp/allreduce/none/fusion:0", "at least 1 byte"),
         ("bsp/allreduce:ring/topk:0.01", "Nearest legal: bsp/allreduce:allgather/topk:0.01."),
         ("bsp/allreduce/none+ef", "Nearest legal: bsp."),
@@ -180,7 +180,7 @@ class Every(Member):
 )
 def test_every_kind_of_argument_is_read_back(member: Every) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tightwire.plan.catalogue", lambda axis: {"every": Every})
+        patch.setattr("tightwire.catalogue.catalogue", lambda axis: {"every": Every})
         assert parse_member("sync", str(member)) == member
     assert "+" not in str(member)
 
@@ -190,7 +190,7 @@ def test_sizes_are_read_back(num_bytes: int) -> None:
     assert parse_bytes(print_bytes(num_bytes)) == num_bytes
 
 
-@pytest.mark.parametrize("text", ["", "MB", "-1", "1.5MB", "4 QB", "4mb", "１MB"])
+@pytest.mark.parametrize("text", ["", "MB", "-1", "1.5B", "4 QB", "4mb", "１MB"])
 def test_refuses_what_is_no_size(text: str) -> None:
     with pytest.raises(ValueError, match="no size"):
         parse_bytes(text)

@@ -2,7 +2,8 @@
 
     TightwireError
     ├── PlanError          (ValueError)    a plan that cannot be read, or that cannot work
-    ├── FileError          (ValueError)    a plan, cluster or profile file with a wrong field
+    ├── FileError          (ValueError)    a file that cannot be read or written, or with a wrong field
+    ├── UnitError          (ValueError)    a size, a rate or a time that cannot be read
     ├── TensorError        (ValueError)    a tensor that a codec or a bucket cannot take
     ├── ProgramError       (ValueError)    a collective program that is wrong, or cannot exist for this N
     ├── AttachError        (RuntimeError)  a model or an optimizer that cannot be attached as asked
@@ -28,7 +29,11 @@ class PlanError(TightwireError, ValueError):
 
 
 class FileError(TightwireError, ValueError):
-    """A plan, cluster or profile file that cannot be read; the message names the field."""
+    """A file that cannot be read or written; the message names it, and the field where one is wrong."""
+
+
+class UnitError(TightwireError, ValueError):
+    """A size, a rate or a time that cannot be read; the message says how it is written."""
 
 
 class TensorError(TightwireError, ValueError):

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tightwire.cli import main, plan, simulate
-from tightwire.errors import FileError, PlanError, TightwireError
+from tightwire.errors import FileError, PlanError, UnitError
 from tightwire.plan import PlanFile
 
 NUMBERS = ["--gradients", "20MB", "--compute", "380ms", "--workers", "4", "--bandwidth", "200mbit"]
@@ -45,10 +45,10 @@ def test_simulate_traces_what_a_step_waits_for(tmp_path: pathlib.Path) -> None:
     [
         (["bsp"], FileError, "--profile"),
         (["bsp", *NUMBERS[:4]], FileError, "--cluster"),
-        (["bsp", "--gradients", "20", "--compute", "1", *NUMBERS[4:]], FileError, "--compute"),
-        (["bsp", "--gradients", "20XB", "--compute", "1s", *NUMBERS[4:]], FileError, "--gradients"),
-        (["bsp", *NUMBERS, "--latency", "5 minutes"], FileError, "--latency"),
-        (["bsp", *NUMBERS[:6], "--bandwidth", "0"], TightwireError, "rate"),
+        (["bsp", "--gradients", "20", "--compute", "1", *NUMBERS[4:]], UnitError, "--compute"),
+        (["bsp", "--gradients", "20XB", "--compute", "1s", *NUMBERS[4:]], UnitError, "--gradients"),
+        (["bsp", *NUMBERS, "--latency", "5 minutes"], UnitError, "--latency"),
+        (["bsp", *NUMBERS[:6], "--bandwidth", "0"], FileError, "bandwidth"),
         (["bps", *NUMBERS], PlanError, "bsp"),
         (["bsp", *NUMBERS[:4], "--cluster", "nowhere.yaml"], FileError, "nowhere.yaml"),
     ],

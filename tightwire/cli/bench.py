@@ -19,7 +19,7 @@ from tightwire.cli.step import step
 from tightwire.cli.sync import sync
 from tightwire.errors import LabError, TightwireError
 from tightwire.lab import parse_rate
-from tightwire.units import parse_bytes, print_bytes
+from tightwire.units import of_option, parse_bytes, parse_seconds, print_bytes
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.command()(step)
@@ -227,7 +227,9 @@ def server(
         str,
         typer.Option(help="Plans, separated by spaces; the first is what the others are measured against."),
     ] = "bsp/ps ssp:4/ps asp/ps backup:1/ps",
-    compute_ms: Annotated[float, typer.Option(help="Emulated compute of a step.", min=1)] = 60.0,
+    compute: Annotated[
+        str, typer.Option(help="Emulated compute of a step, a third of it forward: 300ms.")
+    ] = "60ms",
     seconds: Annotated[float, typer.Option(help="Per plan.", min=0.5)] = 8.0,
     as_json: Annotated[
         bool, typer.Option("--json", help="End with one line of JSON on standard output.")
@@ -252,7 +254,7 @@ def server(
             plans=tuple(plans.split()),
             slow_rank=-1 if whom == "any" else int(whom),
             slow_factor=float(times.removesuffix("x")),
-            compute_s=compute_ms / 1e3,
+            compute_s=of_option("--compute", parse_seconds, compute),
             seconds=seconds,
         )
         with Console(stderr=True).status("the lab starts") as status:

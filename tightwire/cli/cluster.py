@@ -13,8 +13,8 @@ from rich.table import Table
 from tightwire.cluster import Cluster
 from tightwire.cluster.imports import from_nccl_inspector, from_nccl_tests, from_nccl_topology
 from tightwire.cluster.presets import PRESETS, preset
-from tightwire.planner.words import print_rate
 from tightwire.profile.traces import cluster_of_traces
+from tightwire.units import print_rate
 
 app = typer.Typer(
     help="Cluster files: of known hardware, or imported.", rich_markup_mode=None, no_args_is_help=True

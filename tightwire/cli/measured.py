@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-import re
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -14,12 +13,10 @@ from rich.table import Table
 
 from tightwire.cluster import PAYLOAD_SHARE, Cluster
 from tightwire.errors import FileError
-from tightwire.lab import parse_rate
 from tightwire.planner import summary
-from tightwire.planner.words import print_ms, print_size
 from tightwire.profile import Profile
 from tightwire.simulate import Prediction
-from tightwire.units import parse_bytes
+from tightwire.units import of_option, parse_bytes, parse_rate, parse_seconds, print_ms, print_size
 
 ProfileOption = Annotated[
     pathlib.Path | None,
@@ -49,14 +46,14 @@ JsonOption = Annotated[bool, typer.Option("--json", help="End with one line of J
 LAYERS = 48
 # Of a table; all are in the JSON.
 MOST_ROWS = 12
-SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
 
 
 def read_profile(path: pathlib.Path | None, gradients: str | None, compute: str | None) -> Profile:
     """Returns the profile of a file, or one of equal layers from two round numbers.
 
     Raises:
-        FileError: neither or both are given, or one of them is wrong.
+        FileError: neither or both are given.
+        UnitError: a number that cannot be read.
     """
     if path is not None and gradients is None and compute is None:
         return Profile.read(path)
@@ -64,11 +61,8 @@ def read_profile(path: pathlib.Path | None, gradients: str | None, compute: str 
         raise FileError(
             "the model is not given: write --profile FILE, or --gradients 100MB and --compute 300ms."
         )
-    compute_s = parse_seconds("--compute", compute)
-    try:
-        num_bytes = parse_bytes(gradients)
-    except ValueError as error:
-        raise FileError(f"--gradients: {error}.") from None
+    compute_s = of_option("--compute", parse_seconds, compute)
+    num_bytes = of_option("--gradients", parse_bytes, gradients)
     return Profile.uniform(
         layers=LAYERS,
         numel_per_layer=max(1, num_bytes // 4 // LAYERS),
@@ -84,33 +78,16 @@ def read_cluster(
 
     Raises:
         FileError: neither or both are given, or one of them is wrong.
-        LabError: a bandwidth that cannot be read.
+        UnitError: a number that cannot be read.
     """
     if path is not None and workers is None and bandwidth is None:
         return Cluster.read(path)
-    rate = parse_rate(bandwidth) if bandwidth is not None else None
+    rate = of_option("--bandwidth", parse_rate, bandwidth) if bandwidth is not None else None
     if path is not None or workers is None or rate is None:
         raise FileError(
             "the cluster is not given: write --cluster FILE, or --workers 4 and --bandwidth 1gbit."
         )
-    return Cluster.uniform(workers, rate * PAYLOAD_SHARE, parse_seconds("--latency", latency))
-
-
-def parse_seconds(option: str, text: str) -> float:
-    """Reads `300ms`, `50us` or `1.5s`.
-
-    >>> parse_seconds("--latency", "50us")
-    5e-05
-
-    Raises:
-        FileError: names the option.
-    """
-    match = re.fullmatch(r"(\d*\.?\d+) *(s|ms|us|µs)", text.strip())
-    if not match:
-        raise FileError(
-            f"{option} {text!r} is no time; write a number and one of {', '.join(SECONDS)}, as in 50us."
-        )
-    return float(match[1]) * SECONDS[match[2]]
+    return Cluster.uniform(workers, rate * PAYLOAD_SHARE, of_option("--latency", parse_seconds, latency))
 
 
 def print_ranking(rows: Sequence[Prediction], why: Sequence[str], as_json: bool) -> None:

@@ -20,7 +20,7 @@ from tightwire.architecture import PROGRAMS
 from tightwire.cluster import Cluster
 from tightwire.errors import LabError, ProgramError
 from tightwire.lab import Lab, Line, Topology, parse_rate
-from tightwire.planner.words import print_ms, print_rate
+from tightwire.units import print_ms, print_rate
 
 app = typer.Typer(rich_markup_mode=None)
 

@@ -11,11 +11,11 @@ import typer
 
 from tightwire.errors import FileError
 from tightwire.planner import candidates
-from tightwire.planner.words import print_ms, print_size
 from tightwire.profile import Profile
 from tightwire.profile.devices import DEVICES, derive, device
 from tightwire.profile.models import MODELS, model_shape
 from tightwire.profile.traces import profile_of_trace
+from tightwire.units import print_ms, print_size
 
 app = typer.Typer(rich_markup_mode=None)
 

@@ -16,6 +16,7 @@ from tightwire.cli import made
 from tightwire.errors import LabError
 from tightwire.lab import parse_rate
 from tightwire.study.report import aligned
+from tightwire.units import of_option, parse_seconds
 from tightwire.validate import seven_report
 from tightwire.validate.seven_in_lab import Cell, Experiment, run
 
@@ -33,8 +34,8 @@ def seven_methods(
     workers: Annotated[int, typer.Option(help="Hosts in the emulated cluster.", min=2)] = 4,
     rate: Annotated[str, typer.Option(help="Each host's link, each way: 1gbit, 200mbit, 25MB/s.")] = "1gbit",
     compute: Annotated[
-        float, typer.Option(help="Seconds of emulated compute in a step, a third of it forward.")
-    ] = 0.5,
+        str, typer.Option(help="Emulated compute of a step, a third of it forward: 300ms.")
+    ] = "500ms",
     steps: Annotated[int, typer.Option(help="Per method, after warming up; the median counts.", min=1)] = 5,
     out: Annotated[
         pathlib.Path, typer.Option(help="File of results; the report stands beside it, .md and .html.")
@@ -52,7 +53,9 @@ def seven_methods(
 
         tightwire study seven-methods --models ResNet-50 --ratios 1,2 --steps 3 --out out/seven.json
     """
-    experiment = _experiment(models, ratios, workers, rate, compute, steps)
+    experiment = _experiment(
+        models, ratios, workers, rate, of_option("--compute", parse_seconds, compute), steps
+    )
     about = {
         "study": NAME,
         "command": made.command(),

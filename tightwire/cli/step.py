@@ -16,7 +16,7 @@ from tightwire.bench.step import Bench, Row, Workload
 from tightwire.errors import LabError, TightwireError
 from tightwire.lab import parse_rate
 from tightwire.study import real_step
-from tightwire.units import parse_bytes
+from tightwire.units import of_option, parse_bytes, parse_seconds
 
 
 def step(
@@ -25,8 +25,8 @@ def step(
     layers: Annotated[int, typer.Option(help="Equal layers of one tensor each.", min=1)] = 24,
     layer_bytes: Annotated[str, typer.Option(help="Of each layer: 4MB, 1MiB.")] = "4MiB",
     compute: Annotated[
-        float, typer.Option(help="Seconds of compute in a step, a third of it forward.")
-    ] = 1.0,
+        str, typer.Option(help="Emulated compute of a step, a third of it forward: 300ms.")
+    ] = "1s",
     workload: Annotated[
         str, typer.Option(help="Real tensor lists, scaled, by comma: resnet50, vgg16, bert-base.")
     ] = "",
@@ -51,7 +51,7 @@ def step(
     SCHED_BATCH, as if each had a processor of its own. The bound is max(compute, wire), the wire's being what a line
     must carry for an all-reduce.
 
-        tightwire bench step --workers 4 --rate 1gbit --layers 24 --layer-bytes 4MiB --compute 1.0
+        tightwire bench step --workers 4 --rate 1gbit --layers 24 --layer-bytes 4MiB --compute 1s
 
         tightwire bench step --workload resnet50,vgg16 --wire-over-compute 0.5,1,2 --plans "ddp bsp/allreduce/none/auto"
 
@@ -65,17 +65,20 @@ def step(
             raise LabError(f"--real trains the tour's transformer, not {workload}: leave out one of the two.")
         texts = tuple(plans.split()) or (real_step.PLANS if real else step_bench.default_plans())
         rate_bytes_per_s = parse_rate(rate)
+        compute_s = of_option("--compute", parse_seconds, compute)
         if rate_bytes_per_s is None:
             raise LabError("rate none has no wire bound to compare with: write for example --rate 1gbit.")
         asked = [
             Bench(workers=workers, rate_bytes_per_s=rate_bytes_per_s, workload=load, plans=texts, steps=steps)
             for load in (
-                _known(workload, wire_over_compute, compute, workers, rate_bytes_per_s)
+                _known(workload, wire_over_compute, compute_s, workers, rate_bytes_per_s)
                 if workload
                 else [
                     real_step.workload()
                     if real
-                    else step_bench.uniform(layers, parse_bytes(layer_bytes), compute)
+                    else step_bench.uniform(
+                        layers, of_option("--layer-bytes", parse_bytes, layer_bytes), compute_s
+                    )
                 ]
             )
         ]

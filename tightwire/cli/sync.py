@@ -15,7 +15,7 @@ from tightwire.bench.sync import Bench, Row
 from tightwire.errors import LabError, TightwireError
 from tightwire.lab import parse_rate
 from tightwire.study.report import aligned
-from tightwire.units import parse_bytes
+from tightwire.units import of_option, parse_bytes, parse_seconds
 
 
 def sync(
@@ -25,7 +25,9 @@ def sync(
     ] = "100mbit",
     layers: Annotated[int, typer.Option(help="Equal layers of one tensor each.", min=1)] = 8,
     layer_bytes: Annotated[str, typer.Option(help="Of each layer: 4MB, 1MiB.")] = "256KiB",
-    compute_ms: Annotated[float, typer.Option(help="Emulated compute of a step.", min=1)] = 50.0,
+    compute: Annotated[
+        str, typer.Option(help="Emulated compute of a step, a third of it forward: 300ms.")
+    ] = "50ms",
     plans: Annotated[
         str,
         typer.Option(
@@ -53,7 +55,11 @@ def sync(
         asked = Bench(
             workers=workers,
             rate_bytes_per_s=rate_bytes_per_s,
-            workload=uniform(layers, parse_bytes(layer_bytes), compute_ms / 1e3),
+            workload=uniform(
+                layers,
+                of_option("--layer-bytes", parse_bytes, layer_bytes),
+                of_option("--compute", parse_seconds, compute),
+            ),
             plans=tuple(plans.split()),
             rounds=rounds,
         )

@@ -13,10 +13,10 @@ from rich.table import Table
 
 from tightwire.errors import LabError
 from tightwire.lab import parse_rate
-from tightwire.planner.words import print_ms, print_rate, print_size
 from tightwire.tour import report as tour_report
 from tightwire.tour import tour as tours
 from tightwire.tour.tour import TourOptions, TourResult
+from tightwire.units import print_ms, print_rate, print_size
 
 app = typer.Typer(rich_markup_mode=None)
 

@@ -6,37 +6,25 @@ import math
 import re
 from dataclasses import dataclass
 
-from tightwire.errors import LabError
+from tightwire import units
+from tightwire.errors import LabError, UnitError
 
 MAX_WORKERS = 256
 SLOWEST_BYTES_PER_S = 1e3
 FASTEST_BYTES_PER_S = 125e9
 
-_BYTES_PER_S = {
-    "": 1 / 8,
-    "bit": 1 / 8,
-    "kbit": 1e3 / 8,
-    "mbit": 1e6 / 8,
-    "gbit": 1e9 / 8,
-    "B/s": 1.0,
-    "kB/s": 1e3,
-    "KB/s": 1e3,
-    "MB/s": 1e6,
-    "GB/s": 1e9,
-}
 _UNLIMITED = ("none", "unlimited")
 _EXAMPLES = "1gbit, 200mbit, 50kbit, 25MB/s, or none for links that are not shaped"
 
 
 def parse_rate(text: str) -> float | None:
-    """Reads a link rate in the units of `tc` (`200mbit`), or in bytes (`25MB/s`).
+    """Reads a link's rate (`units.parse_rate`), or `none` for a link that is not shaped.
 
     >>> parse_rate("200mbit"), parse_rate("25MB/s"), parse_rate("none")
     (25000000.0, 25000000.0, None)
 
     Args:
-        text: a number with its unit (bit, kbit, mbit, gbit; B/s, kB/s, MB/s, GB/s), `none` or `unlimited`; a
-            bare number is in bits per second, as for `tc`.
+        text: a rate, `none` or `unlimited`.
 
     Returns:
         Bytes per second on the wire, frame headers included; None for a link that is not shaped.
@@ -47,14 +35,11 @@ def parse_rate(text: str) -> float | None:
     text = text.strip()
     if text.lower() in _UNLIMITED:
         return None
-    match = re.fullmatch(r"([+-]?\d*\.?\d+(?:[eE][+-]?\d+)?)\s*([A-Za-z/]*)", text)
-    if match is None:
-        raise LabError(f"rate {text!r} is not a number with a unit. Write for example {_EXAMPLES}.")
-    number, unit = match.groups()
-    factor = _BYTES_PER_S.get(unit, _BYTES_PER_S.get(unit.lower()))
-    if factor is None:
-        raise LabError(_unit_message(text, number, unit))
-    return checked_rate(float(number) * factor, f"rate {text!r}")
+    try:
+        rate_bytes_per_s = units.parse_rate(text)
+    except UnitError as error:
+        raise LabError(str(error)) from None
+    return checked_rate(rate_bytes_per_s, f"rate {text!r}")
 
 
 def checked_rate(rate_bytes_per_s: float, name: str) -> float:
@@ -71,15 +56,6 @@ def checked_rate(rate_bytes_per_s: float, name: str) -> float:
     )
 
 
-def _unit_message(text: str, number: str, unit: str) -> str:
-    if unit.lower() in ("bps", "kbps", "mbps", "gbps"):
-        letter = unit[0].lower() if len(unit) == 4 else ""
-        return (
-            f"rate {text!r} can mean bits or bytes. Write {number}{letter}bit or {number}{letter.upper()}B/s."
-        )
-    return f"rate {text!r} has the unknown unit {unit!r}. Known: {', '.join(filter(None, _BYTES_PER_S))}."
-
-
 def format_rate(rate_bytes_per_s: float | None) -> str:
     """Writes a rate as `parse_rate` reads it.
 
@@ -88,11 +64,7 @@ def format_rate(rate_bytes_per_s: float | None) -> str:
     """
     if rate_bytes_per_s is None:
         return _UNLIMITED[1]
-    bits = rate_bytes_per_s * 8
-    for unit, scale in (("gbit", 1e9), ("mbit", 1e6), ("kbit", 1e3)):
-        if bits >= scale:
-            return f"{bits / scale:.10g}{unit}"
-    return f"{bits:.10g}bit"
+    return units.print_exact_rate(rate_bytes_per_s)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ from tightwire.cluster import MAX_BANDWIDTH_BYTES_PER_S, Cluster
 from tightwire.errors import PlanError, ProgramError
 from tightwire.planner.candidates import STOCK
 from tightwire.planner.ranking import Ranking, least_gain
-from tightwire.planner.words import print_ms, print_rate
 from tightwire.profile import Profile
 from tightwire.simulate import predict
+from tightwire.units import print_ms, print_rate
 
 # How far from the present value a flip is still looked for.
 FARTHEST = 1000.0

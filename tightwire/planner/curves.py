@@ -10,8 +10,8 @@ from typing import Any
 from tightwire.cluster import MAX_BANDWIDTH_BYTES_PER_S
 from tightwire.errors import PlanError, ProgramError
 from tightwire.planner.ranking import Ranking
-from tightwire.planner.words import print_rate
 from tightwire.simulate import predict
+from tightwire.units import print_rate
 
 # Bandwidths looked at: from a thirtieth of the present one to thirty times as much.
 POINTS, REACH = 25, 30.0

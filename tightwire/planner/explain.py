@@ -15,8 +15,8 @@ from tightwire.planner.confidence import chance
 from tightwire.planner.deviation import deviation
 from tightwire.planner.ranking import Ranking, least_gain, rank
 from tightwire.planner.search import SAME_CLASS
-from tightwire.planner.words import print_ms, print_rate, print_size
 from tightwire.simulate import Prediction, fit_of, predict
+from tightwire.units import print_ms, print_rate, print_size
 
 BOUNDS = {
     "compute": "computing",

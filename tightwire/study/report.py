@@ -6,11 +6,11 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tightwire.planner.words import print_size
 from tightwire.study.claims import Findings, at_equal_time, print_metric
 from tightwire.study.results import Results, Summary
 from tightwire.study.study import Scene, Study, labels
 from tightwire.study.task import Task
+from tightwire.units import print_size
 
 Table = list[tuple[str, ...]]
 

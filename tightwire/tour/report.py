@@ -9,8 +9,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from tightwire.planner.words import print_ms, print_rate, print_size
 from tightwire.tour.tour import DDP, PlanResult, TourResult
+from tightwire.units import print_ms, print_rate, print_size
 
 COLOURS = {"ddp": "#8a8f98", "lossless": "#1f6feb", "lossy": "#d1652b"}
 TRACK_COLOURS = {"compute": "#1f6feb", "waiting": "#e3e6ea", "communication": "#d1652b", "codec": "#7a4fbf"}
