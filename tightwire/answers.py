@@ -97,6 +97,11 @@ class ArchitectureAnswer(Member):
         return False
 
     @property
+    def engine(self) -> str:
+        """What carries plans out at run time in the place of the policy's engine; empty: that."""
+        return ""
+
+    @property
     def has_halves(self) -> bool:
         """Whether its exchange is a reduce-scatter and an all-gather that may be moved apart."""
         return False

@@ -11,7 +11,7 @@ from tests.runtime.training import Net, batch, job, same, train, train_all, valu
 from tightwire._attach import attach
 from tightwire.errors import AttachError, PlanError, TightwireError
 from tightwire.plan import Phases, Plan, PlanFile, Route
-from tightwire.sync import MEMBERS
+from tightwire.sync import MEMBERS, Sync
 from tightwire.transport import Single, Transport, run_threads
 
 
@@ -331,3 +331,10 @@ def test_who_is_done_follows_the_phases_of_the_others(plan: str) -> None:
 
     results = run_threads(3, worker, deadline_s=20)
     assert all(same(parameters, results[0]) for parameters in results)
+
+
+@pytest.mark.parametrize("missing", ["engine", "predictor", "deviation"])
+def test_a_policy_that_does_not_declare_what_it_needs_is_an_error_when_its_class_is_made(missing: str) -> None:
+    declared = {"name": "mute", "engine": "gradients", "predictor": "bulk", "deviation": property(lambda self: 1.0)}
+    with pytest.raises(TypeError, match=f"mute does not declare its {missing}"):
+        type("Mute", (Sync,), {key: value for key, value in declared.items() if key != missing})

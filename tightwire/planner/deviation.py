@@ -9,14 +9,9 @@ from tightwire.architecture import Gossip
 from tightwire.averaging import AveragingMethod
 from tightwire.compression import Codec
 from tightwire.plan import Plan
-from tightwire.sync import Delayed, Gaia, Lag, Served, Sync
 
-# Workers of which nothing bounds how far they run ahead.
-UNBOUNDED_LEAD = 8
 # Parameters that are mixed with a few neighbours' only.
 GOSSIP = 4.0
-# Gradients, or updates, that are left out where they are small.
-LEFT_OUT = 2.0
 # What is lost without feedback is lost, or comes back as noise.
 NO_FEEDBACK = 1.25
 # Each stage beyond the first changes a little more.
@@ -36,7 +31,7 @@ def deviation(plan: Plan) -> float:
     >>> deviation(Plan.parse("bsp")), deviation(Plan.parse("local:8")), deviation(Plan.parse("bsp/allreduce/bf16"))
     (1.0, 8.0, 2.0)
     """
-    found = _lateness(plan.sync) * ratio(plan.compression)
+    found = plan.sync.deviation * ratio(plan.compression)
     if isinstance(plan.architecture, Gossip):
         found *= GOSSIP
     sender, *stages = plan.compression
@@ -44,20 +39,6 @@ def deviation(plan: Plan) -> float:
     if not (exact or stages) and ratio(plan.compression) > CAST_RATIO:
         found *= NO_FEEDBACK
     return float(found * STAGE ** max(0, len(stages) - (0 if exact else 1)))
-
-
-def _lateness(sync: Member) -> float:
-    """How many steps share an agreement, or are made before it is known."""
-    assert isinstance(sync, Sync), sync
-    if isinstance(sync, Delayed):
-        return 1.0 + sync.steps
-    if isinstance(sync, Lag | Gaia):
-        return LEFT_OUT
-    if isinstance(sync, Served):
-        lead = sync.lead
-        return 1.0 + (UNBOUNDED_LEAD if lead is None and sync.quorum(SOME_WORKERS) < 2 else lead or 0.5)
-    final, _ = sync.stretches()[-1]
-    return float(final.steps_per_round)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -14,7 +14,9 @@ def spelled_out(phases: Phases) -> Phases:
     """
     stretches = [plan.sync.stretches() for plan in phases.plans]
     if all(len(stretch) == 1 for stretch in stretches):
-        return phases
+        lasting = (stretch[0][0] for stretch in stretches)
+        plans = [plan.having(sync=sync) for plan, sync in zip(phases.plans, lasting, strict=True)]
+        return Phases(tuple(plans), phases.ends)
     if len(phases.plans) > 1:
         raise PlanError(
             f"{phases} has phases within a phase; write them out, as in bsp@500~local:8 for postlocal:8,start=500."

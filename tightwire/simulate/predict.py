@@ -11,7 +11,6 @@ from tightwire.simulate.gossiping import predict_gossip
 from tightwire.simulate.prediction import Prediction
 from tightwire.simulate.rounds import predict_rounds
 from tightwire.simulate.serving import predict_served
-from tightwire.sync import Served, Sync
 
 
 def predict(plan: Plan | str, profile: Profile, cluster: Cluster) -> Prediction:
@@ -38,12 +37,11 @@ def predict(plan: Plan | str, profile: Profile, cluster: Cluster) -> Prediction:
     """
     parsed = Plan.parse(plan) if isinstance(plan, str) else plan
     require_memory(profile, cluster)
-    assert isinstance(parsed.sync, Sync), parsed.sync
     final, _ = parsed.sync.stretches()[-1]
     lasting = parsed if final == parsed.sync else parsed.having(sync=final)
     if isinstance(lasting.architecture, Gossip):
         found = predict_gossip(lasting, profile, cluster)
-    elif isinstance(final, Served) or _has_dedicated_servers(lasting):
+    elif final.predictor == "server" or _has_dedicated_servers(lasting):
         found = predict_served(lasting, profile, cluster)
     else:
         found = predict_rounds(lasting, profile, cluster)

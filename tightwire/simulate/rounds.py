@@ -20,7 +20,7 @@ from tightwire.simulate.cost import FREE, BucketCost, Costs, costs_of, fit_of, n
 from tightwire.simulate.pace import slowest_of
 from tightwire.simulate.prediction import Bound, Prediction, Span
 from tightwire.simulate.step import Move, Steps, Timeline
-from tightwire.sync import Delayed, Gaia, HierarchicalLocal, Rounds, Sync
+from tightwire.sync import HierarchicalLocal, Sync
 
 # Local methods subtract parameters from anchors, anchors from means, and copy the result back.
 LOCAL_PASSES = 3
@@ -33,11 +33,9 @@ STANDARD_DEVIATIONS = 2.0
 
 def predict_rounds(plan: Plan, profile: Profile, cluster: Cluster) -> Prediction:
     """Predicts a plan under which all workers agree in rounds, that of a round's steps in the mean."""
-    if isinstance(plan.sync, Delayed) and plan.sync.steps:
-        return _Delayed(plan=plan, profile=profile, cluster=cluster).prediction()
-    if isinstance(plan.sync, Rounds | Gaia):
-        return _Local(plan=plan, profile=profile, cluster=cluster).prediction()
-    return _Bulk(plan=plan, profile=profile, cluster=cluster).prediction()
+    kinds: dict[str, type[_Bulk | _Delayed | _Local]] = {"delayed": _Delayed, "rounds": _Local}
+    kind = kinds.get(plan.sync.predictor, _Bulk)
+    return kind(plan=plan, profile=profile, cluster=cluster).prediction()
 
 
 Routes = tuple[tuple[CompressionAnswer, ...], ...]
@@ -297,12 +295,11 @@ class _Local(_Exchange):
         """How many steps are made while an exchange travels."""
         if isinstance(self.schedule, Streaming):
             return self.schedule.overlap
-        return self._sync.steps_late if isinstance(self._sync, Rounds) else 0
+        return self._sync.steps_late
 
     @property
     def _passes(self) -> int:
-        outer = isinstance(self._sync, Rounds) and not self._sync.outer.is_mean
-        return LOCAL_PASSES + (OUTER_PASSES if outer else 0)
+        return LOCAL_PASSES + (OUTER_PASSES if self._sync.has_outer_step else 0)
 
     @property
     def _inner(self) -> BucketCost:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from tightwire.errors import PlanError
-from tightwire.sync.served import Served, require
+from tightwire.sync.served import LATE_ANSWER, Served, require
 
 
 @final
@@ -30,6 +30,10 @@ class Backup(Served):
 
     def __post_init__(self) -> None:
         require(self.b >= 0, f"backup:{self.b} has fewer backup workers than none; 0 is bsp.")
+
+    @property
+    def deviation(self) -> float:  # noqa: D102
+        return 1.0 + LATE_ANSWER
 
     def quorum(self, workers: int) -> int:  # noqa: D102
         if self.b >= workers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tightwire.sync.sync import Quantity, Sync
+from tightwire.sync.sync import EngineKind, PredictorKind, Sync
 
 
 @dataclass(frozen=True)
@@ -15,14 +15,13 @@ class Bsp(Sync):
     name: ClassVar[str] = "bsp"
     title: ClassVar[str] = "agree on the mean gradient every step"
     paper: ClassVar[str] = "Valiant, A Bridging Model for Parallel Computation, CACM 1990"
-    exchanges: ClassVar[frozenset[Quantity]] = frozenset({"gradients"})
+    engine: ClassVar[EngineKind] = "gradients"
+    predictor: ClassVar[PredictorKind] = "bulk"
     needs_agreement: ClassVar[bool] = False
 
-    def averages_gradients(self, step: int) -> bool:  # noqa: D102
-        return True
-
-    def averages_parameters(self, step: int) -> bool:  # noqa: D102
-        return False
+    @property
+    def deviation(self) -> float:  # noqa: D102
+        return 1.0
 
     @property
     def steps_per_round(self) -> int:  # noqa: D102

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tightwire.errors import PlanError
-from tightwire.sync.sync import Quantity, Sync
+from tightwire.sync.bsp import Bsp
+from tightwire.sync.sync import EngineKind, PredictorKind, Sync
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Delayed(Sync):
     title: ClassVar[str] = "step with the mean of the step before, while this one's travels"
     paper: ClassVar[str] = "Li et al., Pipe-SGD, arXiv:1811.03619; OD-SGD, arXiv:2005.06728"
     example: ClassVar[str] = "delayed:1"
-    exchanges: ClassVar[frozenset[Quantity]] = frozenset({"gradients"})
+    engine: ClassVar[EngineKind] = "delayed"
+    predictor: ClassVar[PredictorKind] = "delayed"
 
     steps: int = 1
 
@@ -37,11 +39,13 @@ class Delayed(Sync):
                 f"delayed:{self.steps} would use gradients before they exist; 0 is bsp, 1 the step before."
             )
 
-    def averages_gradients(self, step: int) -> bool:  # noqa: D102
-        return True
+    @property
+    def deviation(self) -> float:  # noqa: D102
+        return 1.0 + self.steps
 
-    def averages_parameters(self, step: int) -> bool:  # noqa: D102
-        return False
+    def stretches(self) -> tuple[tuple[Sync, int | None], ...]:
+        """Without a delay it is bsp."""
+        return ((self if self.steps else Bsp(), None),)
 
     @property
     def steps_per_round(self) -> int:  # noqa: D102

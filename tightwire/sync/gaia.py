@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from tightwire.answers import Answers, Refusal, text_with
 from tightwire.errors import PlanError
-from tightwire.sync.lag import refuse_architecture, refuse_compression
-from tightwire.sync.sync import Quantity, Sync
+from tightwire.sync.lag import LEFT_OUT, refuse_architecture, refuse_compression
+from tightwire.sync.sync import EngineKind, PredictorKind, Sync
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Gaia(Sync):
     title: ClassVar[str] = "send only updates that are significant relative to the value"
     paper: ClassVar[str] = "Hsieh et al., Gaia: Geo-Distributed Machine Learning, NSDI 2017"
     example: ClassVar[str] = "gaia:0.01"
-    exchanges: ClassVar[frozenset[Quantity]] = frozenset({"updates"})
+    engine: ClassVar[EngineKind] = "significance"
+    predictor: ClassVar[PredictorKind] = "rounds"
 
     s: float = 0.01
 
@@ -37,11 +38,9 @@ class Gaia(Sync):
         if not self.s >= 0:
             raise PlanError(f"{self}: a threshold is at least 0, where every update is sent.")
 
-    def averages_gradients(self, step: int) -> bool:  # noqa: D102
-        return False
-
-    def averages_parameters(self, step: int) -> bool:  # noqa: D102
-        return True
+    @property
+    def deviation(self) -> float:  # noqa: D102
+        return LEFT_OUT
 
     @property
     def steps_per_round(self) -> int:

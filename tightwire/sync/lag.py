@@ -7,10 +7,12 @@ from typing import ClassVar
 
 from tightwire.answers import Answers, Refusal, text_with
 from tightwire.errors import PlanError
-from tightwire.sync.sync import Quantity, Sync
+from tightwire.sync.sync import EngineKind, PredictorKind, Sync
 
 # D of the paper's experiments.
 LOOKS_BACK = 10
+# How much it changes what is learnt from to leave out what is small.
+LEFT_OUT = 2.0
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Lag(Sync):
     title: ClassVar[str] = "a worker sends its gradient only when it has changed"
     paper: ClassVar[str] = "Chen et al., LAG: Lazily Aggregated Gradient, arXiv:1805.09965"
     example: ClassVar[str] = "lag:0.1"
-    exchanges: ClassVar[frozenset[Quantity]] = frozenset({"gradients"})
+    engine: ClassVar[EngineKind] = "lazy"
+    predictor: ClassVar[PredictorKind] = "bulk"
 
     threshold: float = 0.1
 
@@ -39,11 +42,9 @@ class Lag(Sync):
         if not self.threshold >= 0:
             raise PlanError(f"{self}: a threshold is at least 0, where every change is sent.")
 
-    def averages_gradients(self, step: int) -> bool:  # noqa: D102
-        return True
-
-    def averages_parameters(self, step: int) -> bool:  # noqa: D102
-        return False
+    @property
+    def deviation(self) -> float:  # noqa: D102
+        return LEFT_OUT
 
     @property
     def steps_per_round(self) -> int:

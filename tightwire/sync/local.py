@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
@@ -58,15 +57,6 @@ class Local(Rounds):
                 f"{self}: rounds double after a number of them, 0 for never, and begin with a single step, behind "
                 "which no exchange could travel; leave out doubling, or overlap."
             )
-
-    def averages_parameters(self, step: int) -> bool:  # noqa: D102
-        if not self.doubling:
-            return super().averages_parameters(step)
-        end = 0
-        for number in itertools.count(1):
-            if (end := end + self.steps_of(number)) >= step:
-                break
-        return end == step
 
     @property
     def steps_per_round(self) -> int:

@@ -9,7 +9,7 @@ from tightwire.errors import PlanError
 from tightwire.sync.bsp import Bsp
 from tightwire.sync.local import Local
 from tightwire.sync.rounds import require_state, require_steps
-from tightwire.sync.sync import Quantity, Sync
+from tightwire.sync.sync import EngineKind, PredictorKind, Sync
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class PostLocal(Sync):
     title: ClassVar[str] = "bsp for a number of steps, then local SGD"
     paper: ClassVar[str] = "Lin et al., Don't Use Large Mini-Batches, Use Local SGD, arXiv:1808.07217"
     example: ClassVar[str] = "postlocal:8,start=2"
-    exchanges: ClassVar[frozenset[Quantity]] = frozenset({"gradients", "parameters"})
+    engine: ClassVar[EngineKind] = "rounds"  # in the long run; see `stretches`
+    predictor: ClassVar[PredictorKind] = "rounds"
 
     H: int
     _: KW_ONLY
@@ -39,11 +40,9 @@ class PostLocal(Sync):
         if self.start < 1:
             raise PlanError(f"postlocal:{self.H},start={self.start} never is bsp; write local:{self.H}.")
 
-    def averages_gradients(self, step: int) -> bool:  # noqa: D102
-        return step <= self.start
-
-    def averages_parameters(self, step: int) -> bool:  # noqa: D102
-        return step > self.start and (step - self.start) % self.H == 0
+    @property
+    def deviation(self) -> float:  # noqa: D102
+        return float(self.H)
 
     @property
     def steps_per_round(self) -> int:

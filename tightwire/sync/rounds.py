@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from tightwire.errors import PlanError
-from tightwire.sync.sync import Quantity, Sync
+from tightwire.sync.sync import EngineKind, PredictorKind, Sync
 
 State = Literal["kept", "averaged", "reset", "momenta"]
 # What any policy may do with an optimizer's state.
@@ -55,16 +55,15 @@ class Rounds(Sync, abc.ABC):
         weighs_samples: whether a worker counts in the mean by the samples it trained on.
     """
 
-    exchanges: ClassVar[frozenset[Quantity]] = frozenset({"parameters"})
+    engine: ClassVar[EngineKind] = "rounds"
+    predictor: ClassVar[PredictorKind] = "rounds"
     by_fragment: ClassVar[bool] = False
     elastic: ClassVar[bool] = False
     weighs_samples: ClassVar[bool] = False
 
-    def averages_gradients(self, step: int) -> bool:  # noqa: D102
-        return False
-
-    def averages_parameters(self, step: int) -> bool:  # noqa: D102
-        return step % self.steps_per_round == 0
+    @property
+    def deviation(self) -> float:  # noqa: D102
+        return float(self.steps_per_round)
 
     def steps_after(self, loss_ratio: float) -> int:
         """Returns the length of the next round.
@@ -84,11 +83,6 @@ class Rounds(Sync, abc.ABC):
         return 0
 
     @property
-    def steps_late(self) -> int:
-        """How many steps are made while an exchange travels; 0: all wait for it."""
-        return 0
-
-    @property
     def optimizer_state(self) -> State:
         """What becomes of the optimizer's state in a round: each worker's own is kept, averaged, or reset.
 
@@ -100,6 +94,10 @@ class Rounds(Sync, abc.ABC):
     def outer(self) -> Outer:
         """The step that follows the mean."""
         return Outer()
+
+    @property
+    def has_outer_step(self) -> bool:  # noqa: D102
+        return not self.outer.is_mean
 
     def takes_part(self, rank: int, workers: int, seed: int) -> bool:
         """Whether a worker's steps count in the round with this seed."""

@@ -8,7 +8,12 @@ from typing import ClassVar
 
 from tightwire.answers import Answers, Refusal, text_with
 from tightwire.errors import PlanError
-from tightwire.sync.sync import Quantity, Sync
+from tightwire.sync.sync import EngineKind, PredictorKind, Sync
+
+# How far workers are taken to run ahead where nothing bounds it.
+UNBOUNDED_LEAD = 8
+# What a server's way of answering changes where rounds are those of bsp.
+LATE_ANSWER = 0.5
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,8 @@ class Served(Sync, abc.ABC):
     """
 
     is_served: ClassVar[bool] = True
-    exchanges: ClassVar[frozenset[Quantity]] = frozenset({"gradients"})
+    engine: ClassVar[EngineKind] = "server"
+    predictor: ClassVar[PredictorKind] = "server"
     needs_agreement: ClassVar[bool] = False
 
     @abc.abstractmethod
@@ -50,11 +56,9 @@ class Served(Sync, abc.ABC):
         """
         return 1.0 / workers
 
-    def averages_gradients(self, step: int) -> bool:  # noqa: D102
-        return False
-
-    def averages_parameters(self, step: int) -> bool:  # noqa: D102
-        return False
+    @property
+    def deviation(self) -> float:  # noqa: D102
+        return 1.0 + (UNBOUNDED_LEAD if self.lead is None else self.lead or LATE_ANSWER)
 
     @property
     def steps_per_round(self) -> int:  # noqa: D102

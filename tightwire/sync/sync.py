@@ -1,14 +1,17 @@
-"""The sync contract: what is exchanged at which step."""
+"""The sync contract: what is exchanged when, and what a policy needs of those who carry it out or price it."""
 
 from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from tightwire.answers import Answers, Refusal, SyncAnswer, text_with
 
-Quantity = Literal["gradients", "parameters", "updates"]
+# What carries a policy out at run time over an all-reduce or behind servers; see `tightwire.runtime.engines`.
+EngineKind = Literal["gradients", "delayed", "lazy", "significance", "rounds", "server"]
+# How a policy's steps are predicted; see `tightwire.simulate`.
+PredictorKind = Literal["bulk", "delayed", "rounds", "server"]
 
 
 @dataclass(frozen=True)
@@ -16,28 +19,59 @@ class Sync(SyncAnswer, abc.ABC):
     """An answer to "when do replicas agree". Steps are optimizer steps, counted from 1.
 
     Class attributes:
-        exchanges: what workers ever agree on under this policy.
+        engine: what carries the policy out. Every member declares it, or takes it from a family.
+        predictor: how its steps are predicted; likewise.
         needs_agreement: whether every worker must hold the same mean after a round, as it does under all-reduce and
             behind a server but not under gossip.
         follows_loss: whether the policy listens to `run.report_loss`.
+
+    Raises:
+        TypeError: a member, when its class is made, that does not say what carries it out or how it is predicted.
     """
 
-    exchanges: ClassVar[frozenset[Quantity]]
+    engine: ClassVar[EngineKind]
+    predictor: ClassVar[PredictorKind]
     needs_agreement: ClassVar[bool] = True
     follows_loss: ClassVar[bool] = False
 
-    @abc.abstractmethod
-    def averages_gradients(self, step: int) -> bool:
-        """Whether `step` is made with the mean gradient of all workers."""
-
-    @abc.abstractmethod
-    def averages_parameters(self, step: int) -> bool:
-        """Whether workers agree on the mean of their parameters after `step`."""
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "name" not in cls.__dict__:
+            return  # a family, whose members speak for themselves
+        for what, kinds in (("engine", EngineKind), ("predictor", PredictorKind)):
+            if cls.__dict__.get(what, getattr(cls, what, None)) not in get_args(kinds):
+                raise TypeError(
+                    f"the policy {cls.name} does not declare its {what}; set the class attribute {what} to one of "
+                    f"{', '.join(get_args(kinds))}."
+                )
+        if cls.deviation is Sync.deviation:
+            raise TypeError(
+                f"the policy {cls.name} does not declare its deviation: define the property, which says how many steps "
+                "share an agreement or are made before it is known."
+            )
 
     @property
     @abc.abstractmethod
     def steps_per_round(self) -> int:
         """How many steps share one exchange."""
+
+    @property
+    @abc.abstractmethod
+    def deviation(self) -> float:
+        """How much the policy changes what is learnt from: how many steps share an agreement, or are behind it.
+
+        1: nothing. An order among policies, not a loss of accuracy.
+        """
+
+    @property
+    def steps_late(self) -> int:
+        """How many steps are made while an exchange travels; 0: all wait for it."""
+        return 0
+
+    @property
+    def has_outer_step(self) -> bool:
+        """Whether a step with a momentum of its own follows the mean."""
+        return False
 
     def stretches(self) -> tuple[tuple[Sync, int | None], ...]:
         """Returns what this policy is in turn: each policy with its last step, None for the last one."""

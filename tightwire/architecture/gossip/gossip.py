@@ -81,6 +81,11 @@ class Gossip(Architecture):
         """Whether nobody waits, so that `asp` is legal."""
         return not self.way.waits
 
+    @property
+    def engine(self) -> str:
+        """Gossip steps alone and mixes parameters, whatever the policy."""
+        return "asynchronous gossip" if self.asynchronous else "gossip"
+
     def over(self, num_ranks: int) -> Graph:
         """Returns the graph over `num_ranks` workers, its matrices made lazy where the method asks for that.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from typing import ClassVar, TypeVar, cast, final
+from typing import ClassVar, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from tightwire.architecture.gossip.stages import DCD, ECD, SAPS, Choco, DeepSque
 from tightwire.architecture.round import Round
 from tightwire.compression import Codec, Identity
 from tightwire.compression.stage import sender_at, sender_of
+from tightwire.sync import Rounds
 
 AnyStage = TypeVar("AnyStage", bound=GossipStage)
 
@@ -393,13 +394,15 @@ def build_mixer(
         neighbours: of this worker.
         start: (numel,) the parameters, equal on all ranks.
     """
-    architecture, sync = cast(Gossip, plan.architecture), plan.sync
+    architecture, sync = plan.architecture, plan.sync
+    assert isinstance(architecture, Gossip), architecture
     if architecture.way.slow:
-        outer = sync.outer  # type: ignore[attr-defined]
+        assert isinstance(sync, Rounds), sync
+        outer = sync.outer
         return NoLoCo(neighbours, compression, start, lr=outer.lr, momentum=outer.momentum)
     stage = next((type(s) for s in compression if isinstance(s, GossipStage)), None)
     kind = STAGE_MIXERS[stage] if stage else METHOD_MIXERS[architecture.method]
-    is_local = "gradients" not in sync.exchanges  # type: ignore[attr-defined]
+    is_local = isinstance(sync, Rounds)
     return (Averaging if kind is DPSGD and is_local else kind)(neighbours, compression, start)
 
 

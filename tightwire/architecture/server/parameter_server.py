@@ -120,6 +120,11 @@ class ParameterServer(Architecture):
         """Servers answer each worker by itself."""
         return True
 
+    @property
+    def engine(self) -> str:
+        """Dedicated servers step themselves, whatever the policy."""
+        return "server" if self.servers else ""
+
     def roles(self, num_ranks: int) -> Roles:
         """Returns who does what among `num_ranks` ranks.
 

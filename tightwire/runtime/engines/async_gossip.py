@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 from torch.nn import Parameter
@@ -48,7 +48,8 @@ class AsyncGossipEngine(BaseEngine):
         self._read = [Bucket(layout) for layout in layouts]
         self._shared = Shared([bucket.flat for bucket in self._here])
         self._channel = transport.channel()
-        neighbours = cast(Gossip, plan.architecture).over(transport.size).neighbours(transport.rank)
+        assert isinstance(plan.architecture, Gossip), plan.architecture
+        neighbours = plan.architecture.over(transport.size).neighbours(transport.rank)
         self._pairs = Pairs(self._channel, self._shared, neighbours, self._lost)
         self._survivors = Survivors(transport.channel(), self._lost)
         self._lane = Lane("tightwire-asks", self._awaited, transport.deadline_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -116,9 +116,10 @@ class DelayedEngine(BaseEngine):
     """
 
     def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
+        assert isinstance(plan.sync, Delayed), plan.sync
         _require_plain(plan, context)
         self._context, self._parameters = context, parameters
-        self._slots = [Slot(parameters, plan, context) for _ in range(cast(Delayed, plan.sync).steps)]
+        self._slots = [Slot(parameters, plan, context) for _ in range(plan.sync.steps)]
         layouts = [bucket.layout for bucket in self._slots[0].exchange.buckets]
         # Two, by turns: a gradient that the user did not drop is in the one stepped with last.
         self._means = [[Bucket(layout) for layout in layouts] for _ in range(2)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 from torch.nn import Parameter
@@ -41,7 +41,8 @@ class GossipEngine(BaseEngine):
         self._sync, self._context, self._parameters = plan.sync, context, parameters
         self._lost = Lost()
         self._channel = channel = context.transport.channel()
-        architecture = cast(Gossip, plan.architecture)
+        architecture = plan.architecture
+        assert isinstance(architecture, Gossip), architecture
         if architecture.way.slow and context.outer is not None:
             raise AttachError(
                 f"{architecture} makes its own outer step, and attach was given another: leave out outer=, and write "
@@ -89,7 +90,7 @@ class GossipEngine(BaseEngine):
 
     def after_step(self, step: int) -> None:  # noqa: D102
         self.exposed_s = 0.0
-        if self._sync.averages_gradients(step) or self._sync.averages_parameters(step):
+        if step % self._sync.steps_per_round == 0:
             began_s = time.perf_counter()
             self.rounds += 1
             self._round(self._now())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,7 +62,8 @@ class LazyEngine(BaseEngine):
 
     def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
         self._context, self._parameters = context, parameters
-        self._threshold = cast(Lag, plan.sync).threshold
+        assert isinstance(plan.sync, Lag), plan.sync
+        self._threshold = plan.sync.threshold
         self._exchange = context.exactly().exchange(parameters, plan)
         self._tree = SenderTree(context.transport.channel())
         self._rank, self._size = context.transport.rank, context.transport.size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 from torch.nn import Parameter
 
@@ -17,7 +17,7 @@ from tightwire.runtime.momenta import Momenta
 from tightwire.runtime.outer import Elastic, OuterStep, TakeMean, outer_step
 from tightwire.runtime.parameters import Parameters
 from tightwire.schedule import Sequential, Streaming, TensorFacts
-from tightwire.sync import EASGD, Rounds
+from tightwire.sync import EASGD, HierarchicalLocal, Rounds
 from tightwire.transport import Counting
 
 
@@ -70,25 +70,24 @@ class Line:
 
 
 def build_lines(
-    parameters: Mapping[str, Parameter], plan: Plan, context: RunContext
+    parameters: Mapping[str, Parameter], plan: Plan, sync: Rounds, context: RunContext
 ) -> tuple[tuple[Line, ...], Line | None]:
     """Builds the lines over all workers, and the one inside this rank's node if the policy has one.
 
     Contract: every rank, in the same order: it opens channels.
     """
-    sync = cast(Rounds, plan.sync)
     ballot = Ballot(context)
     if isinstance(plan.schedule, Streaming):
-        return _fragments(parameters, plan, context, ballot), None
+        return _fragments(parameters, plan, sync, plan.schedule, context, ballot), None
     everything = Line(
-        _parameters(parameters, plan, context, late=sync.steps_late > 0),
+        _parameters(parameters, plan, sync, context, late=sync.steps_late > 0),
         ballot,
         context.transport.size,
         period=sync.steps_per_round,
         first=sync.steps_of(1),
         late=sync.steps_late,
     )
-    inside = _inside(parameters, plan, context) if sync.steps_inside else None
+    inside = _inside(parameters, plan, sync, context) if sync.steps_inside else None
     if inside is not None:
         everything.covers = (inside,)
     return (everything,), inside
@@ -97,20 +96,20 @@ def build_lines(
 def _parameters(
     parameters: Mapping[str, Parameter],
     plan: Plan,
+    sync: Rounds,
     context: RunContext,
     *,
     late: bool = False,
     blend: float | None = None,
 ) -> Parameters:
-    step, pull = _outer_step(parameters, plan, context)
+    step, pull = _outer_step(parameters, sync, context)
     return Parameters(parameters, context.exchange(parameters, plan), step, late=late, blend=blend, pull=pull)
 
 
 def _outer_step(
-    parameters: Mapping[str, Parameter], plan: Plan, context: RunContext
+    parameters: Mapping[str, Parameter], sync: Rounds, context: RunContext
 ) -> tuple[OuterStep, float]:
     """Returns what follows the mean, and by how much workers are drawn to the centre."""
-    sync = cast(Rounds, plan.sync)
     if isinstance(sync, EASGD):
         force = sync.force(context.transport.size)
         return Elastic(force), force
@@ -123,19 +122,23 @@ def _outer_step(
 
 
 def _fragments(
-    parameters: Mapping[str, Parameter], plan: Plan, context: RunContext, ballot: Ballot
+    parameters: Mapping[str, Parameter],
+    plan: Plan,
+    sync: Rounds,
+    streaming: Streaming,
+    context: RunContext,
+    ballot: Ballot,
 ) -> tuple[Line, ...]:
     """One line per fragment, with rounds H/fragments steps apart."""
-    sync, streaming = cast(Rounds, plan.sync), cast(Streaming, plan.schedule)
     names, period = list(parameters), sync.steps_per_round
     facts = [TensorFacts(num_bytes=p.numel() * p.itemsize) for p in parameters.values()]
     whole = plan.having(schedule=Sequential())  # within a fragment
     lines = []
     for turn, run in enumerate(streaming.split(facts), start=1):
         fragment = {names[p]: parameters[names[p]] for p in run}
-        made = _parameters(
-            fragment, whole, context, late=streaming.overlap > 0, blend=streaming.alpha if streaming.overlap else None
-        )  # fmt: skip
+        late = streaming.overlap > 0
+        blend = streaming.alpha if late else None
+        made = _parameters(fragment, whole, sync, context, late=late, blend=blend)
         first = period * turn // streaming.fragments
         lines.append(
             Line(made, ballot, context.transport.size, period=period, first=first, late=streaming.overlap)
@@ -143,16 +146,16 @@ def _fragments(
     return tuple(lines)
 
 
-def _inside(parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> Line:
+def _inside(parameters: Mapping[str, Parameter], plan: Plan, sync: Rounds, context: RunContext) -> Line:
     """The line inside this rank's node; all ranks open all nodes' groups."""
-    sync = cast(Rounds, plan.sync)
-    node, workers = getattr(sync, "node", 0) or context.workers_per_node, context.transport.size
+    assert isinstance(sync, HierarchicalLocal), sync
+    node, workers = sync.node or context.workers_per_node, context.transport.size
     if not node or workers % node:
         whole = next(k for k in range(min(2, workers), workers + 1) if workers % k == 0)
         raise AttachError(
             f"{sync} agrees inside nodes, and {workers} workers do not make whole nodes of {node or 'unknown size'}; "
             "start them with torchrun (LOCAL_WORLD_SIZE), or write for example "
-            f"{replace(cast(Any, sync), node=whole)}."
+            f"{replace(sync, node=whole)}."
         )
     groups = [context.transport.group(range(first, first + node)) for first in range(0, workers, node)]
     group = next(group for group in groups if group is not None)

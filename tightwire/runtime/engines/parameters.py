@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 from torch.nn import Parameter
@@ -32,8 +32,9 @@ class ParameterEngine(BaseEngine):
 
     def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
         self._context = context
-        self._sync = cast(Rounds, plan.sync)
-        self._lines, self._inside = build_lines(parameters, plan, context)
+        assert isinstance(plan.sync, Rounds), plan.sync
+        self._sync = plan.sync
+        self._lines, self._inside = build_lines(parameters, plan, self._sync, context)
         self._trained = tuple(parameters.values())
         self._states = States(parameters, plan, context, self._sync.optimizer_state)
         self.planned_bytes = 0

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +44,8 @@ class ServerEngine(BaseEngine):
     """
 
     def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
-        architecture, transport = cast(ParameterServer, plan.architecture), context.transport
+        architecture, transport = plan.architecture, context.transport
+        assert isinstance(architecture, ParameterServer), architecture
         policy = plan.sync if isinstance(plan.sync, Served) else Ssp(0)  # bsp, behind servers
         roles = architecture.roles(transport.size)
         self._trained = _stepped_by(context, parameters)

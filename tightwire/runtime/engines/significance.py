@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +34,8 @@ class SignificanceEngine(BaseEngine):
 
     def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
         self._context, self._parameters = context, parameters
-        self._s = cast(Gaia, plan.sync).s
+        assert isinstance(plan.sync, Gaia), plan.sync
+        self._s = plan.sync.s
         facts = [TensorFacts(num_bytes=p.nbytes, kind=(p.dtype, p.device)) for p in parameters.values()]
         partition = plan.schedule.partition(facts)
         self._agreed = [Bucket(layout) for layout in plan_layout(parameters, partition)]
