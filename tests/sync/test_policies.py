@@ -334,7 +334,14 @@ def test_who_is_done_follows_the_phases_of_the_others(plan: str) -> None:
 
 
 @pytest.mark.parametrize("missing", ["engine", "predictor", "deviation"])
-def test_a_policy_that_does_not_declare_what_it_needs_is_an_error_when_its_class_is_made(missing: str) -> None:
-    declared = {"name": "mute", "engine": "gradients", "predictor": "bulk", "deviation": property(lambda self: 1.0)}
+def test_a_policy_that_does_not_declare_what_it_needs_is_an_error_when_its_class_is_made(
+    missing: str,
+) -> None:
+    declared = {
+        "name": "mute",
+        "engine": "gradients",
+        "predictor": "bulk",
+        "deviation": property(lambda self: 1.0),
+    }
     with pytest.raises(TypeError, match=f"mute does not declare its {missing}"):
         type("Mute", (Sync,), {key: value for key, value in declared.items() if key != missing})
