@@ -161,6 +161,7 @@ class Every(Member):
     """A member with an argument of every kind."""
 
     name: ClassVar[str] = "every"
+    axis: ClassVar[Axis] = "sync"
     count: int = 1
     rate: float = 0.5
     slow: bool = False

@@ -195,17 +195,14 @@ def text_with(plan: Answers, **answers: str) -> str:
 
 
 def _print_arguments(member: Member) -> str:
-    """Prints leading arguments by position while they are set, later ones by name; defaults are left out."""
+    """Prints the first argument by position and all others by name; defaults are left out."""
     printed: list[str] = []
-    contiguous = True
-    for f in dataclasses.fields(member):
+    for position, f in enumerate(dataclasses.fields(member)):
         value = getattr(member, f.name)
-        contiguous = contiguous and not f.kw_only
         if value == f.default:
-            contiguous = False
             continue
         text = print_bytes(value) if f.name.endswith("_bytes") else _print_value(value)
-        printed.append(text if contiguous else f"{f.name}={text}")
+        printed.append(text if position == 0 and not f.kw_only else f"{f.name}={text}")
     return ":" + ",".join(printed) if printed else ""
 
 

@@ -225,7 +225,7 @@ def test_nodes_that_do_not_divide_the_workers(monkeypatch: pytest.MonkeyPatch) -
 
     def attached(transport: Transport) -> None:
         for text in ("hierarchical-local:1,2,node=2", "hierarchical-local:1,2"):
-            said = "do not make whole nodes.*write for example hierarchical-local:1,2,node=3"
+            said = "do not make whole nodes.*write for example hierarchical-local:1,H2=2,node=3"
             with pytest.raises(AttachError, match=said), job(transport, text):
                 pass
 

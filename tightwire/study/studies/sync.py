@@ -19,7 +19,7 @@ from tightwire.study.study import ANY, DDP, Scene, Study, full_text
 # In one bucket: the models are small.
 ONE = "allreduce/none/sequential"
 BSP, LOCAL, LONG = f"bsp/{ONE}", f"local:8/{ONE}", f"local:32/{ONE}"
-HIERARCHICAL, ADACOMM = f"hierarchical-local:2,8,node=2/{ONE}", f"adacomm:8/{ONE}"
+HIERARCHICAL, ADACOMM = f"hierarchical-local:2,H2=8,node=2/{ONE}", f"adacomm:8/{ONE}"
 POSTLOCAL = f"postlocal:8,start=100/{ONE}"
 # A dozen rounds are too few for the memory of 0.9.
 DILOCO = f"diloco:32,outer_momentum=0.6/{ONE}"
