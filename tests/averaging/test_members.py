@@ -1,7 +1,7 @@
 import pytest
 
 from tightwire.averaging import PowerSGD
-from tightwire.averaging.butterfly import butterfly
+from tightwire.averaging._doubling import doubling_moves
 from tightwire.catalogue import parse_compression
 from tightwire.errors import PlanError
 from tightwire.plan import Plan
@@ -52,7 +52,7 @@ def test_powersgd_sends_what_its_paper_says() -> None:
 
 @pytest.mark.parametrize("n", range(1, 18))
 def test_butterflies_meet_and_count_everybody(n: int) -> None:
-    moves = [butterfly(n, rank) for rank in range(n)]
+    moves = [doubling_moves(n, rank) for rank in range(n)]
     for rank, own in enumerate(moves):
         total = 1
         for move in own:

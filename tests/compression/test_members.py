@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tightwire.catalogue import catalogue, parse_compression
-from tightwire.compression import Codec, Int8, TopK, warm, warm_up
+from tightwire.compression import Codec, Int8, TopK, compile_kernels, compiling
 from tightwire.errors import PlanError, TensorError
 from tightwire.plan import Plan
 
@@ -81,12 +81,12 @@ def test_float16_saturates_and_keeps_the_rest() -> None:
 def test_warm_up_says_so_when_it_compiles(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    warm_up(Int8())
+    compile_kernels(Int8())
     caplog.clear()
-    assert 0 <= warm_up(Int8()) < 2
+    assert 0 <= compile_kernels(Int8()) < 2
     assert not caplog.text
-    monkeypatch.setattr(warm, "_SLOW_S", -1.0)
-    warm_up(TopK(0.01), torch.bfloat16)
+    monkeypatch.setattr(compiling, "_SLOW_S", -1.0)
+    compile_kernels(TopK(0.01), torch.bfloat16)
     assert "compiled the kernels of topk:0.01" in caplog.text
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tightwire.catalogue import FAMILIES, catalogue, parse_member
 from tightwire.cluster import Cluster, Fit, Level
-from tightwire.compression.recipes import Recipe
+from tightwire.compression.recipe import Recipe
 from tightwire.errors import PlanError, ProgramError
 from tightwire.plan import Plan, PlanFile
 from tightwire.planner import (

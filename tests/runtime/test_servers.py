@@ -28,6 +28,7 @@ from tests.runtime.training import (
     values,
 )
 from tightwire._attach import attach
+from tightwire.architecture.server.layout import MessageLayout
 from tightwire.architecture.server.messages import (
     ERROR_TEXT,
     HEADER_BYTES,
@@ -40,7 +41,6 @@ from tightwire.architecture.server.messages import (
     pack_state,
     unpack_state,
 )
-from tightwire.architecture.server.parcel import Parcel
 from tightwire.architecture.server.service import LENGTH_BITS, Service
 from tightwire.architecture.server.shard import Shard
 from tightwire.buckets import plan_layout
@@ -375,82 +375,84 @@ def test_what_cannot_be_attached(n: int, plan: str, options: dict[str, Any], err
 # One shard, by hand.
 
 
-def shard(policy: Served, workers: int = 2, lr: float = 1.0, deadline_s: float = 0.4) -> tuple[Shard, Parcel]:
+def shard(
+    policy: Served, workers: int = 2, lr: float = 1.0, deadline_s: float = 0.4
+) -> tuple[Shard, MessageLayout]:
     parameter = nn.Parameter(torch.tensor([1.0, 2.0]))
     optimizer = torch.optim.SGD([parameter], lr=lr)
-    parcel = Parcel(
+    layout = MessageLayout(
         buckets=plan_layout({"x": parameter.detach()}, [[0]]), compressions=((Identity(),),), num_settings=4
     )
     made = Shard(
-        parcel, policy, {"x": parameter.detach()}, optimizer, {id(parameter): "x"},
+        layout, policy, {"x": parameter.detach()}, optimizer, {id(parameter): "x"},
         workers=range(workers), seed=0, deadline_s=deadline_s,
     )  # fmt: skip
-    return made, parcel
+    return made, layout
 
 
 def push(
-    made: Shard, parcel: Parcel, worker: int, clock: int, gradient: list[float]
+    made: Shard, layout: MessageLayout, worker: int, clock: int, gradient: list[float]
 ) -> tuple[Header, Tensor]:
-    payload = torch.zeros(parcel.push_bytes(clock), dtype=torch.uint8)
-    used, settings, messages = parcel.open_push(payload, clock)
+    payload = torch.zeros(layout.push_bytes(clock), dtype=torch.uint8)
+    used, settings, messages = layout.open_push(payload, clock)
     used.fill_(1)
     settings.copy_(torch.tensor([0.0, 1.0, 0.0, 0.0]))  # dampening, lr, momentum, weight_decay
     Identity().encode(torch.tensor(gradient), messages[0])
     header, answer = made.push(worker, Header(kind=Kind.PUSH, clock=clock), payload, lambda: None)
-    (message,) = parcel.open_pull(answer, clock)
+    (message,) = layout.open_pull(answer, clock)
     return header, message.clone().view(torch.float32)
 
 
 def test_a_gradient_counts_as_one_nth() -> None:
-    made, parcel = shard(Asp())
-    _, x = push(made, parcel, 0, 1, [1.0, 1.0])
+    made, layout = shard(Asp())
+    _, x = push(made, layout, 0, 1, [1.0, 1.0])
     assert x.tolist() == [0.5, 1.5]
 
 
 def test_stale_gradients_count_less() -> None:
-    made, parcel = shard(Asp(rate_by="staleness"))
+    made, layout = shard(Asp(rate_by="staleness"))
     for clock in (1, 2, 3, 4):
-        push(made, parcel, 0, clock, [0.0, 0.0])
-    header, x = push(made, parcel, 1, 1, [1.0, 1.0])
+        push(made, layout, 0, clock, [0.0, 0.0])
+    header, x = push(made, layout, 1, 1, [1.0, 1.0])
     assert header.staleness == 4
     assert x.tolist() == [0.75, 1.75]
 
 
 def test_delay_compensation() -> None:
     """g + λ g⊙g⊙(x_now − x_read) (DC-ASGD, equation 10), with the parameters that this worker read."""
-    made, parcel = shard(Asp(rate_by="full", dc=0.5))
-    _, x = push(made, parcel, 0, 1, [1.0, 0.0])
+    made, layout = shard(Asp(rate_by="full", dc=0.5))
+    _, x = push(made, layout, 0, 1, [1.0, 0.0])
     assert x.tolist() == [0.0, 2.0]
-    _, x = push(made, parcel, 1, 1, [2.0, 2.0])
+    _, x = push(made, layout, 1, 1, [2.0, 2.0])
     assert x.tolist() == [0.0 - (2 + 0.5 * 4 * -1.0), 0.0]
 
 
 def test_backup_takes_the_first_and_drops_the_late() -> None:
-    made, parcel = shard(Backup(1), workers=2)
-    _, x = push(made, parcel, 0, 1, [1.0, 0.0])
+    made, layout = shard(Backup(1), workers=2)
+    _, x = push(made, layout, 0, 1, [1.0, 0.0])
     assert x.tolist() == [0.0, 2.0]
-    header, x = push(made, parcel, 1, 1, [0.0, 1.0])
+    header, x = push(made, layout, 1, 1, [0.0, 1.0])
     assert Flag.LATE in header.flags
     assert x.tolist() == [0.0, 2.0]
     assert made.late == 1
-    header, x = push(made, parcel, 1, 2, [0.0, 1.0])
+    header, x = push(made, layout, 1, 2, [0.0, 1.0])
     assert not header.flags
     assert x.tolist() == [0.0, 1.0]
 
 
 def test_a_step_out_of_order_is_refused() -> None:
-    made, parcel = shard(Asp())
+    made, layout = shard(Asp())
     with pytest.raises(TransportError, match="rank 1 sent the gradient of step 7, and step 1 was due"):
-        push(made, parcel, 1, 7, [0.0, 0.0])
+        push(made, layout, 1, 7, [0.0, 0.0])
 
 
 def test_ssp_does_not_wait_for_ever() -> None:
-    made, parcel = shard(Ssp(1))
-    push(made, parcel, 0, 1, [0.0, 0.0])
+    made, layout = shard(Ssp(1))
+    push(made, layout, 0, 1, [0.0, 0.0])
     with pytest.raises(
         PeerError, match=r"rank 1 sent nothing for 0\.4 s, while step 1 was waited for under ssp:1"
     ):
-        push(made, parcel, 0, 2, [0.0, 0.0])
+        push(made, layout, 0, 2, [0.0, 0.0])
 
 
 def noise() -> Tensor:
@@ -473,10 +475,10 @@ def test_whoever_talks_nonsense_hears_why_and_stops_nobody(message: Callable[[],
     def worker(transport: Transport) -> str | None:
         channel = transport.channel()
         if transport.rank == 0:
-            made, parcel = shard(Asp(), workers=2)
-            service = Service(made, parcel, Post(channel), {1: 1})
+            made, layout = shard(Asp(), workers=2)
+            service = Service(made, layout, Post(channel), {1: 1})
             service.join()
-            push(made, parcel, 0, 1, [1.0, 1.0])
+            push(made, layout, 0, 1, [1.0, 1.0])
             return None
         channel.isend(message(), 0, REQUEST).wait()
         answer = torch.empty(HEADER_BYTES, dtype=torch.uint8)
@@ -513,12 +515,12 @@ def test_states_travel_without_pickling() -> None:
 
 def test_who_waits_hears_that_its_server_lives_however_busy_that_is() -> None:
     """Steps of others come more often than signs of life are due, and are none themselves."""
-    made, parcel = shard(Asp(), deadline_s=4.0)
+    made, layout = shard(Asp(), deadline_s=4.0)
     alive = threading.Event()
     waiting = threading.Thread(target=lambda: made.leave(0, alive.set))
     waiting.start()
     for clock in range(1, 30):
-        push(made, parcel, 1, clock, [0.0, 0.0])
+        push(made, layout, 1, clock, [0.0, 0.0])
         if alive.wait(0.2):
             break
     made.leave(1, lambda: None)

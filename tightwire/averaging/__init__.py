@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tightwire.answers import Member
+from tightwire.averaging.atomo import Atomo
 from tightwire.averaging.count_sketch import CountSketch
 from tightwire.averaging.double_squeeze import DoubleSqueeze
+from tightwire.averaging.gtopk import GTopK
 from tightwire.averaging.layertopk import LayerTopK
 from tightwire.averaging.majority_vote import MajorityVote
 from tightwire.averaging.method import AveragingMethod
-from tightwire.averaging.powersgd import Atomo, PowerSGD
-from tightwire.averaging.sparse import GTopK, OkTopK, SparCML
+from tightwire.averaging.oktopk import OkTopK
+from tightwire.averaging.powersgd import PowerSGD
+from tightwire.averaging.sparcml import SparCML
 from tightwire.averaging.zstd import Zstd
 
 if TYPE_CHECKING:

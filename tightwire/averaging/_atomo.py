@@ -1,4 +1,4 @@
-"""ATOMO at work: singular vectors drawn at random, gathered from all workers."""
+"""ATOMO over a transport: singular vectors drawn at random, gathered from all workers."""
 
 from __future__ import annotations
 
@@ -8,36 +8,45 @@ import torch
 from torch import Tensor
 
 from tightwire.architecture.allreduce.exact import exact_runner
-from tightwire.architecture.allreduce.memory import mix
 from tightwire.architecture.allreduce.part import TAG_BITS
-from tightwire.averaging._owners import swap_all
-from tightwire.averaging._powersgd import elements_of, memory_shape
+from tightwire.architecture.allreduce.seeds import message_seed
+from tightwire.averaging._matrices import elements_of, matrix, memory_shape
+from tightwire.averaging._messages import swap_all
 from tightwire.buckets import BucketLayout
 
 if TYPE_CHECKING:
-    from tightwire.averaging.powersgd import Atomo
     from tightwire.transport import Transport
 
 
 @final
 class AtomoAverager:
-    """Averages one bucket by ATOMO; see `Atomo`."""
+    """Averages one bucket by ATOMO; see the method `atomo`."""
 
     lossless = False
 
-    def __init__(self, method: Atomo, transport: Transport, bucket: BucketLayout, tag: int) -> None:
-        self._rank, self._transport, self._tag = method.rank, transport, (tag + 1) << TAG_BITS
+    def __init__(
+        self, transport: Transport, bucket: BucketLayout, *, rank: int, num_bytes: int, tag: int
+    ) -> None:
+        """Allocates what runs will need.
+
+        Args:
+            transport: between the ranks.
+            bucket: of which tensors.
+            rank: pairs per matrix.
+            num_bytes: what this rank sends in one run.
+            tag: the first of two.
+        """
+        self._rank, self._transport, self._tag = rank, transport, (tag + 1) << TAG_BITS
         dtype = torch.promote_types(bucket.dtype, torch.float32)
-        sizes = [method.matrix(memory_shape(slot)) for slot in bucket.slots]
+        sizes = [matrix(memory_shape(slot), rank) for slot in bucket.slots]
         self._plain = [elements_of(slot) for slot, size in zip(bucket.slots, sizes, strict=True) if not size]
         self._matrices = [(elements_of(s), size) for s, size in zip(bucket.slots, sizes, strict=True) if size]
         self._plain_values = torch.zeros(sum(e.stop - e.start for e in self._plain), dtype=dtype)
         self._all_reduce = exact_runner(transport, self._plain_values.numel(), dtype, tag)
         # Of each matrix rank rows and then rank columns, of every worker.
-        self._lengths = [method.rank * length for _, size in self._matrices for length in size]
+        self._lengths = [rank * length for _, size in self._matrices for length in size]
         self._messages = torch.zeros(transport.size, sum(self._lengths), dtype=dtype)
-        shapes = [memory_shape(slot) for slot in bucket.slots]
-        self.bytes_sent = method.bytes_sent(shapes, bucket.dtype.itemsize, transport.size, transport.rank)
+        self.bytes_sent = num_bytes
 
     def run(self, bucket: Tensor, mean: Tensor, *, seed: int) -> None:
         """Averages `bucket` into `mean`; see `Averager.run`."""
@@ -67,7 +76,7 @@ class AtomoAverager:
         factors = self._messages[rank].split_with_sizes(self._lengths)
         for i, (elements, (rows, columns)) in enumerate(self._matrices):
             matrix = bucket[elements].view(rows, columns)
-            generator = torch.Generator().manual_seed(mix(seed, rank + 1, i))
+            generator = torch.Generator().manual_seed(message_seed(seed, rank + 1, i))
             left, right = factors[2 * i].view(-1, rows), factors[2 * i + 1].view(-1, columns)
             draw(matrix.to(left.dtype), left, right, generator)
             matrix.sub_((left.t() @ right).to(matrix.dtype))

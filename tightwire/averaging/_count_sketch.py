@@ -1,4 +1,4 @@
-"""Count-sketches at work."""
+"""Count-sketches over a transport."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from tightwire.architecture.allreduce.exact import exact_runner
 from tightwire.buckets import BucketLayout
 
 if TYPE_CHECKING:
-    from tightwire.averaging.count_sketch import CountSketch
     from tightwire.transport import Transport
 
 # Of the hashes whose estimates are subtracted. What an estimate has wrong stays in the leftover, where the same hashes
@@ -23,23 +22,42 @@ STEPS = 1024  # of a share: coarse enough that the last bit of a sum, which proc
 
 @final
 class CountSketchAverager:
-    """Averages one bucket by a summed sketch; see `CountSketch`."""
+    """Averages one bucket by a summed sketch; see the method `sketch`."""
 
     lossless = False
 
-    def __init__(self, method: CountSketch, transport: Transport, bucket: BucketLayout, tag: int) -> None:
-        columns = method.columns(bucket.numel)
-        assert columns is not None, "dense buckets travel by an exact all-reduce"
-        self._size, self._exact, self._kept = transport.size, method.exact, method.kept(bucket.numel)
-        self._table = torch.zeros(method.rows, columns)
-        self._taken = torch.zeros(0 if self._exact else method.rows, columns)
+    def __init__(
+        self,
+        transport: Transport,
+        bucket: BucketLayout,
+        *,
+        table: tuple[int, int],
+        kept: int,
+        exact: bool,
+        num_bytes: int,
+        tag: int,
+    ) -> None:
+        """Allocates what runs will need.
+
+        Args:
+            transport: between the ranks.
+            bucket: of which size and dtype.
+            table: rows and columns of a sketch.
+            kept: elements that are recovered.
+            exact: whether values travel after places are found.
+            num_bytes: what this rank sends in one run.
+            tag: the first of two.
+        """
+        rows, columns = table
+        self._size, self._exact, self._kept = transport.size, exact, kept
+        self._table = torch.zeros(rows, columns)
+        self._taken = torch.zeros(0 if exact else rows, columns)
         self._sketches = exact_runner(transport, self._table.numel(), torch.float32, tag)
-        self._values = torch.zeros(self._kept, dtype=bucket.dtype)
-        self._hitters = exact_runner(transport, self._kept, bucket.dtype, tag + 1)
+        self._values = torch.zeros(kept, dtype=bucket.dtype)
+        self._hitters = exact_runner(transport, kept, bucket.dtype, tag + 1)
         self._estimates = torch.zeros(bucket.numel)
-        self._found = torch.empty(8 * self._kept, dtype=torch.uint8)
-        shapes = [slot.shape for slot in bucket.slots]
-        self.bytes_sent = method.bytes_sent(shapes, bucket.dtype.itemsize, transport.size, transport.rank)
+        self._found = torch.empty(8 * kept, dtype=torch.uint8)
+        self.bytes_sent = num_bytes
 
     def run(self, bucket: Tensor, mean: Tensor, *, seed: int) -> None:
         """Averages `bucket` into `mean`; see `Averager.run`."""

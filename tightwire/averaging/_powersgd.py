@@ -1,4 +1,4 @@
-"""PowerSGD at work: the factors of a bucket's matrices, batched by equal shapes."""
+"""PowerSGD over a transport: the factors of a bucket's matrices, batched by equal shapes."""
 
 from __future__ import annotations
 
@@ -13,21 +13,15 @@ import torch
 from torch import Tensor
 
 from tightwire.architecture.allreduce.exact import exact_runner
+from tightwire.averaging._matrices import elements_of, matrix, memory_shape
 from tightwire.averaging.method import Shape
-from tightwire.buckets import BucketLayout, Slot
+from tightwire.buckets import BucketLayout
 
 if TYPE_CHECKING:
-    from tightwire.averaging.powersgd import PowerSGD
     from tightwire.transport import Transport
 
 # What a column keeps of its square after projection, at least: keeps dependent columns from dividing by zero.
 RIDGE = 1e-14
-
-
-def memory_shape(slot: Slot) -> Shape:
-    """Returns a slot's dimensions in the order in which they lie in memory, the slowest first."""
-    order = sorted(range(len(slot.shape)), key=lambda d: -slot.stride[d])
-    return tuple(slot.shape[d] for d in order)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,26 +51,33 @@ class _Matrix:
 
 @final
 class PowerSGDAverager:
-    """Averages one bucket by PowerSGD; see `PowerSGD`."""
+    """Averages one bucket by PowerSGD; see the method `powersgd`."""
 
     lossless = False
 
-    def __init__(self, method: PowerSGD, transport: Transport, bucket: BucketLayout, tag: int) -> None:
+    def __init__(self, transport: Transport, bucket: BucketLayout, *, rank: int, tag: int) -> None:
+        """Allocates what runs will need.
+
+        Args:
+            transport: between the ranks.
+            bucket: of which tensors.
+            rank: columns of the factors.
+            tag: the first of two.
+        """
         self._alone = transport.size == 1
         dtype = torch.promote_types(bucket.dtype, torch.float32)
-        slots = sorted(bucket.slots, key=lambda slot: method.matrix(memory_shape(slot)) or (0, 0))
-        sizes = {slot.name: method.matrix(memory_shape(slot)) for slot in slots}
+        slots = sorted(bucket.slots, key=lambda slot: matrix(memory_shape(slot), rank) or (0, 0))
+        sizes = {slot.name: matrix(memory_shape(slot), rank) for slot in slots}
         factored = [(slot, size) for slot in slots if (size := sizes[slot.name])]
         self._plain = [elements_of(slot) for slot in slots if not sizes[slot.name]]
         num_plain = sum(s.stop - s.start for s in self._plain)
-        self._ps = torch.zeros(num_plain + method.rank * sum(rows for _, (rows, _) in factored), dtype=dtype)
-        self._qs = torch.zeros(method.rank * sum(columns for _, (_, columns) in factored), dtype=dtype)
+        self._ps = torch.zeros(num_plain + rank * sum(rows for _, (rows, _) in factored), dtype=dtype)
+        self._qs = torch.zeros(rank * sum(columns for _, (_, columns) in factored), dtype=dtype)
         self._starts = torch.zeros_like(self._qs)
         self._plain_ps = self._ps[:num_plain]
-        p = _cut(self._ps[num_plain:], [(rows, method.rank) for _, (rows, _) in factored])
+        p = _cut(self._ps[num_plain:], [(rows, rank) for _, (rows, _) in factored])
         q, start = (
-            _cut(flat, [(method.rank, columns) for _, (_, columns) in factored])
-            for flat in (self._qs, self._starts)
+            _cut(flat, [(rank, columns) for _, (_, columns) in factored]) for flat in (self._qs, self._starts)
         )
         self._matrices = [
             _Matrix(name=slot.name, elements=elements_of(slot), size=size, p=p[i], q=q[i], start=start[i])
@@ -164,11 +165,6 @@ def orthonormalise(matrices: Tensor) -> None:
     squares.copy_(torch.where(squares == 0, 1, squares * (1 + RIDGE)))
     lower, _ = torch.linalg.cholesky_ex(gram)
     matrices.copy_(torch.linalg.solve_triangular(lower, wide, upper=False).mT)
-
-
-def elements_of(slot: Slot) -> slice:
-    """Returns where a slot lies in its bucket."""
-    return slice(slot.offset, slot.offset + slot.numel)
 
 
 def _cut(flat: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:

@@ -1,9 +1,9 @@
-"""Lossless compression at work: parts of a bucket as parcels, whose lengths go ahead of them."""
+"""Lossless compression over a transport: parts of a bucket as byte planes, whose lengths go ahead of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, final
+from typing import final
 
 import numpy as np
 import torch
@@ -13,23 +13,20 @@ from tightwire import kernels
 from tightwire.architecture.allreduce.part import TAG_BITS
 from tightwire.architecture.allreduce.program import split
 from tightwire.architecture.allreduce.traffic import PIECE_MULTIPLE
-from tightwire.averaging._owners import swap_all
+from tightwire.averaging._messages import swap_all
 from tightwire.averaging._zstandard import Zstandard, zstandard
-from tightwire.averaging.zstd import LENGTH_BYTES
 from tightwire.buckets import BucketLayout
 from tightwire.errors import TensorError
 from tightwire.transport import Transport
 
-if TYPE_CHECKING:
-    from tightwire.averaging.zstd import Zstd
-
+LENGTH_BYTES = 8  # of the length of one plane, in a header
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 # A plane is tried on so many bytes from its middle, and travels raw unless they shrink by a twentieth.
 SAMPLE_BYTES = 8192
 WORTH = 0.95
 
 
-class Parcel:
+class SqueezedPart:
     """One part of the bucket as it travels: the length of each plane, and the planes, squeezed or raw.
 
     Attributes:
@@ -112,7 +109,7 @@ class Parcel:
 
 @final
 class ZstdAverager:
-    """Averages one bucket without loss; see `Zstd`.
+    """Averages one bucket without loss; see the method `zstd`.
 
     Attributes:
         spared_bytes: how much less than `bytes_sent` this rank sends in the run under way or just over, known from
@@ -121,18 +118,39 @@ class ZstdAverager:
 
     lossless = True
 
-    def __init__(self, method: Zstd, transport: Transport, bucket: BucketLayout, tag: int) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        bucket: BucketLayout,
+        *,
+        level: int,
+        delta: bool,
+        num_bytes: int,
+        tag: int,
+    ) -> None:
+        """Allocates what runs will need.
+
+        Args:
+            transport: between the ranks.
+            bucket: of which size and dtype.
+            level: of zstd.
+            delta: whether elements are exclusive-ored with those of the last round that counted.
+            num_bytes: what this rank sends in one run at most.
+            tag: the method's own on every rank.
+
+        Raises:
+            PlanError: there is no zstd here.
+        """
         self._transport, self._tag = transport, tag << TAG_BITS
         self._sizes = list(split(bucket.numel, transport.size, PIECE_MULTIPLE))
-        squeezer, own = zstandard(method.level), self._sizes[transport.rank]
+        squeezer, own = zstandard(level), self._sizes[transport.rank]
         self._outgoing, self._means = (
-            [Parcel(size, bucket.dtype, squeezer, delta=method.delta) for size in self._sizes]
+            [SqueezedPart(size, bucket.dtype, squeezer, delta=delta) for size in self._sizes]
             for _ in range(2)
         )
-        self._incoming = [Parcel(own, bucket.dtype, squeezer, delta=method.delta) for _ in self._sizes]
+        self._incoming = [SqueezedPart(own, bucket.dtype, squeezer, delta=delta) for _ in self._sizes]
         self._landed = torch.empty(own, dtype=bucket.dtype)
-        shapes = [slot.shape for slot in bucket.slots]
-        self.bytes_sent = method.bytes_sent(shapes, bucket.dtype.itemsize, transport.size, transport.rank)
+        self.bytes_sent = num_bytes
         self.spared_bytes = 0
 
     def run(self, bucket: Tensor, mean: Tensor, *, seed: int) -> None:
@@ -159,8 +177,8 @@ class ZstdAverager:
 
     def keep(self) -> None:
         """Lets the next run's differences be to this one."""
-        for parcel in (*self._outgoing, *self._incoming, *self._means):
-            parcel.keep()
+        for part in (*self._outgoing, *self._incoming, *self._means):
+            part.keep()
 
     def memory(self) -> dict[str, Tensor]:
         """Returns nothing: a resumed run sends differences to nothing."""
@@ -169,13 +187,13 @@ class ZstdAverager:
     def _others(self) -> list[int]:
         return [r for r in range(self._transport.size) if r != self._transport.rank]
 
-    def _trade(self, outgoing: Sequence[Parcel], incoming: Sequence[Parcel]) -> None:
-        """Exchanges lengths, and then parcels of these lengths."""
-        headers = [parcel.header for parcel in outgoing]
+    def _trade(self, outgoing: Sequence[SqueezedPart], incoming: Sequence[SqueezedPart]) -> None:
+        """Exchanges lengths, and then parts of these lengths."""
+        headers = [part.header for part in outgoing]
         assert all(header.nbytes == LENGTH_BYTES * header.numel() for header in headers)
-        swap_all(self._transport, headers, [parcel.header for parcel in incoming], self._tag)
+        swap_all(self._transport, headers, [part.header for part in incoming], self._tag)
         for r in self._others():
             incoming[r].check(r)
             self.spared_bytes += outgoing[r].raw_bytes - outgoing[r].payload.numel()
-        landing = [parcel.payload for parcel in incoming]
-        swap_all(self._transport, [parcel.payload for parcel in outgoing], landing, self._tag)
+        landing = [part.payload for part in incoming]
+        swap_all(self._transport, [part.payload for part in outgoing], landing, self._tag)

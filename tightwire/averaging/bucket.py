@@ -14,7 +14,7 @@ from tightwire.averaging.averager import Averager
 from tightwire.averaging.method import AveragingMethod
 from tightwire.buckets import Bucket
 from tightwire.compression.checks import is_finite
-from tightwire.compression.stage import Memory, Stage, sender_at, sender_of
+from tightwire.compression.stage import Stage, StageMemory, sender_at, sender_of
 
 
 class Spared:
@@ -144,7 +144,9 @@ class BucketAverager:
         return self._other[1]
 
 
-def _memories(bucket: Bucket, compression: Sequence[CompressionAnswer], workers: int) -> tuple[Memory, ...]:
+def _memories(
+    bucket: Bucket, compression: Sequence[CompressionAnswer], workers: int
+) -> tuple[StageMemory, ...]:
     """Returns what the stages remember, from the outside in."""
     stages = [stage for stage in reversed(compression) if isinstance(stage, Stage)]
     memories = (stage.memory(bucket.layout, workers) for stage in stages)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tightwire.answers import Sender
 from tightwire.architecture import AllReduce, Architecture, Runner, Setting
 from tightwire.averaging.averager import Averager
-from tightwire.averaging.levels import LevelAverager
+from tightwire.averaging.hierarchical import HierarchicalAverager
 from tightwire.averaging.method import TAGS, AveragingMethod
 from tightwire.buckets import BucketLayout
 from tightwire.compression import Codec
@@ -65,7 +65,7 @@ def all_reduce_averager(
     numel, itemsize = bucket.numel, bucket.dtype.itemsize
     if isinstance(architecture, AllReduce):
         if architecture.is_levelled and not codec.lossless and transport.size > 1:
-            return LevelAverager(architecture.nodes(setting), codec, transport, bucket, tag)
+            return HierarchicalAverager(architecture.nodes(setting), codec, transport, bucket, tag)
         codec = architecture.sender(codec, numel, itemsize, transport.size)
     program = architecture.program_for(codec, numel, itemsize, setting)
     return Runner(program, transport, numel=numel, dtype=bucket.dtype, codec=codec, tag=tag)

@@ -1,4 +1,4 @@
-"""Reductions that sum count-sketches, and recover the largest elements of the sum from it."""
+"""Count-sketch: sketches are summed, and the largest elements of the sum recovered from theirs."""
 
 from __future__ import annotations
 
@@ -85,10 +85,20 @@ class CountSketch(AveragingMethod):
         return table + (exact_bytes(self.kept(numel), itemsize, workers, rank) if self.exact else 0)
 
     def build(self, transport: Transport, bucket: BucketLayout, *, tag: int) -> Averager:
-        """Builds the reducer of one bucket; see `AveragingMethod.build`."""
+        """Builds the averager of one bucket; see `AveragingMethod.build`."""
         from tightwire.architecture.allreduce.exact import exact_runner
         from tightwire.averaging._count_sketch import CountSketchAverager
 
-        if self.columns(bucket.numel) is None:
+        columns = self.columns(bucket.numel)
+        if columns is None:
             return exact_runner(transport, bucket.numel, bucket.dtype, tag)
-        return CountSketchAverager(self, transport, bucket, tag)
+        shapes = [slot.shape for slot in bucket.slots]
+        return CountSketchAverager(
+            transport,
+            bucket,
+            table=(self.rows, columns),
+            kept=self.kept(bucket.numel),
+            exact=self.exact,
+            num_bytes=self.bytes_sent(shapes, bucket.dtype.itemsize, transport.size, transport.rank),
+            tag=tag,
+        )

@@ -1,4 +1,4 @@
-"""Reductions that compress on the way to an owner, and again on the way back."""
+"""DoubleSqueeze: compressed on the way to an owner, and again on the way back."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ class DoubleSqueeze(AveragingMethod):
         return sum(parts) - parts[rank] + (workers - 1) * parts[rank]
 
     def build(self, transport: Transport, bucket: BucketLayout, *, tag: int) -> Averager:
-        """Builds the reducer of one bucket; see `AveragingMethod.build`."""
-        from tightwire.averaging._owners import DoubleSqueezeAverager
+        """Builds the averager of one bucket; see `AveragingMethod.build`."""
+        from tightwire.averaging._double_squeeze import DoubleSqueezeAverager
 
-        return DoubleSqueezeAverager(self, transport, bucket, tag)
+        shapes = [slot.shape for slot in bucket.slots]
+        num_bytes = self.bytes_sent(shapes, bucket.dtype.itemsize, transport.size, transport.rank)
+        return DoubleSqueezeAverager(transport, bucket, self.sender, num_bytes=num_bytes, tag=tag)

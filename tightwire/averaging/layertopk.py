@@ -63,7 +63,7 @@ class LayerTopK(AveragingMethod):
         return predict_bytes(build("allgather", workers), codec, sum(codec.sizes), itemsize, rank)
 
     def build(self, transport: Transport, bucket: BucketLayout, *, tag: int) -> Averager:
-        """Builds the reducer of one bucket; see `AveragingMethod.build`."""
+        """Builds the averager of one bucket; see `AveragingMethod.build`."""
         from tightwire.architecture import Runner
 
         codec = self._codec(tuple(slot.numel for slot in bucket.slots))

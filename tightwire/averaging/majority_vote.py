@@ -1,4 +1,4 @@
-"""Reductions whose outcome is a vote: it says which way, not how far."""
+"""Majority vote: the outcome says which way to step, not how far."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tightwire.architecture.allreduce.program import split
 from tightwire.architecture.allreduce.traffic import PIECE_MULTIPLE
 from tightwire.averaging.method import AveragingMethod, Shape
 from tightwire.compression import Stage
-from tightwire.compression.signs import Ballot
+from tightwire.compression.votes import VoteMessage
 
 if TYPE_CHECKING:
     from tightwire.averaging.averager import Averager
@@ -43,12 +43,12 @@ class MajorityVote(AveragingMethod):
     block: int = 1024
 
     def __post_init__(self) -> None:
-        Ballot(self.block)
+        VoteMessage(self.block)
 
     @property
-    def sender(self) -> Ballot:
+    def sender(self) -> VoteMessage:
         """How votes, and their outcome, are written."""
-        return Ballot(self.block)
+        return VoteMessage(self.block)
 
     def bytes_sent(self, shapes: Sequence[Shape], itemsize: int, workers: int, rank: int) -> int:
         """Returns the bytes of all parts but the own, and of the own outcome n − 1 times; see `AveragingMethod`."""
@@ -57,10 +57,12 @@ class MajorityVote(AveragingMethod):
         return sum(parts) + (workers - 2) * parts[rank]
 
     def build(self, transport: Transport, bucket: BucketLayout, *, tag: int) -> Averager:
-        """Builds the reducer of one bucket; see `AveragingMethod.build`."""
+        """Builds the averager of one bucket; see `AveragingMethod.build`."""
         from tightwire.averaging._majority_vote import MajorityVoteAverager
 
-        return MajorityVoteAverager(self, transport, bucket, tag)
+        shapes = [slot.shape for slot in bucket.slots]
+        num_bytes = self.bytes_sent(shapes, bucket.dtype.itemsize, transport.size, transport.rank)
+        return MajorityVoteAverager(transport, bucket, self.sender, num_bytes=num_bytes, tag=tag)
 
     def refusal(self, plan: Answers) -> Refusal | None:
         """Refuses stages that need a leftover, or that would let means in among votes."""
@@ -73,8 +75,8 @@ class MajorityVote(AveragingMethod):
         odd = "+".join(str(stage) for stage in stages if stage not in kept)
         scaled = ["doublesqueeze:efsign", *map(str, stages)]
         return Refusal(
-            reason=f"{self}+{odd} cannot work: a vote leaves nothing over, and its outcome is of size 1 wherever "
-            "means would be of theirs.",
+            reason=f"{self}+{odd} cannot work: a vote has no leftover to feed back, and its outcome is 1 or -1, which "
+            "does not mix with means in the rounds or tensors that {odd} would send uncompressed.",
             nearest=(
                 text_with(plan, compression="+".join(map(str, (self, *kept)))),
                 text_with(plan, compression="+".join(scaled)),

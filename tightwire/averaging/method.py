@@ -54,7 +54,7 @@ class AveragingMethod(Sender, abc.ABC):
 
     @abc.abstractmethod
     def build(self, transport: Transport, bucket: BucketLayout, *, tag: int) -> Averager:
-        """Builds the reducer of one bucket; sends nothing.
+        """Builds the averager of one bucket; sends nothing.
 
         Args:
             transport: between the ranks.

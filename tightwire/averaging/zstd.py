@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tightwire.buckets import BucketLayout
     from tightwire.transport import Transport
 
-# Of the length of one plane, in a parcel's header.
+# Of the length of one plane, in the header of a part.
 LENGTH_BYTES = 8
 
 
@@ -56,15 +56,23 @@ class Zstd(AveragingMethod):
     def bytes_sent(self, shapes: Sequence[Shape], itemsize: int, workers: int, rank: int) -> int:
         """Returns the bytes of one run where nothing shrinks; see `AveragingMethod.bytes_sent`."""
         sizes = split(sum(map(math.prod, shapes)), workers, PIECE_MULTIPLE)
-        parcels = [itemsize * (size + LENGTH_BYTES) for size in sizes]
-        return sum(parcels) + (workers - 2) * parcels[rank]
+        planes = [itemsize * (size + LENGTH_BYTES) for size in sizes]
+        return sum(planes) + (workers - 2) * planes[rank]
 
     def build(self, transport: Transport, bucket: BucketLayout, *, tag: int) -> Averager:
-        """Builds the reducer of one bucket; see `AveragingMethod.build`.
+        """Builds the averager of one bucket; see `AveragingMethod.build`.
 
         Raises:
             PlanError: there is no zstd here.
         """
         from tightwire.averaging._zstd import ZstdAverager
 
-        return ZstdAverager(self, transport, bucket, tag)
+        shapes = [slot.shape for slot in bucket.slots]
+        return ZstdAverager(
+            transport,
+            bucket,
+            level=self.level,
+            delta=self.delta,
+            num_bytes=self.bytes_sent(shapes, bucket.dtype.itemsize, transport.size, transport.rank),
+            tag=tag,
+        )

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 from tightwire.answers import Member
-from tightwire.compression.averages import MovingAverage
+from tightwire.compression.adacomp import AdaComp
+from tightwire.compression.blocktopk import BlockTopK
 from tightwire.compression.casts import BFloat16, Float16, Identity
+from tightwire.compression.clip import Clip
 from tightwire.compression.codec import Codec, Combine
-from tightwire.compression.corrections import Clip, Momentum
-from tightwire.compression.cosines import Cosines
-from tightwire.compression.directions import Signed
-from tightwire.compression.feedback import DIANA, EF21, ErrorFeedback
-from tightwire.compression.floats import Float8, Natural
-from tightwire.compression.picking import AdaComp, Variance
-from tightwire.compression.recipes import RECIPES, Recipe
-from tightwire.compression.rounds import DenseEvery, DenseFirst, DenseGrowing, WarmUp
+from tightwire.compression.compiling import compile_kernels
+from tightwire.compression.dct import Cosines
+from tightwire.compression.dense_rounds import DenseEvery, DenseFirst, DenseGrowing
+from tightwire.compression.differences import DIANA, EF21
+from tightwire.compression.ef import ErrorFeedback
+from tightwire.compression.ema import MovingAverage
+from tightwire.compression.fp8 import Float8
+from tightwire.compression.integers import Int2, Int4, Int8
+from tightwire.compression.momentum import Momentum
+from tightwire.compression.natural import Natural
+from tightwire.compression.nuqsgd import NUQSGD
+from tightwire.compression.qsgd import QSGD
+from tightwire.compression.randomk import RandomK
+from tightwire.compression.recipe import Recipe
+from tightwire.compression.recipes import RECIPES
 from tightwire.compression.routing import Least
+from tightwire.compression.sbc import SBC
+from tightwire.compression.signed import Signed
 from tightwire.compression.signs import EFSign, OneBit
-from tightwire.compression.sparse import TopK
-from tightwire.compression.sparse_blocks import BlockTopK, Threshold
-from tightwire.compression.sparse_random import RandomK, Wangni
-from tightwire.compression.sparse_recipes import SPARSE_RECIPES
-from tightwire.compression.sparse_signs import SBC, Strom
-from tightwire.compression.sparse_ternary import STC
-from tightwire.compression.stage import Memory, Stage
-from tightwire.compression.uniform import NUQSGD, QSGD, Int2, Int4, Int8, TernGrad
-from tightwire.compression.warm import warm_up
+from tightwire.compression.stage import Stage, StageMemory
+from tightwire.compression.stc import STC
+from tightwire.compression.strom import Strom
+from tightwire.compression.terngrad import TernGrad
+from tightwire.compression.threshold import Threshold
+from tightwire.compression.topk import TopK
+from tightwire.compression.variance import Variance
+from tightwire.compression.wangni import Wangni
+from tightwire.compression.warmup import WarmUp
 
 MEMBERS: tuple[type[Member], ...] = (
     Identity,
@@ -64,7 +75,6 @@ MEMBERS: tuple[type[Member], ...] = (
     Variance,
     Signed,
     *RECIPES,
-    *SPARSE_RECIPES,
 )
 
 __all__ = [
@@ -94,7 +104,6 @@ __all__ = [
     "Int4",
     "Int8",
     "Least",
-    "Memory",
     "Momentum",
     "MovingAverage",
     "Natural",
@@ -103,6 +112,7 @@ __all__ = [
     "Recipe",
     "Signed",
     "Stage",
+    "StageMemory",
     "Strom",
     "TernGrad",
     "Threshold",
@@ -110,5 +120,5 @@ __all__ = [
     "Variance",
     "Wangni",
     "WarmUp",
-    "warm_up",
+    "compile_kernels",
 ]

@@ -1,17 +1,34 @@
-"""What every codec asks of the tensors that it is given, before it touches them."""
+"""What every codec asks of its arguments and of the tensors that it is given, before it touches them."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
 
+from tightwire.compression.codec import Codec
 from tightwire.errors import PlanError, TensorError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tightwire.answers import Member
     from tightwire.compression.codec import Codec
+
+
+def check_threshold(codec: Codec, t: float) -> None:
+    """Checks a threshold.
+
+    Raises:
+        PlanError: zero, negative or not finite.
+    """
+    if not 0 < t < float("inf"):
+        raise PlanError(
+            f"{codec.name} cannot compare with {t}: give a magnitude above 0, as in {codec.name}:0.001."
+        )
+
 
 FLOATS = ("torch.float32", "torch.bfloat16", "torch.float16", "torch.float64")
 

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from tightwire.buckets import BucketLayout
 
 
-class Memory(abc.ABC):
+def zeros(bucket: BucketLayout) -> Tensor:
+    """Returns flat memory for what is remembered of a bucket: zeros of its size, dtype and device."""
+    import torch
+
+    return torch.zeros(bucket.numel, dtype=bucket.dtype, device=bucket.device)
+
+
+class StageMemory(abc.ABC):
     """What a stage does with one bucket's values, and remembers of them.
 
     A round calls `before`, lets the reducer run, and calls `after`; `keep` follows only if the round counts, so
@@ -70,7 +77,7 @@ class Stage(CompressionAnswer):
         """Whether a tensor of this size and number of dimensions is compressed; if not it travels dense."""
         return True
 
-    def memory(self, bucket: BucketLayout, workers: int) -> Memory | None:
+    def memory(self, bucket: BucketLayout, workers: int) -> StageMemory | None:
         """Returns what this stage does with one bucket's values from round to round, or None for nothing."""
         return None
 

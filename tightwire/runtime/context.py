@@ -18,11 +18,11 @@ from tightwire.answers import CompressionAnswer, Sender
 from tightwire.architecture import AllReduce, Architecture, Setting
 from tightwire.averaging import Averager, BucketAverager, all_reduce_averager, build_averager
 from tightwire.averaging.bucket import Spared
-from tightwire.averaging.halves import Half
+from tightwire.averaging.half_allreduce import HalfAllReduce
 from tightwire.averaging.method import TAGS
 from tightwire.buckets import Bucket, BucketLayout, Slot, plan_layout
 from tightwire.catalogue import parse_compression
-from tightwire.compression import Codec, Identity, warm_up
+from tightwire.compression import Codec, Identity, compile_kernels
 from tightwire.compression.routing import compression_for
 from tightwire.errors import AttachError
 from tightwire.plan import Plan, Route
@@ -119,7 +119,7 @@ class RunContext:
         for number, piece in enumerate(agenda.pieces):
             part, channel = part_of(buckets[piece.bucket], piece), lanes[number % len(lanes)]
             if piece.phase != "mean":
-                half = Half(part, piece.phase, channel, tag=number * TAGS)
+                half = HalfAllReduce(part, piece.phase, channel, tag=number * TAGS)
                 averagers.append(cast(BucketAverager, half))  # which it stands for
                 continue
             build = functools.partial(self._build, architecture, channel, part.layout, number)
@@ -146,7 +146,7 @@ class RunContext:
     ) -> Averager:
         if not isinstance(sender, Codec):
             return build_averager(architecture, sender, channel, bucket=layout, number=number)
-        warm_up(sender, layout.dtype)  # kernels are compiled now, not within the first step
+        compile_kernels(sender, layout.dtype)  # kernels are compiled now, not within the first step
         setting = Setting(num_ranks=channel.size, workers_per_node=self.workers_per_node, costs=self.costs)
         codec = traced(sender, self.tracer)
         return build_averager(architecture, codec, channel, bucket=layout, number=number, setting=setting)

@@ -13,7 +13,7 @@ from tightwire.answers import CompressionAnswer
 from tightwire.architecture.gossip.mixers import SGP, Mixer, build_mixer
 from tightwire.architecture.gossip.neighbours import Neighbours
 from tightwire.buckets import Bucket, BucketLayout, plan_layout
-from tightwire.compression import Codec, warm_up
+from tightwire.compression import Codec, compile_kernels
 from tightwire.compression.checks import is_finite
 from tightwire.plan import Plan
 from tightwire.runtime.context import RunContext, require_cpu
@@ -85,7 +85,7 @@ def build_slots(
     """
     slots = []
     for number, (layout, compression) in enumerate(cut(parameters, plan, context)):
-        warm_up(cast(Codec, compression[0]), layout.dtype)  # compiled now, not within the first step
+        compile_kernels(cast(Codec, compression[0]), layout.dtype)  # compiled now, not within the first step
         slot = Slot(layout, parameters)
         slot.mixer = build_mixer(plan, compression, neighbours(number), slot.anchor.flat)
         slots.append(slot)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch.optim import Optimizer
 
 from tightwire.compression import Identity
-from tightwire.compression.averages import MovingAverage
+from tightwire.compression.ema import MovingAverage
 from tightwire.compression.stage import sender_at
 from tightwire.errors import AttachError
 from tightwire.optim import ExactVariance, OneBitAdam

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tightwire.architecture.allreduce.memory import Memory
+from tightwire.architecture.allreduce.buffers import Buffers
 from tightwire.architecture.allreduce.part import Part, Send
 from tightwire.transport.base import Transport, Work
 
@@ -20,14 +20,14 @@ class Engine:
     the transfer of the following ones, within a step and across steps.
     """
 
-    def __init__(self, part: Part, transport: Transport, memory: Memory, num_pieces: int) -> None:
-        self._part, self._transport, self._memory = part, transport, memory
+    def __init__(self, part: Part, transport: Transport, buffers: Buffers, num_pieces: int) -> None:
+        self._part, self._transport, self._buffers = part, transport, buffers
         self._sends_of: list[list[Work]] = [[] for _ in range(num_pieces)]
 
     def run(self, work: Tensor, mean: Tensor, seed: int) -> None:
         """Moves all pieces once; see `Runner.run`."""
-        memory, receives = self._memory, self._part.receives
-        memory.begin(work, mean, seed)
+        buffers, receives = self._buffers, self._part.receives
+        buffers.begin(work, mean, seed)
         under_way = [self._post(i) for i in range(min(RECEIVES_AHEAD, len(receives)))]
         for send in self._part.first:
             self._send(send)
@@ -35,24 +35,24 @@ class Engine:
             under_way[i % RECEIVES_AHEAD].wait()
             if receive.op == "reduce":
                 self._settle(receive.piece)
-                memory.arrived(receive, i % RECEIVES_AHEAD)
+                buffers.arrived(receive, i % RECEIVES_AHEAD)
             for send in receive.then:
                 self._send(send)
             if receive.op == "copy":  # forwarded before it is decoded
-                memory.arrived(receive, i % RECEIVES_AHEAD)
+                buffers.arrived(receive, i % RECEIVES_AHEAD)
             if i + RECEIVES_AHEAD < len(receives):
                 under_way[i % RECEIVES_AHEAD] = self._post(i + RECEIVES_AHEAD)
         for piece in range(len(self._sends_of)):
             self._settle(piece)
-        memory.finish()
+        buffers.finish()
 
     def _post(self, i: int) -> Work:
         receive = self._part.receives[i]
-        tensor = self._memory.landing(receive, i % RECEIVES_AHEAD)
+        tensor = self._buffers.landing(receive, i % RECEIVES_AHEAD)
         return self._transport.irecv(tensor, receive.src, receive.tag)
 
     def _send(self, send: Send) -> None:
-        work = self._transport.isend(self._memory.outgoing(send), send.dst, send.tag)
+        work = self._transport.isend(self._buffers.outgoing(send), send.dst, send.tag)
         self._sends_of[send.piece].append(work)
 
     def _settle(self, piece: int) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tightwire.architecture.allreduce.buffers import Buffers, Job
 from tightwire.architecture.allreduce.engine import RECEIVES_AHEAD, Engine
-from tightwire.architecture.allreduce.memory import Job, Memory
 from tightwire.architecture.allreduce.part import Receive, Send, part_of
 from tightwire.architecture.allreduce.program import Program
 from tightwire.architecture.allreduce.traffic import PIECE_BYTES, pieces_of, predict_bytes
@@ -62,10 +62,10 @@ class Mover:
         pieces = pieces_of(program, codec, whole, dtype.itemsize, piece_bytes)
         job = Job(program=program, rank=transport.rank, codec=codec, numel=whole, dtype=dtype, pieces=pieces)
         part = part_of(program, transport.rank, pieces, tag)
-        self._memory = SumMemory(job, min(RECEIVES_AHEAD, len(part.receives)))
+        self._buffers = SumBuffers(job, min(RECEIVES_AHEAD, len(part.receives)))
         self._of_chunk = pieces.of_chunk
         self._engine = (
-            Engine(part, transport, self._memory, len(pieces.sizes)) if whole and size > 1 else None
+            Engine(part, transport, self._buffers, len(pieces.sizes)) if whole and size > 1 else None
         )
 
     def chunk(self, buffer: Tensor, chunk: int) -> Tensor:
@@ -91,7 +91,7 @@ class Mover:
             block = self._numel // self._size
             landing.narrow(0, self._rank * block, block).copy_(buffer.narrow(0, self._rank * block, block))
         if self._engine is not None:
-            self._memory.place(buffer if landing is None else self._rows(buffer, landing))
+            self._buffers.place(buffer if landing is None else self._rows(buffer, landing))
             self._engine.run(buffer, buffer, 0)
 
     def _rows(self, buffer: Tensor, landing: Tensor) -> list[Tensor]:
@@ -103,7 +103,7 @@ class Mover:
             src, dst = divmod(chunk, self._size)
             if self._rank in (src, dst):
                 block = leaving[dst] if src == self._rank else coming[src]
-                views += block.split_with_sizes([self._memory.sizes[piece] for piece in of_chunk])
+                views += block.split_with_sizes([self._buffers.sizes[piece] for piece in of_chunk])
             else:
                 views += [nowhere] * len(of_chunk)
         return views
@@ -126,7 +126,7 @@ class Mover:
                 )
 
 
-class SumMemory(Memory):
+class SumBuffers(Buffers):
     """Values as they are, summed in place and not divided, wherever they were placed."""
 
     def __init__(self, job: Job, num_slots: int) -> None:

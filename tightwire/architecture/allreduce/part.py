@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Literal
 
 from tightwire.architecture.allreduce.checker import Trace, check
+from tightwire.architecture.allreduce.losses import share_of_loss
 from tightwire.architecture.allreduce.program import Op, Program, Transfer
 from tightwire.architecture.allreduce.traffic import Pieces
 from tightwire.errors import ProgramError
@@ -33,8 +34,7 @@ class Encode:
     Attributes:
         value: the symbol of the value; ranks that hold equal values draw equal random numbers.
         place: where the value lies.
-        share: of the loss, to be charged to this rank; k ranks that encode equal values charge 1/k each, and
-            a loss made after the division by n counts n times.
+        share: of the loss, to be charged to this rank; see `share_of_loss`.
     """
 
     value: int
@@ -223,8 +223,10 @@ class _Lowering:
 
     def _encode(self, value: int, chunk: int) -> Encode:
         complete = self.trace.values.masks[value] + 1 == 1 << self.program.num_ranks
-        times = self.program.num_ranks if complete else 1
-        return Encode(value, self.places.get(chunk, "work"), times / len(self.trace.encoders[value]))
+        share = share_of_loss(
+            makers=len(self.trace.encoders[value]), divided_by=self.program.num_ranks if complete else 1
+        )
+        return Encode(value, self.places.get(chunk, "work"), share)
 
     def _tagged(self, t: Transfer) -> Iterator[tuple[int, int]]:
         """Numbers the messages between two ranks, alike on both sides."""

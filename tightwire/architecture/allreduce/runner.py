@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tightwire.architecture.allreduce.buffers import Buffers, DenseBuffers, GatherBuffers, Job, MessageBuffers
 from tightwire.architecture.allreduce.engine import RECEIVES_AHEAD, Engine
-from tightwire.architecture.allreduce.memory import DenseMemory, GatherMemory, Job, Memory, MessageMemory
 from tightwire.architecture.allreduce.part import part_of
 from tightwire.architecture.allreduce.program import Program
 from tightwire.architecture.allreduce.traffic import PIECE_BYTES, pieces_of, predict_bytes
@@ -128,12 +128,12 @@ def _way(job: Job, transport: Transport, tag: int) -> _Native | Engine:
     part = part_of(job.program, job.rank, job.pieces, tag)
     slots = min(RECEIVES_AHEAD, len(part.receives))
     if job.program.gathers:
-        memory: Memory = GatherMemory(job, slots)
+        buffers: Buffers = GatherBuffers(job, slots)
     elif job.codec.sums_as == "" and job.codec.lossless:
-        memory = DenseMemory(job, slots)
+        buffers = DenseBuffers(job, slots)
     else:
-        memory = MessageMemory(job, slots)
-    return Engine(part, transport, memory, len(job.pieces.sizes))
+        buffers = MessageBuffers(job, slots)
+    return Engine(part, transport, buffers, len(job.pieces.sizes))
 
 
 class _Native:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tightwire.answers import Answers, CompressionAnswer, Sender
-from tightwire.architecture.allreduce.memory import mix
+from tightwire.architecture.allreduce.seeds import message_seed
 from tightwire.architecture.gossip import Gossip
 from tightwire.architecture.gossip.mixing import ROUNDING
 from tightwire.architecture.gossip.neighbours import Heard, Neighbours
@@ -28,7 +28,7 @@ AnyStage = TypeVar("AnyStage", bound=GossipStage)
 
 
 class Mixer(abc.ABC):
-    """What one bucket does in a round of gossip. Memory is allocated once, at the common start.
+    """What one bucket does in a round of gossip. StageMemory is allocated once, at the common start.
 
     Class attributes:
         starts_early: whether what neighbours are told does not depend on the step under way, so that it may travel
@@ -82,7 +82,7 @@ class Mixer(abc.ABC):
         """Makes the round's message of `x`, in whose place is then what the message does not carry; returns it."""
         codec = self._codec(now)
         message = self.neighbours.message(codec.wire_bytes(x.numel(), x.itemsize))
-        codec.encode(x, message, seed=mix(now.seed, self._whose, self.neighbours.tag))
+        codec.encode(x, message, seed=message_seed(now.seed, self._whose, self.neighbours.tag))
         return message
 
     def _send_copy(self, x: Tensor, now: Round) -> None:

@@ -15,8 +15,8 @@ from tightwire.answers import Answers, CompressionAnswer, Refusal, text_with
 from tightwire.catalogue import parse_compression
 from tightwire.compression.casts import Identity
 from tightwire.compression.codec import Codec
-from tightwire.compression.feedback import ErrorFeedback
-from tightwire.compression.sparse_random import RandomK
+from tightwire.compression.ef import ErrorFeedback
+from tightwire.compression.randomk import RandomK
 from tightwire.compression.stage import Stage, refuse
 from tightwire.errors import PlanError
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from tightwire.architecture.server.layout import MessageLayout
 from tightwire.architecture.server.messages import (
     ERROR_TEXT,
     HEADER_BYTES,
@@ -24,7 +25,6 @@ from tightwire.architecture.server.messages import (
     pack_state,
     unpack_state,
 )
-from tightwire.architecture.server.parcel import Parcel
 from tightwire.architecture.server.service import LENGTH_BITS, error_of
 from tightwire.architecture.server.shard import Shard
 from tightwire.transport.base import Work
@@ -92,22 +92,22 @@ class LocalClient(Client):
 class RemoteClient(Client):
     """A shard on another rank."""
 
-    def __init__(self, post: Post, parcel: Parcel, rank: int) -> None:
-        self._post, self._parcel, self._rank = post, parcel, rank
+    def __init__(self, post: Post, layout: MessageLayout, rank: int) -> None:
+        self._post, self._layout, self._rank = post, layout, rank
         self._header = torch.empty(HEADER_BYTES, dtype=torch.uint8)
         self._room = torch.empty(0, dtype=torch.uint8)
         self._sent: list[Work] = []
         self._arriving: tuple[Work, Work, Tensor] | None = None
 
     def push(self, clock: int, payload: Tensor | None) -> None:  # noqa: D102
-        self._expect(self._parcel.pull_bytes(clock))
+        self._expect(self._layout.pull_bytes(clock))
         flags = Flag.EMPTY if payload is None else NO_FLAG
         self._sent = [self._post.head(Header(kind=Kind.PUSH, flags=flags, clock=clock), self._rank, REQUEST)]
         if payload is not None:
             self._sent.append(self._send(payload))
 
     def leave(self, clock: int) -> None:  # noqa: D102
-        self._expect(self._parcel.pull_bytes(clock, exact=True))
+        self._expect(self._layout.pull_bytes(clock, exact=True))
         self._sent = [self._post.head(Header(kind=Kind.LEAVE, clock=clock), self._rank, REQUEST)]
 
     def answer(self) -> Answer:  # noqa: D102

@@ -9,6 +9,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
+from tightwire.architecture.server.layout import MessageLayout
 from tightwire.architecture.server.messages import (
     ERROR_TEXT,
     HEADER_BYTES,
@@ -22,7 +23,6 @@ from tightwire.architecture.server.messages import (
     Post,
     pack_state,
 )
-from tightwire.architecture.server.parcel import Parcel
 from tightwire.architecture.server.shard import Shard
 from tightwire.errors import PeerError, TightwireError, TransportError
 
@@ -33,16 +33,16 @@ LENGTH_BITS = 16
 class Service:
     """Serves a shard to workers on other ranks, each on a thread of its own: a slow or dead one stops only its own."""
 
-    def __init__(self, shard: Shard, parcel: Parcel, post: Post, workers: Mapping[int, int]) -> None:
+    def __init__(self, shard: Shard, layout: MessageLayout, post: Post, workers: Mapping[int, int]) -> None:
         """Starts the threads.
 
         Args:
             shard: to serve.
-            parcel: how its tensors travel.
+            layout: how its tensors travel.
             post: sends for this process.
             workers: number among the workers → rank, of those elsewhere.
         """
-        self._shard, self._parcel, self._post = shard, parcel, post
+        self._shard, self._layout, self._post = shard, layout, post
         self._busy = set(workers)  # until they are listened to
         self._quiet = threading.Condition()
         self._threads = [
@@ -70,7 +70,7 @@ class Service:
     def _run(self, worker: int, rank: int) -> None:
         by_intent = False
         with suppress(TransportError):  # the channel was closed here
-            conversation = _Conversation(self._shard, self._parcel, self._post, worker, rank)
+            conversation = _Conversation(self._shard, self._layout, self._post, worker, rank)
             while request := conversation.observe(lambda: self._rests(worker)):
                 if request.kind == Kind.BYE:
                     by_intent = True
@@ -92,8 +92,8 @@ class Service:
 class _Conversation:
     """What a server and one worker say to each other."""
 
-    def __init__(self, shard: Shard, parcel: Parcel, post: Post, worker: int, rank: int) -> None:
-        self._shard, self._parcel, self._post = shard, parcel, post
+    def __init__(self, shard: Shard, layout: MessageLayout, post: Post, worker: int, rank: int) -> None:
+        self._shard, self._layout, self._post = shard, layout, post
         self._worker, self._rank = worker, rank
         self._header = torch.empty(HEADER_BYTES, dtype=torch.uint8)
         self._payload = torch.empty(0, dtype=torch.uint8)
@@ -131,7 +131,7 @@ class _Conversation:
     def _on_push(self, request: Header) -> bool:
         payload = None
         if Flag.EMPTY not in request.flags:
-            payload = self._receive(self._parcel.push_bytes(request.clock))
+            payload = self._receive(self._layout.push_bytes(request.clock))
             if payload is None:
                 return False
         return self._reply(*self._shard.push(self._worker, request, payload, self._live))

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from tightwire.architecture.allreduce.memory import mix
+from tightwire.architecture.allreduce.seeds import message_seed
+from tightwire.architecture.server.layout import MessageLayout
 from tightwire.architecture.server.messages import NO_FLAG, Flag, Header, Kind, unpack_state
 from tightwire.architecture.server.optimizer import (
     Settings,
@@ -22,7 +23,6 @@ from tightwire.architecture.server.optimizer import (
     optimizer_for,
     optimizer_state,
 )
-from tightwire.architecture.server.parcel import Parcel
 from tightwire.buckets import Bucket
 from tightwire.compression.checks import is_finite
 from tightwire.errors import AttachError, PeerError, TransportError
@@ -71,7 +71,7 @@ class Shard:
 
     def __init__(
         self,
-        parcel: Parcel,
+        layout: MessageLayout,
         policy: Served,
         parameters: Mapping[str, Tensor],
         optimizer: Optimizer,
@@ -84,7 +84,7 @@ class Shard:
         """Copies parameters and the optimizer's state.
 
         Args:
-            parcel: how they travel.
+            layout: how they travel.
             policy: who waits for whom.
             parameters: by name.
             optimizer: the user's.
@@ -93,9 +93,9 @@ class Shard:
             seed: of stochastic codecs.
             deadline_s: how long one may wait for a worker that is silent.
         """
-        self._parcel, self._policy, self._seed, self._deadline_s = parcel, policy, seed, deadline_s
-        self._values = [Bucket(layout) for layout in parcel.buckets]
-        self._gradients = [Bucket(layout) for layout in parcel.buckets]
+        self._layout, self._policy, self._seed, self._deadline_s = layout, policy, seed, deadline_s
+        self._values = [Bucket(bucket) for bucket in layout.buckets]
+        self._gradients = [Bucket(bucket) for bucket in layout.buckets]
         for bucket in self._values:
             bucket.pack({name: parameters[name] for name in bucket.views})
         self._copies = {n: Parameter(view) for bucket in self._values for n, view in bucket.views.items()}
@@ -111,7 +111,7 @@ class Shard:
         self.updates = 0
         self.late = 0
         self.leads: dict[int, int] = {}
-        follows = policy.compensation > 0 or not parcel.is_plain
+        follows = policy.compensation > 0 or not layout.is_plain
         self._seats = [
             Seat(
                 rank=rank,
@@ -176,7 +176,7 @@ class Shard:
             for part, flat in zip(self._room(seat, exact=True), self._landed, strict=True):
                 part.copy_(flat.view(torch.uint8))
             return self._header(seat, NO_FLAG, 0), seat.pull[
-                : self._parcel.pull_bytes(seat.clock, exact=True)
+                : self._layout.pull_bytes(seat.clock, exact=True)
             ]
 
     def gone(self, worker: int, *, by_intent: bool) -> None:
@@ -284,13 +284,13 @@ class Shard:
 
     def _update(self, pushes: Sequence[tuple[Seat, Tensor]], rate: float) -> Flag:
         """Steps with the mean of some gradients, unless that is not finite."""
-        used = torch.zeros(len(self._parcel.names), dtype=torch.uint8)
+        used = torch.zeros(len(self._layout.names), dtype=torch.uint8)
         for place, (seat, payload) in enumerate(pushes):
-            here, settings, messages = self._parcel.open_push(payload, seat.clock)
+            here, settings, messages = self._layout.open_push(payload, seat.clock)
             used |= here
             if place == 0:
                 self._settings.write(settings.tolist(), rate=rate)
-            codecs = self._parcel.codecs(seat.clock)
+            codecs = self._layout.codecs(seat.clock)
             for codec, message, bucket in zip(codecs, messages, self._gradients, strict=True):
                 if bucket.flat.numel():
                     codec.decode(message, bucket.flat, add=place > 0)
@@ -312,7 +312,7 @@ class Shard:
 
     def _step(self, used: Sequence[int]) -> None:
         views = {name: view for bucket in self._gradients for name, view in bucket.views.items()}
-        for name, is_used in zip(self._parcel.names, used, strict=True):
+        for name, is_used in zip(self._layout.names, used, strict=True):
             self._copies[name].grad = views[name] if is_used else None
         self._optimizer.step()
         self.updates += 1
@@ -322,20 +322,20 @@ class Shard:
         header = self._header(seat, flags, staleness)
         lead = seat.clock - header.slowest
         self.leads[lead] = self.leads.get(lead, 0) + 1
-        codecs = self._parcel.codecs(seat.clock)
+        codecs = self._layout.codecs(seat.clock)
         for number, (codec, message) in enumerate(zip(codecs, self._room(seat), strict=True)):
             value = self._values[number].flat
-            if self._parcel.is_plain:
+            if self._layout.is_plain:
                 message.copy_(value.view(torch.uint8))
             elif value.numel():
                 difference = value - seat.has[number]
-                codec.encode(difference, message, seed=mix(self._seed, self.updates, number))
+                codec.encode(difference, message, seed=message_seed(self._seed, self.updates, number))
                 codec.decode(message, seat.has[number], add=True)
-        if self._policy.compensation and self._parcel.is_plain:
+        if self._policy.compensation and self._layout.is_plain:
             for has, bucket in zip(seat.has, self._values, strict=True):
                 has.copy_(bucket.flat)
         seat.read_at, seat.read_in = self.updates, self._round
-        return header, seat.pull[: self._parcel.pull_bytes(seat.clock)]
+        return header, seat.pull[: self._layout.pull_bytes(seat.clock)]
 
     def _header(self, seat: Seat, flags: Flag, staleness: int) -> Header:
         slowest = min((s.clock for s in self._seats if s.state == "present"), default=seat.clock)
@@ -350,10 +350,10 @@ class Shard:
 
     def _room(self, seat: Seat, *, exact: bool = False) -> list[Tensor]:
         """Returns the parts of the worker's pull, in memory that grows when it must."""
-        num_bytes = self._parcel.pull_bytes(seat.clock, exact=exact)
+        num_bytes = self._layout.pull_bytes(seat.clock, exact=exact)
         if seat.pull.numel() < num_bytes:
             seat.pull = torch.zeros(num_bytes, dtype=torch.uint8)
-        return self._parcel.open_pull(seat.pull, seat.clock, exact=exact)
+        return self._layout.open_pull(seat.pull, seat.clock, exact=exact)
 
     def _land_if_all_left(self) -> None:
         """Once nobody is on the way, all have what all end with, and begin again together."""

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from tightwire.architecture.gossip import Gossip, Graph
-from tightwire.architecture.gossip.links import measure_rates, probed_bytes
 from tightwire.architecture.gossip.neighbours import Lost, Neighbours
+from tightwire.architecture.gossip.rates import measure_rates, probed_bytes
 from tightwire.architecture.gossip.survivors import Survivors
 from tightwire.architecture.round import Round
 from tightwire.buckets import Bucket

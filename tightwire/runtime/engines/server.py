@@ -14,19 +14,19 @@ from torch.nn import Parameter
 
 from tightwire.answers import Member
 from tightwire.architecture import ParameterServer
-from tightwire.architecture.allreduce.memory import mix
+from tightwire.architecture.allreduce.seeds import message_seed
 from tightwire.architecture.round import Round
 from tightwire.architecture.server.client import Client, LocalClient, RemoteClient
+from tightwire.architecture.server.layout import MessageLayout
 from tightwire.architecture.server.messages import Flag, Header, Post
 from tightwire.architecture.server.optimizer import Settings
 from tightwire.architecture.server.parameter_server import Roles
-from tightwire.architecture.server.parcel import Parcel
 from tightwire.architecture.server.service import Service
 from tightwire.architecture.server.shard import Shard
 from tightwire.averaging.bucket import BucketAverager
 from tightwire.buckets import Bucket, plan_layout
 from tightwire.compression import Codec, Identity
-from tightwire.compression.warm import warm_up
+from tightwire.compression.compiling import compile_kernels
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
 from tightwire.runtime.context import RunContext, require_cpu
@@ -55,12 +55,14 @@ class ServerEngine(BaseEngine):
         owner_of = dict(
             zip(self._trained, roles.share_out([p.numel() for p in self._trained.values()]), strict=True)
         )
-        self._parcels = {rank: self._parcel(rank, owner_of, plan) for rank in sorted(set(owner_of.values()))}
+        self._layouts = {
+            rank: self._message_layout(rank, owner_of, plan) for rank in sorted(set(owner_of.values()))
+        }
         self._post = Post(transport.channel())
-        self._shard = self._own_shard(policy) if transport.rank in self._parcels else None
+        self._shard = self._own_shard(policy) if transport.rank in self._layouts else None
         self._service = self._serve() if self._shard is not None else None
         self._shares = (
-            [self._share(rank, parcel) for rank, parcel in self._parcels.items()]
+            [self._share(rank, layout) for rank, layout in self._layouts.items()]
             if transport.rank in roles.workers
             else []
         )
@@ -216,7 +218,7 @@ class ServerEngine(BaseEngine):
             owner if owner in self._roles.workers else self._roles.workers[owner % len(self._roles.workers)]
         )
 
-    def _parcel(self, owner: int, owner_of: Mapping[str, int], plan: Plan) -> Parcel:
+    def _message_layout(self, owner: int, owner_of: Mapping[str, int], plan: Plan) -> MessageLayout:
         tensors = {name: p for name, p in reversed(self._trained.items()) if owner_of[name] == owner}
         routes = {name: self._context.compression_of(name, p, plan) for name, p in tensors.items()}
         facts = [
@@ -227,15 +229,15 @@ class ServerEngine(BaseEngine):
         compressions = tuple(routes[bucket.slots[0].name] for bucket in layout)
         for bucket, compression in zip(layout, compressions, strict=True):
             if isinstance(compression[0], Codec):
-                warm_up(compression[0], bucket.dtype)
-        return Parcel(buckets=layout, compressions=compressions, num_settings=self._settings.count)
+                compile_kernels(compression[0], bucket.dtype)
+        return MessageLayout(buckets=layout, compressions=compressions, num_settings=self._settings.count)
 
     def _own_shard(self, policy: Served) -> Shard:
-        parcel = self._parcels[self._rank]
+        layout = self._layouts[self._rank]
         return Shard(
-            parcel,
+            layout,
             policy,
-            {name: self._trained[name].detach() for name in parcel.names},
+            {name: self._trained[name].detach() for name in layout.names},
             self._context.optimizer,
             {id(p): name for name, p in self._trained.items()},
             workers=self._roles.workers,
@@ -246,15 +248,15 @@ class ServerEngine(BaseEngine):
     def _serve(self) -> Service:
         assert self._shard is not None
         elsewhere = {number: rank for number, rank in enumerate(self._roles.workers) if rank != self._rank}
-        return Service(self._shard, self._parcels[self._rank], self._post, elsewhere)
+        return Service(self._shard, self._layouts[self._rank], self._post, elsewhere)
 
-    def _share(self, owner: int, parcel: Parcel) -> _Share:
+    def _share(self, owner: int, layout: MessageLayout) -> _Share:
         if owner == self._rank:
             assert self._shard is not None
             client: Client = LocalClient(self._shard, self._roles.workers.index(self._rank))
         else:
-            client = RemoteClient(self._post, parcel, owner)
-        return _Share(owner, parcel, client, self._trained, self._roles, self._context.seed, self._rank)
+            client = RemoteClient(self._post, layout, owner)
+        return _Share(owner, layout, client, self._trained, self._roles, self._context.seed, self._rank)
 
     def _own_first(self) -> Iterable[_Share]:
         """Yields shares, this rank's first: others may be waiting for its push."""
@@ -280,7 +282,7 @@ class _Writer:
 
     def __init__(self, codec: Codec, room: _Room) -> None:
         self.lossless = codec.lossless
-        self.bytes_sent = 0  # the parcel counts
+        self.bytes_sent = 0  # the layout counts
         self._codec, self._room = codec, room
 
     def run(self, bucket: Tensor, mean: Tensor, *, seed: int) -> None:
@@ -309,7 +311,7 @@ class _Share:
     def __init__(
         self,
         owner: int,
-        parcel: Parcel,
+        layout: MessageLayout,
         client: Client,
         parameters: Mapping[str, Tensor],
         roles: Roles,
@@ -317,15 +319,15 @@ class _Share:
         rank: int,
     ) -> None:
         self.owner, self.client = owner, client
-        self._parcel, self._seed, self._rank = parcel, seed, rank
-        self._rooms = [_Room(torch.empty(0, dtype=torch.uint8)) for _ in parcel.buckets]
+        self._message_layout, self._seed, self._rank = layout, seed, rank
+        self._rooms = [_Room(torch.empty(0, dtype=torch.uint8)) for _ in layout.buckets]
         self.averagers = [
             BucketAverager(Bucket(layout), compression, _writers(room), workers=len(roles.workers))
             for layout, compression, room in zip(
-                parcel.buckets, parcel.compressions, self._rooms, strict=True
+                layout.buckets, layout.compressions, self._rooms, strict=True
             )
         ]
-        self.values = [Bucket(layout) for layout in parcel.buckets]
+        self.values = [Bucket(layout) for layout in layout.buckets]
         for bucket in self.values:
             bucket.pack({name: parameters[name].detach() for name in bucket.views})
         self._payload = torch.empty(0, dtype=torch.uint8)
@@ -337,18 +339,18 @@ class _Share:
         if settings is None:
             self.client.push(clock, None)
             return
-        payload = self._room_for(self._parcel.push_bytes(clock))
-        used, numbers, messages = self._parcel.open_push(payload, clock)
+        payload = self._room_for(self._message_layout.push_bytes(clock))
+        used, numbers, messages = self._message_layout.open_push(payload, clock)
         numbers.copy_(torch.tensor(settings, dtype=torch.float64))
-        gradients = [parameters[name].grad for name in self._parcel.names]
+        gradients = [parameters[name].grad for name in self._message_layout.names]
         used.copy_(torch.tensor([gradient is not None for gradient in gradients], dtype=torch.uint8))
-        by_name = dict(zip(self._parcel.names, gradients, strict=True))
+        by_name = dict(zip(self._message_layout.names, gradients, strict=True))
         for number, (averager, message) in enumerate(zip(self.averagers, messages, strict=True)):
             for name, view in averager.bucket.views.items():
                 gradient = by_name[name]
                 view.zero_() if gradient is None else view.copy_(gradient)
             self._rooms[number].message = message
-            seed = mix(self._seed + clock, self._rank + 1, number)
+            seed = message_seed(self._seed + clock, self._rank + 1, number)
             averager.run(Round(number=clock, seed=seed))
         self.client.push(clock, payload)
 
@@ -358,10 +360,10 @@ class _Share:
         if self._has_gradient and not header.flags & (Flag.LATE | Flag.DROPPED):
             for averager in self.averagers:
                 averager.keep()
-        codecs, messages = self._parcel.codecs(clock), self._parcel.open_pull(payload, clock)
+        codecs, messages = self._message_layout.codecs(clock), self._message_layout.open_pull(payload, clock)
         for codec, message, bucket in zip(codecs, messages, self.values, strict=True):
             if bucket.flat.numel():
-                codec.decode(message, bucket.flat, add=not self._parcel.is_plain)
+                codec.decode(message, bucket.flat, add=not self._message_layout.is_plain)
         return header
 
     def land(self, clock: int) -> Header:
@@ -369,7 +371,7 @@ class _Share:
         header, payload = self.client.answer()
         exact = Identity()
         for message, bucket in zip(
-            self._parcel.open_pull(payload, clock, exact=True), self.values, strict=True
+            self._message_layout.open_pull(payload, clock, exact=True), self.values, strict=True
         ):
             if bucket.flat.numel():
                 exact.decode(message, bucket.flat)

@@ -1,0 +1,66 @@
+"""A stage that adds what messages did not carry to what is sent next: error feedback."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, final
+
+from tightwire.compression.stage import Stage, StageMemory, zeros
+from tightwire.errors import PlanError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tightwire.buckets import BucketLayout
+
+
+@final
+@dataclass(frozen=True)
+class ErrorFeedback(Stage):
+    """Adds the leftover of each round to the next: e ← p − C(p) with p = g + decay·e.
+
+    A decay below 1 makes the leftover a momentum of which is taken what is sent (DeMo, arXiv:2411.19870), or lets
+    old errors fade (ECQ-SGD, arXiv:1806.08054).
+
+    Attributes:
+        decay: what stays of the leftover, in (0, 1].
+    """
+
+    name: ClassVar[str] = "ef"
+    title: ClassVar[str] = "error feedback"
+    paper: ClassVar[str] = "Seide et al. 2014, Interspeech; Karimireddy et al. 2019, arXiv:1901.09847"
+    example: ClassVar[str] = "topk:0.01+ef"
+    place: ClassVar[int] = 0
+
+    decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.decay <= 1:
+            raise PlanError(
+                f"ef cannot keep {self.decay} of what is left over: give a share in (0, 1], as in ef:0.999."
+            )
+
+    def memory(self, bucket: BucketLayout, workers: int) -> StageMemory:
+        """Returns a memory of the leftover."""
+        return _Leftover(zeros(bucket), self.decay)
+
+
+class _Leftover(StageMemory):
+    def __init__(self, leftover: Tensor, decay: float) -> None:
+        self._leftover, self._decay = leftover, decay
+
+    def before(self, x: Tensor, out: Tensor) -> Tensor:
+        import torch
+
+        return torch.add(x, self._leftover, alpha=self._decay, out=out)
+
+    def keep(self, leftover: Tensor | None) -> Tensor | None:
+        if leftover is None:
+            self._leftover.zero_()
+            return None
+        self._leftover, spare = leftover, self._leftover
+        return spare
+
+    def kept(self) -> Mapping[str, Tensor]:
+        return {"ef": self._leftover}

@@ -1,0 +1,73 @@
+"""A stage that sends velocities instead of gradients: momentum correction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, final
+
+from tightwire.compression.stage import Stage, StageMemory, zeros
+from tightwire.errors import PlanError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tightwire.buckets import BucketLayout
+
+
+@final
+@dataclass(frozen=True)
+class Momentum(Stage):
+    """Sends each worker's velocity u ← m·u + g instead of its gradient: momentum correction.
+
+    With `ef` inside, what is not sent of u accumulates, v ← v + u (section 3.1), and where an element was sent,
+    both its u and its v start anew: momentum factor masking (section 3.2). This takes the place of the optimizer's
+    own momentum: give it none. A world of one is plain training, which has no momentum then.
+
+    Attributes:
+        m: share of the velocity that stays, in [0, 1).
+    """
+
+    name: ClassVar[str] = "momentum"
+    title: ClassVar[str] = "momentum correction with factor masking"
+    paper: ClassVar[str] = (
+        "Lin et al. 2018, Deep Gradient Compression, arXiv:1712.01887, sections 3.1 and 3.2"
+    )
+    example: ClassVar[str] = "topk:0.01+ef+momentum:0.9"
+    place: ClassVar[int] = 1
+    serves_dense: ClassVar[bool] = True
+
+    m: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.m < 1:
+            raise PlanError(
+                f"momentum:{self.m} would never forget: give a share in [0, 1), as in momentum:0.9."
+            )
+
+    def memory(self, bucket: BucketLayout, workers: int) -> StageMemory:
+        """Returns a memory of the velocity."""
+        return _Velocity(bucket, self.m)
+
+
+class _Velocity(StageMemory):
+    def __init__(self, bucket: BucketLayout, m: float) -> None:
+        self._m = m
+        self._velocity, self._next = zeros(bucket), zeros(bucket)
+
+    def before(self, x: Tensor, out: Tensor) -> Tensor:
+        import torch
+
+        return torch.add(x, self._velocity, alpha=self._m, out=self._next)
+
+    def keep(self, leftover: Tensor | None) -> Tensor | None:
+        import torch
+
+        if leftover is None:  # a dense round is not one that a choice of elements has made stale
+            self._velocity, self._next = self._next, self._velocity
+        else:
+            torch.ne(leftover, 0, out=self._velocity).mul_(self._next)  # no mask of its own: twice as fast
+        return leftover
+
+    def kept(self) -> Mapping[str, Tensor]:
+        return {"momentum": self._velocity}

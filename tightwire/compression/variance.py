@@ -1,0 +1,90 @@
+"""A stage that picks the elements whose sum of gradients outgrows its spread."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, final
+
+from tightwire.compression._picking import _Pick
+from tightwire.compression.stage import StageMemory, zeros
+from tightwire.errors import PlanError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tightwire.buckets import BucketLayout
+
+
+@final
+@dataclass(frozen=True)
+class Variance(_Pick):
+    """Picks elements whose sum of gradients has outgrown their spread: r² > α·v.
+
+    Algorithm 1: r sums the gradients that were not sent and v their squares; an element that goes starts anew, one
+    that waits has v shrunk by ζ. The paper sums squares over the samples of a batch, which nobody but the
+    model sees: here a round's gradient is one sample, so that with α ≥ 1 an element waits for at least a second
+    round which agrees with the first. The paper sends powers of two; here the codec says what is sent.
+
+    Attributes:
+        alpha: how clear the sign must be; the paper takes 1 to 2.
+        zeta: what stays of v each round, in (0, 1].
+    """
+
+    name: ClassVar[str] = "variance"
+    title: ClassVar[str] = "elements whose sum outgrows its spread"
+    paper: ClassVar[str] = "Tsuzuku, Imachi and Akiba 2018, arXiv:1802.06058, Algorithm 1"
+    example: ClassVar[str] = "topk:0.01+variance:1.5"
+
+    alpha: float = 1.5
+    zeta: float = 0.999
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < float("inf") or not 0 < self.zeta <= 1:
+            raise PlanError(
+                f"{self} cannot judge: give alpha above 0 and zeta in (0, 1], as in variance:1.5,zeta=0.999."
+            )
+
+    def memory(self, bucket: BucketLayout, workers: int) -> StageMemory:
+        """Returns a memory of r and v."""
+        return _Spread(bucket, self)
+
+
+class _Spread(StageMemory):
+    """r in the bucket's dtype, and v in float32 at least, for squares."""
+
+    def __init__(self, bucket: BucketLayout, method: Variance) -> None:
+        import torch
+
+        self._alpha, self._zeta = method.alpha, method.zeta
+        self._sum, self._next_sum = zeros(bucket), zeros(bucket)
+        self._wide = torch.promote_types(bucket.dtype, torch.float32)
+        self._spread, self._next_spread = zeros(bucket).to(self._wide), zeros(bucket).to(self._wide)
+
+    def before(self, x: Tensor, out: Tensor) -> Tensor:
+        import torch
+
+        total = torch.add(self._sum, x, out=self._next_sum)
+        limit = torch.finfo(self._wide).max
+        spread = self._next_spread.copy_(x).square_().add_(self._spread).clamp_(max=limit)
+        return out.copy_(total).masked_fill_(self._waits(total, spread), 0)
+
+    def keep(self, leftover: Tensor | None) -> Tensor | None:
+        waits = self._waits(self._next_sum, self._next_spread)
+        if leftover is not None:
+            waits |= leftover == self._next_sum  # found no room
+            self._next_sum.copy_(self._next_sum.where(waits, leftover))
+        else:
+            self._next_sum.masked_fill_(waits.logical_not(), 0)
+        self._next_spread.mul_(self._zeta).masked_fill_(waits.logical_not_(), 0)
+        self._sum, self._next_sum = self._next_sum, self._sum
+        self._spread, self._next_spread = self._next_spread, self._spread
+        return leftover
+
+    def kept(self) -> Mapping[str, Tensor]:
+        return {"variance": self._sum, "variance v": self._spread}
+
+    def _waits(self, total: Tensor, spread: Tensor) -> Tensor:
+        """Returns which elements wait; none whose square is too large to tell."""
+        square = total.to(self._wide).square()
+        return (square <= self._alpha * spread) & square.isfinite()
