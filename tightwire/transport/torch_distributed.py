@@ -238,6 +238,8 @@ class _Staged:
 @final
 class _Closed:
     def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)  # Python itself asks, as doctest and inspect do
         raise TransportError(f"asked to {name} after close(): close a transport at the very end")
 
 
