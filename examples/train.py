@@ -10,8 +10,8 @@ import argparse
 import torch
 
 import tightwire as tw
-from tightwire.study.text import draw, standard_library
-from tightwire.study.transformer import ByteTransformer
+from tightwire.workloads.text import draw, standard_library
+from tightwire.workloads.transformer import ByteTransformer
 
 
 def main() -> None:

@@ -19,8 +19,8 @@ ROOT = Path(tightwire.__file__).parent
 ORDER = (
     "errors", "units", "files", "answers", "catalogue", "buckets", "kernels", "devices", "transport", "sync",
     "compression", "schedule", "architecture", "averaging", "plan", "cluster", "profile", "probe", "parallel",
-    "simulate", "planner", "jobs", "large_batch", "optim", "runtime", "_attach", "lab", "bench", "study", "validate",
-    "tour", "integrations", "cli",
+    "simulate", "planner", "jobs", "large_batch", "optim", "runtime", "_attach", "workloads", "lab", "bench",
+    "study", "validate", "tour", "integrations", "cli",
 )  # fmt: skip
 
 # Planning needs no torch.
@@ -36,7 +36,7 @@ TORCH_FREE = (
 HEAVY = ("numba", "pydantic", "typer", "rich", "scipy", "networkx", "plotly", "yaml")
 
 # Where stock DDP is run for comparison; else only the torch transport speaks to torch.distributed.
-RUNS_STOCK_DDP = ("lab", "bench", "study")
+RUNS_STOCK_DDP = ("lab", "bench", "study", "tour")
 
 FILES = sorted(ROOT.rglob("*.py"))
 
@@ -151,3 +151,20 @@ def test_packages_name_what_they_offer(package: Path) -> None:
     module = importlib.import_module(".".join(["tightwire", *package.parent.relative_to(ROOT).parts]))
     for name in getattr(module, "__all__", []):
         assert hasattr(module, name)
+
+
+# Rooms still to be cleared; a name that is gone from the code may go from here.
+SHARED_NAMES = {
+    "Ballot", "Case", "Cell", "Engine", "Graph", "Job", "Line", "Memory", "Move", "OneBitAdam", "Parcel", "Point",
+    "Recipe", "Slot", "Span", "Work",
+}  # fmt: skip
+
+
+def test_two_classes_do_not_share_a_name() -> None:
+    places: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(name_of(path))
+    shared = {name: files for name, files in places.items() if len(files) > 1 and name not in SHARED_NAMES}
+    assert not shared

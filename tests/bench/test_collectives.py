@@ -1,7 +1,7 @@
 import pytest
 from typer.testing import CliRunner
 
-from tightwire.bench.collectives import Bench
+from tightwire.bench.collectives import CollectivesBench
 from tightwire.bench.programs import own_bound_s, wire_bound_s
 from tightwire.cli.bench import app
 from tightwire.errors import PlanError
@@ -38,9 +38,9 @@ def test_uplinks_bound_programs_by_who_crosses_them() -> None:
 
 def test_unknown_programs_and_empty_buffers_are_refused() -> None:
     with pytest.raises(PlanError, match="rong is no known program"):
-        Bench(workers=4, rate_bytes_per_s=1e6, sizes=(1024,), programs=("rong",))
+        CollectivesBench(workers=4, rate_bytes_per_s=1e6, sizes=(1024,), programs=("rong",))
     with pytest.raises(PlanError, match="at least one sample, and 4 bytes"):
-        Bench(workers=4, rate_bytes_per_s=1e6, sizes=(0,), programs=("ring",))
+        CollectivesBench(workers=4, rate_bytes_per_s=1e6, sizes=(0,), programs=("ring",))
 
 
 @pytest.mark.parametrize(

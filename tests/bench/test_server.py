@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tightwire.bench.server import Bench, _summary
+from tightwire.bench.server import ServerBench, _summary
 from tightwire.errors import PlanError
 
 
-def bench(slow_rank: int = 2, slow_factor: float = 3.0, plans: tuple[str, ...] = ("asp/ps",)) -> Bench:
-    return Bench(
+def bench(slow_rank: int = 2, slow_factor: float = 3.0, plans: tuple[str, ...] = ("asp/ps",)) -> ServerBench:
+    return ServerBench(
         workers=3,
         rate_bytes_per_s=1e8,
         plans=plans,

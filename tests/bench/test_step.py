@@ -3,20 +3,21 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
-from tightwire.bench.step import Bench, Workload, bytes_for, default_plans, emulated, shaped_like, uniform
+from tightwire.bench import real_step
+from tightwire.bench.step import StepBench, bytes_for, default_plans
 from tightwire.cli.bench import app
 from tightwire.errors import PlanError
-from tightwire.study import real_step
+from tightwire.workloads.emulated import Workload, emulated, shaped_like, uniform
 
 # A line that carries 125 MB of payload a second.
 RATE = 125e6 * 1514 / 1448
 
 
 def test_the_bound_is_the_longer_of_compute_and_wire() -> None:
-    bench = Bench(workers=4, rate_bytes_per_s=RATE, workload=uniform(25, 4_000_000, 1.0), plans=("ddp",))
+    bench = StepBench(workers=4, rate_bytes_per_s=RATE, workload=uniform(25, 4_000_000, 1.0), plans=("ddp",))
     assert bench.wire_bound_s == pytest.approx(1.5 * 100e6 / 125e6)
     assert bench.bound_s == bench.wire_bound_s
-    shorter = Bench(workers=4, rate_bytes_per_s=RATE, workload=uniform(5, 4_000_000, 1.0), plans=("ddp",))
+    shorter = StepBench(workers=4, rate_bytes_per_s=RATE, workload=uniform(5, 4_000_000, 1.0), plans=("ddp",))
     assert shorter.bound_s == 1.0
 
 
@@ -25,17 +26,17 @@ def test_real_tensor_lists_scaled_keep_the_wire_busy_as_asked() -> None:
         workload = shaped_like(name, bytes_for(2.0, 4, RATE), 1.0)
         assert sum(map(len, workload.layers)) == tensors
         assert sum(workload.shares) == pytest.approx(1.0)
-        bench = Bench(workers=4, rate_bytes_per_s=RATE, workload=workload, plans=default_plans())
+        bench = StepBench(workers=4, rate_bytes_per_s=RATE, workload=workload, plans=default_plans())
         assert bench.wire_bound_s == pytest.approx(2.0, rel=0.01)
 
 
 def test_layers_read_in_their_order_bound_a_step_too() -> None:
-    even = Bench(workers=4, rate_bytes_per_s=RATE, workload=uniform(25, 4_000_000, 1.0), plans=("ddp",))
+    even = StepBench(workers=4, rate_bytes_per_s=RATE, workload=uniform(25, 4_000_000, 1.0), plans=("ddp",))
     assert even.order_bound_s == pytest.approx(
         even.wire_bound_s + 1.0 / 25
     )  # the last layer, which all others precede
     first = Workload(name="a table first", layers=((50_000_000,), (1,)), shares=(0.0, 1.0), compute_s=1.0)
-    table = Bench(workers=4, rate_bytes_per_s=RATE, workload=first, plans=("ddp",))
+    table = StepBench(workers=4, rate_bytes_per_s=RATE, workload=first, plans=("ddp",))
     assert table.order_bound_s == pytest.approx(table.wire_bound_s + 1.0)
     unknown = replace(table, workload=replace(first, shares=()))
     assert unknown.order_bound_s == unknown.bound_s
@@ -64,7 +65,7 @@ def test_the_emulated_model_has_all_gradients() -> None:
 @pytest.mark.parametrize("plan", ["ddp:size=4", "ddp:bucket_mb=0", "bsp/allreduce/none/nothing"])
 def test_what_cannot_be_measured_is_refused(plan: str) -> None:
     with pytest.raises(PlanError):
-        Bench(workers=4, rate_bytes_per_s=RATE, workload=uniform(3, 400, 0.1), plans=(plan,))
+        StepBench(workers=4, rate_bytes_per_s=RATE, workload=uniform(3, 400, 0.1), plans=(plan,))
     result = CliRunner().invoke(app, ["step", "--plans", plan])
     assert result.exit_code == 2
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import pytest
 from typer.testing import CliRunner
 
-from tightwire.bench.step import uniform
-from tightwire.bench.sync import Bench, Passed, summary
+from tightwire.bench.sync import Passed, SyncBench, summary
 from tightwire.cli.bench import app
 from tightwire.errors import PlanError
+from tightwire.workloads.emulated import uniform
 
 WHOLE, STREAMED = "diloco:8", "diloco:8/allreduce/none/streaming:4"
 
 
-def bench(plans: tuple[str, ...] = ("ddp", WHOLE, STREAMED), rounds: int = 2) -> Bench:
-    return Bench(workers=2, rate_bytes_per_s=1e8, workload=uniform(4, 400, 0.1), plans=plans, rounds=rounds)
+def bench(plans: tuple[str, ...] = ("ddp", WHOLE, STREAMED), rounds: int = 2) -> SyncBench:
+    return SyncBench(
+        workers=2, rate_bytes_per_s=1e8, workload=uniform(4, 400, 0.1), plans=plans, rounds=rounds
+    )
 
 
 def test_windows_lie_between_fragments() -> None:

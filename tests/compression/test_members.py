@@ -109,7 +109,9 @@ def test_every_ratio_is_bounded(name: str, ratio: str) -> None:
         parse_compression(with_ratio(name, ratio))
 
 
-CODECS_WITH_RATIO = [name for name in RATIOS if isinstance(parse_compression(with_ratio(name, "0.5"))[0], Codec)]
+CODECS_WITH_RATIO = [
+    name for name in RATIOS if isinstance(parse_compression(with_ratio(name, "0.5"))[0], Codec)
+]
 
 
 def test_some_codecs_have_a_ratio() -> None:

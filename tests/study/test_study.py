@@ -18,7 +18,7 @@ from tightwire.study.conduct import wanted
 from tightwire.study.digits import Digits
 from tightwire.study.language import Language
 from tightwire.study.results import Results, Trial, Wanted
-from tightwire.study.settings import DENSE, Settings, settings_for
+from tightwire.study.settings import DENSE, TrainingSettings, settings_for
 from tightwire.study.studies import STUDIES, find
 from tightwire.study.study import STOCK, TASKS, Scene, Study, full_text
 from tightwire.study.task import Place, Task
@@ -85,12 +85,12 @@ def test_the_same_trial_gives_the_same_metric() -> None:
 
 
 def test_a_slow_worker_waits_longer_at_times() -> None:
-    from tightwire.study.trial import Pace
+    from tightwire.study.trial import EmulatedCompute
 
     scene = Scene(wait_s=0.5, slow_rank=1, slow_factor=3.0)
     waits = [
         [next(pace) for _ in range(50)]
-        for pace in (Pace(scene, Place(rank=r, workers=2)).waits_s() for r in (0, 1))
+        for pace in (EmulatedCompute(scene, Place(rank=r, workers=2)).waits_s() for r in (0, 1))
     ]
     assert set(waits[0]) == {0.5}
     assert set(waits[1]) == {0.5, 1.5}
@@ -206,7 +206,7 @@ def test_impossible_scenes_are_refused(wrong: dict[str, float]) -> None:
 
 
 def test_settings_rise_and_fall_and_are_the_dense_ones_by_default() -> None:
-    settings = Settings(optimizer="sgd", lr=1.0)
+    settings = TrainingSettings(optimizer="sgd", lr=1.0)
     rates = [settings.lr_at(step, 100) for step in range(100)]
     assert max(rates) == 1.0
     assert rates[0] < rates[4]
@@ -215,7 +215,7 @@ def test_settings_rise_and_fall_and_are_the_dense_ones_by_default() -> None:
 
 
 def test_a_scene_may_train_all_alike() -> None:
-    plain = Settings(optimizer="sgd", lr=0.125)
+    plain = TrainingSettings(optimizer="sgd", lr=0.125)
     scene = Scene(settings={"digits": plain})
     assert scene.settings_for("digits", full_text("efsign+ef")) == plain
     assert scene.settings_for("text", PLAIN) == DENSE["text"]

@@ -18,7 +18,7 @@ from tightwire.study.studies import find
 from tightwire.study.studies.sync import ahead_at_equal_time, faster, hidden
 from tightwire.study.study import ANY, Scene, Study, full_text
 from tightwire.study.task import Place
-from tightwire.study.trial import Pace, train
+from tightwire.study.trial import EmulatedCompute, train
 from tightwire.transport import run_threads
 
 SLOW, QUICK = "bsp", "local:2"
@@ -41,7 +41,7 @@ def test_a_trial_tells_the_loss_and_counts_staleness(plan: str, stale: bool) -> 
 
 def test_one_at_a_time_is_slow() -> None:
     scene = Scene(wait_s=0.5, slow_rank=ANY, slow_share=1.0)
-    paces = [Pace(scene, Place(rank=rank, workers=3)).waits_s() for rank in range(3)]
+    paces = [EmulatedCompute(scene, Place(rank=rank, workers=3)).waits_s() for rank in range(3)]
     steps = [[next(pace) for pace in paces] for _ in range(50)]
     assert all(sorted(waits) == [0.5, 0.5, 1.5] for waits in steps)
     assert {waits.index(1.5) for waits in steps} == {0, 1, 2}

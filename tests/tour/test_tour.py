@@ -10,10 +10,10 @@ import torch
 
 from tightwire.errors import LabError, PlanError
 from tightwire.runtime.trace import Tracer
-from tightwire.study.text import draw, standard_library
-from tightwire.study.transformer import ByteTransformer
 from tightwire.tour import report as tour_report
 from tightwire.tour.tour import PlanResult, TourOptions, TourResult
+from tightwire.workloads.text import draw, standard_library
+from tightwire.workloads.transformer import ByteTransformer
 
 # What DESIGN fixes of `tightwire tour --json`.
 FIELDS = {

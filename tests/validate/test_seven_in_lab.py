@@ -8,18 +8,19 @@ import typer
 from typer.testing import CliRunner
 
 from tightwire.bench import step
-from tightwire.bench.step import Row
+from tightwire.bench.step import StepRow
 from tightwire.cli.seven_methods import seven_methods
 from tightwire.errors import LabError
 from tightwire.plan import Plan
 from tightwire.schedule import ByteScheduler
 from tightwire.validate import seven_report
 from tightwire.validate.seven_in_lab import BASE, PLANS, Cell, Experiment, nearest, plans, published
+from tightwire.workloads.emulated import shaped_like
 
 
 def cell_of(steps_s: dict[str, float], ratio: float = 1.0) -> Cell:
     rows = {
-        method: Row(plan=PLANS[method], step_s=seconds, ratio=seconds, low_s=seconds, high_s=seconds)
+        method: StepRow(plan=PLANS[method], step_s=seconds, ratio=seconds, low_s=seconds, high_s=seconds)
         for method, seconds in steps_s.items()
     }
     return Cell(
@@ -45,7 +46,7 @@ def test_published_cells_have_all_methods_and_the_ratio_of_their_line() -> None:
 
 
 def test_plans_are_scaled_to_the_workload() -> None:
-    workload = step.shaped_like("resnet50", 25e6, 1.0)
+    workload = shaped_like("resnet50", 25e6, 1.0)
     asked = plans(workload)
     assert list(asked) == list(PLANS)
     schedule = Plan.parse(asked["ByteScheduler-A2A"]).schedule
@@ -90,9 +91,10 @@ def test_what_cannot_be_run_is_refused(wrong: dict[str, tuple[str, ...]]) -> Non
 
 
 def test_results_are_kept_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def measure(bench: step.Bench, on_row: object) -> tuple[list[Row], str]:
+    def measure(bench: step.StepBench, on_row: object) -> tuple[list[StepRow], str]:
         return [
-            Row(plan=p, step_s=1.0 + i, ratio=1.0, low_s=1.0, high_s=1.0) for i, p in enumerate(bench.plans)
+            StepRow(plan=p, step_s=1.0 + i, ratio=1.0, low_s=1.0, high_s=1.0)
+            for i, p in enumerate(bench.plans)
         ], ""
 
     monkeypatch.setattr(step, "measure", measure)

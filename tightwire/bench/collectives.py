@@ -48,7 +48,7 @@ PROBE_S = 8.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
+class CollectivesBench:
     """What to measure.
 
     Attributes:
@@ -90,7 +90,7 @@ class Bench:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class CollectiveRow:
     """One program at one size.
 
     Attributes:
@@ -118,7 +118,9 @@ class Row:
     high_s: float
 
 
-def measure(bench: Bench, on_sample: Callable[[str], None] = lambda text: None) -> tuple[list[Row], str]:
+def measure(
+    bench: CollectivesBench, on_sample: Callable[[str], None] = lambda text: None
+) -> tuple[list[CollectiveRow], str]:
     """Runs the bench in a lab.
 
     Args:
@@ -131,13 +133,13 @@ def measure(bench: Bench, on_sample: Callable[[str], None] = lambda text: None) 
     Raises:
         LabError: no lab is possible here, or its workers failed.
     """
-    rows: list[Row] = []
+    rows: list[CollectiveRow] = []
 
     def on_message(message: dict[str, Any]) -> None:
         if "sample" in message:
             on_sample(message["sample"])
         else:
-            rows.append(Row(**message["row"]))
+            rows.append(CollectiveRow(**message["row"]))
 
     with Lab(bench.lab, batch_scheduling=True) as lab:
         description = lab.describe()
@@ -148,10 +150,10 @@ def measure(bench: Bench, on_sample: Callable[[str], None] = lambda text: None) 
     return rows, description
 
 
-class Worker:
+class CollectivesWorker:
     """One rank of the bench."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: CollectivesBench) -> None:
         import torch
 
         import tightwire.transport as transport
@@ -249,11 +251,11 @@ class Worker:
         seen_s = self.transport.exchange(str(time.perf_counter()).encode())
         time.sleep(max(0.0, max(map(float, seen_s)) + LEAVE_S - time.perf_counter()))
 
-    def _row(self, name: str, num_bytes: int, seconds: Sequence[float]) -> Row:
+    def _row(self, name: str, num_bytes: int, seconds: Sequence[float]) -> CollectiveRow:
         median_s = statistics.median(seconds)
         lab = self.bench.lab
         bound_s, own_s = wire_bound_s(name, num_bytes, lab), own_bound_s(name, num_bytes, lab)
-        return Row(
+        return CollectiveRow(
             program=name,
             bytes=num_bytes,
             seconds=median_s,
@@ -275,10 +277,12 @@ def _rounds(num_bytes: int) -> int:
     return max(1, min(50, (4 << 20) // num_bytes))
 
 
-def _read(text: str) -> Bench:
+def _read(text: str) -> CollectivesBench:
     fields = json.loads(text)
-    return Bench(**fields | {"sizes": tuple(fields["sizes"]), "programs": tuple(fields["programs"])})
+    return CollectivesBench(
+        **fields | {"sizes": tuple(fields["sizes"]), "programs": tuple(fields["programs"])}
+    )
 
 
 if __name__ == "__main__":
-    Worker(_read(sys.argv[1])).run()
+    CollectivesWorker(_read(sys.argv[1])).run()

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tightwire.bench.subjects import Action, Floor, Phase, Subject, subject
+from tightwire.bench.subjects import Action, Floor, Phase, TimedKernel, subject
 from tightwire.catalogue import catalogue
 from tightwire.compression import MEMBERS, Codec
 from tightwire.errors import LabError
@@ -32,7 +32,7 @@ REDUCTIONS = ("powersgd:4", "sketch:0.01")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class KernelRow:
     """One codec in one direction.
 
     Attributes:
@@ -76,7 +76,7 @@ def measure(
     rounds: int,
     on_round: Callable[[str], None] = lambda text: None,
     device: str = "cpu",
-) -> list[Row]:
+) -> list[KernelRow]:
     """Times codecs on one core, or on a GPU, over `numel` normally distributed float32.
 
     Raises:
@@ -123,13 +123,13 @@ class _Bench:
     """Memory that all measurements share, and the rows so far."""
 
     def __init__(self, source: Tensor) -> None:
-        self.rows: list[Row] = []
+        self.rows: list[KernelRow] = []
         self.x = source.clone()
         self._source = source
         self._copy = source.clone()
         self._time = _time_on_gpu if source.is_cuda else _time
 
-    def run(self, subject: Subject, rounds: int) -> None:
+    def run(self, subject: TimedKernel, rounds: int) -> None:
         actions = dict(self._actions(subject))
         times: dict[str, list[float]] = {key: [] for key in actions}
         # The first round compiles, and touches memory for the first time; it does not count.
@@ -142,7 +142,7 @@ class _Bench:
         median_s = {key: statistics.median(values) for key, values in times.items()}
         self.rows += [self._row(subject, phase, median_s) for phase in subject.ours]
 
-    def _actions(self, subject: Subject) -> Iterator[tuple[str, Action]]:
+    def _actions(self, subject: TimedKernel) -> Iterator[tuple[str, Action]]:
         copied = self._source[: subject.numel]
         yield "memcpy", lambda: self._copy[: subject.numel].copy_(copied)
         yield from subject.ours.items()
@@ -151,10 +151,10 @@ class _Bench:
         for phase, floor in subject.floors.items():
             yield f"floor {phase}", floor.action
 
-    def _row(self, subject: Subject, phase: Phase, median_s: dict[str, float]) -> Row:
+    def _row(self, subject: TimedKernel, phase: Phase, median_s: dict[str, float]) -> KernelRow:
         floor: Floor | None = subject.floors.get(phase)
         floor_s = median_s.get(f"floor {phase}")
-        return Row(
+        return KernelRow(
             kernel=subject.text,
             phase=phase,
             numel=subject.numel,

@@ -27,7 +27,7 @@ RANKED: dict[str, Allowance] = {allow: allow for allow in ALLOWANCES}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class PlannerRow:
     """One case.
 
     Attributes:
@@ -55,7 +55,7 @@ def cases() -> tuple[tuple[str, int], ...]:
     return (*((allow, 8) for allow in RANKED), ("lossy", 64), *one)
 
 
-def measure() -> Iterator[Row]:
+def measure() -> Iterator[PlannerRow]:
     """Yields a row per case, each from a process of its own.
 
     Raises:
@@ -66,10 +66,10 @@ def measure() -> Iterator[Row]:
         ended = subprocess.run(asked, capture_output=True, text=True, check=False)
         if ended.returncode:
             raise LabError(f"planning {name} for {workers} workers failed: {ended.stderr.strip()[-500:]}")
-        yield Row(**json.loads(ended.stdout.splitlines()[-1]))
+        yield PlannerRow(**json.loads(ended.stdout.splitlines()[-1]))
 
 
-def time_case(name: str, workers: int) -> Row:
+def time_case(name: str, workers: int) -> PlannerRow:
     """Plans once and returns what it took; the peak is that of this process so far."""
     profile, cluster = resnet(), Cluster.uniform(workers, BANDWIDTH_BYTES_PER_S, LATENCY_S)
     start_s, start_cpu_s = time.perf_counter(), time.process_time()
@@ -79,7 +79,7 @@ def time_case(name: str, workers: int) -> Row:
         considered, predicted = ranking.considered, len(ranking.rows)
     else:
         predict(name, profile, cluster)
-    return Row(
+    return PlannerRow(
         name=name,
         workers=workers,
         candidates=considered,

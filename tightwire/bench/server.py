@@ -25,7 +25,7 @@ WARM_STEPS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
+class ServerBench:
     """What to measure.
 
     Attributes:
@@ -64,7 +64,7 @@ class Bench:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ServerRow:
     """One plan.
 
     Attributes:
@@ -88,7 +88,9 @@ class Row:
     staleness: dict[int, int]
 
 
-def measure(bench: Bench, on_row: Callable[[str], None] = lambda plan: None) -> tuple[list[Row], str]:
+def measure(
+    bench: ServerBench, on_row: Callable[[str], None] = lambda plan: None
+) -> tuple[list[ServerRow], str]:
     """Runs the bench in a lab.
 
     Returns:
@@ -97,12 +99,12 @@ def measure(bench: Bench, on_row: Callable[[str], None] = lambda plan: None) -> 
     Raises:
         LabError: no lab is possible here, or its workers failed.
     """
-    rows: list[Row] = []
+    rows: list[ServerRow] = []
 
     def on_message(found: dict[str, Any]) -> None:
-        first = rows[0] if rows else Row(**found, ratio=1.0, steps_ratio=1.0)
+        first = rows[0] if rows else ServerRow(**found, ratio=1.0, steps_ratio=1.0)
         rows.append(
-            Row(
+            ServerRow(
                 **found,
                 ratio=found["gradients_per_s"] / first.gradients_per_s,
                 steps_ratio=found["steps_per_s"] / first.steps_per_s,
@@ -116,7 +118,7 @@ def measure(bench: Bench, on_row: Callable[[str], None] = lambda plan: None) -> 
     return rows, f"{about} Compute is emulated: {bench.compute_s * 1e3:g} ms a step, waited for."
 
 
-def work(bench: Bench) -> None:
+def work(bench: ServerBench) -> None:
     """Runs one rank of the bench; rank 0 prints a line per plan."""
     import torch
 
@@ -131,7 +133,7 @@ def work(bench: Bench) -> None:
             print(json.dumps(_summary(plan, facts)), flush=True)
 
 
-def _train(bench: Bench, plan: str, rank: int) -> dict[str, object]:
+def _train(bench: ServerBench, plan: str, rank: int) -> dict[str, object]:
     """Trains for a while; returns what this worker did."""
     import torch
     from torch import nn
@@ -174,4 +176,4 @@ def _summary(plan: str, facts: list[dict[str, object]]) -> dict[str, object]:
 
 if __name__ == "__main__":
     asked = json.loads(sys.argv[1])
-    work(Bench(**{**asked, "plans": tuple(asked["plans"])}))
+    work(ServerBench(**{**asked, "plans": tuple(asked["plans"])}))

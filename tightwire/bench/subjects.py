@@ -36,7 +36,7 @@ class Floor:
 
 
 @dataclass(frozen=True)
-class Subject:
+class TimedKernel:
     """One method to be timed on some memory.
 
     Attributes:
@@ -54,7 +54,7 @@ class Subject:
     floors: Mapping[Phase, Floor] = field(default_factory=dict)
 
 
-def subject(text: str, x: Tensor) -> Callable[[], Subject]:
+def subject(text: str, x: Tensor) -> Callable[[], TimedKernel]:
     """Returns what builds the subject of a method on `x`, (numel,) float32.
 
     Raises:
@@ -71,11 +71,11 @@ def subject(text: str, x: Tensor) -> Callable[[], Subject]:
     )
 
 
-def _codec(codec: Codec, x: Tensor) -> Subject:
+def _codec(codec: Codec, x: Tensor) -> TimedKernel:
     import torch
 
     message = torch.empty(codec.wire_bytes(x.numel()), dtype=torch.uint8, device=x.device)
-    return Subject(
+    return TimedKernel(
         text=str(codec),
         numel=x.numel(),
         ours={
@@ -98,7 +98,7 @@ def _floors(codec: Codec, x: Tensor) -> dict[Phase, Floor]:
     return {"encode": Floor("the transform by BLAS", lambda: torch.mm(chunks, matrix, out=out))}
 
 
-def _powersgd(method: Member, x: Tensor) -> Subject:
+def _powersgd(method: Member, x: Tensor) -> TimedKernel:
     """Times P ← M·Q, orthonormal P and Q ← Mᵀ·P on square matrices, against the two products alone."""
     import torch
 
@@ -132,7 +132,7 @@ def _powersgd(method: Member, x: Tensor) -> Subject:
         q.copy_(q_start)  # powers would overflow
         products()
 
-    return Subject(
+    return TimedKernel(
         text=str(method),
         numel=bucket.numel(),
         ours={"encode": encode},
@@ -140,7 +140,7 @@ def _powersgd(method: Member, x: Tensor) -> Subject:
     )
 
 
-def _sketch(method: Member, x: Tensor) -> Subject:
+def _sketch(method: Member, x: Tensor) -> TimedKernel:
     """Times filling a table and reading all estimates, against torch's additions at random lines of the table."""
     import torch
 
@@ -163,7 +163,7 @@ def _sketch(method: Member, x: Tensor) -> Subject:
         for row, spot in zip(rows, spots, strict=True):
             torch.index_select(row, 0, spot, out=estimates[: lines.numel()].view(-1, LANES))
 
-    return Subject(
+    return TimedKernel(
         text=str(method),
         numel=x.numel(),
         ours={
@@ -177,7 +177,7 @@ def _sketch(method: Member, x: Tensor) -> Subject:
     )
 
 
-SPECIAL: dict[str, Callable[[Member, Tensor], Subject]] = {"powersgd": _powersgd, "sketch": _sketch}
+SPECIAL: dict[str, Callable[[Member, Tensor], TimedKernel]] = {"powersgd": _powersgd, "sketch": _sketch}
 
 
 def stock_ways(codec: Codec, x: Tensor) -> Ways:

@@ -25,11 +25,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from tightwire.bench.ranks import run_ranks
-from tightwire.bench.step import DDP, Workload, emulated
+from tightwire.bench.step import DDP
 from tightwire.errors import LabError, PlanError
 from tightwire.lab import Lab, Topology
 from tightwire.plan import Plan
 from tightwire.schedule import Streaming
+from tightwire.workloads.emulated import Workload, emulated
 
 if TYPE_CHECKING:
     from tightwire.transport import Transport
@@ -44,7 +45,7 @@ SLACK = 1.2  # fragments are not quite equal, and steps not quite even
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
+class SyncBench:
     """What to measure.
 
     Attributes:
@@ -87,7 +88,7 @@ class Bench:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class SyncRow:
     """One plan.
 
     Attributes:
@@ -157,7 +158,7 @@ def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
-def summary(bench: Bench, plan: str, everyone: Sequence[Passed], reference_bytes: int | None) -> Row:
+def summary(bench: SyncBench, plan: str, everyone: Sequence[Passed], reference_bytes: int | None) -> SyncRow:
     """Returns a plan's row.
 
     Args:
@@ -171,7 +172,7 @@ def summary(bench: Bench, plan: str, everyone: Sequence[Passed], reference_bytes
     peak = max(peak_within(passed.sent_bytes, bench.window) for passed in everyone)
     p50_s, p99_s = statistics.median(steps_s), percentile(steps_s, 0.99)
     cut = fragments(plan)
-    return Row(
+    return SyncRow(
         plan=plan,
         steps_per_s=len(steps_s) / sum(steps_s),
         p50_s=p50_s,
@@ -185,7 +186,7 @@ def summary(bench: Bench, plan: str, everyone: Sequence[Passed], reference_bytes
     )
 
 
-def measure(bench: Bench, on_row: Callable[[str], None] = lambda plan: None) -> tuple[list[Row], str]:
+def measure(bench: SyncBench, on_row: Callable[[str], None] = lambda plan: None) -> tuple[list[SyncRow], str]:
     """Runs the bench in a lab.
 
     Returns:
@@ -194,10 +195,10 @@ def measure(bench: Bench, on_row: Callable[[str], None] = lambda plan: None) -> 
     Raises:
         LabError: no lab is possible here, or its workers failed.
     """
-    rows: list[Row] = []
+    rows: list[SyncRow] = []
 
     def on_message(message: dict[str, Any]) -> None:
-        rows.append(Row(**message))
+        rows.append(SyncRow(**message))
         on_row(rows[-1].plan)
 
     topology = Topology(workers=bench.workers, rate_bytes_per_s=bench.rate_bytes_per_s)
@@ -209,7 +210,7 @@ def measure(bench: Bench, on_row: Callable[[str], None] = lambda plan: None) -> 
     return rows, f"{about} Compute is emulated: {bench.workload.compute_s * 1e3:g} ms a step, waited for."
 
 
-def work(bench: Bench) -> None:
+def work(bench: SyncBench) -> None:
     """Runs one rank of the bench; rank 0 prints a line per plan."""
     import torch
 
@@ -227,7 +228,7 @@ def work(bench: Bench) -> None:
             print(json.dumps(asdict(row)), flush=True)
 
 
-def _train(bench: Bench, plan: str, transport: Transport) -> Passed:
+def _train(bench: SyncBench, plan: str, transport: Transport) -> Passed:
     """Trains for some rounds, after a first one; returns what this worker saw."""
     round_steps = _steps_per_round(plan)
     # Without rounds every window is like every other.
@@ -254,7 +255,7 @@ Do = Callable[[], None]
 
 
 @contextmanager
-def _bound(bench: Bench, plan: str, transport: Transport) -> Iterator[tuple[Do, Do, Callable[[], int]]]:
+def _bound(bench: SyncBench, plan: str, transport: Transport) -> Iterator[tuple[Do, Do, Callable[[], int]]]:
     """Yields what makes a backward pass, what makes a step, and what counts the bytes sent so far."""
     import torch
     from torch.nn.parallel import DistributedDataParallel
@@ -285,12 +286,12 @@ def _steps_per_round(plan: str) -> int:
     return 1 if plan == DDP else Plan.parse(plan).sync.steps_per_round
 
 
-def read(text: str) -> Bench:
+def read(text: str) -> SyncBench:
     """Reads a bench as `measure` writes it."""
     fields = json.loads(text)
     workload = fields["workload"]
     workload["layers"] = tuple(map(tuple, workload["layers"]))
-    return Bench(**fields | {"workload": Workload(**workload), "plans": tuple(fields["plans"])})
+    return SyncBench(**fields | {"workload": Workload(**workload), "plans": tuple(fields["plans"])})
 
 
 if __name__ == "__main__":

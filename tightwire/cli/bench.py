@@ -13,7 +13,7 @@ from rich.table import Table
 
 from tightwire.bench import collectives as collectives_bench
 from tightwire.bench import kernels as kernels_bench
-from tightwire.bench.collectives import Bench, Row
+from tightwire.bench.collectives import CollectiveRow, CollectivesBench
 from tightwire.bench.programs import split_programs
 from tightwire.cli.step import step
 from tightwire.cli.sync import sync
@@ -74,7 +74,7 @@ def collectives(
         rate_bytes_per_s = parse_rate(rate)
         if rate_bytes_per_s is None:
             raise LabError("rate none has no wire bound to compare with: write for example --rate 1gbit.")
-        asked = Bench(
+        asked = CollectivesBench(
             workers=workers,
             rate_bytes_per_s=rate_bytes_per_s,
             sizes=tuple(map(parse_bytes, sizes.split(","))),
@@ -93,7 +93,7 @@ def collectives(
         _print_rows(rows)
 
 
-def _measure_with_progress(asked: Bench) -> tuple[list[Row], str]:
+def _measure_with_progress(asked: CollectivesBench) -> tuple[list[CollectiveRow], str]:
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("the lab starts", total=asked.num_samples)
@@ -102,7 +102,7 @@ def _measure_with_progress(asked: Bench) -> tuple[list[Row], str]:
         )
 
 
-def _print_rows(rows: list[Row]) -> None:
+def _print_rows(rows: list[CollectiveRow]) -> None:
     table = Table("size", "program", "ms", "range", "bound ms", "ratio", "of own bound")
     table.columns[1].no_wrap = True
     for column in table.columns[2:]:
@@ -160,7 +160,7 @@ def kernels(
         _print_kernels(rows)
 
 
-def _print_kernels(rows: list[kernels_bench.Row]) -> None:
+def _print_kernels(rows: list[kernels_bench.KernelRow]) -> None:
     table = Table("codec", "phase", "elements", "ms", "copy ms", "ratio", "torch ms", "floor ms", "of floor")
     table.columns[0].no_wrap = True
     for column in table.columns[2:]:
@@ -248,7 +248,7 @@ def server(
         whom, _, times = slow.partition(":")
         if rate_bytes_per_s is None:
             raise LabError("a lab has links with a rate: write for example --rate 1gbit.")
-        asked = server_bench.Bench(
+        asked = server_bench.ServerBench(
             workers=workers,
             rate_bytes_per_s=rate_bytes_per_s,
             plans=tuple(plans.split()),

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from tightwire.study import landscape
+from tightwire.planner import landscape
 
 COMMAND = "tightwire study map"
 
@@ -34,7 +34,7 @@ def chart(out: pathlib.Path, as_json: bool) -> None:
     typer.echo(f"Kept in {out}, and beside it as .md and .html", err=True)
 
 
-def _cells() -> list[landscape.Cell]:
+def _cells() -> list[landscape.MapCell]:
     places = len(landscape.WORKERS) * len(landscape.COMPUTE_S) * len(landscape.GIGABITS)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:

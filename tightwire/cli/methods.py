@@ -50,7 +50,7 @@ def describe() -> Iterator[dict[str, Any]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class Combination:
     """One cell of the legality matrix.
 
     Attributes:
@@ -71,7 +71,7 @@ class Case:
         return f"{self.sync}/{self.architecture}/{self.compression}"
 
 
-def legality() -> Iterator[Case]:
+def legality() -> Iterator[Combination]:
     """Yields sync × architecture × compression, every member as its example shows it."""
     examples = {axis: [m.example or m.name for m in catalogue(axis).values()] for axis in FAMILIES}
     for sync, architecture, compression in itertools.product(
@@ -82,7 +82,7 @@ def legality() -> Iterator[Case]:
             refusal = None
         except PlanError as error:
             refusal = str(error)
-        yield Case(sync=sync, architecture=architecture, compression=compression, refusal=refusal)
+        yield Combination(sync=sync, architecture=architecture, compression=compression, refusal=refusal)
 
 
 def _row(axis: Axis, name: str, title: str, paper: str, text: str) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def _print_policies() -> None:
         typer.echo(f"– {', '.join(syncs)} {reason}")
 
 
-def _reason(cases: list[Case]) -> str:
+def _reason(cases: list[Combination]) -> str:
     """Returns why a pair takes nothing, not even no compression; without the name that it begins with."""
     plain = next(case for case in cases if case.compression == "none")
     return str(plain.refusal).partition("\n")[0].partition(" ")[2]

@@ -11,12 +11,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from tightwire.bench import real_step
 from tightwire.bench import step as step_bench
-from tightwire.bench.step import Bench, Row, Workload
+from tightwire.bench.step import StepBench, StepRow
 from tightwire.errors import LabError, TightwireError
 from tightwire.lab import parse_rate
-from tightwire.study import real_step
 from tightwire.units import of_option, parse_bytes, parse_seconds
+from tightwire.workloads.emulated import Workload, shaped_like, uniform
 
 
 def step(
@@ -69,16 +70,16 @@ def step(
         if rate_bytes_per_s is None:
             raise LabError("rate none has no wire bound to compare with: write for example --rate 1gbit.")
         asked = [
-            Bench(workers=workers, rate_bytes_per_s=rate_bytes_per_s, workload=load, plans=texts, steps=steps)
+            StepBench(
+                workers=workers, rate_bytes_per_s=rate_bytes_per_s, workload=load, plans=texts, steps=steps
+            )
             for load in (
                 _known(workload, wire_over_compute, compute_s, workers, rate_bytes_per_s)
                 if workload
                 else [
                     real_step.workload()
                     if real
-                    else step_bench.uniform(
-                        layers, of_option("--layer-bytes", parse_bytes, layer_bytes), compute_s
-                    )
+                    else uniform(layers, of_option("--layer-bytes", parse_bytes, layer_bytes), compute_s)
                 ]
             )
         ]
@@ -96,27 +97,31 @@ def _known(
     for name in names.split(","):
         for ratio in map(float, ratios.split(",")):
             num_bytes = step_bench.bytes_for(ratio * compute_s, workers, rate_bytes_per_s)
-            yield step_bench.shaped_like(name, num_bytes, compute_s)
+            yield shaped_like(name, num_bytes, compute_s)
 
 
 MOST_COLUMNS = 120  # of a table in a log
-Measure = Callable[[Bench, Callable[[Row], None]], tuple[Bench, list[Row], str]]
+Measure = Callable[[StepBench, Callable[[StepRow], None]], tuple[StepBench, list[StepRow], str]]
 
 
-def _with_emulated_compute(bench: Bench, on_row: Callable[[Row], None]) -> tuple[Bench, list[Row], str]:
+def _with_emulated_compute(
+    bench: StepBench, on_row: Callable[[StepRow], None]
+) -> tuple[StepBench, list[StepRow], str]:
     return bench, *step_bench.measure(bench, on_row)
 
 
-def _with_real_compute(bench: Bench, on_row: Callable[[Row], None]) -> tuple[Bench, list[Row], str]:
+def _with_real_compute(
+    bench: StepBench, on_row: Callable[[StepRow], None]
+) -> tuple[StepBench, list[StepRow], str]:
     return real_step.measure(bench, on_row)
 
 
-def _measured(bench: Bench, measure: Measure) -> dict[str, Any]:
+def _measured(bench: StepBench, measure: Measure) -> dict[str, Any]:
     """Measures one workload and prints its table; returns what `--json` says of it."""
     name, console = bench.workload.name, Console(stderr=True)
     with console.status(f"{name}: the lab starts") as status:
 
-        def tell(row: Row) -> None:
+        def tell(row: StepRow) -> None:
             line = f"{name}: {row.plan} {row.step_s:.3f} s"
             status.update(line)
             if not console.is_terminal:  # a status is nothing to read in a log
@@ -136,7 +141,7 @@ def _measured(bench: Bench, measure: Measure) -> dict[str, Any]:
     }
 
 
-def _print_rows(bench: Bench, rows: list[Row]) -> None:
+def _print_rows(bench: StepBench, rows: list[StepRow]) -> None:
     table = Table("plan", "s a step", "range", "of the bound", "DDP's best is")
     table.columns[0].overflow = "fold"  # a plan may be longer than a terminal is wide
     for column in table.columns[1:]:

@@ -10,12 +10,12 @@ import typer
 from rich.console import Console
 
 from tightwire.bench import sync as sync_bench
-from tightwire.bench.step import uniform
-from tightwire.bench.sync import Bench, Row
+from tightwire.bench.sync import SyncBench, SyncRow
 from tightwire.errors import LabError, TightwireError
 from tightwire.lab import parse_rate
 from tightwire.study.report import aligned
 from tightwire.units import of_option, parse_bytes, parse_seconds
+from tightwire.workloads.emulated import uniform
 
 
 def sync(
@@ -52,7 +52,7 @@ def sync(
         rate_bytes_per_s = parse_rate(rate)
         if rate_bytes_per_s is None:
             raise LabError("a lab has links with a rate: write for example --rate 100mbit.")
-        asked = Bench(
+        asked = SyncBench(
             workers=workers,
             rate_bytes_per_s=rate_bytes_per_s,
             workload=uniform(
@@ -88,7 +88,7 @@ HEAD = (
 )
 
 
-def _print_rows(asked: Bench, rows: list[Row]) -> None:
+def _print_rows(asked: SyncBench, rows: list[SyncRow]) -> None:
     lines = [
         (
             row.plan,

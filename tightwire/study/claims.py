@@ -15,7 +15,7 @@ FLOOR = 0.002  # of the metric: two accuracies of three seeds may differ by less
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ClaimVerdict:
     """Whether a claim holds on one task in one scene.
 
     Attributes:
@@ -31,7 +31,7 @@ class Verdict:
         return f"{word}: {self.numbers}"
 
 
-Check = Callable[["Findings"], Verdict]
+Check = Callable[["Findings"], ClaimVerdict]
 
 
 @dataclass(frozen=True)
@@ -163,13 +163,13 @@ def same(plan: str, as_: str) -> Check:
 def fewer_bytes(plan: str, than: str, times: float) -> Check:
     """Checks that a plan sends at least `times` fewer bytes per step than another."""
 
-    def check(findings: Findings) -> Verdict:
+    def check(findings: Findings) -> ClaimVerdict:
         mine, others = (findings.of(p).bytes_per_step for p in (plan, than))
         if mine is None or others is None:
-            return Verdict(None, f"{_short(plan)} and {_short(than)} are needed")
+            return ClaimVerdict(None, f"{_short(plan)} and {_short(than)} are needed")
         ratio = others / mine if mine else math.inf
         numbers = f"{_short(plan)} sends {mine:,.0f} bytes per step, {_short(than)} {others:,.0f}: {ratio:.1f}× fewer"
-        return Verdict(ratio >= times, f"{numbers}, wanted {times:g}×")
+        return ClaimVerdict(ratio >= times, f"{numbers}, wanted {times:g}×")
 
     return check
 
@@ -177,12 +177,12 @@ def fewer_bytes(plan: str, than: str, times: float) -> Check:
 def faster(plan: str, than: str, times: float) -> Check:
     """Checks that a plan makes at least `times` as many steps per second as another."""
 
-    def check(findings: Findings) -> Verdict:
+    def check(findings: Findings) -> ClaimVerdict:
         mine, others = (findings.of(p).steps_per_s for p in (plan, than))
         if mine is None or others is None:
-            return Verdict(None, f"{plan} and {than} are needed")
+            return ClaimVerdict(None, f"{plan} and {than} are needed")
         numbers = f"{plan} {1e3 / mine:.1f} ms per step, {than} {1e3 / others:.1f} ms: {mine / others:.2f}×"
-        return Verdict(mine / others >= times, f"{numbers}, wanted {times:g}×")
+        return ClaimVerdict(mine / others >= times, f"{numbers}, wanted {times:g}×")
 
     return check
 
@@ -190,15 +190,15 @@ def faster(plan: str, than: str, times: float) -> Check:
 def ahead_at_equal_time(plan: str, of: str) -> Check:
     """Checks that a plan has come further than another when the first of all had made its steps."""
 
-    def check(findings: Findings) -> Verdict:
+    def check(findings: Findings) -> ClaimVerdict:
         mine, others = (at_equal_time(findings, p) for p in (plan, of))
         pairs = [(mine[seed], others[seed]) for seed in mine if seed in others]
         if not pairs or None in (one for one, _ in pairs):
-            return Verdict(None, f"{plan} and {of} are needed, with snapshots")
+            return ClaimVerdict(None, f"{plan} and {of} are needed, with snapshots")
         sign = 1 if findings.task.higher_is_better else -1
         better = sum(two is None or sign * (one - two) > 0 for one, two in pairs)  # type: ignore[operator]
         numbers = "; ".join(f"{_number(one)} against {_number(two)}" for one, two in pairs)
-        return Verdict(better == len(pairs), f"{plan} {numbers} of {of}, seed by seed")
+        return ClaimVerdict(better == len(pairs), f"{plan} {numbers} of {of}, seed by seed")
 
     return check
 
@@ -210,24 +210,24 @@ def _number(metric: float | None) -> str:
 def all_of(*checks: Check) -> Check:
     """Checks several things at once."""
 
-    def check(findings: Findings) -> Verdict:
+    def check(findings: Findings) -> ClaimVerdict:
         verdicts = [one(findings) for one in checks]
         known = [v.holds for v in verdicts if v.holds is not None]
         holds = all(known) if len(known) == len(verdicts) else (False if False in known else None)
-        return Verdict(holds, "; ".join(v.numbers for v in verdicts))
+        return ClaimVerdict(holds, "; ".join(v.numbers for v in verdicts))
 
     return check
 
 
 def _gap_check(plan: str, other: str, holds: Callable[[float, float], bool], wanted: str = "") -> Check:
-    def check(findings: Findings) -> Verdict:
+    def check(findings: Findings) -> ClaimVerdict:
         gap = findings.gap(plan, other)
         numbers = findings.numbers(plan, other)
         if gap is None:
-            return Verdict(None, numbers)
+            return ClaimVerdict(None, numbers)
         noise = findings.noise(plan, other)
         explained = f"{findings.explained(plan, other)} {noise:.2%}"
         said = f"{abs(gap):.2%} {'worse' if gap > 0 else 'better'}, {explained}{wanted}"
-        return Verdict(holds(gap, noise), f"{numbers} ({said})")
+        return ClaimVerdict(holds(gap, noise), f"{numbers} ({said})")
 
     return check

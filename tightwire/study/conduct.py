@@ -63,11 +63,11 @@ def conduct(
     for scene in study.scenes:
         missing = collections.deque(results.missing([w for w in asked if w.scene == scene.name]))
         while missing:
-            _Job(study, scene, results, on_trial).run(missing)
+            _WorkersStart(study, scene, results, on_trial).run(missing)
     return results.only(asked)
 
 
-class _Job:
+class _WorkersStart:
     """One start of the workers."""
 
     def __init__(

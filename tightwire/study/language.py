@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tightwire.study.task import Place, Task, same_model
-from tightwire.study.text import Corpus, draw, standard_library
-from tightwire.study.transformer import ByteTransformer
+from tightwire.workloads.text import Corpus, draw, standard_library
+from tightwire.workloads.transformer import ByteTransformer
 
 HELDOUT_SEQUENCES = 128
 

@@ -29,7 +29,7 @@ ONE_BIT_EPS = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class TrainingSettings:
     """An optimizer and its learning rate, which rises linearly at first and then falls linearly to nothing.
 
     Attributes:
@@ -59,7 +59,7 @@ class Settings:
     def lr_at(self, step: int, steps: int) -> float:
         """Returns the learning rate of a step, counted from 0.
 
-        >>> [round(Settings(optimizer="sgd", lr=1.0).lr_at(step, 40), 2) for step in (0, 1, 2, 21, 39)]
+        >>> [round(TrainingSettings(optimizer="sgd", lr=1.0).lr_at(step, 40), 2) for step in (0, 1, 2, 21, 39)]
         [0.5, 1.0, 1.0, 0.5, 0.03]
         """
         rising = max(1, round(WARM_UP * steps))
@@ -73,44 +73,44 @@ class Settings:
             group["lr"] = self.lr_at(step, steps)
 
 
-DENSE: dict[str, Settings] = {
-    "digits": Settings(optimizer="sgd", lr=0.1, momentum=0.9),
-    "text": Settings(optimizer="sgd", lr=0.5, momentum=0.9),
-    "text-large": Settings(optimizer="adamw", lr=1e-3, decays=False),
+DENSE: dict[str, TrainingSettings] = {
+    "digits": TrainingSettings(optimizer="sgd", lr=0.1, momentum=0.9),
+    "text": TrainingSettings(optimizer="sgd", lr=0.5, momentum=0.9),
+    "text-large": TrainingSettings(optimizer="adamw", lr=1e-3, decays=False),
 }
 
 # Codecs that send one part in tens of a gradient, or a size that is not its own.
 DELAYING = ("randomk", "sketch", "sbc", "strom", "dct", "blocktopk", "layertopk")
 
 # (task, plan, settings), shell-style patterns; the first that matches counts.
-RECOMMENDED: tuple[tuple[str, str, Settings], ...] = (
+RECOMMENDED: tuple[tuple[str, str, TrainingSettings], ...] = (
     # What is applied is a vote, or a sign: the learning rate is the step itself.
-    ("*", "*/sign+*", Settings(optimizer="sgd", lr=0.005)),
-    ("*", "*+signed*", Settings(optimizer="sgd", lr=0.005)),
+    ("*", "*/sign+*", TrainingSettings(optimizer="sgd", lr=0.005)),
+    ("*", "*+signed*", TrainingSettings(optimizer="sgd", lr=0.005)),
     # 1-bit Adam and its kin replace the optimizer, and average with its momentum.
-    ("digits", "*+ema:*", Settings(optimizer="onebit-adam", lr=0.003)),
-    ("text", "*+ema:*", Settings(optimizer="onebit-adam", lr=0.03)),
+    ("digits", "*+ema:*", TrainingSettings(optimizer="onebit-adam", lr=0.003)),
+    ("text", "*+ema:*", TrainingSettings(optimizer="onebit-adam", lr=0.03)),
     # Momentum is a stage. DGC also clips every worker's gradient of every tensor, which shortens steps: the rate makes
     # up for it.
-    ("digits", "*+momentum:*+clip:*", Settings(optimizer="sgd", lr=0.4)),
-    ("text", "*+momentum:*+clip:*", Settings(optimizer="sgd", lr=2.0)),
-    ("digits", "*+momentum:*", Settings(optimizer="sgd", lr=0.1)),
-    ("text", "*/sketch*+momentum:*", Settings(optimizer="sgd", lr=0.2)),
-    ("text", "*+momentum:*", Settings(optimizer="sgd", lr=0.5)),
+    ("digits", "*+momentum:*+clip:*", TrainingSettings(optimizer="sgd", lr=0.4)),
+    ("text", "*+momentum:*+clip:*", TrainingSettings(optimizer="sgd", lr=2.0)),
+    ("digits", "*+momentum:*", TrainingSettings(optimizer="sgd", lr=0.1)),
+    ("text", "*/sketch*+momentum:*", TrainingSettings(optimizer="sgd", lr=0.2)),
+    ("text", "*+momentum:*", TrainingSettings(optimizer="sgd", lr=0.5)),
     # An element that is drawn once in twenty rounds takes twenty gradients' step at once.
-    ("text", "*/randomk*", Settings(optimizer="sgd", lr=0.25)),
+    ("text", "*/randomk*", TrainingSettings(optimizer="sgd", lr=0.25)),
     # Of a difference to what it remembers DIANA sends a quantised version: where gradients change, as in the first
     # steps, its noise is that of both, and the theory's rate is the smaller for it (theorem 1).
-    ("digits", "*+diana:*", Settings(optimizer="sgd", lr=0.05, momentum=0.9)),
-    ("text", "*+diana:*", Settings(optimizer="sgd", lr=0.1, momentum=0.9)),
+    ("digits", "*+diana:*", TrainingSettings(optimizer="sgd", lr=0.05, momentum=0.9)),
+    ("text", "*+diana:*", TrainingSettings(optimizer="sgd", lr=0.1, momentum=0.9)),
     # These hold most of a gradient back for tens of steps: feedback over so long a delay is a momentum of its own, and
     # the optimizer's on top of it oscillates, or diverges. The theorems of feedback are about plain SGD. On the text
     # plain SGD itself is slow: what these lose there to dense with momentum, top-k loses without momentum, too.
     *(
         (task, plan, settings)
         for task, settings in (
-            ("digits", Settings(optimizer="sgd", lr=0.5)),
-            ("text", Settings(optimizer="sgd", lr=2.0)),
+            ("digits", TrainingSettings(optimizer="sgd", lr=0.5)),
+            ("text", TrainingSettings(optimizer="sgd", lr=2.0)),
         )
         for plan in ("*efsign*", "*onebit*", *(f"*/{name}*+ef/*" for name in DELAYING))
     ),
@@ -118,17 +118,17 @@ RECOMMENDED: tuple[tuple[str, str, Settings], ...] = (
     *(
         (task, plan, settings)
         for task, settings in (
-            ("digits", Settings(optimizer="sgd", lr=0.2, momentum=0.5)),
-            ("text", Settings(optimizer="sgd", lr=1.0)),
+            ("digits", TrainingSettings(optimizer="sgd", lr=0.2, momentum=0.5)),
+            ("text", TrainingSettings(optimizer="sgd", lr=1.0)),
         )
         for plan in ("delayed*", "asp*/ps*", "ssp*")
     ),
     # So is a gradient that stands for later ones.
-    ("text", "lag*", Settings(optimizer="sgd", lr=0.25, momentum=0.9)),
+    ("text", "lag*", TrainingSettings(optimizer="sgd", lr=0.25, momentum=0.9)),
 )
 
 
-def settings_for(task: str, plan: str) -> Settings:
+def settings_for(task: str, plan: str) -> TrainingSettings:
     """Returns the settings of a plan on a task: the method's own, else the dense ones."""
     for task_pattern, plan_pattern, settings in RECOMMENDED:
         if fnmatch.fnmatchcase(task, task_pattern) and fnmatch.fnmatchcase(plan, plan_pattern):

@@ -12,7 +12,7 @@ from tightwire.plan import Plan
 from tightwire.study.claims import Claim
 from tightwire.study.digits import Digits
 from tightwire.study.language import Language
-from tightwire.study.settings import Settings, settings_for
+from tightwire.study.settings import TrainingSettings, settings_for
 from tightwire.study.task import Split, Task
 
 DDP, DDP_POWERSGD = "ddp", "ddp+powersgd:4"
@@ -49,7 +49,7 @@ class Scene:
     snapshots: int = 0
     length: float = 1.0
     plans: tuple[str, ...] = ()
-    settings: Mapping[str, Settings] = field(default_factory=dict)
+    settings: Mapping[str, TrainingSettings] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.wait_s < 0 or not 0 <= self.slow_share <= 1 or self.snapshots < 0 or not 0 < self.length <= 1:
@@ -70,7 +70,7 @@ class Scene:
         """Returns how long a task is trained here."""
         return max(1, round(task.steps * self.length))
 
-    def settings_for(self, task: str, plan: str) -> Settings:
+    def settings_for(self, task: str, plan: str) -> TrainingSettings:
         """Returns with which optimizer a plan trains here."""
         return self.settings.get(task) or settings_for(task, plan)
 

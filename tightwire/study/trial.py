@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tightwire._attach import attach
 from tightwire.plan import Plan
 from tightwire.study.results import Trial, Wanted
-from tightwire.study.settings import Settings
+from tightwire.study.settings import TrainingSettings
 from tightwire.study.study import ANY, DDP, STOCK, Scene
 from tightwire.study.task import Place, Replica, Task
 from tightwire.transport import Transport
@@ -47,7 +47,7 @@ class Bound:
 
 
 @dataclass(frozen=True)
-class Pace:
+class EmulatedCompute:
     """Emulated compute: the wait that a step begins with.
 
     Attributes:
@@ -68,7 +68,9 @@ class Pace:
             yield scene.wait_s * (scene.slow_factor if slow else 1.0)
 
 
-def train(wanted: Wanted, task: Task, scene: Scene, settings: Settings, transport: Transport) -> Trial:
+def train(
+    wanted: Wanted, task: Task, scene: Scene, settings: TrainingSettings, transport: Transport
+) -> Trial:
     """Trains and judges; the result is rank 0's, with all workers' bytes and waits.
 
     Contract: every rank; blocks. Connections are the trial's own and are closed at its end.
@@ -80,7 +82,9 @@ def train(wanted: Wanted, task: Task, scene: Scene, settings: Settings, transpor
     try:
         with _bound(wanted, replica, optimizer, channel) as bound:
             channel.barrier()
-            seconds, snapshots = _steps(wanted, replica, bound, optimizer, settings, Pace(scene, place))
+            seconds, snapshots = _steps(
+                wanted, replica, bound, optimizer, settings, EmulatedCompute(scene, place)
+            )
             facts = bound.account()
         return _result(wanted, replica, seconds, snapshots, facts, channel)
     finally:
@@ -92,8 +96,8 @@ def _steps(
     replica: Replica,
     bound: Bound,
     optimizer: torch.optim.Optimizer,
-    settings: Settings,
-    pace: Pace,
+    settings: TrainingSettings,
+    pace: EmulatedCompute,
 ) -> tuple[float, list[Snapshot]]:
     """Makes all steps; returns the seconds they took, and snapshots at regular steps."""
     start_s, snapshots = time.perf_counter(), []

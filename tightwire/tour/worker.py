@@ -18,9 +18,9 @@ from tightwire.planner import STOCK, Allowance, Ranking, candidates, is_lossless
 from tightwire.probe import probe
 from tightwire.profile import Profile, measure, measure_codecs, measure_pass
 from tightwire.simulate import predict
-from tightwire.study.text import Corpus, standard_library
-from tightwire.study.training import DDP, Replica, train
+from tightwire.tour.training import DDP, TourReplica, train
 from tightwire.transport import Transport, init, shutdown
+from tightwire.workloads.text import Corpus, standard_library
 
 PROBE_BUDGET_S = 12.0
 PROFILE_STEPS = 8
@@ -97,7 +97,7 @@ def _probe(transport: Transport, teller: Teller, out: pathlib.Path) -> Cluster:
 def _profile(transport: Transport, corpus: Corpus, teller: Teller, out: pathlib.Path) -> Profile:
     """Profiles while all workers compute, so that shared cores count as they will in training."""
     teller.tell("stage", name="profile", seconds=10.0)
-    replica = Replica(corpus, transport.rank)
+    replica = TourReplica(corpus, transport.rank)
     transport.barrier()
     profile = dataclasses.replace(
         measure(replica.model, replica.optimizer, replica.step, steps=PROFILE_STEPS), **_codec_costs()

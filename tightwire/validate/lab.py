@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tightwire.bench import step as steps
-from tightwire.bench.step import Bench, Workload
+from tightwire.bench.step import StepBench
 from tightwire.cluster import Cluster, Fit
 from tightwire.errors import LabError
 from tightwire.lab import Lab, Line, Topology
@@ -24,6 +24,7 @@ from tightwire.profile import CodecCost, ParameterProfile, Profile
 from tightwire.simulate import predict
 from tightwire.validate.calibration import MARK
 from tightwire.validate.table import Point, Table
+from tightwire.workloads.emulated import FORWARD_SHARE, Workload, shaped_like, uniform
 
 WORKERS = 4
 PLANS = (
@@ -69,10 +70,10 @@ def cells() -> tuple[Cell, ...]:
 
     def of(model: str, rate: float, wire_over_compute: float) -> Cell:
         num_bytes = steps.bytes_for(wire_over_compute * COMPUTE_S, WORKERS, rate)
-        return Cell(rate_bytes_per_s=rate, workload=steps.shaped_like(model, num_bytes, COMPUTE_S))
+        return Cell(rate_bytes_per_s=rate, workload=shaped_like(model, num_bytes, COMPUTE_S))
 
-    uniform = Cell(rate_bytes_per_s=25e6, workload=steps.uniform(24, 2**19, COMPUTE_S))
-    return uniform, of("resnet50", 62.5e6, 0.8), of("bert-base", 125e6, 1.5)
+    even = Cell(rate_bytes_per_s=25e6, workload=uniform(24, 2**19, COMPUTE_S))
+    return even, of("resnet50", 62.5e6, 0.8), of("bert-base", 125e6, 1.5)
 
 
 def table() -> Table:
@@ -84,7 +85,7 @@ def table() -> Table:
     points: list[Point] = []
     for cell in cells():
         calibration = calibrate(cell.rate_bytes_per_s)
-        bench = Bench(
+        bench = StepBench(
             workers=WORKERS,
             rate_bytes_per_s=cell.rate_bytes_per_s,
             workload=cell.workload,
@@ -114,7 +115,7 @@ def table() -> Table:
 
 def profile_of(workload: Workload, calibration: Calibration) -> Profile:
     """Returns the profile of a workload, its compute shared out as its waits are."""
-    forward_s = steps.FORWARD_SHARE * workload.compute_s
+    forward_s = FORWARD_SHARE * workload.compute_s
     backward_s = workload.compute_s - forward_s
     parameters, done = [], 0.0
     layers = list(enumerate(zip(workload.layers, workload.shares, strict=True)))
@@ -171,8 +172,8 @@ def calibrate(rate_bytes_per_s: float) -> Calibration:
     )
 
 
-def _teller(cell: Cell) -> Callable[[steps.Row], None]:
-    def tell(row: steps.Row) -> None:
+def _teller(cell: Cell) -> Callable[[steps.StepRow], None]:
+    def tell(row: steps.StepRow) -> None:
         print(f"{cell.name}: {row.plan} {row.step_s:.3f} s", file=sys.stderr, flush=True)
 
     return tell

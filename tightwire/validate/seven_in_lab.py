@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tightwire.bench import step
-from tightwire.bench.step import Bench, Row, Workload
+from tightwire.bench.step import StepBench, StepRow
 from tightwire.errors import LabError
 from tightwire.plan import Plan
 from tightwire.validate.seven_methods import GPUS_PER_NODE, MODELS, cases, load
 from tightwire.validate.table import Point, Table
+from tightwire.workloads.emulated import Workload, shaped_like
 
 # The survey's slices of 4 MB are a 25th of ResNet-50's gradients, and its credit is four of them. Here they are so
 # on every workload, as the tensors are scaled too; of BERT-Base's gradients 4 MB are but a 110th.
@@ -67,7 +68,7 @@ class Cell:
     wire_over_compute: float
     compute_s: float
     bound_s: float
-    rows: Mapping[str, Row]
+    rows: Mapping[str, StepRow]
     published: Published
 
     def speedup(self, method: str) -> float:
@@ -127,18 +128,20 @@ class Experiment:
                     f"a wire/compute ratio of {ratio:g}: write positive numbers, such as 0.5,1,2,4."
                 )
         if self.compute_s <= 0:
-            raise LabError(f"a compute of {self.compute_s:g} s: ratios to it need more than none.")
+            raise LabError(
+                f"compute_s={self.compute_s:g}: the compute of a step must be above 0, for ratios are relative to it."
+            )
 
-    def benches(self) -> Iterator[tuple[str, float, Bench]]:
+    def benches(self) -> Iterator[tuple[str, float, StepBench]]:
         """Yields model, ratio and what to measure."""
         for model in self.models:
             for ratio in self.ratios:
                 num_bytes = step.bytes_for(ratio * self.compute_s, self.workers, self.rate_bytes_per_s)
-                workload = step.shaped_like(MODELS[model], num_bytes, self.compute_s)
+                workload = shaped_like(MODELS[model], num_bytes, self.compute_s)
                 yield (
                     model,
                     ratio,
-                    Bench(
+                    StepBench(
                         workers=self.workers,
                         rate_bytes_per_s=self.rate_bytes_per_s,
                         workload=workload,
@@ -158,7 +161,7 @@ def plans(workload: Workload) -> dict[str, str]:
 
 
 def run(
-    experiment: Experiment, on_row: Callable[[str, Row], None] = lambda cell, row: None
+    experiment: Experiment, on_row: Callable[[str, StepRow], None] = lambda cell, row: None
 ) -> Iterator[Cell]:
     """Measures cell by cell, and yields each as it is there.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tightwire.study.claims import Claim, ahead_at_equal_time, all_of, faster, no_worse, same, within, worse
 from tightwire.study.digits import Digits
 from tightwire.study.language import Language
-from tightwire.study.settings import Settings
+from tightwire.study.settings import TrainingSettings
 from tightwire.study.study import Scene, Study, full_text
 
 
@@ -120,8 +120,8 @@ ARCHITECTURE = Study(
             split="unlike",
             plans=(DENSE, D_PSGD, D2),
             settings={
-                "digits": Settings(optimizer="sgd", lr=0.05),
-                "text": Settings(optimizer="sgd", lr=1.0),
+                "digits": TrainingSettings(optimizer="sgd", lr=0.05),
+                "text": TrainingSettings(optimizer="sgd", lr=1.0),
             },
         ),
         Scene(

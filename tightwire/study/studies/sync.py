@@ -5,8 +5,8 @@ from __future__ import annotations
 from tightwire.study.claims import (
     Check,
     Claim,
+    ClaimVerdict,
     Findings,
-    Verdict,
     ahead_at_equal_time,
     all_of,
     faster,
@@ -35,12 +35,12 @@ EVEN, SLOW_LINE, HIDDEN, STRAGGLER = "even", "50 Mb/s", "50 Mb/s and long steps"
 def hidden(plan: str, behind: str, share: float) -> Check:
     """Checks that a plan waits at most a share of what another does."""
 
-    def check(findings: Findings) -> Verdict:
+    def check(findings: Findings) -> ClaimVerdict:
         mine, others = (_waited_s(findings, p) for p in (plan, behind))
         if mine is None or others is None:
-            return Verdict(None, f"{plan} and {behind} are needed")
+            return ClaimVerdict(None, f"{plan} and {behind} are needed")
         numbers = f"{plan} waits {mine * 1e3:.1f} ms per step, {behind} {others * 1e3:.1f} ms"
-        return Verdict(mine <= share * others, f"{numbers}, wanted at most {share:.0%} of that")
+        return ClaimVerdict(mine <= share * others, f"{numbers}, wanted at most {share:.0%} of that")
 
     return check
 
@@ -54,10 +54,10 @@ def _waited_s(findings: Findings, plan: str) -> float | None:
 def any_of(*checks: Check) -> Check:
     """Checks that one of several things holds."""
 
-    def check(findings: Findings) -> Verdict:
+    def check(findings: Findings) -> ClaimVerdict:
         verdicts = [one(findings) for one in checks]
         known = [v.holds for v in verdicts if v.holds is not None]
-        return Verdict(any(known) if known else None, "; ".join(v.numbers for v in verdicts))
+        return ClaimVerdict(any(known) if known else None, "; ".join(v.numbers for v in verdicts))
 
     return check
 

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from tightwire._attach import attach
 from tightwire.plan import Plan
 from tightwire.runtime.report import typical_step_s
-from tightwire.study.text import Corpus, draw
-from tightwire.study.transformer import ByteTransformer
 from tightwire.transport import Transport
+from tightwire.workloads.text import Corpus, draw
+from tightwire.workloads.transformer import ByteTransformer
 
 DDP = "ddp"
 SEQUENCES = 4
@@ -59,7 +59,7 @@ class Training:
 
 
 @dataclass
-class Clock:
+class CommonStop:
     """Stops all ranks at the same step: rank 0 decides, about once a second."""
 
     transport: Transport
@@ -85,7 +85,7 @@ class Clock:
         return float(decision[0]) >= self.seconds
 
 
-class Replica:
+class TourReplica:
     """A model, its optimizer and its share of the text, the same on every rank but for the share."""
 
     def __init__(self, corpus: Corpus, rank: int) -> None:
@@ -141,10 +141,10 @@ def train(
 
     Contract: every rank; blocks. Rank 0 judges its snapshots when time is up.
     """
-    replica = Replica(corpus, transport.rank)
+    replica = TourReplica(corpus, transport.rank)
     with _bound(plan, replica, transport, trace) as (model, account):
         transport.barrier()
-        ends_s, snapshots = _train_until(Clock(transport, seconds, on_progress), replica, model)
+        ends_s, snapshots = _train_until(CommonStop(transport, seconds, on_progress), replica, model)
         facts = account()
     steps_s = [b - a for a, b in itertools.pairwise(ends_s)]
     return Training(
@@ -161,7 +161,9 @@ def _steps_per_round(plan: str) -> int:
     return 1 if plan == DDP else Plan.parse(plan).sync.steps_per_round
 
 
-def _train_until(clock: Clock, replica: Replica, model: nn.Module) -> tuple[list[float], list[Snapshot]]:
+def _train_until(
+    clock: CommonStop, replica: TourReplica, model: nn.Module
+) -> tuple[list[float], list[Snapshot]]:
     """Returns when each step ended, and snapshots at regular times."""
     ends_s, snapshots = [0.0], [(0.0, 0, replica.snapshot())]
     while len(ends_s) == 1 or not clock.is_over(len(ends_s) - 1):
@@ -176,7 +178,7 @@ def _train_until(clock: Clock, replica: Replica, model: nn.Module) -> tuple[list
 
 @contextlib.contextmanager
 def _bound(
-    plan: str, replica: Replica, transport: Transport, trace: pathlib.Path | None
+    plan: str, replica: TourReplica, transport: Transport, trace: pathlib.Path | None
 ) -> Iterator[tuple[nn.Module, Callable[[], dict[str, Any]]]]:
     """Binds the replica to the others; yields the module to call, and an account of what was sent."""
     if plan == DDP:

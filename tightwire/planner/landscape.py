@@ -124,7 +124,7 @@ IDEAS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class MapCell:
     """One place on the map.
 
     Attributes:
@@ -148,7 +148,7 @@ class Cell:
     fastest: str
 
 
-def survey(on_cell: Callable[[], None] = lambda: None) -> Iterator[Cell]:
+def survey(on_cell: Callable[[], None] = lambda: None) -> Iterator[MapCell]:
     """Yields every cell; `on_cell` is told of each place, which is a cell per allowance."""
     for workers in WORKERS:
         for compute_s in COMPUTE_S:
@@ -157,7 +157,7 @@ def survey(on_cell: Callable[[], None] = lambda: None) -> Iterator[Cell]:
                 on_cell()
 
 
-def look(workers: int, gigabits: float, compute_s: float) -> Iterator[Cell]:
+def look(workers: int, gigabits: float, compute_s: float) -> Iterator[MapCell]:
     """Yields one place's cell for each allowance."""
     profile, cluster = model(compute_s), Cluster.uniform(workers, gigabits * 1e9 / 8, LATENCY_S)
     found: list[tuple[float, Plan, Idea]] = []
@@ -176,14 +176,14 @@ def look(workers: int, gigabits: float, compute_s: float) -> Iterator[Cell]:
 
 def _best(
     allow: Allowance, rows: Sequence[tuple[float, Plan, Idea]], place: tuple[int, float, float]
-) -> Cell:
+) -> MapCell:
     stock_s, fastest = rows[0][0], min(rows, key=lambda row: row[0])
     equals = [row for row in rows if row[0] <= fastest[0] * (1 + SAME_CLASS)]
     step_s, plan, idea = min(equals, key=lambda row: (deviation(row[1]), row[0]))
     if step_s > stock_s * (1 - LEAST_GAIN):
         step_s, plan, idea = rows[0]
     workers, gigabits, compute_s = place
-    return Cell(
+    return MapCell(
         allow=allow,
         workers=workers,
         gigabits=gigabits,
@@ -219,7 +219,7 @@ def landmarks() -> Iterator[tuple[str, float]]:
         yield f"{name} on {on}, {batch} samples", profile.compute_s * GRADIENT_BYTES / profile.num_bytes
 
 
-def grids(cells: Sequence[Cell]) -> Iterator[tuple[Allowance, int, list[list[Cell]]]]:
+def grids(cells: Sequence[MapCell]) -> Iterator[tuple[Allowance, int, list[list[MapCell]]]]:
     """Yields each map: an allowance, a number of workers, rows by intensity of cells by bandwidth."""
     by_place = {(c.allow, c.workers, c.compute_s, c.gigabits): c for c in cells}
     for allow in ALLOWANCES:
@@ -227,7 +227,7 @@ def grids(cells: Sequence[Cell]) -> Iterator[tuple[Allowance, int, list[list[Cel
             yield allow, workers, [[by_place[allow, workers, s, g] for g in GIGABITS] for s in COMPUTE_S]
 
 
-def lines(cells: Sequence[Cell]) -> Iterator[str]:
+def lines(cells: Sequence[MapCell]) -> Iterator[str]:
     """Yields the maps as Markdown that reads as text: a letter per cell, and how much faster than plain all-reduce."""
     for allow, workers, rows in grids(cells):
         yield f"### {allow}, {workers} workers"
@@ -249,7 +249,7 @@ def lines(cells: Sequence[Cell]) -> Iterator[str]:
         yield f"- {name}: {compute_s * 1e3:,.0f} ms of compute per 100 MB"
 
 
-def page(cells: Sequence[Cell], command: str) -> str:
+def page(cells: Sequence[MapCell], command: str) -> str:
     """Returns the maps as heat maps in a page that stands alone; a cell's plan is its tooltip."""
     legend = "".join(f"<span style=background:{i.colour}>{i.letter} {i.title}</span> " for i in IDEAS)
     maps = "".join(_heat_map(*grid) for grid in grids(cells))
@@ -264,7 +264,7 @@ def page(cells: Sequence[Cell], command: str) -> str:
     )
 
 
-def _heat_map(allow: Allowance, workers: int, rows: Sequence[Sequence[Cell]]) -> str:
+def _heat_map(allow: Allowance, workers: int, rows: Sequence[Sequence[MapCell]]) -> str:
     colours = {idea.letter: idea.colour for idea in IDEAS}
     head = "".join(f"<th>{g:g} Gb/s" for g in GIGABITS)
     body = ""

@@ -1,7 +1,7 @@
 """A step of real compute under every schedule, beside stock DDP, the same compute without exchange, and the bound.
 
 The tour's transformer on real text, one core per worker. The launching half builds the lab, the working half,
-`python -m tightwire.study.real_step JSON`, runs on its hosts. Nothing is told in advance of compute: the bound's is
+`python -m tightwire.bench.real_step JSON`, runs on its hosts. Nothing is told in advance of compute: the bound's is
 measured in the same processes, all of them computing at once.
 """
 
@@ -16,19 +16,18 @@ from tightwire.bench.step import (
     ALONE,
     DDP,
     DDP_SIZES_MB,
-    Bench,
-    Row,
-    Worker,
-    Workload,
+    StepBench,
+    StepRow,
     measure_in,
-    read,
     topology_of,
 )
+from tightwire.bench.step_worker import StepWorker, read
 from tightwire.errors import LabError
 from tightwire.lab import Lab
+from tightwire.workloads.emulated import Workload
 
 if TYPE_CHECKING:
-    from tightwire.study.transformer import ByteTransformer
+    from tightwire.workloads.transformer import ByteTransformer
 
 PLANS = (
     DDP,
@@ -41,13 +40,15 @@ NAME = "transformer"
 
 def workload() -> Workload:
     """Returns the transformer's tensors; compute is yet to be measured."""
-    from tightwire.study.transformer import ByteTransformer
+    from tightwire.workloads.transformer import ByteTransformer
 
     sizes = tuple((p.numel(),) for p in ByteTransformer().parameters())
     return Workload(name=NAME, layers=sizes, shares=(), compute_s=0.0)
 
 
-def measure(bench: Bench, on_row: Callable[[Row], None] = lambda row: None) -> tuple[Bench, list[Row], str]:
+def measure(
+    bench: StepBench, on_row: Callable[[StepRow], None] = lambda row: None
+) -> tuple[StepBench, list[StepRow], str]:
     """Runs the bench in a lab, under the machine's default scheduling.
 
     Returns:
@@ -73,7 +74,7 @@ class Real:
     def __init__(self, rank: int) -> None:
         import torch
 
-        from tightwire.study.text import standard_library
+        from tightwire.workloads.text import standard_library
 
         self._text = standard_library().train
         self._generator = torch.Generator().manual_seed(1 + rank)
@@ -82,7 +83,7 @@ class Real:
         """Builds the model."""
         import torch
 
-        from tightwire.study.transformer import ByteTransformer
+        from tightwire.workloads.transformer import ByteTransformer
 
         torch.manual_seed(0)
         self._model = ByteTransformer()
@@ -90,7 +91,7 @@ class Real:
 
     def loss(self, called: Callable[[Any], Any]) -> Any:
         """Returns the loss of fresh passages."""
-        from tightwire.study.text import draw
+        from tightwire.workloads.text import draw
 
         passages = draw(self._text, sequences=SEQUENCES, length=self._model.length, generator=self._generator)
         return called(passages)
@@ -100,7 +101,7 @@ def main() -> None:
     """Measures. Every worker."""
     import tightwire.transport as transport
 
-    Worker(read(sys.argv[1]), Real(transport.init().rank)).run_beside_alone()
+    StepWorker(read(sys.argv[1]), Real(transport.init().rank)).run_beside_alone()
 
 
 if __name__ == "__main__":

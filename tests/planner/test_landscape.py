@@ -5,19 +5,18 @@ from __future__ import annotations
 import pytest
 
 from tightwire.plan import Plan
-from tightwire.planner import Allowance
+from tightwire.planner import Allowance, landscape
 from tightwire.planner.candidates import ALLOWANCES, is_allowed
-from tightwire.study import landscape
-from tightwire.study.landscape import IDEAS, Cell, look
+from tightwire.planner.landscape import IDEAS, MapCell, look
 
 
 @pytest.fixture(scope="module")
-def corner() -> dict[Allowance, Cell]:
+def corner() -> dict[Allowance, MapCell]:
     """Little compute, a slow line."""
     return {cell.allow: cell for cell in look(4, 0.1, 0.01)}
 
 
-def test_where_the_wire_is_all_less_is_sent_if_allowed(corner: dict[Allowance, Cell]) -> None:
+def test_where_the_wire_is_all_less_is_sent_if_allowed(corner: dict[Allowance, MapCell]) -> None:
     assert corner["lossless"].speedup < 1.1
     assert corner["lossy"].letter in "QPS"
     assert corner["lossy"].speedup > 10
@@ -28,14 +27,14 @@ def test_where_compute_is_all_nothing_is_changed() -> None:
     assert [cell.letter for cell in look(4, 300.0, 3.0)] == ["A"] * 3
 
 
-def test_plans_are_legal_within_the_allowance_and_letters_differ(corner: dict[Allowance, Cell]) -> None:
+def test_plans_are_legal_within_the_allowance_and_letters_differ(corner: dict[Allowance, MapCell]) -> None:
     assert len({idea.letter for idea in IDEAS}) == len(IDEAS)
     assert {str(Plan.parse(text)) for idea in IDEAS for text in idea.plans}
     assert all(is_allowed(Plan.parse(cell.plan), allow) for allow, cell in corner.items())
 
 
 def test_every_cell_is_on_the_text_and_on_the_page(
-    corner: dict[Allowance, Cell], monkeypatch: pytest.MonkeyPatch
+    corner: dict[Allowance, MapCell], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(landscape, "WORKERS", (4,))
     monkeypatch.setattr(landscape, "GIGABITS", (0.1,))
