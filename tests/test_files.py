@@ -1,6 +1,7 @@
 """Files: written plainly, read strictly, errors that name the field."""
 
 import dataclasses
+import gzip
 import pathlib
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -92,3 +93,72 @@ def test_writes_all_or_nothing(tmp_path: pathlib.Path) -> None:
         files.write(path, dataclasses.replace(Outer(count=1), count=object()))  # type: ignore[arg-type]
     assert path.read_text() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+HOSTILE = {
+    "deep": "[" * 2000,
+    "deep block": "\n".join("  " * depth + "a:" for depth in range(200)),
+    "alias bomb": "a0: &a0 [x, x]\n"
+    + "".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(9)),
+    "own alias": "count: &a [*a]",
+    "digits": "count: " + "9" * 5000,
+    "date": "count: 2001-99-99",
+    "list as a key": "? [1, 2]\n: 3",
+    "two documents": "count: 1\n---\ncount: 2",
+    "true": "count: true",
+    "tab": "count:\n\t1",
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_yaml_is_one_sentence(tmp_path: pathlib.Path, text: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(FileError, match=r"bad\.yaml") as caught:
+        files.read(path, Outer)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_other_codings_and_gzip_are_read(tmp_path: pathlib.Path) -> None:
+    for name, data in {
+        "marked": "count: 1".encode("utf-8-sig"),
+        "powershell": "count: 1".encode("utf-16"),
+        "packed": gzip.compress(b"count: 1"),
+    }.items():
+        (tmp_path / name).write_bytes(data)
+        assert files.read(tmp_path / name, Outer) == Outer(count=1)
+    (tmp_path / "cut").write_bytes(gzip.compress(b"count: 1")[:-9])
+    (tmp_path / "bomb").write_bytes(gzip.compress(bytes(10**8)))
+    for name, said in {
+        "cut": "damaged gzip",
+        "bomb": "more than 8,000,000 bytes",
+        ".": "is a directory",
+    }.items():
+        with pytest.raises(FileError, match=said):
+            files.read(tmp_path / name, Outer)
+
+
+def test_what_cannot_be_written_leaves_nothing_behind(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "directory").mkdir()
+    for place, said in {
+        "directory": "directory",
+        "missing/value.yaml": "missing",
+        "x" * 300: "too long",
+        "zero\0byte": "cannot be written",
+    }.items():
+        with pytest.raises(FileError, match=said):
+            files.write_text(tmp_path / place, "text")
+        with pytest.raises(FileError):
+            files.require_writable(tmp_path / place)
+    assert list(tmp_path.iterdir()) == [tmp_path / "directory"]
+
+
+def test_devices_and_links_stay_what_they_are(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "value.yaml")
+    files.write_text(tmp_path / "link", "text")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "value.yaml").read_text() == "text"
+    files.require_writable("/dev/null", None)
+    files.write_text("/dev/null", "text")
+    assert pathlib.Path("/dev/null").is_char_device()

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
+from tightwire import files
 from tightwire.planner import landscape
 
 COMMAND = "tightwire study map"
@@ -22,14 +23,15 @@ def chart(out: pathlib.Path, as_json: bool) -> None:
         out: the JSON file; the others stand beside it.
         as_json: whether standard output ends with the map as one object.
     """
+    files.make_directory(out.parent)
+    files.require_writable(out)
     cells = _cells()
-    out.parent.mkdir(parents=True, exist_ok=True)
     rows = [asdict(cell) for cell in cells]
     kept = "".join(f"\n{json.dumps(row)}," for row in rows).rstrip(",")
-    out.write_text(f'{{"command": "{COMMAND}", "cells": [{kept}\n]}}\n', encoding="utf-8")
+    files.write_text(out, f'{{"command": "{COMMAND}", "cells": [{kept}\n]}}\n')
     text = "\n".join(landscape.lines(cells))
-    out.with_suffix(".md").write_text(_about() + text + "\n", encoding="utf-8")
-    out.with_suffix(".html").write_text(landscape.page(cells, COMMAND), encoding="utf-8")
+    files.write_text(out.with_suffix(".md"), _about() + text + "\n")
+    files.write_text(out.with_suffix(".html"), landscape.page(cells, COMMAND))
     typer.echo(json.dumps({"cells": rows}) if as_json else text)
     typer.echo(f"Kept in {out}, and beside it as .md and .html", err=True)
 

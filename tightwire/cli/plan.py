@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tightwire import files
 from tightwire.cli.measured import (
     MOST_ROWS,
     BandwidthOption,
@@ -77,6 +78,7 @@ def plan(
 
     Then train with it: tw.attach(model, optimizer, plan="plan.yaml").
     """
+    files.require_writable(out, plot)
     ranking = recommend(
         read_profile(profile, gradients, compute),
         read_cluster(cluster, workers, bandwidth, latency),
@@ -119,13 +121,14 @@ def _plain(ranking: Ranking) -> dict[str, Any]:
 
 def _draw(drawing: Any, path: pathlib.Path) -> None:
     if path.suffix == ".html":
-        drawing.write_html(path, include_plotlyjs=True)
+        files.write_text(path, drawing.to_html(include_plotlyjs=True))
         return
     if path.suffix != ".png":
         raise FileError(f"--plot {path}: a plot is written as .html or .png.")
     try:
-        drawing.write_image(path)
+        picture = drawing.to_image(format="png")
     except (ImportError, ValueError, RuntimeError):
         raise FileError(
             f"--plot {path}: pictures need kaleido; pip install kaleido, or write .html."
         ) from None
+    files.write_bytes(path, picture)

@@ -57,6 +57,7 @@ def probe(
 
         tightwire probe --workers 4 --rate 200mbit
     """
+    files.require_writable(out)
     names = programs.split(",")
     if unknown := [name for name in names if name not in PROGRAMS]:
         raise ProgramError(f"{', '.join(unknown)} is no known program; known: {', '.join(PROGRAMS)}.")

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from tightwire import files
 from tightwire.errors import FileError
 from tightwire.planner import candidates
 from tightwire.profile import Profile
@@ -60,6 +61,7 @@ def profile(
 
         tightwire profile --trace rank0.json
     """
+    files.require_writable(out)
     if trace is not None:
         found = profile_of_trace(trace)
     elif model is not None:

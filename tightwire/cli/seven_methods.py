@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from tightwire import files
 from tightwire.cli import made
 from tightwire.errors import LabError
 from tightwire.lab import parse_rate
@@ -62,6 +63,8 @@ def seven_methods(
         "machine": made.machine(),
         "experiment": asdict(experiment),
     }
+    files.make_directory(out.parent)
+    files.require_writable(out)
     cells: list[Cell] = []
     console = Console(stderr=True)
     with console.status("the lab starts") as status:
@@ -111,7 +114,6 @@ def _shown(cell: Cell) -> str:
 
 def _keep(cells: Sequence[Cell], about: dict[str, Any], path: pathlib.Path) -> list[pathlib.Path]:
     """Writes what is there so far; returns the files."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     made_by = f"Made by `{about['command']}` on {about['machine']}."
     texts = {
         path: json.dumps({**about, "cells": seven_report.facts(cells)}, indent=1) + "\n",
@@ -120,7 +122,7 @@ def _keep(cells: Sequence[Cell], about: dict[str, Any], path: pathlib.Path) -> l
     if importlib.util.find_spec("plotly") is not None:
         texts[path.with_suffix(".html")] = seven_report.plot(cells)
     for file, text in texts.items():
-        file.write_text(text, encoding="utf-8")
+        files.write_text(file, text)
     return list(texts)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tightwire import files
 from tightwire.cli.measured import (
     BandwidthOption,
     ClusterOption,
@@ -54,6 +55,7 @@ def simulate(
 
     tightwire simulate bsp --gradients 100MB --compute 300ms --workers 8 --bandwidth 10gbit --trace critical-path.json
     """
+    files.require_writable(trace)
     model, wire = (
         read_profile(profile, gradients, compute),
         read_cluster(cluster, workers, bandwidth, latency),
@@ -62,7 +64,7 @@ def simulate(
     stock = predict(STOCK, model, wire)
     if trace is not None:
         events = [event for track, row in enumerate(rows) for event in _events(track, row)]
-        trace.write_text(json.dumps({"traceEvents": events}), encoding="utf-8")
+        files.write_text(trace, json.dumps({"traceEvents": events}))
     print_ranking(rows, [describe(row, stock) for row in rows], as_json)
 
 

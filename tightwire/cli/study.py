@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from typer.core import TyperGroup
 
+from tightwire import files
 from tightwire.cli import made, seven_methods
 from tightwire.cli.chart import chart
 from tightwire.errors import LabError
@@ -80,10 +81,12 @@ def study(
         rate_bytes_per_s=None if rate is None else parse_rate(rate),
     )
     path = out or pathlib.Path("results") / f"{chosen.name}.json"
+    files.make_directory(path.parent)
+    files.require_writable(path)
     results = Results.open(path)
     results.about = {"study": chosen.name, "command": made.command(), "machine": made.machine()}
     found = _conduct(chosen, range(seeds), results)
-    path.with_suffix(".md").write_text(report.markdown(chosen, found), encoding="utf-8")
+    files.write_text(path.with_suffix(".md"), report.markdown(chosen, found))
     if as_json:
         rows = report.rows(chosen, found)
         claims = [{"claim": s, "found": f} for s, f in report.verdicts(chosen, found)]

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table as Grid
 
+from tightwire import files
 from tightwire.cli.measured import JsonOption
 from tightwire.errors import FileError
 from tightwire.validate import Table
@@ -28,8 +29,12 @@ def validate(
     ] = None,
     points: Annotated[bool, typer.Option(help="Print every point as well.")] = False,
     out: Annotated[
-        pathlib.Path, typer.Option(help="Where all points, constants and statistics are stored.")
-    ] = pathlib.Path("results/validate.json"),
+        pathlib.Path | None,
+        typer.Option(help="Store all points, constants and statistics here, as JSON.", show_default=False),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="End with code 1 where a target is missed.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Hold the simulator to closed forms, published measurements and the lab, fitted and held-out points apart.
@@ -38,24 +43,30 @@ def validate(
 
     tightwire validate --only nccl-sizes --only megatron --points
 
+    tightwire validate --strict --out results/validate.json
+
     The lab's table takes about ten minutes on a quiet machine.
     """
     if unknown := [name for name in only or () if name not in TABLES]:
         raise FileError(f"--only {unknown[0]} is no validation; known: {', '.join(TABLES)}.")
+    files.require_writable(out)
     tables = []
     for name in only or TABLES:
         typer.echo(f"{name} …", err=True)
         tables.append(TABLES[name]())
     rows = [row for table in tables for row in table.rows()]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"tables": rows, "points": stored(tables)}, indent=1) + "\n")
-    typer.echo(f"Stored in {out}.", err=True)
+    if out is not None:
+        files.write_text(out, json.dumps({"tables": rows, "points": stored(tables)}, indent=1) + "\n")
+        typer.echo(f"Stored in {out}.", err=True)
     if as_json:
         typer.echo(json.dumps({"tables": rows}))
-        return
-    if points:
-        _print_points(tables)
-    _print(tables)
+    else:
+        if points:
+            _print_points(tables)
+        _print(tables)
+    if strict and (missed := [table.name for table in tables if missed_targets(table)]):
+        typer.echo(f"tightwire: targets are missed by {', '.join(missed)}.", err=True)
+        raise typer.Exit(1)
 
 
 def stored(tables: Sequence[Table]) -> dict[str, Any]:
@@ -92,16 +103,24 @@ def _print(tables: Sequence[Table]) -> None:
         "rank: mean rank correlation (Spearman) of what competes; regret: of picking what is predicted best."
     )
     for table in tables:
-        held_out = next(row for row in table.rows() if row["held_out"])
-        typer.echo(f"{table.name}: {verdict(table, held_out)}. {table.note}")
+        typer.echo(f"{table.name}: {verdict(table)}. {table.note}")
 
 
-def verdict(table: Table, row: dict[str, Any]) -> str:
+def missed_targets(table: Table) -> list[str]:
+    """Returns the statistics of the held-out points that miss their targets."""
+    row = next(row for row in table.rows() if row["held_out"])
+    return [
+        key
+        for key, target in table.target.items()
+        if not (row[key] >= target if key == "spearman" else row[key] <= target + TOLERANCE)
+    ]
+
+
+def verdict(table: Table) -> str:
     """Returns each target with whether it is met."""
-    parts = []
+    parts, missed = [], missed_targets(table)
     for key, target in table.target.items():
-        value = row[key]
-        met = value >= target if key == "spearman" else value <= target + TOLERANCE
+        met = key not in missed
         sign = "≥" if key == "spearman" else "≤"
         shown = f"{target:g}" if key == "spearman" or target < 1e-3 else f"{target:.3g}"
         parts.append(f"{key} {sign} {shown} {'met' if met else 'MISSED'}")

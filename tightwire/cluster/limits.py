@@ -19,9 +19,9 @@ def require_range(field: str, value: float, low: float, high: float) -> None:
     Raises:
         FileError: names the field, the value and the range.
     """
-    if not (math.isfinite(value) and low <= value <= high):
+    if not low <= value <= high:
         raise FileError(
-            f"{field}: {value} is outside {low:g} … {high:g}; look at the unit in the field's name."
+            f"{field}: {_shown(value)} is outside {low:g} … {high:g}; look at the unit in the field's name."
         )
 
 
@@ -52,3 +52,7 @@ def require_fabric(field: str, bytes_per_s: float) -> None:
     if bytes_per_s <= MAX_BANDWIDTH_BYTES_PER_S:
         require_bandwidth(field, bytes_per_s)
     require_range(field, bytes_per_s, 0.0, MAX_FABRIC_BYTES_PER_S)
+
+
+def _shown(value: float) -> str:
+    return f"{value:g}" if abs(value) < 1e300 or math.isnan(value) else "a number of hundreds of digits"

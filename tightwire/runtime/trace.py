@@ -13,6 +13,7 @@ from typing import Literal, final
 
 from torch import Tensor
 
+from tightwire import files
 from tightwire.compression.codec import Codec
 
 Track = Literal["compute", "communication", "codec"]
@@ -66,7 +67,7 @@ class Tracer:
             }
             for span in tuple(self.spans)
         ]
-        pathlib.Path(path).write_text(json.dumps({"traceEvents": names + events}), encoding="utf-8")
+        files.write_text(path, json.dumps({"traceEvents": names + events}))
 
 
 def _metadata(kind: str, rank: int, thread: int, name: str) -> dict[str, object]:

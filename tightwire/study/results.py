@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import pathlib
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
+from tightwire import files
 from tightwire.errors import FileError
 
 Point = tuple[float, int, float | None]
@@ -161,7 +161,7 @@ class Results:
         if not path.exists():
             return cls(path)
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
+            document = files.read_json(path)
             results = cls(path, [Trial.from_json(row) for row in document.pop("trials")])
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise FileError(
@@ -210,9 +210,7 @@ class Results:
             return
         rows = ",\n".join("  " + json.dumps(asdict(trial)) for trial in self.trials)
         about = json.dumps(self.about, indent=1)[1:-1].strip("\n")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self.path.with_name(self.path.name + ".part")
-        draft.write_text(
-            "{\n" + about + (",\n" if about else "") + f' "trials": [\n{rows}\n ]\n}}\n', encoding="utf-8"
+        files.make_directory(self.path.parent)
+        files.write_text(
+            self.path, "{\n" + about + (",\n" if about else "") + f' "trials": [\n{rows}\n ]\n}}\n'
         )
-        os.replace(draft, self.path)  # noqa: PTH105

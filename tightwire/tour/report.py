@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from tightwire import files
 from tightwire.tour.tour import DDP, PlanResult, TourResult
 from tightwire.units import print_ms, print_rate, print_size
 
@@ -54,7 +55,7 @@ def cells(plan: PlanResult) -> tuple[str, ...]:
 
 def write(result: TourResult, path: pathlib.Path) -> None:
     """Writes the report."""
-    path.write_text(_page(result), encoding="utf-8")
+    files.write_text(path, _page(result))
 
 
 def _page(result: TourResult) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tightwire import files
 from tightwire.errors import LabError
 from tightwire.lab import Lab, Line, Topology
 from tightwire.plan import Plan
@@ -122,7 +123,7 @@ def run(options: TourOptions, on_event: Callable[[Event], None] = lambda _: None
     Raises:
         LabError: the emulated cluster cannot be built, or a worker failed; with its last words.
     """
-    options.out.mkdir(parents=True, exist_ok=True)
+    files.make_directory(options.out)
     result = TourResult(options=options)
     topology = Topology(workers=options.workers, rate_bytes_per_s=options.rate_bytes_per_s)
     with Lab(topology) as lab:
