@@ -78,10 +78,10 @@ def test_reference_and_cpu_count_the_same(numel: int) -> None:
         size = -(-numel // 64) + -(-numel // 8)
         messages, outcome = torch.empty(4, size, dtype=torch.uint8), torch.empty(size, dtype=torch.uint8)
         for rank, message in enumerate(messages):
-            kernels.cast(x[rank], message, 64, rank)
-        kernels.tally(messages, outcome, numel, 64, 9)
+            kernels.encode_votes(x[rank], message, 64, rank)
+        kernels.count_votes(messages, outcome, numel, 64, 9)
         out = torch.ones(numel)
-        kernels.uncast(outcome, out, 64, True)
+        kernels.decode_votes(outcome, out, 64, True)
         outcomes.append((messages, outcome, out.nan_to_num(7.0)))
     for mine, theirs in zip(*outcomes, strict=True):
         assert torch.equal(mine, theirs)

@@ -3,26 +3,29 @@ import pathlib
 import subprocess
 import sys
 import threading
+from types import ModuleType
 
+import pytest
 import torch
 
 from tightwire import kernels
 from tightwire.kernels import cpu, reference
 
 
-def public(module: object) -> dict[str, inspect.Signature]:
-    functions = inspect.getmembers(module, inspect.isfunction)
-    return {
-        name: inspect.signature(function)
-        for name, function in functions
-        if function.__module__ == module.__name__ and not name.startswith("_")  # type: ignore[attr-defined]
-    }
+def signatures(package: ModuleType) -> dict[str, inspect.Signature]:
+    return {name: inspect.signature(vars(package)[name]) for name in package.__all__}
 
 
-def test_reference_has_every_kernel_with_the_same_signature() -> None:
-    ours, defined = public(cpu), public(reference)
-    del defined["random_unit"], defined["random_bits"]
-    assert ours == defined
+def test_processors_have_every_kernel_with_the_same_signature() -> None:
+    assert signatures(cpu) == signatures(reference)
+
+
+@pytest.mark.parametrize("package", [cpu, reference])
+def test_every_kernel_is_in_the_file_of_its_theme(package: ModuleType) -> None:
+    for name in package.__all__:
+        theme = vars(reference)[name].__module__.rpartition(".")[2]
+        assert vars(package)[name].__module__ == f"{package.__name__}.{theme}"
+        assert name in (kernels.__doc__ or "")
 
 
 def test_device_chooses() -> None:
@@ -42,14 +45,14 @@ def test_import_is_light() -> None:
 
 
 def test_scratch_is_reused_grows_and_belongs_to_a_thread() -> None:
-    small = kernels.scratch("test", 10, torch.float32)
-    large = kernels.scratch("test", 100, torch.float32)
-    again = kernels.scratch("test", 50, torch.float32)
+    small = kernels.scratch_tensor("test", 10, torch.float32)
+    large = kernels.scratch_tensor("test", 100, torch.float32)
+    again = kernels.scratch_tensor("test", 50, torch.float32)
     assert (small.numel(), large.numel(), again.numel()) == (10, 100, 50)
     assert again.data_ptr() == large.data_ptr()
     others: list[int] = []
     thread = threading.Thread(
-        target=lambda: others.append(kernels.scratch("test", 50, torch.float32).data_ptr())
+        target=lambda: others.append(kernels.scratch_tensor("test", 50, torch.float32).data_ptr())
     )
     thread.start()
     thread.join()

@@ -1,7 +1,7 @@
 import torch
 
-from tightwire.kernels.keys import keys_of
-from tightwire.kernels.reference import random_unit
+from tightwire.kernels._keys import keys_of
+from tightwire.kernels.reference._random import random_unit
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,7 @@ NUMEL = 100_000
 
 def select(kernels: object, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     left, message = x.clone(), torch.empty(k * (4 + x.element_size()), dtype=torch.uint8)
-    kernels.select(left, message, k)  # type: ignore[attr-defined]
+    kernels.select_largest(left, message, k)  # type: ignore[attr-defined]
     return message, left
 
 
@@ -55,5 +55,5 @@ def test_impossible_indices_change_nothing(kernels: object, indices: list[int]) 
         [torch.tensor(indices, dtype=torch.int32).view(torch.uint8), torch.zeros(8, dtype=torch.uint8)]
     )
     out = torch.ones(8)
-    assert not kernels.scatter(message, out, 2, False)  # type: ignore[attr-defined]
+    assert not kernels.scatter_largest(message, out, 2, False)  # type: ignore[attr-defined]
     assert torch.equal(out, torch.ones(8))

@@ -68,7 +68,7 @@ class CountSketchAverager:
         if not self._exact:
             seed = LASTING
         flat = self._table.view(-1)
-        kernels.of(bucket).sketch(bucket.float(), self._table.zero_(), seed)
+        kernels.of(bucket).add_to_sketch(bucket.float(), self._table.zero_(), seed)
         self._sketches.run(flat, flat)
         places, estimates = self._recover(seed)
         is_sound = bool(flat.isfinite().all())
@@ -95,8 +95,8 @@ class CountSketchAverager:
     def _recover(self, seed: int) -> tuple[Tensor, Tensor]:
         """Returns the k places of largest estimates, ascending, and the estimates."""
         loops = kernels.of(self._estimates)
-        loops.unsketch(self._table, self._estimates, seed)
-        loops.select(self._estimates, self._found, self._kept)
+        loops.estimate_from_sketch(self._table, self._estimates, seed)
+        loops.select_largest(self._estimates, self._found, self._kept)
         places = self._found[: 4 * self._kept].view(torch.int32).long()
         return places, self._found[4 * self._kept :].view(torch.float32)
 
@@ -106,7 +106,7 @@ class CountSketchAverager:
         Elements at one place of the table are each estimated as all of it, and together they would take it many times.
         """
         self._estimates.zero_().index_copy_(0, places, estimates)
-        kernels.of(self._estimates).sketch(self._estimates, self._taken.zero_(), LASTING)
+        kernels.of(self._estimates).add_to_sketch(self._estimates, self._taken.zero_(), LASTING)
         table, taken = self._table.view(-1).double(), self._taken.view(-1).double()
         share = float(table @ taken) / max(float(taken @ taken), torch.finfo(torch.float64).tiny)
         return round(min(max(share, 0.0), 1.0) * STEPS) / STEPS

@@ -59,7 +59,9 @@ class MajorityVoteAverager:
         received[rank].copy_(self._votes[rank])
         outcome, numel = self._outcomes[rank], self._sizes[rank]
         if numel:
-            kernels.of(bucket).tally(self._received, outcome, numel, codec.block, message_seed(seed, 0, rank))
+            kernels.of(bucket).count_votes(
+                self._received, outcome, numel, codec.block, message_seed(seed, 0, rank)
+            )
         swap_all(transport, [outcome] * size, self._outcomes, self._tag)
         for message, part in zip(self._outcomes, mean.split(self._sizes), strict=True):
             codec.decode(message, part)

@@ -13,7 +13,7 @@ from tightwire.transport import Transport
 
 def take_largest(x: Tensor, count: int, message: Tensor) -> None:
     """Moves the `count` largest elements from `x` to the message."""
-    kernels.of(x).select(x, message, count)
+    kernels.of(x).select_largest(x, message, count)
 
 
 def add_message(message: Tensor, count: int, out: Tensor) -> None:
@@ -22,7 +22,7 @@ def add_message(message: Tensor, count: int, out: Tensor) -> None:
     Raises:
         TensorError: indices that cannot be valid; nothing was applied.
     """
-    if not kernels.of(out).scatter(message, out, count, True):
+    if not kernels.of(out).scatter_largest(message, out, count, True):
         raise TensorError(
             f"a message of {count} elements does not fit a bucket of {out.numel()}: its indices do not ascend "
             "within it; it was corrupted, or written by another plan; nothing was applied."

@@ -116,7 +116,7 @@ class LayeredTopK(Codec):
             message[: self._head] = torch.tensor(counts, dtype=torch.int32).view(torch.uint8)
         parts = self._parts(message, counts, x.element_size())
         for part, count, tensor in zip(parts, counts, x.split_with_sizes(list(self.sizes)), strict=True):
-            kernels.of(x).select(tensor, part, count)
+            kernels.of(x).select_largest(tensor, part, count)
 
     def decode(self, message: Tensor, out: Tensor, *, add: bool = False) -> None:
         """Writes or adds the message; see `Codec.decode`."""
@@ -124,7 +124,7 @@ class LayeredTopK(Codec):
         counts = self._counts(message)
         parts = self._parts(message, counts, out.element_size())
         for part, count, tensor in zip(parts, counts, out.split_with_sizes(list(self.sizes)), strict=True):
-            if not kernels.of(out).scatter(part, tensor, count, add):
+            if not kernels.of(out).scatter_largest(part, tensor, count, add):
                 raise self._unreadable(out.numel())
 
     def _parts(self, message: Tensor, counts: list[int], itemsize: int) -> Sequence[Tensor]:

@@ -167,8 +167,8 @@ def _sketch(method: Member, x: Tensor) -> TimedKernel:
         text=str(method),
         numel=x.numel(),
         ours={
-            "encode": lambda: loops.sketch(x, table.zero_(), 1),
-            "decode": lambda: loops.unsketch(table, estimates, 1),
+            "encode": lambda: loops.add_to_sketch(x, table.zero_(), 1),
+            "decode": lambda: loops.estimate_from_sketch(table, estimates, 1),
         },
         floors={
             "encode": Floor("torch's index_add_, a row each", add),

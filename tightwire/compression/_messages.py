@@ -66,7 +66,7 @@ def place(codec: Codec, message: Tensor, magnitude: float, out: Tensor, add: boo
     count = int(message[:COUNT_BYTES].clone().view(torch.int32))
     if count == SPOILED:
         out.fill_(float("nan"))
-    elif not 0 <= COUNT_BYTES * count <= message.numel() - COUNT_BYTES or not kernels.of(out).unmark(
-        message[COUNT_BYTES:], count, magnitude, out, add
-    ):
+    elif not 0 <= COUNT_BYTES * count <= message.numel() - COUNT_BYTES or not kernels.of(
+        out
+    ).decode_sparse_signs(message[COUNT_BYTES:], count, magnitude, out, add):
         raise unreadable(codec, out)

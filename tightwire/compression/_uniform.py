@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from tightwire import kernels
 from tightwire.compression.codec import Combine
 from tightwire.compression.widened import WidenedCodec
-from tightwire.kernels.grid import Grid
+from tightwire.kernels.formats import Grid
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -68,7 +68,7 @@ class BlockTopK(Codec):
     def decode(self, message: Tensor, out: Tensor, *, add: bool = False) -> None:
         """Writes or adds the message; see `Codec.decode`."""
         check(self, out, message)
-        if out.numel() and not kernels.of(out).put_blocks(
+        if out.numel() and not kernels.of(out).scatter_blocks(
             message, out, self.block, self.kept(out.numel()), add
         ):
             raise unreadable(self, out)

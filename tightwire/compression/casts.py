@@ -74,10 +74,10 @@ class _HalfCodec(WidenedCodec):
         _decode_bytes(message, out, add)
 
     def _encode(self, x: Tensor, message: Tensor, seed: int) -> None:
-        kernels.of(x).narrow(x, message, self._half())
+        kernels.of(x).encode_half(x, message, self._half())
 
     def _decode(self, message: Tensor, out: Tensor, add: bool) -> None:
-        kernels.of(out).widen(message, out, self._half(), add)
+        kernels.of(out).decode_half(message, out, self._half(), add)
 
     def _half(self) -> torch.dtype:
         import torch

@@ -69,7 +69,7 @@ class Cosines(Codec):
         half = min(torch.finfo(x.dtype).max, torch.finfo(torch.float32).max) / 2
         bounds = (half, half / (2 * self.kept))
         wide = x if x.dtype == torch.float32 else widened(x)
-        kernels.of(x).strongest(wide, _matrices(self.chunk, x.device), bounds, self.kept, message)
+        kernels.of(x).encode_cosines(wide, _matrices(self.chunk, x.device), bounds, self.kept, message)
         if wide is not x:
             x.sub_(self._decoded(message, x))
 
@@ -89,13 +89,13 @@ class Cosines(Codec):
 
     def _put(self, message: Tensor, out: Tensor, how: int) -> None:
         _, backward = _matrices(self.chunk, out.device)
-        if not kernels.of(out).untransform(message, out, backward, self.kept, how):
+        if not kernels.of(out).decode_cosines(message, out, backward, self.kept, how):
             raise unreadable(self, out)
 
     def _decoded(self, message: Tensor, like: Tensor) -> Tensor:
         import torch
 
-        wide = kernels.scratch("wide", like.numel(), torch.float32, like.device)
+        wide = kernels.scratch_tensor("wide", like.numel(), torch.float32, like.device)
         self._put(message, wide, 0)
         return narrowed(wide, like)
 

@@ -10,7 +10,7 @@ from tightwire.compression.checks import check_block
 from tightwire.compression.codec import Combine
 from tightwire.compression.widened import WidenedCodec
 from tightwire.errors import PlanError
-from tightwire.kernels.grid import E4M3, E5M2, Eight
+from tightwire.kernels.formats import E4M3, E5M2, Fp8
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,12 +49,12 @@ class Float8(WidenedCodec):
         return numel + 4 * -(-numel // self.block)
 
     def _encode(self, x: Tensor, message: Tensor, seed: int) -> None:
-        kernels.of(x).eight(x, message, self.block, self._format())
+        kernels.of(x).encode_fp8(x, message, self.block, self._format())
 
     def _decode(self, message: Tensor, out: Tensor, add: bool) -> None:
-        kernels.of(out).uneight(message, out, self.block, self._format(), add)
+        kernels.of(out).decode_fp8(message, out, self.block, self._format(), add)
 
-    def _format(self) -> Eight:
+    def _format(self) -> Fp8:
         return _FORMATS[self.form]
 
     def contraction(self, numel: int) -> float | None:

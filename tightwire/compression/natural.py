@@ -42,10 +42,10 @@ class Natural(WidenedCodec):
         return numel + -(-numel // self.block)
 
     def _encode(self, x: Tensor, message: Tensor, seed: int) -> None:
-        kernels.of(x).power(x, message, self.block, seed)
+        kernels.of(x).encode_powers(x, message, self.block, seed)
 
     def _decode(self, message: Tensor, out: Tensor, add: bool) -> None:
-        kernels.of(out).unpower(message, out, self.block, add)
+        kernels.of(out).decode_powers(message, out, self.block, add)
 
     def contraction(self, numel: int) -> float | None:
         """Returns 7/8."""

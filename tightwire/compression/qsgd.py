@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 from tightwire.compression._uniform import _UniformCodec
 from tightwire.compression.checks import check_block
 from tightwire.errors import PlanError
-from tightwire.kernels.grid import Grid
+from tightwire.kernels.formats import Grid
 
 if TYPE_CHECKING:
     pass

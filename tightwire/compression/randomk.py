@@ -65,9 +65,9 @@ class RandomK(Codec):
             return
         numel, k = x.numel(), self.kept(x.numel())
         seed &= (1 << SEED_BITS) - 1
-        indices = kernels.scratch("places", k, torch.int64, x.device)
-        kernels.of(x).places(numel, seed, indices)
-        elements = kernels.scratch("randomk", SEED_BITS + k, x.dtype, x.device)
+        indices = kernels.scratch_tensor("places", k, torch.int64, x.device)
+        kernels.of(x).shared_indices(numel, seed, indices)
+        elements = kernels.scratch_tensor("randomk", SEED_BITS + k, x.dtype, x.device)
         bits = [float(seed >> bit & 1) for bit in range(SEED_BITS)]
         elements[:SEED_BITS] = torch.tensor(bits, dtype=x.dtype, device=x.device)
         values = torch.index_select(x, 0, indices, out=elements[SEED_BITS:])
@@ -84,7 +84,7 @@ class RandomK(Codec):
         if out.numel() == 0:
             return
         k = self.kept(out.numel())
-        elements = kernels.scratch("randomk", SEED_BITS + k, out.dtype, out.device)
+        elements = kernels.scratch_tensor("randomk", SEED_BITS + k, out.dtype, out.device)
         elements.view(torch.uint8).copy_(message)
         head = elements[:SEED_BITS].tolist()
         if not all(0 <= bit < float("inf") for bit in head):
@@ -93,8 +93,8 @@ class RandomK(Codec):
                 "it was corrupted, or written by another plan; nothing was applied."
             )
         seed = sum(1 << i for i, bit in enumerate(head) if bit)
-        indices = kernels.scratch("places", k, torch.int64, out.device)
-        kernels.of(out).places(out.numel(), seed, indices)
+        indices = kernels.scratch_tensor("places", k, torch.int64, out.device)
+        kernels.of(out).shared_indices(out.numel(), seed, indices)
         if add:
             out.index_add_(0, indices, elements[SEED_BITS:])
         else:

@@ -57,12 +57,12 @@ class SBC(WidenedCodec):
     def _encode(self, x: Tensor, message: Tensor, seed: int) -> None:
         import torch
 
-        found = kernels.scratch("found", 8 * self.room(x.numel()), torch.uint8, x.device)
-        count, mean = kernels.of(x).lean(x, found)
+        found = kernels.scratch_tensor("found", 8 * self.room(x.numel()), torch.uint8, x.device)
+        count, mean = kernels.of(x).select_dominant_sign(x, found)
         if count < 0:
             spoil(message)
             return
-        kernels.of(x).mark(x, found, count, mean, message[COUNT_BYTES:-4])
+        kernels.of(x).encode_sparse_signs(x, found, count, mean, message[COUNT_BYTES:-4])
         write_count(message, count)
         message[-4:] = torch.tensor([mean], dtype=torch.float32).view(torch.uint8)
 

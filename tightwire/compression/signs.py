@@ -32,10 +32,10 @@ class _SignCodec(WidenedCodec, abc.ABC):
         return (8 if self.two_sided else 4) * -(-numel // self.block) + -(-numel // 8)
 
     def _encode(self, x: Tensor, message: Tensor, seed: int) -> None:
-        kernels.of(x).sign(x, message, self.block, self.two_sided)
+        kernels.of(x).encode_signs(x, message, self.block, self.two_sided)
 
     def _decode(self, message: Tensor, out: Tensor, add: bool) -> None:
-        kernels.of(out).unsign(message, out, self.block, self.two_sided, add)
+        kernels.of(out).decode_signs(message, out, self.block, self.two_sided, add)
 
     def contraction(self, numel: int) -> float | None:
         """Returns 1/d, the least of ‖x‖₁²/(d·‖x‖₂²) over blocks of d."""

@@ -47,17 +47,17 @@ class STC(WidenedCodec):
         import torch
 
         k, loops = TopK(self.ratio).kept(x.numel()), kernels.of(x)
-        found = kernels.scratch("found", 8 * k, torch.uint8, x.device)
-        loops.select(x, found, k)
+        found = kernels.scratch_tensor("found", 8 * k, torch.uint8, x.device)
+        loops.select_largest(x, found, k)
         mean = loops.mean_magnitude(found[4 * k :])
         message[:4] = torch.tensor([mean], dtype=torch.float32).view(torch.uint8)
-        loops.mark(x, found, k, mean, message[4:])
+        loops.encode_sparse_signs(x, found, k, mean, message[4:])
 
     def _decode(self, message: Tensor, out: Tensor, add: bool) -> None:
         import torch
 
         mean, k = float(message[:4].clone().view(torch.float32)), TopK(self.ratio).kept(out.numel())
-        if not kernels.of(out).unmark(message[4:], k, mean, out, add):
+        if not kernels.of(out).decode_sparse_signs(message[4:], k, mean, out, add):
             raise unreadable(self, out)
 
     def contraction(self, numel: int) -> float | None:

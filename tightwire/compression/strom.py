@@ -61,13 +61,13 @@ class Strom(WidenedCodec):
         import torch
 
         k, loops = self.room(x.numel()), kernels.of(x)
-        found = kernels.scratch("found", COUNT_BYTES + 8 * k, torch.uint8, x.device)
+        found = kernels.scratch_tensor("found", COUNT_BYTES + 8 * k, torch.uint8, x.device)
         loops.select_above(x, found, k, self.t)
         count = int(found[:COUNT_BYTES].view(torch.int32))
         values = found[COUNT_BYTES + 4 * k :][: 4 * count]
         if math.isfinite(loops.mean_magnitude(values)):
             write_count(message, count)
-            loops.mark(x, found[COUNT_BYTES:], count, self.t, message[COUNT_BYTES:])
+            loops.encode_sparse_signs(x, found[COUNT_BYTES:], count, self.t, message[COUNT_BYTES:])
         else:
             spoil(message)
 

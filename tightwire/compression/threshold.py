@@ -59,5 +59,5 @@ class Threshold(Codec):
     def decode(self, message: Tensor, out: Tensor, *, add: bool = False) -> None:
         """Writes or adds the message; see `Codec.decode`."""
         check(self, out, message)
-        if out.numel() > 0 and not kernels.of(out).put(message, out, self.room(out.numel()), add):
+        if out.numel() > 0 and not kernels.of(out).scatter_sparse(message, out, self.room(out.numel()), add):
             raise unreadable(self, out)

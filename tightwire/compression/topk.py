@@ -52,12 +52,12 @@ class TopK(Codec):
         """Moves the largest elements of `x` to the message; see `Codec.encode`."""
         check(self, x, message)
         if x.numel() > 0:
-            kernels.of(x).select(x, message, self.kept(x.numel()))
+            kernels.of(x).select_largest(x, message, self.kept(x.numel()))
 
     def decode(self, message: Tensor, out: Tensor, *, add: bool = False) -> None:
         """Writes or adds the message; see `Codec.decode`."""
         check(self, out, message)
-        if out.numel() > 0 and not kernels.of(out).scatter(message, out, self.kept(out.numel()), add):
+        if out.numel() > 0 and not kernels.of(out).scatter_largest(message, out, self.kept(out.numel()), add):
             raise TensorError(
                 f"{self} cannot decode this message for {out.numel()} elements: its indices do not ascend "
                 "within them; it was corrupted, or written by another plan; nothing was applied."

@@ -38,7 +38,7 @@ class VoteMessage(WidenedCodec):
         return -(-numel // self.block) + -(-numel // 8)
 
     def _encode(self, x: Tensor, message: Tensor, seed: int) -> None:
-        kernels.of(x).cast(x, message, self.block, seed)
+        kernels.of(x).encode_votes(x, message, self.block, seed)
 
     def _decode(self, message: Tensor, out: Tensor, add: bool) -> None:
-        kernels.of(out).uncast(message, out, self.block, add)
+        kernels.of(out).decode_votes(message, out, self.block, add)

@@ -52,12 +52,12 @@ class Wangni(WidenedCodec):
 
     def _encode(self, x: Tensor, message: Tensor, seed: int) -> None:
         if is_finite(x):
-            kernels.of(x).draw(x, message, self.room(x.numel()), seed)
+            kernels.of(x).sample_by_magnitude(x, message, self.room(x.numel()), seed)
         else:
             spoil(message)
 
     def _decode(self, message: Tensor, out: Tensor, add: bool) -> None:
         if is_spoiled(message):
             out.fill_(float("nan"))
-        elif not kernels.of(out).put(message, out, self.room(out.numel()), add):
+        elif not kernels.of(out).scatter_sparse(message, out, self.room(out.numel()), add):
             raise unreadable(self, out)

@@ -53,7 +53,7 @@ class WidenedCodec(Codec, abc.ABC):
         """Returns the message decoded to scratch memory, in the dtype of `like` or one that it widens to."""
         import torch
 
-        wide = kernels.scratch("wide", like.numel(), torch.float32, like.device)
+        wide = kernels.scratch_tensor("wide", like.numel(), torch.float32, like.device)
         self._decode(message, wide, False)
         return narrowed(wide, like)
 
@@ -70,7 +70,7 @@ def widened(x: Tensor) -> Tensor:
     """Returns `x` as float32 in scratch memory; what is finite stays so."""
     import torch
 
-    wide = kernels.scratch("wide", x.numel(), torch.float32, x.device).copy_(x)
+    wide = kernels.scratch_tensor("wide", x.numel(), torch.float32, x.device).copy_(x)
     if x.dtype == torch.float64 and not wide.isfinite().all():
         limit = torch.finfo(torch.float32).max
         wide.copy_(torch.where(x.isfinite(), x.clamp(-limit, limit), x))
@@ -83,6 +83,6 @@ def narrowed(wide: Tensor, like: Tensor) -> Tensor:
 
     if like.dtype in (torch.float32, torch.float64):
         return wide
-    narrow = kernels.scratch("narrow", like.numel(), like.dtype, like.device)
-    kernels.of(wide).narrow(wide, narrow.view(torch.uint8), like.dtype)
+    narrow = kernels.scratch_tensor("narrow", like.numel(), like.dtype, like.device)
+    kernels.of(wide).encode_half(wide, narrow.view(torch.uint8), like.dtype)
     return narrow

@@ -1,28 +1,30 @@
 """The hot loops of compression, one implementation per kind of device, all with the same functions.
 
-`reference` is plain torch on any device and defines what is correct; `cpu` is numba at memory speed, `gpu` is Triton
-for CUDA. All write the same message, bit for bit, from the same finite input and seed.
+`reference` is plain torch on any device and defines what is correct; `cpu` is numba at memory speed, `triton` is for
+CUDA. All write the same message, bit for bit, from the same finite input and seed. Each has the same files, one per
+theme:
+
+| file | functions | what they send |
+|---|---|---|
+| `halves` | `encode_half`, `decode_half` | half-precision formats, saturating |
+| `uniform` | `quantise`, `dequantise` | a grid per block: int8, int4, int2, QSGD, NUQSGD, TernGrad |
+| `floats` | `encode_powers`, `decode_powers` | powers of two, at random |
+| | `encode_fp8`, `decode_fp8` | 8-bit floats, scaled per block |
+| `signs` | `encode_signs`, `decode_signs` | one bit each, and the mean magnitudes of a block |
+| `votes` | `encode_votes`, `count_votes`, `decode_votes` | one bit each, and what the majority of several is |
+| `planes` | `split_planes`, `join_planes` | bytes by their place in an element |
+| `sparse` | `select_largest`, `scatter_largest` | the k largest magnitudes, by index |
+| | `select_above`, `scatter_sparse` | the magnitudes that reach a threshold, at most k, by index |
+| `blocks` | `select_blocks`, `scatter_blocks` | the largest magnitudes of every block, by index within it |
+| `sparse_signs` | `encode_sparse_signs`, `decode_sparse_signs` | some elements, each as an index and a sign |
+| | `select_dominant_sign`, `mean_magnitude` | which elements: the largest of the sign that has larger ones |
+| `sampling` | `sample_by_magnitude` | elements at random, larger ones more often; `scatter_sparse` reads them |
+| | `shared_indices` | random indices, the same for all who know the seed |
+| `cosines` | `encode_cosines`, `decode_cosines`, `cosine_transform` | the strongest cosine waves of every chunk |
+| `sketches` | `add_to_sketch`, `estimate_from_sketch` | a count-sketch, and the estimates it gives |
 
 Every function takes flat contiguous tensors and message memory that the caller owns, leaves in `x` what the
-message does not carry, and releases the GIL while it works:
-
-    narrow, widen            casts to half-precision formats, saturating
-    quantise, dequantise     a grid per block: int8, int4, int2, QSGD, NUQSGD, TernGrad
-    sign, unsign             one bit each, and the mean magnitudes of a block
-    cast, tally, uncast      votes: one bit each, and what the majority of several is
-    split_planes, join_planes    bytes by their place in an element
-    power, unpower           powers of two, at random
-    eight, uneight           8-bit floats, scaled per block
-    select, scatter          the k largest magnitudes, by index
-    above, put               the magnitudes that reach a threshold, at most k, by index
-    select_blocks, put_blocks    the largest magnitudes of every block, by index within it
-    mark, unmark             some elements, each as a position and a sign; and `mean_magnitude` of some
-    lean                     the k largest magnitudes of the sign that has the larger ones, by index
-    draw                     at most k elements at random, larger ones more often; `put` reads them
-    places                   random ones, the same for all who know the seed
-    transform, untransform   chunks as cosines, and waves from a few of them
-    strongest                the strongest waves of every chunk; `untransform` reads them
-    sketch, unsketch         a count-sketch, and the estimates it gives
+message does not carry, and releases the GIL while it works.
 """
 
 from __future__ import annotations
@@ -30,16 +32,18 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import threading
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tightwire.kernels._scratch import scratch_tensor
 
 if TYPE_CHECKING:
     from types import ModuleType
 
     from torch import Tensor
 
-_local = threading.local()
+__all__ = ["of", "scratch_tensor"]
+
 _PACKAGES = {"cpu": "cpu", "cuda": "triton"}
 
 
@@ -59,19 +63,3 @@ def _module(name: str) -> ModuleType:
         )
         name = "reference"
     return importlib.import_module(f"tightwire.kernels.{name}")
-
-
-def scratch(use: str, numel: int, dtype: Any, device: Any = "cpu") -> Tensor:
-    """Returns this thread's scratch memory for one use: (numel,) of `dtype`, its content undefined.
-
-    It grows to the largest size asked for and is kept, so that a training step allocates nothing. The same
-    memory is returned for the same `use`: its owner must be done with it before asking again.
-    """
-    import torch
-
-    pools: dict[Any, Tensor] = _local.__dict__.setdefault("pools", {})
-    key = (use, dtype, str(device))
-    pool = pools.get(key)
-    if pool is None or pool.numel() < numel:
-        pool = pools[key] = torch.empty(numel, dtype=dtype, device=device)
-    return pool[:numel]

@@ -1,31 +1,18 @@
-"""Loops that sort bytes by their place in an element."""
+"""Bytes by their place on processors. `reference` says what the calls do."""
 
 from __future__ import annotations
 
-from typing import Any
+from torch import Tensor
 
-import numpy as np
-from numba import njit
-
-from tightwire.kernels.cpu.bits import LOOP
+from tightwire.kernels.cpu import _planes
+from tightwire.kernels.cpu._arrays import unsigned_bits
 
 
-@njit(**LOOP)
-def split(bits: Any, planes: Any) -> None:
-    """Writes the lowest bytes of all elements, then the next ones, up to the highest."""
-    for place in range(bits.itemsize):
-        plane = planes[place * bits.size : (place + 1) * bits.size]
-        shift = bits.dtype.type(8 * place)
-        for i in range(bits.size):
-            plane[i] = np.uint8(bits[i] >> shift)
+def split_planes(bits: Tensor, message: Tensor) -> None:
+    """Writes the bytes of integers by their place in them, the lowest ones of all first."""
+    _planes.split(unsigned_bits(bits), message.numpy())
 
 
-@njit(**LOOP)
-def join(planes: Any, bits: Any) -> None:
-    """Is the inverse of `split`."""
-    bits[:] = 0
-    for place in range(bits.itemsize):
-        plane = planes[place * bits.size : (place + 1) * bits.size]
-        shift = bits.dtype.type(8 * place)
-        for i in range(bits.size):
-            bits[i] |= bits.dtype.type(plane[i]) << shift
+def join_planes(message: Tensor, bits: Tensor) -> None:
+    """Writes the integers whose bytes `split_planes` wrote."""
+    _planes.join(message.numpy(), unsigned_bits(bits))

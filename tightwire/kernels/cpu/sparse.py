@@ -1,195 +1,58 @@
-"""Loops that select the largest magnitudes without sorting.
-
-A float's bits without its sign order as its magnitude does, with infinity and then NaN on top. So these loops
-work on unsigned integers, alike for every float format, and what cannot be averaged is always sent.
-
-The k-th largest magnitude is found from histograms of its digits. To touch a large tensor once only, a sample
-first gives a magnitude that slightly more than k elements should reach; one pass collects those; the exact
-answer is found among them. Whatever the sample says, the result is exact: when too few or too many are
-collected, the histograms are taken over the whole tensor.
-"""
+"""The largest magnitudes on processors. `reference` says what the calls do."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from numba import njit
+import torch
+from torch import Tensor
 
-from tightwire.kernels.cpu.bits import LOOP, U32, lowest_bit, random_bits, reaching
+from tightwire.kernels.cpu import _sparse
+from tightwire.kernels.cpu._arrays import magnitude_mask, unsigned_bits
 
-DIGIT_BITS = 11
-# Below this many elements sampling costs more than it saves.
-SMALL = 1024
-MOST_SAMPLES = 1 << 16
-# Elements looked at together: as many as an integer has bits.
-GROUP = 64
+_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
 
-@njit(**LOOP)
-def kth_largest(a: Any, mask: Any, k: Any) -> Any:
-    """Returns the k-th largest magnitude in `a`, and how many are strictly larger."""
-    mask64 = np.uint64(mask)
-    remaining: Any = 0
-    while mask64 >> np.uint64(remaining):
-        remaining += 1
-    counts = np.empty(1 << DIGIT_BITS, np.int64)
-    prefix = np.uint64(0)
-    wanted = k
-    while remaining > 0:
-        width = np.uint64(min(DIGIT_BITS, remaining))
-        remaining -= np.int64(width)
-        digit = np.uint64((np.uint64(1) << width) - np.uint64(1))
-        counts[:] = 0
-        for i in range(a.size):
-            head = (np.uint64(a[i]) & mask64) >> np.uint64(remaining)
-            if (head >> width) == prefix:
-                counts[head & digit] += 1
-        value = np.int64(digit)
-        while counts[value] < wanted:
-            wanted -= counts[value]
-            value -= 1
-        prefix = np.uint64((prefix << width) | np.uint64(value))
-    return prefix, k - wanted
+def select_largest(x: Tensor, message: Tensor, k: int) -> None:
+    """Moves the k elements of largest magnitude, of any float dtype, from `x` to the message."""
+    _sparse.select_largest(unsigned_bits(x), magnitude_mask(x), k, message.numpy())
 
 
-@njit(**LOOP)
-def estimate(a: Any, mask: Any, k: Any, sample: Any) -> Any:
-    """Returns a magnitude that, most likely, k elements and not many more reach.
-
-    One element is taken from each of `sample.size` equal stretches, at a place that the stretch's number
-    decides, so that no row length resonates with the sampling.
-    """
-    stretch = a.size // sample.size
-    for i in range(sample.size):
-        place = (np.uint64(random_bits(U32(i), U32(0), U32(0))) * np.uint64(stretch)) >> np.uint64(32)
-        sample[i] = a[i * stretch + np.int64(place)] & mask
-    expected = k * sample.size / a.size
-    rank = int(expected + 3 * np.sqrt(expected) + 4)
-    if rank >= sample.size:
-        return np.uint64(0)
-    return kth_largest(sample, mask, rank)[0]
+def scatter_largest(message: Tensor, out: Tensor, k: int, add: bool) -> bool:
+    """Writes or adds the k values of a message to `out`; False, with nothing done, if an index is wrong."""
+    payload = message.numpy()
+    if not _sparse.in_range(payload, k, out.numel()):
+        return False
+    scatter_at(payload[: 4 * k], message[4 * k :], out, add)
+    return True
 
 
-@njit(**LOOP)
-def collect(a: Any, mask: Any, low: Any, indices: Any, values: Any) -> Any:
-    """Moves the elements that reach `low` to lists, by ascending index.
-
-    They are cleared while their cache line is at hand; whoever finds later that one is not sent puts it back.
-
-    Returns:
-        How many there are, or -1, with nothing moved, if they do not fit.
-    """
-    count = 0
-    whole = a.size - a.size % GROUP
-    for first in range(0, whole, GROUP):
-        if count > indices.size - 2 * GROUP:  # room for this group and for the rest after the last
-            put_back(a, indices[:count], values)
-            return -1
-        hits = reaching(a, first, mask, low)
-        while hits:
-            move(a, first + lowest_bit(hits), count, indices, values)
-            count += 1
-            hits &= hits - np.uint64(1)
-    for i in range(whole, a.size):
-        if a.dtype.type(a[i] & mask) >= low:
-            move(a, i, count, indices, values)
-            count += 1
-    return count
+def select_above(x: Tensor, message: Tensor, k: int, threshold: float) -> None:
+    """Moves the magnitudes of at least `threshold`, or the k largest if those are fewer, to the message."""
+    low = unsigned_bits(torch.tensor([threshold], dtype=torch.float64).to(x.dtype))
+    smallest = max(low[0], low.dtype.type(1))
+    _sparse.select_above(unsigned_bits(x), magnitude_mask(x), smallest, k, message.numpy())
 
 
-@njit(**LOOP)
-def move(a: Any, i: Any, slot: Any, indices: Any, values: Any) -> None:
-    """Moves one element out of `a`."""
-    indices[slot] = i
-    values[slot] = a[i]
-    a[i] = 0
+def scatter_sparse(message: Tensor, out: Tensor, k: int, add: bool) -> bool:
+    """Writes or adds a message of at most k elements; False, with nothing done, if it cannot be valid."""
+    payload = message.numpy()
+    count = _sparse.counted(payload, k, out.numel())
+    if count < 0:
+        return False
+    scatter_at(payload[4 : 4 + 4 * count], message[4 + 4 * k :][: count * out.element_size()], out, add)
+    return True
 
 
-@njit(**LOOP)
-def put_back(a: Any, indices: Any, values: Any) -> None:
-    """Undoes what moved these elements out of `a`."""
-    for j in range(indices.size):
-        a[indices[j]] = values[j]
-
-
-@njit(**LOOP)
-def send_all(a: Any, mask: Any, k: Any, indices: Any, values: Any) -> None:
-    """Sends the k largest by histograms over the whole of `a`."""
-    threshold, num_larger = kth_largest(a, mask, k)
-    ties = k - num_larger
-    slot = 0
-    for i in range(a.size):
-        magnitude = np.uint64(a[i] & mask)
-        if magnitude > threshold or (magnitude == threshold and ties > 0):
-            ties -= magnitude == threshold
-            move(a, i, slot, indices, values)
-            slot += 1
-
-
-@njit(**LOOP)
-def send_found(a: Any, mask: Any, k: Any, message: Any, found: Any, found_values: Any) -> None:
-    """Sends the k largest of the elements that were collected, and puts the others back."""
-    indices, values = message
-    threshold, num_larger = kth_largest(found_values, mask, k)
-    ties = k - num_larger
-    slot = 0
-    for j in range(found_values.size):
-        magnitude = np.uint64(found_values[j] & mask)
-        if magnitude > threshold or (magnitude == threshold and ties > 0):
-            ties -= magnitude == threshold
-            indices[slot] = found[j]
-            values[slot] = found_values[j]
-            slot += 1
-        else:
-            a[found[j]] = found_values[j]
-
-
-@njit(**LOOP)
-def select(a: Any, mask: Any, k: Any, message: Any) -> None:
-    """Moves the k largest magnitudes to the message, the lowest indices among equals.
-
-    Args:
-        a: unsigned bits of the tensor.
-        mask: all of its bits but the sign, of its dtype.
-        k: how many; 1 ≤ k ≤ a.size.
-        message: k int32 indices, ascending, then k values.
-    """
-    indices = message[: 4 * k].view(np.int32)
-    values = message[4 * k :].view(a.dtype)
-    if a.size >= SMALL and k <= a.size // 2:
-        sample = np.empty(min(a.size // 16, MOST_SAMPLES), a.dtype)
-        low = a.dtype.type(estimate(a, mask, k, sample))
-        room = min(a.size, 2 * k + 16 * a.size // sample.size) + 2 * GROUP
-        found, found_values = np.empty(room, np.int32), np.empty(room, a.dtype)
-        count = collect(a, mask, low, found, found_values)
-        if count >= k:
-            send_found(a, mask, k, (indices, values), found[:count], found_values[:count])
-            return
-        put_back(a, found[: max(count, 0)], found_values)
-    send_all(a, mask, k, indices, values)
-
-
-@njit(**LOOP)
-def in_range(message: Any, k: Any, numel: Any) -> Any:
-    """Whether the k indices of a message ascend strictly within a tensor of `numel` elements."""
-    indices = message[: 4 * k].view(np.int32)
-    previous = -1
-    for j in range(k):
-        if indices[j] <= previous:
-            return False
-        previous = indices[j]
-    return previous < numel
-
-
-@njit(**LOOP)
-def scatter(message: Any, values: Any, out: Any, k: Any, add: Any) -> None:
-    """Writes (zeros elsewhere) or adds the k values at their indices."""
-    indices = message[: 4 * k].view(np.int32)
+def scatter_at(indices: Any, values: Tensor, out: Tensor, add: bool) -> None:
+    """Writes or adds values at indices, which are the bytes of int32."""
+    count = indices.size // 4
+    if out.dtype in _NUMPY:
+        _sparse.scatter(indices, values.numpy().view(_NUMPY[out.dtype]), out.numpy(), count, add)
+        return
+    at, halves = torch.from_numpy(indices.view(np.int32).astype(np.int64)), values.clone().view(out.dtype)
     if add:
-        for j in range(k):
-            out[indices[j]] += values[j]
+        out.index_add_(0, at, halves)
     else:
-        out[:] = 0
-        for j in range(k):
-            out[indices[j]] = values[j]
+        out.zero_().index_copy_(0, at, halves)

@@ -1,218 +1,109 @@
-"""Kernels that read sparse messages, and that draw elements at random."""
+"""The largest magnitudes on CUDA; `reference` says what the calls do."""
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
+import torch
+from torch import Tensor
 
-from tightwire.kernels.odds import ONE as _ONE
-from tightwire.kernels.triton.parts import (
-    bfloat_bits,
-    float_of_bfloat,
-    get_words,
-    put_words,
-    random_bits,
-)
+from tightwire.kernels._scratch import scratch_tensor
+from tightwire.kernels.triton import _parts as parts
+from tightwire.kernels.triton import _sparse
 
-ONE = tl.constexpr(_ONE)
-LARGEST = tl.constexpr(3.4028234663852886e38)
+# Bits of the digits that the k-th largest is found by, the highest first: all but the sign's.
+_DIGITS = {2: (11, 4), 4: (11, 11, 9), 8: (11, 11, 11, 11, 11, 8)}
+_DIGIT_VALUES = 1 << 11
+# Programs that count digits: each adds its histogram to the common one, so more would wait for one another.
+_MOST_PROGRAMS = 1024
 
 
-@triton.jit
-def index_at(
-    message: tl.tensor,
-    j: tl.tensor,
-    here: tl.tensor,
-    block: tl.tensor,
-    kept: tl.tensor,
-    num_blocks: tl.tensor,
-    BLOCKED: tl.constexpr,
-) -> tl.tensor:
-    """Returns the j-th index of a message as int64, and whether it is within its block."""
-    if BLOCKED:
-        row = tl.minimum(j // kept, num_blocks)
-        place = get_words(message, j, here, 2, tl.int32)
-        index, within = row.to(tl.int64) * block + place, place < block
-    else:
-        index, within = get_words(message, j, here, 4, tl.int32).to(tl.int64), here
-    return index, within
+def select_largest(x: Tensor, message: Tensor, k: int) -> None:
+    """Moves the k elements of largest magnitude, of any float dtype, from `x` to the message."""
+    state = _kth_largest(x, k)
+    _move(x, state, message[: 4 * k], message[4 * k :], None)
 
 
-@triton.jit(do_not_specialize=["k", "kept", "num_blocks"])
-def check(
-    message: tl.tensor,
-    fault: tl.tensor,
-    numel: tl.tensor,
-    k: tl.tensor,
-    block: tl.tensor,
-    kept: tl.tensor,
-    num_blocks: tl.tensor,
-    COUNTED: tl.constexpr,
-    BLOCKED: tl.constexpr,
-    TILE: tl.constexpr,
-) -> None:
-    """Sets `fault` unless the indices of a message ascend strictly within the tensor, and are as many as it may have.
-
-    Args:
-        message: of `move` or `select_blocks`, or of `draw`.
-        fault: int32.
-        numel: of the tensor.
-        k: indices, or the most there may be if COUNTED.
-        block: elements of a block, if BLOCKED.
-        kept: of every whole block, if BLOCKED.
-        num_blocks: whole ones, if BLOCKED.
-        COUNTED: whether the message begins with the number of its indices.
-        BLOCKED: whether indices are within blocks.
-        TILE: indices of a program.
-    """
-    j = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    zero = tl.zeros([TILE], tl.int32)
-    count = zero + k
-    if COUNTED:
-        count = get_words(message, zero, zero == 0, 4, tl.int32)
-        message += 4
-    impossible = (count < 0) | (count > k)
-    here = (j < k) & (j < count)
-    index, within = index_at(message, j, here, block, kept, num_blocks, BLOCKED)
-    previous, _ = index_at(message, j - 1, here & (j > 0), block, kept, num_blocks, BLOCKED)
-    previous = tl.where(j > 0, previous, -1)
-    wrong = here & ((index <= previous) | (index >= numel) | (within == 0))
-    tl.atomic_max(fault + zero, 1, mask=impossible | wrong)
+def scatter_largest(message: Tensor, out: Tensor, k: int, add: bool) -> bool:
+    """Writes or adds the k values of a message to `out`; False, with nothing done, if an index is wrong."""
+    return place_values(message, out, k, add, (1, 1, 0), COUNTED=False, BLOCKED=False)
 
 
-@triton.jit(do_not_specialize=["k", "kept", "num_blocks"])
-def place(
-    out: tl.tensor,
-    message: tl.tensor,
-    k: tl.tensor,
-    block: tl.tensor,
-    kept: tl.tensor,
-    num_blocks: tl.tensor,
-    COUNTED: tl.constexpr,
-    BLOCKED: tl.constexpr,
-    ADD: tl.constexpr,
-    KIND: tl.constexpr,
-    ITEMSIZE: tl.constexpr,
-    WIDE: tl.constexpr,
-    TILE: tl.constexpr,
-) -> None:
-    """Writes or adds the values of a message that was checked.
-
-    Args:
-        out: signed integers, the bits of floats.
-        message: as for `check`.
-        k: as for `check`.
-        block: as for `check`.
-        kept: as for `check`.
-        num_blocks: as for `check`.
-        COUNTED: as for `check`.
-        BLOCKED: as for `check`.
-        ADD: whether to add.
-        KIND: of the floats, a torch dtype's name.
-        ITEMSIZE: bytes of an element.
-        WIDE: what to compute their bits in.
-        TILE: indices of a program.
-    """
-    j = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    here = j < k
-    if COUNTED:
-        zero = tl.zeros([TILE], tl.int32)
-        here = here & (j < get_words(message, zero, zero == 0, 4, tl.int32))
-        message += 4
-    index, _ = index_at(message, j, here, block, kept, num_blocks, BLOCKED)
-    # In two steps, for k·8 may be beyond int32.
-    values = message + (2 if BLOCKED else 4) * (k + tl.zeros([1], tl.int64))
-    bits = get_words(values, j.to(tl.int64), here, ITEMSIZE, WIDE).to(out.dtype.element_ty)
-    if ADD:
-        bits = sum_of(tl.load(out + index, mask=here, other=0), bits, KIND)
-    tl.store(out + index, bits, mask=here)
+def select_above(x: Tensor, message: Tensor, k: int, threshold: float) -> None:
+    """Moves the magnitudes of at least `threshold`, or the k largest if those are fewer, to the message."""
+    message.zero_()
+    low, constants = parts.as_integers(torch.tensor([threshold], dtype=torch.float64).to(x.dtype))
+    state = _kth_largest(x, k)
+    parts.launch(_sparse.raise_to, 1, state, max(int(low) & constants["MASK"], 1))
+    _move(x, state, message[4 : 4 + 4 * k], message[4 + 4 * k :], message[:4])
 
 
-@triton.jit
-def sum_of(a: tl.tensor, b: tl.tensor, KIND: tl.constexpr) -> tl.tensor:
-    """Returns the bits of the sum of two floats given by theirs; halves are added in float32, and rounded once."""
-    if KIND == "float64":
-        return (a.to(tl.float64, bitcast=True) + b.to(tl.float64, bitcast=True)).to(tl.int64, bitcast=True)
-    elif KIND == "float32":
-        return (a.to(tl.float32, bitcast=True) + b.to(tl.float32, bitcast=True)).to(tl.int32, bitcast=True)
-    elif KIND == "float16":
-        total = a.to(tl.float16, bitcast=True).to(tl.float32) + b.to(tl.float16, bitcast=True).to(tl.float32)
-        return total.to(tl.float16).to(tl.int16, bitcast=True)
-    else:
-        return bfloat_bits(float_of_bfloat(a) + float_of_bfloat(b)).to(tl.int16)
+def scatter_sparse(message: Tensor, out: Tensor, k: int, add: bool) -> bool:
+    """Writes or adds a message of at most k elements; False, with nothing done, if it cannot be valid."""
+    return place_values(message, out, k, add, (1, 1, 0), COUNTED=True, BLOCKED=False)
 
 
-@triton.jit
-def odds_at(x: tl.tensor, i: tl.tensor, numel: tl.tensor, scale: tl.tensor) -> tl.tensor:
-    """Returns the elements at `i`, and their odds in units of 1/ONE; 0 where they are zero."""
-    value = tl.load(x + i, mask=i < numel, other=0.0).to(tl.float64)
-    magnitude = tl.abs(value)
-    scaled = tl.where(magnitude == 0, 0.0, tl.minimum(magnitude * scale, ONE - 1.0))
-    return value, tl.where(magnitude == 0, 0, scaled.to(tl.int64) + 1)
+def _kth_largest(x: Tensor, k: int) -> Tensor:
+    """Returns the bits of the k-th largest magnitude, and how many that equal it are among the k, as int64."""
+    state = scratch_tensor("kth", 2, torch.int64, x.device)
+    state[0], state[1] = 0, k
+    counts = scratch_tensor("digits", _DIGIT_VALUES, torch.int32, x.device).zero_()
+    shift = 8 * x.element_size() - 1
+    for digit in _DIGITS[x.element_size()]:
+        shift -= digit
+        count_digits(x, state, counts, shift, digit)
+        parts.launch(_sparse.choose_digit, 1, state, counts, DIGIT=digit)
+    return state
 
 
-@triton.jit
-def sum_odds(x: tl.tensor, scale: tl.tensor, sums: tl.tensor, numel: tl.tensor, TILE: tl.constexpr) -> None:
-    """Writes the sum of the odds of each tile, int64."""
-    i = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
-    _, odds = odds_at(x, i, numel, tl.load(scale))
-    tl.store(sums + tl.program_id(0), tl.sum(odds))
+def count_digits(x: Tensor, state: Tensor, counts: Tensor, shift: int, digit: int) -> int:
+    """Adds to the counts of the next digit; returns how many beyond the last element were counted as digit 0."""
+    bits, constants = parts.as_integers(x)
+    num_tiles = -(-x.numel() // parts.TILE)
+    tiles = -(-num_tiles // _MOST_PROGRAMS)
+    programs = -(-num_tiles // tiles)
+    sizes = x.numel(), tiles
+    parts.launch(
+        _sparse.count_digits,
+        programs,
+        bits,
+        state,
+        counts,
+        *sizes,
+        SHIFT=shift,
+        DIGIT=digit,
+        **constants,
+        TILE=parts.TILE,
+    )
+    return programs * tiles * parts.TILE - x.numel()
 
 
-@triton.jit(do_not_specialize=["start", "k"])
-def draw(
-    x: tl.tensor,
-    scale: tl.tensor,
-    sums: tl.tensor,
-    ends: tl.tensor,
-    message: tl.tensor,
-    numel: tl.tensor,
-    start: tl.tensor,
-    k: tl.tensor,
-    TILE: tl.constexpr,
-) -> None:
-    """Moves the elements where the sum of odds passes a whole number to the message, divided by their odds.
-
-    Args:
-        x: (numel,) finite float32; keeps what the message does not carry.
-        scale: float64, of magnitudes to odds.
-        sums: of each tile's odds.
-        ends: sums of odds up to and with each tile.
-        message: int32 count, k int32 indices, k values; zeros so far.
-        numel: elements.
-        start: of the sum, below ONE.
-        k: places in the message.
-        TILE: elements of a program.
-    """
-    tile = tl.program_id(0)
-    i = tile.to(tl.int64) * TILE + tl.arange(0, TILE)
-    value, odds = odds_at(x, i, numel, tl.load(scale))
-    total = tl.load(ends + tile) - tl.load(sums + tile) + start + tl.cumsum(odds, axis=0)
-    slot = total // ONE - 1
-    drawn = slot >= (total - odds) // ONE
-    whole = tl.full([TILE], ONE, tl.float64)
-    value = value * (whole / tl.where(odds > 0, odds, 1).to(tl.float64))
-    sent = tl.minimum(tl.maximum(value, -LARGEST), LARGEST).to(tl.float32)
-    put_words(message + 4, slot, i, drawn, 4)
-    values = message + 4 + 4 * (k + tl.zeros([1], tl.int64))
-    put_words(values, slot, sent.to(tl.int32, bitcast=True), drawn, 4)
-    tl.store(x + i, tl.load(x + i, mask=drawn, other=0.0) - sent, mask=drawn)
-    zero = tl.zeros([1], tl.int32)
-    count = (tl.load(ends + tile) + start) // ONE + zero
-    put_words(message, zero, count, zero + tile == tl.num_programs(0) - 1, 4)
+def _move(x: Tensor, state: Tensor, indices: Tensor, values: Tensor, counted: Tensor | None) -> None:
+    bits, constants = parts.as_integers(x)
+    num_tiles = -(-x.numel() // parts.TILE)
+    counts, ends = scratch_tensor("tiles", 4 * num_tiles, torch.int64, x.device).view(2, 2, num_tiles)
+    parts.launch_by_tile(_sparse.count_tiles, bits, state, counts, x.numel(), **constants)
+    torch.cumsum(counts, 1, out=ends)
+    head = indices if counted is None else counted
+    places = state, counts, ends, indices, values, head, x.numel()
+    kind = {"COUNTED": counted is not None, "ITEMSIZE": x.element_size()}
+    parts.launch_by_tile(_sparse.move, bits, *places, **kind, **constants)
 
 
-@triton.jit(do_not_specialize=["key", "second_key", "count"])
-def places(
-    out: tl.tensor,
-    numel: tl.tensor,
-    key: tl.tensor,
-    second_key: tl.tensor,
-    count: tl.tensor,
-    TILE: tl.constexpr,
-) -> None:
-    """Writes ascending places below `numel`, one drawn from each of `count` stretches of equal length."""
-    j = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
-    first, end = j * numel // count, (j + 1) * numel // count
-    drawn = random_bits(j, key, second_key).to(tl.int64) * (end - first)
-    tl.store(out + j, first + (drawn >> 32), mask=j < count)
+def place_values(
+    message: Tensor, out: Tensor, k: int, add: bool, layout: tuple[int, int, int], **kind: bool
+) -> bool:
+    """Writes or adds the values of a message, if its indices can be; `layout` and `kind` are as for `_sparse.check`."""
+    bits, constants = parts.as_integers(out)
+    fault = scratch_tensor("fault", 1, torch.int32, out.device).zero_()
+    # One more, for a message without room for indices still has a count.
+    parts.launch_by_tile(_sparse.check, message, fault, out.numel(), k, *layout, numel=k + 1, **kind)
+    if fault.item():
+        return False
+    if not add:
+        out.zero_()
+    of = {
+        "KIND": str(out.dtype).removeprefix("torch."),
+        "ITEMSIZE": out.element_size(),
+        "WIDE": constants["WIDE"],
+    }
+    parts.launch_by_tile(_sparse.place, bits, message, k, *layout, numel=k, **kind, ADD=add, **of)
+    return True

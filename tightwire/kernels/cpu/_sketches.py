@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from tightwire.kernels.cpu.bits import LOOP, U32, float_of, random_bits
+from tightwire.kernels.cpu._bits import LOOP, U32, float_of, random_bits
 
 LANES = 16
 
@@ -31,7 +31,7 @@ def signs(group: Any, row: Any, rows: Any, keys: Any) -> Any:
 
 
 @njit(**LOOP)
-def sketch(x: Any, table: Any, keys: Any) -> None:
+def add_to_sketch(x: Any, table: Any, keys: Any) -> None:
     """Adds float32 `x` to a table of (rows, width·LANES)."""
     rows, width = table.shape[0], table.shape[1] // LANES
     values, padded = x.view(np.uint32), np.zeros(LANES, np.uint32)
@@ -73,7 +73,7 @@ def larger(a: Any, b: Any) -> Any:
 
 
 @njit(**LOOP)
-def unsketch(table: Any, out: Any, keys: Any) -> None:
+def estimate_from_sketch(table: Any, out: Any, keys: Any) -> None:
     """Writes the estimate of every element: the median over 1, 3 or 5 rows."""
     rows, width = table.shape[0], table.shape[1] // LANES
     values = table.view(np.uint32)

@@ -1,4 +1,4 @@
-"""By how much magnitudes are scaled to be odds that sum to a given number: one definition for every device."""
+"""By how much magnitudes are scaled to be probabilities that sum to a given number: one definition for every device."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any
 # Float32 magnitudes are counted by this many leading bits: exponent, and the first three of the fraction.
 SHIFT = 20
 NUM_BINS = 1 << (31 - SHIFT)
-# Odds are counted in whole units of 1/ONE, so that their sums are exact in any order.
+# Probabilities are counted in whole units of 1/ONE, so that their sums are exact in any order.
 ONE = 1 << 30
 
 
-def scale_of(counts: Any, k: int) -> float:
-    """Returns λ·ONE such that the odds min(1, λ|x|) sum to at most k; infinity where all may be sent.
+def probability_scale(counts: Any, k: int) -> float:
+    """Returns λ·ONE such that the probabilities min(1, λ|x|) sum to at most k; infinity where all may be sent.
 
     Equation 6 of arXiv:1710.09854: the larger ones are sent for sure, the others by their magnitude. Solved on a
     histogram, every magnitude taken as the upper end of its bin, which is at most an eighth above it.
 
     Args:
         counts: (NUM_BINS,) of finite magnitudes by their leading bits; zeros are in the first bin.
-        k: what the odds may sum to.
+        k: what the probabilities may sum to.
     """
     import numpy as np
 

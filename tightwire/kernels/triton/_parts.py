@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tightwire.kernels.keys import keys_of
+from tightwire.kernels._keys import keys_of
 
 MAGNITUDE = tl.constexpr(0x7FFFFFFF)
 INFINITY = tl.constexpr(0x7F800000)
@@ -23,11 +23,14 @@ CEILING = tl.constexpr(3.40282e38)
 FLOOR = tl.constexpr(2.0**-100)
 ROUNDER = tl.constexpr(12582912.0)
 
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_MASKS = {2: 0x7FFF, 4: 0x7FFFFFFF, 8: 0x7FFFFFFFFFFFFFFF}
+
 # Elements that a program works on.
 TILE = 2048
 # Blocks beyond this do not fit the registers of one program; they are left to plain torch.
-LOG_MOST = tl.constexpr(14)
-MOST = 1 << 14
+LOG_LARGEST_BLOCK = tl.constexpr(14)
+LARGEST_BLOCK = 1 << 14
 
 
 def launch(kernel: Any, num_programs: int, x: Tensor, *args: Any, tile: int = TILE, **constants: Any) -> None:
@@ -49,6 +52,25 @@ def rows(numel: int, block: int) -> tuple[int, dict[str, int]]:
         "WIDTH": width,
         "tile": per_program * width,
     }
+
+
+def launch_by_tile(kernel: Any, x: Tensor, *args: Any, numel: int | None = None, **constants: Any) -> None:
+    """Runs a program for every tile of `x`, or of that many elements."""
+    num_tiles = -(-(x.numel() if numel is None else numel) // TILE)
+    launch(kernel, num_tiles, x, *args, **constants, TILE=TILE)
+
+
+def bit_rows(numel: int, block: int) -> tuple[int, dict[str, int]]:
+    """Returns what `rows` does, and how many bytes hold a bit for each element of a block."""
+    programs, shape = rows(numel, block)
+    return programs, shape | {"BYTES": triton.next_power_of_2(block // 8)}
+
+
+def as_integers(x: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    """Returns `x` as integers, and what kernels need to know of them."""
+    itemsize = x.element_size()
+    wide = tl.int64 if itemsize == 8 else tl.int32
+    return x.view(_INTEGERS[itemsize]), {"MASK": _MASKS[itemsize], "WIDE": wide}
 
 
 def keys(seed: int) -> tuple[int, int]:
@@ -170,7 +192,7 @@ def is_negative(x: tl.tensor) -> tl.tensor:
 @triton.jit
 def fold(x: tl.tensor, WIDTH: tl.constexpr) -> tl.tensor:
     """Returns the sum of each row of (ROWS, WIDTH) by folding halves."""
-    for step in tl.static_range(1, LOG_MOST + 1):
+    for step in tl.static_range(1, LOG_LARGEST_BLOCK + 1):
         if WIDTH >> step > 0:
             x = tl.sum(tl.reshape(x, [x.shape[0], 2, WIDTH >> step]), axis=1)
     return tl.reshape(x, [x.shape[0]])

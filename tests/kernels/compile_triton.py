@@ -13,7 +13,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from tightwire.kernels import triton as gpu
-from tightwire.kernels.grid import E4M3, E5M2, Grid
+from tightwire.kernels.formats import E4M3, E5M2, Grid
+from tightwire.kernels.triton import _parts, sampling
 
 TARGET = GPUTarget("cuda", 80, 32)
 NAMES = {
@@ -49,8 +50,8 @@ def compile_only(kernel: Any, num_programs: int, *args: Any, tile: int = 2048, *
 
 
 def main() -> None:
-    gpu.launch = compile_only
-    gpu.scale_of = lambda counts, k: 1.0
+    _parts.launch = compile_only
+    sampling.probability_scale = lambda counts, k: 1.0
     x, message = torch.randn(5000), torch.zeros(40000, dtype=torch.uint8)
     for grid in (
         Grid(block=1024, bits=8, levels=127),
@@ -60,34 +61,34 @@ def main() -> None:
     ):
         gpu.quantise(x, message, grid, 1)
         gpu.dequantise(message, x, grid, True)
-    gpu.sign(x, message, 1024, False)
-    gpu.sign(x, message, 64, True)
-    gpu.unsign(message, x, 1024, True, True)
-    gpu.cast(x, message, 1024, 1)
-    gpu.tally(message.view(4, -1), message, 5000, 1024, 1)
-    gpu.uncast(message, x, 1024, True)
+    gpu.encode_signs(x, message, 1024, False)
+    gpu.encode_signs(x, message, 64, True)
+    gpu.decode_signs(message, x, 1024, True, True)
+    gpu.encode_votes(x, message, 1024, 1)
+    gpu.count_votes(message.view(4, -1), message, 5000, 1024, 1)
+    gpu.decode_votes(message, x, 1024, True)
     for half in (torch.float16, torch.bfloat16):
-        gpu.narrow(x, message[:10000], half)
-        gpu.widen(message[:10000], x, half, True)
-    gpu.power(x, message, 1024, 1)
-    gpu.unpower(message, x, 1024, True)
+        gpu.encode_half(x, message[:10000], half)
+        gpu.decode_half(message[:10000], x, half, True)
+    gpu.encode_powers(x, message, 1024, 1)
+    gpu.decode_powers(message, x, 1024, True)
     for form in (E4M3, E5M2):
-        gpu.eight(x, message, 1024, form)
-        gpu.uneight(message, x, 1024, form, True)
+        gpu.encode_fp8(x, message, 1024, form)
+        gpu.decode_fp8(message, x, 1024, form, True)
     for dtype in (torch.float32, torch.bfloat16):
         select(x.to(dtype), message)
-    gpu.scatter(message, x.to(torch.float16), 10, True)
-    gpu.scatter(message, x.double(), 10, True)
-    gpu.draw(x, message, 10, 1)
-    gpu.places(5000, 1, torch.zeros(10, dtype=torch.int64))
+    gpu.scatter_largest(message, x.to(torch.float16), 10, True)
+    gpu.scatter_largest(message, x.double(), 10, True)
+    gpu.sample_by_magnitude(x, message, 10, 1)
+    gpu.shared_indices(5000, 1, torch.zeros(10, dtype=torch.int64))
 
 
 def select(x: torch.Tensor, message: torch.Tensor) -> None:
-    gpu.select(x, message, 10)
+    gpu.select_largest(x, message, 10)
     gpu.select_above(x, message, 10, 0.5)
     gpu.select_blocks(x, message, 1024, (10, 3))
-    gpu.put(message, x, 10, True)
-    gpu.put_blocks(message, x, 1024, (10, 3), False)
+    gpu.scatter_sparse(message, x, 10, True)
+    gpu.scatter_blocks(message, x, 1024, (10, 3), False)
 
 
 if __name__ == "__main__":

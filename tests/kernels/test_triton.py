@@ -2,7 +2,6 @@
 
 # ruff: noqa: E402 (the interpreter is chosen before Triton is imported)
 
-import inspect
 import os
 import subprocess
 import sys
@@ -22,13 +21,14 @@ if DEVICE == "cpu":
 pytest.importorskip("triton", reason="Triton is not installed: pip install tightwire[gpu]")
 
 from tests.kernels import test_sparse
-from tests.kernels.test_kernels import public
+from tests.kernels.test_kernels import signatures
 from tests.laws.test_codecs import DTYPES, codec_of, difficult, normal
 from tightwire import kernels
 from tightwire.compression import Codec
-from tightwire.kernels import reference, reference_sparse
+from tightwire.kernels import reference
 from tightwire.kernels import triton as gpu
-from tightwire.kernels.grid import Grid
+from tightwire.kernels.formats import Grid
+from tightwire.kernels.triton import sparse as gpu_sparse
 
 # The interpreter computes with numpy, which warns of what floats do.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -102,10 +102,7 @@ def blocks_of_all_kinds() -> Tensor:
 
 
 def test_every_kernel_is_here_with_the_same_signature() -> None:
-    for module in (reference, reference_sparse):
-        for name, signature in public(module).items():
-            if not name.startswith("random_"):
-                assert inspect.signature(getattr(gpu, name)) == signature
+    assert signatures(gpu) == signatures(reference)
 
 
 def test_cuda_tensors_have_these_kernels() -> None:
@@ -148,13 +145,13 @@ def test_what_is_not_finite_stays_so(text: str, poison: float, monkeypatch: pyte
 
 @pytest.mark.parametrize("name", test_sparse.inputs())
 def test_selection_is_exact(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "_MOST_PROGRAMS", 2)  # so that each counts several tiles
+    monkeypatch.setattr(gpu_sparse, "_MOST_PROGRAMS", 2)  # so that each counts several tiles
     x = test_sparse.inputs()[name][-9000:].to(DEVICE)
     for k in (1, 100, 8999):
         found = []
         for module in (gpu, reference):
             left, message = x.clone(), torch.empty(8 * k, dtype=torch.uint8, device=DEVICE)
-            module.select(left, message, k)
+            module.select_largest(left, message, k)
             found.append((left, message))
         for ours, defined in zip(*found, strict=True):
             assert torch.equal(ours, defined)
@@ -165,7 +162,7 @@ def test_impossible_indices_change_nothing(indices: list[int]) -> None:
     payload = torch.tensor(indices, dtype=torch.int32).view(torch.uint8)
     message = torch.cat([payload, torch.zeros(8, dtype=torch.uint8)]).to(DEVICE)
     out = torch.ones(8, device=DEVICE)
-    assert not gpu.scatter(message, out, 2, False)
+    assert not gpu.scatter_largest(message, out, 2, False)
     assert torch.equal(out, torch.ones_like(out))
 
 
@@ -173,8 +170,8 @@ def test_impossible_indices_change_nothing(indices: list[int]) -> None:
 def test_impossible_counts_change_nothing(count: int) -> None:
     payload = torch.tensor([count, 0, 1, 0, 0], dtype=torch.int32).view(torch.uint8).to(DEVICE)
     out = torch.ones(8, device=DEVICE)
-    assert not gpu.put(payload, out, 2, False)
-    assert not gpu.put(payload[:4], out, 0, False)
+    assert not gpu.scatter_sparse(payload, out, 2, False)
+    assert not gpu.scatter_sparse(payload[:4], out, 0, False)
     assert torch.equal(out, torch.ones_like(out))
 
 
@@ -184,7 +181,7 @@ def test_impossible_places_in_blocks_change_nothing(inner: list[int]) -> None:
     message = torch.cat([payload, torch.zeros(12, dtype=torch.uint8)]).to(DEVICE)
     out = torch.ones(7, device=DEVICE)  # a block of 4, of which 2 are sent, and one of 3, of which 1
     for module in (gpu, reference):
-        assert not module.put_blocks(message, out, 4, (2, 1), False)
+        assert not module.scatter_blocks(message, out, 4, (2, 1), False)
     assert torch.equal(out, torch.ones_like(out))
 
 
@@ -198,10 +195,10 @@ def test_votes_are_those_of_the_reference(block: int) -> None:
         size = -(-numel // block) + -(-numel // 8)
         ballots = torch.zeros(4, size, dtype=torch.uint8, device=DEVICE)
         for rank, (x, ballot) in enumerate(zip(votes, ballots, strict=True)):
-            module.cast(x.to(DEVICE), ballot, block, rank)
+            module.encode_votes(x.to(DEVICE), ballot, block, rank)
         outcome, out = torch.zeros_like(ballots[0]), torch.ones(numel, device=DEVICE)
-        module.tally(ballots, outcome, numel, block, 9)
-        module.uncast(outcome, out, block, True)
+        module.count_votes(ballots, outcome, numel, block, 9)
+        module.decode_votes(outcome, out, block, True)
         found.append((ballots, outcome, out.nan_to_num(9)))
     for ours, defined in zip(*found, strict=True):
         assert torch.equal(ours, defined)
@@ -218,15 +215,15 @@ def test_blocks_too_large_for_registers_are_left_to_torch() -> None:
 
 
 def test_keys_are_the_same_bits_with_a_sign() -> None:
-    from tightwire.kernels.keys import keys_of
-    from tightwire.kernels.triton.parts import keys
+    from tightwire.kernels._keys import keys_of
+    from tightwire.kernels.triton._parts import keys
 
     for seed in range(50):
         assert tuple(np.array(keys(seed), np.int32).view(np.uint32)) == keys_of(seed)
 
 
 def test_all_compile_for_cuda_without_fused_or_flushed_floats() -> None:
-    script = Path(__file__).with_name("compile_gpu.py")
+    script = Path(__file__).with_name("compile_triton.py")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, str(script)],

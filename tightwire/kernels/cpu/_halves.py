@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from tightwire.kernels.cpu.bits import LOOP, MAGNITUDE, U32, float_of, from_half, is_finite_bits, to_half
+from tightwire.kernels.cpu._bits import LOOP, MAGNITUDE, U32, float_of, from_half, is_finite_bits, to_half
 
 _U16 = np.uint16
 
 
 @njit(**LOOP)
-def narrow_float16(x: Any, message: Any) -> None:
+def encode_float16(x: Any, message: Any) -> None:
     """Writes `x` as float16; what is beyond its range becomes its largest value. `x` keeps the difference."""
     out = message.view(np.uint16)
     bits = x.view(np.uint32)
@@ -26,7 +26,7 @@ def narrow_float16(x: Any, message: Any) -> None:
 
 
 @njit(**LOOP)
-def widen_float16(message: Any, out: Any, add: Any) -> None:
+def decode_float16(message: Any, out: Any, add: Any) -> None:
     """Writes or adds the float16 values of a message."""
     halves = message.view(np.uint16)
     if add:
@@ -38,7 +38,7 @@ def widen_float16(message: Any, out: Any, add: Any) -> None:
 
 
 @njit(**LOOP)
-def narrow_bfloat16(x: Any, message: Any) -> None:
+def encode_bfloat16(x: Any, message: Any) -> None:
     """Writes `x` as bfloat16, to nearest even, saturating. `x` keeps the difference."""
     out = message.view(np.uint16)
     bits = x.view(np.uint32)
@@ -57,7 +57,7 @@ def narrow_bfloat16(x: Any, message: Any) -> None:
 
 
 @njit(**LOOP)
-def widen_bfloat16(message: Any, out: Any, add: Any) -> None:
+def decode_bfloat16(message: Any, out: Any, add: Any) -> None:
     """Writes or adds the bfloat16 values of a message."""
     halves = message.view(np.uint16)
     if add:

@@ -42,24 +42,22 @@ class Grid:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Eight:
+class Fp8:
     """An 8-bit float format: a sign, an exponent, and this many bits of mantissa.
 
     Attributes:
-        torch_name: of the dtype in torch.
         mantissa: bits.
         bias: of the exponent.
         top: the largest finite value.
     """
 
-    torch_name: str
     mantissa: int
     bias: int
     top: float
 
 
-E4M3 = Eight(torch_name="float8_e4m3fn", mantissa=3, bias=7, top=448.0)
-E5M2 = Eight(torch_name="float8_e5m2", mantissa=2, bias=15, top=57344.0)
+E4M3 = Fp8(mantissa=3, bias=7, top=448.0)
+E5M2 = Fp8(mantissa=2, bias=15, top=57344.0)
 
 # What a block of votes is. The worst of several is the largest.
 ABSTAINED, VOTED, SPOILED = 0, 1, 2

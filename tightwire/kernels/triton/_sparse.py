@@ -10,7 +10,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from tightwire.kernels.triton.parts import put_words
+from tightwire.kernels.triton._parts import (
+    bfloat_bits,
+    float_of_bfloat,
+    get_words,
+    put_words,
+)
 
 
 @triton.jit
@@ -168,56 +173,125 @@ def move(
         put_words(counted, tl.zeros([1], tl.int32), before + tl.sum(ones) + tl.zeros([1], tl.int32), last, 4)
 
 
-@triton.jit(do_not_specialize=["kept", "last_kept"])
-def select_blocks(
-    x: tl.tensor,
+@triton.jit
+def index_at(
     message: tl.tensor,
-    numel: tl.tensor,
+    j: tl.tensor,
+    here: tl.tensor,
+    block: tl.tensor,
     kept: tl.tensor,
-    last_kept: tl.tensor,
-    BLOCK: tl.constexpr,
-    ROWS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    ITEMSIZE: tl.constexpr,
-    MASK: tl.constexpr,
-    WIDE: tl.constexpr,
+    num_blocks: tl.tensor,
+    BLOCKED: tl.constexpr,
+) -> tl.tensor:
+    """Returns the j-th index of a message as int64, and whether it is within its block."""
+    if BLOCKED:
+        row = tl.minimum(j // kept, num_blocks)
+        place = get_words(message, j, here, 2, tl.int32)
+        index, within = row.to(tl.int64) * block + place, place < block
+    else:
+        index, within = get_words(message, j, here, 4, tl.int32).to(tl.int64), here
+    return index, within
+
+
+@triton.jit(do_not_specialize=["k", "kept", "num_blocks"])
+def check(
+    message: tl.tensor,
+    fault: tl.tensor,
+    numel: tl.tensor,
+    k: tl.tensor,
+    block: tl.tensor,
+    kept: tl.tensor,
+    num_blocks: tl.tensor,
+    COUNTED: tl.constexpr,
+    BLOCKED: tl.constexpr,
+    TILE: tl.constexpr,
 ) -> None:
-    """Moves the largest magnitudes of every block to the message, the lowest indices among equals.
+    """Sets `fault` unless the indices of a message ascend strictly within the tensor, and are as many as it may have.
 
     Args:
-        x: (numel,) signed integers, the bits of floats.
-        message: uint16 places within blocks, then values.
-        numel: elements.
-        kept: of a whole block.
-        last_kept: of the last block, if that is shorter.
-        BLOCK: elements of a block.
-        ROWS: blocks of a program.
-        WIDTH: a power of two that holds a block.
-        ITEMSIZE: bytes of an element.
-        MASK: all bits but the sign.
-        WIDE: what to compute in.
+        message: of `move` or `select_blocks`, or of `sample_by_magnitude`.
+        fault: int32.
+        numel: of the tensor.
+        k: indices, or the most there may be if COUNTED.
+        block: elements of a block, if BLOCKED.
+        kept: of every whole block, if BLOCKED.
+        num_blocks: whole ones, if BLOCKED.
+        COUNTED: whether the message begins with the number of its indices.
+        BLOCKED: whether indices are within blocks.
+        TILE: indices of a program.
     """
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    size = tl.minimum(tl.maximum(numel - row * BLOCK, 0), BLOCK)
-    k = tl.where(size == BLOCK, kept, tl.where(size > 0, last_kept, 0))
-    place = tl.arange(0, WIDTH)[None, :]
-    i, inside = (row * BLOCK)[:, None] + place, place < size[:, None]
-    elements = tl.load(x + i, mask=inside, other=0)
-    magnitudes = tl.where(inside, elements.to(WIDE) & MASK, -1)
-    # The k-th largest, bit by bit: a bit is set if k elements still reach it.
-    threshold = tl.zeros([ROWS], WIDE)
-    for step in range(1, 8 * ITEMSIZE):
-        candidate = threshold | (tl.full([ROWS], 1, WIDE) << (8 * ITEMSIZE - 1 - step))
-        reaching = tl.sum((magnitudes >= candidate[:, None]).to(tl.int32), axis=1)
-        threshold = tl.where(reaching >= k, candidate, threshold)
-    larger = (magnitudes > threshold[:, None]).to(tl.int32)
-    equal = (magnitudes == threshold[:, None]).to(tl.int32)
-    ties = (k - tl.sum(larger, axis=1))[:, None]
-    sent = (larger > 0) | ((equal > 0) & (tl.cumsum(equal, axis=1) <= ties))
-    ones = sent.to(tl.int32)
-    slot = (row * kept)[:, None] + tl.cumsum(ones, axis=1) - ones
-    places = place + tl.zeros([ROWS, WIDTH], tl.int32)
-    put_words(message, slot, places, sent, 2)
-    total = (numel // BLOCK).to(tl.int64) * kept + (last_kept if numel % BLOCK else 0)
-    put_words(message + 2 * total, slot, elements.to(WIDE), sent, ITEMSIZE)
-    tl.store(x + i, tl.zeros([ROWS, WIDTH], WIDE).to(x.dtype.element_ty), mask=sent)
+    j = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    zero = tl.zeros([TILE], tl.int32)
+    count = zero + k
+    if COUNTED:
+        count = get_words(message, zero, zero == 0, 4, tl.int32)
+        message += 4
+    impossible = (count < 0) | (count > k)
+    here = (j < k) & (j < count)
+    index, within = index_at(message, j, here, block, kept, num_blocks, BLOCKED)
+    previous, _ = index_at(message, j - 1, here & (j > 0), block, kept, num_blocks, BLOCKED)
+    previous = tl.where(j > 0, previous, -1)
+    wrong = here & ((index <= previous) | (index >= numel) | (within == 0))
+    tl.atomic_max(fault + zero, 1, mask=impossible | wrong)
+
+
+@triton.jit(do_not_specialize=["k", "kept", "num_blocks"])
+def place(
+    out: tl.tensor,
+    message: tl.tensor,
+    k: tl.tensor,
+    block: tl.tensor,
+    kept: tl.tensor,
+    num_blocks: tl.tensor,
+    COUNTED: tl.constexpr,
+    BLOCKED: tl.constexpr,
+    ADD: tl.constexpr,
+    KIND: tl.constexpr,
+    ITEMSIZE: tl.constexpr,
+    WIDE: tl.constexpr,
+    TILE: tl.constexpr,
+) -> None:
+    """Writes or adds the values of a message that was checked.
+
+    Args:
+        out: signed integers, the bits of floats.
+        message: as for `check`.
+        k: as for `check`.
+        block: as for `check`.
+        kept: as for `check`.
+        num_blocks: as for `check`.
+        COUNTED: as for `check`.
+        BLOCKED: as for `check`.
+        ADD: whether to add.
+        KIND: of the floats, a torch dtype's name.
+        ITEMSIZE: bytes of an element.
+        WIDE: what to compute their bits in.
+        TILE: indices of a program.
+    """
+    j = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    here = j < k
+    if COUNTED:
+        zero = tl.zeros([TILE], tl.int32)
+        here = here & (j < get_words(message, zero, zero == 0, 4, tl.int32))
+        message += 4
+    index, _ = index_at(message, j, here, block, kept, num_blocks, BLOCKED)
+    # In two steps, for k·8 may be beyond int32.
+    values = message + (2 if BLOCKED else 4) * (k + tl.zeros([1], tl.int64))
+    bits = get_words(values, j.to(tl.int64), here, ITEMSIZE, WIDE).to(out.dtype.element_ty)
+    if ADD:
+        bits = sum_of(tl.load(out + index, mask=here, other=0), bits, KIND)
+    tl.store(out + index, bits, mask=here)
+
+
+@triton.jit
+def sum_of(a: tl.tensor, b: tl.tensor, KIND: tl.constexpr) -> tl.tensor:
+    """Returns the bits of the sum of two floats given by theirs; halves are added in float32, and rounded once."""
+    if KIND == "float64":
+        return (a.to(tl.float64, bitcast=True) + b.to(tl.float64, bitcast=True)).to(tl.int64, bitcast=True)
+    elif KIND == "float32":
+        return (a.to(tl.float32, bitcast=True) + b.to(tl.float32, bitcast=True)).to(tl.int32, bitcast=True)
+    elif KIND == "float16":
+        total = a.to(tl.float16, bitcast=True).to(tl.float32) + b.to(tl.float16, bitcast=True).to(tl.float32)
+        return total.to(tl.float16).to(tl.int16, bitcast=True)
+    else:
+        return bfloat_bits(float_of_bfloat(a) + float_of_bfloat(b)).to(tl.int16)

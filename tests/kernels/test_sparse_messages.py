@@ -4,20 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels.test_kernels import public
 from tests.kernels.test_sparse import NUMEL, inputs
-from tightwire.kernels import cpu, reference, reference_sparse
-from tightwire.kernels.cpu import sparsely
-from tightwire.kernels.odds import NUM_BINS, ONE, SHIFT, scale_of
+from tightwire.kernels import cpu, reference
+from tightwire.kernels._sampling import NUM_BINS, ONE, SHIFT, probability_scale
 
 FINITE = {name: x for name, x in inputs().items() if name != "not finite"}
-
-
-def test_reference_has_every_sparse_kernel_with_the_same_signature() -> None:
-    assert public(sparsely) == public(reference_sparse)
-    for name in public(sparsely):
-        assert getattr(cpu, name) is getattr(sparsely, name)
-        assert getattr(reference, name) is getattr(reference_sparse, name)
 
 
 @pytest.mark.parametrize("name", inputs())
@@ -41,7 +32,7 @@ def test_odds_use_their_budget_and_never_more(name: str) -> None:
     x = FINITE[name]
     bins = (x.view(torch.int32) & 0x7FFFFFFF) >> SHIFT
     for k in (1, 100, 20_000, NUMEL):
-        scale = scale_of(torch.bincount(bins, minlength=NUM_BINS).numpy(), k) / ONE
+        scale = probability_scale(torch.bincount(bins, minlength=NUM_BINS).numpy(), k) / ONE
         odds = (x.abs().double() * scale).nan_to_num().clamp(max=1).sum()
         assert odds <= k * (1 + 1e-9)
         assert odds >= min(k, int((x != 0).sum())) * 8 / 9 - 1
@@ -51,8 +42,8 @@ def test_random_places_are_alike_likely() -> None:
     for numel, k in ((1, 1), (10, 3), (100, 100), (1000, 7)):
         drawn, again = torch.empty(2, 300, k, dtype=torch.int64).unbind()
         for seed in range(300):
-            cpu.places(numel, seed, drawn[seed])
-            reference.places(numel, seed, again[seed])
+            cpu.shared_indices(numel, seed, drawn[seed])
+            reference.shared_indices(numel, seed, again[seed])
         assert torch.equal(drawn, again)
         assert (drawn.diff(dim=1) > 0).all()
         assert drawn.min() >= 0
@@ -68,8 +59,8 @@ def test_a_sketch_finds_what_is_large() -> None:
     x[heavy] *= 1000
     for rows in (3, 5):
         table, estimate = torch.zeros(rows, 16 * 1024), torch.empty(NUMEL)
-        cpu.sketch(x, table, 3)
-        cpu.unsketch(table, estimate, 3)
+        cpu.add_to_sketch(x, table, 3)
+        cpu.estimate_from_sketch(table, estimate, 3)
         largest = estimate.abs().topk(10).indices
         assert set(largest.tolist()) <= set(heavy.tolist())
 
@@ -77,9 +68,9 @@ def test_a_sketch_finds_what_is_large() -> None:
 def test_sketches_add() -> None:
     a, b = torch.arange(1000.0), torch.ones(1000)
     tables: list[Tensor] = [torch.zeros(3, 160) for _ in range(2)]
-    cpu.sketch(a, tables[0], 5)
-    cpu.sketch(b, tables[0], 5)
-    cpu.sketch(a + b, tables[1], 5)
+    cpu.add_to_sketch(a, tables[0], 5)
+    cpu.add_to_sketch(b, tables[0], 5)
+    cpu.add_to_sketch(a + b, tables[1], 5)
     torch.testing.assert_close(tables[0], tables[1])
 
 
@@ -90,8 +81,8 @@ def test_hashes_of_tables_agree() -> None:
             tables = [torch.zeros(rows, 16 * 9) for _ in kernels]
             estimates = [torch.empty(1003) for _ in kernels]
             for loops, table, estimate in zip(kernels, tables, estimates, strict=True):
-                loops.sketch(x, table, 11)
-                loops.unsketch(table, estimate, 11)
+                loops.add_to_sketch(x, table, 11)
+                loops.estimate_from_sketch(table, estimate, 11)
             assert torch.equal(*tables)
             assert torch.equal(*estimates)
 
@@ -106,13 +97,13 @@ def test_the_leaning_sign_is_found_and_marked(name: str, sign: str) -> None:
         for kernels in (cpu, reference):
             left, found = x.clone(), torch.zeros(8 * k, dtype=torch.uint8)
             message, out = torch.full((4 * k,), 7, dtype=torch.uint8), torch.ones(x.numel())
-            count, mean = kernels.lean(left, found)
+            count, mean = kernels.select_dominant_sign(left, found)
             assert torch.equal(left.view(torch.int32), x.view(torch.int32))
             if count >= 0:
-                kernels.mark(left, found, count, mean, message)
-                assert kernels.unmark(message, count, mean, out, False)
+                kernels.encode_sparse_signs(left, found, count, mean, message)
+                assert kernels.decode_sparse_signs(message, count, mean, out, False)
                 torch.testing.assert_close(out + left, x, rtol=1e-6, atol=1e-6 * mean)
-                assert kernels.unmark(message, count, mean, out, True)
+                assert kernels.decode_sparse_signs(message, count, mean, out, True)
             assert (count < 0) == (not x.isfinite().all())
             ended.append((torch.tensor([count, mean], dtype=torch.float64), left, message, out))
         if ended[0][0][0] >= 0:
@@ -123,7 +114,7 @@ def test_the_leaning_sign_is_found_and_marked(name: str, sign: str) -> None:
 @pytest.mark.parametrize("places", [[3, 2], [1, 1], [0, 8]])
 def test_marks_that_cannot_be_change_nothing(kernels: object, places: list[int]) -> None:
     message, out = torch.tensor(places, dtype=torch.int32).view(torch.uint8), torch.ones(8)
-    assert not kernels.unmark(message, 2, 1.0, out, False)  # type: ignore[attr-defined]
+    assert not kernels.decode_sparse_signs(message, 2, 1.0, out, False)  # type: ignore[attr-defined]
     assert torch.equal(out, torch.ones(8))
 
 
@@ -149,9 +140,9 @@ def test_the_strongest_waves_are_found_and_taken_away(name: str) -> None:
         ended = []
         for kernels in (cpu, reference):
             left, message = x.clone(), torch.empty(79 * kept * 6, dtype=torch.uint8)
-            kernels.strongest(left, waves, (1e38, 1e37), kept, message)
+            kernels.encode_cosines(left, waves, (1e38, 1e37), kept, message)
             out = torch.zeros_like(x)
-            assert kernels.untransform(message, out, waves[1], kept, 1)
+            assert kernels.decode_cosines(message, out, waves[1], kept, 1)
             ended.append((left, message, out))
         assert all(torch.equal(ours, expected) for ours, expected in zip(*ended, strict=True))
         torch.testing.assert_close(ended[0][0] + ended[0][2], x, rtol=1e-5, atol=1e-5 * float(x.abs().max()))

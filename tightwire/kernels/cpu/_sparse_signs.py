@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from tightwire.kernels.cpu.bits import (
+from tightwire.kernels.cpu._bits import (
     F32,
     LOOP,
     MAGNITUDE,
@@ -17,13 +17,13 @@ from tightwire.kernels.cpu.bits import (
     random_bits,
     reaching,
 )
-from tightwire.kernels.cpu.sparse import GROUP, MOST_SAMPLES, SMALL, kth_largest
+from tightwire.kernels.cpu._sparse import GROUP, MOST_SAMPLES, SMALL, kth_largest
 
 SIGN = U32(0x80000000)
 
 
 @njit(**LOOP)
-def mark(x: Any, indices: Any, values: Any, magnitude: Any, message: Any) -> None:
+def encode_sparse_signs(x: Any, indices: Any, values: Any, magnitude: Any, message: Any) -> None:
     """Writes positions with the signs of their values, and leaves in `x` what those have beyond the magnitude.
 
     Args:
@@ -43,7 +43,7 @@ def mark(x: Any, indices: Any, values: Any, magnitude: Any, message: Any) -> Non
 
 
 @njit(**LOOP)
-def unmark(entries: Any, magnitude: Any, out: Any, add: Any) -> Any:
+def decode_sparse_signs(entries: Any, magnitude: Any, out: Any, add: Any) -> Any:
     """Writes or adds ± a magnitude at marked positions; False, with nothing done, if these do not ascend within."""
     previous: Any = -1
     for j in range(entries.size):
@@ -73,7 +73,7 @@ def mean_magnitude(values: Any) -> Any:
 
 
 @njit(**LOOP)
-def lean(a: Any, k: Any, indices: Any, values: Any) -> Any:
+def select_dominant_sign(a: Any, k: Any, indices: Any, values: Any) -> Any:
     """Lists the k largest elements of the sign whose k largest have the larger mean; `a` stays as it is.
 
     Args:

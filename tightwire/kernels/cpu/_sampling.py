@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from tightwire.kernels.cpu.bits import F32, LARGEST, LOOP, MAGNITUDE, U32, random_bits
+from tightwire.kernels.cpu._bits import F32, LARGEST, LOOP, MAGNITUDE, U32, random_bits
 
 
 @njit(**LOOP)
@@ -23,12 +23,12 @@ def histogram(bits: Any, shift: Any, counts: Any) -> None:
 
 
 @njit(**LOOP)
-def draw(x: Any, scale: Any, start: Any, one: Any, message: Any) -> None:
-    """Moves elements that are drawn with odds of min(1, scale·|x| / one) to the message, divided by their odds.
+def sample_by_magnitude(x: Any, scale: Any, start: Any, one: Any, message: Any) -> None:
+    """Moves elements that are drawn with a probability of min(1, scale·|x| / one) to the message, divided by that.
 
     Args:
         x: finite float32; keeps what the message does not carry.
-        scale: of magnitudes, to odds in units of 1/one.
+        scale: of magnitudes, to probabilities in units of 1/one.
         start: of the systematic draw, below `one`.
         one: the unit, a power of two.
         message: int32 count, k int32 indices, k values; unused places are zero.
@@ -40,13 +40,13 @@ def draw(x: Any, scale: Any, start: Any, one: Any, message: Any) -> None:
     left, count = one - start, 0
     for i in range(x.size):
         magnitude = np.float64(abs(x[i]))
-        odds: Any = np.int64(min(scale * magnitude, most)) + 1
+        probability: Any = np.int64(min(scale * magnitude, most)) + 1
         if magnitude == 0:
-            odds = 0
-        left -= odds
+            probability = 0
+        left -= probability
         if left <= 0:
             left += one
-            value = np.float64(x[i]) * (np.float64(one) / np.float64(odds))
+            value = np.float64(x[i]) * (np.float64(one) / np.float64(probability))
             sent = F32(min(max(value, -np.float64(LARGEST)), np.float64(LARGEST)))
             indices[count], values[count] = i, sent
             x[i] -= sent
@@ -57,7 +57,7 @@ def draw(x: Any, scale: Any, start: Any, one: Any, message: Any) -> None:
 
 
 @njit(**LOOP)
-def places(numel: Any, keys: Any, out: Any) -> None:
+def shared_indices(numel: Any, keys: Any, out: Any) -> None:
     """Writes ascending places, one drawn from each of `out.size` stretches of equal length."""
     first = 0
     for j in range(out.size):
