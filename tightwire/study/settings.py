@@ -13,10 +13,11 @@ average before the difference (Fatkhullin et al. 2023, arXiv:2305.15155), is ano
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
+
+from tightwire.plan import Plan
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
@@ -43,6 +44,10 @@ class TrainingSettings:
     lr: float
     momentum: float = 0.0
     decays: bool = True
+
+    def __str__(self) -> str:
+        momentum = f", momentum {self.momentum:g}" if self.momentum else ""
+        return f"{self.optimizer}, rate {self.lr:g}{momentum}{'' if self.decays else ', constant'}"
 
     def build(self, parameters: Iterable[Parameter]) -> Optimizer:
         """Builds the optimizer."""
@@ -80,57 +85,77 @@ DENSE: dict[str, TrainingSettings] = {
 }
 
 # Codecs that send one part in tens of a gradient, or a size that is not its own.
-DELAYING = ("randomk", "sketch", "sbc", "strom", "dct", "blocktopk", "layertopk")
+DELAYING = ("randomk", "sketch", "sbc", "stc", "strom", "dct", "blocktopk", "layertopk")
 
-# (task, plan, settings), shell-style patterns; the first that matches counts.
-RECOMMENDED: tuple[tuple[str, str, TrainingSettings], ...] = (
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """A method's own settings.
+
+    Attributes:
+        methods: names of members; all of them in a plan make it one of this kind.
+        by_task: its settings; where a task is missing, the next entry, or the dense settings, count.
+    """
+
+    methods: frozenset[str]
+    by_task: Mapping[str, TrainingSettings]
+
+
+def _of(*methods: str, **by_task: TrainingSettings) -> MethodSettings:
+    return MethodSettings(frozenset(methods), by_task)
+
+
+def _sgd(lr: float, momentum: float = 0.0) -> TrainingSettings:
+    return TrainingSettings(optimizer="sgd", lr=lr, momentum=momentum)
+
+
+def _onebit_adam(lr: float) -> TrainingSettings:
+    return TrainingSettings(optimizer="onebit-adam", lr=lr)
+
+
+# The first that a plan is of counts.
+OWN_SETTINGS = (
     # What is applied is a vote, or a sign: the learning rate is the step itself.
-    ("*", "*/sign+*", TrainingSettings(optimizer="sgd", lr=0.005)),
-    ("*", "*+signed*", TrainingSettings(optimizer="sgd", lr=0.005)),
+    _of("sign", digits=_sgd(0.005), text=_sgd(0.005)),
+    _of("signed", digits=_sgd(0.005), text=_sgd(0.005)),
     # 1-bit Adam and its kin replace the optimizer, and average with its momentum.
-    ("digits", "*+ema:*", TrainingSettings(optimizer="onebit-adam", lr=0.003)),
-    ("text", "*+ema:*", TrainingSettings(optimizer="onebit-adam", lr=0.03)),
+    _of("ema", digits=_onebit_adam(0.003), text=_onebit_adam(0.03)),
     # Momentum is a stage. DGC also clips every worker's gradient of every tensor, which shortens steps: the rate makes
     # up for it.
-    ("digits", "*+momentum:*+clip:*", TrainingSettings(optimizer="sgd", lr=0.4)),
-    ("text", "*+momentum:*+clip:*", TrainingSettings(optimizer="sgd", lr=2.0)),
-    ("digits", "*+momentum:*", TrainingSettings(optimizer="sgd", lr=0.1)),
-    ("text", "*/sketch*+momentum:*", TrainingSettings(optimizer="sgd", lr=0.2)),
-    ("text", "*+momentum:*", TrainingSettings(optimizer="sgd", lr=0.5)),
+    _of("momentum", "clip", digits=_sgd(0.4), text=_sgd(2.0)),
+    _of("momentum", "sketch", text=_sgd(0.2)),
+    _of("momentum", digits=_sgd(0.1), text=_sgd(0.5)),
     # An element that is drawn once in twenty rounds takes twenty gradients' step at once.
-    ("text", "*/randomk*", TrainingSettings(optimizer="sgd", lr=0.25)),
+    _of("randomk", text=_sgd(0.25)),
     # Of a difference to what it remembers DIANA sends a quantised version: where gradients change, as in the first
     # steps, its noise is that of both, and the theory's rate is the smaller for it (theorem 1).
-    ("digits", "*+diana:*", TrainingSettings(optimizer="sgd", lr=0.05, momentum=0.9)),
-    ("text", "*+diana:*", TrainingSettings(optimizer="sgd", lr=0.1, momentum=0.9)),
+    _of("diana", digits=_sgd(0.05, 0.9), text=_sgd(0.1, 0.9)),
     # These hold most of a gradient back for tens of steps: feedback over so long a delay is a momentum of its own, and
     # the optimizer's on top of it oscillates, or diverges. The theorems of feedback are about plain SGD. On the text
     # plain SGD itself is slow: what these lose there to dense with momentum, top-k loses without momentum, too.
     *(
-        (task, plan, settings)
-        for task, settings in (
-            ("digits", TrainingSettings(optimizer="sgd", lr=0.5)),
-            ("text", TrainingSettings(optimizer="sgd", lr=2.0)),
-        )
-        for plan in ("*efsign*", "*onebit*", *(f"*/{name}*+ef/*" for name in DELAYING))
+        _of(*methods, digits=_sgd(0.5), text=_sgd(2.0))
+        for methods in (("efsign",), ("onebit",), *((name, "ef") for name in DELAYING))
     ),
     # A step made with an older gradient is momentum by itself (Mitliagkas et al. 2016): 0.9 on top diverges.
     *(
-        (task, plan, settings)
-        for task, settings in (
-            ("digits", TrainingSettings(optimizer="sgd", lr=0.2, momentum=0.5)),
-            ("text", TrainingSettings(optimizer="sgd", lr=1.0)),
-        )
-        for plan in ("delayed*", "asp*/ps*", "ssp*")
+        _of(*methods, digits=_sgd(0.2, 0.5), text=_sgd(1.0))
+        for methods in (("delayed",), ("asp", "ps"), ("ssp",))
     ),
     # So is a gradient that stands for later ones.
-    ("text", "lag*", TrainingSettings(optimizer="sgd", lr=0.25, momentum=0.9)),
+    _of("lag", text=_sgd(0.25, 0.9)),
 )
 
 
 def settings_for(task: str, plan: str) -> TrainingSettings:
-    """Returns the settings of a plan on a task: the method's own, else the dense ones."""
-    for task_pattern, plan_pattern, settings in RECOMMENDED:
-        if fnmatch.fnmatchcase(task, task_pattern) and fnmatch.fnmatchcase(plan, plan_pattern):
-            return settings
+    """Returns the settings of a plan on a task: the method's own, else the dense ones.
+
+    Args:
+        task: its name.
+        plan: its text, or the name of a way of stock DDP, which trains as dense gradients do.
+    """
+    names = frozenset() if plan.startswith("ddp") else frozenset(m.name for m in Plan.parse(plan).members())
+    for own in OWN_SETTINGS:
+        if own.methods <= names and task in own.by_task:
+            return own.by_task[task]
     return DENSE[task]
