@@ -116,6 +116,8 @@ class CompressionAnswer(Member):
         unbiased: whether the mean's expectation is the exact mean, so that leftovers may be dropped.
         votes: whether what comes out stands for the mean without being one: it is of size 1 whatever the size of
             what came in, nothing is left over, and the law of the mean does not hold.
+        keeps_optimizer: whether the user's optimizer may stay as it is: votes and signs need a learning rate of their
+            own, and momenta that are sent take the place of the optimizer's.
         serves_dense: of a stage, whether it does anything where nothing is left over.
     """
 
@@ -123,6 +125,7 @@ class CompressionAnswer(Member):
     lossless: ClassVar[bool] = False
     unbiased: ClassVar[bool] = False
     votes: ClassVar[bool] = False
+    keeps_optimizer: ClassVar[bool] = True
     serves_dense: ClassVar[bool] = False
 
     def expand(self) -> tuple[CompressionAnswer, ...]:

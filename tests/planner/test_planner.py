@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tightwire.catalogue import FAMILIES, catalogue, parse_member
 from tightwire.cluster import Cluster, Fit, Level
 from tightwire.compression.recipe import Recipe
-from tightwire.errors import PlanError, ProgramError
+from tightwire.errors import PlanError
 from tightwire.plan import Plan, PlanFile
 from tightwire.planner import (
     STOCK,
@@ -85,22 +85,27 @@ def test_every_member_is_a_candidate_somewhere() -> None:
     assert {name for axis in FAMILIES for name in catalogue(axis)} - recipes <= tried
 
 
-@pytest.mark.parametrize("cluster", CLUSTERS, ids=["slow", "fast", "levels"])
+@pytest.mark.parametrize"cluster", CLUSTERS, ids=["slow", "fast", "levels"])
 def test_no_plan_beats_its_bound(cluster: Cluster) -> None:
+    checked, refused = 0, []
     for plan in candidates(PROFILE.num_bytes, "stale", levelled=True):
         try:
-            bound_s = lower_bound_s(plan, PROFILE, cluster)
             found = predict(plan, PROFILE, cluster)
-        except (PlanError, ProgramError):
+        except PlanError:
+            refused.append(str(plan))
             continue
-        assert bound_s <= found.step_s * (1 + 1e-9), plan
+        checked += 1
+        assert lower_bound_s(plan, PROFILE, cluster) <= found.step_s * (1 + 1e-9), plan
+    assert checked > 200
+    # Rounds that differ for ever have no step time.
+    assert refused == ["bsp/allreduce/topk:0.01+ef+dense-every:100/mgwfbp"]
 
 
 def test_plans_that_want_another_optimizer_are_shown_and_not_chosen() -> None:
     for plan in ("bsp/allreduce/sign+momentum:0.9", "bsp/allreduce/dgc", "bsp/allreduce/demo"):
         assert not keeps_optimizer(Plan.parse(plan))
     ranking = recommended("lossy")
-    assert keeps_optimizer(Plan.parse(ranking.chosen.plan))
+    assert keeps_optimizer(ranking.chosen.plan)
 
 
 def test_feedback_is_milder_than_none() -> None:
@@ -123,13 +128,13 @@ def test_an_unknown_allowance_is_refused() -> None:
 def test_a_slow_wire_asks_for_compression_if_allowed() -> None:
     ranking = recommended("lossy")
     assert ranking.stock.step_s / ranking.chosen.step_s > 3
-    assert "+ef" in ranking.chosen.plan
+    assert "+ef" in str(ranking.chosen.plan)
     assert not ranking.stays
 
 
 def test_lossless_keeps_the_mean_and_offers_more() -> None:
     ranking = recommended("lossless")
-    plan = Plan.parse(ranking.chosen.plan)
+    plan = ranking.chosen.plan
     assert is_lossless(plan)
     assert ranking.chosen.step_s < ranking.stock.step_s
     assert any("If you allow lossy plans" in sentence for sentence in ranking.why)
@@ -160,18 +165,18 @@ def test_rows_are_sorted_and_nothing_faster_was_left_out() -> None:
         assert predict(plan, PROFILE, SLOW).step_s >= steps[0]
 
 
-def test_of_equally_fast_plans_the_least_harmful_is_chosen() -> None:
+def test_of_equally_fast_plans_the_one_that_changes_training_least_is_chosen() -> None:
     ranking = recommended("lossy")
-    chosen = deviation(Plan.parse(ranking.chosen.plan))
+    chosen = deviation(ranking.chosen.plan)
     for row in ranking.rows:
-        if row.step_s <= ranking.rows[0].step_s * 1.1 and keeps_optimizer(Plan.parse(row.plan)):
-            assert deviation(Plan.parse(row.plan)) * 1.06 >= chosen
+        if row.step_s <= ranking.rows[0].step_s * 1.1 and keeps_optimizer(row.plan):
+            assert deviation(row.plan) * 1.06 >= chosen
 
 
 def test_only_measured_programs_compete_once_any_is() -> None:
     fits = tuple(Fit(program=p, alpha_s=1e-3, beta_s_per_byte=4e-8) for p in ("native", "ring"))
     ranking = recommend(PROFILE, dataclasses.replace(SLOW, fits=fits), allow="lossy")
-    assert not any("allreduce/topk" in row.plan or "recursive" in row.plan for row in ranking.rows)
+    assert not any("allreduce/topk" in str(row.plan) or "recursive" in str(row.plan) for row in ranking.rows)
     assert not any("formula" in sentence for sentence in ranking.why)
 
 
@@ -181,15 +186,13 @@ def test_a_faster_program_is_taken() -> None:
         Fit(program="ring", alpha_s=1e-3, beta_s_per_byte=4e-8),
     )
     ranking = rank(PROFILE, dataclasses.replace(SLOW, fits=fits), "lossless")
-    plan = Plan.parse(
-        ranking.chosen.plan
-    )  # where programs were measured, `allreduce` itself takes the fastest
+    plan = ranking.chosen.plan  # where programs were measured, `allreduce` itself takes the fastest
     assert str(plan.architecture) in ("allreduce", "allreduce:ring")
     native = plan.having(architecture=parse_member("architecture", "allreduce:native"))
     assert predict(native, PROFILE, ranking.cluster).step_s > 1.2 * ranking.chosen.step_s
 
 
-def test_the_flip_is_where_it_says() -> None:
+def test_the_break_even_is_where_it_says() -> None:
     ranking = recommended("lossy")
 
     def gains(factor: float) -> bool:
@@ -203,17 +206,17 @@ def test_the_flip_is_where_it_says() -> None:
     assert not gains(factor * 1.02)
 
 
-@pytest.mark.parametrize(("flip", "farthest"), [(37.0, 1000.0), (0.2, 1e-3)])
-def test_flips_are_found_on_both_sides(flip: float, farthest: float) -> None:
-    assert find_change(lambda factor: factor < flip, farthest) == pytest.approx(flip, rel=0.011)
+@pytest.mark.parametrize(("turn", "farthest"), [(37.0, 1000.0), (0.2, 1e-3)])
+def test_break_evens_are_found_on_both_sides(turn: float, farthest: float) -> None:
+    assert find_change(lambda factor: factor < turn, farthest) == pytest.approx(turn, rel=0.011)
 
 
-def test_no_flip_within_reach() -> None:
+def test_no_break_even_within_reach() -> None:
     assert find_change(lambda factor: True, 1000.0) is None
     assert find_change(lambda factor: False, 1e-3) is None
 
 
-def test_of_several_flips_the_nearest_is_told() -> None:
+def test_of_several_break_evens_the_nearest_is_told() -> None:
     assert find_change(lambda f: 1e-2 < f < 0.2, 1e-3) == pytest.approx(0.2, rel=0.011)
 
 
@@ -221,7 +224,7 @@ def test_the_plan_file_holds_everything(tmp_path: pathlib.Path) -> None:
     ranking = recommended("lossless")
     ranking.plan_file().write(tmp_path / "plan.yaml")
     read = PlanFile.read(tmp_path / "plan.yaml")
-    assert read.plan == ranking.chosen.plan
+    assert read.plan == str(ranking.chosen.plan)
     assert read.why == ranking.why
     assert read.predicted["step_s"] == ranking.chosen.step_s
     assert read.measured["cluster"]["workers"] == 4
@@ -242,7 +245,7 @@ def test_the_choice_is_never_slower_than_plain_all_reduce(
 ) -> None:
     ranking = rank(PROFILE, Cluster.uniform(workers, bandwidth, latency), "lossless")
     assert ranking.chosen.step_s <= ranking.stock.step_s
-    assert ranking.stays == (departures(Plan.parse(ranking.chosen.plan)) == 0)
+    assert ranking.stays == (departures(ranking.chosen.plan) == 0)
 
 
 def test_links_that_differ_are_named() -> None:
@@ -271,7 +274,7 @@ def test_curves_are_drawn_with_the_choice_on_top() -> None:
     ranking = recommended("lossy")
     bandwidths, drawn = curves(ranking)
     here = ranking.cluster.bandwidth_bytes_per_s
-    assert drawn[0].plan == ranking.chosen.plan
+    assert drawn[0].plan == str(ranking.chosen.plan)
     assert min(abs(b / here - 1) for b in bandwidths) < 1e-9
     assert all(len(curve.steps_per_s) == len(bandwidths) for curve in drawn)
     lines = plot(bandwidths, drawn, here)

@@ -16,8 +16,8 @@ from tightwire.cluster import Cluster, Fit
 from tightwire.errors import PlanError
 from tightwire.plan import Plan
 from tightwire.profile import CodecCost, ParameterProfile, Profile
-from tightwire.simulate import predict, prior, sent_bytes, shape_of, slowest_of
-from tightwire.simulate.shape import CLOSED_FORMS, count
+from tightwire.simulate import counts_of, predict, prior, sent_bytes, slowest_delay
+from tightwire.simulate.counts import CLOSED_FORMS, count
 
 LATENCY_S, BANDWIDTH = 1e-4, 25e6
 CLUSTER = Cluster.uniform(4, BANDWIDTH, LATENCY_S)
@@ -48,7 +48,7 @@ def test_closed_forms_count_what_programs_do(program: str, workers: int) -> None
     built = architectures.build(program, workers)
     if workers > 1 and program in CLOSED_FORMS:
         assert CLOSED_FORMS[program](workers) == count(built)
-    assert shape_of(program, workers).sends == max(len(built.sends(r)) for r in range(workers))
+    assert counts_of(program, workers).sends == max(len(built.sends(r)) for r in range(workers))
 
 
 # Where recursive doubling folds, its steps are not equally busy: the formula takes the busiest worker's bytes.
@@ -141,7 +141,7 @@ def test_local_steps_share_one_exchange() -> None:
 
 def test_the_slowest_worker_sets_the_pace() -> None:
     noisy = dataclasses.replace(PROFILE, noise=0.1)
-    late_s = 0.31 * 0.1 * slowest_of(4)
+    late_s = 0.31 * 0.1 * slowest_delay(4)
     for plan, share in (("bsp", 1.0), ("local:4/allreduce/none/sequential", 0.5)):
         calm, rough = predict(plan, PROFILE, CLUSTER), predict(plan, noisy, CLUSTER)
         assert rough.step_s - calm.step_s == pytest.approx(late_s * share)

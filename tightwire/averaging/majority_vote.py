@@ -39,6 +39,7 @@ class MajorityVote(AveragingMethod):
     paper: ClassVar[str] = "Bernstein et al. 2019, arXiv:1810.05291, Algorithm 1"
     example: ClassVar[str] = "sign+momentum:0.9"
     votes: ClassVar[bool] = True
+    keeps_optimizer: ClassVar[bool] = False
 
     block: int = 1024
 

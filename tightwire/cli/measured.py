@@ -13,7 +13,6 @@ from rich.table import Table
 
 from tightwire.cluster import PAYLOAD_SHARE, Cluster
 from tightwire.errors import FileError
-from tightwire.planner import summary
 from tightwire.profile import Profile
 from tightwire.simulate import Prediction
 from tightwire.units import of_option, parse_bytes, parse_rate, parse_seconds, print_ms, print_size
@@ -93,7 +92,7 @@ def read_cluster(
 def print_ranking(rows: Sequence[Prediction], why: Sequence[str], as_json: bool) -> None:
     """Prints predictions as a table with sentences, or as one line of JSON."""
     if as_json:
-        typer.echo(json.dumps({"ranking": [summary(row) for row in rows], "why": list(why)}))
+        typer.echo(json.dumps({"ranking": [row.values() for row in rows], "why": list(why)}))
         return
     print_table(rows)
     for sentence in why:
@@ -116,7 +115,7 @@ def print_table(rows: Sequence[Prediction], chances: Sequence[float] = ()) -> No
     for place, row in enumerate(rows[:MOST_ROWS]):
         times = map(print_ms, (row.step_s, row.low_s, row.high_s, row.exposed_s))
         sure = [] if not chances else ["chosen" if place == 0 else f"{chances[place]:.0%}"]
-        table.add_row(row.plan, *times, print_size(row.bytes_per_step), row.bound_by, *sure)
+        table.add_row(str(row.plan), *times, print_size(row.bytes_per_step), row.bound_by, *sure)
     captions = []
     if chances:
         captions.append(

@@ -25,7 +25,7 @@ from tightwire.cli.measured import (
     read_profile,
 )
 from tightwire.errors import FileError
-from tightwire.planner import Ranking, recommend, summary
+from tightwire.planner import Ranking, recommend
 from tightwire.planner.curves import curves, figure
 from tightwire.planner.curves import plot as plot_lines
 
@@ -108,12 +108,12 @@ def _plain(ranking: Ranking) -> dict[str, Any]:
     rows = [ranking.chosen, *(row for row in ranking.rows if row.plan != ranking.chosen.plan)]
     return {
         "ranking": [
-            summary(row) | {"beats_chosen": None if row == ranking.chosen else ranking.chance(row)}
+            row.values() | {"beats_chosen": None if row == ranking.chosen else ranking.chance(row)}
             for row in rows
         ],
         "why": list(ranking.why),
         "confidence": ranking.confidence,
-        "runner_up": ranking.runner_up and ranking.runner_up.plan,
+        "runner_up": ranking.runner_up and str(ranking.runner_up.plan),
         "considered": ranking.considered,
         "pruned": ranking.pruned,
     }

@@ -70,7 +70,7 @@ def simulate(
 
 def _events(track: int, row: Prediction) -> Iterator[dict[str, Any]]:
     """Yields a prediction's critical path as Chrome trace events; times in microseconds."""
-    yield {"ph": "M", "name": "thread_name", "pid": 0, "tid": track, "args": {"name": row.plan}}
+    yield {"ph": "M", "name": "thread_name", "pid": 0, "tid": track, "args": {"name": str(row.plan)}}
     for span in row.critical_path:
         yield {
             "ph": "X",

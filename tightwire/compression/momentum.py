@@ -34,6 +34,7 @@ class Momentum(Stage):
         "Lin et al. 2018, Deep Gradient Compression, arXiv:1712.01887, sections 3.1 and 3.2"
     )
     example: ClassVar[str] = "topk:0.01+ef+momentum:0.9"
+    keeps_optimizer: ClassVar[bool] = False
     place: ClassVar[int] = 1
     serves_dense: ClassVar[bool] = True
 

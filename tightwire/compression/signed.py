@@ -23,6 +23,7 @@ class Signed(Stage):
     paper: ClassVar[str] = "Peng, Quesnelle and Kingma 2024, DeMo, arXiv:2411.19870, Algorithm 1"
     example: ClassVar[str] = "dct:2+ef:0.999+signed"
     place: ClassVar[int] = 7
+    keeps_optimizer: ClassVar[bool] = False
     serves_dense: ClassVar[bool] = True
 
     def memory(self, bucket: BucketLayout, workers: int) -> StageMemory:

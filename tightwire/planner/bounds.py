@@ -11,9 +11,8 @@ from tightwire.compression import Codec, Identity
 from tightwire.errors import PlanError, ProgramError
 from tightwire.plan import Plan
 from tightwire.profile import Profile
-from tightwire.simulate import Carrier
+from tightwire.simulate import Collective
 from tightwire.simulate.cost import costs_of
-from tightwire.sync import Served
 
 # Buckets are cut a little otherwise than the whole is: chunks are rounded, small tensors find shorter programs.
 MARGIN = 0.97
@@ -33,7 +32,7 @@ def lower_bound_s(plan: Plan, profile: Profile, cluster: Cluster) -> float:
 
 def compute_floor_s(plan: Plan, profile: Profile) -> float:
     """Returns a step's compute; where servers step, without the optimizer."""
-    served = not isinstance(plan.architecture, AllReduce) or isinstance(plan.sync, Served)
+    served = not isinstance(plan.architecture, AllReduce) or plan.sync.is_served
     return profile.forward_s + profile.backward_s + (0.0 if served else profile.optimizer_s)
 
 
@@ -70,16 +69,16 @@ def busiest_link(plan: Plan, profile: Profile, cluster: Cluster) -> BusiestLink 
     if cluster.links is None or cluster.workers == 1:
         return None
     try:
-        carrier = _carrier(plan, profile, cluster)
+        collective = _collective(plan, profile, cluster)
     except (PlanError, ProgramError):
         return None
-    return None if carrier.program is None else _busiest(carrier.program, cluster.links)
+    return None if collective.program is None else _busiest(collective.program, cluster.links)
 
 
-def _carrier(plan: Plan, profile: Profile, cluster: Cluster) -> Carrier:
+def _collective(plan: Plan, profile: Profile, cluster: Cluster) -> Collective:
     sender = plan.compression[0]
     codec = sender if isinstance(sender, Codec) else Identity()
-    return costs_of(plan, profile, cluster).carrier_of(codec, profile.num_bytes // 4, 4)
+    return costs_of(plan, profile, cluster).collective_for(codec, profile.num_bytes // 4, 4)
 
 
 def _busiest(program: Program, graph: Graph) -> BusiestLink | None:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 
 from tightwire.cluster import MAX_BANDWIDTH_BYTES_PER_S, Cluster
 from tightwire.errors import PlanError, ProgramError
+from tightwire.plan import Plan
 from tightwire.planner.candidates import STOCK
 from tightwire.planner.ranking import Ranking, least_gain
 from tightwire.profile import Profile
 from tightwire.simulate import predict
 from tightwire.units import print_ms, print_rate
 
-# How far from the present value a flip is still looked for.
+# How far from the present value a break-even is still looked for.
 FARTHEST = 1000.0
 MAX_LATENCY_S = 1.0
 MOST_WORKERS = 1024
@@ -46,12 +47,12 @@ def break_even(ranking: Ranking) -> Iterator[str]:
         )
 
 
-def contender(ranking: Ranking) -> str:
+def contender(ranking: Ranking) -> Plan:
     """Returns the plan that would win first if the wire were slower."""
     slow = ranking.cluster.scaled(1 / 30)
     # Of plans that gain nothing here the first ones do as well as all.
-    rows = [row.plan for row in ranking.rows if row.plan != ranking.stock.plan][:60] or [ranking.stock.plan]
-    return min((predict(plan, ranking.profile, slow).step_s, plan) for plan in rows)[1]
+    plans = [row.plan for row in ranking.rows if row.plan != ranking.stock.plan][:60] or [ranking.stock.plan]
+    return min(plans, key=lambda plan: predict(plan, ranking.profile, slow).step_s)
 
 
 def find_change(holds: Callable[[float], bool], farthest: float, precision: float = EXACT) -> float | None:
@@ -78,7 +79,7 @@ def find_change(holds: Callable[[float], bool], farthest: float, precision: floa
     return far
 
 
-def _bandwidth(ranking: Ranking, plan: str, gains: Gains) -> str:
+def _bandwidth(ranking: Ranking, plan: Plan, gains: Gains) -> str:
     here, cluster = ranking.cluster.bandwidth_bytes_per_s, ranking.cluster
     faster = not ranking.stays
     farthest = min(FARTHEST, 0.999 * MAX_BANDWIDTH_BYTES_PER_S / here) if faster else 1 / FARTHEST

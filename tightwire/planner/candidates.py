@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Literal, get_args
 
-from tightwire.answers import Member, text_with
-from tightwire.architecture import Gossip
-from tightwire.averaging import AveragingMethod
+from tightwire.answers import text_with
 from tightwire.catalogue import catalogue, parse_compression
 from tightwire.compression import Codec, Stage
 from tightwire.errors import PlanError
 from tightwire.plan import Plan
 from tightwire.planner.deviation import ratio
-from tightwire.sync import Bsp
 from tightwire.units import print_bytes
 
 Allowance = Literal["lossless", "lossy", "stale"]
@@ -105,9 +102,10 @@ def allowance_of(plan: Plan) -> Allowance:
     >>> allowance_of(Plan.parse("bsp/ps")), allowance_of(Plan.parse("delayed:1"))
     ('lossless', 'stale')
     """
-    if not isinstance(plan.sync, Bsp) or isinstance(plan.architecture, Gossip):
+    if not (plan.sync.is_bulk and plan.architecture.agrees):
         return "stale"
-    return "lossless" if _is_exact(plan.compression) else "lossy"
+    sender, *stages = plan.compression
+    return "lossless" if sender.lossless and not stages else "lossy"
 
 
 def is_allowed(plan: Plan, allow: Allowance) -> bool:
@@ -126,26 +124,23 @@ def keeps_optimizer(plan: Plan) -> bool:
     Votes and signs need a learning rate of their own; momenta that are sent take the optimizer's own momentum's place.
     Such plans are predicted and shown, and never chosen for a user who did not ask for them by name.
     """
-    sender, *stages = plan.compression
-    if getattr(sender, "votes", False):
-        return False
-    return not any(stage.name in ("momentum", "ema", "signed") for stage in stages)
+    return all(stage.keeps_optimizer for stage in plan.compression)
 
 
 def departures(plan: Plan) -> int:
     """Counts the answers in which a plan differs from plain PyTorch's."""
-    return sum(a != b for a, b in zip(answers(plan), answers(Plan.parse(STOCK)), strict=True))
+    return sum(a != b for a, b in zip(answers(plan), answers(stock_plan()), strict=True))
+
+
+@functools.cache
+def stock_plan() -> Plan:
+    """Returns plain PyTorch's plan."""
+    return Plan.parse(STOCK)
 
 
 def answers(plan: Plan) -> tuple[str, ...]:
     """Returns the four answers as text."""
     return str(plan.sync), str(plan.architecture), plan.compression_text, str(plan.schedule)
-
-
-def _is_exact(compression: Sequence[Member]) -> bool:
-    sender, *stages = compression
-    assert isinstance(sender, Codec | AveragingMethod), sender
-    return sender.lossless and not stages
 
 
 def _texts(gradient_bytes: int, levelled: bool) -> Iterator[str]:
@@ -190,7 +185,6 @@ def _sendings(text: str) -> Iterator[str]:
     sender, *stages = parse_compression(text)
     if stages:
         return
-    assert isinstance(sender, Codec | AveragingMethod), sender
     if sender.lossless or sender.unbiased or ratio((sender,)) <= MAX_RATIO_WITHOUT_FEEDBACK:
         yield str(sender)
     # Leftovers of an unbiased codec that is no contraction grow without bound.

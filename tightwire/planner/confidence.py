@@ -7,12 +7,8 @@ import statistics
 
 from tightwire.cluster import Cluster
 from tightwire.errors import PlanError, ProgramError
-from tightwire.plan import Plan
 from tightwire.profile import Profile
-from tightwire.simulate import Prediction, fit_of
-
-# What the simulator leaves out differs from plan to plan, as a share of the step.
-SIMULATION_ERROR = 0.01
+from tightwire.simulate import SIMULATION_ERROR, Prediction, fit_of
 
 
 def chance(first: Prediction, second: Prediction, profile: Profile, cluster: Cluster) -> float:
@@ -29,8 +25,8 @@ def chance(first: Prediction, second: Prediction, profile: Profile, cluster: Clu
         profile: what both were predicted from.
         cluster: likewise.
     """
-    own, other = _wire_deviation_s(first, profile), _wire_deviation_s(second, profile)
-    same = _carrier(first, profile, cluster) == _carrier(second, profile, cluster)
+    own, other = first.wire_deviation_s, second.wire_deviation_s
+    same = _collective(first, profile, cluster) == _collective(second, profile, cluster)
     wire_s = abs(own - other) if same else math.hypot(own, other)
     deviation_s = math.hypot(wire_s, SIMULATION_ERROR * first.step_s, SIMULATION_ERROR * second.step_s)
     if deviation_s == 0.0:
@@ -38,14 +34,8 @@ def chance(first: Prediction, second: Prediction, profile: Profile, cluster: Clu
     return statistics.NormalDist().cdf((second.step_s - first.step_s) / deviation_s)
 
 
-def _wire_deviation_s(found: Prediction, profile: Profile) -> float:
-    """Returns what of a prediction's deviation is not the noise of compute."""
-    deviation_s = (found.high_s - found.step_s) / 2
-    return math.sqrt(max(0.0, deviation_s**2 - (profile.noise * found.compute_s) ** 2))
-
-
-def _carrier(found: Prediction, profile: Profile, cluster: Cluster) -> str:
+def _collective(found: Prediction, profile: Profile, cluster: Cluster) -> str:
     try:
-        return fit_of(Plan.parse(found.plan), profile, cluster).program
+        return fit_of(found.plan, profile, cluster).program
     except (PlanError, ProgramError):
-        return found.plan
+        return str(found.plan)

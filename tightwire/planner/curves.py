@@ -46,7 +46,7 @@ def curves(ranking: Ranking) -> tuple[tuple[float, ...], tuple[Curve, ...]]:
             steps = [1 / predict(plan, ranking.profile, ranking.cluster.scaled(f)).step_s for f in factors]
         except (PlanError, ProgramError):
             continue
-        found.append(Curve(plan=plan, steps_per_s=tuple(steps)))
+        found.append(Curve(plan=str(plan), steps_per_s=tuple(steps)))
     return tuple(here * factor for factor in factors), tuple(found)
 
 

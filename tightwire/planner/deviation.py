@@ -1,11 +1,10 @@
-"""How much a plan changes what is learnt from: an order among plans, not a loss of accuracy."""
+"""How much a plan changes training: an order among plans, where nothing was measured of what a step is worth."""
 
 from __future__ import annotations
 
 import functools
 
-from tightwire.answers import Member
-from tightwire.architecture import Gossip
+from tightwire.answers import CompressionAnswer
 from tightwire.averaging import AveragingMethod
 from tightwire.compression import Codec
 from tightwire.plan import Plan
@@ -23,7 +22,7 @@ CAST_RATIO = 2.0
 
 
 def deviation(plan: Plan) -> float:
-    """Orders plans by how much they change what is learnt from; 1: nothing.
+    """Orders plans by how much they change training; 1: every step is made with the exact mean gradient.
 
     The product of how many steps share an agreement or are behind it, and of how many times fewer bytes carry it,
     somewhat more where nothing makes up for what was not sent.
@@ -31,18 +30,18 @@ def deviation(plan: Plan) -> float:
     >>> deviation(Plan.parse("bsp")), deviation(Plan.parse("local:8")), deviation(Plan.parse("bsp/allreduce/bf16"))
     (1.0, 8.0, 2.0)
     """
-    found = plan.sync.deviation * ratio(plan.compression)
-    if isinstance(plan.architecture, Gossip):
+    final, _ = plan.sync.stretches()[-1]
+    found = final.deviation * ratio(plan.compression)
+    if not plan.architecture.agrees:
         found *= GOSSIP
     sender, *stages = plan.compression
-    exact = getattr(sender, "lossless", False)
-    if not (exact or stages) and ratio(plan.compression) > CAST_RATIO:
+    if not (sender.lossless or stages) and ratio(plan.compression) > CAST_RATIO:
         found *= NO_FEEDBACK
-    return float(found * STAGE ** max(0, len(stages) - (0 if exact else 1)))
+    return float(found * STAGE ** max(0, len(stages) - (0 if sender.lossless else 1)))
 
 
 @functools.lru_cache(maxsize=1024)
-def ratio(compression: tuple[Member, ...]) -> float:
+def ratio(compression: tuple[CompressionAnswer, ...]) -> float:
     """Returns how many times fewer bytes than dense ones carry the agreement."""
     sender, numel = compression[0], SOME_SIDE**2
     if isinstance(sender, AveragingMethod):

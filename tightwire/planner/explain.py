@@ -76,7 +76,7 @@ def _bound(chosen: Prediction) -> str:
 
 def _link(ranking: Ranking) -> Iterator[str]:
     """Yields which link is busy for longest, where they are not all alike."""
-    found = busiest_link(Plan.parse(ranking.chosen.plan), ranking.profile, ranking.cluster)
+    found = busiest_link(ranking.chosen.plan, ranking.profile, ranking.cluster)
     if found is not None:
         others = f", and {found.alike - 1} more are as busy" if found.alike > 1 else ""
         rate = print_rate(found.bandwidth_bytes_per_s)
@@ -85,7 +85,7 @@ def _link(ranking: Ranking) -> Iterator[str]:
 
 def _distance(ranking: Ranking) -> Iterator[str]:
     """Yields how far the choice is from what no order of its transfers could beat."""
-    plan = Plan.parse(ranking.chosen.plan)
+    plan = ranking.chosen.plan
     compute_s = compute_floor_s(plan, ranking.profile)
     wire_s = wire_floor_s(plan, ranking.profile, ranking.cluster)
     bound_s = max(compute_s, wire_s)
@@ -108,9 +108,9 @@ def _runner_up(ranking: Ranking) -> Iterator[str]:
     if rival.step_s < ranking.chosen.step_s and ranking.stays:
         why = ", which gains too little to leave what everybody knows"
     elif rival.step_s < ranking.chosen.step_s:
-        mild = keeps_optimizer(Plan.parse(rival.plan))
+        mild = keeps_optimizer(rival.plan)
         why = ", which changes more of what is learnt from" if mild else ", which asks for another optimizer"
-        if deviation(Plan.parse(rival.plan)) <= deviation(Plan.parse(ranking.chosen.plan)) and mild:
+        if deviation(rival.plan) <= deviation(ranking.chosen.plan) and mild:
             why = ", which departs further from plain PyTorch for next to nothing"
     yield (
         f"The next is {rival.plan} with {print_ms(rival.step_s)}{why}: the probability that the choice is truly the "
@@ -120,7 +120,7 @@ def _runner_up(ranking: Ranking) -> Iterator[str]:
 
 def _decisions(ranking: Ranking) -> Iterator[str]:
     """Yields what each answer buys against plain all-reduce's, or against the best other answer."""
-    chosen, stock = Plan.parse(ranking.chosen.plan), Plan.parse(ranking.stock.plan)
+    chosen, stock = ranking.chosen.plan, ranking.stock.plan
     for axis, own, plain in zip(FAMILIES, answers(chosen), answers(stock), strict=True):
         if own != plain:
             yield from _bought(ranking, chosen, axis, plain)
@@ -148,7 +148,7 @@ def _passed_over(ranking: Ranking, chosen: Plan, axis: Axis) -> Iterator[str]:
     place = tuple(FAMILIES).index(axis)
     own = answers(chosen)
     for row in ranking.rows:
-        other = answers(Plan.parse(row.plan))
+        other = answers(row.plan)
         if (
             other[place] != own[place]
             and other[:place] + other[place + 1 :] == own[:place] + own[place + 1 :]
@@ -173,10 +173,10 @@ def _lossy_offer(ranking: Ranking) -> Iterator[str]:
 
 def _caveats(ranking: Ranking) -> Iterator[str]:
     try:
-        fit = fit_of(Plan.parse(ranking.chosen.plan), ranking.profile, ranking.cluster)
+        fit = fit_of(ranking.chosen.plan, ranking.profile, ranking.cluster)
     except (PlanError, ProgramError):
         return
     if fit.source != "measured":
         yield f"{fit.program} was not measured on this cluster; its time is a formula's: run `tightwire probe`."
-    if not ranking.profile.codecs and Plan.parse(ranking.chosen.plan).compression_text != "none":
+    if not ranking.profile.codecs and ranking.chosen.plan.compression_text != "none":
         yield "Codecs were not measured on this machine; their time is a guess: run `tightwire profile`."

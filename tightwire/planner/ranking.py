@@ -5,21 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tightwire.cluster import Cluster
-from tightwire.plan import Plan, PlanFile
+from tightwire.plan import PlanFile
 from tightwire.planner.candidates import Allowance, departures, keeps_optimizer
 from tightwire.planner.confidence import chance
 from tightwire.planner.deviation import deviation
-from tightwire.planner.search import SAME_CLASS, Row, Search
+from tightwire.planner.search import SAME_CLASS, Search
 from tightwire.profile import Profile
 from tightwire.simulate import Prediction
 
-# Below this, a predicted gain is not worth leaving what everybody knows.
+# Below this, a predicted gain is no reason to leave stock PyTorch.
 LEAST_GAIN = 0.02
-# Harms this close are no reason to prefer one plan to another.
-ABOUT_AS_MILD = 1.05
+# Deviations this close are no reason to prefer one plan to another.
+SAME_DEVIATION = 1.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,48 +83,26 @@ class Ranking:
     def plan_file(self) -> PlanFile:
         """Returns the chosen plan with what it was derived from, what is expected of it, and why."""
         return PlanFile(
-            plan=self.chosen.plan,
+            plan=str(self.chosen.plan),
             measured={
                 "profile": dataclasses.asdict(self.profile),
                 "cluster": dataclasses.asdict(self.cluster),
             },
-            predicted=summary(self.chosen),
+            predicted=self.chosen.values(),
             why=self.why,
         )
-
-
-def recommend(profile: Profile, cluster: Cluster, *, allow: Allowance = "lossless") -> Ranking:
-    """Predicts every plan within the allowance, chooses one and explains the choice.
-
-    Args:
-        profile: one worker's step without exchange.
-        cluster: the wire. Where programs were measured, only those compete: formulas would flatter the others.
-        allow: `lossless` keeps the exact mean gradient of every step; `lossy` may change what is sent; `stale` may also
-            make steps alone, with old gradients, or with some neighbours only.
-
-    Raises:
-        PlanError: an unknown allowance.
-
-    >>> profile = Profile.uniform(layers=8, numel_per_layer=100_000, forward_s=0.1, backward_s=0.2)
-    >>> recommend(profile, Cluster.uniform(4, 10e9, 1e-6)).stays
-    True
-    """
-    from tightwire.planner.explain import explain
-
-    ranking = rank(profile, cluster, allow)
-    return dataclasses.replace(ranking, why=tuple(explain(ranking)))
 
 
 def rank(profile: Profile, cluster: Cluster, allow: Allowance) -> Ranking:
     """Returns the ranking without its reasons."""
     search = Search(profile, cluster, allow)
     rows = search.run()
-    stock = next(found for found, plan in rows if departures(plan) == 0)
+    stock = next(row for row in rows if departures(row.plan) == 0)
     return Ranking(
         profile=profile,
         cluster=cluster,
         allow=allow,
-        rows=tuple(found for found, _ in rows),
+        rows=tuple(rows),
         chosen=_choose(rows, stock, least_gain(profile, stock)),
         stock=stock,
         considered=search.considered,
@@ -138,32 +115,25 @@ def least_gain(profile: Profile, stock: Prediction) -> float:
     return max(LEAST_GAIN, profile.noise * profile.compute_s / stock.step_s)
 
 
-def summary(prediction: Prediction) -> dict[str, Any]:
-    """Returns a prediction as plain values, without its critical path."""
-    values = dataclasses.asdict(prediction)
-    del values["critical_path"]
-    return values
+def _choose(rows: Sequence[Prediction], stock: Prediction, least_gain: float) -> Prediction:
+    """Returns, of the plans about as fast as the fastest, the one that changes training least.
 
-
-def _choose(rows: Sequence[Row], stock: Prediction, least_gain: float) -> Prediction:
-    """Returns the mildest of the plans about as fast as the fastest, or plain all-reduce where that gains too little.
-
-    Plans that ask for another optimizer are left to those who ask for them.
+    Plain all-reduce where that gains too little. Plans that need another optimizer are left to those who ask for them.
     """
-    able = [row for row in rows if keeps_optimizer(row[1])]
-    equals = [row for row in able if row[0].step_s <= able[0][0].step_s * (1 + SAME_CLASS)]
-    least_harm = min(deviation(plan) for _, plan in equals)
-    harmless = [row for row in equals if deviation(row[1]) <= least_harm * ABOUT_AS_MILD]
-    as_good_s = harmless[0][0].step_s * (1 + LEAST_GAIN)
-    best, _ = min(
-        (row for row in harmless if row[0].step_s <= as_good_s),
-        key=lambda row: (departures(row[1]), row[0].step_s),
+    able = [row for row in rows if keeps_optimizer(row.plan)]
+    equals = [row for row in able if row.step_s <= able[0].step_s * (1 + SAME_CLASS)]
+    least = min(deviation(row.plan) for row in equals)
+    mildest = [row for row in equals if deviation(row.plan) <= least * SAME_DEVIATION]
+    as_good_s = mildest[0].step_s * (1 + LEAST_GAIN)
+    best = min(
+        (row for row in mildest if row.step_s <= as_good_s),
+        key=lambda row: (departures(row.plan), row.step_s),
     )
     return best if best.step_s < stock.step_s * (1 - least_gain) else stock
 
 
 def _kind(row: Prediction) -> tuple[str, ...]:
-    plan = Plan.parse(row.plan)
+    plan = row.plan
     # Of policies with fewer exchanges, what is sent matters less than that it seldom is.
     sender = plan.compression[0].name if plan.sync.name == "bsp" else ""
     return plan.sync.name, plan.architecture.name, sender

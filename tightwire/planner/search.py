@@ -11,23 +11,21 @@ from tightwire.errors import PlanError, ProgramError
 from tightwire.plan import Plan
 from tightwire.planner.bounds import lower_bound_s
 from tightwire.planner.candidates import (
-    STOCK,
     Allowance,
     candidates,
     departures,
     keeps_optimizer,
     neighbours,
+    stock_plan,
 )
 from tightwire.planner.deviation import deviation
 from tightwire.profile import Profile
 from tightwire.simulate import Prediction, fit_of, predict
 
-# Of lossy plans this close to the fastest, the one that changes least of what is learnt from is taken.
+# Of plans this close to the fastest, the one that changes training least is taken.
 SAME_CLASS = 0.10
 # How many of the fastest are looked around in each round, and how many rounds are made at most.
 WIDTH, ROUNDS = 2, 4
-
-Row = tuple[Prediction, Plan]
 
 
 @dataclass
@@ -43,19 +41,19 @@ class Search:
     profile: Profile
     cluster: Cluster
     allow: Allowance
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Prediction] = field(default_factory=list)
     considered: int = 0
     pruned: int = 0
     _seen: set[str] = field(default_factory=set)
 
-    def run(self) -> list[Row]:
+    def run(self) -> list[Prediction]:
         """Searches, and returns all rows, fastest first.
 
         Raises:
             PlanError: an unknown allowance, or a model that does not fit the memory of the devices.
         """
-        stock = Plan.parse(STOCK)
-        self.rows.append((predict(stock, self.profile, self.cluster), stock))
+        stock = stock_plan()
+        self.rows.append(predict(stock, self.profile, self.cluster))
         self._seen.add(str(stock))
         self.considered = 1
         levelled = self.cluster.links is not None
@@ -70,18 +68,18 @@ class Search:
             self._predict(
                 other for plan in centres for other in neighbours(plan, size, self.allow, levelled=levelled)
             )
-        return sorted(self.rows, key=lambda row: row[0].step_s)
+        return sorted(self.rows, key=lambda row: row.step_s)
 
     def _best(self) -> list[Plan]:
-        """Returns the fastest plans, and the least harmful of those about as fast."""
-        fastest = sorted((row for row in self.rows if keeps_optimizer(row[1])), key=lambda row: row[0].step_s)
-        equals = [row for row in fastest if row[0].step_s <= fastest[0][0].step_s * (1 + SAME_CLASS)]
-        mildest = min(equals, key=lambda row: (deviation(row[1]), row[0].step_s))
-        return list(dict.fromkeys([mildest[1], *(plan for _, plan in fastest[:WIDTH])]))
+        """Returns the fastest plans, and of those about as fast the one that changes training least."""
+        fastest = sorted((row for row in self.rows if keeps_optimizer(row.plan)), key=lambda row: row.step_s)
+        equals = [row for row in fastest if row.step_s <= fastest[0].step_s * (1 + SAME_CLASS)]
+        mildest = min(equals, key=lambda row: (deviation(row.plan), row.step_s))
+        return list(dict.fromkeys([mildest.plan, *(row.plan for row in fastest[:WIDTH])]))
 
     def _predict(self, plans: Iterable[Plan]) -> None:
         """Predicts those of some plans that may be worth it, those with the lowest bounds first."""
-        best_s = min(row[0].step_s for row in self.rows if keeps_optimizer(row[1]))
+        best_s = min(row.step_s for row in self.rows if keeps_optimizer(row.plan))
         for bound_s, plan in sorted(self._bounded(plans), key=lambda pair: pair[0]):
             if bound_s > best_s * (1 + SAME_CLASS):
                 self.pruned += 1
@@ -93,7 +91,7 @@ class Search:
                 ProgramError,
             ):  # no such program among so many workers, or none that can be predicted
                 continue
-            self.rows.append((found, plan))
+            self.rows.append(found)
             if keeps_optimizer(plan):
                 best_s = min(best_s, found.step_s)
 

@@ -82,6 +82,8 @@ class Profile:
         codecs: what encoding and decoding cost.
         pass_s_per_element: one pass over memory, such as adding a leftover.
         noise: spread of the step time, from step to step and worker to worker: standard deviation over median.
+        compute_uncertainty: standard deviation over value of how far compute may be off in all steps alike: 0 where it
+            was measured, more where it was derived from a data sheet.
         contention: wall time over processor time of the training thread, at least 1: how many times longer work
             takes because the workers of a host share its cores. More than 1 where there are fewer cores than
             workers; communication then takes time from compute even while both overlap.
@@ -98,6 +100,7 @@ class Profile:
     codecs: tuple[CodecCost, ...] = ()
     pass_s_per_element: float = PRIOR_PASS_S_PER_ELEMENT
     noise: float = 0.02
+    compute_uncertainty: float = 0.0
     contention: float = 1.0
     memory_bytes: int = 0
     version: Literal[1] = 1
@@ -107,6 +110,7 @@ class Profile:
             require_range(field, getattr(self, field), 0.0, MAX_SECONDS)
         require_range("pass_s_per_element", self.pass_s_per_element, 0.0, 1.0)
         require_range("noise", self.noise, 0.0, 10.0)
+        require_range("compute_uncertainty", self.compute_uncertainty, 0.0, 10.0)
         require_range("contention", self.contention, 1.0, 1000.0)
         require_range("memory_bytes", self.memory_bytes, 0, 1e15)
         _require_parameters(self.parameters, self.backward_s)

@@ -124,4 +124,4 @@ class Pilot:
 
 
 def _choice(ranking: Ranking) -> Choice:
-    return Choice(plan=ranking.chosen.plan, predicted_step_s=ranking.chosen.step_s, why=ranking.why)
+    return Choice(plan=str(ranking.chosen.plan), predicted_step_s=ranking.chosen.step_s, why=ranking.why)

@@ -212,6 +212,16 @@ class Schedule(ScheduleAnswer, abc.ABC):
         measures: whether it decides by measured times, and so begins with a few rounds of watching.
     """
 
+    @property
+    def num_fragments(self) -> int:
+        """In how many fragments, one after the other, the model agrees in a round."""
+        return 1
+
+    @property
+    def steps_behind(self) -> int:
+        """How many steps are made while a fragment's exchange travels; 0: as the policy says."""
+        return 0
+
     @abc.abstractmethod
     def partition(self, tensors: Sequence[TensorFacts], wire: Wire | None = None) -> Partition:
         """Groups tensors into buckets.

@@ -43,6 +43,14 @@ class Streaming(Schedule):
                 "1, as in streaming:4,overlap=1,alpha=0.5."
             )
 
+    @property
+    def num_fragments(self) -> int:  # noqa: D102
+        return self.fragments
+
+    @property
+    def steps_behind(self) -> int:  # noqa: D102
+        return self.overlap
+
     def split(self, tensors: Sequence[TensorFacts]) -> Partition:
         """Cuts tensors into runs of about equal size, one per fragment.
 

@@ -1,33 +1,36 @@
 """The simulator: what a plan would cost, in virtual time and with the runtime's own schedulers. No torch."""
 
-from tightwire.simulate.carrier import Carrier, carrier, prior, sent_bytes
+from tightwire.simulate.collective import Collective, collective_of, prior, sent_bytes
 from tightwire.simulate.cost import BucketCost, Costs, fit_of
-from tightwire.simulate.events import Clock, Work
-from tightwire.simulate.pace import slowest_of
+from tightwire.simulate.counts import ProgramCounts, counts_of
+from tightwire.simulate.events import Computation, VirtualClock
+from tightwire.simulate.interval import COVERAGE, SIMULATION_ERROR
 from tightwire.simulate.predict import predict
-from tightwire.simulate.prediction import Bound, Prediction, Span
-from tightwire.simulate.shape import Shape, shape_of
-from tightwire.simulate.step import Channel, Move, Steps, Timeline
+from tightwire.simulate.prediction import Bound, Prediction, Segment
+from tightwire.simulate.step import Lanes, PieceTransfer, StepSimulation, Timeline
+from tightwire.simulate.stragglers import slowest_delay
 
 __all__ = [
+    "COVERAGE",
+    "SIMULATION_ERROR",
     "Bound",
     "BucketCost",
-    "Carrier",
-    "Channel",
-    "Clock",
+    "Collective",
+    "Computation",
     "Costs",
-    "Move",
+    "Lanes",
+    "PieceTransfer",
     "Prediction",
-    "Shape",
-    "Span",
-    "Steps",
+    "ProgramCounts",
+    "Segment",
+    "StepSimulation",
     "Timeline",
-    "Work",
-    "carrier",
+    "VirtualClock",
+    "collective_of",
+    "counts_of",
     "fit_of",
     "predict",
     "prior",
     "sent_bytes",
-    "shape_of",
-    "slowest_of",
+    "slowest_delay",
 ]

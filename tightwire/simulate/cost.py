@@ -18,7 +18,7 @@ from tightwire.compression import Codec, Identity, Stage
 from tightwire.errors import PlanError
 from tightwire.plan import Plan
 from tightwire.profile import Profile
-from tightwire.simulate.carrier import Carrier, carrier
+from tightwire.simulate.collective import Collective, collective_of
 
 # From this contention on, a communication thread takes its whole processor time from compute.
 SATURATED = 1.5
@@ -61,7 +61,7 @@ class BucketCost:
 
 
 FREE = BucketCost(codec_s=0.0, latency_s=0.0, wire_s=0.0, sent_bytes=0)
-# Methods that talk while they compress have two exchanges on the way of a bucket: factors, or values and their choice.
+# Methods that talk while they compress have two exchanges for a bucket: factors, or values and their choice.
 REDUCTION_EXCHANGES = 2
 
 
@@ -96,15 +96,15 @@ class Costs:
             self._known[key] = self._price(numel, itemsize, sender, shapes or ((numel,),))
         return self._known[key]
 
-    def carrier_of(self, codec: Codec, numel: int, itemsize: int) -> Carrier:
+    def collective_for(self, codec: Codec, numel: int, itemsize: int) -> Collective:
         """Returns what carries one bucket, by the same definition that the runtime goes by."""
         architecture, workers = self.architecture, self.cluster.workers
         if not isinstance(architecture, AllReduce):
-            return carrier(architecture, architecture.name, workers, self.cluster.workers_per_node)
+            return collective_of(architecture, architecture.name, workers, self.cluster.workers_per_node)
         setting = Setting(num_ranks=workers, costs=self.cluster.costs)
         name = architecture.choose(codec, numel, itemsize, setting)
         told = AllReduce(name) if architecture.by == "auto" else architecture
-        return carrier(told, name, workers, self.cluster.workers_per_node)
+        return collective_of(told, name, workers, self.cluster.workers_per_node)
 
     @cached_property
     def control(self) -> BucketCost:
@@ -114,12 +114,12 @@ class Costs:
     def message(self, numel: int) -> BucketCost:
         """Returns the cost of a small exact message that engines agree by; bytes do not slow it down."""
         name = "recursive-doubling"
-        way = carrier(AllReduce(name), name, self.cluster.workers)
+        collective = collective_of(AllReduce(name), name, self.cluster.workers)
         return BucketCost(
             codec_s=0.0,
-            latency_s=way.fit(self.cluster).alpha_s,
+            latency_s=collective.fit(self.cluster).alpha_s,
             wire_s=0.0,
-            sent_bytes=way.sent_bytes(Identity(), numel, 4),
+            sent_bytes=collective.sent_bytes(Identity(), numel, 4),
         )
 
     def _price(
@@ -132,13 +132,15 @@ class Costs:
             if self.architecture.is_levelled and not sender.lossless:
                 return self._by_levels(numel, itemsize, sender)
             sender = self.architecture.sender(sender, numel, itemsize, self.cluster.workers)
-        return self._leg(self.carrier_of(sender, numel, itemsize), self.cluster, numel, itemsize, sender)
+        return self._leg(self.collective_for(sender, numel, itemsize), self.cluster, numel, itemsize, sender)
 
-    def _leg(self, way: Carrier, cluster: Cluster, numel: int, itemsize: int, codec: Codec) -> BucketCost:
-        fit, sent = way.fit(cluster), way.sent_bytes(codec, numel, itemsize)
+    def _leg(
+        self, collective: Collective, cluster: Cluster, numel: int, itemsize: int, codec: Codec
+    ) -> BucketCost:
+        fit, sent = collective.fit(cluster), collective.sent_bytes(codec, numel, itemsize)
         wire_s = fit.beta_s_per_byte * sent
-        codec_s = self._codec_s(way, codec, numel)
-        hidden_s = self._hidden_s(way, numel * itemsize, codec_s, wire_s)
+        codec_s = self._codec_s(collective, codec, numel)
+        hidden_s = self._hidden_s(collective, numel * itemsize, codec_s, wire_s)
         passes_s = self._passes_s(codec.lossless, numel)
         return BucketCost(
             codec_s=codec_s - hidden_s + passes_s,
@@ -158,8 +160,8 @@ class Costs:
             ("ring", node, numel, Identity()),  # reduce-scatter and all-gather inside are a ring's two halves
             ("ring", across, shard, codec),
         ):
-            way = carrier(AllReduce(name), name, cluster.workers)
-            legs.append(self._leg(way, cluster, size, itemsize, sender))
+            collective = collective_of(AllReduce(name), name, cluster.workers)
+            legs.append(self._leg(collective, cluster, size, itemsize, sender))
         return reduce(BucketCost.__add__, legs, FREE)
 
     @property
@@ -182,7 +184,7 @@ class Costs:
         if workers == 1:
             return FREE
         sent = busiest_bytes(sender, shapes, itemsize, workers)
-        dense = self.carrier_of(Identity(), numel, itemsize)
+        dense = self.collective_for(Identity(), numel, itemsize)
         fit = dense.fit(self.cluster)
         cost = self.profile.codec_cost(str(sender))
         codec_s = cost.fixed_s + numel * (cost.encode_s_per_element + cost.decode_s_per_element)
@@ -195,19 +197,19 @@ class Costs:
             stolen_s=self._stolen_s(work_s, fit.cpu_s_per_byte * sent),
         )
 
-    def _codec_s(self, way: Carrier, codec: Codec, numel: int) -> float:
-        if codec.lossless or way.workers == 1:
+    def _codec_s(self, collective: Collective, codec: Codec, numel: int) -> float:
+        if codec.lossless or collective.workers == 1:
             return 0.0
-        cost, shape = self.profile.codec_cost(str(codec)), way.shape
-        per_chunk_s = shape.encodes * cost.encode_s_per_element + shape.decodes * cost.decode_s_per_element
-        calls = max(shape.encodes, shape.decodes)
-        return per_chunk_s * numel / shape.chunks + cost.fixed_s * calls
+        cost, counts = self.profile.codec_cost(str(codec)), collective.counts
+        per_chunk_s = counts.encodes * cost.encode_s_per_element + counts.decodes * cost.decode_s_per_element
+        calls = max(counts.encodes, counts.decodes)
+        return per_chunk_s * numel / counts.chunks + cost.fixed_s * calls
 
-    def _hidden_s(self, way: Carrier, num_bytes: int, codec_s: float, wire_s: float) -> float:
+    def _hidden_s(self, collective: Collective, num_bytes: int, codec_s: float, wire_s: float) -> float:
         """Returns what overlaps: the runner encodes one piece of a chunk while the piece before it travels."""
-        if way.name == "native" or way.shape.chunks == 1:
+        if collective.name == "native" or collective.counts.chunks == 1:
             return 0.0
-        pieces = max(1, round(num_bytes / way.shape.chunks / PIECE_BYTES))
+        pieces = max(1, round(num_bytes / collective.counts.chunks / PIECE_BYTES))
         return min(codec_s, wire_s) * (1 - 1 / pieces)
 
     def _stolen_s(self, work_s: float, moving_s: float) -> float:
@@ -272,7 +274,7 @@ def fit_of(plan: Plan, profile: Profile, cluster: Cluster) -> Fit:
     """Returns the fit of what carries most of a plan's bytes: how uncertain its time on the wire is."""
     costs, sender = costs_of(plan, profile, cluster), plan.compression[0]
     codec = sender if isinstance(sender, Codec) else Identity()
-    return costs.carrier_of(codec, profile.num_bytes // 4, 4).fit(cluster)
+    return costs.collective_for(codec, profile.num_bytes // 4, 4).fit(cluster)
 
 
 # Above this many workers, the programs that methods with an exchange of their own run are too large to be counted.

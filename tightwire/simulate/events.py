@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 Action = Callable[[], None]
 
 
-class Clock:
+class VirtualClock:
     """Virtual time. Actions at the same time happen in the order in which they were asked for.
 
-    >>> clock, seen = Clock(), []
+    >>> clock, seen = VirtualClock(), []
     >>> clock.after(2.0, lambda: seen.append(clock.now_s)); clock.after(1.0, lambda: seen.append(clock.now_s))
     >>> clock.run(); seen
     [1.0, 2.0]
@@ -35,7 +35,7 @@ class Clock:
             action()
 
 
-class Work:
+class Computation:
     """A stretch of work with milestones, done at a speed that may change on the way.
 
     Args:
@@ -43,7 +43,7 @@ class Work:
         milestones: (amount of work in seconds at speed 1, what happens then), ascending.
     """
 
-    def __init__(self, clock: Clock, milestones: Sequence[tuple[float, Action]]) -> None:
+    def __init__(self, clock: VirtualClock, milestones: Sequence[tuple[float, Action]]) -> None:
         self._clock = clock
         self._milestones = milestones
         self._next = 0

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+
 from tightwire.architecture import Gossip, ParameterServer
 from tightwire.cluster import Cluster
 from tightwire.errors import PlanError
 from tightwire.plan import Plan
 from tightwire.profile import Profile
-from tightwire.simulate.gossiping import predict_gossip
+from tightwire.simulate.bulk import predict_bulk
+from tightwire.simulate.gossip import predict_gossip
 from tightwire.simulate.prediction import Prediction
-from tightwire.simulate.rounds import predict_rounds
-from tightwire.simulate.serving import predict_served
+from tightwire.simulate.rounds import predict_delayed, predict_rounds
+from tightwire.simulate.servers import predict_served
+from tightwire.sync.sync import PredictorKind
 
 
 def predict(plan: Plan | str, profile: Profile, cluster: Cluster) -> Prediction:
@@ -35,17 +40,30 @@ def predict(plan: Plan | str, profile: Profile, cluster: Cluster) -> Prediction:
     >>> predict("bsp/allreduce:ring", profile, Cluster.uniform(4, 25e6, 1e-4)).bound_by
     'wire'
     """
-    parsed = Plan.parse(plan) if isinstance(plan, str) else plan
+    asked = Plan.parse(plan) if isinstance(plan, str) else plan
     require_memory(profile, cluster)
-    final, _ = parsed.sync.stretches()[-1]
-    lasting = parsed if final == parsed.sync else parsed.having(sync=final)
-    if isinstance(lasting.architecture, Gossip):
-        found = predict_gossip(lasting, profile, cluster)
-    elif final.predictor == "server" or _has_dedicated_servers(lasting):
-        found = predict_served(lasting, profile, cluster)
-    else:
-        found = predict_rounds(lasting, profile, cluster)
-    return found.named(str(parsed))
+    final, _ = asked.sync.stretches()[-1]
+    lasting = asked if final == asked.sync else asked.having(sync=final)
+    found = _predictor(lasting)(lasting, profile, cluster)
+    return dataclasses.replace(found, plan=asked)
+
+
+def _predictor(plan: Plan) -> Callable[[Plan, Profile, Cluster], Prediction]:
+    """Returns what predicts a plan: by its architecture where that sets the pace, else as its policy declares."""
+    architecture, sync = plan.architecture, plan.sync
+    if isinstance(architecture, Gossip):
+        return predict_gossip
+    if isinstance(architecture, ParameterServer) and architecture.servers > 0:
+        return predict_served
+    return PREDICTORS[sync.predictor]
+
+
+PREDICTORS: dict[PredictorKind, Callable[[Plan, Profile, Cluster], Prediction]] = {
+    "bulk": predict_bulk,
+    "delayed": predict_delayed,
+    "rounds": predict_rounds,
+    "server": predict_served,
+}
 
 
 def require_memory(profile: Profile, cluster: Cluster) -> None:
@@ -60,7 +78,3 @@ def require_memory(profile: Profile, cluster: Cluster) -> None:
             f"the model does not fit: a worker must hold {needs / 1e9:.1f} GB and a device has {has / 1e9:.1f} GB; cut "
             "the model (tensor or pipeline parallelism, sharding), or take larger devices. No time is predicted."
         )
-
-
-def _has_dedicated_servers(plan: Plan) -> bool:
-    return isinstance(plan.architecture, ParameterServer) and plan.architecture.servers > 0

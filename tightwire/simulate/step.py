@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from tightwire.schedule import Agenda, Scheduler
 from tightwire.simulate.cost import BucketCost
-from tightwire.simulate.events import Action, Clock, Work
+from tightwire.simulate.events import Action, Computation, VirtualClock
 
 # However busy the communication thread is, its host's scheduler leaves compute this much at least.
 MOST_STOLEN = 0.9
@@ -17,7 +17,7 @@ STEPS_TO_REPEAT = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Move:
+class PieceTransfer:
     """One piece's way over the wire, in seconds from the start of its step's backward."""
 
     piece: int
@@ -40,7 +40,7 @@ class Timeline:
 
     ready_s: dict[int, float] = field(default_factory=dict)
     backward_end_s: float = 0.0
-    moves: list[Move] = field(default_factory=list)
+    moves: list[PieceTransfer] = field(default_factory=list)
     control_end_s: float = 0.0
     period_s: float = 0.0
 
@@ -50,7 +50,7 @@ class Timeline:
         return max(self.backward_end_s, self.control_end_s, *(move.end_s for move in self.moves), 0.0)
 
 
-class Channel:
+class Lanes:
     """A worker's lanes to the others: starts pieces in the scheduler's order, as lanes are free.
 
     Latencies of pieces on different lanes overlap. Their bytes share one line, and their codecs one processor, first
@@ -59,13 +59,13 @@ class Channel:
 
     def __init__(
         self,
-        clock: Clock,
+        clock: VirtualClock,
         scheduler: Scheduler,
         agenda: Agenda,
         costs: Sequence[BucketCost],
         on_change: Callable[[], None],
     ) -> None:
-        self.moves: list[Move] = []
+        self.moves: list[PieceTransfer] = []
         self.speed_left = 1.0  # of compute, beside what is under way
         self.arrived: set[int] = set()
         self._clock, self._scheduler, self._agenda, self._costs = clock, scheduler, agenda, costs
@@ -83,7 +83,7 @@ class Channel:
         self.arrived.clear()
         self._left, self._started = list(self._missing), 0
 
-    def poke(self) -> None:
+    def start_ready(self) -> None:
         """Starts what can be started."""
         while self._lane_is_free() and (piece := self._scheduler.next()) is not None:
             self._start(piece)
@@ -103,13 +103,13 @@ class Channel:
 
     def _arrive(self, piece: int, start_s: float) -> None:
         bucket = self._agenda.pieces[piece].bucket
-        self.moves.append(Move(piece=piece, bucket=bucket, start_s=start_s, end_s=self._clock.now_s))
+        self.moves.append(PieceTransfer(piece=piece, bucket=bucket, start_s=start_s, end_s=self._clock.now_s))
         self._under_way.remove(piece)
         self._scheduler.done(piece)
         self._left[bucket] -= 1
         if not self._left[bucket]:
             self.arrived.add(bucket)
-        self.poke()
+        self.start_ready()
         self._share()
 
     def _share(self) -> None:
@@ -121,7 +121,7 @@ class Channel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Steps:
+class StepSimulation:
     """Forward and backward passes and the exchanges that overlap with them.
 
     Attributes:
@@ -150,11 +150,11 @@ class Steps:
 
 
 class _Simulation:
-    def __init__(self, steps: Steps, scheduler: Scheduler) -> None:
+    def __init__(self, steps: StepSimulation, scheduler: Scheduler) -> None:
         self.steps, self.scheduler = steps, scheduler
-        self.clock, self.timeline = Clock(), Timeline()
-        self.channel = Channel(self.clock, scheduler, steps.agenda, steps.costs, self._on_change)
-        self.work: Work | None = None
+        self.clock, self.timeline = VirtualClock(), Timeline()
+        self.channel = Lanes(self.clock, scheduler, steps.agenda, steps.costs, self._on_change)
+        self.work: Computation | None = None
         self.waits_for: tuple[int, Callable[[], None]] | None = None
         self.begun_s = 0.0
         self.ends_s: list[float] = []
@@ -183,7 +183,7 @@ class _Simulation:
         def filled() -> None:
             self.timeline.ready_s[bucket] = self.clock.now_s - self.begun_s
             self.scheduler.ready(bucket)
-            self.channel.poke()
+            self.channel.start_ready()
 
         return filled
 
@@ -192,7 +192,7 @@ class _Simulation:
         now_s = self.clock.now_s
         self.timeline.backward_end_s = now_s - self.begun_s
         self.scheduler.end()
-        self.channel.poke()
+        self.channel.start_ready()
         self.clock.after(self.steps.control_s, self._control)
         self.ends_s.append(now_s)
         if self.steps.overlaps_forward and len(self.ends_s) < STEPS_TO_REPEAT:
@@ -224,7 +224,7 @@ class _Simulation:
         self._on_change()
 
     def _compute(self, milestones: Sequence[tuple[float, Action]]) -> None:
-        self.work = Work(self.clock, milestones)
+        self.work = Computation(self.clock, milestones)
         self.work.set_speed(self.channel.speed_left)
 
     def _on_change(self) -> None:

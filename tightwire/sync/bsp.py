@@ -17,6 +17,7 @@ class Bsp(Sync):
     paper: ClassVar[str] = "Valiant, A Bridging Model for Parallel Computation, CACM 1990"
     engine: ClassVar[EngineKind] = "gradients"
     predictor: ClassVar[PredictorKind] = "bulk"
+    is_bulk: ClassVar[bool] = True
     needs_agreement: ClassVar[bool] = False
 
     @property

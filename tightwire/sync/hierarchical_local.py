@@ -53,5 +53,13 @@ class HierarchicalLocal(Rounds):
         return self.H1
 
     @property
+    def workers_inside(self) -> int:  # noqa: D102
+        return self.node
+
+    @property
+    def workers_inside(self) -> int:  # noqa: D102
+        return self.node
+
+    @property
     def optimizer_state(self) -> State:  # noqa: D102
         return require_state(self, self.state)

@@ -78,11 +78,6 @@ class Rounds(Sync, abc.ABC):
         return self.steps_per_round
 
     @property
-    def steps_inside(self) -> int:
-        """How many steps share an exchange within the node; 0: there is none."""
-        return 0
-
-    @property
     def optimizer_state(self) -> State:
         """What becomes of the optimizer's state in a round: each worker's own is kept, averaged, or reset.
 

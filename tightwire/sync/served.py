@@ -14,6 +14,10 @@ from tightwire.sync.sync import EngineKind, PredictorKind, Sync
 UNBOUNDED_LEAD = 8
 # What a server's way of answering changes where rounds are those of bsp.
 LATE_ANSWER = 0.5
+# How many gradients make a round that others wait for.
+QUORUM = 2
+# For what is asked of a policy where the number of workers is not known.
+MANY_WORKERS = 2**20
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,21 @@ class Served(Sync, abc.ABC):
             workers: how many there are.
         """
         return 1.0 / workers
+
+    @property
+    def updates_alone(self) -> bool:  # noqa: D102
+        return self.quorum(MANY_WORKERS) < QUORUM
+
+    def awaited(self, workers: int) -> int:  # noqa: D102
+        quorum = self.quorum(workers)
+        if quorum >= QUORUM:
+            return quorum
+        return 0 if self.lead is None else workers
+
+    @property
+    def steps_between_waits(self) -> int:
+        """A lead of s averages delays over s + 1 steps before anybody waits for the slowest."""
+        return 1 if self.quorum(MANY_WORKERS) >= QUORUM else 1 + (self.lead or 0)
 
     @property
     def deviation(self) -> float:  # noqa: D102

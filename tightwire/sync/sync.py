@@ -23,6 +23,7 @@ class Sync(SyncAnswer, abc.ABC):
         predictor: how its steps are predicted; likewise.
         needs_agreement: whether every worker must hold the same mean after a round, as it does under all-reduce and
             behind a server but not under gossip.
+        is_bulk: whether every step is made with the mean of that step's own gradients over all workers.
         follows_loss: whether the policy listens to `run.report_loss`.
 
     Raises:
@@ -32,6 +33,7 @@ class Sync(SyncAnswer, abc.ABC):
     engine: ClassVar[EngineKind]
     predictor: ClassVar[PredictorKind]
     needs_agreement: ClassVar[bool] = True
+    is_bulk: ClassVar[bool] = False
     follows_loss: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -67,6 +69,30 @@ class Sync(SyncAnswer, abc.ABC):
     def steps_late(self) -> int:
         """How many steps are made while an exchange travels; 0: all wait for it."""
         return 0
+
+    @property
+    def steps_inside(self) -> int:
+        """How many steps share an exchange within the node; 0: there is none."""
+        return 0
+
+    @property
+    def workers_inside(self) -> int:
+        """How many consecutive ranks are a node, for exchanges within it; 0: as many as the launcher says."""
+        return 0
+
+    @property
+    def updates_alone(self) -> bool:
+        """Whether a server updates the model once for every worker's gradient, rather than once for their mean."""
+        return False
+
+    def awaited(self, workers: int) -> int:
+        """Returns which of N workers, in the order of their arrival, a worker waits for: N is the slowest, 0 nobody."""
+        return workers
+
+    @property
+    def steps_between_waits(self) -> int:
+        """How many steps a worker makes, in the mean, between two waits for others; delays average out over them."""
+        return self.steps_per_round
 
     @property
     def has_outer_step(self) -> bool:

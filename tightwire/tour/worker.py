@@ -14,7 +14,7 @@ from typing import Any, cast, get_args
 
 from tightwire.cluster import Cluster
 from tightwire.plan import Plan
-from tightwire.planner import STOCK, Allowance, Ranking, candidates, is_lossless, recommend, summary
+from tightwire.planner import STOCK, Allowance, Ranking, candidates, is_lossless, recommend
 from tightwire.probe import probe
 from tightwire.profile import Profile, measure, measure_codecs, measure_pass
 from tightwire.simulate import predict
@@ -76,7 +76,7 @@ def main() -> None:
         )
         prediction = predict(STOCK if plan == DDP else plan, profile, cluster)
         teller.tell(
-            "trained", role=role, training=asdict(training), prediction=summary(prediction), number=number
+            "trained", role=role, training=asdict(training), prediction=prediction.values(), number=number
         )
     shutdown()
 
@@ -132,7 +132,7 @@ def _choose(
             allow: recommend(profile, cluster, allow=cast(Allowance, allow)) for allow in get_args(Allowance)
         }
         for want in wanted:
-            plan = rankings[want].chosen.plan if want in rankings else want
+            plan = str(rankings[want].chosen.plan) if want in rankings else want
             chosen.append((_role(plan), plan))
         for allow, ranking in rankings.items():
             ranking.plan_file().write(out / f"plan-{allow}.yaml")

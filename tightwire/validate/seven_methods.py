@@ -23,7 +23,7 @@ from tightwire.schedule import (
     Wire,
 )
 from tightwire.simulate.cost import BucketCost
-from tightwire.simulate.step import Steps
+from tightwire.simulate.step import StepSimulation
 from tightwire.validate import published
 from tightwire.validate.fitting import Prior, as_numbers, fit
 from tightwire.validate.table import Point, Table
@@ -156,7 +156,7 @@ def _exchange(testbed: Testbed, load: Load, schedule: Schedule, wire: Wire, *, h
     ]
     forward_s = load.compute_s * FORWARD_SHARE
     extra_s = testbed.gradient_s_per_byte * load.num_bytes
-    steps = Steps(
+    steps = StepSimulation(
         forward_s=forward_s + hooks_s,
         backward_s=load.compute_s - forward_s,
         optimizer_s=extra_s,

@@ -10,23 +10,23 @@ from tightwire.architecture.allreduce.traffic import predict_bytes
 from tightwire.cluster import PRIOR_RESIDUAL, Cluster, Fit
 from tightwire.compression import Codec, Identity
 from tightwire.errors import ProgramError
+from tightwire.simulate.counts import CLOSED_FORMS, MAX_BUILT, ProgramCounts, busiest_rank, count, counts_of
 from tightwire.simulate.flows import fit_on
-from tightwire.simulate.shape import CLOSED_FORMS, MAX_BUILT, Shape, busiest_rank, count, shape_of
 
 
-class Carrier:
+class Collective:
     """A program among so many workers.
 
     Attributes:
         name: of the program, as fits name it.
         workers: how many.
         program: its transfers; None where it is too large to be built, and a closed form stands for it.
-        shape: what its busiest worker does.
+        counts: what its busiest worker does.
     """
 
     def __init__(self, name: str, workers: int, program: Program | None) -> None:
         self.name, self.workers, self.program = name, workers, program
-        self.shape: Shape = count(program) if program and workers > 1 else shape_of(name, workers)
+        self.counts: ProgramCounts = count(program) if program and workers > 1 else counts_of(name, workers)
         self._busiest = busiest_rank(program) if program and workers > 1 else 0
         self._sent: dict[tuple[Codec, int, int], int] = {}
 
@@ -38,7 +38,7 @@ class Carrier:
         if self.workers == 1:
             return 0
         if self.program is None:
-            return round(self.shape.sends * codec.wire_bytes(numel, itemsize) / self.shape.chunks)
+            return round(self.counts.sends * codec.wire_bytes(numel, itemsize) / self.counts.chunks)
         key = (codec, numel, itemsize)
         if key not in self._sent:
             self._sent[key] = predict_bytes(self.program, codec, numel, itemsize, self._busiest)
@@ -51,11 +51,11 @@ class Carrier:
     def prior(self, cluster: Cluster) -> Fit:
         """Returns how long it takes by the links, or by its formula: latency per step, bytes over the line."""
         if cluster.links is not None and self.program is not None and self.workers > 1:
-            shape = self.shape
-            return fit_on(self.program, cluster.links, shape.sends / shape.chunks)
+            counts = self.counts
+            return fit_on(self.program, cluster.links, counts.sends / counts.chunks)
         return Fit(
             program=self.name,
-            alpha_s=self.shape.steps * cluster.latency_s,
+            alpha_s=self.counts.steps * cluster.latency_s,
             beta_s_per_byte=1 / cluster.bandwidth_bytes_per_s,
             residual=PRIOR_RESIDUAL,
             source="prior",
@@ -63,7 +63,9 @@ class Carrier:
 
 
 @lru_cache(maxsize=1024)
-def carrier(architecture: Architecture, name: str, workers: int, workers_per_node: int = 0) -> Carrier:
+def collective_of(
+    architecture: Architecture, name: str, workers: int, workers_per_node: int = 0
+) -> Collective:
     """Returns what carries an architecture's messages by one of its programs.
 
     Args:
@@ -77,17 +79,17 @@ def carrier(architecture: Architecture, name: str, workers: int, workers_per_nod
         ProgramError: too many workers to build it, and no closed form stands for it.
     """
     if workers == 1:
-        return Carrier("ring", 1, None)
+        return Collective("ring", 1, None)
     plain = isinstance(architecture, AllReduce) and not (architecture.shape or architecture.order)
     if plain and workers > MAX_BUILT and name in CLOSED_FORMS:
-        return Carrier(name, workers, None)
+        return Collective(name, workers, None)
     if workers > MAX_PREDICTED:
         raise ProgramError(
             f"{architecture} among {workers} workers is too large to be predicted transfer by transfer; above "
             f"{MAX_PREDICTED}, {', '.join(CLOSED_FORMS)} can."
         )
     setting = Setting(num_ranks=workers, workers_per_node=workers_per_node)
-    return Carrier(name, workers, architecture.program_for(Identity(), 1, 4, setting))
+    return Collective(name, workers, architecture.program_for(Identity(), 1, 4, setting))
 
 
 # Programs of this many workers still build within a second.
@@ -109,8 +111,8 @@ def sent_bytes(program: str, codec: Codec, numel: int, itemsize: int, workers: i
 
 
 @lru_cache(maxsize=1024)
-def by_name(program: str, workers: int) -> Carrier:
+def by_name(program: str, workers: int) -> Collective:
     """Returns an all-reduce's program in the shape that it takes unless told."""
     if workers == 1 or (workers > MAX_BUILT and program in CLOSED_FORMS):
-        return Carrier(program, workers, None)
-    return Carrier(program, workers, architectures.build(program, workers))
+        return Collective(program, workers, None)
+    return Collective(program, workers, architectures.build(program, workers))

@@ -15,17 +15,16 @@ from functools import cached_property
 
 from tightwire.architecture import ParameterServer
 from tightwire.architecture.server.parameter_server import Roles
-from tightwire.cluster import Cluster
+from tightwire.cluster import PRIOR_RESIDUAL, Cluster
 from tightwire.compression import Codec
 from tightwire.errors import PlanError
 from tightwire.plan import Plan
 from tightwire.profile import Profile
 from tightwire.simulate.cost import FREE, BucketCost
-from tightwire.simulate.pace import ranked
-from tightwire.simulate.prediction import Bound, Prediction, Span
-from tightwire.sync import Served, Sync
+from tightwire.simulate.interval import with_interval
+from tightwire.simulate.prediction import Bound, Prediction, Segment, bound_by
+from tightwire.simulate.stragglers import expected_delay
 
-STANDARD_DEVIATIONS = 2.0
 # A push and its answer: a request, its payload, the reply, its payload.
 MESSAGES = 2
 HEADER_BYTES = 48
@@ -48,32 +47,38 @@ class _Serving:
         profile, moving = self.profile, self._moving
         compute_s = profile.forward_s + profile.backward_s + self._optimizer_s
         late_s = self._lateness * profile.noise * profile.compute_s
-        alone_s = compute_s + moving.seconds
-        # Lines that carry all workers' bytes may be the slower ones.
-        step_s = max(alone_s, self._busiest_line_s) + late_s
-        deviation_s = math.hypot(profile.noise * compute_s, 0.2 * moving.wire_s)
+        line_s = self._busiest_line_s
+        if self._pushes_together:  # all push at once, and then all pull: the busiest line is busy twice
+            step_s = compute_s + late_s + moving.latency_s + moving.codec_s + max(moving.wire_s, 2 * line_s)
+        else:  # some push while others compute; lines that carry all workers' bytes may still be the slower ones
+            step_s = max(compute_s + moving.seconds, line_s) + late_s
         shares: dict[Bound, float] = {
-            "compute": compute_s + late_s,
-            "wire": max(moving.wire_s, step_s - compute_s - late_s - moving.latency_s - moving.codec_s),
+            "compute": compute_s,
+            "stragglers": late_s,
+            "wire": step_s - compute_s - late_s - moving.latency_s - moving.codec_s,
             "latency": moving.latency_s,
             "codec": moving.codec_s,
         }
-        return Prediction(
-            plan=str(self.plan),
+        found = Prediction(
+            plan=self.plan,
             step_s=step_s,
-            low_s=max(0.0, step_s - STANDARD_DEVIATIONS * deviation_s),
-            high_s=step_s + STANDARD_DEVIATIONS * deviation_s,
             compute_s=compute_s,
             codec_s=moving.codec_s,
             exposed_s=step_s - compute_s,
             bytes_per_step=moving.sent_bytes,
-            bound_by=max(shares, key=shares.__getitem__),
+            bound_by=bound_by(shares, compute_s, step_s - compute_s),
             critical_path=(
-                Span(what="compute", start_s=0.0, end_s=compute_s),
-                Span(what="waiting", start_s=compute_s, end_s=compute_s + late_s),
-                Span(what="push and pull", start_s=compute_s + late_s, end_s=step_s),
+                Segment(what="compute", start_s=0.0, end_s=compute_s),
+                Segment(what="waiting", start_s=compute_s, end_s=compute_s + late_s),
+                Segment(what="push and pull", start_s=compute_s + late_s, end_s=step_s),
             ),
         )
+        return with_interval(found, profile, self.cluster, PRIOR_RESIDUAL)
+
+    @property
+    def _pushes_together(self) -> bool:
+        """Whether workers push at once, since a round begins for all of them when the one before is over."""
+        return not self.plan.sync.updates_alone and self.plan.sync.steps_between_waits == 1
 
     @cached_property
     def _roles(self) -> Roles:
@@ -145,19 +150,14 @@ class _Serving:
         """Owners step for all: once per update, however many make one."""
         roles, sync = self._roles, self.plan.sync
         updates = 1
-        if isinstance(sync, Served) and sync.quorum(len(roles.workers)) <= 1:
+        if sync.updates_alone:
             updates = len(roles.workers)
         return self.profile.optimizer_s * updates * max(roles.weights) / sum(roles.weights)
 
     @property
     def _lateness(self) -> float:
-        """How many standard deviations of a step a worker waits for others."""
+        """How many standard deviations of a step a worker waits for others, in the mean over its steps."""
         sync, workers = self.plan.sync, len(self._roles.workers)
-        assert isinstance(sync, Sync)
-        if not isinstance(sync, Served):
-            return ranked(workers, workers)
-        quorum, lead = sync.quorum(workers), sync.lead
-        if quorum > 1:
-            return max(0.0, ranked(quorum, workers))
-        # A lead of s averages delays over s + 1 steps before anybody waits for the slowest.
-        return 0.0 if lead is None else ranked(workers, workers) / math.sqrt(lead + 1)
+        place = sync.awaited(workers)
+        late = max(0.0, expected_delay(place, workers)) if place else 0.0
+        return late / math.sqrt(sync.steps_between_waits)

@@ -5,19 +5,19 @@ from __future__ import annotations
 import statistics
 
 
-def slowest_of(workers: int) -> float:
+def slowest_delay(workers: int) -> float:
     """Returns how many standard deviations the slowest of N equal workers is expected to be late (Blom 1958).
 
-    >>> [round(slowest_of(n), 2) for n in (1, 4, 64)]
+    >>> [round(slowest_delay(n), 2) for n in (1, 4, 64)]
     [0.0, 1.05, 2.34]
     """
-    return ranked(workers, workers)
+    return expected_delay(workers, workers)
 
 
-def ranked(place: int, workers: int) -> float:
+def expected_delay(place: int, workers: int) -> float:
     """Returns how many standard deviations the worker that comes in at `place` of N is expected to be late.
 
-    >>> round(ranked(3, 4), 2), ranked(2, 3)
+    >>> round(expected_delay(3, 4), 2), expected_delay(2, 3)
     (0.3, 0.0)
     """
     return statistics.NormalDist().inv_cdf((place - 0.375) / (workers + 0.25))

@@ -14,7 +14,7 @@ MAX_BUILT = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
+class ProgramCounts:
     """What the busiest worker does in one run of a program; counts are of chunks.
 
     Attributes:
@@ -34,31 +34,31 @@ class Shape:
 
 
 @lru_cache(maxsize=256)
-def shape_of(program: str, workers: int) -> Shape:
+def counts_of(program: str, workers: int) -> ProgramCounts:
     """Returns the shape of `program` among `workers`, without building it where a closed form is known.
 
     Raises:
         ProgramError: no such program.
     """
     if workers == 1:
-        return Shape(steps=0, chunks=1, sends=0, encodes=0, decodes=0)
+        return ProgramCounts(steps=0, chunks=1, sends=0, encodes=0, decodes=0)
     if workers > MAX_BUILT and program in CLOSED_FORMS:
         return CLOSED_FORMS[program](workers)
     return count(architectures.build(program, workers))
 
 
-def count(program: Program) -> Shape:
+def count(program: Program) -> ProgramCounts:
     """Returns the shape of a program by counting its transfers."""
     rank = busiest_rank(program)
     sends, receives, steps = program.sends(rank), program.receives(rank), depth(program)
     if program.gathers:  # one's own message is decoded as well
-        return Shape(steps=steps, chunks=1, sends=len(sends), encodes=1, decodes=program.num_ranks)
+        return ProgramCounts(steps=steps, chunks=1, sends=len(sends), encodes=1, decodes=program.num_ranks)
     if program.native:  # the backend sums messages without looking into them
         chunks = program.num_chunks
-        return Shape(steps=steps, chunks=chunks, sends=len(sends), encodes=chunks, decodes=chunks)
+        return ProgramCounts(steps=steps, chunks=chunks, sends=len(sends), encodes=chunks, decodes=chunks)
     partial = sum(t.op == "reduce" for t in sends)
     final = len({t.chunk for t in sends if t.op == "copy"} - {t.chunk for t in receives if t.op == "copy"})
-    return Shape(
+    return ProgramCounts(
         steps=steps,
         chunks=program.num_chunks,
         sends=len(sends),
@@ -82,27 +82,27 @@ def busiest_rank(program: Program) -> int:
     return max(range(program.num_ranks), key=lambda rank: len(program.sends(rank)))
 
 
-def _ring(n: int) -> Shape:
-    return Shape(steps=2 * (n - 1), chunks=n, sends=2 * (n - 1), encodes=n, decodes=2 * (n - 1))
+def _ring(n: int) -> ProgramCounts:
+    return ProgramCounts(steps=2 * (n - 1), chunks=n, sends=2 * (n - 1), encodes=n, decodes=2 * (n - 1))
 
 
-def _native(n: int) -> Shape:
-    return Shape(steps=2 * (n - 1), chunks=n, sends=2 * (n - 1), encodes=n, decodes=n)
+def _native(n: int) -> ProgramCounts:
+    return ProgramCounts(steps=2 * (n - 1), chunks=n, sends=2 * (n - 1), encodes=n, decodes=n)
 
 
-def _allgather(n: int) -> Shape:
-    return Shape(steps=n - 1, chunks=1, sends=n - 1, encodes=1, decodes=n)
+def _allgather(n: int) -> ProgramCounts:
+    return ProgramCounts(steps=n - 1, chunks=1, sends=n - 1, encodes=1, decodes=n)
 
 
-def _recursive_doubling(n: int) -> Shape:
+def _recursive_doubling(n: int) -> ProgramCounts:
     doublings = n.bit_length() - 1
     folded = n - (1 << doublings)  # ranks that hand in their contribution first and receive the sum last
     each = doublings + (folded > 0)
     steps = each + (2 * folded > 1 << doublings)
-    return Shape(steps=steps, chunks=1, sends=each, encodes=each, decodes=each)
+    return ProgramCounts(steps=steps, chunks=1, sends=each, encodes=each, decodes=each)
 
 
-CLOSED_FORMS: dict[str, Callable[[int], Shape]] = {
+CLOSED_FORMS: dict[str, Callable[[int], ProgramCounts]] = {
     "ring": _ring,
     "native": _native,
     "allgather": _allgather,
