@@ -85,7 +85,7 @@ def test_every_member_is_a_candidate_somewhere() -> None:
     assert {name for axis in FAMILIES for name in catalogue(axis)} - recipes <= tried
 
 
-@pytest.mark.parametrize"cluster", CLUSTERS, ids=["slow", "fast", "levels"])
+@pytest.mark.parametrize("cluster", CLUSTERS, ids=["slow", "fast", "levels"])
 def test_no_plan_beats_its_bound(cluster: Cluster) -> None:
     checked, refused = 0, []
     for plan in candidates(PROFILE.num_bytes, "stale", levelled=True):

@@ -1,10 +1,10 @@
 """The planner: candidates, predicted, expected_delay and explained. No torch."""
 
+from tightwire.planner.advice import recommend
 from tightwire.planner.candidates import STOCK, Allowance, allowance_of, candidates, is_lossless
 from tightwire.planner.deviation import deviation
 from tightwire.planner.explain import describe
 from tightwire.planner.ranking import Ranking
-from tightwire.planner.advice import recommend
 from tightwire.simulate import predict
 
 __all__ = [
