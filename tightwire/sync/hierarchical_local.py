@@ -57,9 +57,5 @@ class HierarchicalLocal(Rounds):
         return self.node
 
     @property
-    def workers_inside(self) -> int:  # noqa: D102
-        return self.node
-
-    @property
     def optimizer_state(self) -> State:  # noqa: D102
         return require_state(self, self.state)
