@@ -8,11 +8,13 @@ import functools
 import importlib
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from tightwire.answers import Axis, CompressionAnswer, Member
 from tightwire.errors import PlanError
 from tightwire.units import parse_bytes
+
+AnyMember = TypeVar("AnyMember", bound=Member)
 
 # Where each axis's members are listed, as `MEMBERS`. Looked up by name on first use, so that a family may
 # import this file and this file need not import any family.
@@ -24,11 +26,34 @@ FAMILIES: dict[Axis, tuple[str, ...]] = {
 }
 
 
+_registered: list[type[Member]] = []
+
+
+def register(member: type[AnyMember]) -> type[AnyMember]:
+    """Adds a member from outside this package to the catalogue: plans, `methods`, planner and benches then know it.
+
+    A class decorator; members inside the package are a line in their family's `MEMBERS` instead. Every rank must
+    register the same.
+
+    Raises:
+        PlanError: a name that the axis has already.
+    """
+    if member.name in catalogue(member.axis):
+        raise PlanError(
+            f"{member.name!r} is a known {member.axis} already; give {member.__name__} another name."
+        )
+    _registered.append(member)
+    catalogue.cache_clear()
+    parse_member.cache_clear()
+    return member
+
+
 @functools.cache
 def catalogue(axis: Axis) -> Mapping[str, type[Member]]:
     """Returns every member of an axis by name: the one table that lists what exists."""
     families = map(importlib.import_module, FAMILIES[axis])
-    return {member.name: member for family in families for member in family.MEMBERS}
+    own = [member for family in families for member in family.MEMBERS]
+    return {member.name: member for member in (*own, *(m for m in _registered if m.axis == axis))}
 
 
 def parse_compression(text: str) -> tuple[CompressionAnswer, ...]:

@@ -1,4 +1,4 @@
-"""What every codec promises: a new one is a line in `CODECS`."""
+"""What every codec promises; settings of special interest are lines in `SETTINGS`."""
 
 import math
 
@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.laws.members import listed
 from tightwire import kernels
-from tightwire.catalogue import parse_compression
-from tightwire.compression import MEMBERS, Codec
+from tightwire.catalogue import catalogue, parse_compression
+from tightwire.compression import Codec
 from tightwire.errors import TensorError
 from tightwire.kernels import reference
 
-CODECS = [
+SETTINGS = [
     "none",
     "bf16",
     "fp16",
@@ -65,6 +66,7 @@ CODECS = [
     "dct",
     "dct:9,chunk=128",
 ]
+CODECS = listed("compression", Codec, SETTINGS)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 SIZES = [0, 1, 7, 1000, 4097]
 LARGE = 1_000_003
@@ -123,7 +125,7 @@ def assert_law(x: Tensor, decoded: Tensor, leftover: Tensor) -> None:
 
 def test_every_codec_is_here() -> None:
     named = {text.partition(":")[0] for text in CODECS}
-    assert named == {member.name for member in MEMBERS if issubclass(member, Codec)}
+    assert named == {name for name, member in catalogue("compression").items() if issubclass(member, Codec)}
 
 
 @every_codec

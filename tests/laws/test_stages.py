@@ -8,21 +8,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.laws.members import listed
 from tests.runtime.training import job, plain, same, train_all
 from tests.runtime.training import momentum as sgd_with_momentum
-from tightwire.answers import Member
+from tightwire.answers import Member, Sender
 from tightwire.architecture import AllReduce
 from tightwire.architecture.gossip.stages import GossipStage
 from tightwire.architecture.round import Round
 from tightwire.averaging import BucketAverager, build_averager
 from tightwire.buckets import Bucket, plan_layout
-from tightwire.catalogue import parse_compression
+from tightwire.catalogue import catalogue, parse_compression
 from tightwire.compression import MEMBERS, Recipe, Stage
 from tightwire.errors import PlanError
 from tightwire.plan import Plan
 from tightwire.transport import Counting, Single, Transport, run_threads
 
-STAGED = [
+SETTINGS = [
     "topk:0.1+ef",
     "int4:rounding=stochastic+ef",
     "topk:0.1+ef21",
@@ -52,6 +53,11 @@ STAGED = [
     "none+signed",
     "powersgd:2+ef+momentum:0.9+dense-every:3",
     "topk:0.1+ef+momentum:0.9+clip:0.5+warmup:8+dense-first:2+dense-every:5",
+]
+STAGED = [
+    text if isinstance(parse_compression(text)[0], Sender) else f"topk:0.1+{text}"
+    for text in listed("compression", Stage, SETTINGS)
+    if not isinstance(parse_compression(text)[-1], GossipStage)
 ]
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 every_stage = pytest.mark.parametrize("text", STAGED)
@@ -88,8 +94,8 @@ def run(a: BucketAverager, rank: int, number: int, scale: float = 1.0) -> Tensor
 
 def test_every_stage_is_here() -> None:
     used = {type(member) for text in STAGED for member in parse_compression(text)}
-    averaging = {m for m in MEMBERS if issubclass(m, Stage) and not issubclass(m, GossipStage)}
-    assert averaging <= used
+    stages = {m for m in catalogue("compression").values() if issubclass(m, Stage)}
+    assert {stage for stage in stages if not issubclass(stage, GossipStage)} <= used
 
 
 @every_stage

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.laws.members import listed
 from tests.runtime.training import (
     Job,
     MakeOptimizer,
@@ -22,11 +23,12 @@ from tests.runtime.training import (
     sgd,
     values,
 )
+from tightwire.sync import Rounds
 from tightwire.transport import Single, Transport, run_threads
 
 N = 4
-# One line per policy and form; a new one is a line here. The lists below are made of it.
-LOCAL = [
+# Settings of special interest; other policies are walked in the setting of their example.
+LOCAL_SETTINGS = [
     "local:3",
     "local:3,overlap=1",
     "local:3,overlap=3",
@@ -61,6 +63,7 @@ GRADIENTS = [
     "gaia:0.05",
     "gaia:0.5/allreduce/none/fusion:64",
 ]
+LOCAL = listed("sync", Rounds, LOCAL_SETTINGS)
 SYNCS = [*LOCAL, *GRADIENTS]
 
 

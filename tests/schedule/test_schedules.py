@@ -6,10 +6,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.laws.members import listed
+from tightwire.catalogue import parse_member
 from tightwire.errors import PlanError
-from tightwire.schedule import Fusion, Schedule, Sequential, TensorFacts, Wfbp, fuse
+from tightwire.schedule import Fusion, Schedule, Sequential, Streaming, TensorFacts, fuse
 
-SCHEDULES: list[Schedule] = [Sequential(), Wfbp(), Fusion(), Fusion(100), Fusion(1)]
+SETTINGS = (
+    "fusion:100B",
+    "fusion:1B",
+    "mgwfbp",
+    "p3:128B",
+    "bytescheduler:64B,credit_bytes=64B",
+    "dear:200B",
+)
+# Fragments of a model, which streaming makes, are no partition of a backward pass.
+SCHEDULES = [
+    schedule
+    for text in listed("schedule", Schedule, SETTINGS)
+    if isinstance(schedule := parse_member("schedule", text), Schedule)
+    and not isinstance(schedule, Streaming)
+]
 
 FACTS = st.lists(
     st.builds(
