@@ -70,7 +70,7 @@ def test_the_json_tells_how_sure_the_choice_is(tmp_path: pathlib.Path) -> None:
 
 
 BAD_CLUSTERS = {
-    "workers: 8\nbandwidth_bytes_per_s: 400.0e+9\nlatency_s: 1.0e-5\n": "if bits were meant, write 5e+10",
+    "workers: 8\nbandwidth_bytes_per_s: 400.0e+12\nlatency_s: 1.0e-5\n": "an eighth of bits per second",
     "workers: 8\nbandwidth_bytes_per_s: 0.0\nlatency_s: 1.0e-5\n": "write more than 0",
     "workers: 8\nbandwidth_bytes_per_s: -1.0e+9\nlatency_s: 1.0e-5\n": "write more than 0",
     "workers: 8\nbandwidth_bytes_per_s: 1.0e+9\nlatency_s: 1.0e-5\ndevices: 4\n": "8 workers on 4 devices",

@@ -71,8 +71,6 @@ def test_what_cannot_be_is_refused() -> None:
         Graph(("a", "b"), (Link(ends=("a", "switch"), bandwidth_bytes_per_s=1e9),))
     with pytest.raises(FileError, match="would never move anything"):
         Link(ends=("a", "b"), bandwidth_bytes_per_s=0.0)
-    with pytest.raises(FileError, match="look at the unit"):
-        Link(ends=("a", "b"), bandwidth_bytes_per_s=4e14)
     with pytest.raises(FileError, match="linked to itself"):
         Link(ends=("a", "a"), bandwidth_bytes_per_s=1e9)
     inner = Level(name="node", workers=3, bandwidth_bytes_per_s=1e9)

@@ -1,9 +1,13 @@
+import dataclasses
 import pathlib
 
 import pytest
 
-from tightwire.cluster import Cluster, Fit, Pair
+from tightwire.cluster import Cluster, Fit, Level, Pair
+from tightwire.cluster.pieces import Line
 from tightwire.errors import FileError
+from tightwire.profile import Profile
+from tightwire.simulate import predict
 
 MEASURED = Cluster(
     workers=4,
@@ -28,7 +32,6 @@ def test_file_round_trip(tmp_path: pathlib.Path) -> None:
         ("bandwidth_bytes_per_s", -1.0),
         ("bandwidth_bytes_per_s", float("nan")),
         ("bandwidth_bytes_per_s", float("inf")),
-        ("bandwidth_bytes_per_s", 4e11),
         ("latency_s", -1e-6),
         ("latency_s", 100.0),
     ],
@@ -39,9 +42,48 @@ def test_absurd_values_are_refused_by_field(field: str, value: float) -> None:
         Cluster(**(good | {field: value}))
 
 
-def test_bits_are_asked_back() -> None:
-    with pytest.raises(FileError, match=r"3,200 Gb/s.*if bits were meant, write 5e\+10"):
-        Cluster.uniform(4, 400e9, 1e-5)
+def test_a_file_may_hold_what_is_sold_and_a_what_if_more(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    node = Level(name="node", workers=8, bandwidth_bytes_per_s=900e9)
+    rack = Level(name="rack", workers=16, bandwidth_bytes_per_s=14e12)
+    for cluster in (Cluster.uniform(8, 480e9, 1e-5), Cluster.of_levels(node, rack)):
+        cluster.write(path)
+        assert Cluster.read(path) == cluster
+        cluster.scaled(1e3).write(path)
+        with pytest.raises(FileError, match=r"bandwidth_bytes_per_s: .* the unit is bytes per second"):
+            Cluster.read(path)
+
+
+LINES = (
+    Line(from_bytes=0.0, alpha_s=1e-5, beta_s_per_byte=4e-10),
+    Line(from_bytes=1e5, alpha_s=3e-5, beta_s_per_byte=1e-11),
+)
+
+
+def test_a_fit_of_several_lines_goes_by_size(tmp_path: pathlib.Path) -> None:
+    fit = Fit.of("native", LINES, 0.02)
+    assert (fit.alpha_s, fit.beta_s_per_byte) == (1e-5, 1e-11)
+    assert fit.seconds(0) == 1e-5
+    assert fit.seconds(1e4) == pytest.approx(1.4e-5)
+    assert fit.seconds(1e6) == pytest.approx(4e-5)
+    assert fit.scaled(2.0).seconds(1e6) == pytest.approx(3.5e-5)
+    assert Fit.of("native", LINES[:1], 0.0).lines == ()
+    with pytest.raises(FileError, match="the first begins at 0"):
+        dataclasses.replace(fit, lines=LINES[1:])
+    cluster = dataclasses.replace(MEASURED, fits=(fit,), notes=("one guess",))
+    cluster.write(tmp_path / "cluster.yaml")
+    assert Cluster.read(tmp_path / "cluster.yaml") == cluster
+
+
+def test_an_exchange_is_priced_by_the_line_of_its_size() -> None:
+    cluster = Cluster(
+        workers=4, bandwidth_bytes_per_s=1e11, latency_s=1e-5, fits=(Fit.of("native", LINES, 0.0),)
+    )
+    for numel in (1000, 10**8):
+        profile = Profile.uniform(layers=1, numel_per_layer=numel, forward_s=0.0, backward_s=1e-9)
+        profile = dataclasses.replace(profile, pass_s_per_element=0.0)
+        whole_s = predict("bsp/allreduce:native/none/sequential", profile, cluster).step_s
+        assert whole_s == pytest.approx(cluster.fits[0].seconds(1.5 * 4 * numel), rel=0.05, abs=4e-5)
 
 
 @pytest.mark.parametrize(

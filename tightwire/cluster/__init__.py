@@ -1,8 +1,9 @@
 """What a cluster can do: measured facts about the wire, levels or graphs of links, and where they come from."""
 
+from tightwire.cluster.fit import PRIOR_RESIDUAL, Fit
 from tightwire.cluster.graph import Graph, Link
 from tightwire.cluster.limits import MAX_BANDWIDTH_BYTES_PER_S, require_bandwidth, require_range
-from tightwire.cluster.values import PAYLOAD_SHARE, PRIOR_RESIDUAL, Cluster, Fit, Level, Pair
+from tightwire.cluster.values import PAYLOAD_SHARE, Cluster, Level, Pair
 
 __all__ = [
     "MAX_BANDWIDTH_BYTES_PER_S",

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import ClassVar
 
 from tightwire import files
-from tightwire.cluster.limits import MAX_LATENCY_S, require_fabric, require_range
+from tightwire.cluster.limits import MAX_LATENCY_S, require_bandwidth, require_range
 from tightwire.errors import FileError
 
 
@@ -34,9 +34,9 @@ class Link:
     latency_s: float = 0.0
 
     def __post_init__(self) -> None:
-        require_fabric(f"links: {'–'.join(self.ends)}: bandwidth_bytes_per_s", self.bandwidth_bytes_per_s)
+        require_bandwidth(f"links: {'–'.join(self.ends)}: bandwidth_bytes_per_s", self.bandwidth_bytes_per_s)
         if self.back_bytes_per_s is not None:
-            require_fabric(f"links: {'–'.join(self.ends)}: back_bytes_per_s", self.back_bytes_per_s)
+            require_bandwidth(f"links: {'–'.join(self.ends)}: back_bytes_per_s", self.back_bytes_per_s)
         require_range(f"links: {'–'.join(self.ends)}: latency_s", self.latency_s, 0.0, MAX_LATENCY_S)
         if self.ends[0] == self.ends[1]:
             raise FileError(f"links: {self.ends[0]} is linked to itself; a link joins two different ends.")

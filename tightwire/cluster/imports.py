@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
+from tightwire.cluster.fit import Fit
 from tightwire.cluster.limits import MAX_LATENCY_S
-from tightwire.cluster.values import Cluster, Fit, Level
+from tightwire.cluster.values import Cluster, Level
 from tightwire.errors import FileError
 
 # Payload of one NVLink each way by compute capability, as NCCL's own graph search assumes (graph/topo.h).

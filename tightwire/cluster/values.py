@@ -11,56 +11,20 @@ from functools import cached_property
 from typing import ClassVar, Literal
 
 from tightwire import files
+from tightwire.cluster.fit import Fit
 from tightwire.cluster.graph import Graph, Link
 from tightwire.cluster.limits import (
+    MAX_FABRIC_BYTES_PER_S,
     MAX_LATENCY_S,
     MAX_WORKERS,
     require_bandwidth,
-    require_fabric,
+    require_plausible,
     require_range,
 )
 from tightwire.errors import FileError
 
 # TCP on Ethernet with MTU 1500: 1448 payload bytes in a frame of 1514.
 PAYLOAD_SHARE = 1448 / 1514
-# How far untuned formulas were from measured NCCL all-reduce in published comparisons: 20 to 78 %.
-PRIOR_RESIDUAL = 0.2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fit:
-    """How long a program takes on this cluster: `alpha_s + beta_s_per_byte · sent`.
-
-    `sent` is the payload that the busiest worker sends, which `predict_bytes` knows exactly for any codec; so
-    1/β compares with the bandwidth of a line, whatever the program.
-
-    Attributes:
-        program: as in `allreduce:PROGRAM`.
-        alpha_s: time of an exchange of nothing.
-        beta_s_per_byte: more per payload byte that the busiest worker sends.
-        cpu_s_per_byte: processor time that one worker spends on moving it, the reduction included.
-        residual: root mean square of the relative errors of the fit, weighted by time.
-        source: `measured`, or `prior` for the formula from latency and bandwidth.
-    """
-
-    __pydantic_config__: ClassVar = files.STRICT
-
-    program: str
-    alpha_s: float
-    beta_s_per_byte: float
-    cpu_s_per_byte: float = 0.0
-    residual: float = 0.0
-    source: Literal["measured", "prior"] = "measured"
-
-    def __post_init__(self) -> None:
-        require_range("alpha_s", self.alpha_s, 0.0, MAX_LATENCY_S * 1000)
-        require_range("beta_s_per_byte", self.beta_s_per_byte, 0.0, 1.0)
-        require_range("cpu_s_per_byte", self.cpu_s_per_byte, 0.0, 1.0)
-        require_range("residual", self.residual, 0.0, 10.0)
-
-    def seconds(self, sent_bytes: float) -> float:
-        """Returns the time of one exchange in which the busiest worker sends `sent_bytes`."""
-        return self.alpha_s + self.beta_s_per_byte * sent_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +72,7 @@ class Level:
 
     def __post_init__(self) -> None:
         require_range(f"levels: {self.name}: workers", self.workers, 1, MAX_WORKERS)
-        require_fabric(f"levels: {self.name}: bandwidth_bytes_per_s", self.bandwidth_bytes_per_s)
+        require_bandwidth(f"levels: {self.name}: bandwidth_bytes_per_s", self.bandwidth_bytes_per_s)
         require_range(f"levels: {self.name}: latency_s", self.latency_s, 0.0, MAX_LATENCY_S)
 
 
@@ -126,6 +90,7 @@ class Cluster:
         graph: every link by itself.
         devices: how many there are to train on; no limit if not given.
         device_memory_bytes: of each; no limit if not given.
+        notes: what a reader must know: what was guessed, converted or left out, a sentence each.
     """
 
     __pydantic_config__: ClassVar = files.STRICT
@@ -139,12 +104,12 @@ class Cluster:
     graph: Graph | None = None
     devices: int | None = None
     device_memory_bytes: int | None = None
+    notes: tuple[str, ...] = ()
     version: Literal[1] = 1
 
     def __post_init__(self) -> None:
         require_range("workers", self.workers, 1, MAX_WORKERS)
-        require_line = require_fabric if self.levels or self.graph else require_bandwidth
-        require_line("bandwidth_bytes_per_s", self.bandwidth_bytes_per_s)
+        require_bandwidth("bandwidth_bytes_per_s", self.bandwidth_bytes_per_s)
         require_range("latency_s", self.latency_s, 0.0, MAX_LATENCY_S)
         names = [fit.program for fit in self.fits]
         if len(set(names)) < len(names):
@@ -197,11 +162,33 @@ class Cluster:
         Raises:
             FileError: unreadable, or a field that is wrong, named.
         """
-        return files.read(path, cls)
+        cluster = files.read(path, cls)
+        try:
+            cluster.require_plausible()
+        except FileError as error:
+            raise FileError(f"{path}: {error}") from None
+        return cluster
 
     def write(self, path: str | pathlib.Path) -> None:
         """Writes the cluster as YAML."""
         files.write(path, self)
+
+    def require_plausible(self) -> None:
+        """Refuses bandwidths that nothing has, as a file may hold in the wrong unit.
+
+        Raises:
+            FileError: names the field.
+        """
+        require_plausible("bandwidth_bytes_per_s", self.bandwidth_bytes_per_s)
+        for pair in self.pairs:
+            require_plausible("pairs: bandwidth_bytes_per_s", pair.bandwidth_bytes_per_s)
+        for level in self.levels:
+            field = f"levels: {level.name}: bandwidth_bytes_per_s"
+            require_plausible(field, level.bandwidth_bytes_per_s, MAX_FABRIC_BYTES_PER_S)
+        for link in self.graph.links if self.graph else ():
+            field = f"links: {'–'.join(link.ends)}: bandwidth_bytes_per_s"
+            fastest = max(link.bandwidth_bytes_per_s, link.back_bytes_per_s or 0.0)
+            require_plausible(field, fastest, MAX_FABRIC_BYTES_PER_S)
 
     def fit(self, program: str) -> Fit | None:
         """Returns what was measured of `program`, or None."""
@@ -229,7 +216,7 @@ class Cluster:
         return dataclasses.replace(
             self,
             bandwidth_bytes_per_s=self.bandwidth_bytes_per_s * factor,
-            fits=tuple(dataclasses.replace(f, beta_s_per_byte=f.beta_s_per_byte / factor) for f in self.fits),
+            fits=tuple(fit.scaled(factor) for fit in self.fits),
             levels=tuple(
                 dataclasses.replace(level, bandwidth_bytes_per_s=level.bandwidth_bytes_per_s * factor)
                 for level in self.levels

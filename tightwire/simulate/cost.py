@@ -138,13 +138,14 @@ class Costs:
         self, collective: Collective, cluster: Cluster, numel: int, itemsize: int, codec: Codec
     ) -> BucketCost:
         fit, sent = collective.fit(cluster), collective.sent_bytes(codec, numel, itemsize)
-        wire_s = fit.beta_s_per_byte * sent
+        line = fit.at(sent)
+        wire_s = line.beta_s_per_byte * sent
         codec_s = self._codec_s(collective, codec, numel)
         hidden_s = self._hidden_s(collective, numel * itemsize, codec_s, wire_s)
         passes_s = self._passes_s(codec.lossless, numel)
         return BucketCost(
             codec_s=codec_s - hidden_s + passes_s,
-            latency_s=fit.alpha_s * self.profile.contention,  # who waits for a core answers late
+            latency_s=line.alpha_s * self.profile.contention,  # who waits for a core answers late
             wire_s=wire_s,
             sent_bytes=sent,
             stolen_s=self._stolen_s(codec_s + passes_s, fit.cpu_s_per_byte * sent),
@@ -186,13 +187,14 @@ class Costs:
         sent = busiest_bytes(sender, shapes, itemsize, workers)
         dense = self.collective_for(Identity(), numel, itemsize)
         fit = dense.fit(self.cluster)
+        line = fit.at(sent)
         cost = self.profile.codec_cost(str(sender))
         codec_s = cost.fixed_s + numel * (cost.encode_s_per_element + cost.decode_s_per_element)
         work_s = codec_s + self._passes_s(sender.lossless, numel)
         return BucketCost(
             codec_s=work_s,
-            latency_s=REDUCTION_EXCHANGES * fit.alpha_s * self.profile.contention,
-            wire_s=fit.beta_s_per_byte * sent,
+            latency_s=REDUCTION_EXCHANGES * line.alpha_s * self.profile.contention,
+            wire_s=line.beta_s_per_byte * sent,
             sent_bytes=sent,
             stolen_s=self._stolen_s(work_s, fit.cpu_s_per_byte * sent),
         )
