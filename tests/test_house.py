@@ -18,8 +18,8 @@ ROOT = Path(tightwire.__file__).parent
 # A module may import only from those before it, also inside functions.
 ORDER = (
     "errors", "units", "files", "answers", "catalogue", "buckets", "kernels", "devices", "transport", "sync",
-    "compression", "schedule", "architecture", "averaging", "plan", "cluster", "profile", "probe", "parallel",
-    "simulate", "planner", "jobs", "large_batch", "optim", "runtime", "_attach", "workloads", "lab", "bench",
+    "compression", "schedule", "architecture", "averaging", "plan", "cluster", "profile", "probe", "simulate",
+    "planner", "parallel", "jobs", "large_batch", "optim", "runtime", "_attach", "workloads", "lab", "bench",
     "study", "validate", "tour", "integrations", "cli",
 )  # fmt: skip
 
@@ -29,7 +29,7 @@ TORCH_FREE = (
     "tightwire.transport", "tightwire.sync", "tightwire.compression", "tightwire.schedule", "tightwire.architecture",
     "tightwire.architecture.allreduce.program", "tightwire.architecture.allreduce.builders",
     "tightwire.architecture.allreduce.checker", "tightwire.averaging", "tightwire.plan", "tightwire.cluster",
-    "tightwire.profile", "tightwire.simulate", "tightwire.planner",
+    "tightwire.profile", "tightwire.simulate", "tightwire.planner", "tightwire.parallel",
 )  # fmt: skip
 
 # Loaded only by what uses them, for they take longer than torch forgives.

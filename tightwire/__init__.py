@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from tightwire.cluster import Cluster
     from tightwire.errors import TightwireError
     from tightwire.integrations import ddp_buckets, ddp_hook
+    from tightwire.parallel import parallelise
     from tightwire.plan import Plan, PlanFile
     from tightwire.planner import Ranking, predict, recommend
     from tightwire.profile import Profile
@@ -33,6 +34,7 @@ _HOMES = {
     "ddp_hook": "integrations",
     "device": "transport",
     "init": "transport",
+    "parallelise": "parallel",
     "predict": "planner",
     "recommend": "planner",
     "shutdown": "transport",
@@ -53,6 +55,7 @@ __all__ = [
     "ddp_hook",
     "device",
     "init",
+    "parallelise",
     "predict",
     "recommend",
     "shutdown",

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tightwire.simulate.parallel import Accelerators, Parallelism, Transformer, predict_iteration
+from tightwire.parallel import Accelerators, Layout, Training, Transformer, predict_iteration
 from tightwire.validate import Point, Table, megatron, seven_methods
 from tightwire.validate.fitting import Prior, fit
 from tightwire.validate.tables import TABLES
@@ -35,17 +35,21 @@ def test_statistics() -> None:
 def test_constants_are_found_again() -> None:
     true = Accelerators(flops_per_s=1.7e14, launch_s=2e-3)
     gpt = Transformer(layers=24, hidden=2048, heads=16, seq_len=1024)
-    cuts = [Parallelism(tensor=t, data=64 // t, micro_batch=b) for t in (1, 2, 4, 8) for b in (1, 2, 4, 8)]
-    measured = [(cut, predict_iteration(gpt, cut, 512, true).seconds) for cut in cuts]
+    cuts = [Layout(tensor=t, data=64 // t, micro_batch=b) for t in (1, 2, 4, 8) for b in (1, 2, 4, 8)]
+    training = Training(batch=512, fused=False, overlaps=False)
+    measured = [(cut, predict_iteration(gpt, cut, training, true).seconds) for cut in cuts]
     priors = {"flops_per_s": Prior(value=3e14, spread=2.0), "launch_s": Prior(value=5e-3, spread=2.0)}
     found = fit(
-        Accelerators, priors, lambda devices, cut: predict_iteration(gpt, cut, 512, devices).seconds, measured
+        Accelerators,
+        priors,
+        lambda devices, cut: predict_iteration(gpt, cut, training, devices).seconds,
+        measured,
     )
     assert found.flops_per_s == pytest.approx(true.flops_per_s, rel=0.02)
     assert found.launch_s == pytest.approx(true.launch_s, rel=0.02)
 
 
-@pytest.mark.parametrize("name", ["programs", "nccl-sizes", "nccl-scaling", "megatron"])
+@pytest.mark.parametrize("name", ["programs", "nccl-sizes", "nccl-scaling", "megatron", "transformers"])
 def test_targets_are_met(name: str) -> None:
     table = TABLES[name]()
     held_out = next(row for row in table.rows() if row["held_out"])

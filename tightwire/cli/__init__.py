@@ -15,6 +15,7 @@ COMMANDS = {
     "cluster": "tightwire.cli.cluster",
     "plan": "tightwire.cli.plan",
     "simulate": "tightwire.cli.simulate",
+    "parallel": "tightwire.cli.parallel",
     "bench": "tightwire.cli.bench",
     "study": "tightwire.cli.study",
     "validate": "tightwire.cli.validate",

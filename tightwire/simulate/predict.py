@@ -75,6 +75,7 @@ def require_memory(profile: Profile, cluster: Cluster) -> None:
     has, needs = cluster.device_memory_bytes, profile.least_memory_bytes
     if has is not None and needs > has:
         raise PlanError(
-            f"the model does not fit: a worker must hold {needs / 1e9:.1f} GB and a device has {has / 1e9:.1f} GB; cut "
-            "the model (tensor or pipeline parallelism, sharding), or take larger devices. No time is predicted."
+            f"the model does not fit: a worker must hold {needs / 1e9:.1f} GB and a device has {has / 1e9:.1f} GB. "
+            "`tightwire parallel MODEL --cluster FILE` finds how to cut a transformer (sharding, tensor, pipeline and "
+            "other parallelism); else take larger devices. No time is predicted."
         )

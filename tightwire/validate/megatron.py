@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from tightwire.simulate.parallel import Accelerators, Parallelism, Transformer, predict_iteration
+from tightwire.parallel import Accelerators, Layout, Training, Transformer, predict_iteration
 from tightwire.validate import published
 from tightwire.validate.fitting import Prior, as_numbers, fit
 from tightwire.validate.table import Point, Table
@@ -30,7 +30,7 @@ class Case:
     """One measured configuration."""
 
     model: Transformer
-    how: Parallelism
+    how: Layout
     global_batch: int
     seconds: float
 
@@ -42,7 +42,8 @@ class Case:
 
 def predict(devices: Accelerators, case: Case) -> float:
     """Returns the predicted seconds of an iteration."""
-    return predict_iteration(case.model, case.how, case.global_batch, devices).seconds
+    training = Training(batch=case.global_batch, fused=False, overlaps=False)
+    return predict_iteration(case.model, case.how, training, devices).seconds
 
 
 def table() -> Table:
@@ -86,7 +87,7 @@ def cases() -> Iterator[Case]:
                 heads=int(number["heads"]),
                 seq_len=int(number["seq_len"]),
             ),
-            how=Parallelism(
+            how=Layout(
                 tensor=int(number["tensor_parallel"]),
                 data=int(number["data_parallel"]),
                 pipeline=int(number["pipeline_parallel"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from tightwire.validate import lab, megatron, nccl, programs, seven_methods
+from tightwire.validate import lab, megatron, nccl, programs, seven_methods, transformers
 from tightwire.validate.table import Table
 
 TABLES: Mapping[str, Callable[[], Table]] = {
@@ -12,6 +12,7 @@ TABLES: Mapping[str, Callable[[], Table]] = {
     "nccl-sizes": nccl.sizes_table,
     "nccl-scaling": nccl.scaling_table,
     "megatron": megatron.table,
+    "transformers": transformers.table,
     "seven-methods": seven_methods.table,
     "lab": lab.table,
 }

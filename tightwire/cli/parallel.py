@@ -1,0 +1,163 @@
+"""`tightwire parallel`: how to cut a transformer over a cluster, memory first, then time."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import re
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tightwire.cli.measured import ClusterOption, JsonOption
+from tightwire.cli.plan import AllowChoice
+from tightwire.cluster import Cluster
+from tightwire.errors import FileError
+from tightwire.parallel import Layouts, parallelise
+from tightwire.parallel.leg import PLAIN
+from tightwire.parallel.search import print_gb
+from tightwire.parallel.time import Cut
+from tightwire.parallel.transformer import SHAPES, transformer
+from tightwire.parallel.written import device_mesh, link_loads, picture, placement, torchtitan
+from tightwire.profile.devices import DEVICES, device
+from tightwire.units import parse_bytes
+
+app = typer.Typer(rich_markup_mode=None)
+COUNTS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
+
+
+@app.command()
+def parallel(
+    model: Annotated[str, typer.Argument(help=f"One of {', '.join(SHAPES)}.", show_default=False)],
+    cluster: ClusterOption = None,
+    tokens_per_batch: Annotated[str, typer.Option(help="Of one step, over all workers: 4M.")] = "4M",
+    seq_len: Annotated[
+        int | None, typer.Option(help="Tokens of a sequence; the model's own by default.", show_default=False)
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Of each device: 80GB. The cluster's by default.", show_default=False)
+    ] = None,
+    device_name: Annotated[
+        str | None,
+        typer.Option("--device", help=f"What a worker is: {', '.join(DEVICES)}.", show_default=False),
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many layouts to list.", min=1)] = 10,
+    allow: Annotated[
+        AllowChoice, typer.Option(help="What the plan between replicas may change about training.")
+    ] = AllowChoice.LOSSLESS,
+    out: Annotated[
+        list[pathlib.Path] | None,
+        typer.Option(
+            help="Write the best layout: .py a torch DeviceMesh, .toml for torchtitan, .json the ranking, .html a "
+            "picture of its links. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Cut a transformer over a cluster: data, tensor, sequence, context, pipeline and expert parallelism.
+
+    Every legal product of degrees is checked for memory, then timed on the cluster's links; the leg between replicas
+    is handed to the planner.
+
+        tightwire cluster new dgx-h100 --nodes 16
+
+        tightwire parallel llama3-70b --cluster cluster.yaml --tokens-per-batch 4M --out mesh.py --out titan.toml
+    """
+    if cluster is None:
+        raise FileError("the cluster is not given: write --cluster FILE; `tightwire cluster new` makes one.")
+    shape = transformer(model)
+    if seq_len is not None:
+        shape = dataclasses.replace(shape, seq_len=seq_len)
+    found = parallelise(
+        shape,
+        Cluster.read(cluster),
+        tokens_per_batch=_count(tokens_per_batch),
+        memory_bytes=_bytes(memory),
+        device=device(device_name) if device_name else None,
+        top=top,
+        allow=allow.value,
+    )
+    for path in out or ():
+        _write(found, model, path)
+    if as_json:
+        typer.echo(json.dumps(_plain(found)))
+        return
+    _print(found)
+
+
+def _plain(found: Layouts) -> dict[str, object]:
+    rows = link_loads(_cut(found), found)
+    return {
+        "ranking": [row.summary() for row in found.ranking],
+        "why": list(found.why),
+        "considered": found.considered,
+        "fitting": found.fitting,
+        "links": rows,
+    }
+
+
+def _cut(found: Layouts) -> Cut:
+    return Cut(found.model, found.best.how, found.training, found.devices, found.network)
+
+
+def _print(found: Layouts) -> None:
+    table = Table("layout", "step", "likely", "memory", "of peak")
+    for column in list(table.columns)[1:]:
+        column.no_wrap, column.justify = True, "right"
+    for row in found.ranking:
+        low_s, high_s = row.interval_s
+        likely = f"{low_s:.3g}–{high_s:.3g} s"
+        layout = str(row.how) if row.leg.plan == PLAIN else f"{row.how}; {row.leg.plan}"
+        table.add_row(
+            layout, f"{row.step_s:.4g} s", likely, print_gb(row.memory.total), f"{row.utilisation:.0%}"
+        )
+    Console().print(table)
+    for sentence in found.why:
+        typer.echo(sentence)
+    typer.echo("\nWho talks (equal letters) among the first ranks:")
+    for line in placement(_cut(found), found.best.how.workers):
+        typer.echo(f"    {line}")
+    rows = link_loads(_cut(found), found)
+    if rows:
+        grid = Table("dimension", "ranks", "link", "ranks that share a line")
+        for load in rows:
+            grid.add_row(load["dimension"], str(load["size"]), load["link"], f"{load['ranks']:g}")
+        Console().print(grid)
+
+
+def _write(found: Layouts, model: str, path: pathlib.Path) -> None:
+    batch, seq_len = found.training.batch, found.model.seq_len
+    if path.suffix == ".py":
+        path.write_text(device_mesh(found.best.how), encoding="utf-8")
+    elif path.suffix == ".toml":
+        path.write_text(torchtitan(found.best, model, batch, seq_len), encoding="utf-8")
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(_plain(found), indent=1) + "\n", encoding="utf-8")
+    elif path.suffix == ".html":
+        picture(link_loads(_cut(found), found)).write_html(path, include_plotlyjs=True)
+    else:
+        raise FileError(
+            f"--out {path}: a layout is written as .py (DeviceMesh), .toml (torchtitan), .json or .html."
+        )
+
+
+def _count(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGB]?)", text.strip())
+    if not match or float(match[1]) == 0:
+        raise FileError(
+            f"--tokens-per-batch {text!r} is no number of tokens; write for example 4M or 524288."
+        )
+    return round(float(match[1]) * COUNTS[match[2]])
+
+
+def _bytes(text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise FileError(f"--memory: {error}.") from None

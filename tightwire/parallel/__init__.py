@@ -1,0 +1,29 @@
+"""Transformers cut many ways: which layouts fit, how long an iteration takes, and which one is best. No torch."""
+
+from tightwire.parallel.layout import Layout
+from tightwire.parallel.memory import Memory, memory_of
+from tightwire.parallel.network import Group, Network, Tier, Tiers, network_of
+from tightwire.parallel.search import Candidate, Layouts, parallelise
+from tightwire.parallel.time import Accelerators, Iteration, Training, predict_iteration
+from tightwire.parallel.transformer import SHAPES, Transformer, transformer
+
+__all__ = [
+    "SHAPES",
+    "Accelerators",
+    "Candidate",
+    "Group",
+    "Iteration",
+    "Layout",
+    "Layouts",
+    "Memory",
+    "Network",
+    "Tier",
+    "Tiers",
+    "Training",
+    "Transformer",
+    "memory_of",
+    "network_of",
+    "parallelise",
+    "predict_iteration",
+    "transformer",
+]

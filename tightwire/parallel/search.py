@@ -1,0 +1,477 @@
+"""Searches every product of parallel dimensions: memory first, then time, then the plan of the data-parallel leg."""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from tightwire.cluster import Cluster
+from tightwire.errors import PlanError
+from tightwire.parallel.layout import (
+    Layout,
+    Recompute,
+    Schedule,
+    Shard,
+    divisors,
+    layers_of_stage,
+    legal_stages,
+    require_legal,
+)
+from tightwire.parallel.leg import Leg, plan_leg, replicas_of
+from tightwire.parallel.memory import Memory, memory_of
+from tightwire.parallel.network import Network, network_of
+from tightwire.parallel.time import Accelerators, Cut, Iteration, Training
+from tightwire.parallel.transformer import Transformer, transformer
+from tightwire.planner import Allowance
+from tightwire.profile.devices import DEVICES, Device
+from tightwire.units import print_bytes
+
+MAX_MICRO_BATCH = 16
+MAX_CHUNKS = 8
+LEAST_TOKENS = 2048  # of a part of a sequence
+# Of each part of the prediction, what held-out published iterations were off by: `tightwire validate --only megatron`.
+RESIDUAL = 0.09
+# A batch may be this much larger or smaller than asked, so that it can be halved often.
+BATCH_SLACK = 0.05
+
+# Minus the seconds, minus the place in the search, and what was found.
+Entry = tuple[float, int, Layout, Memory, Iteration]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A layout that fits, and what is predicted of it.
+
+    Attributes:
+        how: the layout.
+        memory: of the fullest device.
+        iteration: by parts.
+        utilisation: share of the devices' peak that the model's own operations use.
+        leg: how the data-parallel replicas keep in step.
+    """
+
+    how: Layout
+    memory: Memory
+    iteration: Iteration
+    utilisation: float
+    leg: Leg
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of an iteration, with the plan of the data-parallel leg."""
+        return self.iteration.seconds - self.iteration.data_s + self.leg.exposed_s
+
+    @property
+    def parts_s(self) -> dict[str, float]:
+        """The parts of the step by name, averaging by the plan of the data-parallel leg."""
+        return self.iteration.parts | {"data": self.leg.exposed_s}
+
+    @property
+    def interval_s(self) -> tuple[float, float]:
+        """Where the truth is likely: what held-out measurements were off by, and the experts' spread."""
+        off = RESIDUAL * self.step_s
+        return max(
+            0.0, self.step_s - off - self.iteration.imbalance_s
+        ), self.step_s + off + 2 * self.iteration.imbalance_s
+
+    def summary(self) -> dict[str, Any]:
+        """Returns plain values."""
+        low_s, high_s = self.interval_s
+        return {
+            "layout": self.how.layout,
+            "step_s": self.step_s,
+            "low_s": low_s,
+            "high_s": high_s,
+            "memory_bytes": round(self.memory.total),
+            "memory": self.memory.parts,
+            "utilisation": self.utilisation,
+            "plan": self.leg.plan,
+            "parts_s": self.parts_s,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layouts:
+    """Layouts of a transformer on a cluster, fastest first, and why.
+
+    Attributes:
+        model: that is cut.
+        cluster: its devices.
+        training: the batch, and what kernels do.
+        devices: as constants.
+        network: what prices groups.
+        ranking: the fastest that fit.
+        considered: how many layouts are legal.
+        fitting: how many of them fit the devices' memory.
+        why: sentences with numbers.
+    """
+
+    model: Transformer
+    cluster: Cluster
+    training: Training
+    devices: Accelerators
+    network: Network
+    ranking: tuple[Candidate, ...]
+    considered: int
+    fitting: int
+    why: tuple[str, ...] = ()
+
+    @property
+    def best(self) -> Candidate:
+        """The fastest."""
+        return self.ranking[0]
+
+
+def parallelise(
+    model: Transformer | str,
+    cluster: Cluster,
+    *,
+    tokens_per_batch: int = 4_000_000,
+    memory_bytes: int | None = None,
+    device: Device | str | None = None,
+    top: int = 10,
+    allow: Allowance = "lossless",
+    training: Training | None = None,
+) -> Layouts:
+    """Finds how to cut a transformer over a cluster: what fits in memory, fastest first.
+
+    Args:
+        model: a transformer, or the name of a known one.
+        cluster: its workers are the devices.
+        tokens_per_batch: of one step, over all workers; about as many are taken, so that the sequences divide well.
+        memory_bytes: of each device; by default the cluster's, or the device's.
+        device: what a worker is, or its name; by default the one of known memory and line, else an A100.
+        top: how many layouts to return.
+        allow: what the plan of the data-parallel leg may change about training, as for `recommend`.
+        training: in place of `tokens_per_batch`, with more said.
+
+    Raises:
+        PlanError: no layout is legal, or none fits, with what would.
+        FileError: an unknown name.
+
+    >>> from tightwire.cluster.presets import preset
+    >>> parallelise("llama3-8b", preset("dgx-h100", 1), tokens_per_batch=2**19, top=1).best.how.workers
+    8
+    """
+    shape = transformer(model) if isinstance(model, str) else model
+    on = _device(device, cluster)
+    batch = sequences_of(tokens_per_batch, shape.seq_len)
+    search = Search(
+        model=shape,
+        cluster=cluster,
+        training=training or Training(batch=batch),
+        memory_bytes=memory_bytes or cluster.device_memory_bytes or on.memory_bytes,
+        devices=Accelerators.of(on),
+    )
+    return search.run(top, allow)
+
+
+def sequences_of(tokens_per_batch: int, seq_len: int) -> int:
+    """Returns about as many sequences as asked, and of those within 5 % the number that can be halved most often.
+
+    >>> sequences_of(4_000_000, 2048), sequences_of(24_576, 8192)
+    (2048, 3)
+
+    Raises:
+        PlanError: less than one sequence.
+    """
+    asked = tokens_per_batch / seq_len
+    if asked < 1:
+        raise PlanError(
+            f"{tokens_per_batch} tokens per batch are less than one sequence of {seq_len}; ask for more."
+        )
+    near = range(math.ceil(asked * (1 - BATCH_SLACK)), math.floor(asked * (1 + BATCH_SLACK)) + 1)
+    return max(near or [int(asked)], key=lambda batch: (batch & -batch, -abs(batch - asked)))
+
+
+def _device(device: Device | str | None, cluster: Cluster) -> Device:
+    if isinstance(device, Device):
+        return device
+    if device is not None:
+        from tightwire.profile.devices import device as known
+
+        return known(device)
+    inside = cluster.levels[0].bandwidth_bytes_per_s if cluster.levels else 0.0
+    # Data sheets: NVLink carries 300 GB/s each way between A100s, 450 GB/s between H100s.
+    return DEVICES["h100" if inside >= 400e9 else "a100"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """One search."""
+
+    model: Transformer
+    cluster: Cluster
+    training: Training
+    memory_bytes: float
+    devices: Accelerators
+    _known: dict[tuple[int, int, int, Recompute], float] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    @cached_property
+    def network(self) -> Network:
+        """What prices groups of ranks."""
+        return network_of(self.cluster)
+
+    def run(self, top: int, allow: Allowance) -> Layouts:
+        """Goes through all layouts."""
+        considered, fitting = 0, 0
+        smallest: tuple[float, Layout, Memory] | None = None
+        best: list[Entry] = []
+        keep = max(top, 1) * 4
+        for how, micro_batches in self.layouts():
+            considered += 1
+            memory = memory_of(self.model, how, micro_batches, fused=self.training.fused)
+            if smallest is None or memory.total < smallest[0]:
+                smallest = memory.total, how, memory
+            if memory.total > self.memory_bytes:
+                continue
+            fitting += 1
+            if len(best) == keep and self._bound_s(how, micro_batches) > -best[0][0]:
+                continue
+            iteration = Cut(self.model, how, self.training, self.devices, self.network).iteration(
+                micro_batches
+            )
+            # A plan that departs from exact steps may spare what replicas wait for: those are judged below.
+            spared_s = iteration.data_s if allow != "lossless" and replicas_of(how) > 1 else 0.0
+            entry = (spared_s - iteration.seconds, -considered, how, memory, iteration)
+            if len(best) < keep:
+                heapq.heappush(best, entry)
+            else:
+                heapq.heappushpop(best, entry)
+        if smallest is None:
+            raise PlanError(self._no_layout())
+        if not best:
+            raise PlanError(self._too_large(*smallest[1:]))
+        candidates = [
+            self._candidate(entry, allow) for entry in _unlike(sorted(best, reverse=True))[: 2 * top]
+        ]
+        found = sorted(candidates, key=lambda candidate: candidate.step_s)[:top]
+        why = tuple(self._why(found, considered, fitting))
+        return Layouts(
+            model=self.model,
+            cluster=self.cluster,
+            training=self.training,
+            devices=self.devices,
+            network=self.network,
+            ranking=tuple(found),
+            considered=considered,
+            fitting=fitting,
+            why=why,
+        )
+
+    def layouts(self) -> Iterator[tuple[Layout, int]]:
+        """Yields every legal layout with its number of micro-batches."""
+        for tensor, context, pipeline, data in self._degrees():
+            for micro_batch in self._micro_batches(data):
+                micro_batches = self.training.batch // (data * micro_batch)
+                for how in self._details(tensor, context, pipeline, data, micro_batch, micro_batches):
+                    yield how, micro_batches
+
+    def _degrees(self) -> Iterator[tuple[int, int, int, int]]:
+        model, workers = self.model, self.cluster.workers
+        stages = legal_stages(model)
+        for tensor in (t for t in divisors(workers) if model.heads % t == 0):
+            rest = workers // tensor
+            parts = (c for c in divisors(rest) if model.seq_len % c == 0)
+            for context in (c for c in parts if c == 1 or model.seq_len // c >= LEAST_TOKENS):
+                left = rest // context
+                for pipeline in (p for p in divisors(left) if p in stages):
+                    data = left // pipeline
+                    if self.training.batch % data == 0:
+                        yield tensor, context, pipeline, data
+
+    def _micro_batches(self, data: int) -> list[int]:
+        share = self.training.batch // data
+        return [b for b in divisors(share) if b <= MAX_MICRO_BATCH]
+
+    def _details(
+        self, tensor: int, context: int, pipeline: int, data: int, micro_batch: int, micro_batches: int
+    ) -> Iterator[Layout]:
+        """Yields what remains open once the degrees are chosen; each option only where it can matter."""
+        base = Layout(
+            tensor=tensor, context=context, pipeline=pipeline, data=data, micro_batch=micro_batch,
+            sequence=tensor > 1 and self.model.seq_len // context % tensor == 0,
+        )  # fmt: skip
+        recomputes: Sequence[Recompute] = (
+            ("none", "full") if self.training.fused else ("none", "selective", "full")
+        )
+        for spread in self._spreads(base):
+            for stages in self._schedules(base, micro_batches):
+                for expert in self._experts(base):
+                    for recompute in recomputes:
+                        how = dataclasses.replace(
+                            base, recompute=recompute, expert=expert, **spread, **stages
+                        )
+                        yield how
+                        if context > 1 and self.model.heads // tensor % context == 0:
+                            yield dataclasses.replace(how, context_by="ulysses")
+
+    def _spreads(self, base: Layout) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = [{"shard": "none"}]
+        if base.data * base.context == 1:
+            return found
+        shards: tuple[Shard, ...] = ("zero1", "zero2", "zero3")
+        found += [{"shard": shard} for shard in shards]
+        inner = base.tensor * base.context
+        for level in self.cluster.levels[:-1]:
+            near = level.workers // inner if level.workers % inner == 0 else 0
+            if 1 < near < base.data and base.data % near == 0:
+                found += [{"shard": shard, "shard_group": near} for shard in ("zero1", "zero3")]
+        if base.pipeline > 1 and len(self.cluster.levels) > 1:
+            found += [spread | {"outermost": "data"} for spread in found]
+        return found
+
+    def _schedules(self, base: Layout, micro_batches: int) -> list[dict[str, Any]]:
+        if base.pipeline == 1:
+            return [{}]
+        schedules: tuple[Schedule, ...] = ("1f1b", "zero-bubble")
+        found: list[dict[str, Any]] = [{"schedule": schedule} for schedule in schedules]
+        layers = layers_of_stage(self.model, base)
+        if micro_batches % base.pipeline == 0:
+            chunks = [v for v in divisors(layers) if 1 < v <= MAX_CHUNKS]
+            found += [{"schedule": "interleaved", "chunks": v} for v in chunks]
+        return found
+
+    def _experts(self, base: Layout) -> list[int]:
+        if not self.model.experts:
+            return [1]
+        ranks = base.data * base.context
+        return [e for e in divisors(self.model.experts) if ranks % e == 0]
+
+    def _candidate(self, entry: Entry, allow: Allowance) -> Candidate:
+        _, _, how, memory, iteration = entry
+        cut = Cut(self.model, how, self.training, self.devices, self.network)
+        leg = plan_leg(cut, iteration, self.cluster, allow)
+        step_s = iteration.seconds - iteration.data_s + leg.exposed_s
+        flops = self.model_flops / self.cluster.workers / self.devices.peak_flops_per_s
+        return Candidate(how=how, memory=memory, iteration=iteration, utilisation=flops / step_s, leg=leg)
+
+    def _bound_s(self, how: Layout, micro_batches: int) -> float:
+        """Returns what an iteration takes at least: its compute alone."""
+        return (
+            micro_batches
+            * layers_of_stage(self.model, how)
+            * self._layer_s(how.tensor, how.context, how.micro_batch, how.recompute)
+        )
+
+    def _layer_s(self, tensor: int, context: int, micro_batch: int, recompute: Recompute) -> float:
+        key = (tensor, context, micro_batch, recompute)
+        if key not in self._known:
+            how = Layout(tensor=tensor, context=context, micro_batch=micro_batch, recompute=recompute)
+            self._known[key] = Cut(self.model, how, self.training, self.devices, self.network).layer_s
+        return self._known[key]
+
+    @property
+    def model_flops(self) -> float:
+        """What one step needs, nothing done twice."""
+        return self.model.model_flops() * self.training.batch
+
+    def _no_layout(self) -> str:
+        workers, batch = self.cluster.workers, self.training.batch
+        return (
+            f"no layout of {workers} workers is legal: their degrees must divide {self.model.heads} heads (tensor), "
+            f"{self.model.layers} layers (pipeline: {', '.join(map(str, legal_stages(self.model)))}) and a batch of "
+            f"{batch} sequences (data). Take a number of workers that is a product of such degrees, or another batch."
+        )
+
+    def _too_large(self, how: Layout, memory: Memory) -> str:
+        parts = ", ".join(f"{name} {print_gb(size)}" for name, size in memory.parts.items())
+        more = self._devices_needed()
+        return (
+            f"no layout on {self.cluster.workers} devices of {print_gb(self.memory_bytes)} fits: the smallest, {how}, "
+            f"needs {print_gb(memory.total)} on each ({parts}). Devices of {print_gb(memory.total)} would do"
+            + (f", or about {more} of these." if more else ".")
+        )
+
+    def _devices_needed(self) -> int | None:
+        """Returns how many devices of this memory would hold the model's state and one layer's work, doubling."""
+        workers = self.cluster.workers
+        for _ in range(12):
+            workers *= 2
+            try:
+                for how, micro_batches in dataclasses.replace(
+                    self, cluster=_plain(self.cluster, workers)
+                ).layouts():
+                    memory = memory_of(self.model, how, micro_batches, fused=self.training.fused)
+                    if memory.total <= self.memory_bytes:
+                        return workers
+            except PlanError:
+                continue
+        return None
+
+    def _why(self, found: Sequence[Candidate], considered: int, fitting: int) -> Iterator[str]:
+        best = found[0]
+        yield (
+            f"A batch of {self.training.batch} sequences of {self.model.seq_len} tokens: {considered} layouts are "
+            f"legal, {fitting} of them fit {print_gb(self.memory_bytes)}; the fastest is "
+            f"{best.how}: {best.step_s:.3g} s, {best.utilisation:.0%} of the peak."
+        )
+        parts = sorted(best.parts_s.items(), key=lambda item: -item[1])
+        told = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in parts if seconds > 0)
+        yield f"Its time: {told}."
+        memory = ", ".join(f"{name} {print_gb(size)}" for name, size in best.memory.parts.items() if size)
+        yield f"Its memory: {print_gb(best.memory.total)} of {print_gb(self.memory_bytes)}: {memory}."
+        yield best.leg.why
+
+
+def _unlike(entries: Sequence[Entry]) -> list[Entry]:
+    """Drops layouts that differ in nothing but which dimension is outermost, and take as long."""
+    seen = set()
+    kept = []
+    for entry in entries:
+        key = (entry[0], tuple((k, v) for k, v in entry[2].layout.items() if k != "outermost"))
+        if key not in seen:
+            seen.add(key)
+            kept.append(entry)
+    return kept
+
+
+def _plain(cluster: Cluster, workers: int) -> Cluster:
+    return Cluster.uniform(workers, min(200e9, cluster.bandwidth_bytes_per_s), cluster.latency_s)
+
+
+def print_gb(num_bytes: float) -> str:
+    """Prints bytes as people speak of devices.
+
+    >>> print_gb(8e10), print_gb(3e8)
+    ('80 GB', '0.3 GB')
+    """
+    return f"{num_bytes / 1e9:.3g} GB" if num_bytes >= 1e6 else print_bytes(round(num_bytes))
+
+
+def check(
+    model: Transformer, how: Layout, cluster: Cluster, training: Training, memory_bytes: float
+) -> Memory:
+    """Checks one layout: legal on this cluster, and within memory.
+
+    Raises:
+        PlanError: another number of devices, a degree that leaves a rest, or too much memory, with what would do.
+    """
+    if how.workers != cluster.workers:
+        raise PlanError(
+            f"{how} takes {how.workers} workers, and the cluster has {cluster.workers}; make them equal."
+        )
+    micro_batches = require_legal(model, how, training.batch)
+    memory = memory_of(model, how, micro_batches, fused=training.fused)
+    if memory.total > memory_bytes:
+        raise PlanError(
+            f"{how} needs {print_gb(memory.total)} on each device, and there are {print_gb(memory_bytes)}: mostly "
+            f"{memory.largest}. {_ADVICE[memory.largest]}"
+        )
+    return memory
+
+
+_ADVICE = {
+    "weights": "Take more tensor shards or pipeline stages, or shard=zero3.",
+    "gradients": "Take more tensor shards or pipeline stages, or shard=zero2 or zero3.",
+    "optimizer": "Take shard=zero1, which spreads the optimizer's state over the data dimension.",
+    "activations": "Take recompute=full, a smaller micro-batch, sequence parallelism, or more tensor shards.",
+    "buffers": "Take a smaller micro-batch, or more tensor shards.",
+}

@@ -1,0 +1,140 @@
+"""A layout written out for those who run it: a torch DeviceMesh, a torchtitan configuration, a picture of its links."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tightwire.parallel.layout import Layout
+from tightwire.parallel.network import Group, groups_of
+from tightwire.parallel.search import Candidate, Layouts
+from tightwire.parallel.time import Cut
+
+SCHEDULES = {"1f1b": "1F1B", "interleaved": "Interleaved1F1B", "zero-bubble": "InterleavedZeroBubble"}
+SHOWN_RANKS = 16
+
+
+def device_mesh(how: Layout) -> str:
+    """Returns the lines of Python that make the layout's mesh of devices, the outermost dimension first.
+
+    >>> print(device_mesh(Layout(data=4, shard="zero3", tensor=8, sequence=True)).splitlines()[-2])
+    mesh = init_device_mesh("cuda", (4, 8), mesh_dim_names=("dp_shard", "tp"))
+    """
+    near = how.shard_group or (how.data if how.shard != "none" else 1)
+    sides = [("dp_replicate", how.data // near), ("dp_shard", near)]
+    stages = [("pp", how.pipeline)]
+    outer = stages + sides if how.outermost == "pipeline" else sides + stages
+    kept = [(name, size) for name, size in [*outer, ("cp", how.context), ("tp", how.tensor)] if size > 1]
+    kept = kept or [("dp_replicate", 1)]
+    sizes = ", ".join(str(size) for _, size in kept) + ("," if len(kept) == 1 else "")
+    names = ", ".join(f'"{name}"' for name, _ in kept) + ("," if len(kept) == 1 else "")
+    return (
+        f"# {how}: ranks are placed from the inside out, the last dimension over neighbours.\n"
+        "from torch.distributed.device_mesh import init_device_mesh\n\n"
+        f'mesh = init_device_mesh("cuda", ({sizes}), mesh_dim_names=({names}))\n'
+        f"# {_note(how)}\n"
+    )
+
+
+def _note(how: Layout) -> str:
+    notes = {
+        "none": "replicas: replicate(), or tightwire.attach on dp_replicate",
+        "zero1": "the optimizer's state is spread: torch.distributed.optim.ZeroRedundancyOptimizer on dp_shard",
+        "zero2": "fully_shard(module, mesh=mesh[...], reshard_after_forward=False)",
+        "zero3": "fully_shard(module, mesh=mesh[...])",
+    }
+    return notes[how.shard] + (
+        f"; expert parallel over {how.expert} of the data ranks" if how.expert > 1 else ""
+    )
+
+
+def torchtitan(candidate: Candidate, model: str, batch: int, seq_len: int) -> str:
+    """Returns a configuration of torchtitan, as TOML: the sections that a layout decides.
+
+    torchtitan shards parameters wherever it shards anything: zero1 and zero2 are written as sharding without
+    resharding after forward.
+    """
+    how = candidate.how
+    near = how.shard_group or (how.data if how.shard != "none" else 1)
+    share = batch // how.data
+    stages = [
+        f"pipeline_parallel_degree = {how.pipeline}",
+        f'pipeline_parallel_schedule = "{SCHEDULES[how.schedule]}"',
+        f"pipeline_parallel_microbatch_size = {how.micro_batch}",
+    ]
+    lines = [
+        f"# {model}: {how}",
+        f"# predicted: {candidate.step_s:.4g} s per step, {candidate.memory.total / 1e9:.3g} GB per device",
+        "[training]",
+        f"local_batch_size = {share if how.pipeline > 1 else how.micro_batch}",
+        f"global_batch_size = {batch}",
+        f"seq_len = {seq_len}",
+        "",
+        "[parallelism]",
+        f"data_parallel_replicate_degree = {how.data // near}",
+        f"data_parallel_shard_degree = {near}",
+        f'fsdp_reshard_after_forward = "{"always" if how.shard == "zero3" else "never"}"',
+        f"tensor_parallel_degree = {how.tensor}",
+        f"context_parallel_degree = {how.context}",
+        *(stages if how.pipeline > 1 else stages[:1]),
+        f"expert_parallel_degree = {how.expert}",
+        "",
+        "[activation_checkpoint]",
+        f'mode = "{how.recompute}"',
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def link_loads(cut: Cut, layouts: Layouts) -> list[dict[str, Any]]:
+    """Returns which dimension loads which level's lines: ranks that share a line, and seconds per byte.
+
+    One row per dimension of more than one rank and level that it crosses: `ranks` send at once over the busiest line
+    of the level, from and to the next of their group.
+    """
+    rows = []
+    for name, group in cut.groups.items():
+        if group.size == 1:
+            continue
+        for level, load in cut.network.loads(group).items():
+            if load:
+                rows.append({"dimension": name, "size": group.size, "link": level, "ranks": load})
+    return rows
+
+
+def placement(cut: Cut, workers: int) -> list[str]:
+    """Returns the picture of the placement: a row per dimension, a letter per rank; equal letters talk.
+
+    >>> from tightwire.parallel import Accelerators, Training, Transformer
+    >>> tiny = Transformer(layers=2, hidden=8, heads=2, seq_len=8)
+    >>> cut = Cut(tiny, Layout(tensor=2, data=2), Training(batch=2), Accelerators(), Accelerators().network)
+    >>> print("\\n".join(placement(cut, 4)))
+    tensor    AABB
+    data      ABAB
+    """
+    rows = []
+    for name, group in cut.groups.items():
+        if group.size > 1 and name != "expert":
+            rows.append(f"{name:<10}{_letters(group, workers)}")
+    return rows
+
+
+def _letters(group: Group, workers: int) -> str:
+    letter = {}
+    for number, ranks in enumerate(groups_of(workers, group)):
+        letter.update(dict.fromkeys(ranks, chr(ord("A") + number % 26)))
+    shown = "".join(letter[rank] for rank in range(min(workers, SHOWN_RANKS)))
+    return shown + ("…" if workers > SHOWN_RANKS else "")
+
+
+def picture(rows: Sequence[dict[str, Any]]) -> Any:
+    """Returns a plotly figure: dimensions × links, coloured by how many ranks share a line."""
+    import plotly.graph_objects as go
+
+    dimensions = list(dict.fromkeys(row["dimension"] for row in rows))
+    links = list(dict.fromkeys(row["link"] for row in rows))
+    load = {(row["dimension"], row["link"]): row["ranks"] for row in rows}
+    heat = [[load.get((dimension, link), 0) for link in links] for dimension in dimensions]
+    drawing = go.Figure(go.Heatmap(z=heat, x=links, y=dimensions, colorbar={"title": "ranks per line"}))
+    drawing.update_layout(title="Which parallel dimension loads which link")
+    return drawing
