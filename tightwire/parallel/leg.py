@@ -75,13 +75,13 @@ def plan_leg(cut: Cut, iteration: Iteration, cluster: Cluster, allow: Allowance)
         why = (
             f"The {replicas} replicas of each parameter average exactly: no plan gains over plain all-reduce."
         )
-        return Leg(plan=chosen.plan, exposed_s=iteration.data_s, why=why)
+        return Leg(plan=str(chosen.plan), exposed_s=iteration.data_s, why=why)
     spared_s = max(0.0, stock.exposed_s - chosen.exposed_s)
     why = (
         f"The {replicas} replicas of each parameter keep in step by {chosen.plan}: {chosen.exposed_s:.3g} s of a step "
         f"wait for it, against {stock.exposed_s:.3g} s under plain all-reduce."
     )
-    return Leg(plan=chosen.plan, exposed_s=max(0.0, iteration.data_s - spared_s), why=why)
+    return Leg(plan=str(chosen.plan), exposed_s=max(0.0, iteration.data_s - spared_s), why=why)
 
 
 def replicas_of(how: Layout) -> int:
