@@ -23,7 +23,8 @@ from tests.runtime.training import (
     sgd,
     values,
 )
-from tightwire.sync import Rounds
+from tightwire.catalogue import parse_member
+from tightwire.sync import Rounds, Sync
 from tightwire.transport import Single, Transport, run_threads
 
 N = 4
@@ -53,7 +54,7 @@ LOCAL_SETTINGS = [
     "fedavg:2,0.5",
     "fedavg:2,0.5,state=kept",
 ]
-GRADIENTS = [
+GRADIENT_SETTINGS = [
     "delayed:0",
     "delayed:1",
     "delayed:3",
@@ -64,6 +65,19 @@ GRADIENTS = [
     "gaia:0.5/allreduce/none/fusion:64",
 ]
 LOCAL = listed("sync", Rounds, LOCAL_SETTINGS)
+
+
+def is_served(plan: str) -> bool:
+    policy = parse_member("sync", plan.partition("/")[0])
+    return isinstance(policy, Sync) and policy.is_served
+
+
+# Policies that servers carry out have laws of their own, and bsp is what the others are compared with.
+GRADIENTS = [
+    text
+    for text in listed("sync", Sync, [*LOCAL, *GRADIENT_SETTINGS, "bsp"])
+    if text not in (*LOCAL, "bsp") and not is_served(text)
+]
 SYNCS = [*LOCAL, *GRADIENTS]
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tightwire.bench.subjects import Action, Floor, Phase, TimedKernel, subject
 from tightwire.catalogue import catalogue
-from tightwire.compression import MEMBERS, Codec
+from tightwire.compression import Codec
 from tightwire.errors import LabError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class KernelRow:
 
 def default_kernels() -> tuple[str, ...]:
     """Returns the text of every codec, with its usual settings, or those of its own example, and reductions."""
-    codecs = [member for member in MEMBERS if issubclass(member, Codec)]
+    codecs = [member for member in catalogue("compression").values() if issubclass(member, Codec)]
     known = [text for text in REDUCTIONS if text.partition(":")[0] in catalogue("compression")]
     usual = (SETTINGS.get(m.name, (m.example.partition("+")[0] or m.name,)) for m in codecs)
     return (*(text for texts in usual for text in texts), *known)

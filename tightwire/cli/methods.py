@@ -14,6 +14,7 @@ from rich.table import Table
 
 from tightwire.answers import Axis, text_with
 from tightwire.architecture import PROGRAMS
+from tightwire.architecture.gossip import GRAPHS
 from tightwire.catalogue import FAMILIES, catalogue
 from tightwire.errors import PlanError
 from tightwire.plan import Plan
@@ -41,12 +42,14 @@ def methods(
 
 
 def describe() -> Iterator[dict[str, Any]]:
-    """Yields every member and every program, with the texts on other axes that it goes with."""
+    """Yields every member, every program and every graph of gossip, with the texts on other axes that it goes with."""
     for axis in FAMILIES:
         for name, member in catalogue(axis).items():
             yield _row(axis, name, member.title, member.paper, member.example or name)
         for name, recipe in PROGRAMS.items() if axis == "architecture" else ():
             yield _row(axis, f"allreduce:{name}", recipe.title, recipe.paper, f"allreduce:{name}")
+        for name, graph in GRAPHS.items() if axis == "architecture" else ():
+            yield _row(axis, f"gossip:{name}", graph.title, graph.paper, f"gossip:{name}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +101,8 @@ def _texts() -> Iterator[tuple[Axis, str]]:
             yield axis, member.example or name
     for name in PROGRAMS:
         yield "architecture", f"allreduce:{name}"
+    for name in GRAPHS:
+        yield "architecture", f"gossip:{name}"
 
 
 def _is_legal(answers: dict[Axis, str]) -> bool:

@@ -6,7 +6,9 @@ import functools
 from collections.abc import Iterator
 from typing import Literal, get_args
 
-from tightwire.answers import text_with
+from tightwire.answers import Member, text_with
+from tightwire.architecture import PROGRAMS
+from tightwire.architecture.gossip import GRAPHS
 from tightwire.catalogue import catalogue, parse_compression
 from tightwire.compression import Codec, Stage
 from tightwire.errors import PlanError
@@ -37,11 +39,8 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "p3": ("p3", "p3:1MiB"),
     "streaming": ("streaming:2", "streaming"),
 }
-# On lines that are all alike the other programs cost no less than one of these.
-PROGRAMS_TRIED = ("native", "ring", "recursive-doubling", "halving-doubling", "allgather")
-# On links that differ these look at who sits with whom, or load other links.
-PROGRAMS_BY_PLACE = ("hierarchical", "torus", "double-tree", "direct")
-GOSSIPS = ("gossip", "gossip:exponential", "gossip:one-peer-exponential", "gossip:sgp", "gossip:ad-psgd")
+# Methods of gossip that are considered beside plain averaging over every graph worth a try.
+GOSSIP_METHODS = ("sgp", "ad-psgd")
 SMALLEST_FUSION_BYTES = 2**18
 # A biased codec that drops more than half of the bits goes wrong without error feedback (Karimireddy et al. 2019).
 MAX_RATIO_WITHOUT_FEEDBACK = 2.0
@@ -163,21 +162,24 @@ def _texts(gradient_bytes: int, levelled: bool) -> Iterator[str]:
         yield f"bsp/gossip:exponential/{compression}/sequential"
 
 
-@functools.cache
 def compression_texts() -> tuple[str, ...]:
     """Returns the compressions worth a try: senders alone where that is sound, with feedback, and stages as shown."""
-    return tuple(dict.fromkeys(_compression_texts()))
+    return _compression_texts(tuple(catalogue("compression").values()))
 
 
-def _compression_texts() -> Iterator[str]:
-    for name, member in catalogue("compression").items():
-        for text in SETTINGS.get(name, (member.example or name,)):
-            if issubclass(member, Stage):
-                yield text
-            else:
-                yield from _sendings(text.partition("+")[0])
-                if len(parse_compression(text)) > 1:
-                    yield "+".join(map(str, parse_compression(text)))
+@functools.cache
+def _compression_texts(members: tuple[type[Member], ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(text for member in members for text in _compressions_with(member)))
+
+
+def _compressions_with(member: type[Member]) -> Iterator[str]:
+    for text in SETTINGS.get(member.name, (member.example or member.name,)):
+        if issubclass(member, Stage):
+            yield text
+        else:
+            yield from _sendings(text.partition("+")[0])
+            if len(parse_compression(text)) > 1:
+                yield "+".join(map(str, parse_compression(text)))
 
 
 def _sendings(text: str) -> Iterator[str]:
@@ -193,7 +195,6 @@ def _sendings(text: str) -> Iterator[str]:
         yield f"{sender}+ef"
 
 
-@functools.cache
 def sync_texts() -> tuple[str, ...]:
     """Returns the policies worth a try."""
     return tuple(
@@ -201,11 +202,18 @@ def sync_texts() -> tuple[str, ...]:
     )
 
 
-@functools.cache
 def architecture_texts(levelled: bool, gossips: bool) -> tuple[str, ...]:
     """Returns the architectures worth a try. Dedicated servers are not: they take workers away from training."""
-    programs = PROGRAMS_TRIED + (PROGRAMS_BY_PLACE if levelled else ())
-    return ("allreduce", *(f"allreduce:{p}" for p in programs), "ps", *(GOSSIPS if gossips else ()))
+    places = ("anywhere", "where links differ") if levelled else ("anywhere",)
+    programs = (f"allreduce:{name}" for name, recipe in PROGRAMS.items() if recipe.tried in places)
+    graphs = [f"gossip:{name}" for name, recipe in GRAPHS.items() if recipe.is_tried]
+    others = [
+        m.example or name
+        for name, m in catalogue("architecture").items()
+        if name not in ("allreduce", "ps", "gossip")
+    ]
+    gossip = [*graphs, *(f"gossip:{method}" for method in GOSSIP_METHODS)] if gossips else []
+    return ("allreduce", *programs, "ps", *gossip, *others)
 
 
 @functools.lru_cache(maxsize=64)

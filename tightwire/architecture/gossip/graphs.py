@@ -224,11 +224,20 @@ class GraphRecipe:
         build: from N.
         is_static: all rounds are alike.
         is_symmetric: who hears is heard.
+        is_tried: whether the planner considers it; the others only when named.
+        paper: where it is from.
     """
 
     build: Callable[[int], Graph]
     is_static: bool = True
     is_symmetric: bool = True
+    is_tried: bool = True
+    paper: str = "Xiao and Boyd 2004, Fast linear iterations for distributed averaging"
+
+    @property
+    def title(self) -> str:
+        """What the graph is: the first line of its builder's docstring."""
+        return (self.build.__doc__ or "").partition("\n")[0].rstrip(".")
 
     @property
     def carries_matcha(self) -> bool:
@@ -238,16 +247,38 @@ class GraphRecipe:
 
 GRAPHS: dict[str, GraphRecipe] = {
     "ring": GraphRecipe(build=ring),
-    "torus": GraphRecipe(build=torus),
-    "complete": GraphRecipe(build=complete),
-    "star": GraphRecipe(build=star),
-    "exponential": GraphRecipe(build=exponential, is_symmetric=False),
-    "one-peer-exponential": GraphRecipe(build=one_peer_exponential, is_static=False, is_symmetric=False),
-    "random-matching": GraphRecipe(build=random_matching, is_static=False),
-    "bandwidth": GraphRecipe(build=bandwidth, is_static=False),
-    "expander": GraphRecipe(build=expander),
-    "matcha": GraphRecipe(build=matcha, is_static=False),
-    "gossipgrad": GraphRecipe(build=gossipgrad, is_static=False, is_symmetric=False),
+    "torus": GraphRecipe(build=torus, is_tried=False),
+    "complete": GraphRecipe(build=complete, is_tried=False),
+    "star": GraphRecipe(build=star, is_tried=False),
+    "exponential": GraphRecipe(
+        build=exponential,
+        is_symmetric=False,
+        paper="Assran et al. 2019, Stochastic gradient push, arXiv:1811.10792",
+    ),
+    "one-peer-exponential": GraphRecipe(
+        build=one_peer_exponential,
+        is_static=False,
+        is_symmetric=False,
+        paper="Ying et al. 2021, Exponential graph is provably efficient, arXiv:2110.13363",
+    ),
+    "random-matching": GraphRecipe(build=random_matching, is_static=False, is_tried=False),
+    "bandwidth": GraphRecipe(
+        build=bandwidth,
+        is_static=False,
+        is_tried=False,
+        paper="Tang et al. 2020, SAPS-PSGD, arXiv:2002.09692",
+    ),
+    "expander": GraphRecipe(build=expander, is_tried=False),
+    "matcha": GraphRecipe(
+        build=matcha, is_static=False, is_tried=False, paper="Wang et al. 2019, MATCHA, arXiv:1905.09435"
+    ),
+    "gossipgrad": GraphRecipe(
+        build=gossipgrad,
+        is_static=False,
+        is_symmetric=False,
+        is_tried=False,
+        paper="Daily et al. 2018, GossipGraD, arXiv:1803.05880",
+    ),
 }
 
 

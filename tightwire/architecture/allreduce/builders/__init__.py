@@ -60,27 +60,40 @@ PROGRAMS: dict[str, Recipe] = {
         title="Recursive halving and doubling",
         paper="Rabenseifner 2004, Optimization of collective reduction operations",
     ),
-    "tree": Recipe(build=tree, title="Pipelined binary tree", paper=_TREES),
-    "double-tree": Recipe(build=double_tree, title="Two binary trees, half of the buffer each", paper=_TREES),
+    "tree": Recipe(build=tree, title="Pipelined binary tree", paper=_TREES, tried="when named"),
+    "double-tree": Recipe(
+        build=double_tree,
+        title="Two binary trees, half of the buffer each",
+        paper=_TREES,
+        tried="where links differ",
+    ),
     "torus": Recipe(
         build=torus,
         title="Rows, columns, rows of a 2-D torus",
         paper="Mikami et al. 2018, Massively distributed SGD: ImageNet/ResNet-50 training in a flash, 1811.05233",
+        tried="where links differ",
         default_shape=nearly_square,
     ),
     "hierarchical": Recipe(
         build=hierarchical,
         title="Inside nodes, across them, inside again",
         paper="Jia et al. 2018, Highly scalable deep learning training system with mixed-precision, 1807.11205",
+        tried="where links differ",
         default_shape=nearly_square,
     ),
     "blueconnect": Recipe(
         build=blueconnect,
         title="Reduce-scatter along each dimension in turn, all-gather back",
         paper="Cho, Finkler, Kung and Hunter 2019, BlueConnect, MLSys",
+        tried="when named",
         default_shape=prime_sides,
     ),
-    "direct": Recipe(build=direct, title="Direct reduce-scatter and all-gather", paper=_DIRECT),
+    "direct": Recipe(
+        build=direct,
+        title="Direct reduce-scatter and all-gather",
+        paper=_DIRECT,
+        tried="where links differ",
+    ),
     "allgather": Recipe(
         build=allgather, title="All-gather of messages, each decoded by everyone", paper=_MPICH
     ),
@@ -96,7 +109,7 @@ COLLECTIVES: dict[str, Recipe] = {
     "reduce-scatter": Recipe(build=reduce_scatter, title="Reduce-scatter around a ring", paper=_RING),
     "all-gather": Recipe(build=all_gather, title="All-gather around a ring", paper=_MPICH),
     "broadcast": Recipe(build=broadcast, title="Broadcast down a pipelined binary tree", paper=_TREES),
-    "reduce": Recipe(build=reduce, title="AveragingMethod up a pipelined binary tree", paper=_TREES),
+    "reduce": Recipe(build=reduce, title="Reduction up a pipelined binary tree", paper=_TREES),
     "all-to-all": Recipe(build=all_to_all, title="All-to-all between pairs", paper=_DIRECT),
 }
 

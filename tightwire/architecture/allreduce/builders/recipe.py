@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from tightwire.architecture.allreduce.program import Program
 from tightwire.errors import ProgramError
@@ -20,6 +21,8 @@ class Recipe:
         build: from the number of ranks; for programs with `default_shape`, and the shape.
         title: what it does.
         paper: where it is from.
+        tried: where the planner considers it: on any cluster, where `links differ` (it looks at who sits with whom, or
+            loads other links), or only when it is named, because on like lines it costs no less than another.
         default_shape: of programs that see the ranks as a box, the shape of a number of ranks for which none was
             asked; None for the others.
     """
@@ -27,6 +30,7 @@ class Recipe:
     build: Callable[..., Program]
     title: str
     paper: str
+    tried: Literal["anywhere", "where links differ", "when named"] = "anywhere"
     default_shape: Callable[[int], Shape] | None = None
 
 
