@@ -201,7 +201,7 @@ def _print_arguments(member: Member) -> str:
     """Prints the first argument by position and all others by name; defaults are left out."""
     printed: list[str] = []
     for position, f in enumerate(dataclasses.fields(member)):
-        value = getattr(member, f.name)
+        value = vars(member)[f.name]
         if value == f.default:
             continue
         text = print_bytes(value) if f.name.endswith("_bytes") else _print_value(value)

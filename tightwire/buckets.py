@@ -14,6 +14,24 @@ from torch import Tensor
 
 from tightwire.errors import TensorError
 
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in vars(torch).values()
+    if isinstance(dtype, torch.dtype)
+}
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """Returns a dtype by its name, such as `bfloat16`.
+
+    Raises:
+        TensorError: no dtype of that name.
+    """
+    if name not in _DTYPES:
+        raise TensorError(f"{name!r} is no dtype of torch; known: {', '.join(sorted(_DTYPES))}.")
+    return _DTYPES[name]
+
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 

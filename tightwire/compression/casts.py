@@ -80,11 +80,9 @@ class _HalfCodec(WidenedCodec):
         kernels.of(out).decode_half(message, out, self._half(), add)
 
     def _half(self) -> torch.dtype:
-        import torch
+        from tightwire.buckets import dtype_named
 
-        half = getattr(torch, self.sums_as or "")
-        assert isinstance(half, torch.dtype)
-        return half
+        return dtype_named(self.sums_as or "")
 
 
 @final

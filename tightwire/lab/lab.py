@@ -21,7 +21,9 @@ from tightwire.lab.topology import Topology
 
 def print_line(line: Line) -> None:
     """Prints a worker's line, to the stream that it came from, with its rank in front."""
-    print(f"[{line.rank}] {line.text}", file=getattr(sys, line.stream), flush=True)
+    print(
+        f"[{line.rank}] {line.text}", file=sys.stderr if line.stream == "stderr" else sys.stdout, flush=True
+    )
 
 
 @final

@@ -107,7 +107,7 @@ class Topology:
         if self.sites is None and self.between_bytes_per_s is not None:
             raise LabError("between_bytes_per_s is the rate of a site's uplink, and there are no sites.")
         for name in ("rate_bytes_per_s", "across_bytes_per_s", "between_bytes_per_s"):
-            if (rate := getattr(self, name)) is not None:
+            if (rate := vars(self)[name]) is not None:
                 checked_rate(rate, name)
 
     @classmethod

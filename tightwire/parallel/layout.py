@@ -60,11 +60,11 @@ class Layout:
 
     def __post_init__(self) -> None:
         for name in ("data", "tensor", "context", "pipeline", "chunks", "expert", "micro_batch"):
-            if (value := getattr(self, name)) < 1:
+            if (value := vars(self)[name]) < 1:
                 raise PlanError(f"{name}={value}: at least 1.")
         for name, kind in (("shard", Shard), ("context_by", ContextBy), ("schedule", Schedule),
                            ("recompute", Recompute), ("outermost", Outermost)):  # fmt: skip
-            if (value := getattr(self, name)) not in get_args(kind):
+            if (value := vars(self)[name]) not in get_args(kind):
                 raise PlanError(f"{name}={value} is unknown; known: {', '.join(get_args(kind))}.")
         if self.shard_group and (self.shard == "none" or self.data % self.shard_group):
             raise PlanError(

@@ -43,7 +43,7 @@ class Memory:
     def parts(self) -> dict[str, int]:
         """By name, whole bytes."""
         names = ("weights", "gradients", "optimizer", "activations", "buffers")
-        return {name: round(getattr(self, name)) for name in names}
+        return {name: round(vars(self)[name]) for name in names}
 
     @property
     def largest(self) -> str:

@@ -125,7 +125,7 @@ class Iteration:
     def parts(self) -> dict[str, float]:
         """The parts of the sum, by name."""
         names = ("compute", "tensor", "context", "expert", "bubble", "pipeline", "data", "optimizer")
-        return {name: float(getattr(self, f"{name}_s")) for name in names}
+        return {name: float(vars(self)[f"{name}_s"]) for name in names}
 
     @property
     def seconds(self) -> float:

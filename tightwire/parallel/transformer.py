@@ -55,7 +55,7 @@ class Transformer:
 
     def __post_init__(self) -> None:
         for name in ("layers", "hidden", "heads", "seq_len", "vocabulary"):
-            if (value := getattr(self, name)) < 1:
+            if (value := vars(self)[name]) < 1:
                 raise PlanError(f"{name}={value}: a transformer has at least 1.")
         if self.experts and not 1 <= self.experts_per_token <= self.experts:
             raise PlanError(

@@ -107,7 +107,7 @@ class Profile:
 
     def __post_init__(self) -> None:
         for field in ("forward_s", "backward_s", "optimizer_s"):
-            require_range(field, getattr(self, field), 0.0, MAX_SECONDS)
+            require_range(field, vars(self)[field], 0.0, MAX_SECONDS)
         require_range("pass_s_per_element", self.pass_s_per_element, 0.0, 1.0)
         require_range("noise", self.noise, 0.0, 10.0)
         require_range("compute_uncertainty", self.compute_uncertainty, 0.0, 10.0)

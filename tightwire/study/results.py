@@ -70,7 +70,7 @@ class Trial(Wanted):
     @property
     def wanted(self) -> Wanted:
         """What was asked for."""
-        return Wanted(**{f.name: getattr(self, f.name) for f in fields(Wanted)})
+        return Wanted(**{f.name: vars(self)[f.name] for f in fields(Wanted)})
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Self:

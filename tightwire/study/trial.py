@@ -184,7 +184,7 @@ def _bound(
         def account() -> dict[str, Any]:
             run.finish()
             report = run.report()
-            return {name: getattr(report, name) for name in COUNTED}
+            return {name: vars(report)[name] for name in COUNTED}
 
         yield Bound(replica.model, account, run.report_loss if follows_loss else lambda loss: None)
 

@@ -99,7 +99,7 @@ class Liveness:
 
     def leave_at_exit(self) -> None:
         """Leaves because the program ends, perhaps by an exception: then says which."""
-        error = getattr(sys, "last_value", None)
+        error = sys.__dict__.get("last_value")
         self.leave("" if error is None else f"{type(error).__name__}: {error}"[:500])
 
     def _call_roll(self, wait: Wait) -> Verdict:

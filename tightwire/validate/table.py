@@ -94,7 +94,7 @@ def _spearman(points: Sequence[Point]) -> float | None:
     """Returns Spearman's rank correlation of predictions and measurements; None below three points."""
     if len(points) < 3:
         return None
-    ranks = [_ranks([getattr(p, side) for p in points]) for side in ("predicted", "measured")]
+    ranks = [_ranks([p.predicted for p in points]), _ranks([p.measured for p in points])]
     return statistics.correlation(*ranks)
 
 

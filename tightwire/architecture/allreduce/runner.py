@@ -10,6 +10,7 @@ from tightwire.architecture.allreduce.engine import RECEIVES_AHEAD, Engine
 from tightwire.architecture.allreduce.part import part_of
 from tightwire.architecture.allreduce.program import Program
 from tightwire.architecture.allreduce.traffic import PIECE_BYTES, pieces_of, predict_bytes
+from tightwire.buckets import dtype_named
 from tightwire.compression.codec import Codec
 from tightwire.errors import ProgramError, TensorError
 from tightwire.transport.base import Transport
@@ -147,7 +148,7 @@ class _Native:
                 f"{job.codec} cannot travel by native: this backend does not sum {name}, only "
                 f"{', '.join(sorted(transport.native_dtypes))}. Use ring."
             )
-        self._sums_as: torch.dtype = getattr(torch, name)
+        self._sums_as = dtype_named(name)
         in_place = job.codec.sums_as == "" and job.codec.lossless
         num_bytes = 0 if in_place else job.codec.wire_bytes(job.numel, job.dtype.itemsize)
         self._message = None if in_place else torch.empty(num_bytes, dtype=torch.uint8)

@@ -13,6 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from tightwire.buckets import dtype_named
 from tightwire.errors import TransportError
 from tightwire.transport import Transport
 from tightwire.transport.base import Work
@@ -160,7 +161,7 @@ def unpack_state(packed: Tensor) -> dict[str, Any]:
             return content
         dtype, shape, num_bytes = content
         at += num_bytes
-        return packed[at - num_bytes : at].clone().view(getattr(torch, dtype)).view(shape)
+        return packed[at - num_bytes : at].clone().view(dtype_named(dtype)).view(shape)
 
     state: dict[str, Any] = build(json.loads(packed[8:at].numpy().tobytes()))
     return state

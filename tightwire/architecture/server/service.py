@@ -170,7 +170,8 @@ class _Conversation:
 
     def _complain(self, error: TightwireError) -> bool:
         text = str(error).encode()[: (1 << LENGTH_BITS) - 1]
-        blamed = sum(1 << rank for rank in getattr(error, "ranks", ()) if rank < 62 - LENGTH_BITS)
+        ranks = error.ranks if isinstance(error, PeerError) else ()
+        blamed = sum(1 << rank for rank in ranks if rank < 62 - LENGTH_BITS)
         self._post.head(
             Header(kind=Kind.ERROR, size=blamed << LENGTH_BITS | len(text)), self._rank, REPLY
         ).attend()
