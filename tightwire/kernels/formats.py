@@ -61,3 +61,17 @@ E5M2 = Fp8(mantissa=2, bias=15, top=57344.0)
 
 # What a block of votes is. The worst of several is the largest.
 ABSTAINED, VOTED, SPOILED = 0, 1, 2
+
+# Entropy-coded floats: elements of a block, which has one code for all, and the streams that its words are in.
+ENTROPY_BLOCK, ENTROPY_STREAMS = 1 << 16, 4
+# What a block begins with: its kind, which planes it has, how many symbols, and how many elements are coded.
+ENTROPY_HEADER_BYTES = 8
+# Behind the last block, so that readers may load whole words.
+ENTROPY_GUARD_BYTES = 8
+# Kinds of blocks: as they are; all zero; coded; coded without zeros, of which a bitmap tells the places.
+ENTROPY_RAW, ENTROPY_ZERO, ENTROPY_CODED, ENTROPY_SPARSE = 0, 1, 2, 3
+
+
+def entropy_bound_bytes(numel: int, itemsize: int) -> int:
+    """Returns the longest message of entropy-coded floats: where none are coded."""
+    return numel * itemsize + ENTROPY_HEADER_BYTES * -(-numel // ENTROPY_BLOCK) + ENTROPY_GUARD_BYTES

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from tightwire.kernels.cpu.blocks import scatter_blocks, select_blocks
 from tightwire.kernels.cpu.cosines import cosine_transform, decode_cosines, encode_cosines
+from tightwire.kernels.cpu.entropy import decode_entropy, encode_entropy
 from tightwire.kernels.cpu.floats import decode_fp8, decode_powers, encode_fp8, encode_powers
 from tightwire.kernels.cpu.halves import decode_half, encode_half
 from tightwire.kernels.cpu.planes import join_planes, split_planes
@@ -28,6 +29,7 @@ __all__ = [
     "cosine_transform",
     "count_votes",
     "decode_cosines",
+    "decode_entropy",
     "decode_fp8",
     "decode_half",
     "decode_powers",
@@ -36,6 +38,7 @@ __all__ = [
     "decode_votes",
     "dequantise",
     "encode_cosines",
+    "encode_entropy",
     "encode_fp8",
     "encode_half",
     "encode_powers",

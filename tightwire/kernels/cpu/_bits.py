@@ -89,6 +89,36 @@ def _lowest_bit(typing: Any, bits: Any) -> Any:
 lowest_bit: Any = intrinsic(_lowest_bit)
 
 
+def _load(typing: Any, memory: Any, place: Any) -> Any:
+    """Returns the uint64 whose bytes begin at memory[place], at any address."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(memory)(context, builder, args[0])
+        address = builder.gep(array.data, [args[1]])
+        word = builder.load(builder.bitcast(address, ir.IntType(64).as_pointer()))
+        word.align = 1
+        return word
+
+    return types.uint64(memory, types.intp), generate
+
+
+def _store(typing: Any, memory: Any, place: Any, word: Any) -> Any:
+    """Writes the bytes of an unsigned integer from memory[place] on, at any address."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(memory)(context, builder, args[0])
+        address = builder.gep(array.data, [args[1]])
+        pointer = builder.bitcast(address, context.get_value_type(word).as_pointer())
+        builder.store(args[2], pointer).align = 1
+        return context.get_dummy_value()
+
+    return types.none(memory, types.intp, word), generate
+
+
+load_word: Any = intrinsic(_load)
+store_word: Any = intrinsic(_store)
+
+
 @njit(inline="always")
 def is_finite_bits(bits: Any) -> Any:
     """Whether these are the bits of a finite float32."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tightwire.kernels.reference.blocks import scatter_blocks, select_blocks
 from tightwire.kernels.reference.cosines import cosine_transform, decode_cosines, encode_cosines
+from tightwire.kernels.reference.entropy import decode_entropy, encode_entropy
 from tightwire.kernels.reference.floats import decode_fp8, decode_powers, encode_fp8, encode_powers
 from tightwire.kernels.reference.halves import decode_half, encode_half
 from tightwire.kernels.reference.planes import join_planes, split_planes
@@ -25,6 +26,7 @@ __all__ = [
     "cosine_transform",
     "count_votes",
     "decode_cosines",
+    "decode_entropy",
     "decode_fp8",
     "decode_half",
     "decode_powers",
@@ -33,6 +35,7 @@ __all__ = [
     "decode_votes",
     "dequantise",
     "encode_cosines",
+    "encode_entropy",
     "encode_fp8",
     "encode_half",
     "encode_powers",

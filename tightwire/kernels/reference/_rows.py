@@ -79,6 +79,11 @@ def write_or_add(values: Tensor, out: Tensor, add: bool) -> None:
         out.copy_(values)
 
 
+def integer_bits(x: Tensor) -> Tensor:
+    """Returns the bits of floats as integers, in the same memory."""
+    return x.view(_INTEGERS[x.element_size()])
+
+
 def magnitude_bits(x: Tensor) -> Tensor:
     """Returns the bits of `x` without signs, which order as magnitudes do."""
-    return x.view(_INTEGERS[x.element_size()]) & _MASKS[x.element_size()]
+    return integer_bits(x) & _MASKS[x.element_size()]

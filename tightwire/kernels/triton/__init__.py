@@ -21,6 +21,7 @@ from tightwire.kernels.reference.sparse_signs import (
     select_dominant_sign,
 )
 from tightwire.kernels.triton.blocks import scatter_blocks, select_blocks
+from tightwire.kernels.triton.entropy import decode_entropy, encode_entropy
 from tightwire.kernels.triton.floats import decode_fp8, decode_powers, encode_fp8, encode_powers
 from tightwire.kernels.triton.halves import decode_half, encode_half
 from tightwire.kernels.triton.sampling import sample_by_magnitude, shared_indices
@@ -34,6 +35,7 @@ __all__ = [
     "cosine_transform",
     "count_votes",
     "decode_cosines",
+    "decode_entropy",
     "decode_fp8",
     "decode_half",
     "decode_powers",
@@ -42,6 +44,7 @@ __all__ = [
     "decode_votes",
     "dequantise",
     "encode_cosines",
+    "encode_entropy",
     "encode_fp8",
     "encode_half",
     "encode_powers",
