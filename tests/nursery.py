@@ -20,7 +20,7 @@ from typing import Any
 
 import torch.distributed  # noqa: F401  (all of these for the workers)
 
-import tightwire.transport.torch_distributed  # noqa: F401
+import tightwire.transport.join  # noqa: F401
 
 PR_SET_PDEATHSIG = 1
 

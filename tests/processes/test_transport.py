@@ -21,13 +21,12 @@ CHAIN = "t.irecv(torch.zeros(3), (rank + 1) % size, 3).wait()"
 
 
 def run_with_victim(
-    victim: int, action: str, wait: str, *, size: int = 3, deadline_s: float = 5.0
+    victim: int, action: str, wait: str, *, size: int = 3, deadline_s: float = 5.0, late_s: float = 60.0
 ) -> list[Ended]:
     """Lets rank `victim` act while the others wait; they answer with whom they blame."""
     script = f"""
-t = transport.init(deadline_s={deadline_s})
-t.channel()
-t.barrier()  # a victim that dies while others still connect is another story
+t = transport.init(deadline_s={deadline_s}, late_s={late_s})
+c = t.channel()
 if rank == {victim}:
     {action}
 try:
@@ -66,7 +65,7 @@ def test_the_laws_hold(size: int) -> None:
 @pytest.mark.parametrize("victim", [0, 2])
 def test_a_killed_worker_is_named_by_every_other(victim: int, wait: str) -> None:
     ended = run_with_victim(victim, "os.kill(os.getpid(), signal.SIGKILL)", wait)
-    assert_named(ended, victim, f"rank {victim} does not answer")
+    assert_named(ended, victim, f"rank {victim} died")
 
 
 @pytest.mark.parametrize(("victim", "wait"), [(0, RING), (2, SUM), (1, CHAIN)], ids=["ring", "sum", "chain"])
@@ -86,8 +85,106 @@ def test_a_worker_that_leaves_is_named() -> None:
 
 
 def test_a_worker_that_is_late_is_named() -> None:
-    ended = run_with_victim(1, "time.sleep(5)", SUM, deadline_s=2.0)
-    assert_named(ended, 1, "rank 1 is alive but did not reach this point within 2 s")
+    ended = run_with_victim(1, "time.sleep(6)", SUM, deadline_s=1.0, late_s=3.0)
+    assert_named(ended, 1, "rank 1 is alive but did not reach this point within 3 s")
+    assert ended[1].answer == []  # nobody accuses itself
+    assert "rank 1 is alive but late" in ended[0].err + ended[2].err
+    assert "script.py:" in ended[0].err
+
+
+def test_a_worker_that_is_only_late_is_waited_for() -> None:
+    ended = run_with_victim(1, "time.sleep(2.5)", SUM, deadline_s=1.0)
+    assert [end.code for end in ended] == [0, 0, 0]
+    assert "rank 1 is alive but late: this worker" in ended[0].err + ended[2].err
+    assert "; it is in script.py:" in ended[0].err + ended[2].err
+
+
+def test_a_worker_that_was_frozen_learns_that_it_was_given_up() -> None:
+    ended = run_processes(
+        3,
+        """
+        import subprocess
+        t = transport.init(deadline_s=1)
+        t.barrier()
+        if rank == 1:
+            subprocess.Popen(["sh", "-c", f"sleep 2; kill -CONT {os.getpid()}"])
+            os.kill(os.getpid(), signal.SIGSTOP)
+        try:
+            t.barrier()
+        except transport.base.TransportError as error:
+            answer([list(error.ranks), str(error)])
+            time.sleep(2)
+        """,
+        check=False,
+    )
+    assert [end.answer[0] for end in ended] == [[1], [], [1]]
+    assert ended[0].answer[1].startswith("rank 1 does not answer")
+    assert ended[1].answer[1].startswith("the other workers gave this one (rank 1) up")
+
+
+def test_strangers_are_not_heard() -> None:
+    """Datagrams that are deeply nested, forged or replayed change nothing."""
+    ended = run_processes(
+        3,
+        """
+        import socket
+        t = transport.init(deadline_s=4)
+        live = t._liveness
+        t.barrier()
+        if rank == 1:
+            stranger = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            forged = b'{"kind": "verdict", "sender": 2, "waits": [0], "reason": "dead"}'
+            for data in (b"[" * 60000, b"", b"\\0" * 15, b"x" * 16 + forged, forged):
+                stranger.sendto(data, live._peers[0])
+        time.sleep(0.2)
+        t.barrier()
+        if rank == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            t.barrier()
+        except transport.base.TransportError as error:
+            answer(list(error.ranks))
+        """,
+        check=False,
+    )
+    assert [end.answer for end in ended] == [[2], [2], None]
+
+
+def test_another_secret_is_refused() -> None:
+    ended = run_processes(
+        2,
+        """
+        os.environ["TIGHTWIRE_SECRET"] = f"secret {rank}"
+        transport.init(deadline_s=4)
+        """,
+        check=False,
+    )
+    for rank, end in enumerate(ended):
+        assert (
+            f"MismatchError: what rank {1 - rank} left where the workers meet is not of this job" in end.err
+        )
+
+
+@pytest.mark.parametrize(("victim", "signal"), [(0, "SIGSTOP"), (1, "SIGKILL"), (2, "SIGSTOP")])
+def test_who_freezes_or_dies_while_joining_is_named(victim: int, signal: str) -> None:
+    ended = run_processes(
+        3,
+        f"""
+        import tightwire.transport.join as join
+        if rank == {victim}:
+            join.dist.init_process_group = lambda *a, **k: os.kill(os.getpid(), signal.{signal})
+        try:
+            transport.init(deadline_s=3)
+        except transport.base.TransportError as error:
+            answer(list(error.ranks))
+            raise
+        """,
+        join=False,
+        check=False,
+        env={"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())},
+    )
+    assert [end.answer for rank, end in enumerate(ended) if rank != victim] == [[victim]] * 2
+    assert all(end.seconds < 15 for rank, end in enumerate(ended) if rank != victim)
 
 
 def free_port() -> int:

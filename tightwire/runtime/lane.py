@@ -6,7 +6,12 @@ import queue
 import threading
 from collections.abc import Callable
 
-from tightwire.transport.blame import Verdict, Wait, accuse
+from tightwire.transport import Transport
+from tightwire.transport.base import Watch
+from tightwire.transport.blame import Wait
+
+# How often whoever waits for the thread looks whom that waits for.
+LOOK_S = 0.25
 
 Awaited = Callable[[], frozenset[int]]
 
@@ -15,18 +20,18 @@ class Lane:
     """Does one thing after another on a thread of its own.
 
     Talk between neighbours has no deadline of its own, for one that is gone must not end everybody's; whoever waits
-    for this thread has one, and it begins anew whenever another neighbour is awaited.
+    for this thread has one, which the transport looks after, and it begins anew whenever another neighbour is awaited.
     """
 
-    def __init__(self, name: str, awaited: Awaited, deadline_s: float) -> None:
+    def __init__(self, name: str, awaited: Awaited, transport: Transport) -> None:
         """Starts the thread.
 
         Args:
             name: of the thread.
             awaited: whom the thread waits for at present.
-            deadline_s: the longest that it may wait for the same ranks.
+            transport: by which it talks.
         """
-        self._awaited, self._deadline_s = awaited, deadline_s
+        self._awaited, self._transport = awaited, transport
         self._todo: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._changed = threading.Condition()
         self._pending = 0
@@ -50,19 +55,28 @@ class Lane:
         """Waits until all is done.
 
         Raises:
-            PeerError: the thread waited for the same ranks for longer than the deadline.
+            PeerError: the thread waited for the same ranks, which are alive, for longer than they may be late.
             TightwireError: whatever went wrong on the thread.
         """
-        with self._changed:
-            while self._pending and self._failure is None:
-                awaited = self._awaited()
-                if not self._changed.wait(self._deadline_s) and awaited and awaited == self._awaited():
-                    wait = Wait(awaited, "for gossip")
-                    raise accuse(
-                        Verdict(tuple(sorted(awaited)), "silent"), waiting=wait, deadline_s=self._deadline_s
-                    )
+        awaited, watch = frozenset[int](), None
+        try:
+            with self._changed:
+                while self._pending and self._failure is None:
+                    if (now := self._awaited()) != awaited:
+                        awaited, watch = now, self._watch(now, watch)
+                    elif watch is not None:
+                        watch.check()
+                    self._changed.wait(LOOK_S)
+        finally:
+            if watch is not None:
+                watch.close()
         if self._failure is not None:
             raise self._failure
+
+    def _watch(self, awaited: frozenset[int], before: Watch | None) -> Watch | None:
+        if before is not None:
+            before.close()
+        return self._transport.watch(Wait(awaited, "for gossip")) if awaited else None
 
     def close(self) -> bool:
         """Ends the thread; returns whether it could, or hangs on a neighbour."""

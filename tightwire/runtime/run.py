@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol, Self
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tightwire.errors import AttachError
+from tightwire.errors import AttachError, PeerError
 from tightwire.plan import Phases, Plan
 from tightwire.runtime.agreement import copy_from_first
 from tightwire.runtime.auto import Pilot
@@ -114,6 +114,8 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
+            if error is not None and not isinstance(error, PeerError):
+                self.transport.fail(error)  # before channels close, so that others learn why they do
             if kind is None and not self._has_left:
                 self.finish()
         finally:

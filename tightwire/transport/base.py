@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from tightwire.errors import TransportError
+from tightwire.transport.blame import Wait
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,8 +29,8 @@ class Work(Protocol):
         """Blocks like `wait`, but however long it takes, and blames nobody: for who serves many and waits for none.
 
         Returns:
-            True once the transfer is complete; False if it never will be: the peer died or left, or this channel
-            was closed. Transfers with other peers go on either way.
+            True once the transfer is complete; False if it never will be: the peer died, left, or was silent for
+            `deadline_s`, or this channel was closed. Transfers with other peers go on either way.
         """
 
 
@@ -47,6 +48,20 @@ class Done:
 DONE = Done()
 
 
+class Watch(Protocol):
+    """A wait that is made outside a transport, which looks after it."""
+
+    def check(self) -> None:
+        """Returns at once, unless somebody is to blame.
+
+        Raises:
+            PeerError: a rank that the wait depends on has ended the run, or is late beyond `late_s`.
+        """
+
+    def close(self) -> None:
+        """Ends the watch."""
+
+
 class Transport(abc.ABC):
     """Moves tensors between `size` ranks; this object is rank `rank`.
 
@@ -62,13 +77,15 @@ class Transport(abc.ABC):
     Attributes:
         rank: this worker.
         size: number of workers.
-        deadline_s: the longest that any wait lasts before it names whom it waits for.
+        deadline_s: the longest that a rank may be silent while it is waited for.
+        late_s: the longest that a rank may be waited for that is alive; a warning names it after `deadline_s`.
         native_dtypes: torch dtype names, as in "float32", that `all_reduce` can sum.
     """
 
     rank: int
     size: int
     deadline_s: float
+    late_s: float
     native_dtypes: frozenset[str]
 
     @abc.abstractmethod
@@ -127,6 +144,17 @@ class Transport(abc.ABC):
     @abc.abstractmethod
     def barrier(self) -> None:
         """Blocks until every rank has called it."""
+
+    @abc.abstractmethod
+    def watch(self, wait: Wait) -> Watch:
+        """Looks after a wait that is made elsewhere, as for a thread that attends; local. See `Watch`.
+
+        A rank that is gone does not end it: `attend` then returns False.
+        """
+
+    @abc.abstractmethod
+    def fail(self, error: BaseException) -> None:
+        """Tells all ranks why what runs here has failed, before its channels close; local."""
 
     @abc.abstractmethod
     def close(self) -> None:

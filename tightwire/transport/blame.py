@@ -1,14 +1,14 @@
-"""Whom to blame when a wait fails: from who waits for whom, to a list of ranks and a sentence."""
+"""Whom to blame when a wait fails: from what was observed to a list of ranks and a sentence."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from tightwire.errors import PeerError
 
-Fault = Literal["silent", "left", "late", "cycle"]
+Reason = Literal["failed", "dead", "silent", "left", "broken", "late", "cycle", "given-up", "alone"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +17,15 @@ class Verdict:
 
     Attributes:
         ranks: ascending world ranks.
-        fault: silent (does not answer at all), left (closed its transport), late (alive, but elsewhere),
-            cycle (they wait for each other).
-        note: more about it, as in "ValueError: …" for a rank that left because of it.
+        reason: failed (said so, `note` is its error), dead (its process has ended without a word), silent (does not
+            answer), left (closed its transport), broken (alive, but its connections broke), late (alive, but
+            elsewhere), cycle (they wait for each other), given-up (this rank: others go on without it), alone
+            (no other rank answers this one).
+        note: more about it, as in "ValueError: …" for a rank that failed, or where a late one is.
     """
 
     ranks: tuple[int, ...]
-    fault: Fault
+    reason: Reason
     note: str = ""
 
 
@@ -40,54 +42,133 @@ class Wait:
     what: str
 
 
-def judge(
-    start: int,
-    waits: Mapping[int, Collection[int]],
-    *,
-    silent: Collection[int] = (),
-    left: Mapping[int, str] | Collection[int] = (),
-) -> Verdict:
-    """Follows who waits for whom from rank `start` to the ranks to blame.
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What one rank knows of the others when a wait of its own has failed.
+
+    Attributes:
+        waits: for each rank that answered, the ranks it waits for (none: it is busy elsewhere).
+        dead: ranks whose process has ended.
+        silent: ranks that were asked and did not answer.
+        left: ranks that closed their transport or failed, and the error of those that failed.
+        places: where in its program a rank is.
+    """
+
+    waits: Mapping[int, Collection[int]] = field(default_factory=dict)
+    dead: Collection[int] = ()
+    silent: Collection[int] = ()
+    left: Mapping[int, str] = field(default_factory=dict)
+    places: Mapping[int, str] = field(default_factory=dict)
+
+
+def reach(start: Iterable[int], waits: Mapping[int, Collection[int]]) -> set[int]:
+    """Returns the ranks that a wait for `start` depends on, by who waits for whom."""
+    reached: set[int] = set()
+    frontier = set(start)
+    while frontier:
+        reached |= frontier
+        frontier = {peer for rank in frontier for peer in waits.get(rank, ())} - reached
+    return reached
+
+
+def judge_gone(peers: Iterable[int], observed: Observed) -> Verdict | None:
+    """Returns who is gone among those that a wait for `peers` depends on, the likeliest cause first.
+
+    A rank that said why it failed comes before one that died, which comes before one that is silent: the others may
+    be silent, or have left, because of it.
+    """
+    reached = reach(peers, observed.waits)
+    failed = {rank for rank in reached if observed.left.get(rank)}
+    if failed:
+        notes = dict.fromkeys(observed.left[rank] for rank in sorted(failed))
+        return Verdict(tuple(sorted(failed)), "failed", "; ".join(notes))
+    gone: tuple[tuple[Reason, Collection[int]], ...] = (
+        ("dead", set(observed.dead) - observed.left.keys()),  # its port is closed because it left
+        ("silent", set(observed.silent) - observed.left.keys()),
+        ("left", observed.left),
+    )
+    for reason, ranks in gone:
+        if found := reached & set(ranks):
+            return Verdict(tuple(sorted(found)), reason)
+    return None
+
+
+def judge_late(peers: Iterable[int], observed: Observed) -> Verdict:
+    """Returns who is late, where all that a wait for `peers` depends on are alive; or that they wait in a cycle."""
+    reached = reach(peers, observed.waits)
+    late = sorted(rank for rank in reached if not observed.waits.get(rank))
+    if not late:
+        return Verdict(tuple(sorted(reached)), "cycle")
+    places = dict.fromkeys(place for rank in late if (place := observed.places.get(rank)))
+    return Verdict(tuple(late), "late", ", ".join(places))
+
+
+def accuse(
+    verdict: Verdict, *, waiting: Wait | None, deadline_s: float, rank: int | None = None
+) -> PeerError:
+    """Returns the error that a worker raises: who, what was waited for, what to do.
 
     Args:
-        start: a rank whose wait failed.
-        waits: for each rank that answered, the ranks it waits for (none: it is busy elsewhere).
-        silent: ranks that gave no sign of life; when there are any, they are to blame.
-        left: ranks that closed their transport, and the reason of those that failed.
+        verdict: who is to blame for what.
+        waiting: what the worker waited for.
+        deadline_s: how long that was allowed to take.
+        rank: the worker, which does not blame itself.
     """
-    reached = _reach(start, waits)
-    if silent:
-        return Verdict(tuple(sorted(silent)), "silent")
-    gone = reached & set(left)
-    if gone:
-        notes = [left[rank] for rank in sorted(gone)] if isinstance(left, Mapping) else []
-        return Verdict(tuple(sorted(gone)), "left", "; ".join(note for note in notes if note))
-    late = {rank for rank in reached if not waits.get(rank)}
-    if late:
-        return Verdict(tuple(sorted(late)), "late")
-    return Verdict(tuple(sorted(reached)), "cycle")
-
-
-def accuse(verdict: Verdict, *, waiting: Wait | None, deadline_s: float) -> PeerError:
-    """Returns the error that a worker raises: who, what was waited for, what to do."""
-    many = len(verdict.ranks) > 1
-    are, have, do, their, they = (
-        ("are", "have", "do", "their", "they") if many else ("is", "has", "does", "its", "it")
-    )
     during = f" while this worker waited {waiting.what}" if waiting else ""
-    sentence = {
-        "silent": f"{do} not answer{during}; {they} {have} died, {are} frozen, or never reached this point. "
-        f"Look at {their} log; raise deadline_s, now {deadline_s:g} s, if {they} {are} only slow.",
+    others = [blamed for blamed in verdict.ranks if blamed != rank]
+    if rank is not None and rank in verdict.ranks and verdict.reason != "cycle":
+        return PeerError(_own_sentence(verdict, rank, deadline_s), others)
+    if verdict.reason == "alone":
+        return PeerError(
+            f"no other rank answers this one{during}: its network is down, or all others have ended. Look at the "
+            "link of this host, and at the others' logs.",
+            others,
+        )
+    sentence = _sentence(verdict, during, deadline_s)
+    return PeerError(f"{name_ranks(verdict.ranks)} {sentence}", others)
+
+
+def _sentence(verdict: Verdict, during: str, deadline_s: float) -> str:
+    many = len(verdict.ranks) > 1
+    have, do, their, they = ("have", "do", "their", "they") if many else ("has", "does", "its", "it")
+    are, processes = ("are", "their processes have") if many else ("is", "its process has")
+    at = f", in {verdict.note}" if verdict.note else ""
+    sentences: Mapping[Reason, str] = {
+        "failed": f"failed{during}: {verdict.note}. Look at {their} log.",
+        "dead": f"died{during}: {processes} ended without a word, killed by a signal or by the system. Look at "
+        f"{their} log, and in the system's for a lack of memory.",
+        "silent": f"{do} not answer{during}; {they} {have} been stopped, or {their} network or host {are} down. "
+        f"Look at {their} host; raise deadline_s, now {deadline_s:g} s, if {they} may be silent for longer.",
         "left": f"left{during}. Every worker must run the same number of steps: give each the same number of "
         "batches, and close only at the end.",
-        "late": f"{are} alive but did not reach this point within {deadline_s:g} s{during}. Look in {their} "
-        f"program for a branch or a longer loop; raise deadline_s if {they} {are} only slow.",
+        "broken": f"{are} alive, but a connection to {them(many)} broke{during}. Look at the network between the "
+        "hosts, and for a program that opens too many files.",
+        "late": f"{are} alive but did not reach this point within {deadline_s:g} s{during}{at}. Look in {their} "
+        f"program for a branch or a longer loop; raise late_s if {they} {are} only slow.",
         "cycle": f"wait for each other{during}: they disagree about the order, the sizes or the tags of what "
         "they send. Every worker must run the same collectives in the same order.",
-    }[verdict.fault]
-    if verdict.note:
-        sentence = f"failed{during}: {verdict.note}. Look at {their} log."
-    return PeerError(f"{name_ranks(verdict.ranks)} {sentence}", verdict.ranks)
+        "given-up": f"{do} not answer{during}.",
+    }
+    return sentences[verdict.reason]
+
+
+def them(many: bool) -> str:
+    """Returns the pronoun for one or several ranks."""
+    return "them" if many else "it"
+
+
+def _own_sentence(verdict: Verdict, rank: int, deadline_s: float) -> str:
+    if verdict.reason == "late":
+        return (
+            f"the other workers waited for this one (rank {rank}) for {deadline_s:g} s and ended: it was elsewhere in "
+            "its program. Raise late_s if a step, a checkpoint or an evaluation may take longer."
+        )
+    if verdict.reason == "broken":
+        return f"the other workers' connections to this one (rank {rank}) broke, and they ended. Look at the network."
+    return (
+        f"the other workers gave this one (rank {rank}) up: it did not answer them for some time. It was stopped or "
+        "cut off, or its host was too busy; raise deadline_s if that may happen."
+    )
 
 
 def describe(verb: str, num_bytes: int, tag: int) -> str:
@@ -111,12 +192,3 @@ def name_bytes(num_bytes: int) -> str:
         if num_bytes >= scale:
             return f"{num_bytes / scale:.1f} {unit}"
     raise AssertionError(num_bytes)
-
-
-def _reach(start: int, waits: Mapping[int, Collection[int]]) -> set[int]:
-    reached: set[int] = set()
-    frontier = set(waits.get(start, ()))
-    while frontier:
-        reached |= frontier
-        frontier = {peer for rank in frontier for peer in waits.get(rank, ())} - reached
-    return reached

@@ -1,214 +1,413 @@
-"""Who is alive, and what each rank waits for: a datagram socket and a sleeping thread in every process.
+"""Who is alive, and what each rank waits for: a datagram socket and a thread in every process.
 
-Nothing is sent while all goes well. When a wait fails, its rank calls the roll: every rank that lives answers
-with whom it waits for, whatever its main thread does. The silent ones are to blame; if all answer, the chain of
-waits leads to the late one. The verdict is then told to all, so that nobody sits out a deadline of their own.
+Nothing is sent while all goes well. The thread looks at this process's waits: when one has lost its connection, or
+lasts long, it asks the ranks that the wait depends on, and those that they in turn wait for. Every process that lives
+answers, whatever its main thread does. What is then said of a rank is what was observed: it told why it failed, its
+process has ended (its port is closed), it does not answer, its connections broke, or it is alive but elsewhere in its
+program, and where. The verdict is told to all, so that nobody sits out a deadline of their own.
+
+Datagrams carry the job's seal; whatever does not, or is malformed, is dropped before it is read.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import socket
+import itertools
+import logging
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from typing import Any, Final, final
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Final, final
 
 from tightwire.errors import PeerError
-from tightwire.transport.blame import Verdict, Wait, accuse, judge
+from tightwire.transport import program
+from tightwire.transport.addresses import Address
+from tightwire.transport.blame import (
+    Observed,
+    Verdict,
+    Wait,
+    accuse,
+    judge_gone,
+    judge_late,
+    name_ranks,
+    reach,
+)
+from tightwire.transport.ear import Ear
+from tightwire.transport.messages import MAX_TEXT, Message
+from tightwire.transport.seal import Seal
 
-GRACE_S: Final = 2.0
+# A silent rank is asked so often; most ranks asked at a time, so that a thousand do not flood each other.
 REPEAT_S: Final = 0.4
-MAX_DATAGRAM_BYTES: Final = 65_507
+MOST_ASKED: Final = 32
+# What is evidence once a connection has broken: so long without an answer, and so long alive without a word.
+BROKEN_SILENT_S: Final = 4.0
+BROKEN_ALIVE_S: Final = 8.0
+LATE_FACTOR: Final = 20.0
 
-Address = tuple[str, int]
+log = logging.getLogger("tightwire")
+
+
+@dataclass(eq=False)
+class Waiting:
+    """A wait under way in this process.
+
+    Attributes:
+        describe: says whom it waits for, and for what.
+        began_s: since when.
+        ends_run: whether a peer that is gone ends the run; else it becomes `lost`, and the others go on.
+        has_end: whether it may take `late_s` at most; not where one serves others for as long as they like.
+        is_first: whether no bytes of the awaited can be under way yet, so that a dead one need not be waited for.
+        is_broken: whether its connection is known to be broken, since `began_s`.
+        is_late: whether a warning was written.
+    """
+
+    describe: Callable[[], Wait]
+    began_s: float
+    ends_run: bool = True
+    has_end: bool = True
+    is_first: bool = False
+    is_broken: bool = False
+    is_late: bool = False
 
 
 @final
 class Liveness:
-    """This process's ear: answers the roll, hears verdicts, knows who left.
+    """Answers whoever asks, looks after this process's waits, knows who left, hears and finds verdicts.
 
     Attributes:
         rank: this process, in the world.
-        deadline_s: the longest that a wait lasts, the roll-call included.
-        patience_s: what is left of it before the roll is called.
-        waits: what this process waits for now, by any key of the waiter's.
+        deadline_s: the longest that a rank may be silent while it is waited for.
+        late_s: the longest that a rank that is alive may be waited for.
+        address: where this process listens.
         verdict: the ranks to blame, once known.
+        lost: ranks that are gone and that those who waited go on without.
+        changed: notified when a verdict is known or a rank is lost.
     """
 
-    def __init__(self, rank: int, *, host: str | None, deadline_s: float) -> None:
-        self.rank = rank
-        self.deadline_s = deadline_s
-        self.patience_s = deadline_s - min(GRACE_S, deadline_s / 3)
-        self.waits: dict[object, Callable[[], Wait]] = {}
-        self.verdict: Verdict | None = None
-        self._token = ""
-        self._has_left = False
-        self._peers: dict[int, list[Address]] = {}
-        self._left: dict[int, str] = {}
-        self._answers: dict[int, list[int]] = {}
-        self._heard = threading.Condition()
-        self._on_verdict: list[weakref.WeakMethod[Callable[[], None]]] = []
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind(("", 0))
-        port = self._socket.getsockname()[1]
-        self.addresses: Final[list[Address]] = [(ip, port) for ip in own_addresses(host)]
-        self._thread = threading.Thread(target=self._listen, name="tightwire liveness", daemon=True)
-        self._thread.start()
+    def __init__(self, rank: int, *, host: str, deadline_s: float, late_s: float | None = None) -> None:
+        """Takes a port; `meet` follows.
 
-    def meet(self, addresses: Mapping[int, Sequence[Address]], token: str) -> None:
-        """Learns where the other ranks listen, and the word by which they know each other."""
-        self._token = token
-        self._peers = {
-            rank: [(host, port) for host, port in where]
-            for rank, where in addresses.items()
-            if rank != self.rank
-        }
+        Args:
+            rank: this process.
+            host: this process's address, on the interface that carries the traffic.
+            deadline_s: see above.
+            late_s: see above; by default 20 deadlines.
+        """
+        self.rank, self.deadline_s = rank, deadline_s
+        self.late_s = LATE_FACTOR * deadline_s if late_s is None else max(late_s, deadline_s)
+        self.verdict: Verdict | None = None
+        self.lost: set[int] = set()
+        self.changed = threading.Condition()
+        self._quiet_s = max(deadline_s - 15.0, deadline_s / 2)
+        self._waits: dict[object, Waiting] = {}
+        self._seal: Seal | None = None
+        self._peers: dict[int, Address] = {}
+        self._by_address: dict[Address, int] = {}
+        self._number = itertools.count(1)
+        self._asked_s: dict[int, float] = {}  # since when without an answer
+        self._asked_last_s: dict[int, float] = {}
+        self._answers: dict[int, Message] = {}
+        self._answered_s: dict[int, float] = {}
+        self._dead: set[int] = set()
+        self._left: dict[int, str] = {}
+        self._note = ""
+        self._has_left = False
+        self._on_verdict: list[weakref.WeakMethod[Callable[[], None]]] = []
+        self._ear = Ear(host, tick_s=min(1.0, deadline_s / 8), soon_s=REPEAT_S / 4)
+        self.address: Final[Address] = self._ear.address
+
+    def meet(self, addresses: Mapping[int, Address], seal: Seal) -> None:
+        """Learns where the other ranks listen, and the job's seal; from now on they are listened to."""
+        self._seal = seal
+        self._peers = {rank: where for rank, where in addresses.items() if rank != self.rank}
+        self._by_address = {where: rank for rank, where in self._peers.items()}
+        self._ear.start(self)
 
     def on_verdict(self, wake: weakref.WeakMethod[Callable[[], None]]) -> None:
         """Has `wake` called once some rank is to blame, to end the waits under way in this process."""
         self._on_verdict.append(wake)
 
-    def blame(self, wait: Wait) -> PeerError:
-        """Returns the error for a wait that failed; calls the roll unless the verdict is known already.
+    def watch(
+        self,
+        key: object,
+        describe: Callable[[], Wait],
+        *,
+        ends_run: bool = True,
+        has_end: bool = True,
+        is_first: bool = False,
+    ) -> None:
+        """Looks after a wait until `unwatch(key)`; see `Waiting`."""
+        self._waits[key] = Waiting(describe, time.monotonic(), ends_run, has_end, is_first)
 
-        Contract: blocks for up to 2 s, while silent ranks have time to answer; tells the verdict to all.
+    def unwatch(self, key: object) -> None:
+        """Ends a watch."""
+        self._waits.pop(key, None)
+
+    def blame(self, wait: Wait) -> PeerError:
+        """Returns the error for a wait whose connection broke, once it is known who is to blame.
+
+        Contract: blocks until then: milliseconds where a process has died or told its error, else seconds.
         """
+        if self.verdict is None and not self._has_left:
+            key = object()
+            self._waits[key] = Waiting(lambda: wait, time.monotonic(), is_broken=True)
+            self._ear.wake()
+            with self.changed:
+                self.changed.wait_for(lambda: self.verdict is not None or self._has_left, self.late_s)
+            self.unwatch(key)
         if self.verdict is None:
-            found = self._call_roll(wait)
-            with self._heard:
-                self.verdict = self.verdict or found
-            self._tell({"verdict": [self.verdict.ranks, self.verdict.fault, self.verdict.note]})
-            self._wake()
-        return accuse(self.verdict, waiting=wait, deadline_s=self.deadline_s)
+            return PeerError(
+                f"this worker closed its transport while it waited {wait.what}; close a transport at the very "
+                "end",
+                [],
+            )
+        return self.accuse(wait)
+
+    def accuse(self, wait: Wait | None) -> PeerError:
+        """Returns the error for a wait that the verdict, which is known, has ended."""
+        assert self.verdict is not None
+        limit_s = self.late_s if self.verdict.reason == "late" else self.deadline_s
+        return accuse(self.verdict, waiting=wait, deadline_s=limit_s, rank=self.rank)
+
+    def fail(self, note: str) -> None:
+        """Tells all why what runs here has failed, before its connections close; this process may begin anew."""
+        if self.verdict is None and not self._has_left:
+            self._note = note[:MAX_TEXT] or "an error without a text"
+            self._tell(Message(kind="left", sender=self.rank, note=self._note))
+
+    def recover(self) -> None:
+        """Takes back what `fail` told: this process goes on."""
+        self._note = ""
 
     def leave(self, note: str = "") -> None:
         """Tells all that this rank leaves, and why if it failed; stops listening. Again: does nothing."""
         if self._has_left:
             return
+        last_word = Message(kind="left", sender=self.rank, note=note[:MAX_TEXT] or self._note)
+        self._tell(self._verdict_message() or last_word)
         self._has_left = True
-        if self.verdict is None:
-            self._tell({"left": note})
-        with suppress(OSError):
-            self._socket.sendto(self._pack({"stop": True}), ("127.0.0.1", self._socket.getsockname()[1]))
-        self._thread.join(1.0)  # a thread inside Gloo while the interpreter ends would abort the process
+        with self.changed:
+            self.changed.notify_all()
+        self._ear.close()
 
     def leave_at_exit(self) -> None:
         """Leaves because the program ends, perhaps by an exception: then says which."""
-        error = sys.__dict__.get("last_value")
-        self.leave("" if error is None else f"{type(error).__name__}: {error}"[:500])
+        error: BaseException | None = sys.__dict__.get("last_value")
+        self.leave("" if error is None else error_text(error))
 
-    def _call_roll(self, wait: Wait) -> Verdict:
-        """Asks every rank what it waits for, and judges."""
-        ends_at = time.monotonic() + self.deadline_s - self.patience_s
-        with self._heard:
-            while time.monotonic() < ends_at and self.verdict is None and (absent := self._absent()):
-                self._send({"ask": True}, absent)
-                self._heard.wait_for(lambda: self.verdict or not self._absent(), REPEAT_S)
-            silent = self._absent()
-            if self.verdict or (silent and not self._answers and not self._left):
-                # Nobody at all answers: then silence proves nothing but that the awaited ranks do not answer.
-                return self.verdict or Verdict(tuple(sorted(wait.peers)), "silent")
-            waits = {**self._answers, self.rank: [*wait.peers]}
-            return judge(self.rank, waits, silent=silent, left=self._left)
+    # What the ear hears
 
-    def _absent(self) -> list[int]:
-        return [rank for rank in self._peers if rank not in self._answers and rank not in self._left]
+    def hear(self, data: bytes, sender: Address) -> None:
+        """Takes a datagram, if it is of this job."""
+        content = self._seal.open(data) if self._seal is not None else None
+        message = None if content is None else Message.of(content, len(self._peers) + 1)
+        if message is None or message.sender == self.rank:
+            return
+        match message.kind:
+            case "ask":
+                self._send_to(sender, self._answer(message))
+            case "here":
+                self._note_answer(message)
+            case "left":
+                self._left[message.sender] = message.note
+            case "verdict":
+                self._decide(Verdict(message.waits, message.reason, message.note), is_told=True)
 
-    def _listen(self) -> None:
-        while True:
-            data, sender = self._socket.recvfrom(MAX_DATAGRAM_BYTES)
-            message = self._unpack(data)
-            if message is None:
-                continue
-            if "stop" in message and message["from"] == self.rank:
-                self._socket.close()
+    def note_closed(self, address: Address) -> None:
+        """Notes that the process that listened at an address has ended."""
+        if (rank := self._by_address.get(address)) is not None:
+            self._dead.add(rank)
+
+    def _note_answer(self, message: Message) -> None:
+        rank = message.sender
+        self._answers[rank], self._answered_s[rank] = message, time.monotonic()
+        self._asked_s.pop(rank, None)
+        self._dead.discard(rank)
+        if message.note:
+            self._left[rank] = message.note
+        else:
+            self._left.pop(rank, None)
+        if message.gave_up and any(rank in w.describe().peers for w in list(self._waits.values())):
+            self._decide(Verdict((self.rank,), "given-up"), is_told=True)
+
+    def _answer(self, question: Message) -> Message:
+        if (verdict := self._verdict_message()) is not None:
+            return verdict
+        now = time.monotonic()
+        mine = [(w, w.describe()) for w in list(self._waits.values()) if w.has_end]
+        return Message(
+            kind="here",
+            sender=self.rank,
+            number=question.number,
+            waits=tuple(sorted({peer for _, wait in mine for peer in wait.peers})),
+            age_s=min((now - w.began_s for w, _ in mine), default=0.0),
+            is_blocked=program.is_blocked(),
+            place=program.place()[:MAX_TEXT],
+            gave_up=question.sender in self.lost,
+            note=self._note,
+        )
+
+    def _verdict_message(self) -> Message | None:
+        verdict = self.verdict
+        if verdict is None or verdict.reason in ("given-up", "alone"):  # of this rank alone
+            return None
+        return Message(
+            kind="verdict",
+            sender=self.rank,
+            waits=verdict.ranks,
+            reason=verdict.reason,
+            note=verdict.note[:MAX_TEXT],
+        )
+
+    # Looking after this process's waits
+
+    def look(self) -> bool:
+        """Asks about waits that are broken or long, and judges; returns whether there are any."""
+        now = time.monotonic()
+        suspicious = [w for w in list(self._waits.values()) if self._is_suspicious(w, now)]
+        if not suspicious or self.verdict is not None:
+            self._asked_s.clear()
+            self._answers.clear()
+            return False
+        known = {rank: answer.waits for rank, answer in self._answers.items()}
+        self._ask(
+            [r for w in suspicious if w.has_end for r in self._depends(w, known)],
+            [r for w in suspicious if not w.has_end for r in self._depends(w, known)],
+            now,
+        )
+        for waiting in sorted(suspicious, key=lambda w: w.began_s):
+            if self.verdict is None:
+                self._judge(waiting, now)
+        return True
+
+    def _is_suspicious(self, waiting: Waiting, now: float) -> bool:
+        return waiting.is_broken or now - waiting.began_s >= (1.0 if waiting.is_first else self._quiet_s)
+
+    def _depends(self, waiting: Waiting, known: Mapping[int, Collection[int]]) -> set[int]:
+        peers = set(waiting.describe().peers) - self.lost
+        return reach(peers, known) if waiting.ends_run else peers  # without whom the others go on
+
+    def _ask(self, often: Collection[int], seldom: Collection[int], now: float) -> None:
+        """Asks ranks: again and again those that have not answered."""
+        size, seldom_s = len(self._peers) + 1, max(REPEAT_S, self.deadline_s / 8)
+
+        def is_due(rank: int) -> bool:
+            repeat_s = REPEAT_S if rank in often or rank in self._asked_s else seldom_s
+            return now - self._asked_last_s.get(rank, 0.0) >= repeat_s
+
+        due = [r for r in {*often, *seldom} - self._dead if r in self._peers and is_due(r)]
+        due.sort(key=lambda r: (self._asked_last_s.get(r, 0.0), (r - self.rank) % size))
+        for rank in due[:MOST_ASKED]:
+            self._asked_last_s[rank] = now
+            self._asked_s.setdefault(rank, now)
+            question = Message(kind="ask", sender=self.rank, number=next(self._number))
+            self._send_to(self._peers[rank], question)
+        if due:
+            time.sleep(0.002)  # within a round trip a closed port is known
+        self._ear.closed_ports(self.note_closed)
+
+    def _judge(self, waiting: Waiting, now: float) -> None:
+        age_s = now - waiting.began_s
+        is_due = age_s >= self.deadline_s
+        if not (is_due or waiting.is_broken or waiting.is_first):
+            return
+        broken_patience_s = min(BROKEN_SILENT_S, self.deadline_s / 2)
+        patience_s = broken_patience_s if waiting.is_broken else self.deadline_s - self._quiet_s
+        silent = {r for r, since in self._asked_s.items() if now - since >= patience_s} - self._dead
+        peers = set(waiting.describe().peers) - self.lost
+        observed = Observed(
+            waits={r: answer.waits for r, answer in self._answers.items()} | {self.rank: peers},
+            dead=self._dead,
+            silent=silent if is_due or waiting.is_broken else (),
+            left=self._left,
+            places={r: answer.place for r, answer in self._answers.items()},
+        )
+        if not waiting.ends_run:
+            self._lose(peers & {*self._dead, *observed.silent, *self._left})
+        elif (verdict := judge_gone(peers, observed)) is not None:
+            self._decide(self._doubted(verdict, silent))
+            return
+        if waiting.is_broken:
+            if age_s >= min(BROKEN_ALIVE_S, self.deadline_s):
+                self._decide(Verdict(tuple(sorted(peers)), "broken"))
+        elif waiting.has_end and is_due:
+            self._judge_late(waiting, peers - self.lost, observed, age_s)
+
+    def _doubted(self, verdict: Verdict, silent: set[int]) -> Verdict:
+        """Returns the verdict, but for a rank that hears nobody at all: then its own link may be down."""
+        others = set(self._peers) - self._left.keys()
+        if verdict.reason == "silent" and len(others) > 1 and silent >= others:
+            return Verdict((), "alone")
+        return verdict
+
+    def _judge_late(self, waiting: Waiting, peers: set[int], observed: Observed, age_s: float) -> None:
+        unknown = reach(peers, observed.waits) - self._answers.keys() - {self.rank}
+        if unknown or not peers:
+            return
+        verdict = judge_late(peers, observed)
+        is_stuck = verdict.reason == "cycle" and self._is_stuck(verdict.ranks)
+        if (age_s >= self.late_s or is_stuck) and self._is_fresh(verdict.ranks):
+            self._decide(verdict)
+        elif verdict.reason == "late" and not waiting.is_late:
+            waiting.is_late = True
+            self._warn(verdict, waiting.describe().what, age_s)
+
+    def _warn(self, verdict: Verdict, what: str, age_s: float) -> None:
+        log.warning(
+            "%s alive but late: this worker (rank %d) has waited %s for %.0f s%s. It goes on waiting, for %.0f s at "
+            "most (late_s).",
+            f"{name_ranks(verdict.ranks)} {'are' if len(verdict.ranks) > 1 else 'is'}",
+            self.rank,
+            what,
+            age_s,
+            f"; it is in {verdict.note}" if verdict.note else "",
+            self.late_s,
+        )
+
+    def _is_fresh(self, ranks: Collection[int]) -> bool:
+        """Whether all that is known of some ranks was said just now, or as lately as so many can be asked."""
+        horizon_s = REPEAT_S * (2 + len(self._peers) / MOST_ASKED) + 0.5
+        now = time.monotonic()
+        return all(now - self._answered_s.get(r, 0.0) <= horizon_s for r in ranks if r != self.rank)
+
+    def _is_stuck(self, ranks: Collection[int]) -> bool:
+        """Whether nothing in the programs of some ranks, which wait for each other, can go on."""
+        others = [self._answers[rank] for rank in ranks if rank != self.rank]
+        return program.is_blocked() and all(a.is_blocked and a.age_s >= self.deadline_s for a in others)
+
+    def _lose(self, ranks: set[int]) -> None:
+        if ranks:
+            with self.changed:
+                self.lost |= ranks
+                self.changed.notify_all()
+
+    def _decide(self, verdict: Verdict, *, is_told: bool = False) -> None:
+        with self.changed:
+            if self.verdict is not None:
                 return
-            self._hear(message, sender)
-
-    def _hear(self, message: dict[str, Any], sender: Address) -> None:
-        rank, condemned = int(message["from"]), False
-        with self._heard:
-            if "waits" in message:
-                self._answers[rank] = [int(peer) for peer in message["waits"]]
-            if "left" in message:
-                self._left[rank] = str(message["left"])
-            if "verdict" in message and self.verdict is None:
-                ranks, fault, note = message["verdict"]
-                self.verdict = Verdict(tuple(int(r) for r in ranks), fault, str(note))
-                condemned = True
-            self._heard.notify_all()
-        if "ask" in message:
-            with suppress(OSError):
-                self._socket.sendto(self._pack(self._answer()), sender)
-        if condemned:
-            self._wake()
-
-    def _answer(self) -> dict[str, Any]:
-        if self.verdict is not None:
-            return {"verdict": [self.verdict.ranks, self.verdict.fault, self.verdict.note]}
-        peers = {peer for describe in list(self.waits.values()) for peer in describe().peers}
-        return {"waits": sorted(peers)}
-
-    def _wake(self) -> None:
+            self.verdict = verdict
+            self.changed.notify_all()
+        if not is_told and (message := self._verdict_message()) is not None:
+            self._tell(message)
         for method in self._on_verdict:
             if wake := method():
                 wake()
 
-    def _tell(self, message: dict[str, Any]) -> None:
+    # Sending
+
+    def _tell(self, message: Message) -> None:
         for _ in range(2):  # a datagram may be lost; hearing it twice is harmless
-            self._send(message, self._peers)
+            for rank, address in self._peers.items():
+                if rank not in self._dead:
+                    self._send_to(address, message)
 
-    def _send(self, message: dict[str, Any], ranks: Sequence[int] | Mapping[int, Any]) -> None:
-        data = self._pack(message)
-        for rank in ranks:
-            for address in self._peers[rank]:
-                with suppress(OSError):
-                    self._socket.sendto(data, address)
-
-    def _pack(self, message: dict[str, Any]) -> bytes:
-        return json.dumps({**message, "token": self._token, "from": self.rank}).encode()
-
-    def _unpack(self, data: bytes) -> dict[str, Any] | None:
-        """Returns a message of this world; None for anything else that reached the port."""
-        try:
-            message = json.loads(data)
-        except ValueError:
-            return None
-        ours = isinstance(message, dict) and message.get("token") == self._token
-        return message if ours and isinstance(message.get("from"), int) else None
+    def _send_to(self, address: Address, message: Message) -> None:
+        if self._seal is not None:
+            self._ear.send(self._seal.close(message.to_bytes()), address)
 
 
-def own_addresses(host: str | None) -> list[str]:
-    """Returns the IPv4 addresses under which peers may reach this process, likeliest first.
-
-    Args:
-        host: where the rendezvous is, if it is known: the route to it is the likeliest.
-    """
-    targets = [host] if host else []
-    routes = [_route_to(target) for target in [*targets, "192.0.2.1"]]  # TEST-NET: the default route
-    named = [_interface_address(name) for name in os.environ.get("GLOO_SOCKET_IFNAME", "").split(",") if name]
-    found = dict.fromkeys(address for address in [*routes, *named] if address)
-    return list(found) or ["127.0.0.1"]
-
-
-def _route_to(host: str) -> str | None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
-        probe.connect((host, 9))  # sends nothing: a datagram socket only looks up its route
-        return str(probe.getsockname()[0])
-    return None
-
-
-def _interface_address(name: str) -> str | None:
-    import fcntl
-    import struct
-
-    siocgifaddr = 0x8915
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
-        answer = fcntl.ioctl(probe.fileno(), siocgifaddr, struct.pack("256s", name.encode()[:15]))
-        return socket.inet_ntoa(answer[20:24])
-    return None
+def error_text(error: BaseException) -> str:
+    """Returns "ValueError: bad batch", of bounded length."""
+    return f"{type(error).__name__}: {error}"[:MAX_TEXT]

@@ -5,10 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, final
 
-from tightwire.transport.base import DONE, Transport, Work, check_group, check_message, check_summable
+from tightwire.transport.base import (
+    DONE,
+    Transport,
+    Watch,
+    Work,
+    check_group,
+    check_message,
+    check_summable,
+)
+from tightwire.transport.blame import Wait
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class NoWatch:
+    """A watch of a wait for nobody."""
+
+    def check(self) -> None:
+        """Returns."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
+NO_WATCH = NoWatch()
 
 
 @final
@@ -22,7 +44,7 @@ class Single(Transport):
     )
 
     def __init__(self, *, deadline_s: float = 30.0) -> None:
-        self.deadline_s = deadline_s
+        self.deadline_s = self.late_s = deadline_s
 
     def isend(self, tensor: Tensor, dst: int, tag: int) -> Work:
         """Refuses: there is nobody to send to."""
@@ -54,6 +76,13 @@ class Single(Transport):
 
     def barrier(self) -> None:
         """Returns at once."""
+
+    def watch(self, wait: Wait) -> Watch:
+        """Returns a watch that finds nothing."""
+        return NO_WATCH
+
+    def fail(self, error: BaseException) -> None:
+        """Does nothing: there is nobody to tell."""
 
     def close(self) -> None:
         """Does nothing."""

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn, final
 
 from tightwire.errors import TransportError
-from tightwire.transport.base import Transport, Work, check_group, check_message
+from tightwire.transport.base import Transport, Watch, Work, check_group, check_message
+from tightwire.transport.blame import Wait
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +39,7 @@ class Subset(Transport):
             )
         self._inner, self._ranks = inner, tuple(ranks)
         self.rank, self.size = self._ranks.index(inner.rank), len(self._ranks)
-        self.deadline_s = inner.deadline_s
+        self.deadline_s, self.late_s = inner.deadline_s, inner.late_s
 
     def isend(self, tensor: Tensor, dst: int, tag: int) -> Work:
         """Sends beneath."""
@@ -69,6 +70,14 @@ class Subset(Transport):
     def barrier(self) -> None:
         """Refuses."""
         self._refuse("meet at a barrier")
+
+    def watch(self, wait: Wait) -> Watch:
+        """Watches beneath."""
+        return self._inner.watch(wait)
+
+    def fail(self, error: BaseException) -> None:
+        """Tells all ranks beneath."""
+        self._inner.fail(error)
 
     def close(self) -> None:
         """Does nothing: the connections are the inner transport's."""

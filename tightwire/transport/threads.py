@@ -10,8 +10,16 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from tightwire.errors import PeerError, TransportError
-from tightwire.transport.base import DONE, Transport, Work, check_group, check_message, check_summable
-from tightwire.transport.blame import Verdict, Wait, accuse, describe, judge
+from tightwire.transport.base import (
+    DONE,
+    Transport,
+    Watch,
+    Work,
+    check_group,
+    check_message,
+    check_summable,
+)
+from tightwire.transport.blame import Observed, Verdict, Wait, accuse, describe, judge_gone, judge_late
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,8 +39,9 @@ class World:
         self.size = size
         self.deadline_s = deadline_s
         self.changed = threading.Condition()
-        self.left: set[int] = set()
+        self.left: dict[int, str] = {}
         self._waits: dict[int, frozenset[int]] = {}
+        self.notes: dict[int, str] = {}
         self._verdict: Verdict | None = None
 
     def wait_for(
@@ -46,12 +55,11 @@ class World:
         ends_at = time.monotonic() + self.deadline_s
         while peers := missing():
             self._waits[rank] = peers
-            gone = self.left | set(left)
+            gone = self.left.keys() | set(left)
             if peers & gone or time.monotonic() >= ends_at:
-                self._verdict = self._verdict or judge(rank, self._waits, left=gone)
-                self.changed.notify_all()
+                self._decide(peers, gone)
             if self._verdict:
-                raise accuse(self._verdict, waiting=Wait(peers, what), deadline_s=self.deadline_s)
+                raise self.accuse(rank, Wait(peers, what))
             self.changed.wait(max(0.0, ends_at - time.monotonic()))
         self._waits.pop(rank, None)
 
@@ -62,16 +70,48 @@ class World:
             False if a missing rank, or this one, has left, or a wait elsewhere has failed.
         """
         while peers := missing():
-            if self._verdict or (peers | {rank}) & (self.left | set(left)):
+            if self._verdict or (peers | {rank}) & (self.left.keys() | set(left)):
                 return False
             self.changed.wait()
         return True
 
-    def leave(self, rank: int) -> None:
-        """Tells all waiting ranks that `rank` will send nothing more."""
+    def leave(self, rank: int, note: str = "") -> None:
+        """Tells all waiting ranks that `rank` will send nothing more, and why if it failed."""
         with self.changed:
-            self.left.add(rank)
+            self.left[rank] = self.left.get(rank) or note
             self.changed.notify_all()
+
+    def tell(self, rank: int, note: str) -> None:
+        """Notes why `rank` fails, of which those learn who wait for it once it has left."""
+        with self.changed:
+            self.notes[rank] = note
+
+    def overdue(self, rank: int, wait: Wait) -> None:
+        """Ends a wait that was made elsewhere and took longer than the deadline.
+
+        Raises:
+            PeerError: names who is late.
+        """
+        with self.changed:
+            self._waits[rank] = wait.peers
+            self._decide(wait.peers, self.left.keys())
+            raise self.accuse(rank, wait)
+
+    def accuse(self, rank: int, wait: Wait) -> PeerError:
+        """Returns the error of `rank`, once there is a verdict."""
+        assert self._verdict is not None
+        return accuse(self._verdict, waiting=wait, deadline_s=self.deadline_s, rank=rank)
+
+    @property
+    def has_verdict(self) -> bool:
+        """Whether some rank is to blame."""
+        return self._verdict is not None
+
+    def _decide(self, peers: frozenset[int], gone: Collection[int]) -> None:
+        notes = {r: self.left.get(r) or self.notes.get(r, "") for r in gone}
+        observed = Observed(waits=self._waits, left=notes)
+        self._verdict = self._verdict or judge_gone(peers, observed) or judge_late(peers, observed)
+        self.changed.notify_all()
 
 
 @final
@@ -84,10 +124,10 @@ class Mailboxes:
         left: world ranks that closed this channel.
     """
 
-    def __init__(self, world: World, ranks: tuple[int, ...], left: set[int] | None = None) -> None:
+    def __init__(self, world: World, ranks: tuple[int, ...], left: dict[int, str] | None = None) -> None:
         self.world = world
         self.ranks = ranks
-        self.left = set() if left is None else left
+        self.left: dict[int, str] = {} if left is None else left
         self.letters: dict[tuple[int, int, int, int], Tensor] = {}
         self.meetings: dict[int, dict[int, Any]] = defaultdict(dict)
         self._readers: dict[int, int] = defaultdict(int)
@@ -122,7 +162,7 @@ class Threads(Transport):
     def __init__(self, rank: int, mailboxes: Mailboxes) -> None:
         self.rank = rank
         self.size = len(mailboxes.ranks)
-        self.deadline_s = mailboxes.world.deadline_s
+        self.deadline_s = self.late_s = mailboxes.world.deadline_s
         self._mail = mailboxes
         self._world = mailboxes.world
         self._meeting = itertools.count()
@@ -175,10 +215,18 @@ class Threads(Transport):
         """Blocks until every rank has called it."""
         self._meet(None, "at a barrier")
 
+    def watch(self, wait: Wait) -> Watch:
+        """Looks at the clock when it is checked."""
+        return _Watch(self, wait)
+
+    def fail(self, error: BaseException) -> None:
+        """Leaves the reason for whoever is still waiting when this rank has left."""
+        self._world.tell(self._mail.ranks[self.rank], f"{type(error).__name__}: {error}")
+
     def close(self) -> None:
         """Leaves this channel or group; the world's own transport leaves all of them."""
         with self._world.changed:
-            self._mail.left.add(self._mail.ranks[self.rank])
+            self._mail.left.setdefault(self._mail.ranks[self.rank], "")
             self._world.changed.notify_all()
 
     def _meet(self, value: Any, what: str) -> list[Any]:
@@ -197,6 +245,20 @@ class Threads(Transport):
             raise TransportError(
                 f"rank {self.rank} uses its transport after close(); close it at the very end"
             )
+
+
+@final
+class _Watch:
+    def __init__(self, owner: Threads, wait: Wait) -> None:
+        self._world, self._rank, self._wait = owner._world, owner._mail.ranks[owner.rank], wait
+        self._ends_s = time.monotonic() + owner.deadline_s
+
+    def check(self) -> None:
+        if self._world.has_verdict or time.monotonic() > self._ends_s:
+            self._world.overdue(self._rank, self._wait)
+
+    def close(self) -> None:
+        pass
 
 
 @final
@@ -280,12 +342,14 @@ def run_threads(
     first_failure_at: list[float] = []
 
     def run(rank: int) -> None:
+        note = ""
         try:
             results[rank] = worker(Threads(rank, mailboxes))
         except BaseException as error:
             failures.append((rank, error))
             first_failure_at.append(time.monotonic())
-        world.leave(rank)
+            note = "" if isinstance(error, PeerError) else f"{type(error).__name__}: {error}"
+        world.leave(rank, note)
 
     threads = [threading.Thread(target=run, args=(r,), name=f"rank {r}", daemon=True) for r in range(size)]
     for thread in threads:

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import atexit
 import itertools
-import json
-import secrets
-import socket
 import threading
-import time
 import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Final, NoReturn, final
@@ -20,18 +15,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tightwire.errors import PeerError, TransportError
-from tightwire.transport.base import Transport, Work, check_group, check_message, check_summable
-from tightwire.transport.blame import Wait, describe, name_ranks
-from tightwire.transport.launch import Launch
-from tightwire.transport.liveness import Liveness
+from tightwire.errors import TransportError
+from tightwire.transport.base import Transport, Watch, Work, check_group, check_message, check_summable
+from tightwire.transport.blame import Wait, describe
+from tightwire.transport.helpers import Helpers
+from tightwire.transport.liveness import Liveness, error_text
 
 c10d: Final[Any] = dist  # torch does not type its stores and backends
 GLOO_SUMS: Final = frozenset({"float32", "float64", "float16", "bfloat16", "uint8", "int8", "int32", "int64"})
 POISON_TAG: Final = 2**31 - 2
 POINT_TO_POINT: Final = ("send", "receive")
 FOR_EVER: Final = timedelta(days=365)
-_generations = itertools.count()  # every process joins equally often, so their prefixes agree
+_helpers = Helpers("tightwire waits")
 
 
 @final
@@ -59,17 +54,19 @@ class TorchDistributed(Transport):
         """
         self.rank = rank
         self.size = len(world)
-        self.deadline_s = liveness.deadline_s
+        self.deadline_s, self.late_s = liveness.deadline_s, liveness.late_s
         self._store = store
         self._world = tuple(world)
         self._liveness = liveness
         self._is_root = is_root
         self._attended: set[_Pending] = set()
-        self._timeout = timedelta(seconds=liveness.patience_s)
+        self._waiting: set[_Pending] = set()
+        # The liveness thread ends waits; Gloo's own limit would close all connections of a context.
+        self._timeout = timedelta(seconds=1.2 * liveness.late_s + 10)
         self._num_children = itertools.count()
         self._children: weakref.WeakSet[TorchDistributed] = weakref.WeakSet()
-        arguments = (store, rank, self.size, self._timeout)
-        self._gloo: Any = _Pending(self, c10d.ProcessGroupGloo, arguments, "to connect to all ranks").work
+        self._gloo: Any = _CLOSED
+        self._connect()
         liveness.on_verdict(weakref.WeakMethod(self._hang_up))
 
     def isend(self, tensor: Tensor, dst: int, tag: int) -> Work:
@@ -117,17 +114,50 @@ class TorchDistributed(Transport):
         """Blocks until every rank has called it."""
         self._gather(torch.zeros(1, dtype=torch.uint8))
 
+    def watch(self, wait: Wait) -> Watch:
+        """Has the liveness thread look after a wait made elsewhere."""
+        return _Watch(self._liveness, wait)
+
+    def fail(self, error: BaseException) -> None:
+        """Tells all ranks of the world, unless they know of an error already."""
+        self._liveness.fail(error_text(error))
+
     def close(self) -> None:
         """Closes these connections and those of all channels and groups made from here."""
         if self._is_root:
+            atexit.unregister(self.leave_at_exit)
             self._liveness.leave()
+        self._close_connections()
+
+    def leave_at_exit(self) -> None:
+        """Closes the world's transport because the program ends, perhaps by an error, of which all are told."""
+        self._liveness.leave_at_exit()
+        self._close_connections()
+
+    def _close_connections(self) -> None:
         for child in list(self._children):
             child.close()
-        if self._liveness.verdict or self._attended:
+        if self._liveness.verdict or self._attended or self._waiting:
             self._hang_up()  # else a wait under way would keep its thread until its deadline, or for ever
         self._gloo = _CLOSED
 
+    def _connect(self) -> None:
+        """Connects all ranks to all, on the interface that liveness listens on.
+
+        Gloo's own limit holds for each connection anew, and nothing ends its waiting for the store where that is
+        frozen, so a thread connects, and this one waits for it or for a verdict.
+        """
+        wait = Wait(frozenset(self._world) - {self._liveness.rank}, "to connect to all ranks")
+        options = c10d.ProcessGroupGloo._Options()
+        options._timeout = self._timeout
+        options._devices = [c10d.ProcessGroupGloo.create_device(hostname=self._liveness.address[0])]
+        arguments = (self._store, self.rank, self.size, options)
+        self._gloo = guarded(self._liveness, lambda: c10d.ProcessGroupGloo(*arguments), wait)
+        if self.size > 1:
+            self.barrier()  # the store is not needed any more once all have connected: its host may leave
+
     def _child(self, ranks: Sequence[int]) -> TorchDistributed:
+        self._liveness.recover()
         store = c10d.PrefixStore(f"child{next(self._num_children)}", self._store)
         world = [self._world[r] for r in ranks]
         child = TorchDistributed(store, list(ranks).index(self.rank), world, self._liveness)
@@ -189,25 +219,36 @@ class _Pending:
             return True
         if self._error is not None:
             return False
+        liveness, peer = self._owner._liveness, self._owner._world[self._arguments[1]]
+        if peer in liveness.lost:
+            return False
         self._owner._attended.add(self)
+        liveness.watch(self, self._describe, ends_run=False, has_end=False)
+        try:
+            self._done = _helpers.run(self._arrived, lambda: peer in liveness.lost)
+        finally:
+            liveness.unwatch(self)
+            self._owner._attended.discard(self)
+        return self._done
+
+    def _arrived(self) -> bool:
         try:
             self.work.wait(FOR_EVER)
         except RuntimeError:
             return False
-        finally:
-            self._owner._attended.discard(self)
-        self._done = True
         return True
 
     def _watched(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        liveness = self._owner._liveness
-        liveness.waits[self] = self._describe
+        liveness, waiting = self._owner._liveness, self._owner._waiting
+        waiting.add(self)
+        liveness.watch(self, self._describe)
         try:
             return call(*arguments)
         except RuntimeError as error:
             raise liveness.blame(self._describe()) from error
         finally:
-            del liveness.waits[self]
+            liveness.unwatch(self)
+            waiting.discard(self)
 
     def _describe(self) -> Wait:
         world = self._owner._world
@@ -215,6 +256,56 @@ class _Pending:
             (tensor,), peer, tag = self._arguments
             return Wait(frozenset({world[peer]}), describe(self._verb, tensor.nbytes, tag))
         return Wait(frozenset(world) - {self._owner._liveness.rank}, self._verb)
+
+
+@final
+class _Watch:
+    """A wait made elsewhere, looked after by the liveness thread."""
+
+    def __init__(self, liveness: Liveness, wait: Wait) -> None:
+        self._liveness, self._wait = liveness, wait
+        liveness.watch(self, lambda: wait, ends_run=False)
+
+    def check(self) -> None:
+        if self._liveness.verdict is not None:
+            raise self._liveness.accuse(self._wait)
+
+    def close(self) -> None:
+        self._liveness.unwatch(self)
+
+
+def guarded(liveness: Liveness, call: Callable[[], Any], wait: Wait) -> Any:
+    """Returns what a call returns that only the ranks awaited can end; it is made on another thread.
+
+    Raises:
+        PeerError: somebody is to blame before it ends.
+    """
+    outcome: list[Any] = []
+
+    def connect() -> None:
+        try:
+            made: Any = call()
+        except BaseException as error:
+            made = error
+        with liveness.changed:
+            outcome.append(made)
+            liveness.changed.notify_all()
+
+    key = object()
+    liveness.watch(key, lambda: wait, is_first=True)
+    threading.Thread(target=connect, name="tightwire connects", daemon=True).start()
+    try:
+        with liveness.changed:
+            liveness.changed.wait_for(lambda: outcome or liveness.verdict is not None)
+    finally:
+        liveness.unwatch(key)
+    if not outcome:
+        raise liveness.accuse(wait)
+    if isinstance(outcome[0], RuntimeError):
+        raise liveness.blame(wait) from outcome[0]
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
 
 
 @final
@@ -244,159 +335,3 @@ class _Closed:
 
 
 _CLOSED: Final = _Closed()
-
-
-def is_initialized() -> bool:
-    """Tells whether the program has joined torch.distributed itself."""
-    return dist.is_available() and dist.is_initialized()
-
-
-def join_initialized(*, host: str | None, deadline_s: float) -> TorchDistributed:
-    """Makes the transport of a program that has joined torch.distributed itself.
-
-    Contract: all ranks; blocks until the last one comes.
-
-    Args:
-        host: where the workers meet, if it is known.
-        deadline_s: the longest that any wait lasts, this one included.
-
-    Raises:
-        PeerError: names the ranks that did not come in time.
-    """
-    store = dist.distributed_c10d._get_default_store()
-    return join(store, dist.get_rank(), dist.get_world_size(), host=host, deadline_s=deadline_s)
-
-
-def join_launched(launch: Launch, *, deadline_s: float) -> TorchDistributed:
-    """Makes the transport of a program started by a launcher, and initialises torch.distributed beside it.
-
-    Contract: all ranks; blocks until the last one comes.
-
-    Raises:
-        PeerError: names the ranks that did not come in time.
-        TransportError: the rendezvous is impossible: its port is taken, or its host has no address.
-    """
-    store = rendezvous(launch, deadline_s=deadline_s)
-    transport = join(store, launch.rank, launch.size, host=launch.host, deadline_s=deadline_s)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-        store=store,
-        rank=launch.rank,
-        world_size=launch.size,
-        timeout=timedelta(seconds=deadline_s),
-    )
-    return transport
-
-
-def join(store: Any, rank: int, size: int, *, host: str | None, deadline_s: float) -> TorchDistributed:
-    """Makes the world's transport once all ranks have come.
-
-    Args:
-        store: any torch.distributed store.
-        rank: this process.
-        size: number of processes.
-        host: where the store is, if it is known.
-        deadline_s: the longest that any wait lasts, this one included.
-
-    Raises:
-        PeerError: names the ranks that did not come in time.
-    """
-    own = c10d.PrefixStore(f"tightwire/{next(_generations)}", store)
-    liveness = Liveness(rank, host=host, deadline_s=deadline_s)
-    here = json.dumps({"addresses": liveness.addresses, "token": secrets.token_hex(8)})
-    try:
-        all_here = within(deadline_s, lambda: meet(own, rank, size, here, deadline_s=deadline_s))
-        liveness.meet({r: there["addresses"] for r, there in enumerate(all_here)}, all_here[0]["token"])
-        transport = TorchDistributed(own, rank, range(size), liveness, is_root=True)
-    except BaseException:
-        liveness.leave()
-        raise
-    atexit.register(liveness.leave_at_exit)
-    return transport
-
-
-def rendezvous(launch: Launch, *, deadline_s: float) -> Any:
-    """Returns the store where the workers meet: rank 0 listens unless the launcher does.
-
-    Raises:
-        TransportError: the port is taken, or the host has no address.
-        PeerError: rank 0 does not listen.
-    """
-    where = f"{launch.host}:{launch.port}"
-    try:
-        socket.getaddrinfo(launch.host, launch.port)
-    except OSError as error:
-        raise TransportError(f"asked to meet at {where}; that host has no address: {error}") from error
-    listens = launch.rank == 0 and not launch.agent_hosts
-    ends_at = time.monotonic() + deadline_s
-    while not listens and not _is_listening(launch):
-        if time.monotonic() > ends_at:
-            raise _no_answer(deadline_s)
-        time.sleep(0.02)
-    place = (launch.host, launch.port, launch.size, listens, timedelta(seconds=deadline_s))
-    try:
-        return within(deadline_s, lambda: c10d.TCPStore(*place, wait_for_workers=False, multi_tenant=True))
-    except dist.DistError as error:
-        if not listens:
-            raise _no_answer(deadline_s) from error
-        raise TransportError(
-            f"asked to listen at {where} for the other workers; the port is taken, or the address is not of "
-            f"this machine: set MASTER_PORT to a free port ({error})"
-        ) from error
-
-
-def _is_listening(launch: Launch) -> bool:
-    """Tells whether anybody listens yet: cheaper to ask, and to give up, than torch's store is."""
-    with suppress(OSError), socket.create_connection((launch.host, launch.port), timeout=1.0):
-        return True
-    return False
-
-
-def meet(store: Any, rank: int, size: int, here: str, *, deadline_s: float) -> list[Any]:
-    """Returns what every rank left in the store (JSON), by rank, once all have.
-
-    Raises:
-        PeerError: names the ranks that did not come in time.
-    """
-    names = [f"here/{r}" for r in range(size)]
-    store.set(names[rank], here)
-    try:
-        store.wait(names, timedelta(seconds=0.9 * deadline_s))  # leaves time to see who is absent
-    except RuntimeError as error:
-        absent = [r for r, name in enumerate(names) if not store.check([name])]
-        raise PeerError(
-            f"{name_ranks(absent)} did not join within {deadline_s:g} s, of a world of {size}. Start all "
-            "workers, look at the log of those named, and raise deadline_s if they are only slow.",
-            absent,
-        ) from error
-    return [json.loads(value) for value in store.multi_get(names)]
-
-
-def within(seconds: float, call: Callable[[], Any]) -> Any:
-    """Returns `call()`, which talks to a store: torch waits for ever where its host is frozen or foreign.
-
-    Raises:
-        PeerError: there was no answer in time; names rank 0, the usual host.
-    """
-    outcome: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(call())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=run, name="tightwire rendezvous", daemon=True).start()
-    try:
-        return outcome.result(seconds)
-    except TimeoutError:
-        raise _no_answer(seconds) from None
-
-
-def _no_answer(deadline_s: float) -> PeerError:
-    return PeerError(
-        f"rank 0 does not answer after {deadline_s:g} s where the workers meet: it never started, has died or is "
-        "frozen, or MASTER_ADDR and MASTER_PORT differ from its own. Look at its log; raise deadline_s if it is "
-        "only slow.",
-        [0],
-    )

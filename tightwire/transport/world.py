@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tightwire.errors import TransportError
 from tightwire.transport.base import Transport
-from tightwire.transport.launch import Launch
+from tightwire.transport.launch import Launch, local_rank, local_size
 from tightwire.transport.shaped import Shaped
 from tightwire.transport.single import Single
 
@@ -17,17 +17,22 @@ if TYPE_CHECKING:
 _current: Transport | None = None
 
 
-def init(*, deadline_s: float = 30.0) -> Transport:
+def init(*, deadline_s: float = 30.0, late_s: float | None = None) -> Transport:
     """Joins torchrun's group and returns this worker's transport; a world of one without torchrun.
 
     Uses torch.distributed if it is initialised already, else initialises it (Gloo, and NCCL beside it where
-    CUDA is) from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT where the launcher set them. A second call
-    returns the same transport.
+    CUDA is) from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT where the launcher set them, or from what SLURM or
+    MPI set in their place. A second call returns the same transport.
+
+    The job's secret, TIGHTWIRE_SECRET, keeps strangers out of who-is-alive; `tightwire lab run` makes one, and under
+    other launchers the user may. Without it, whoever reads the store of the rendezvous can speak for the job.
 
     Contract: every worker calls it; blocks until all have joined.
 
     Args:
-        deadline_s: the longest that any wait lasts, this one included.
+        deadline_s: the longest that a rank may be silent while it is waited for, or not have joined.
+        late_s: the longest that a rank that is alive may be waited for, as while it saves or evaluates; after
+            `deadline_s` a warning names it, and where in its program it is. By default 20 deadlines.
 
     Raises:
         PeerError: some workers did not join in time; names them.
@@ -35,7 +40,7 @@ def init(*, deadline_s: float = 30.0) -> Transport:
     """
     global _current
     if _current is None:
-        _current = _join(deadline_s)
+        _current = _join(deadline_s, late_s)
     return _current
 
 
@@ -64,25 +69,26 @@ def device() -> torch.device:
 
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    return torch.device("cuda", local_rank(os.environ) % torch.cuda.device_count())
 
 
 def workers_per_node() -> int:
     """Returns how many consecutive ranks share a host, as the launcher says (LOCAL_WORLD_SIZE); 0 where it does not."""
-    told = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return int(told) if told.isdigit() else 0
+    return local_size(os.environ)
 
 
-def _join(deadline_s: float) -> Transport:
-    from tightwire.transport import torch_distributed
+def _join(deadline_s: float, late_s: float | None) -> Transport:
+    from tightwire.transport import join
 
     rate = os.environ.get("TIGHTWIRE_SHAPED_RATE_BYTES_PER_S")
-    if torch_distributed.is_initialized():
-        transport: Transport = torch_distributed.join_initialized(
-            host=os.environ.get("MASTER_ADDR"), deadline_s=deadline_s
+    secret = os.environ.get("TIGHTWIRE_SECRET", "")
+    if join.is_initialized():
+        host = os.environ.get("MASTER_ADDR")
+        transport: Transport = join.join_initialized(
+            host=host, secret=secret, deadline_s=deadline_s, late_s=late_s
         )
     elif launch := Launch.from_environment(os.environ):
-        transport = torch_distributed.join_launched(launch, deadline_s=deadline_s)
+        transport = join.join_launched(launch, secret=secret, deadline_s=deadline_s, late_s=late_s)
     else:
         return Single(deadline_s=deadline_s)
     return Shaped(transport, rate_bytes_per_s=float(rate)) if rate else transport

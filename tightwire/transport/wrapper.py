@@ -6,7 +6,8 @@ import abc
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tightwire.transport.base import Transport, Work
+from tightwire.transport.base import Transport, Watch, Work
+from tightwire.transport.blame import Wait
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +20,7 @@ class Wrapper(Transport):
         self.inner = inner
         self.rank = inner.rank
         self.size = inner.size
-        self.deadline_s = inner.deadline_s
+        self.deadline_s, self.late_s = inner.deadline_s, inner.late_s
         self.native_dtypes = inner.native_dtypes
 
     @abc.abstractmethod
@@ -54,6 +55,14 @@ class Wrapper(Transport):
     def barrier(self) -> None:
         """Forwards."""
         self.inner.barrier()
+
+    def watch(self, wait: Wait) -> Watch:
+        """Forwards."""
+        return self.inner.watch(wait)
+
+    def fail(self, error: BaseException) -> None:
+        """Forwards."""
+        self.inner.fail(error)
 
     def close(self) -> None:
         """Closes the inner transport."""

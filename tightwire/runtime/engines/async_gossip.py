@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +22,6 @@ from tightwire.runtime.engines.engine import BaseEngine
 from tightwire.runtime.engines.memory import have_finite_gradients
 from tightwire.runtime.lane import Lane
 from tightwire.runtime.slots import cut
-from tightwire.transport.blame import Verdict, Wait, accuse
 
 
 class AsyncGossipEngine(BaseEngine):
@@ -52,9 +50,8 @@ class AsyncGossipEngine(BaseEngine):
         neighbours = plan.architecture.over(transport.size).neighbours(transport.rank)
         self._pairs = Pairs(self._channel, self._shared, neighbours, self._lost)
         self._survivors = Survivors(transport.channel(), self._lost)
-        self._lane = Lane("tightwire-asks", self._awaited, transport.deadline_s)
+        self._lane = Lane("tightwire-asks", self._awaited, transport)
         self._random = random.Random(f"{context.seed}/{transport.rank}")
-        self._asked_s: float | None = None
         self.rounds = 0
         self.skipped = 0
         self.exposed_s = 0.0
@@ -84,13 +81,6 @@ class AsyncGossipEngine(BaseEngine):
         self._pairs.start()
         if self._lane.is_idle():
             self._ask()
-        elif time.monotonic() - (self._asked_s or 0.0) > self._channel.deadline_s:
-            awaited = tuple(sorted(self._awaited()))
-            raise accuse(
-                Verdict(awaited, "silent"),
-                waiting=Wait(frozenset(awaited), "for an answer"),
-                deadline_s=self._channel.deadline_s,
-            )
 
     def flush(self) -> None:
         """Answers until no neighbour asks any more; then makes all models the exact mean, bit for bit."""
@@ -132,7 +122,6 @@ class AsyncGossipEngine(BaseEngine):
             return
         rank = self._random.choice(living)
         self.rounds += 1
-        self._asked_s = time.monotonic()
 
         def ask() -> None:
             with self._context.tracer.span("communication", f"average with rank {rank}"):

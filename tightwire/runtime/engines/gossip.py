@@ -59,7 +59,7 @@ class GossipEngine(BaseEngine):
             parameters, plan, context, lambda number: Neighbours(graph, channel, self._lost, tag=number)
         )
         self._survivors = Survivors(context.transport.channel(), self._lost)
-        self._lane = Lane("tightwire-gossip", self._awaited, context.transport.deadline_s)
+        self._lane = Lane("tightwire-gossip", self._awaited, context.transport)
         self.rounds = 0
         self.skipped = 0
         self.exposed_s = 0.0

@@ -1,0 +1,130 @@
+"""A process's datagram socket and the thread that listens to it, which no datagram and no error can end."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, Protocol, final
+
+from tightwire.transport.addresses import Address, bind_datagram
+
+MAX_DATAGRAM_BYTES: Final = 65_507
+
+log = logging.getLogger("tightwire")
+
+
+class Hearer(Protocol):
+    """Who is told what the ear hears, on its thread."""
+
+    def hear(self, data: bytes, sender: Address) -> None:
+        """Takes a datagram, whatever it is."""
+
+    def note_closed(self, address: Address) -> None:
+        """Notes that nobody listens at an address any more."""
+
+    def look(self) -> bool:
+        """Does what is due; returns whether it wants to be called again soon."""
+
+
+@final
+class Ear:
+    """Listens on one address of this host until it is closed.
+
+    Attributes:
+        address: where.
+    """
+
+    def __init__(self, host: str, *, tick_s: float, soon_s: float) -> None:
+        """Takes a free port; `start` begins to listen.
+
+        Args:
+            host: an address of this host.
+            tick_s: how often the hearer looks.
+            soon_s: how often while it wants to.
+        """
+        self._tick_s, self._soon_s = tick_s, soon_s
+        self._socket = bind_datagram(host)
+        self.address: Final[Address] = (host, int(self._socket.getsockname()[1]))
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_write, False)
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    def start(self, hearer: Hearer) -> None:
+        """Begins to listen."""
+        self._thread = threading.Thread(
+            target=self._run, args=(hearer,), name="tightwire liveness", daemon=True
+        )
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Has the hearer look at once."""
+        with suppress(OSError):
+            os.write(self._wake_write, b"!")
+
+    def send(self, data: bytes, address: Address) -> None:
+        """Sends a datagram, which may be lost."""
+        for _ in range(2):  # the first may only report what became of an earlier one
+            with suppress(OSError):
+                self._socket.sendto(data, address)
+                return
+
+    def closed_ports(self, note: Callable[[Address], None]) -> None:
+        """Tells of whom the kernel has learnt that nobody listens there; it does so on Linux."""
+        if not hasattr(socket, "MSG_ERRQUEUE"):
+            return
+        with suppress(OSError):
+            while True:
+                flags = socket.MSG_ERRQUEUE | socket.MSG_DONTWAIT
+                _, extra, _, address = self._socket.recvmsg(64, 512, flags)
+                refused = [data for _, _, data in extra if _is_refusal(data)]
+                if refused and address:
+                    note((address[0], address[1]))
+
+    def close(self) -> None:
+        """Ends the thread; waits for it for a second, for one inside Gloo at exit would abort the process."""
+        self._closed = True
+        self.wake()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(1.0)
+        if self._thread is None or not self._thread.is_alive():
+            self._socket.close()
+            os.close(self._wake_read)
+            os.close(self._wake_write)
+
+    def _run(self, hearer: Hearer) -> None:
+        due_s = time.monotonic()
+        while not self._closed:
+            try:
+                if self._listen(hearer, max(0.0, due_s - time.monotonic())) or time.monotonic() >= due_s:
+                    due_s = time.monotonic() + (self._soon_s if hearer.look() else self._tick_s)
+            except Exception:  # whatever it is: a thread that ended would make this rank look dead
+                log.exception("listening for other ranks failed; it goes on")
+                due_s = time.monotonic() + self._tick_s
+
+    def _listen(self, hearer: Hearer, timeout_s: float) -> bool:
+        """Takes one datagram, if one comes in time; returns whether the thread was woken."""
+        watched: list[int] = [self._socket.fileno(), self._wake_read]
+        readable, _, _ = select.select(watched, [], [], timeout_s)
+        if watched[0] in readable:
+            self.closed_ports(hearer.note_closed)
+            with suppress(OSError):  # what became of an earlier one
+                data, sender = self._socket.recvfrom(MAX_DATAGRAM_BYTES)
+                hearer.hear(data, (sender[0], sender[1]))
+        is_woken = self._wake_read in readable
+        if is_woken:
+            os.read(self._wake_read, 4096)
+        return is_woken
+
+
+def _is_refusal(data: bytes) -> bool:
+    """Whether a `sock_extended_err` says that a port is closed."""
+    return len(data) >= 4 and struct.unpack_from("=I", data)[0] == errno.ECONNREFUSED

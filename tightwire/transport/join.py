@@ -1,0 +1,324 @@
+"""Joining the world: where workers meet, who came, and at which addresses they listen."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import json
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+
+from tightwire.errors import MismatchError, PeerError, TransportError
+from tightwire.transport.addresses import Candidates, choose, interface_of, is_local, own_candidates
+from tightwire.transport.blame import Wait, name_ranks
+from tightwire.transport.launch import Launch
+from tightwire.transport.liveness import Liveness
+from tightwire.transport.seal import Seal, fingerprint
+from tightwire.transport.torch_distributed import TorchDistributed, guarded
+
+c10d: Final[Any] = dist  # torch does not type its stores
+_generations = itertools.count()  # every process joins equally often, so their prefixes agree
+MAX_CARD_BYTES: Final = 4096
+ABSENT: Final = "absent"
+
+
+def is_initialized() -> bool:
+    """Tells whether the program has joined torch.distributed itself."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def join_initialized(
+    *, host: str | None, secret: str, deadline_s: float, late_s: float | None
+) -> TorchDistributed:
+    """Makes the transport of a program that has joined torch.distributed itself.
+
+    Contract: all ranks; blocks until the last one comes.
+
+    Args:
+        host: where the workers meet, if it is known.
+        secret: the job's; "" for none.
+        deadline_s: the longest that a rank may be silent, or not come.
+        late_s: the longest that a rank that is alive may be waited for.
+
+    Raises:
+        PeerError: names the ranks that did not come in time.
+        MismatchError: names the ranks that have another secret or another system.
+    """
+    store = dist.distributed_c10d._get_default_store()
+    size = dist.get_world_size()
+    return join(store, dist.get_rank(), size, host=host, secret=secret, deadline_s=deadline_s, late_s=late_s)
+
+
+def join_launched(
+    launch: Launch, *, secret: str, deadline_s: float, late_s: float | None
+) -> TorchDistributed:
+    """Makes the transport of a program started by a launcher, and initialises torch.distributed beside it.
+
+    Contract: all ranks; blocks until the last one comes.
+
+    Raises:
+        PeerError: names the ranks that did not come in time.
+        MismatchError: names the ranks that have another secret or another system.
+        TransportError: the rendezvous is impossible: its port is taken, or its host has no address.
+    """
+    # A store that the launcher keeps outlives an attempt, with the addresses of its dead.
+    store = c10d.PrefixStore(f"attempt{launch.attempt}", rendezvous(launch, deadline_s=deadline_s))
+    rank, size = launch.rank, launch.size
+    transport = join(store, rank, size, host=launch.host, secret=secret, deadline_s=deadline_s, late_s=late_s)
+
+    def initialise() -> None:
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        timeout = timedelta(seconds=transport.late_s)
+        with _interface_for_torch(transport._liveness.address[0]):
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+
+    peers = frozenset(range(size)) - {rank}
+    try:
+        guarded(transport._liveness, initialise, Wait(peers, "for torch.distributed to be initialised"))
+        transport.barrier()  # rank 0, which may keep the store, does not leave before all are through
+    except BaseException:
+        transport.close()
+        raise
+    return transport
+
+
+def join(
+    store: Any,
+    rank: int,
+    size: int,
+    *,
+    host: str | None,
+    secret: str = "",
+    deadline_s: float,
+    late_s: float | None = None,
+) -> TorchDistributed:
+    """Makes the world's transport once all ranks have come.
+
+    Args:
+        store: any torch.distributed store.
+        rank: this process.
+        size: number of processes.
+        host: where the store is, if it is known.
+        secret: the job's; "" for none, and then whoever reads the store can speak for the job.
+        deadline_s: the longest that a rank may be silent, or not come.
+        late_s: the longest that a rank that is alive may be waited for; by default 20 deadlines.
+
+    Raises:
+        PeerError: names the ranks that did not come in time.
+        MismatchError: names the ranks that have another secret or another system.
+    """
+    own = c10d.PrefixStore(f"tightwire/{next(_generations)}", store)
+    meeting = _Meeting(own, rank, size, Seal(secret, "meeting"), fingerprint(secret), deadline_s)
+    cards = meeting.exchange(
+        "here", {"system": _system(), "nonce": secrets.token_hex(8), "at": own_candidates(host).to_dict()}
+    )
+    _require_one_system([str(card["system"]) for card in cards])
+    address = choose([Candidates(**card["at"]) for card in cards], rank)
+    liveness = Liveness(rank, host=address, deadline_s=deadline_s, late_s=late_s)
+    try:
+        listening = meeting.exchange("listens", {"address": list(liveness.address)})
+        nonce = ",".join(str(card["nonce"]) for card in cards)
+        addresses = {
+            r: (str(there["address"][0]), int(there["address"][1])) for r, there in enumerate(listening)
+        }
+        liveness.meet(addresses, Seal(secret, nonce))
+        transport = TorchDistributed(own, rank, range(size), liveness, is_root=True)
+    except BaseException:
+        liveness.leave()
+        raise
+    atexit.register(transport.leave_at_exit)
+    return transport
+
+
+def rendezvous(launch: Launch, *, deadline_s: float) -> Any:
+    """Returns the store where the workers meet: rank 0 listens unless the launcher does.
+
+    Raises:
+        TransportError: the port is taken, the host has no address, or it is not rank 0's.
+        PeerError: rank 0 does not listen.
+    """
+    where = f"{launch.host}:{launch.port}"
+    try:
+        socket.getaddrinfo(launch.host, launch.port)
+    except OSError as error:
+        raise TransportError(f"asked to meet at {where}; that host has no address: {error}") from error
+    listens = launch.rank == 0 and not launch.agent_hosts
+    ends_at = time.monotonic() + deadline_s
+    while not listens and not _is_listening(launch):
+        if time.monotonic() > ends_at:
+            raise _no_answer(deadline_s)
+        time.sleep(0.02)
+    place = (launch.host, launch.port, launch.size, listens, timedelta(seconds=deadline_s))
+    try:
+        return within(deadline_s, lambda: c10d.TCPStore(*place, wait_for_workers=False, multi_tenant=True))
+    except (dist.DistError, PeerError) as error:
+        if not listens:
+            raise _no_answer(deadline_s) from error
+        if not is_local(launch.host):
+            raise TransportError(
+                f"this is rank 0, asked to listen for the others at MASTER_ADDR {launch.host}, which is no address of "
+                "this host and leads to nobody: set MASTER_ADDR to rank 0's host on all."
+            ) from error
+        raise TransportError(
+            f"asked to listen at {where} for the other workers; the port is taken, or the address is not of "
+            f"this machine: set MASTER_PORT to a free port ({error})"
+        ) from error
+
+
+def _is_listening(launch: Launch) -> bool:
+    """Tells whether anybody listens yet: cheaper to ask, and to give up, than torch's store is."""
+    with suppress(OSError), socket.create_connection((launch.host, launch.port), timeout=1.0):
+        return True
+    return False
+
+
+class _Meeting:
+    """All ranks leave cards in the store, sealed, and read each other's."""
+
+    def __init__(
+        self, store: Any, rank: int, size: int, seal: Seal, fingerprint: str, deadline_s: float
+    ) -> None:
+        self._store, self._rank, self._size, self._seal = store, rank, size, seal
+        self._fingerprint, self._deadline_s = fingerprint, deadline_s
+
+    def exchange(self, name: str, card: dict[str, Any]) -> list[dict[str, Any]]:
+        """Returns every rank's card, by rank.
+
+        Raises:
+            PeerError: names the ranks that left none in time, or the host of the store.
+            MismatchError: names the ranks whose seal is another.
+        """
+        keys = [f"{name}/{r}" for r in range(self._size)]
+        sealed = self._seal.close(json.dumps(card).encode())
+        values = within(
+            self._deadline_s, lambda: self._wait_for(keys, self._fingerprint.encode() + b" " + sealed)
+        )
+        return [self._read(r, bytes(value)) for r, value in enumerate(values)]
+
+    def _wait_for(self, keys: Sequence[str], mine: bytes) -> list[bytes]:
+        ends_s = time.monotonic() + 0.9 * self._deadline_s  # leaves time to see who is absent
+        try:
+            self._store.set(keys[self._rank], mine)
+            while not self._are_here(keys):
+                if self._store.check([ABSENT]) or time.monotonic() > ends_s:
+                    raise self._give_up(keys)
+            return list(self._store.multi_get(keys))
+        except PeerError:
+            raise
+        except RuntimeError as error:
+            raise PeerError(
+                "rank 0, where the workers meet, closed its connections while they were joining: it has ended. Look at "
+                "its log, and at that of the launcher, which may keep the meeting place instead.",
+                [0],
+            ) from error
+
+    def _are_here(self, keys: Sequence[str]) -> bool:
+        try:
+            self._store.wait(keys, timedelta(seconds=self._deadline_s / 20))
+        except RuntimeError:  # it took longer, or the store is gone: then whatever is asked next fails
+            return bool(self._store.check(keys))
+        return not self._store.check([ABSENT])
+
+    def _give_up(self, keys: Sequence[str]) -> PeerError:
+        """Returns the error that names who is absent, as the first to give up found; the store's host leaves last."""
+        missing = [r for r, key in enumerate(keys) if not self._store.check([key])]
+        self._store.compare_set(ABSENT, "", json.dumps(missing))
+        absent = [int(r) for r in json.loads(self._store.get(ABSENT)) if 0 <= int(r) < self._size]
+        self._store.set(f"knows/{self._rank}", "")
+        if self._rank == 0:
+            others = [f"knows/{r}" for r in range(1, self._size) if r not in absent]
+            with suppress(RuntimeError):
+                self._store.wait(others, timedelta(seconds=self._deadline_s / 5))
+        if self._rank in absent:
+            return PeerError(
+                f"this worker (rank {self._rank}) joined too late: the others had waited for {self._deadline_s:g} s "
+                "and given up. Start all workers together, or raise deadline_s.",
+                [],
+            )
+        return PeerError(
+            f"{name_ranks(absent)} did not join within {self._deadline_s:g} s, of a world of {self._size}. Start all "
+            "workers, look at the log of those named, and raise deadline_s if they are only slow.",
+            absent,
+        )
+
+    def _read(self, rank: int, value: bytes) -> dict[str, Any]:
+        fingerprint, _, sealed = value[:MAX_CARD_BYTES].partition(b" ")
+        opened = self._seal.open(sealed)
+        if opened is None:
+            known = fingerprint.decode(errors="replace")
+            raise MismatchError(
+                f"what rank {rank} left where the workers meet is not of this job: its secret is {known}, that of rank "
+                f"{self._rank} {self._fingerprint} (fingerprints; none: TIGHTWIRE_SECRET is not set). Give all workers "
+                "of a job the same TIGHTWIRE_SECRET."
+            )
+        card: dict[str, Any] = json.loads(opened)
+        return card
+
+
+def within(seconds: float, call: Callable[[], Any]) -> Any:
+    """Returns `call()`, which talks to a store: torch waits for ever where its host is frozen or foreign.
+
+    Raises:
+        PeerError: there was no answer in time; names rank 0, the usual host.
+    """
+    outcome: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="tightwire rendezvous", daemon=True).start()
+    try:
+        return outcome.result(seconds)
+    except TimeoutError:
+        raise _no_answer(seconds) from None
+
+
+def _no_answer(deadline_s: float) -> PeerError:
+    return PeerError(
+        f"rank 0 does not answer after {deadline_s:g} s where the workers meet: it never started, has died or is "
+        "frozen, or MASTER_ADDR and MASTER_PORT differ from its own. Look at its log; raise deadline_s if it is "
+        "only slow.",
+        [0],
+    )
+
+
+def _system() -> str:
+    return f"{sys.platform}, {sys.byteorder} endian"
+
+
+def _require_one_system(systems: Sequence[str]) -> None:
+    if len(set(systems)) > 1:
+        told = "; ".join(f"rank {rank}: {system}" for rank, system in enumerate(systems[:8]))
+        raise MismatchError(
+            f"the workers run on different systems ({told}), whose messages differ; run all of them on one kind."
+        )
+
+
+@contextmanager
+def _interface_for_torch(address: str) -> Iterator[None]:
+    """Gives torch's own Gloo the name of an interface where GLOO_SOCKET_IFNAME is one that it cannot read."""
+    told = os.environ.get("GLOO_SOCKET_IFNAME", "")
+    name = interface_of(address)
+    if not told or told == name or not name:
+        yield
+        return
+    os.environ["GLOO_SOCKET_IFNAME"] = name
+    try:
+        yield
+    finally:
+        os.environ["GLOO_SOCKET_IFNAME"] = told
