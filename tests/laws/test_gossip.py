@@ -586,7 +586,7 @@ def test_a_worker_that_never_comes_is_named() -> None:
                 time.sleep(6)
             j.step(1)
 
-    with pytest.raises(PeerError, match="rank 1 does not answer"):
+    with pytest.raises(PeerError, match="rank 1 is alive but did not reach this point"):
         run_threads(3, worker, deadline_s=1)
 
 
