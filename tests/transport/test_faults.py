@@ -92,7 +92,7 @@ def test_a_rank_that_told_why_it_fails_is_named_with_its_error() -> None:
         else:
             channel.barrier()
 
-    with pytest.raises(PeerError, match="rank 2 failed while this worker waited .*: ValueError: bad batch"):
+    with pytest.raises(PeerError, match=r"rank 2 failed while this worker waited .*: ValueError: bad batch"):
         run_threads(4, worker, deadline_s=60.0)
 
 
