@@ -48,11 +48,23 @@ def read(path: Path, kind: type[T]) -> T:
     Raises:
         FileError: unreadable, not YAML, or not a `kind`.
     """
+    return check(read_yaml(path, f"a {kind.__name__} file"), kind, str(path))
+
+
+def read_yaml(path: Path, what: str = "YAML") -> Any:
+    """Returns what a YAML file holds, JSON included.
+
+    Args:
+        path: the file.
+        what: it should be, for errors.
+
+    Raises:
+        FileError: unreadable, or not YAML.
+    """
     try:
-        content = _yaml(read_text(path, most_bytes=MOST_YAML_BYTES))
+        return _yaml(read_text(path, most_bytes=MOST_YAML_BYTES))
     except _YamlError as error:
-        raise FileError(f"{path} cannot be read as a {kind.__name__} file: {error}.") from None
-    return check(content, kind, str(path))
+        raise FileError(f"{path} cannot be read as {what}: {error}.") from None
 
 
 def read_text(path: Path, *, most_bytes: int = MOST_BYTES, strict: bool = True) -> str:
@@ -102,18 +114,18 @@ def parse_json(text: str, source: str) -> Any:
         raise FileError(f"{source} is no JSON that can be read: {_one_line(error)}.") from None
 
 
-def read_xml(path: Path) -> ElementTree.Element:
-    """Returns the root of an XML file.
+def parse_xml(text: str, source: str) -> ElementTree.Element:
+    """Returns the root of an XML text.
 
     Raises:
-        FileError: unreadable, or not XML.
+        FileError: not XML; names `source`.
     """
     from xml.etree import ElementTree
 
     try:
-        return ElementTree.fromstring(read_text(path, most_bytes=10**8))
+        return ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError) as error:
-        raise FileError(f"{path} is no XML: {_one_line(error)}.") from None
+        raise FileError(f"{source} is no XML: {_one_line(error)}.") from None
 
 
 def check(content: Any, kind: type[T], source: str) -> T:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tightwire.cluster.imports import from_nccl_inspector, from_nccl_tests, from_nccl_topology
+from tightwire.cluster.imports import SOURCES, from_nccl_inspector, from_nccl_tests, from_nccl_topology
 from tightwire.cluster.presets import PRESETS, preset
 from tightwire.errors import FileError
 
@@ -65,9 +65,6 @@ def test_nccl_tests(tmp_path: Path) -> None:
     assert cluster.workers == 2
     assert fit.alpha_s == pytest.approx(1e-4, rel=1e-3)
     assert 1 / fit.beta_s_per_byte == pytest.approx(8388608 / 1e-3, rel=1e-3)
-    path.write_text(NCCL_TESTS.replace("Rank", "rank"))
-    with pytest.raises(FileError, match="seen 0 ranks and 3 sizes"):
-        from_nccl_tests(path)
     with pytest.raises(FileError, match="cannot be read"):
         from_nccl_tests(tmp_path / "missing.txt")
 
@@ -100,3 +97,44 @@ def test_nccl_inspector_counts_who_came_last(tmp_path: Path) -> None:
     paths[0].write_text("{}")
     with pytest.raises(FileError, match="did the job communicate"):
         from_nccl_inspector(paths[:1])
+
+
+def record(ranks: int, rank: int, number: int, size: float, us: float, coll: str = "AllReduce") -> str:
+    header = {"id": f"0x{ranks}", "rank": rank, "n_ranks": ranks, "nnodes": 2}
+    perf = {"coll": coll, "coll_sn": number, "coll_msg_size_bytes": size, "coll_exec_time_us": us}
+    return json.dumps({"header": header, "coll_perf": perf})
+
+
+def test_nccl_inspector_keeps_communicators_apart(tmp_path: Path) -> None:
+    path = tmp_path / "rank0.log"
+    wide = [record(4, 0, n, size, 50 + size / 1e3) for n, size in enumerate((1e6, 4e6, 16e6))]
+    narrow = [record(2, 0, n, 1e6, 7.0) for n in range(3)]
+    path.write_text("\n".join([*wide, *narrow, record(4, 0, 9, 1e6, 5.0, "Broadcast"), '{"header": {}}']))
+    cluster = from_nccl_inspector([path])
+    assert cluster.workers == 4
+    assert [level.workers for level in cluster.levels] == [2, 4]
+    assert cluster.fits[0].seconds(1.5e6) == pytest.approx(50e-6 + 1e-3)
+    assert [
+        words
+        for words in ("1 of 4 ranks", "fewer ranks (2)", "Broadcast")
+        if words in " ".join(cluster.notes)
+    ]
+    for text, says in (
+        ('{"nccl_version": "2.28", "communicators": []}', "tells who takes part, not how fast"),
+        ("[1]", "writes objects"),
+        (record(4, 0, 0, 1e6, 5.0).replace('"coll_sn": 0', '"coll_sn": "x"'), "line 1 is no record"),
+    ):
+        path.write_text(text)
+        with pytest.raises(FileError, match=says):
+            from_nccl_inspector([path])
+
+
+def test_a_source_says_what_it_takes(tmp_path: Path) -> None:
+    path = tmp_path / "nccl.txt"
+    path.write_text(NCCL_TESTS)
+    tests = SOURCES["nccl-tests"]
+    assert tests.cluster("nccl-tests", [path], 1).workers == 2
+    with pytest.raises(FileError, match="writes one file, and 2 were given"):
+        tests.cluster("nccl-tests", [path, path], 1)
+    with pytest.raises(FileError, match="--nodes 2"):
+        tests.cluster("nccl-tests", [path], 2)

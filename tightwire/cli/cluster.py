@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import pathlib
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from tightwire import files
+from tightwire.cli.measured import JsonOption
 from tightwire.cluster import Cluster
-from tightwire.cluster.imports import from_nccl_inspector, from_nccl_tests, from_nccl_topology
+from tightwire.cluster.imports import SOURCES as CLUSTER_SOURCES
+from tightwire.cluster.imports import Source, refuse_nodes
 from tightwire.cluster.presets import PRESETS, preset
+from tightwire.errors import FileError
 from tightwire.profile.traces import cluster_of_traces
-from tightwire.units import print_rate
+from tightwire.units import print_ms, print_rate
 
 app = typer.Typer(
     help="Cluster files: of known hardware, or imported.", rich_markup_mode=None, no_args_is_help=True
@@ -23,13 +28,15 @@ OutOption = Annotated[pathlib.Path, typer.Option("--out", help="Where the cluste
 NodesOption = Annotated[int, typer.Option(min=1, help="How many nodes.")]
 
 
-class Source(StrEnum):
-    """What wrote a file."""
-
-    TOPOLOGY = "nccl-topology"
-    TESTS = "nccl-tests"
-    INSPECTOR = "nccl-inspector"
-    TRACES = "torch-traces"
+# Traces need profiles, which come after clusters.
+SOURCES = {
+    **CLUSTER_SOURCES,
+    "torch-traces": Source(
+        what="PyTorch profiler traces, of all ranks",
+        read=lambda paths, nodes: refuse_nodes(cluster_of_traces(paths), paths, nodes),
+        takes_many=True,
+    ),
+}
 
 
 @app.command("hardware")
@@ -48,32 +55,37 @@ def new(
     out: OutOption = pathlib.Path("cluster.yaml"),
 ) -> None:
     """Writes the file of a cluster of known hardware."""
+    files.require_writable(out)
     _write(preset(name, nodes), out)
 
 
 @app.command("import")
 def import_(
-    source: Annotated[Source, typer.Argument(help="What wrote the files.")],
-    paths: Annotated[
-        list[pathlib.Path],
-        typer.Argument(help="The file; of nccl-inspector and torch-traces, all ranks' files."),
-    ],
+    source: Annotated[str, typer.Argument(help=f"Which tool wrote the files: {', '.join(SOURCES)}.")],
+    paths: Annotated[list[pathlib.Path], typer.Argument(help="The file; or files of all ranks.")],
     nodes: NodesOption = 1,
     out: OutOption = pathlib.Path("cluster.yaml"),
+    as_json: JsonOption = False,
 ) -> None:
-    """Writes a cluster file from NCCL's topology XML, nccl-tests' output, NCCL Inspector's JSON lines or traces."""
-    if source is Source.TOPOLOGY:
-        _write(from_nccl_topology(paths[0], nodes), out)
-    elif source is Source.TESTS:
-        _write(from_nccl_tests(paths[0]), out)
-    elif source is Source.INSPECTOR:
-        _write(from_nccl_inspector(paths), out)
-    else:
-        _write(cluster_of_traces(paths), out)
+    """Writes a cluster file from what other tools wrote: nccl-tests, NCCL, nvidia-smi, InfraGraph, PyTorch.
+
+    tightwire cluster import nccl-tests all_reduce.txt
+
+    tightwire cluster import nccl-topology topology.xml --nodes 4
+
+    tightwire cluster import torch-traces rank0.json.gz rank1.json.gz
+    """
+    if source not in SOURCES:
+        raise FileError(f"{source!r} is no source that is read; known: {', '.join(SOURCES)}.")
+    files.require_writable(out)
+    _write(SOURCES[source].cluster(source, paths, nodes), out, as_json)
 
 
-def _write(cluster: Cluster, out: pathlib.Path) -> None:
+def _write(cluster: Cluster, out: pathlib.Path, as_json: bool = False) -> None:
     cluster.write(out)
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(cluster)))
+        return
     levels = "".join(
         f"; {level.name}: {level.workers} workers, {print_rate(level.bandwidth_bytes_per_s)} each member"
         for level in cluster.levels
@@ -81,3 +93,12 @@ def _write(cluster: Cluster, out: pathlib.Path) -> None:
     typer.echo(
         f"{out}: {cluster.workers} workers{levels or '; ' + print_rate(cluster.bandwidth_bytes_per_s)}."
     )
+    for fit in cluster.fits:
+        pieces = f"{len(fit.lines)} lines" if fit.lines else "one line"
+        guess = " (converted: a guess)" if fit.source == "prior" else ""
+        typer.echo(
+            f"{fit.program}: {pieces} of α + β · size, α {print_ms(fit.alpha_s)} for the smallest; fit error "
+            f"{fit.residual:.1%}{guess}: how far measured times lie from the lines, root mean square."
+        )
+    for note in cluster.notes:
+        typer.echo(f"Note: {note}")

@@ -8,13 +8,13 @@ who came last.
 
 from __future__ import annotations
 
-import json
 import pathlib
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tightwire import files
 from tightwire.cluster import Cluster
 from tightwire.cluster.imports import measured_all_reduce
 from tightwire.errors import FileError
@@ -148,12 +148,9 @@ def _all_reduces(events: Sequence[Event]) -> Iterator[tuple[int, float]]:
 
 def _events(path: str | pathlib.Path) -> list[Event]:
     """Returns the complete events of a trace in the order of their beginnings."""
-    try:
-        trace = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-        events = trace["traceEvents"] if isinstance(trace, dict) else trace
-    except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror}.") from None
-    except (json.JSONDecodeError, KeyError):
-        raise FileError(f"{path} is no trace; write one with torch.profiler's export_chrome_trace.") from None
+    trace = files.read_json(path)
+    events = trace.get("traceEvents") if isinstance(trace, dict) else trace
+    if not isinstance(events, list):
+        raise FileError(f"{path} is no trace; write one with torch.profiler's export_chrome_trace.")
     complete = (e for e in events if e.get("ph") == "X" and "ts" in e and "dur" in e)
     return sorted(complete, key=lambda e: float(e["ts"]))

@@ -1,0 +1,401 @@
+"""nccl-tests and rccl-tests: the tables of every version, and their JSON.
+
+Columns and formats: src/common.cu and src/util.cu of NVIDIA/nccl-tests; bus bandwidth: doc/PERFORMANCE.md. Before 2.11
+there is no root column; times lose their decimals from 10 ms and become powers of ten beyond seven digits; device lines
+name host and process; launchers put tags before every line, and NCCL writes lines of its own between.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tightwire import files
+from tightwire.cluster.fit import PRIOR_RESIDUAL
+from tightwire.cluster.imports.hardware import inside_of_device
+from tightwire.cluster.imports.measured import measured_all_reduce
+from tightwire.cluster.values import Cluster
+from tightwire.errors import FileError
+from tightwire.units import print_bytes, print_rate
+
+TYPES = r"u?int(?:8|16|32|64)|half|float|double|bfloat16|bf16|fp(?:16|32|64)|(?:f8|fp8|float8)\w*"
+ROW = re.compile(rf"(?<![\w.])(\d+)\s+(\d+)\s+({TYPES})(?:\s+(.*))?$")
+RANK = re.compile(
+    r"#\s+Rank\s+(\d+)\s+(?:Group\s+(\d+)\s+)?Pid\s+(\d+)\s+on\s+(\S+)\s+device\s+(\d+)\s+\[[^\]]*\]\s*(.*)"
+)
+HEADER = re.compile(r"#\s+size\s+count\s+type\s+(.*)")
+COLLECTIVES = (
+    "all_reduce|all_gather|reduce_scatter|alltoallv?|broadcast|reduce|sendrecv|gather|scatter|hypercube"
+)
+NAME = re.compile(rf"\b({COLLECTIVES})_perf(?:_mpi)?\b")
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+# Bus over algorithm bandwidth of n ranks (doc/PERFORMANCE.md), and the number of ranks of such a ratio.
+Ratio = Callable[[float], float]
+SHARES: Mapping[str, Ratio] = {
+    "all_reduce": lambda r: 2 / (2 - r) if r < 2 else math.inf,
+    "all_gather": lambda r: 1 / (1 - r) if r < 1 else math.inf,
+    "reduce_scatter": lambda r: 1 / (1 - r) if r < 1 else math.inf,
+}
+# A ring's all-reduce is a reduce-scatter and an all-gather of the same size.
+HALVES = ("all_gather", "reduce_scatter")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """One rank's line."""
+
+    rank: int
+    group: int
+    pid: int
+    host: str
+    device: int
+    title: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One size's line; out of place where that was measured, else in place. Bandwidths in GB/s, as printed."""
+
+    size: int
+    redop: str
+    seconds: float
+    algbw: tuple[float, float]  # lowest and highest that are printed so
+    busbw: tuple[float, float]
+    wrong: float = 0.0
+
+
+@dataclass
+class Run:
+    """One run of one test."""
+
+    collective: str = ""
+    devices: list[Device] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    broken: list[int] = field(default_factory=list)  # sizes whose lines other output cut
+    empty: int = 0
+    columns: tuple[str, ...] = ()
+    is_over: bool = False
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Where its ranks were, each once."""
+        return tuple(dict.fromkeys(device.host for device in self.devices))
+
+
+def from_nccl_tests(path: str | pathlib.Path) -> Cluster:
+    """Returns the cluster that a run of nccl-tests measured: its text, as printed, or its JSON.
+
+    All rows count. All-gather and reduce-scatter are converted, and the cluster says so; other collectives tell nothing
+    of an all-reduce.
+
+    Raises:
+        FileError: unreadable, no all-reduce in it, processes that ran apart, wrong results, or too few sizes.
+    """
+    text = files.read_text(path, most_bytes=10**8, strict=False)
+    try:
+        runs = list(_json(text) if text.lstrip().startswith("{") else _tables(text))
+        return _cluster([run for run in runs if run.rows or run.broken or run.devices])
+    except FileError as error:
+        raise FileError(f"{path}: {error}") from None
+
+
+def _cluster(runs: Sequence[Run]) -> Cluster:
+    if not any(run.rows for run in runs):
+        raise FileError(
+            "no line of a size with its time is in it; give the whole output of all_reduce_perf, or its -J file."
+        )
+    for run in runs:
+        _require_together(run)
+    of_kind = {kind: [run for run in runs if run.rows and _kind(run) == kind] for kind in map(_kind, runs)}
+    kind = next((kind for kind in ("all_reduce", *HALVES) if of_kind.get(kind)), None)
+    if kind is None:
+        raise FileError(
+            f"it measures {', '.join(sorted(k for k in of_kind if of_kind[k]))}, from which an all-reduce cannot be "
+            "told; run all_reduce_perf."
+        )
+    chosen = of_kind[kind]
+    ranks = {_ranks(run, kind) for run in chosen}
+    places = {run.hosts for run in chosen}
+    if len(ranks) > 1 or len(places) > 1:
+        said = "; ".join(f"{_ranks(run, kind)} ranks on {', '.join(run.hosts) or '?'}" for run in chosen)
+        raise FileError(
+            f"it holds {len(chosen)} runs ({said}): give them as files of their own. If one run over all was meant, "
+            "build nccl-tests with MPI=1."
+        )
+    return _fitted(chosen, kind, ranks.pop(), [k for k in of_kind if k != kind and of_kind[k]])
+
+
+def _fitted(runs: Sequence[Run], kind: str, ranks: int, others: Sequence[str]) -> Cluster:
+    rows = [row for run in runs for row in run.rows]
+    times = 2 if kind in HALVES else 1
+    devices = runs[0].devices if len(runs[0].devices) == ranks else []
+    nodes = _nodes(devices)
+    inside = inside_of_device(devices[0].title) if nodes > 1 else None
+    notes = list(_notes(runs, kind, others))
+    if len(runs[0].devices) != ranks:
+        notes.append(
+            f"{len(runs[0].devices)} of {ranks} ranks are listed (as bus over algorithm bandwidth tells), so that "
+            "nodes are not known."
+        )
+    elif len(set(runs[0].hosts)) > 1 and nodes == 1 and ranks > len(runs[0].hosts):
+        notes.append(
+            "The hosts do not hold equally many neighbouring ranks, so that no level stands for nodes."
+        )
+    if 1 < nodes < ranks:
+        notes.append(
+            f"Inside a node nothing was measured: {print_rate(inside)} each is what {devices[0].title} has."
+            if inside
+            else "Inside a node nothing was measured: taken to be as fast as across."
+        )
+    return measured_all_reduce(
+        [(float(row.size), times * row.seconds) for row in rows],
+        ranks,
+        nodes=nodes,
+        inside_bytes_per_s=inside,
+        notes=notes,
+        source="measured" if times == 1 else "prior",
+        least_residual=0.0 if times == 1 else PRIOR_RESIDUAL,
+    )
+
+
+def _notes(runs: Sequence[Run], kind: str, others: Sequence[str]) -> Iterator[str]:
+    if kind in HALVES:
+        yield f"Measured was {kind}: an all-reduce is taken to last twice as long, {PRIOR_RESIDUAL:.0%} off or more."
+    if others:
+        yield f"Tables of {', '.join(others)} are left out."
+    if broken := [size for run in runs for size in run.broken]:
+        yield f"{len(broken)} lines are cut by other output or hold no time, and left out: {_sizes(broken)}."
+    if empty := sum(run.empty for run in runs):
+        yield f"{empty} lines of 0 bytes are left out."
+    if len(runs) > 1:
+        yield f"{len(runs)} runs of the same ranks are fitted together."
+
+
+def _require_together(run: Run) -> None:
+    """Refuses what was not one run, or computed wrong results."""
+    ranks: dict[int, Device] = {}
+    for device in run.devices:
+        other = ranks.setdefault(device.rank, device)
+        if (other.host, other.pid, other.device) != (device.host, device.pid, device.device):
+            raise FileError(
+                f"rank {device.rank} is listed on {other.host} (process {other.pid}) and on {device.host} (process "
+                f"{device.pid}): the processes ran on their own, each a world of its own. Build nccl-tests with MPI=1 "
+                "and launch it with mpirun or srun."
+            )
+    run.devices = [ranks[rank] for rank in sorted(ranks)]
+    if wrong := [row.size for row in run.rows if row.wrong > 0]:
+        raise FileError(
+            f"{len(wrong)} sizes have wrong results (#wrong is above 0): {_sizes(wrong)}. Times of wrong results say "
+            "nothing; look for the broken device, cable or library first."
+        )
+    if run.rows and all(row.busbw[1] <= 0.005 < row.algbw[0] for row in run.rows):
+        raise FileError(
+            "bus bandwidth is 0 in all rows: a world of one rank, which sends nothing. Run it on two."
+        )
+
+
+def _kind(run: Run) -> str:
+    """Returns the collective: by its name, else by its columns and its ratio of bandwidths."""
+    if run.collective or not run.rows:
+        return run.collective or "all_reduce"
+    ratio = _ratio(run)
+    if run.rows[0].redop == "none":
+        return "broadcast, all_gather or alltoall"
+    return "all_reduce" if ratio[1] >= 1 else "reduce_scatter"
+
+
+def _ratio(run: Run) -> tuple[float, float]:
+    """Returns between which values bus over algorithm bandwidth is, for all rows alike."""
+    low, high = 0.0, 2.0
+    for row in run.rows:
+        if row.algbw[0] > 0 and row.busbw[0] > 0:
+            low, high = max(low, row.busbw[0] / row.algbw[1]), min(high, row.busbw[1] / row.algbw[0])
+    return low, high
+
+
+def _ranks(run: Run, kind: str) -> int:
+    """Returns how many ranks took part: as listed, where the bandwidths do not contradict; else as they tell."""
+    low, high = _ratio(run)
+    least, most = SHARES[kind](low) * 0.999, SHARES[kind](high) * 1.001
+    groups = len({device.group for device in run.devices}) or 1
+    last = run.devices[-1].rank + 1 if run.devices else 0
+    is_complete = last == len(run.devices) > 0
+    if is_complete and (
+        low <= 0 or low > high
+    ):  # nothing was fast enough to have digits, or they were edited
+        return last // groups
+    for count in (len(run.devices) // groups, last):
+        if count >= 2 and least <= count <= most:
+            return count
+    counts = range(max(2, math.ceil(least)), math.floor(min(most, 10**6)) + 1)
+    if is_complete:
+        seen = f"that of {counts[0]}" if len(counts) else "none that it can have"
+        raise FileError(
+            f"{last} ranks are listed, and bus over algorithm bandwidth of {kind} is {seen}: lines are missing, or "
+            "this is another collective."
+        )
+    if len(counts) != 1:
+        between = f"{counts[0]} to {counts[-1]}" if len(counts) else "no number that is possible"
+        raise FileError(
+            f"the number of ranks is not known: no complete list of `#  Rank` lines is in it, and by its bandwidths it "
+            f"is {between}. Give the output with its device lines."
+        )
+    return counts[0]
+
+
+def _nodes(devices: Sequence[Device]) -> int:
+    """Returns how many nodes share the ranks evenly, neighbours together; 1 where they do not."""
+    if not devices:
+        return 1
+    hosts = [device.host for device in devices]
+    names = list(dict.fromkeys(hosts))
+    each, rest = divmod(len(hosts), len(names))
+    if rest or len(names) < 2 or any(hosts[i] != names[i // each] for i in range(len(hosts))):
+        return 1
+    return len(names)
+
+
+def _tables(text: str) -> Iterator[Run]:
+    """Yields the runs in a log, whatever stands before and between their lines."""
+    run = Run()
+    named = ""
+    for line in text.splitlines():
+        line = COLOUR.sub("", line)
+        if name := NAME.search(line):
+            named = name[1]
+            if "Collective test starting" not in line and not (run.devices or run.rows):
+                run.collective = named
+        begins = "# nThread" in line or "Collective test starting" in line
+        if begins and (run.rows or run.is_over):
+            yield run
+            run = Run()
+        if "Collective test starting" in line or (begins and named and not run.collective):
+            run.collective = named
+        run.is_over |= "Avg bus bandwidth" in line
+        if match := RANK.search(line):
+            rank, group, pid, host, device, title = match.groups()
+            run.devices.append(
+                Device(
+                    rank=int(rank),
+                    group=int(group or 0),
+                    pid=int(pid),
+                    host=host,
+                    device=int(device),
+                    title=title.strip(),
+                )
+            )
+        elif match := HEADER.search(line):
+            run.columns = tuple(match[1].split())
+            if "cputime" in run.columns:
+                raise FileError(
+                    "its times are of the processor (-C 1), not of the exchange; run it without -C."
+                )
+        elif (match := ROW.search(line)) and "NCCL INFO" not in line[: match.start()]:
+            _add_row(run, int(match[1]), (match[4] or "").split())
+    yield run
+
+
+def _add_row(run: Run, size: int, cells: list[str]) -> None:
+    redop = cells.pop(0) if cells and _number(cells[0]) is None and cells[0] != "N/A" else ""
+    has_root = "root" in run.columns if run.columns else len(cells) % 4 == 1
+    if has_root and cells:
+        cells.pop(0)
+    groups = [cells[start : start + 4] for start in (0, 4) if len(cells) >= start + 3]
+    for time, algbw, busbw, *wrong in groups:
+        us = _number(time)
+        if us is not None and us > 0 and size > 0:
+            is_count = "#wrong" in run.columns
+            count = _number(wrong[0]) if wrong and is_count else None
+            run.rows.append(
+                Row(
+                    size=size,
+                    redop=redop,
+                    seconds=us / 1e6,
+                    algbw=_printed(algbw),
+                    busbw=_printed(busbw),
+                    wrong=count or 0.0,
+                )
+            )
+            return
+    if size == 0:
+        run.empty += 1
+    else:
+        run.broken.append(size)
+
+
+def _json(text: str) -> Iterator[Run]:
+    """Yields the run in a report of `-J`."""
+    report = files.parse_json(text, "the report")
+    try:
+        run = Run(columns=("#wrong",))
+        names = [str(r.get("experiment_name") or "") for r in report["results"]] + [
+            json.dumps(report.get("args"))
+        ]
+        found = [match[1] for name in names if (match := NAME.search(name))]
+        run.collective = found[0] if found else ""
+        for device in report.get("config", {}).get("devices") or []:
+            run.devices.append(
+                Device(
+                    rank=int(device["rank"]),
+                    group=int(device.get("group", 0)),
+                    pid=int(device.get("pid", 0)),
+                    host=str(device["hostname"]),
+                    device=int(device["device"]),
+                    title=str(device.get("device_info", "")),
+                )
+            )
+        for result in report["results"]:
+            _add_result(run, result)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise FileError(f"this is no report of nccl-tests -J: {error!r} while reading it.") from None
+    yield run
+
+
+def _add_result(run: Run, result: Mapping[str, Any]) -> None:
+    size = int(result["size"])
+    for place in (result.get("out_of_place"), result.get("in_place")):
+        us = _number(str(place.get("time"))) if place else None
+        if place and us and us > 0 and size > 0:
+            run.rows.append(
+                Row(
+                    size=size,
+                    redop=str(result.get("redop", "")),
+                    seconds=us / 1e6,
+                    algbw=_printed(f"{float(place['alg_bw']):.6f}"),
+                    busbw=_printed(f"{float(place['bus_bw']):.6f}"),
+                    wrong=_number(str(place.get("nwrong"))) or 0.0,
+                )
+            )
+            return
+    if size == 0:
+        run.empty += 1
+    else:
+        run.broken.append(size)
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _printed(text: str) -> tuple[float, float]:
+    """Returns between which values a printed number was rounded."""
+    value = _number(text)
+    if value is None:
+        return 0.0, math.inf
+    half = 0.5 * 10.0 ** -len(text.partition(".")[2]) if "e" not in text else abs(value) * 0.05
+    return max(0.0, value - half), value + half
+
+
+def _sizes(sizes: Sequence[int]) -> str:
+    shown = ", ".join(print_bytes(size) for size in sizes[:5])
+    return shown if len(sizes) <= 5 else f"{shown} and {len(sizes) - 5} more"
