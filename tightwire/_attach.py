@@ -5,8 +5,10 @@ The file is private because `tightwire.attach` is the function; a module of that
 
 from __future__ import annotations
 
+import fnmatch
 import pathlib
 import warnings
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from typing import Protocol
 
@@ -21,8 +23,12 @@ from tightwire.planner import Allowance
 from tightwire.runtime.agreement import copy_from_first, model_facts, require_agreement, wire_facts
 from tightwire.runtime.auto import PROBE_BUDGET_S, WATCHED, Pilot
 from tightwire.runtime.context import RunContext
+from tightwire.runtime.guard import require_attachable
+from tightwire.runtime.membership import Membership
 from tightwire.runtime.outer import MakeOuter
+from tightwire.runtime.phases import spelled_out
 from tightwire.runtime.run import Buffers, Run
+from tightwire.runtime.step import Optimizers, plain_optimizer
 from tightwire.runtime.trace import Tracer
 from tightwire.runtime.tuning import Tuner
 from tightwire.schedule import Auto
@@ -38,7 +44,7 @@ class Scaler(Protocol):
 
 def attach(
     model: nn.Module,
-    optimizer: Optimizer,
+    optimizer: Optimizer | Sequence[Optimizer],
     plan: Plan | Phases | PlanFile | str | pathlib.Path = "auto",
     *,
     transport: Transport | None = None,
@@ -47,6 +53,7 @@ def attach(
     seed: int = 0,
     allow: Allowance = "lossless",
     outer: MakeOuter | None = None,
+    leave: Iterable[str] = (),
 ) -> Run:
     """Binds a model and its optimizer to their replicas on the other ranks, as `plan` says.
 
@@ -54,7 +61,8 @@ def attach(
 
     Args:
         model: any module; frozen, unused and shared parameters are welcome, sparse gradients are not.
-        optimizer: any `torch.optim` optimizer of the model's parameters.
+        optimizer: any `torch.optim` optimizer of the model's parameters, or a list of them: a step is over then when
+            all have stepped. Every option of every group must be equal on all ranks, and stay so.
         plan: a plan, its text, phases (`bsp@500~local:8`: bsp up to step 500), a plan file or its path (`*.yaml`), or
             `auto`: probe the wire now, profile the first steps, then go on with the best plan that `allow` admits.
         transport: between the ranks; by default the one that `tightwire.init()` joined.
@@ -64,6 +72,9 @@ def attach(
         allow: for `auto`: `lossless` plans, `lossy` ones too, or `stale` ones as well; see `tightwire.recommend`.
         outer: makes the outer optimizer of `diloco` and its kin from the parameters that all agreed on, such as
             `lambda agreed: torch.optim.SGD(agreed, lr=0.5)`; by default the plan says.
+        leave: glob patterns over names of parameters and buffers that are each rank's own, such as `experts.*`: they
+            are neither made equal nor averaged. Names on DDP's own list (`_ddp_params_and_buffers_to_ignore`) are left
+            too.
 
     Contract: every rank, with the same model shapes, plan and options; blocks until all have arrived.
 
@@ -77,14 +88,20 @@ def attach(
     is_auto = plan == "auto"
     plan_file = PlanFile(plan=WATCHED) if is_auto else _read_plan(plan)
     chosen = plan_file.phases()
+    spelled_out(chosen)
+    listed = optimizer if isinstance(optimizer, Sequence) else [optimizer]
+    optimizers = Optimizers([plain_optimizer(member) for member in listed])
+    model = _uncompiled(model)
+    left = _left(model, leave)
     settings: dict[str, object] = {
         "version of tightwire": version("tightwire"),
         "plan": f"auto, {allow}" if is_auto else chosen,
         "routing": plan_file.routing,
-        "optimizer": type(optimizer).__name__,
+        "optimizer": " and ".join(type(member).__name__ for member in optimizers.members),
         "buffers": buffers,
         "seed": seed,
         "measured costs of programs": _costs(plan_file),
+        **optimizers.hyperparameters(),
     }
     if any(p.architecture.is_levelled for p in chosen.plans):
         settings["workers per node (LOCAL_WORLD_SIZE)"] = workers_per_node()
@@ -94,11 +111,12 @@ def attach(
     ]
     for phase in chosen.plans:
         _require_servable(phase, transport.size, buffers)
-    require_agreement(transport, settings | wire_facts(compressions) | model_facts(model))
+    require_agreement(transport, settings | wire_facts(compressions) | model_facts(model, left))
+    require_attachable(model, optimizers)
     if transport.rank == 0 and transport.size > 1:
         _warn_of_sizes(chosen, model)
     counting = Counting(transport)
-    pilot = _pilot(model, optimizer, transport, allow) if is_auto else None
+    pilot = _pilot(model, optimizers, transport, allow) if is_auto else None
     context = RunContext(
         transport=counting,
         routing=plan_file.routing,
@@ -106,16 +124,18 @@ def attach(
         seed=seed,
         gradient_scale=scaler.get_scale if scaler is not None else lambda: 1.0,
         model=model,
-        optimizer=optimizer,
+        optimizers=optimizers,
+        membership=Membership(tuple(range(transport.size))),
+        left=left,
         awaits_means=scaler is not None,
         outer=outer,
         workers_per_node=workers_per_node(),
         costs=pilot.costs if pilot is not None else _costs(plan_file),
     )
-    copy_from_first(transport, [*model.parameters(), *model.buffers()])
+    named = [*model.named_parameters(), *model.named_buffers()]
+    copy_from_first(transport, [tensor for name, tensor in named if name not in left])
     return Run(
         model,
-        optimizer,
         chosen,
         context,
         buffers=buffers,
@@ -133,7 +153,7 @@ def _require_servable(plan: Plan, num_ranks: int, buffers: Buffers) -> None:
         AttachError: buffers that are to be equal after every step.
     """
     architecture = plan.architecture
-    is_served = getattr(plan.sync, "is_served", False)
+    is_served = plan.sync.is_served
     if isinstance(architecture, ParameterServer) and architecture.servers:
         architecture.roles(num_ranks)
         is_served = True
@@ -144,6 +164,31 @@ def _require_servable(plan: Plan, num_ranks: int, buffers: Buffers) -> None:
         )
 
 
+def _uncompiled(model: nn.Module) -> nn.Module:
+    """Returns the module inside `torch.compile(model)`: they share parameters, and checkpoints have its names."""
+    inner = model._modules.get("_orig_mod") if type(model).__name__ == "OptimizedModule" else None
+    return model if inner is None else inner
+
+
+def _left(model: nn.Module, patterns: Iterable[str]) -> frozenset[str]:
+    """Returns the names of what is left as it is on each rank.
+
+    Raises:
+        AttachError: a pattern that matches nothing.
+    """
+    names = [name for name, _ in [*model.named_parameters(), *model.named_buffers()]]
+    ignored: Iterable[str] = getattr(model, "_ddp_params_and_buffers_to_ignore", ())
+    left = set(ignored).intersection(names)
+    for pattern in patterns:
+        if not (found := fnmatch.filter(names, pattern)):
+            raise AttachError(
+                f"leave={pattern!r} matches no parameter or buffer of the model; its names are like "
+                f"{', '.join(names[:3])}."
+            )
+        left.update(found)
+    return frozenset(left)
+
+
 def _warn_of_sizes(phases: Phases, model: nn.Module) -> None:
     """Warns where a schedule's sizes ask for what this model is too small for."""
     num_bytes = sum(p.numel() * p.itemsize for p in model.parameters() if p.requires_grad)
@@ -152,13 +197,13 @@ def _warn_of_sizes(phases: Phases, model: nn.Module) -> None:
         warnings.warn(remark, stacklevel=3)
 
 
-def _pilot(model: nn.Module, optimizer: Optimizer, transport: Transport, allow: Allowance) -> Pilot | None:
+def _pilot(model: nn.Module, optimizers: Optimizers, transport: Transport, allow: Allowance) -> Pilot | None:
     """Probes the wire for the plan that will be chosen; alone there is nothing to choose."""
     from tightwire.probe import probe
 
     if transport.size == 1:
         return None
-    return Pilot(model, optimizer, probe(transport, budget_s=PROBE_BUDGET_S), allow)
+    return Pilot(model, optimizers, probe(transport, budget_s=PROBE_BUDGET_S), allow)
 
 
 def _costs(plan_file: PlanFile) -> dict[str, tuple[float, float]]:

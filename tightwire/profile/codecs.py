@@ -40,7 +40,7 @@ def measure_codecs(
         PlanError: a compression that cannot be read.
     """
     codecs = dict.fromkeys(parse_compression(text)[0] for text in compressions)
-    values = torch.randn(numel, dtype=torch.float32, device=device).to(dtype)
+    values = _normal((numel,), device).to(dtype)
     return tuple(_measure(codec, values, samples) for codec in codecs if isinstance(codec, Codec))
 
 
@@ -52,8 +52,13 @@ def measure_pass(
     samples: int = 3,
 ) -> float:
     """Returns the seconds per element of one pass over memory: adding one buffer to another."""
-    a, b = torch.randn(2, numel, device=device).to(dtype)
+    a, b = _normal((2, numel), device).to(dtype)
     return _median_s(lambda: a.add_(b), lambda: None, samples) / numel
+
+
+def _normal(shape: tuple[int, ...], device: torch.device | str) -> Tensor:
+    """Draws from a generator of its own: measuring must not change the numbers that training draws."""
+    return torch.randn(shape, device=device, generator=torch.Generator(device).manual_seed(0))
 
 
 def _measure(codec: Codec, values: Tensor, samples: int) -> CodecCost:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from tightwire.compression import Codec
 from tightwire.errors import MismatchError
 from tightwire.transport import Transport
 from tightwire.transport.base import tree_edges
+from tightwire.transport.blame import name_ranks
 
 # Bounds the memory of the initial broadcast.
 BROADCAST_BYTES = 64 * 2**20
@@ -36,23 +37,31 @@ def require_agreement(transport: Transport, facts: Mapping[str, object]) -> None
     digests = transport.exchange(hashlib.sha256(text.encode()).digest())
     if len(set(digests)) == 1:
         return
-    raise MismatchError(_differences([json.loads(t) for t in transport.exchange(text.encode())]))
+    told = [json.loads(other) for other in transport.exchange(text.encode())]
+    raise MismatchError(
+        f"ranks disagree about what to train; give every rank the same. {differences(dict(enumerate(told)))}"
+    )
 
 
-def _differences(facts_by_rank: Sequence[Mapping[str, str]], most: int = 3) -> str:
-    keys = dict.fromkeys(key for facts in facts_by_rank for key in facts)
-    different = [key for key in keys if len({facts.get(key) for facts in facts_by_rank}) > 1]
+def differences(facts_by_rank: Mapping[int, Mapping[str, str]], most: int = 3) -> str:
+    """Returns in words what differs between ranks: the first few facts, and who has what.
+
+    >>> differences({0: {"lr": "0.1", "plan": "bsp"}, 1: {"lr": "0.2", "plan": "bsp"}})
+    'lr: rank 0 has 0.1; rank 1 has 0.2.'
+    """
+    keys = dict.fromkeys(key for facts in facts_by_rank.values() for key in facts)
+    different = [key for key in keys if len({facts.get(key) for facts in facts_by_rank.values()}) > 1]
     lines = [f"{key}: " + "; ".join(_who_has_what(facts_by_rank, key)) for key in different[:most]]
     more = f" ({len(different) - most} more differences)" if len(different) > most else ""
-    return "ranks disagree about what to train; give every rank the same. " + ". ".join(lines) + "." + more
+    return ". ".join(lines) + "." + more
 
 
-def _who_has_what(facts_by_rank: Sequence[Mapping[str, str]], key: str) -> Iterable[str]:
+def _who_has_what(facts_by_rank: Mapping[int, Mapping[str, str]], key: str) -> Iterable[str]:
     ranks_by_value: dict[str, list[int]] = {}
-    for rank, facts in enumerate(facts_by_rank):
+    for rank, facts in facts_by_rank.items():
         ranks_by_value.setdefault(facts.get(key, "nothing"), []).append(rank)
     for value, ranks in ranks_by_value.items():
-        yield f"{'rank' if len(ranks) == 1 else 'ranks'} {', '.join(map(str, ranks))} has {value}"
+        yield f"{name_ranks(ranks)} {'has' if len(ranks) == 1 else 'have'} {value}"
 
 
 def wire_facts(compressions: Iterable[Sequence[Member]]) -> dict[str, object]:
@@ -71,20 +80,38 @@ def wire_facts(compressions: Iterable[Sequence[Member]]) -> dict[str, object]:
     }
 
 
-def model_facts(model: nn.Module) -> dict[str, object]:
-    """Returns what must agree about a model: every parameter's and buffer's shape and dtype, and what trains."""
+def model_facts(model: nn.Module, left: Collection[str] = ()) -> dict[str, object]:
+    """Returns what must agree about a model: every parameter's and buffer's shape and dtype, and what trains.
+
+    Args:
+        model: whose.
+        left: names of what is each rank's own.
+    """
     facts: dict[str, object] = {}
     for name, parameter in model.named_parameters():
+        if name in left:
+            continue
         trains = "" if parameter.requires_grad else " frozen"
-        facts[f"parameter {name}"] = f"{list(parameter.shape)} {parameter.dtype}{trains}"
+        facts[f"parameter {name}"] = f"{_shape(parameter)} {parameter.dtype}{trains}"
     for name, buffer in model.named_buffers():
-        facts[f"buffer {name}"] = f"{list(buffer.shape)} {buffer.dtype}"
+        if name in left:
+            continue
+        facts[f"buffer {name}"] = f"{_shape(buffer)} {buffer.dtype}"
     return facts
 
 
-@torch.no_grad()
+def _shape(tensor: Tensor) -> str:
+    return "no shape yet" if nn.parameter.is_lazy(tensor) else str(list(tensor.shape))
+
+
 def copy_from_first(transport: Transport, tensors: Iterable[Tensor]) -> None:
-    """Makes tensors equal to rank 0's, bit for bit, in place.
+    """Makes tensors equal to rank 0's; see `copy_from`."""
+    copy_from(transport, tensors, 0)
+
+
+@torch.no_grad()
+def copy_from(transport: Transport, tensors: Iterable[Tensor], source: int) -> None:
+    """Makes tensors equal to one rank's, bit for bit, in place.
 
     Contract: every rank, with tensors of the same shapes in the same order; blocks.
     """
@@ -92,9 +119,9 @@ def copy_from_first(transport: Transport, tensors: Iterable[Tensor]) -> None:
     for tensor in tensors:
         pending.append(tensor)
         if sum(t.numel() * t.itemsize for t in pending) >= BROADCAST_BYTES:
-            _copy_together(transport, pending)
+            _copy_together(transport, pending, source)
             pending = []
-    _copy_together(transport, pending)
+    _copy_together(transport, pending, source)
 
 
 @torch.no_grad()
@@ -120,10 +147,19 @@ def copy_from_longest(transport: Transport, tensors: Iterable[Tensor], rounds: i
     return sent
 
 
-def _copy_together(transport: Transport, tensors: Sequence[Tensor]) -> None:
+def _copy_together(transport: Transport, tensors: Sequence[Tensor], source: int) -> None:
     if not tensors:
         return
     flat = torch.cat([t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in tensors])
-    transport.broadcast(flat)
+    transport.broadcast(flat, source)
     for tensor, piece in zip(tensors, flat.split([t.numel() * t.itemsize for t in tensors]), strict=True):
-        tensor.copy_(piece.clone().view(tensor.dtype).view(tensor.shape))
+        whole = piece.clone().view(tensor.dtype).view(tensor.shape)
+        assign(tensor, whole)
+
+
+def assign(tensor: Tensor, value: Tensor) -> None:
+    """Writes to a tensor of which some elements may be the same memory, as of an expanded buffer."""
+    for dim, stride in enumerate(tensor.stride()):
+        if stride == 0 and tensor.shape[dim] > 1:
+            tensor, value = tensor.narrow(dim, 0, 1), value.narrow(dim, 0, 1)
+    tensor.copy_(value)

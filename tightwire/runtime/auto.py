@@ -10,19 +10,37 @@ import json
 import logging
 import statistics
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from torch import nn
-from torch.optim import Optimizer
 
 from tightwire.cluster import Cluster
 from tightwire.plan import Plan
 from tightwire.planner import STOCK, Allowance, Ranking, candidates, recommend
 from tightwire.profile import Profile, Profiler, measure_codecs, measure_pass
+from tightwire.runtime.report import Report
+from tightwire.runtime.step import Optimizers
 from tightwire.transport import Transport
 
-if TYPE_CHECKING:
-    from tightwire.runtime.run import Run
+
+class Trainee(Protocol):
+    """What a search for a plan needs of the run that it searches for."""
+
+    plan: Plan
+
+    @property
+    def transport(self) -> Transport:
+        """Between this worker and the others."""
+
+    def adopt(self, plan: Plan) -> None:
+        """Goes on under another plan. Every rank that trains."""
+
+    def ask(self, answer: str) -> str | None:
+        """Returns rank 0's answer; None once rank 0 is finished. Every rank that trains."""
+
+    def report(self) -> Report:
+        """Returns what happened so far."""
+
 
 # Nothing travels during backward under this plan, so compute is seen undisturbed.
 WATCHED = "bsp/allreduce/none/sequential"
@@ -60,11 +78,11 @@ class Pilot:
         choice: once it is made.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, cluster: Cluster, allow: Allowance) -> None:
+    def __init__(self, model: nn.Module, optimizers: Optimizers, cluster: Cluster, allow: Allowance) -> None:
         self.baseline_step_s: float | None = None
         self.choice: Choice | None = None
         self._cluster, self._allow = cluster, allow
-        self._profiler = Profiler(model, optimizer)
+        self._profiler = Profiler(model, optimizers.members[-1])
         self._profile: Profile | None = None
         self._exposed_s: list[float] = []
         self._steps = 0
@@ -87,7 +105,7 @@ class Pilot:
         if self._profile is not None:
             self.close()
 
-    def after_step(self, run: Run, exposed_s: float) -> None:
+    def after_step(self, run: Trainee, exposed_s: float) -> None:
         """Counts a step, and acts when a phase is over."""
         self._steps += 1
         self._exposed_s.append(exposed_s)
@@ -97,7 +115,7 @@ class Pilot:
             self._profile = self._watched()
         elif self._steps == WARM_UP_STEPS + PROFILE_STEPS + BASELINE_STEPS and self.choice is None:
             self.baseline_step_s = run.report().step_s
-            self.choice = self._choose(run.transport)
+            self.choice = self._choose(run)
             log.info("plan %s: %s", self.choice.plan, " ".join(self.choice.why))
             run.adopt(Plan.parse(self.choice.plan))
 
@@ -113,13 +131,16 @@ class Pilot:
             pass_s_per_element=measure_pass(),
         )
 
-    def _choose(self, transport: Transport) -> Choice:
-        decision = b""
-        if transport.rank == 0:
+    def _choose(self, run: Trainee) -> Choice:
+        decision = ""
+        if run.transport.rank == 0:
             assert self._profile is not None
             ranking = recommend(self._profile, self._cluster, allow=self._allow)
-            decision = json.dumps(dataclasses.asdict(_choice(ranking))).encode()
-        facts = json.loads(transport.exchange(decision)[0])
+            decision = json.dumps(dataclasses.asdict(_choice(ranking)))
+        if (answer := run.ask(decision)) is None:
+            why = "rank 0, which measures and decides, finished before a plan was chosen."
+            return Choice(plan=STOCK, predicted_step_s=self.baseline_step_s or 0.0, why=(why,))
+        facts = json.loads(answer)
         return Choice(**facts | {"why": tuple(facts["why"])})
 
 

@@ -27,9 +27,12 @@ from tightwire.compression.routing import compression_for
 from tightwire.errors import AttachError
 from tightwire.plan import Plan, Route
 from tightwire.runtime.exchange import Exchange
+from tightwire.runtime.membership import Membership, Roll
 from tightwire.runtime.observed import Observed
+from tightwire.runtime.step import Optimizers
 from tightwire.runtime.trace import Tracer, traced
 from tightwire.schedule import BucketFacts, Piece, TensorFacts
+from tightwire.sync.roll import roll_fields
 from tightwire.transport import Counting, Transport
 
 
@@ -45,7 +48,9 @@ class RunContext:
         spared: bytes that were announced and turned out not to be needed.
         gradient_scale: by how much gradients are scaled at present (AMP).
         model: the user's.
-        optimizer: the user's.
+        optimizers: the user's.
+        membership: who takes part.
+        left: names of parameters and buffers that are left as they are on each rank.
         awaits_means: whether gradients are looked at between backward and step, as AMP's scaler does.
         observed: what was measured in this run, for schedules that decide by it.
         outer: makes the outer optimizer of local methods from the agreed parameters; None: as the plan says.
@@ -60,7 +65,9 @@ class RunContext:
     gradient_scale: Callable[[], float]
     spared: Spared = field(default_factory=Spared)
     model: nn.Module
-    optimizer: Optimizer
+    optimizers: Optimizers
+    membership: Membership
+    left: frozenset[str] = frozenset()
     awaits_means: bool = False
     observed: Observed = field(default_factory=Observed)
     outer: Callable[[list[Parameter]], Optimizer] | None = None
@@ -151,12 +158,18 @@ class RunContext:
         codec = traced(sender, self.tracer)
         return build_averager(architecture, codec, channel, bucket=layout, number=number, setting=setting)
 
-    def control(self, numel: int) -> Averager:
-        """Builds the reducer of the small exact messages that engines agree by, on a channel of its own."""
-        layout = plan_layout({"control": torch.zeros(numel)}, [[0]])[0]
-        return all_reduce_averager(
-            AllReduce("recursive-doubling"), Identity(), self.transport.channel(), bucket=layout, tag=0
+    def roll(self, own: int) -> Roll:
+        """Builds what calls the roll of rounds, on a channel of its own. Every rank, in the same order.
+
+        Args:
+            own: how many numbers of its own a round has.
+        """
+        channel = self.transport.channel()
+        layout = plan_layout({"roll": torch.zeros(roll_fields(own))}, [[0]])[0]
+        control = all_reduce_averager(
+            AllReduce("recursive-doubling"), Identity(), channel, bucket=layout, tag=0
         )
+        return Roll(self.membership, channel, control, own)
 
 
 def part_of(bucket: Bucket, piece: Piece) -> Bucket:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tightwire.architecture.round import Round
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
+from tightwire.runtime.agreement import assign, copy_from_first
 from tightwire.runtime.context import RunContext
 from tightwire.runtime.exchange import Exchange
 
@@ -27,26 +28,35 @@ class Evaluation:
     def __init__(self, model: nn.Module, context: RunContext) -> None:
         self.planned_bytes = 0
         self._model, self._context = model, context
-        self._exchange: Exchange | None = None
+        self._exchanges: dict[str, Exchange] = {}
         self._rounds = 0
         self._lent = False
 
     @contextlib.contextmanager
-    def of(self, agreed: Mapping[str, Tensor] | None) -> Iterator[None]:
+    def of(self, agreed: Mapping[str, Tensor] | None, buffers: Mapping[str, Tensor]) -> Iterator[None]:
         """Inside, parameters are `agreed`, by name, or their mean over ranks if that is None.
+
+        Args:
+            agreed: parameters by name; empty: as they are.
+            buffers: by name; their mean is lent too, of whole numbers rank 0's.
 
         Contract: every rank, with the same kind of argument; blocks for a mean.
         """
-        parameters = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
-        lent = self._mean(parameters) if agreed is None else agreed
-        own = {name: parameters[name].detach().clone() for name in lent}
-        _copy(lent, parameters)
+        context = self._context
+        parameters = {
+            n: p for n, p in self._model.named_parameters() if p.requires_grad and n not in context.left
+        }
+        lent = dict(self._mean("parameters", parameters) if agreed is None else agreed)
+        lent |= self._mean_of_buffers(buffers)
+        places = {**parameters, **buffers}
+        own = {name: places[name].detach().clone() for name in lent}
+        _copy(lent, places)
         self._lent = True
         try:
             yield
         finally:
             self._lent = False
-            _copy(own, parameters)
+            _copy(own, places)
 
     def require_over(self) -> None:
         """Makes sure that the worker has its own parameters.
@@ -62,17 +72,27 @@ class Evaluation:
     def move(self, context: RunContext) -> None:
         """Goes on among other ranks. Local."""
         self.close()
-        self._context, self._exchange = context, None
+        self._context = context
 
     def close(self) -> None:
-        """Ends the exchange's thread. Local."""
-        if self._exchange is not None:
-            self._exchange.close()
+        """Ends the exchanges' threads. Local."""
+        for exchange in self._exchanges.values():
+            exchange.close()
+        self._exchanges.clear()
 
-    def _mean(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        if self._exchange is None:
-            self._exchange = self._context.exactly().exchange(parameters, Plan.parse(EXACT))
-        exchange = self._exchange
+    def _mean_of_buffers(self, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if self._context.transport.size == 1:
+            return {}
+        floats = {n: b.contiguous() for n, b in buffers.items() if b.is_floating_point() and b.numel()}
+        means = self._mean("buffers", floats) if floats else {}
+        others = {n: b.clone() for n, b in buffers.items() if n not in floats}
+        copy_from_first(self._context.transport.inner, others.values())
+        return means | others
+
+    def _mean(self, what: str, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if what not in self._exchanges:
+            self._exchanges[what] = self._context.exactly().exchange(parameters, Plan.parse(EXACT))
+        exchange = self._exchanges[what]
         self._rounds += 1
         self.planned_bytes += exchange.bytes_in(self._rounds)
         exchange.begin(Round(number=self._rounds))
@@ -86,4 +106,4 @@ class Evaluation:
 @torch.no_grad()
 def _copy(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
-        parameters[name].copy_(tensor)
+        assign(parameters[name], tensor)

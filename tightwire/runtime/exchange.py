@@ -104,18 +104,21 @@ class Exchange:
             self._scheduler.end()
             self._dispatch()
 
-    def wait(self) -> bool:
+    def wait(self, *, keep: bool = True) -> bool:
         """Waits until every bucket holds its mean.
 
+        Args:
+            keep: whether to keep what the round taught, if all means are finite; else the caller does, by bucket.
+
         Returns:
-            Whether all means are finite; the same on every rank. Only then the round is kept.
+            Whether all means are finite; the same on every rank.
 
         Raises:
             TightwireError: whatever went wrong on a communication thread.
         """
         self._await(lambda: not any(self._missing))
         finite = all(averager.finite for averager in self.averagers)
-        if finite:
+        if finite and keep:
             for averager in self.averagers:
                 averager.keep()
         return finite

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +18,22 @@ from tightwire.runtime.exchange import Exchange
 from tightwire.runtime.trace import Tracer
 
 
+class PassListener(Protocol):
+    """What happens in a backward pass, told as it does."""
+
+    def before_pass(self) -> None:
+        """Called before autograd adds to any gradient."""
+
+    def begin(self) -> Round:
+        """Makes the round that the pass is."""
+
+    def before_ready(self, bucket: int) -> None:
+        """Called when a bucket is about to move."""
+
+    def end(self, used: Tensor) -> None:
+        """Ends the pass; told which parameters took part, 1 or 0 each."""
+
+
 class Gradients:
     """Averages gradients in every backward pass; after `backward()` returns, `p.grad` is the mean.
 
@@ -26,39 +43,43 @@ class Gradients:
     A parameter that took part on some ranks counts as zero on the others; one that took part on no rank keeps
     the gradient it had, None included, as in plain PyTorch.
 
+    What a pass taught stages and averagers is kept once its means are stepped with or added to; of a pass whose means
+    the user dropped (`zero_grad()`), nothing is.
+
+    Other hooks on a parameter run before ours, whenever they were registered: what they make of `p.grad` is this
+    worker's gradient. One that takes the gradient away, or steps, is refused.
+
     Contract: every rank runs backward passes in the same order. Blocks at the end of `backward()`.
 
     Attributes:
-        enabled: False while gradients accumulate locally.
-        finite: False since a mean was not finite; whoever acts on it sets it back.
-        nonfinite_rounds: how many passes ended so.
-        share: all ranks over those whose training goes on, by which means are multiplied: the others sent zeros.
+        nonfinite_rounds: how many passes ended with a mean that is not finite.
         ready_s: when each gradient was there in the last pass that was averaged, from its first one.
-        before_round: makes the round that a pass is.
-        before_pass: called before autograd adds to any gradient.
-        before_ready: called with the number of each bucket that is about to move.
-        at_end: ends a pass, told which parameters took part (0 or 1 each): by default waits for the means.
     """
 
     def __init__(
         self,
         parameters: Mapping[str, Parameter],
         exchange: Exchange,
-        count_users: Callable[[Tensor], Tensor],
+        listener: PassListener,
         tracer: Tracer,
+        weight: Callable[[], float],
     ) -> None:
-        self.enabled = True
-        self.finite = True
+        """Puts the hooks in.
+
+        Args:
+            parameters: that are averaged, by name.
+            exchange: averages them.
+            listener: is told of passes.
+            tracer: where spans go.
+            weight: of this worker in the next mean, in units of the usual one.
+        """
         self.nonfinite_rounds = 0
-        self.share = 1.0
         self.ready_s: dict[str, float] = {}
-        self.before_round: Callable[[], Round] = Round
-        self.before_pass: Callable[[], None] = _nothing
-        self.before_ready: Callable[[int], None] = _nothing
-        self.at_end: Callable[[Tensor], None] = self.collect
+        self._listener, self._weight_of_next = listener, weight
+        self._enabled = self._finite = True
+        self._share = self._weight = 1.0
         self._parameters = parameters
         self._exchange = exchange
-        self._count_users = count_users
         self._tracer = tracer
         self._views: dict[str, Tensor] = {}
         self._bucket_of: dict[str, int] = {}
@@ -66,28 +87,58 @@ class Gradients:
             self._views |= bucket.views
             self._bucket_of |= dict.fromkeys(bucket.views, number)
         self._averaged: set[str] = set()
+        self._unkept: set[int] = set()
         self._aside: dict[str, Tensor] = {}
         self._arrived: set[str] = set()
         self._missing: list[int] = []
         self._running = False
         self._begun_s = 0.0
         self._exposed_s = 0.0
+        self._versions: dict[str, int] = {}
         # Autograd keeps a parameter's accumulator, and so its hook, only while someone else does.
         self._accumulators = {name: _accumulator(parameter) for name, parameter in parameters.items()}
         self._handles: list[RemovableHandle] = []
+        self._hook_of: dict[str, RemovableHandle] = {}
         for name, parameter in parameters.items():
             self._handles.append(
-                self._accumulators[name].register_prehook(lambda _, name=name: self._before_gradient(name))
+                self._accumulators[name].register_prehook(_Hook(self, name, "_before_gradient"))
             )
-            self._handles.append(
-                parameter.register_post_accumulate_grad_hook(lambda _, name=name: self._on_gradient(name))
+            self._hook_of[name] = parameter.register_post_accumulate_grad_hook(
+                _Hook(self, name, "_on_gradient")
             )
+        self._handles += self._hook_of.values()
+
+    def accumulate(self, on: bool) -> None:
+        """Switches averaging off and on."""
+        self._enabled = not on
+
+    def take_finite(self) -> bool:
+        """Whether all means were finite since this was last asked."""
+        finite, self._finite = self._finite, True
+        return finite
+
+    def scale_means(self, share: float) -> None:
+        """Multiplies the means of the present pass: all weights over those of workers that took part."""
+        self._share = share
+
+    @property
+    def weight(self) -> float:
+        """This worker's weight in the present pass, in units of the usual one."""
+        return self._weight
+
+    def skip(self) -> None:
+        """Takes part in a pass with nothing of this worker's; `p.grad` is the others' mean afterwards."""
+        for name in self._parameters:
+            self._before_gradient(name)
+        self._open(weight=0.0)
+        self._end()
 
     def remove(self) -> None:
         """Takes the hooks out; gradients stay as they are."""
         for handle in self._handles:
             handle.remove()
         self._accumulators.clear()
+        self._unkept.clear()
 
     def take_exposed_s(self) -> float:
         """Returns how long passes waited after their own work was done, since this was last asked."""
@@ -105,6 +156,7 @@ class Gradients:
                 "the last backward pass did not end: it raised, and its gradients were not averaged. Close the run, "
                 "load a checkpoint and attach again."
             )
+        self.keep()
         for name, aside in self._aside.items():
             if (gradient := self._parameters[name].grad) is not None:
                 gradient.add_(aside)
@@ -123,30 +175,43 @@ class Gradients:
             self._aside.pop(name, None)
             self._averaged.discard(name)
 
-    def collect(self, used: Tensor) -> None:
+    def keep(self) -> None:
+        """Keeps what passes taught stages and averagers, of buckets whose means the user has not dropped."""
+        for bucket in self._unkept:
+            if any(self._parameters[name].grad is not None for name in self._exchange.buckets[bucket].views):
+                self._exchange.keep(bucket)
+        self._unkept.clear()
+
+    def collect(self, count_users: Callable[[], Sequence[float]]) -> None:
         """Waits for all means and makes them the gradients."""
         self._exchange.end()
-        users = self._count_users(used)
-        self.deliver(users.tolist(), finite=self._exchange.wait())
+        users = count_users()
+        self.deliver(users, finite=self._exchange.wait(keep=False))
 
-    def deliver(self, users: Sequence[float], *, finite: bool) -> None:
+    def deliver(self, users: Sequence[float], *, finite: bool, dropped: Collection[str] = ()) -> None:
         """Makes all means the gradients.
 
         Args:
             users: on how many ranks each parameter took part.
             finite: whether all means are.
+            dropped: parameters whose gradients the user dropped or replaced meanwhile.
         """
-        if not finite:
-            self.finite = False
+        if finite:
+            self._unkept = set(range(len(self._exchange.buckets)))
+        else:
+            self._finite = False
             self.nonfinite_rounds += 1
         for name, count in zip(self._parameters, users, strict=True):
-            self.deliver_one(name, count)
+            if name in dropped:
+                self.forget_some([name])
+            else:
+                self.deliver_one(name, count)
 
     def deliver_one(self, name: str, num_users: float) -> None:
         """Makes a mean the parameter's gradient, unless no rank used it and no leftover arrived for it."""
         parameter, view, aside = self._parameters[name], self._views[name], self._aside.pop(name, None)
-        if self.share != 1.0:
-            view.mul_(self.share)
+        if self._share != 1.0:
+            view.mul_(self._share)
         if aside is not None:
             view.add_(aside)
         if num_users > 0 or aside is not None or view.any():
@@ -157,8 +222,12 @@ class Gradients:
 
     def _before_gradient(self, name: str) -> None:
         """Sets an averaged gradient aside before autograd adds to it."""
-        self.before_pass()
+        self._listener.before_pass()
+        if self._unkept:
+            self.keep()
         parameter = self._parameters[name]
+        _make_last(parameter, self._hook_of[name])
+        self._versions[name] = parameter._version
         if parameter.grad is None:  # the user dropped it, and with it what was set aside of it
             self._aside.pop(name, None)
         elif name in self._averaged and parameter.grad is self._views[name]:
@@ -167,17 +236,30 @@ class Gradients:
         self._averaged.discard(name)
 
     def _on_gradient(self, name: str) -> None:
-        gradient = self._parameters[name].grad
-        assert gradient is not None
+        parameter = self._parameters[name]
+        gradient = parameter.grad
+        if gradient is None or parameter._version != self._versions.pop(name, parameter._version):
+            raise AttachError(
+                f"parameter {name} was stepped, or its gradient taken away, by a hook of its own during backward, "
+                "before the mean of all workers was there; take that hook out, and step with the attached optimizer."
+            )
         if gradient.layout != torch.strided:
             raise AttachError(
                 f"parameter {name} has a sparse gradient ({gradient.layout}), which cannot be averaged in a bucket; "
                 "build the layer with sparse=False."
             )
-        if not self.enabled:
+        if gradient.requires_grad:
+            raise AttachError(
+                f"the gradient of {name} was computed with create_graph=True, and a mean over workers has no graph; "
+                "compute it with torch.autograd.grad(…, create_graph=True), as for a gradient penalty, and call "
+                "backward() on the loss made of it."
+            )
+        if not self._enabled:
             return
         if not self._running:
-            self._begin()
+            self._open(weight=self._weight_of_next())
+            # The engine's own end-of-backward callback, which DDP and FSDP rely on as well.
+            torch.autograd.Variable._execution_engine.queue_callback(self._end)
         if name in self._arrived:
             raise AttachError(
                 f"parameter {name} got a gradient twice in one backward pass; use checkpoint(use_reentrant=False). If "
@@ -189,23 +271,24 @@ class Gradients:
         bucket = self._bucket_of[name]
         self._missing[bucket] -= 1
         if self._missing[bucket] == 0:
-            self.before_ready(bucket)
+            self._listener.before_ready(bucket)
             self._exchange.ready(bucket)
 
-    def _begin(self) -> None:
+    def _open(self, *, weight: float) -> None:
         self._begun_s = time.perf_counter()
         self._running = True
+        self._weight = weight
         self._arrived = set()
         self._missing = [len(bucket.views) for bucket in self._exchange.buckets]
-        self._exchange.begin(self.before_round())
-        # The engine's own end-of-backward callback, which DDP and FSDP rely on as well.
-        torch.autograd.Variable._execution_engine.queue_callback(self._end)
+        self._exchange.begin(self._listener.begin())
 
     def _fill(self, name: str, gradient: Tensor) -> None:
         view = self._views[name]
         if gradient is not view:
             view.copy_(gradient)
             self._parameters[name].grad = view
+        if self._weight != 1.0:
+            view.mul_(self._weight)
 
     def _end(self) -> None:
         self._running = False
@@ -214,8 +297,8 @@ class Gradients:
         used = [self._complete(name, parameter) for name, parameter in self._parameters.items()]
         for bucket, missing in enumerate(self._missing):
             if missing:
-                self.before_ready(bucket)
-        self.at_end(torch.tensor(used, dtype=torch.float32))
+                self._listener.before_ready(bucket)
+        self._listener.end(torch.tensor(used, dtype=torch.float32))
         self._exposed_s += time.perf_counter() - waiting_since_s
         self._tracer.record("compute", "wait for means", waiting_since_s, time.perf_counter())
 
@@ -231,8 +314,28 @@ class Gradients:
         return False
 
 
-def _nothing(*_: object) -> None:
-    pass
+class _Hook:
+    """A hook on a parameter; one that is copied or saved along with it does nothing."""
+
+    def __init__(self, gradients: Gradients | None, name: str, method: str) -> None:
+        self._gradients, self._name, self._method = gradients, name, method
+
+    def __call__(self, *_: object) -> None:
+        if self._gradients is not None:
+            getattr(self._gradients, self._method)(self._name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Hook, (None, "", "")
+
+    def __deepcopy__(self, memo: object) -> _Hook:
+        return _Hook(None, "", "")
+
+
+def _make_last(parameter: Parameter, handle: RemovableHandle) -> None:
+    """Has our hook run after all others on the parameter, also those that were registered since."""
+    hooks = parameter._post_accumulate_grad_hooks
+    if hooks is not None and next(reversed(hooks)) != handle.id:
+        hooks[handle.id] = hooks.pop(handle.id)
 
 
 @torch.enable_grad()

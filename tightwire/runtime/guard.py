@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import types
 import weakref
 from collections.abc import Mapping
 
 import torch
 from torch import nn
 from torch.nn import Parameter
-from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from tightwire.errors import AttachError
+from tightwire.runtime.step import Optimizers
 
 # Who guards a parameter at present, so that attaching twice is noticed however the model is wrapped. Not an
 # attribute of the parameter: an attached model can be copied and saved.
 _guards = WeakTensorKeyDictionary()
 
 # What averages gradients itself, by name: FSDP2 makes classes of its own.
+_WRAPPING_STATES = {"_ReplicateState": "replicate()", "FSDPState": "fully_shard()"}
 _WRAPPERS = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}
 
 
 class Guard:
     """Remembers the modules and parameters of a model; comparing costs well under a microsecond per module."""
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
-        _require_attachable(model, optimizer)
+    def __init__(self, model: nn.Module, optimizers: Optimizers) -> None:
+        """Guards; see `require_attachable`."""
+        require_attachable(model, optimizers)
         self._model = model
         self._modules = [(m, dict(m._modules), dict(m._parameters)) for m in model.modules()]
         self._kinds = [(p, _kind(p)) for p in model.parameters()]
@@ -78,29 +81,34 @@ def _differ(now: Mapping[str, object], then: Mapping[str, object]) -> bool:
     return len(now) != len(then) or any(now.get(name) is not value for name, value in then.items())
 
 
-def _require_attachable(model: nn.Module, optimizer: Optimizer) -> None:
-    wrapped = [c.__name__ for m in model.modules() for c in type(m).__mro__ if c.__name__ in _WRAPPERS]
-    if wrapped:
-        raise AttachError(
-            f"the model contains {wrapped[0]}, which averages gradients itself; attach the module inside it."
-        )
+def require_attachable(model: nn.Module, optimizers: Optimizers) -> None:
+    """Makes sure that a model and its optimizers can be kept in step. Local, and changes nothing.
+
+    Raises:
+        AttachError: says what cannot be attached, by name, and what to do instead.
+    """
+    for module in model.modules():
+        if other := _who_averages(module):
+            raise AttachError(
+                f"the model contains {other}, which averages gradients itself; attach the module inside it, and call "
+                "that, not the wrapper; or stay with the wrapper and use tw.ddp_hook(plan)."
+            )
+    for name, parameter in model.named_parameters():
+        _require_plain(name, parameter)
     parameters = list(model.parameters())
     if any(_guard_of(p) is not None for p in parameters):
         raise AttachError(
             "the model, or a part of it, is attached already; close that run first (`with attach(...) as run:`)."
         )
     for name, module in model.named_modules():
-        if (
-            isinstance(module, nn.Embedding | nn.EmbeddingBag)
-            and module.sparse
-            and module.weight.requires_grad
-        ):
+        is_sparse = isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse
+        if is_sparse and any(p.requires_grad for p in module.parameters()):
             raise AttachError(
                 f"{name or 'the model'} has sparse gradients (sparse=True), which cannot be averaged in a bucket; "
                 "build it with sparse=False."
             )
     ours = {id(p) for p in parameters}
-    strangers = sum(id(p) not in ours for group in optimizer.param_groups for p in group["params"])
+    strangers = sum(id(p) not in ours for p in optimizers.parameters())
     if strangers:
         raise AttachError(
             f"the optimizer updates {strangers} parameters that are not the model's; they would drift apart between "
@@ -109,4 +117,34 @@ def _require_attachable(model: nn.Module, optimizer: Optimizer) -> None:
     if not any(p.requires_grad for p in parameters):
         raise AttachError(
             "the model has no parameter that requires gradients; there is nothing to keep in step."
+        )
+
+
+def _who_averages(module: nn.Module) -> str | None:
+    """Returns the name of what averages a module's gradients besides, if anything does."""
+    for kind in type(module).__mro__:
+        if kind.__name__ in _WRAPPERS:
+            return kind.__name__
+    for hook in module._forward_pre_hooks.values():
+        owner = type(hook.__self__).__name__ if isinstance(hook, types.MethodType) else ""
+        if owner in _WRAPPING_STATES:
+            return _WRAPPING_STATES[owner]
+    return None
+
+
+def _require_plain(name: str, parameter: Parameter) -> None:
+    """Makes sure that a parameter is a tensor of real numbers in memory of its own."""
+    if nn.parameter.is_lazy(parameter):
+        raise AttachError(
+            f"parameter {name} has no shape yet (a lazy module); run the model once on a batch, and then attach it."
+        )
+    if any(kind.__name__ == "DTensor" for kind in type(parameter).__mro__ + type(parameter.data).__mro__):
+        raise AttachError(
+            f"parameter {name} is a DTensor, a part of which is on other ranks (FSDP2, tensor parallelism); attach "
+            "models whose parameters are whole on every rank, and leave sharded ones to what sharded them."
+        )
+    if parameter.is_complex():
+        raise AttachError(
+            f"parameter {name} is complex ({parameter.dtype}); keep its real and imaginary parts as one real "
+            "parameter, torch.view_as_real(w), and make it complex in forward with torch.view_as_complex."
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,6 @@ from typing import Any
 
 from tightwire.runtime.exchange import Exchange
 from tightwire.schedule import Wire
-from tightwire.transport import Transport
 
 SMALLEST_LATENCY_S = 1e-5
 LEAST_SPREAD = 1.5  # the largest over the smallest size of which α and β are told apart
@@ -26,10 +24,12 @@ class Observed:
     Attributes:
         ready_s: when backward produces each gradient, from its first one, by name; empty before anything was seen.
         wire: what averaging a buffer costs; None before anything was seen.
+        proposal: what this rank measured, in the form of `state`; None where it measured nothing yet.
     """
 
     ready_s: dict[str, float] = field(default_factory=dict)
     wire: Wire | None = None
+    proposal: list[Any] | None = None
 
     def state(self) -> list[Any] | None:
         """Returns what must survive a checkpoint: buckets cut otherwise round otherwise."""
@@ -42,11 +42,9 @@ class Observed:
         self.ready_s, self.wire = dict(state[0]), Wire(latency_s=state[1], bytes_per_s=state[2])
         return True
 
-    def agree(self, transport: Transport, ready_s: Mapping[str, float], wire: Wire) -> None:
-        """Takes rank 0's measurements. Every rank; blocks."""
-        mine = json.dumps([dict(ready_s), wire.latency_s, wire.bytes_per_s]).encode()
-        times, latency_s, bytes_per_s = json.loads(transport.exchange(mine)[0])
-        self.ready_s, self.wire = times, Wire(latency_s=latency_s, bytes_per_s=bytes_per_s)
+    def propose(self, ready_s: Mapping[str, float], wire: Wire) -> None:
+        """Holds this rank's measurements ready for the next meeting, where all take those of one rank."""
+        self.proposal = [dict(ready_s), wire.latency_s, wire.bytes_per_s]
 
 
 class Watch:

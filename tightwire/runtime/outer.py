@@ -11,6 +11,7 @@ from torch.nn import Parameter
 from torch.optim import SGD, Optimizer
 
 from tightwire.buckets import Bucket
+from tightwire.runtime.step import Optimizers
 from tightwire.sync import Outer
 
 MakeOuter = Callable[[list[Parameter]], Optimizer]
@@ -77,7 +78,7 @@ class OuterOptimizer(Differences):
     the workers went.
     """
 
-    def __init__(self, make: MakeOuter, in_steps_of: Optimizer | None = None, lr: float = 1.0) -> None:
+    def __init__(self, make: MakeOuter, in_steps_of: Optimizers | None = None, lr: float = 1.0) -> None:
         """Takes how to make the optimizer.
 
         Args:
@@ -97,9 +98,13 @@ class OuterOptimizer(Differences):
     def step(self, means: Sequence[Bucket], present: float) -> None:  # noqa: D102
         gradients = {name: view for mean in means for name, view in mean.views.items()}
         if self._inner is not None:
-            rate = self._inner.param_groups[0]["lr"]
+            rate = float(self._inner.param_groups[0]["lr"])
+            if rate == 0.0:  # the limit of small rates: the mean is taken, and momentum moves nothing
+                for name, anchor in self._named.items():
+                    anchor.sub_(gradients[name], alpha=self._lr)
+                return
             for mean in means:
-                mean.flat.div_(rate) if rate else mean.flat.zero_()
+                mean.flat.div_(rate)
             for group in self._optimizer.param_groups:
                 group["lr"] = self._lr * rate
         for name, parameter in self._named.items():
@@ -143,13 +148,13 @@ class Elastic(Differences):
         pass
 
 
-def outer_step(outer: Outer, make: MakeOuter | None, inner: Optimizer) -> OuterStep:
+def outer_step(outer: Outer, make: MakeOuter | None, inner: Optimizers) -> OuterStep:
     """Returns what a policy's outer step is at run time.
 
     Args:
         outer: what the policy says.
         make: what the user says instead, or None.
-        inner: the user's optimizer.
+        inner: the user's optimizers.
     """
     if make is not None:
         return OuterOptimizer(make)

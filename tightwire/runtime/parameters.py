@@ -136,6 +136,12 @@ class Parameters:
         for anchor in self.anchors:
             anchor.unpack({name: self._parameters[name] for name in anchor.views})
 
+    def drop(self) -> None:
+        """Waits for what is under way, and forgets it."""
+        if self.under_way:
+            self.arrive()
+            self.under_way = False
+
     def agreed(self) -> dict[str, Tensor]:
         """Returns the parameters agreed on last, by name; shares memory."""
         return dict(self._views(self.anchors))
@@ -155,8 +161,9 @@ class Parameters:
         """Takes up anchors, the outer optimizer's state and what was under way; not the exchange's memory.
 
         Raises:
-            AttachError: what was under way belongs to other fragments of the model.
+            AttachError: what was under way in the checkpoint belongs to other fragments of the model.
         """
+        self.drop()
         for anchor in self.anchors:
             anchor.pack({name: state["anchors"][name] for name in anchor.views})
         self._outer.load_state_dict(state["outer"])

@@ -1,33 +1,37 @@
-"""A run: a model, an optimizer and a plan, bound together for a while."""
+"""A run: a model, its optimizers and a plan, bound together for a while."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import pathlib
 import statistics
-import struct
 import time
 import warnings
-from collections import Counter
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from tightwire.errors import AttachError, PeerError
 from tightwire.plan import Phases, Plan
 from tightwire.runtime.agreement import copy_from_first
 from tightwire.runtime.auto import Pilot
+from tightwire.runtime.buffers import BufferSync
 from tightwire.runtime.context import RunContext
-from tightwire.runtime.engines import Alone, Engine, Retired, build_engine
+from tightwire.runtime.engines import Engine, LoneEngine, build_engine
 from tightwire.runtime.evaluation import Evaluation
 from tightwire.runtime.guard import Guard
+from tightwire.runtime.meeting import News, Told, meet
+from tightwire.runtime.membership import Standing
+from tightwire.runtime.passes import STEP_NEVER_SEEN, ForwardWatch
 from tightwire.runtime.phases import spelled_out
+from tightwire.runtime.record import Record, Writer
 from tightwire.runtime.report import Report, typical_step_s
-from tightwire.runtime.trace import Tracer
 from tightwire.runtime.tuning import Tuner
 from tightwire.runtime.variance import configure_variance
 from tightwire.sync import Sync
@@ -35,17 +39,11 @@ from tightwire.transport import Counting, Transport
 
 Buffers = Literal["start", "every-step"]
 
-# Why ranks meet in a flush.
-FINISHING, TURNING, LEAVING, STAYING = range(4)
+SKIPPED = "forward passes that no backward pass followed"
 
 log = logging.getLogger("tightwire")
 
-
-class Writer(Protocol):
-    """What is needed of a TensorBoard `SummaryWriter`."""
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> object:
-        """Notes a value."""
+_open_runs: weakref.WeakSet[Run] = weakref.WeakSet()
 
 
 class Run:
@@ -53,6 +51,14 @@ class Run:
 
     The training loop is unchanged. Under plans that average gradients, `p.grad` is the mean after `backward()`.
     Leaving the context calls `finish`, unless an exception is on its way.
+
+        training --finish()--> meeting until all are finished --> training (attach again, evaluate, go on) or closed
+        training --end of a phase, adopt(), a schedule that has measured--> meeting --> training under the next engine
+        training --leave()--> meeting after the next round --> closed here, training without this rank elsewhere
+        any      --close()--> closed
+
+    A meeting is an engine's flush, after which nothing is under way, and a message in which every member says why it
+    came (`meeting.News`). A member that is finished follows what those that train on are about to do.
 
     Contract: every rank attaches, steps, checkpoints and finishes alike.
 
@@ -64,7 +70,6 @@ class Run:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
         phases: Phases,
         context: RunContext,
         *,
@@ -77,30 +82,28 @@ class Run:
         self.plan = self._phases.at(1)
         self.step = 0
         self._predicted_step_s, self._why, self._pilot = predicted_step_s, why, pilot
-        self._model, self._optimizer, self._context, self._buffers = model, optimizer, context, buffers
-        self._tracer: Tracer = context.tracer
-        self._guard = Guard(model, optimizer)
-        self._engines: list[Engine] = [Alone()]
-        self._steps_made = 0
-        self._steps_s: list[float] = []
-        self._exposed_s: list[float] = []
-        self._step_end_s: float | None = None
+        self._model, self._context, self._optimizers = model, context, context.optimizers
+        self._record = Record()
         self._closed = self._has_left = False
-        self._waited_s, self._turns_at = 0.0, 0
-        self._waited_s_by_worker: tuple[float, ...] = ()
+        self._accumulated_at = (
+            -1
+        )  # the engine's count of rounds, if gradients were accumulated since the last step
         self._writer: Writer | None = None
-        self._ages_logged: Counter[int] = Counter()
-        self._buffer_transport = Counting(context.transport.inner)
+        self._buffers = BufferSync(Counting(context.transport.inner), self._shared_buffers)
+        self._syncs_buffers = buffers == "every-step"
+        self._engine: Engine = LoneEngine()
+        self._guard = Guard(model, context.optimizers)
         self._evaluation = Evaluation(model, context)
-        self._handles = [
-            optimizer.register_step_pre_hook(lambda *_: self._before_step()),
-            optimizer.register_step_post_hook(lambda *_: self._after_step()),
-        ]
+        self._passes: ForwardWatch | None = None
+        self._step_start_s = 0.0
+        self._optimizers.listen(self)
+        _open_runs.add(self)
         if context.transport.size == 1:
             return
-        self._trace_forward()
+        self._passes = ForwardWatch(model, context.tracer)
+        self._watch_members()
         try:
-            self._enter(self.plan)
+            self._build(self.plan)
             if pilot is not None:
                 pilot.begin()
         except BaseException:
@@ -134,7 +137,12 @@ class Run:
             if not run.is_server:
                 train()  # the loop as ever
         """
-        return self._engine.is_server()
+        return self._engine.is_server
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether what the plan leaves open is chosen: always, but for plan or schedule `auto`, after a while."""
+        return self._pilot is None or self._pilot.choice is not None
 
     def adopt(self, plan: Plan) -> None:
         """Goes on under another plan, between two steps.
@@ -142,22 +150,63 @@ class Run:
         What stages remember is kept where it means the same under both plans, as after a change of the ratio alone;
         where not, it is dropped, with a warning, and rounds are counted from 1 again.
 
-        Contract: every rank, at the same step, with the same plan; blocks.
+        Contract: every rank that trains, at the same step, with the same plan; blocks.
         """
         self._require_open()
         self._asked, self._phases = Phases((plan,)), spelled_out(Phases((plan,)))
-        before, state = self.plan, self._enter(self._phases.at(self.step + 1))
-        if state:
-            self._carry_over(state, before)
+        self._turn(self._phases.at(self.step + 1), keep=True)
+
+    def ask(self, answer: str) -> str | None:
+        """Returns rank 0's answer to what all ask; None once rank 0 is finished. Every rank that trains; blocks."""
+        told = self._meet(News(why="ask", answer=answer))
+        return told.news[0].answer if told.news[0].why == "ask" else None
 
     @contextlib.contextmanager
     def accumulate(self) -> Iterator[None]:
         """Inside, backward passes add to `p.grad` locally; the first pass after averages all of it (`no_sync`)."""
         self._engine.accumulating(True)
+        self._accumulated_at = self._engine.rounds
         try:
             yield
         finally:
             self._engine.accumulating(False)
+
+    def skip(self) -> None:
+        """Takes the place of a backward pass that this worker leaves out; the others' mean does without it.
+
+            loss = loss_fn(model(x), y)
+            if loss.isfinite():
+                loss.backward()
+            else:
+                run.skip()
+            optimizer.step()  # on every rank
+
+        Contract: this rank alone, or several; blocks as `backward()` does, under plans that average gradients.
+        """
+        self._require_open()
+        if self._passes is not None:
+            self._passes.forgive()
+        self._engine.skip()
+
+    def weigh(self, weight: float) -> None:
+        """Tells this worker's weight in the next mean: its tokens or samples, for a mean over all of them.
+
+            run.weigh(mask.sum())  # before backward(), on every rank
+            cross_entropy(logits, targets).backward()  # the mean over this worker's tokens
+
+        Σ wᵢ·gᵢ / Σ wᵢ, exact up to rounding where compression is lossless. A worker that tells nothing counts as the
+        others do on average. No message: weights travel with what ranks tell each other in every round. Under local
+        methods the weights of a round's steps are added up.
+
+        Raises:
+            AttachError: a weight below 0 or not finite, or a plan whose means are not weighted.
+        """
+        weight = float(weight)
+        if not 0 <= weight < float("inf"):
+            raise AttachError(
+                f"a worker was to count {weight} times; give a weight of 0 or more, such as its tokens."
+            )
+        self._engine.weigh(weight)
 
     def wait(self) -> None:
         """Waits until `p.grad` is the mean, under schedules that let `backward()` end before it is; else returns.
@@ -173,9 +222,23 @@ class Run:
         counting nothing in their means, until all have called it, and leaves with the parameters that they have.
         """
         self._require_open()
-        while (why := self._meet(FINISHING)) - {FINISHING}:
-            if TURNING in why:  # the others' next phase
-                self._build(self._phases.at(self._turns_at + 1))
+        self._optimizers.end_step()
+        if self._accumulated_at == self._engine.rounds and any(
+            p.grad is not None for p in self._shared_parameters().values()
+        ):
+            warnings.warn(
+                f"gradients that were accumulated after step {self.step} are dropped: no step was made with them. End "
+                "with a step, or leave out the last incomplete one.",
+                stacklevel=2,
+            )
+        self._accumulated_at = -1
+        if self._passes is not None and self.step == 0 and self._passes.saw_changes == 1:
+            warnings.warn(STEP_NEVER_SEEN, stacklevel=2)
+        while not (told := self._meet(News(why="finish"))).are_finished:
+            if turn := told.first("turn"):
+                self._go_on(Plan.parse(turn.plan), keep=False)
+            elif told.of("rebuild"):
+                self._rebuild(told)
 
     def leave(self) -> None:
         """Leaves for good after the next round of a local method; the run is closed then, and the others go on.
@@ -190,9 +253,10 @@ class Run:
         """
         self._require_open()
         if self._context.transport.size > 1:
-            self._engine.leave()
+            self._engine.require_leavable()
+            self._context.membership.leaving = True
             while not self._has_left:
-                self._meet(LEAVING)
+                self._meet(News(why="leave"))
         self._has_left = True
         self.close()
 
@@ -200,8 +264,8 @@ class Run:
     def evaluating(self) -> Iterator[None]:
         """Inside, the model is the one to be evaluated, equal on all ranks; training goes on afterwards as it was.
 
-        That is the mean of the workers' parameters, or the outer model or the centre where the policy has one. What is
-        in flight lands first. Buffers stay each worker's own.
+        That is the mean of the workers' parameters, or the outer model or the centre where the policy has one, with
+        the mean of the workers' buffers (statistics of BatchNorm). What is in flight lands first.
 
         Contract: every rank, at the same step; blocks.
 
@@ -209,7 +273,9 @@ class Run:
             AttachError: the optimizer steps inside, which would be undone.
         """
         self._require_open()
-        with self._evaluation.of(self._engine.consensus()):
+        agreed = self._engine.consensus()
+        buffers = self._shared_buffers() if self._engine.flush_is_collective else {}
+        with self._evaluation.of(agreed, buffers):
             yield
 
     def report_loss(self, loss: float | Tensor) -> None:
@@ -229,10 +295,12 @@ class Run:
         if self._closed:
             return
         self._closed = True
+        _open_runs.discard(self)
         if self._pilot is not None:
             self._pilot.close()
-        for handle in self._handles:
-            handle.remove()
+        self._optimizers.close()
+        if self._passes is not None:
+            self._passes.close()
         self._engine.close()
         self._evaluation.close()
         self._guard.release()
@@ -254,11 +322,12 @@ class Run:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues from what `state_dict` returned on this rank.
+        """Continues from what `state_dict` returned on this rank. Every rank; blocks.
 
-        Load the model's and the optimizer's state after attaching too: attaching makes parameters rank 0's. The
-        rest of the plan may have changed since if its stages remember the same. After a change of the number of workers
-        only the counters of steps and rounds are kept, and leftovers and momenta are dropped, with a warning.
+        Load the model's and the optimizer's state after attaching too, and before this: attaching makes parameters
+        rank 0's. The rest of the plan may have changed since if its stages remember the same. What is under way is
+        dropped. After a change of the number of workers only the counters of steps and rounds are kept: leftovers and
+        momenta are dropped, with a warning, and all begin from the parameters that rank 0 has now.
 
         Raises:
             AttachError: a checkpoint of another sync, rank or model, or of stages that remember something else.
@@ -273,13 +342,14 @@ class Run:
             )
         self.step = state["step"]
         if (plan := self._phases.at(self.step + 1)) is not self.plan:
-            self._enter(plan)
+            self._turn(plan, keep=False)
         if state["workers"] != transport.size:
             warnings.warn(
                 f"the checkpoint was made by {state['workers']} workers, this run has {transport.size}: leftovers "
                 "and momenta are dropped, and what they held of old gradients is lost.",
                 stacklevel=2,
             )
+            copy_from_first(self.transport, self._shared_parameters().values())
             self._engine.resume_at(state["engine"].get("rounds", 0))
             return
         if state["rank"] != transport.rank:
@@ -288,38 +358,91 @@ class Run:
                 "loads its own."
             )
         if self._context.observed.take(state.get("observed")):
-            self._enter(self.plan)
+            self._turn(self.plan, keep=False)
         self._engine.load_state_dict(state["engine"])
 
     def report(self) -> Report:
         """Returns what happened so far on this worker. Local."""
         choice = self._pilot.choice if self._pilot else None
-        sync = self.plan.sync
+        record, counts = self._record, self._record.counts(self._engine)
         return Report(
             plan=str(self._asked),
             workers=self._context.transport.size,
-            steps=self._steps_made,
-            rounds=sum(engine.rounds for engine in self._engines),
-            skipped=sum(engine.skipped for engine in self._engines),
-            late=sum(engine.late for engine in self._engines),
-            planned_bytes=sum(engine.planned_bytes for engine in self._engines)
+            steps=record.steps,
+            rounds=counts.rounds,
+            skipped=counts.skipped,
+            late=counts.late,
+            planned_bytes=counts.planned_bytes
             - self._context.spared.num_bytes
             + self._evaluation.planned_bytes,
             sent_bytes=self._context.transport.bytes_sent,
-            buffer_bytes=self._buffer_transport.bytes_sent,
-            step_s=typical_step_s(self._steps_s, sync.steps_per_round),
-            exposed_s=statistics.fmean(self._exposed_s) if self._exposed_s else 0.0,
+            buffer_bytes=self._buffers.transport.bytes_sent,
+            step_s=typical_step_s(list(record.steps_s), self.plan.sync.steps_per_round),
+            exposed_s=statistics.fmean(record.exposed_s) if record.exposed_s else 0.0,
             predicted_step_s=choice.predicted_step_s if choice else self._predicted_step_s,
             baseline_step_s=self._pilot.baseline_step_s if self._pilot else None,
             why=choice.why if choice else self._why,
-            waited_s=self._waited_s,
-            waited_s_by_worker=self._waited_s_by_worker,
-            staleness=self._staleness(),
+            waited_s=record.waited_s,
+            waited_s_by_worker=record.waited_s_by_worker,
+            staleness=counts.staleness,
         )
 
     def trace(self, path: str | pathlib.Path) -> None:
         """Writes what this worker did when, for Perfetto (ui.perfetto.dev) or chrome://tracing. Local."""
-        self._tracer.write(path, self._context.transport.rank)
+        self._context.tracer.write(path, self._context.transport.rank)
+
+    def before_step(self) -> None:
+        """Hears that the optimizers are about to step; see `StepListener`."""
+        if self._pilot is not None:
+            self._pilot.before_step()
+        self._guard.check()
+        self._evaluation.require_over()
+        if self._passes is not None:
+            self._passes.hear_step()
+        self._step_start_s = time.perf_counter()
+        self._engine.before_step()
+
+    def more_gradients(self) -> None:
+        """Hears that gradients were computed anew within a step; see `StepListener`."""
+        self._engine.more_gradients()
+
+    def after_step(self) -> None:
+        """Hears that the optimizers have stepped; see `StepListener`."""
+        self.step += 1
+        self._accumulated_at = -1
+        self._context.tracer.record("compute", "optimizer", self._step_start_s, time.perf_counter())
+        self._engine.after_step(self.step)
+        if self._syncs_buffers:
+            self._buffers.settle(trains=True)
+        exposed_s = self._engine.exposed_s
+        self._record.note_wait(exposed_s)
+        if self._context.membership.calls_meeting:
+            self._meet(News(why="stay"))
+        if self._engine.needs_rebuild():
+            self._rebuild(self._meet(News(why="rebuild", measured=self._context.observed.proposal)))
+        if self._pilot is not None:
+            self._pilot.after_step(self, exposed_s)
+        if self._writer is not None:
+            self._record.log(self._writer, self._engine, self._context.transport.bytes_sent, self.step)
+        if self.step in self._phases.ends:  # what stages remember of one phase means nothing in the next
+            self._turn(self._phases.at(self.step + 1), keep=False)
+        self._record.end_step()
+
+    def _turn(self, plan: Plan, *, keep: bool) -> None:
+        """Goes on under another plan, as all that train do at this step."""
+        if self._context.transport.size > 1:
+            self._meet(News(why="turn", plan=str(plan)))
+        self._go_on(plan, keep=keep)
+
+    def _go_on(self, plan: Plan, *, keep: bool) -> None:
+        before, state = self.plan, self._build(plan)
+        if state and keep:
+            self._carry_over(state, before)
+
+    def _rebuild(self, told: Told) -> None:
+        """Builds the engine anew, with what was measured."""
+        self._context.observed.take(told.measured)
+        self._go_on(self.plan, keep=True)
 
     def _carry_over(self, state: Mapping[str, Any], before: Plan) -> None:
         """Takes up what was remembered under the plan before, if it means the same under this one."""
@@ -335,44 +458,35 @@ class Run:
                 stacklevel=3,
             )
 
-    def _enter(self, plan: Plan) -> dict[str, Any]:
-        """Ends the engine of the plan before and builds the next; returns what the one before remembered."""
-        self.plan = plan
-        if self._context.transport.size == 1:
-            return {}
-        if not isinstance(self._engine, Alone):
-            self._meet(TURNING)
-        return self._build(plan)
-
     def _build(self, plan: Plan) -> dict[str, Any]:
         """Replaces the engine, in which nothing is under way; returns what it remembered."""
         self.plan = plan
-        configure_variance(self._optimizer, plan)
-        self._engine.close()
+        for member in self._optimizers.members:
+            configure_variance(member, plan)
         state = self._engine.state_dict()
-        self._engines[-1] = Retired(self._engine)
-        trained = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
+        self._engine.close()
+        self._record.begin_plan(self._engine)
         alone = self._context.transport.size == 1
-        self._engines.append(Alone() if alone else build_engine(trained, plan, self._context))
-        self._steps_s, self._exposed_s = [], []
+        self._engine = LoneEngine()
+        if not alone:
+            self._engine = build_engine(self._shared_parameters(), plan, self._context)
         return state
 
-    def _meet(self, why: int) -> set[int]:
-        """Flushes, as all ranks do now, and returns for which reasons; whoever leaves is gone afterwards."""
+    def _meet(self, news: News) -> Told:
+        """Flushes, as all members do now, and hears why; whoever leaves is gone afterwards."""
         self._engine.flush()
-        if self._context.transport.size == 1 or not self._engine.flush_is_collective():
-            return {FINISHING}
-        told = [
-            struct.unpack("<Bdq", other)
-            for other in self.transport.exchange(struct.pack("<Bdq", why, self._waited_s, self.step))
-        ]
-        self._waited_s_by_worker = tuple(waited_s for _, waited_s, _ in told)
-        self._turns_at = max((step for reason, _, step in told if reason == TURNING), default=self.step)
-        if leaving := [rank for rank, (reason, _, _) in enumerate(told) if reason == LEAVING]:
+        news = replace(news, step=self.step, waited_s=self._record.waited_s)
+        membership = self._context.membership
+        if self._context.transport.size == 1 or not self._engine.flush_is_collective:
+            return Told((replace(news, why="finish"),))
+        told = meet(self.transport, news)
+        membership.met()
+        self._record.waited_s_by_worker = tuple(other.waited_s for other in told.news)
+        if leaving := told.of("leave"):
             self._go_on_without(leaving)
-        return {reason for reason, _, _ in told}
+        return told
 
-    def _go_on_without(self, leaving: list[int]) -> None:
+    def _go_on_without(self, leaving: Sequence[int]) -> None:
         transport = self._context.transport
         staying = [rank for rank in range(transport.size) if rank not in leaving]
         group = transport.group(staying) if staying else None
@@ -380,9 +494,11 @@ class Run:
             self._has_left = True
             return
         assert isinstance(group, Counting)
+        self._context.membership.without(leaving)
         self._context = self._context.over(group)
         self._evaluation.move(self._context)
-        self._buffer_transport = Counting(group.inner, tally=self._buffer_transport.tally)
+        counting = Counting(group.inner, tally=self._buffers.transport.tally)
+        self._buffers = BufferSync(counting, self._shared_buffers)
         if state := self._build(self.plan):
             self._carry_over(state, self.plan)
         log.warning(
@@ -392,83 +508,26 @@ class Run:
             group.size,
         )
 
-    def _staleness(self) -> dict[int, int]:
-        histogram: Counter[int] = Counter()
-        for engine in self._engines:
-            histogram.update(engine.staleness())
-        return dict(sorted(histogram.items()))
+    def _watch_members(self) -> None:
+        """Has the membership know what must be equal, and make buffers equal."""
+        membership, passes = self._context.membership, self._passes
+        assert passes is not None
+        membership.standing = lambda: Standing(passes.judge(), self._optimizers.digest())
+        membership.describe = lambda standing: (
+            self._optimizers.hyperparameters() | {SKIPPED: str(standing.skipped)}
+        )
+        if self._syncs_buffers:
+            membership.heard = lambda present: self._buffers.note(present)
+            membership.settle = lambda: self._buffers.settle(trains=False)
 
-    @property
-    def is_settled(self) -> bool:
-        """Whether what the plan leaves open is chosen: always, but for plan or schedule `auto`, after a while."""
-        return self._pilot is None or self._pilot.choice is not None
+    def _shared_parameters(self) -> dict[str, Any]:
+        """Returns what is kept in step, by name."""
+        left = self._context.left
+        return {n: p for n, p in self._model.named_parameters() if p.requires_grad and n not in left}
 
-    @property
-    def _engine(self) -> Engine:
-        return self._engines[-1]
-
-    def _before_step(self) -> None:
-        if self._pilot is not None:
-            self._pilot.before_step()
-        self._guard.check()
-        self._evaluation.require_over()
-        self._step_start_s = time.perf_counter()
-        self._engine.before_step()
-
-    def _after_step(self) -> None:
-        self.step += 1
-        self._steps_made += 1
-        self._tracer.record("compute", "optimizer", self._step_start_s, time.perf_counter())
-        self._engine.after_step(self.step)
-        if self._buffers == "every-step":
-            copy_from_first(self._buffer_transport, self._model.buffers())
-        exposed_s = self._engine.exposed_s
-        self._exposed_s.append(exposed_s)
-        self._waited_s += exposed_s
-        if self._step_end_s is not None:
-            self._steps_s.append(time.perf_counter() - self._step_end_s)
-        if self._engine.requests_flush():
-            self._meet(STAYING)
-        if self._engine.needs_rebuild() and (state := self._enter(self.plan)):
-            self._carry_over(state, self.plan)
-        if self._pilot is not None:
-            self._pilot.after_step(self, exposed_s)
-        if self._writer is not None:
-            self._log(self._writer)
-        if self.step in self._phases.ends:  # what stages remember of one phase means nothing in the next
-            self._enter(self._phases.at(self.step + 1))
-        self._step_end_s = time.perf_counter()
-
-    def _log(self, writer: Writer) -> None:
-        scalars = {
-            "rounds": sum(engine.rounds for engine in self._engines),
-            "sent_bytes": self._context.transport.bytes_sent,
-            "waited_s": self._exposed_s[-1],
-        }
-        if self._steps_s:
-            scalars["step_s"] = self._steps_s[-1]
-        if (staleness := self._staleness_since_logged()) is not None:
-            scalars["staleness"] = staleness
-        for name, value in scalars.items():
-            writer.add_scalar(f"tightwire/{name}", value, self.step)
-
-    def _staleness_since_logged(self) -> float | None:
-        """Returns how old what was stepped with was, in the mean since the last call; None where nothing ever is."""
-        seen = Counter(self._staleness())
-        new, self._ages_logged = seen - self._ages_logged, seen
-        return sum(age * times for age, times in new.items()) / new.total() if new else None
-
-    def _trace_forward(self) -> None:
-        started_s: list[float] = []
-
-        def begin(*_: object) -> None:
-            started_s.append(time.perf_counter())
-
-        def end(*_: object) -> None:
-            self._tracer.record("compute", "forward", started_s.pop(), time.perf_counter())
-
-        self._handles.append(self._model.register_forward_pre_hook(begin))
-        self._handles.append(self._model.register_forward_hook(end))
+    def _shared_buffers(self) -> dict[str, Tensor]:
+        left = self._context.left
+        return {name: buffer for name, buffer in self._model.named_buffers() if name not in left}
 
     def _require_open(self) -> None:
         if self._closed:
@@ -477,3 +536,11 @@ class Run:
 
 def _syncs(phases: Phases) -> list[Sync]:
     return [plan.sync for plan in phases.plans]
+
+
+@atexit.register
+def _close_open_runs() -> None:
+    """Ends threads before the interpreter does: one that is in Gloo then would abort the process."""
+    for run in list(_open_runs):
+        with contextlib.suppress(Exception):
+            run.close()

@@ -7,19 +7,16 @@ import json
 import logging
 import statistics
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tightwire.catalogue import parse_member
 from tightwire.errors import AttachError, PlanError
 from tightwire.plan import Plan
-from tightwire.runtime.auto import Choice
+from tightwire.runtime.auto import Choice, Trainee
 from tightwire.schedule import ByteScheduler
 from tightwire.schedule.auto import START, Auto
 from tightwire.transport import Transport
 from tightwire.units import print_bytes
-
-if TYPE_CHECKING:
-    from tightwire.runtime.run import Run
 
 FIRST_STEPS = 6  # until what schedules decide by is measured
 SETTLING_STEPS = 2
@@ -68,7 +65,7 @@ class Tuner:
             raise PlanError(f"{plan} has no schedule to search for: write auto.")
         self.baseline_step_s: float | None = None
         self.choice: Choice | None = None
-        self._plan, self._transport = plan, transport
+        self._plan = plan
         self._search = _Search(plan, plan.schedule.trials, seed) if transport.rank == 0 else None
         self._present = str(START)
         self._steps = -FIRST_STEPS
@@ -84,7 +81,7 @@ class Tuner:
     def before_step(self) -> None:
         """Does nothing: trials change between steps."""
 
-    def after_step(self, run: Run, exposed_s: float) -> None:
+    def after_step(self, run: Trainee, exposed_s: float) -> None:
         """Counts a step; where it ends a trial, begins the next. Every rank."""
         if self.choice is not None:
             return
@@ -97,13 +94,17 @@ class Tuner:
             now_s = time.perf_counter()
         self._last_s = now_s
 
-    def _next(self, run: Run) -> None:
+    def _next(self, run: Trainee) -> None:
         step_s = statistics.median(self._step_s)
         self._steps, self._step_s = 0, []
         if self.baseline_step_s is None:
             self.baseline_step_s = step_s
         answer = self._search.answer(self._present, step_s) if self._search is not None else {}
-        told = json.loads(self._transport.exchange(json.dumps(answer).encode())[0])
+        if (decision := run.ask(json.dumps(answer))) is None:
+            why = "rank 0, which decides, finished before the search was over; the schedule stays as it was."
+            self.choice = Choice(plan=str(run.plan), predicted_step_s=step_s, why=(why,))
+            return
+        told = json.loads(decision)
         self._present = told["schedule"]
         plan = self._plan.having(schedule=parse_member("schedule", self._present))
         run.adopt(plan)

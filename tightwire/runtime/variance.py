@@ -10,13 +10,14 @@ from tightwire.compression.stage import sender_at
 from tightwire.errors import AttachError
 from tightwire.optim import ExactVariance, OneBitAdam
 from tightwire.plan import Plan
+from tightwire.sync import Rounds
 
 # Rounds looked at for an exact one; plans that have none early have none to learn from.
 LOOKED_AT = 3
 
 
 def configure_variance(optimizer: Optimizer, plan: Plan) -> None:
-    """Makes `optimizer` learn variances in the rounds that `plan` sends as they are, if it compresses averages.
+    """Makes an optimizer learn variances in the rounds that `plan` sends as they are, if it compresses averages.
 
     One step is one round; a round that is skipped is no step, so after it the optimizer is that much behind. Under
     local rounds of momenta it learns none, and sums up what momenta move.
@@ -25,7 +26,7 @@ def configure_variance(optimizer: Optimizer, plan: Plan) -> None:
         AttachError: an optimizer that would learn from compressed rounds, averages otherwise, or would never learn.
     """
     stages = [stage for stage in plan.compression if isinstance(stage, MovingAverage)]
-    gathers = getattr(plan.sync, "optimizer_state", "kept") == "momenta"
+    gathers = isinstance(plan.sync, Rounds) and plan.sync.optimizer_state == "momenta"
     if gathers and not isinstance(optimizer, OneBitAdam):
         raise AttachError(
             f"{type(optimizer).__name__} cannot train under {plan}: its rounds average what the momenta of "

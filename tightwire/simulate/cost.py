@@ -19,6 +19,7 @@ from tightwire.errors import PlanError
 from tightwire.plan import Plan
 from tightwire.profile import Profile
 from tightwire.simulate.collective import Collective, collective_of
+from tightwire.sync.roll import roll_fields
 
 # From this contention on, a communication thread takes its whole processor time from compute.
 SATURATED = 1.5
@@ -108,18 +109,22 @@ class Costs:
 
     @cached_property
     def control(self) -> BucketCost:
-        """The small message in which ranks count who used which parameter: one float32 each, and one more."""
-        return self.message(len(self.profile.parameters) + 1)
+        """The small message in which ranks count who used which parameter, one float32 each, beside who is there."""
+        return self.message(len(self.profile.parameters))
 
-    def message(self, numel: int) -> BucketCost:
-        """Returns the cost of a small exact message that engines agree by; bytes do not slow it down."""
+    def message(self, own: int) -> BucketCost:
+        """Returns the cost of the small message by which ranks agree on a round; bytes do not slow it down.
+
+        Args:
+            own: numbers of the round's own.
+        """
         name = "recursive-doubling"
         collective = collective_of(AllReduce(name), name, self.cluster.workers)
         return BucketCost(
             codec_s=0.0,
             latency_s=collective.fit(self.cluster).alpha_s,
             wire_s=0.0,
-            sent_bytes=collective.sent_bytes(Identity(), numel, 4),
+            sent_bytes=collective.sent_bytes(Identity(), roll_fields(own), 4),
         )
 
     def _price(

@@ -58,12 +58,12 @@ class _Local(Exchange):
         each = dataclasses.replace(scaled(self.whole, 1 / fragments), latency_s=self.whole.latency_s)
         passes_s = self._passes * self.numel * profile.pass_s_per_element
         inner = self._inner
-        waited_s = fragments * max(0.0, each.seconds + self.costs.message(1).seconds - behind_s)
+        waited_s = fragments * max(0.0, each.seconds + self.costs.message(2).seconds - behind_s)
         late_s = slowest_delay(self.cluster.workers) * profile.noise * profile.compute_s * math.sqrt(steps)
         exposed_s = waited_s + inner.seconds + late_s + passes_s
         hidden = min(1.0, behind_s / each.seconds) if each.seconds else 0.0
         compute_s = steps * profile.compute_s + fragments * hidden * each.stolen_s
-        sent = fragments * (each.sent_bytes + self.costs.message(1).sent_bytes) + inner.sent_bytes
+        sent = fragments * (each.sent_bytes + self.costs.message(2).sent_bytes) + inner.sent_bytes
         path = (
             Segment(what="compute", start_s=0.0, end_s=compute_s),
             Segment(what="slowest worker", start_s=compute_s, end_s=compute_s + late_s),

@@ -37,6 +37,10 @@ class Survivors:
         self.awaited: frozenset[int] = frozenset()
         self._transport, self._lost = transport, lost
 
+    def close(self) -> None:
+        """Gives the channel back."""
+        self._transport.close()
+
     def roll(self) -> tuple[int, ...]:
         """Returns the ranks that are left, the same on all of them.
 

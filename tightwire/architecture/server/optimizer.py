@@ -28,8 +28,9 @@ def optimizer_for(
         key: value
         for key, value in vars(optimizer).items()
         if not key.endswith("_hooks")
-        and key not in ("state", "param_groups", "step")  # a scheduler wraps step
+        and key not in ("state", "param_groups", "step", "defaults")  # a scheduler wraps step
     }
+    mine["defaults"] = copy.deepcopy(optimizer.defaults)  # torch adds to them when it takes a state
     groups, state = [], collections.defaultdict[Any, Any](dict)
     for group in optimizer.param_groups:
         kept = [(p, copies[names[id(p)]]) for p in group["params"] if names.get(id(p)) in copies]
@@ -72,7 +73,8 @@ class Settings:
         if isinstance(old, Tensor):
             old.fill_(value)
             return
-        new = type(old)(value)
+        # A whole number may become a fraction: SGD(lr=1) at half the rate.
+        new = value if isinstance(old, int) and not value.is_integer() else type(old)(value)
         if isinstance(group[key], tuple):
             group[key] = (*group[key][:index], new, *group[key][index + 1 :])
         else:
@@ -82,7 +84,7 @@ class Settings:
 def _places(optimizer: Optimizer) -> Iterator[tuple[int, str, int]]:
     """Yields group, key and position of every number that the optimizer's class knows; schedulers add others."""
     for number, group in enumerate(optimizer.param_groups):
-        for key in sorted(optimizer.defaults):
+        for key in sorted(optimizer.defaults.keys() & group.keys()):
             value = group[key]
             for index in range(len(value)) if isinstance(value, tuple) else (0,):
                 if _is_number(_item(value, index)):

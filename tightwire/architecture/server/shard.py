@@ -80,6 +80,7 @@ class Shard:
         workers: Sequence[int],
         seed: int,
         deadline_s: float,
+        owner: int = 0,
     ) -> None:
         """Copies parameters and the optimizer's state.
 
@@ -92,7 +93,9 @@ class Shard:
             workers: world ranks.
             seed: of stochastic codecs.
             deadline_s: how long one may wait for a worker that is silent.
+            owner: the rank that serves the shard.
         """
+        self._owner, self._failure = owner, ""
         self._layout, self._policy, self._seed, self._deadline_s = layout, policy, seed, deadline_s
         self._values = [Bucket(bucket) for bucket in layout.buckets]
         self._gradients = [Bucket(bucket) for bucket in layout.buckets]
@@ -137,11 +140,12 @@ class Shard:
             The reply's header and payload; the latter is reused by the worker's next call.
 
         Raises:
-            PeerError: a worker that the policy waits for has been silent for a deadline.
+            PeerError: a worker that the policy waits for has been silent for a deadline; or the optimizer failed here.
             TransportError: a push of a step that was not to come.
         """
         with self._changed:
             seat = self._hear(worker)
+            self._require_sound()
             if request.clock != seat.clock + 1:
                 raise TransportError(
                     f"rank {seat.rank} sent the gradient of step {request.clock}, and step {seat.clock + 1} was due: "
@@ -301,6 +305,8 @@ class Shard:
                 return Flag.DROPPED
         if self._policy.compensation:
             self._compensate(pushes[0][0])
+            if not all(is_finite(bucket.flat) for bucket in self._gradients):
+                return Flag.DROPPED
         self._step(used.tolist())
         return NO_FLAG
 
@@ -314,8 +320,25 @@ class Shard:
         views = {name: view for bucket in self._gradients for name, view in bucket.views.items()}
         for name, is_used in zip(self._layout.names, used, strict=True):
             self._copies[name].grad = views[name] if is_used else None
-        self._optimizer.step()
+        try:
+            self._optimizer.step()
+        except Exception as error:  # of the user's; every worker is to learn of it
+            kind, rank = type(self._optimizer).__name__, self._owner
+            self._failure = (
+                f"rank {rank}, which serves a shard, failed: {kind} raised {type(error).__name__}: {error}"
+            )
+            self._changed.notify_all()
+            raise PeerError(self._failure, [rank]) from error
         self.updates += 1
+
+    def _require_sound(self) -> None:
+        """Makes sure that the optimizer has not failed.
+
+        Raises:
+            PeerError: it has; names this rank.
+        """
+        if self._failure:
+            raise PeerError(self._failure, [self._owner])
 
     def _reply(self, worker: int, flags: Flag, staleness: int) -> tuple[Header, Tensor]:
         seat = self._seats[worker]
@@ -385,6 +408,7 @@ class Shard:
         """
         began_s = told_s = time.monotonic()
         while seats := missing():
+            self._require_sound()
             self._changed.wait(self._deadline_s / SIGNS_OF_LIFE)
             # Also where others' steps keep waking it up: that is no sign for the worker that waits.
             if time.monotonic() - told_s >= self._deadline_s / SIGNS_OF_LIFE:

@@ -13,7 +13,7 @@ from tightwire.plan import Plan
 from tightwire.runtime.context import RunContext
 from tightwire.runtime.engines.async_gossip import AsyncGossipEngine
 from tightwire.runtime.engines.delayed import DelayedEngine
-from tightwire.runtime.engines.engine import Alone, Engine, Retired
+from tightwire.runtime.engines.engine import Counts, Engine, LoneEngine, Stepping
 from tightwire.runtime.engines.gossip import GossipEngine
 from tightwire.runtime.engines.gradients import GradientEngine
 from tightwire.runtime.engines.lazy import LazyEngine
@@ -21,7 +21,7 @@ from tightwire.runtime.engines.parameters import ParameterEngine
 from tightwire.runtime.engines.server import ServerEngine
 from tightwire.runtime.engines.significance import SignificanceEngine
 
-__all__ = ["Alone", "Engine", "Retired", "build_engine"]
+__all__ = ["Counts", "Engine", "LoneEngine", "Stepping", "build_engine"]
 
 
 ENGINES: Mapping[str, Callable[[Mapping[str, Parameter], Plan, RunContext], Engine]] = {

@@ -19,9 +19,9 @@ from tightwire.errors import AttachError
 from tightwire.plan import Plan
 from tightwire.runtime.context import RunContext
 from tightwire.runtime.engines.engine import BaseEngine
-from tightwire.runtime.engines.memory import have_finite_gradients
-from tightwire.runtime.lane import Lane
+from tightwire.runtime.engines.memory import drop_unless_finite
 from tightwire.runtime.slots import cut
+from tightwire.runtime.talk import TalkThread
 
 
 class AsyncGossipEngine(BaseEngine):
@@ -50,36 +50,31 @@ class AsyncGossipEngine(BaseEngine):
         neighbours = plan.architecture.over(transport.size).neighbours(transport.rank)
         self._pairs = Pairs(self._channel, self._shared, neighbours, self._lost)
         self._survivors = Survivors(transport.channel(), self._lost)
-        self._lane = Lane("tightwire-asks", self._awaited, transport)
+        self._thread = TalkThread("tightwire-asks", self._awaited, transport)
         self._random = random.Random(f"{context.seed}/{transport.rank}")
-        self.rounds = 0
-        self.skipped = 0
-        self.exposed_s = 0.0
         self._rounds_before = 0
         self._take_up()
 
     @property
-    def planned_bytes(self) -> int:
+    def planned_bytes(self) -> int:  # type: ignore[override]
         """Payload bytes of requests and answers, last words, rolls and final means."""
         return self._pairs.bytes_sent + self._survivors.bytes_sent
 
-    def flush_is_collective(self) -> bool:  # noqa: D102
+    @property
+    def flush_is_collective(self) -> bool:  # type: ignore[override]  # noqa: D102
         return not self._lost.ranks
 
-    def accumulating(self, on: bool) -> None:  # noqa: D102
-        pass
-
     def before_step(self) -> None:  # noqa: D102
-        if not have_finite_gradients(self._parameters.values()):
-            self.skipped += 1
-            for parameter in self._parameters.values():
-                parameter.grad = None
+        self.skipped += drop_unless_finite(self._parameters.values())
+
+    def more_gradients(self) -> None:  # noqa: D102
+        self.before_step()
 
     def after_step(self, step: int) -> None:  # noqa: D102
         self._pairs.check()
         self._share_step()
         self._pairs.start()
-        if self._lane.is_idle():
+        if self._thread.is_idle():
             self._ask()
 
     def flush(self) -> None:
@@ -111,11 +106,14 @@ class AsyncGossipEngine(BaseEngine):
 
     def resume_at(self, rounds: int) -> None:  # noqa: D102
         self._rounds_before = rounds - self.rounds
+        with self._shared.lock:
+            self._take_up()
 
     def close(self) -> None:
         """Leaves what is under way to the transport: it ends when its channel does."""
-        self._lane.close()
+        self._thread.close()
         self._channel.close()
+        self._survivors.close()
 
     def _ask(self) -> None:
         if not (living := self._pairs.living):
@@ -127,7 +125,7 @@ class AsyncGossipEngine(BaseEngine):
             with self._context.tracer.span("communication", f"average with rank {rank}"):
                 self._pairs.ask(rank)
 
-        self._lane.submit(ask)
+        self._thread.submit(ask)
 
     def _share_step(self) -> None:
         """Adds what the step changed to the shared model, and goes on from that."""
@@ -157,12 +155,12 @@ class AsyncGossipEngine(BaseEngine):
 
     def _quiet_means(self) -> list[Tensor]:
         """Ends averaging, and returns the exact means of shared models, by bucket, bit-identical on all ranks."""
-        self._lane.wait()
-        self._lane.submit(self._pairs.stop)
-        self._lane.wait()
+        self._thread.wait()
+        self._thread.submit(self._pairs.stop)
+        self._thread.wait()
         means = [bucket.flat.clone() for bucket in self._here]
-        self._lane.submit(lambda: self._survivors.average(means))
-        self._lane.wait()
+        self._thread.submit(lambda: self._survivors.average(means))
+        self._thread.wait()
         return means
 
     def _awaited(self) -> frozenset[int]:

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.optim import LBFGS, Optimizer
+from torch.optim import LBFGS
 
 from tightwire.architecture.round import Round
 from tightwire.buckets import Bucket
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
-from tightwire.runtime.agreement import copy_from_longest
+from tightwire.runtime.background import Background
 from tightwire.runtime.context import RunContext
 from tightwire.runtime.engines.engine import BaseEngine
 from tightwire.runtime.engines.memory import load_memory, memory
+from tightwire.runtime.membership import Called
 from tightwire.sync import Delayed
 
-BALLOT = "bsp/allreduce:recursive-doubling/none/sequential"
 
-
-class Slot:
-    """One step's gradients on their way, and beside them who sent any.
+class Turn:
+    """One step's gradients on their way, and beside them who sent any. `DelayedEngine` has several.
 
     Attributes:
         exchange: of the gradients.
@@ -34,49 +34,43 @@ class Slot:
         step: of the gradients.
     """
 
-    def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
+    def __init__(
+        self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext, thread: Background
+    ) -> None:
         self.exchange = context.exchange(parameters, plan)
-        self.ballots = context.exactly().exchange(
-            {"ballot": torch.zeros(len(parameters) + 1)}, Plan.parse(BALLOT)
-        )
         self.busy = False
         self.step = 0
-        self._workers = context.transport.size
+        self._roll = context.roll(len(parameters))
+        self._thread = thread
         self._finite: bool | None = None
-        self._votes: list[float] | None = None
-
-    def bytes_in(self, number: int) -> int:
-        """Returns what this rank sends of gradients in a round."""
-        return self.exchange.bytes_in(number)
+        self._told: Future[Called] = Future()
 
     @property
-    def ballot_bytes(self) -> int:
+    def roll_bytes(self) -> int:
         """What this rank sends to tell who sent."""
-        return self.ballots.bytes_in(1)
+        return self._roll.bytes_sent
 
-    def vote(self, used: list[bool], *, present: bool) -> None:
+    def tell(self, used: Sequence[bool], *, present: bool, weight: float) -> None:
         """Starts to tell which parameters have a gradient here, and whether training goes on."""
-        self._votes = None
-        self.ballots.begin(Round())
-        flat = self.ballots.buckets[0].flat
-        flat.copy_(torch.tensor([*map(float, used), float(present)]))
-        self.ballots.end()
+        own = torch.tensor(used, dtype=torch.float32)
+        self._told = self._thread.submit(self._roll.bring(own, present=present, weight=weight))
 
-    def votes(self) -> list[float]:
+    def told(self) -> Called:
         """Waits for the sums over ranks of what they told."""
-        if self._votes is None:
-            self.ballots.wait()
-            self._votes = (self.ballots.buckets[0].flat * self._workers).tolist()
-        return self._votes
+        return self._told.result()
 
-    def start(self, gradients: Mapping[str, Tensor | None], now: Round, step: int) -> None:
-        """Sends gradients on their way."""
+    def start(
+        self, gradients: Mapping[str, Tensor | None], now: Round, step: int, weight: float = 1.0
+    ) -> None:
+        """Sends gradients on their way, multiplied by this worker's weight."""
         self.busy, self.step, self._finite = True, step, None
         self.exchange.begin(now)
         for number, bucket in enumerate(self.exchange.buckets):
             for name, view in bucket.views.items():
                 gradient = gradients[name]
                 view.zero_() if gradient is None else view.copy_(gradient)
+            if weight != 1.0:
+                bucket.flat.mul_(weight)
             self.exchange.ready(number)
         self.exchange.end()
 
@@ -94,76 +88,90 @@ class Slot:
             "step": self.step,
         }
         if self.busy:
-            state |= {"finite": self.arrive(), "votes": self.votes()}
+            told = self.told()
+            state |= {"finite": self.arrive(), "told": [told.present, told.weight, told.own.clone()]}
             state["means"] = {n: v.clone() for b in self.exchange.buckets for n, v in b.views.items()}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state_dict` returned."""
+        """Takes up what `state_dict` returned; what is under way is waited for and dropped."""
+        if self.busy:
+            self.arrive()
+            self.told()
         load_memory(self.exchange.averagers, state["memory"])
         self.busy, self.step = state["busy"], state["step"]
         if self.busy:
-            self._finite, self._votes = state["finite"], state["votes"]
+            self._finite = state["finite"]
+            present, weight, own = state["told"]
+            self._told = Future()
+            self._told.set_result(Called(present=present, weight=weight, leaving=0, own=own))
             for bucket in self.exchange.buckets:
                 bucket.pack({name: state["means"][name] for name in bucket.views})
+
+    def drop(self) -> None:
+        """Waits for what is under way, and forgets it."""
+        if self.busy:
+            self.arrive()
+            self.told()
+            self.busy = False
+
+    def close(self) -> None:
+        """Ends threads and gives connections back."""
+        self.exchange.close()
+        self._roll.close()
 
 
 class DelayedEngine(BaseEngine):
     """Step t is made with the mean gradient of step t − s; until then `p.grad` is the worker's own.
 
-    s slots take turns. A step takes the means out of the slot whose turn it is and puts its own gradients there. A
-    worker whose data is over goes on filling slots with zeros until all are done.
+    As many turns as steps of delay follow one another. A step takes the means out of the oldest turn and puts its own
+    gradients there. A worker whose data is over goes on sending zeros until all are done.
     """
 
     def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
         assert isinstance(plan.sync, Delayed), plan.sync
         _require_plain(plan, context)
         self._context, self._parameters = context, parameters
-        self._slots = [Slot(parameters, plan, context) for _ in range(plan.sync.steps)]
-        layouts = [bucket.layout for bucket in self._slots[0].exchange.buckets]
+        self._thread = Background("tightwire-roll")
+        self._turns = [Turn(parameters, plan, context, self._thread) for _ in range(plan.sync.steps)]
+        layouts = [bucket.layout for bucket in self._turns[0].exchange.buckets]
         # Two, by turns: a gradient that the user did not drop is in the one stepped with last.
         self._means = [[Bucket(layout) for layout in layouts] for _ in range(2)]
-        self.planned_bytes = self.rounds = self.skipped = 0
-        self.exposed_s = 0.0
         self._number = 0  # rounds, counted on from a checkpoint
         self._steps = 0
-        self._uneven = False
         self._ages: Counter[int] = Counter()
 
-    def accumulating(self, on: bool) -> None:  # noqa: D102
-        pass
+    def weigh(self, weight: float) -> None:  # noqa: D102
+        self._context.membership.weigh(weight)
 
     def before_step(self) -> None:  # noqa: D102
         self._steps += 1
-        slot = self._slots[self._number % len(self._slots)]
-        means = self._take(slot) if slot.busy else None
+        turn = self._oldest
+        means = self._take(turn) if turn.busy else None
         gradients = {name: p.grad for name, p in self._parameters.items()}
-        slot.vote([g is not None for g in gradients.values()], present=True)
-        self._start(slot, gradients)
+        weight = self._context.membership.take_share()
+        turn.tell([g is not None for g in gradients.values()], present=True, weight=weight)
+        self.planned_bytes += turn.roll_bytes
+        self._start(turn, gradients, weight)
         for name, parameter in self._parameters.items():
             parameter.grad = None if means is None else means[name]
-
-    def after_step(self, step: int) -> None:  # noqa: D102
-        pass
 
     def flush(self) -> None:  # noqa: D102
         trained, unused = self._steps, [False] * len(self._parameters)
         while True:
-            slot = self._slots[self._number % len(self._slots)]
-            means = self._take(slot) if slot.busy else None
-            slot.vote(unused, present=False)
-            self.planned_bytes += slot.ballot_bytes
-            if round(slot.votes()[-1]) == 0:
+            turn = self._oldest
+            means = self._take(turn) if turn.busy else None
+            turn.tell(unused, present=False, weight=0.0)
+            self.planned_bytes += turn.roll_bytes
+            if turn.told().present == 0:
                 break
-            self._uneven = True  # this worker's own model is left behind, and replaced in the end
-            self._start(slot, dict.fromkeys(self._parameters), voted=True)
+            self._start(turn, dict.fromkeys(self._parameters))
+            self._context.membership.settle()
         if means is not None:
             self._step_with(means)
         self._drain()
-        if self._uneven:
-            transport = self._context.transport
-            self.planned_bytes += copy_from_longest(transport, self._parameters.values(), trained)
-        self._uneven = False
+        transport, parameters = self._context.transport, self._parameters.values()
+        self.planned_bytes += self._context.membership.even_out(transport, parameters, trained)
 
     def consensus(self) -> Mapping[str, Tensor]:
         """Steps with what is on its way."""
@@ -174,70 +182,70 @@ class DelayedEngine(BaseEngine):
         return self._ages
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
-        slots = [slot.state_dict() for slot in self._slots]
-        return {"rounds": self._number, "steps": self._steps, "slots": slots, "memory": slots[0]["memory"]}
+        turns = [turn.state_dict() for turn in self._turns]
+        return {"rounds": self._number, "steps": self._steps, "turns": turns, "memory": turns[0]["memory"]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
-        for slot, kept in zip(self._slots, state["slots"], strict=True):
-            slot.load_state_dict(kept)
+        for turn, kept in zip(self._turns, state["turns"], strict=True):
+            turn.load_state_dict(kept)
         self._number, self._steps = state["rounds"], state["steps"]
 
     def resume_at(self, rounds: int) -> None:  # noqa: D102
+        for turn in self._turns:
+            turn.drop()
         self._number = rounds
 
     def close(self) -> None:  # noqa: D102
-        for slot in self._slots:
-            slot.exchange.close()
-            slot.ballots.close()
+        self._thread.close()
+        for turn in self._turns:
+            turn.close()
 
-    def _start(self, slot: Slot, gradients: Mapping[str, Tensor | None], *, voted: bool = False) -> None:
+    @property
+    def _oldest(self) -> Turn:
+        return self._turns[self._number % len(self._turns)]
+
+    def _start(self, turn: Turn, gradients: Mapping[str, Tensor | None], weight: float = 1.0) -> None:
         self._number += 1
         self.rounds += 1
-        self.planned_bytes += slot.bytes_in(self._number) + (0 if voted else slot.ballot_bytes)
-        slot.start(gradients, Round(number=self._number, seed=self._context.seed + self._number), self._steps)
+        self.planned_bytes += turn.exchange.bytes_in(self._number)
+        now = Round(number=self._number, seed=self._context.seed + self._number)
+        turn.start(gradients, now, self._steps, weight)
 
-    def _take(self, slot: Slot) -> dict[str, Tensor | None]:
-        """Takes the means out of a slot; None for a parameter that nobody used, and for all if one is not finite."""
+    def _take(self, turn: Turn) -> dict[str, Tensor | None]:
+        """Takes the means out; None for a parameter that nobody used, and for all if one is not finite."""
         start_s = time.perf_counter()
-        finite, (*users, present) = slot.arrive(), slot.votes()
-        slot.busy = False
+        finite, told = turn.arrive(), turn.told()
+        turn.busy = False
         self.exposed_s = time.perf_counter() - start_s
-        self._uneven = self._uneven or 0 < round(present) < self._context.transport.size
+        self._context.membership.note_weight(told)
         if not finite:
             self.skipped += 1
             return dict.fromkeys(self._parameters)
-        self._ages[self._steps - slot.step] += 1
+        self._ages[self._steps - turn.step] += 1
         self._means.reverse()
-        share = self._context.transport.size / max(round(present), 1)
-        for mean, bucket in zip(self._means[0], slot.exchange.buckets, strict=True):
+        share = self._context.transport.size / told.weight if told.weight else 1.0
+        for mean, bucket in zip(self._means[0], turn.exchange.buckets, strict=True):
             torch.mul(bucket.flat, share, out=mean.flat)
         views = {name: view for mean in self._means[0] for name, view in mean.views.items()}
         return {
             name: views[name] if count > 0.5 or bool(views[name].any()) else None
-            for name, count in zip(self._parameters, users, strict=True)
+            for name, count in zip(self._parameters, told.own.tolist(), strict=True)
         }
 
     def _drain(self) -> None:
         """Steps with all means that are here or on their way, oldest first."""
-        for turn in range(len(self._slots)):
-            slot = self._slots[(self._number + turn) % len(self._slots)]
-            if slot.busy:
-                self._step_with(self._take(slot))
+        for number in range(len(self._turns)):
+            turn = self._turns[(self._number + number) % len(self._turns)]
+            if turn.busy:
+                self._step_with(self._take(turn))
 
     def _step_with(self, means: Mapping[str, Tensor | None]) -> None:
         own = {name: p.grad for name, p in self._parameters.items()}
         for name, parameter in self._parameters.items():
             parameter.grad = means[name]
-        _step_unseen(self._context.optimizer)
+        self._context.optimizers.step_silently()
         for name, parameter in self._parameters.items():
             parameter.grad = own[name]
-
-
-def _step_unseen(optimizer: Optimizer) -> None:
-    """Makes a step without hooks: it belongs to a step that was counted before."""
-    step = type(optimizer).step
-    unhooked = getattr(step, "__wrapped__", step) if getattr(step, "hooked", False) else step
-    unhooked(optimizer)
 
 
 def _require_plain(plan: Plan, context: RunContext) -> None:
@@ -246,7 +254,7 @@ def _require_plain(plan: Plan, context: RunContext) -> None:
     Raises:
         AttachError: LBFGS, or a GradScaler.
     """
-    if isinstance(context.optimizer, LBFGS):
+    if any(isinstance(member, LBFGS) for member in context.optimizers.members):
         raise AttachError(
             f"LBFGS computes gradients within its step, and {plan.sync} replaces them by earlier ones before it; "
             "choose another optimizer, or bsp."

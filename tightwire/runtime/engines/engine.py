@@ -1,8 +1,9 @@
-"""The engine contract: what a plan becomes at run time, replaced whole when the plan changes."""
+"""The engine contracts: what a plan becomes at run time, replaced whole when the plan changes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -10,43 +11,52 @@ from torch import Tensor
 from tightwire.errors import AttachError
 
 
-class Engine(Protocol):
-    """Keeps one worker in step with the others. Engines have `BaseEngine` for a base, not this."""
+class Stepping(Protocol):
+    """Keeps one worker in step with the others.
+
+    Attributes:
+        planned_bytes: payload bytes that this rank sends in the rounds begun so far, by formula.
+        rounds: begun so far.
+        skipped: rounds whose mean was not finite, dropped on all ranks alike.
+        late: this worker's gradients that came after their round and were dropped.
+        exposed_s: how long the last step only waited for others.
+    """
 
     @property
-    def planned_bytes(self) -> int:
-        """Payload bytes that this rank sends in the rounds begun so far, by formula."""
-
+    def planned_bytes(self) -> int: ...  # noqa: D102
     @property
-    def rounds(self) -> int:
-        """Rounds begun so far."""
-
+    def rounds(self) -> int: ...  # noqa: D102
     @property
-    def skipped(self) -> int:
-        """Rounds whose mean was not finite, dropped on all ranks alike."""
-
+    def skipped(self) -> int: ...  # noqa: D102
     @property
-    def late(self) -> int:
-        """This worker's gradients that came after their round and were dropped."""
-
+    def late(self) -> int: ...  # noqa: D102
     @property
-    def exposed_s(self) -> float:
-        """How long the last step only waited for others."""
+    def exposed_s(self) -> float: ...  # noqa: D102
 
     def accumulating(self, on: bool) -> None:
         """Switches averaging off while gradients accumulate locally."""
 
+    def skip(self) -> None:
+        """Takes part in the pass that others make, with nothing of this worker's."""
+
     def before_step(self) -> None:
-        """Called before the optimizer's step."""
+        """Called before the step of the user's optimizers; gradients are those that it will use."""
+
+    def more_gradients(self) -> None:
+        """Called when gradients were computed anew within the step; see `StepListener`.
+
+        Raises:
+            AttachError: an engine that exchanges gradients once per step.
+        """
 
     def after_step(self, step: int) -> None:
-        """Called after the optimizer's step number `step`, from 1."""
+        """Called after the optimizers' step number `step`, from 1."""
 
     def wait(self) -> None:
         """Waits for the means of the last backward pass, where they outlive it; `p.grad` is the mean then. Local."""
 
     def needs_rebuild(self) -> bool:
-        """Whether what was measured calls for building the engine anew; the same on every rank, which all ask."""
+        """Whether what was measured calls for building the engine anew; the same on every rank that trains."""
 
     def flush(self) -> None:
         """Makes replicas equal; nothing is in flight afterwards. Every rank.
@@ -55,52 +65,92 @@ class Engine(Protocol):
         nothing in their means.
         """
 
-    def state_dict(self) -> dict[str, Any]:
-        """Returns what must survive a checkpoint, tensors by parameter name."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state_dict` returned."""
-
-    def resume_at(self, rounds: int) -> None:
-        """Counts on from a checkpoint's rounds, remembering nothing else of it."""
-
-    def close(self) -> None:
-        """Takes hooks out and ends threads. Local."""
-
-    def observe(self, *, loss: float | None = None, samples: float | None = None) -> None:
-        """Is told the loss of a step, or on how many samples it was made."""
-
     def consensus(self) -> Mapping[str, Tensor] | None:
-        """Lands what is in flight and returns the model that all ranks would evaluate, by parameter name. Every rank.
+        """Completes what is in flight and returns the model that all ranks would evaluate, by name. Every rank.
 
         None: the mean over ranks of their parameters, which whoever asks must compute. Empty: the parameters as they
         are, equal on all ranks.
         """
 
-    def is_server(self) -> bool:
-        """Whether this rank serves others instead of training."""
+    def observe(self, *, loss: float | None = None, samples: float | None = None) -> None:
+        """Is told the loss of a step, or on how many samples it was made."""
 
-    def flush_is_collective(self) -> bool:
-        """Whether all ranks are sure to come to the end of `flush` together; not where some may be gone by then."""
+    def weigh(self, weight: float) -> None:
+        """Is told this worker's weight in the mean of the next pass.
+
+        Raises:
+            AttachError: an engine whose means cannot be weighted.
+        """
+
+    def require_leavable(self) -> None:
+        """Makes sure that ranks can do without one that leaves for good.
+
+        Raises:
+            AttachError: they cannot.
+        """
 
     def staleness(self) -> Mapping[int, int]:
         """Returns how often what was stepped with was so many steps old; empty where nothing ever is."""
 
-    def leave(self) -> None:
-        """Tells the others, with the next round, that this rank will leave for good; `flush` follows.
+    @property
+    def is_server(self) -> bool:
+        """Whether this rank serves others instead of training."""
 
-        Raises:
-            AttachError: an engine whose ranks cannot do without each other.
-        """
+    @property
+    def flush_is_collective(self) -> bool:
+        """Whether all ranks are sure to come to the end of `flush` together; not where some may be gone by then."""
 
-    def requests_flush(self) -> bool:
-        """Whether the round just ended said that somebody leaves, so that all must `flush` now."""
+    def close(self) -> None:
+        """Takes hooks out, ends threads and gives connections back. Local."""
+
+
+class Remembering(Protocol):
+    """Survives a checkpoint."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what must survive, tensors by parameter name; waits for what is under way."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` returned; what is under way is waited for and dropped."""
+
+    def resume_at(self, rounds: int) -> None:
+        """Counts on from a checkpoint's rounds, and begins anew from the present parameters, equal on all ranks."""
+
+
+class Engine(Stepping, Remembering, Protocol):
+    """Both. Engines have `BaseEngine` for a base, not this."""
 
 
 class BaseEngine:
-    """The answers of an engine that listens to nothing, steps with nothing old, and may have unequal replicas."""
+    """The answers of an engine that steps with nothing old, weighs nobody, and has nothing under way."""
 
+    planned_bytes = 0
+    rounds = 0
+    skipped = 0
     late = 0
+    exposed_s = 0.0
+    is_server = False
+    flush_is_collective = True
+
+    def accumulating(self, on: bool) -> None:
+        """Reads gradients when the optimizer steps, so that it makes no difference."""
+
+    def skip(self) -> None:
+        """Meets nobody in a pass."""
+
+    def before_step(self) -> None:
+        """Does nothing."""
+
+    def more_gradients(self) -> None:
+        """Refuses."""
+        raise AttachError(
+            "gradients were computed again within one step, by a closure that the optimizer calls several times or "
+            "for the second of several optimizers, and this plan exchanges gradients once per step; step with all "
+            "optimizers after the last backward pass, or choose bsp or a local method."
+        )
+
+    def after_step(self, step: int) -> None:
+        """Does nothing."""
 
     def wait(self) -> None:
         """Has nothing to wait for."""
@@ -109,96 +159,49 @@ class BaseEngine:
         """Stays as it is."""
         return False
 
-    def observe(self, *, loss: float | None = None, samples: float | None = None) -> None:
-        """Has no use for it."""
+    def flush(self) -> None:
+        """Has nothing in flight."""
 
     def consensus(self) -> Mapping[str, Tensor] | None:
         """Leaves the mean to whoever asks."""
         return None
 
-    def is_server(self) -> bool:
-        """Trains."""
-        return False
+    def observe(self, *, loss: float | None = None, samples: float | None = None) -> None:
+        """Has no use for it."""
 
-    def flush_is_collective(self) -> bool:
-        """Waits for all ranks where it flushes."""
-        return True
+    def weigh(self, weight: float) -> None:
+        """Refuses."""
+        raise AttachError(
+            "run.weigh() is for plans that average gradients in backward (bsp, delayed) or parameters in rounds "
+            "(local methods); under this plan every worker counts alike."
+        )
 
-    def staleness(self) -> Mapping[int, int]:
-        """Is never stale."""
-        return {}
-
-    def leave(self) -> None:
-        """Cannot."""
+    def require_leavable(self) -> None:
+        """Refuses."""
         raise AttachError(
             "run.leave() is for local methods, whose workers do without each other between rounds; under this plan "
             "call run.finish(), which takes part in the others' steps until all are done."
         )
 
-    def requests_flush(self) -> bool:
-        """Never does."""
-        return False
-
-
-class Retired(BaseEngine):
-    """What remains of an engine that another one replaced: its counts, not its memory."""
-
-    exposed_s = 0.0
-
-    def __init__(self, engine: Engine) -> None:
-        self.planned_bytes, self.rounds, self.skipped = engine.planned_bytes, engine.rounds, engine.skipped
-        self.late = engine.late
-        self._staleness = dict(engine.staleness())
-
     def staleness(self) -> Mapping[int, int]:
-        """Returns what it was."""
-        return self._staleness
-
-    def accumulating(self, on: bool) -> None:
-        """Has no part in it any more."""
-
-    def before_step(self) -> None:
-        """Has no part in it any more."""
-
-    def after_step(self, step: int) -> None:
-        """Has no part in it any more."""
-
-    def flush(self) -> None:
-        """Has nothing in flight."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns nothing: its successor took it over."""
+        """Is never stale."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Has no part in it any more."""
-
-    def resume_at(self, rounds: int) -> None:
-        """Has no part in it any more."""
-
     def close(self) -> None:
-        """Is closed."""
+        """Has nothing to end."""
 
 
-class Alone(BaseEngine):
+class LoneEngine(BaseEngine):
     """A world of one: nothing to do, exactly as plain PyTorch."""
 
-    planned_bytes = 0
-    rounds = 0
-    skipped = 0
-    exposed_s = 0.0
-
-    def accumulating(self, on: bool) -> None:  # noqa: D102
+    def more_gradients(self) -> None:  # noqa: D102
         pass
 
-    def before_step(self) -> None:  # noqa: D102
+    def weigh(self, weight: float) -> None:  # noqa: D102
         pass
 
-    def after_step(self, step: int) -> None:  # noqa: D102
-        pass
-
-    def flush(self) -> None:  # noqa: D102
-        pass
+    def consensus(self) -> Mapping[str, Tensor]:  # noqa: D102
+        return {}
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
         return {}
@@ -209,8 +212,34 @@ class Alone(BaseEngine):
     def resume_at(self, rounds: int) -> None:  # noqa: D102
         pass
 
-    def close(self) -> None:  # noqa: D102
-        pass
 
-    def consensus(self) -> Mapping[str, Tensor]:  # noqa: D102
-        return {}
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What an engine counted, to be added to what others did."""
+
+    planned_bytes: int = 0
+    rounds: int = 0
+    skipped: int = 0
+    late: int = 0
+    staleness: Mapping[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, engine: Stepping) -> Counts:
+        """Returns an engine's present counts."""
+        return cls(
+            planned_bytes=engine.planned_bytes,
+            rounds=engine.rounds,
+            skipped=engine.skipped,
+            late=engine.late,
+            staleness=dict(engine.staleness()),
+        )
+
+    def __add__(self, other: Counts) -> Counts:
+        ages = sorted({*self.staleness, *other.staleness})
+        return Counts(
+            planned_bytes=self.planned_bytes + other.planned_bytes,
+            rounds=self.rounds + other.rounds,
+            skipped=self.skipped + other.skipped,
+            late=self.late + other.late,
+            staleness={age: self.staleness.get(age, 0) + other.staleness.get(age, 0) for age in ages},
+        )

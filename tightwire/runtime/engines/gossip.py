@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn import Parameter
+from torch.optim import LBFGS
 
 from tightwire.architecture.gossip import Gossip, Graph
 from tightwire.architecture.gossip.neighbours import Lost, Neighbours
@@ -21,9 +22,9 @@ from tightwire.plan import Plan
 from tightwire.runtime.agreement import require_agreement
 from tightwire.runtime.context import RunContext
 from tightwire.runtime.engines.engine import BaseEngine
-from tightwire.runtime.engines.memory import have_finite_gradients
-from tightwire.runtime.lane import Lane
+from tightwire.runtime.engines.memory import drop_unless_finite
 from tightwire.runtime.slots import Slot, build_slots
+from tightwire.runtime.talk import TalkThread
 from tightwire.transport import Transport
 
 
@@ -42,6 +43,7 @@ class GossipEngine(BaseEngine):
         self._lost = Lost()
         self._channel = channel = context.transport.channel()
         architecture = plan.architecture
+        _require_no_scaler(plan, context)
         assert isinstance(architecture, Gossip), architecture
         if architecture.way.slow and context.outer is not None:
             raise AttachError(
@@ -59,14 +61,11 @@ class GossipEngine(BaseEngine):
             parameters, plan, context, lambda number: Neighbours(graph, channel, self._lost, tag=number)
         )
         self._survivors = Survivors(context.transport.channel(), self._lost)
-        self._lane = Lane("tightwire-gossip", self._awaited, context.transport)
-        self.rounds = 0
-        self.skipped = 0
-        self.exposed_s = 0.0
+        self._thread = TalkThread("tightwire-gossip", self._awaited, context.transport)
         self._rounds_before = 0
 
     @property
-    def planned_bytes(self) -> int:
+    def planned_bytes(self) -> int:  # type: ignore[override]
         """Payload bytes of messages with headers, final means with the roll before them, and measuring links."""
         told = sum(slot.mixer.neighbours.bytes_sent for slot in self._slots)
         return told + self._survivors.bytes_sent + self._probed_bytes
@@ -76,17 +75,15 @@ class GossipEngine(BaseEngine):
         """Workers that are gone, as far as this one knows."""
         return frozenset(self._lost.ranks)
 
-    def flush_is_collective(self) -> bool:  # noqa: D102
+    @property
+    def flush_is_collective(self) -> bool:  # type: ignore[override]  # noqa: D102
         return not self._lost.ranks
 
-    def accumulating(self, on: bool) -> None:  # noqa: D102
-        pass
-
     def before_step(self) -> None:  # noqa: D102
-        if not have_finite_gradients(self._parameters.values()):
-            self.skipped += 1
-            for parameter in self._parameters.values():
-                parameter.grad = None
+        self.skipped += drop_unless_finite(self._parameters.values())
+
+    def more_gradients(self) -> None:  # noqa: D102
+        self.before_step()
 
     def after_step(self, step: int) -> None:  # noqa: D102
         self.exposed_s = 0.0
@@ -109,7 +106,7 @@ class GossipEngine(BaseEngine):
         return {n: v for slot, mean in means for n, v in Bucket(slot.anchor.layout, mean).views.items()}
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
-        self._lane.wait()
+        self._thread.wait()
         memory: dict[str, dict[str, Tensor]] = {}
         for name, kind, view in self._memory():
             memory.setdefault(name, {})[kind] = view.clone()
@@ -130,7 +127,7 @@ class GossipEngine(BaseEngine):
         """
         if "anchors" not in state:
             raise AttachError("this checkpoint is of no gossip; load it under the plan it was saved with.")
-        self._lane.wait()
+        self._thread.wait()
         views = {(name, kind): view for name, kind, view in self._memory()}
         given = {
             (name, kind): kept for name, kinds in state["memory"].items() for kind, kept in kinds.items()
@@ -146,23 +143,31 @@ class GossipEngine(BaseEngine):
         for slot in self._slots:
             slot.anchor.pack({name: state["anchors"][name] for name in slot.anchor.views})
             slot.push_weight = min(state["push_weights"][name] for name in slot.anchor.views)
-        self.resume_at(state["rounds"])
+        self._count_from(state["rounds"])
         if state["rounds"]:
             self._prepare(self._now())
 
     def resume_at(self, rounds: int) -> None:  # noqa: D102
-        self._rounds_before = rounds - self.rounds
+        self._count_from(rounds)
+        for slot in self._slots:
+            slot.fill()
+            slot.deliver()
+            slot.mixer.restart(slot.anchor.flat)
 
     def close(self) -> None:  # noqa: D102
-        if not self._lane.close():
-            self._channel.close()
+        self._thread.close()
+        self._channel.close()
+        self._survivors.close()
+
+    def _count_from(self, rounds: int) -> None:
+        self._rounds_before = rounds - self.rounds
 
     def _now(self) -> Round:
         number = self._rounds_before + self.rounds
         return Round(number=number, seed=self._context.seed + number)
 
     def _round(self, now: Round) -> None:
-        self._lane.wait()  # for what was prepared behind computation
+        self._thread.wait()  # for what was prepared behind computation
         finite = [slot.fill() for slot in self._slots]
         if not all(finite):
             self.skipped += 1
@@ -170,7 +175,7 @@ class GossipEngine(BaseEngine):
                 slot.stay()
         for number, slot in enumerate(self._slots):
             self._do(f"mix bucket {number}", slot, lambda s: s.mixer.run(s.anchor.flat, s.half.flat, now))
-        self._lane.wait()
+        self._thread.wait()
         for slot in self._slots:
             slot.deliver()
         self._prepare(now)
@@ -182,12 +187,12 @@ class GossipEngine(BaseEngine):
 
     def _means(self) -> list[Tensor]:
         """Returns the exact means of present parameters, by slot, bit-identical on all ranks."""
-        self._lane.wait()
+        self._thread.wait()
         for slot in self._slots:
             slot.fill()
         means = [slot.half.flat for slot in self._slots]
-        self._lane.submit(lambda: self._survivors.average(means))
-        self._lane.wait()
+        self._thread.submit(lambda: self._survivors.average(means))
+        self._thread.wait()
         return means
 
     def _do(self, what: str, slot: Slot, call: Callable[[Slot], None]) -> None:
@@ -195,7 +200,7 @@ class GossipEngine(BaseEngine):
             with self._context.tracer.span("communication", what):
                 call(slot)
 
-        self._lane.submit(traced)
+        self._thread.submit(traced)
 
     def _awaited(self) -> frozenset[int]:
         talking = [slot.mixer.neighbours.awaited for slot in self._slots]
@@ -207,6 +212,25 @@ class GossipEngine(BaseEngine):
 
 def _shape(named: Mapping[tuple[str, str], Tensor], key: tuple[str, str]) -> object:
     return named[key].shape if key in named else None
+
+
+def _require_no_scaler(plan: Plan, context: RunContext) -> None:
+    """Makes sure that all workers make the same rounds.
+
+    Raises:
+        AttachError: a GradScaler, which drops steps on one rank alone.
+    """
+    if context.awaits_means:
+        raise AttachError(
+            f"a GradScaler drops a step where this rank's own gradients overflow, and under {plan} its neighbours "
+            "would wait for that round; train in bfloat16 without a scaler, or choose bsp or a local method."
+        )
+    for member in context.optimizers.members:
+        if isinstance(member, LBFGS):
+            raise AttachError(
+                f"LBFGS compares the gradients of one step with those of the step before, and {plan} mixes parameters "
+                "in between; choose another optimizer, or bsp."
+            )
 
 
 def _agree_on(graph: Graph, transport: Transport) -> None:

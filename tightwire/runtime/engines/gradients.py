@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.optim import LBFGS
 
 from tightwire.architecture.round import Round
+from tightwire.errors import AttachError
 from tightwire.plan import Plan
-from tightwire.runtime.agreement import copy_from_longest
 from tightwire.runtime.context import RunContext
 from tightwire.runtime.engines.engine import BaseEngine
 from tightwire.runtime.engines.memory import have_finite_gradients, load_memory, memory
-from tightwire.runtime.gradients import Gradients
+from tightwire.runtime.gradients import Gradients, PassListener
 from tightwire.runtime.observed import Watch
 from tightwire.runtime.overlap.forward import ForwardOverlap, NoOverlap
 
@@ -23,84 +23,85 @@ from tightwire.runtime.overlap.forward import ForwardOverlap, NoOverlap
 class GradientEngine(BaseEngine):
     """Every backward pass ends with the mean gradient, or with the means on their way (bsp)."""
 
-    rounds = 0
-    planned_bytes = 0
-    exposed_s = 0.0
-
     def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
+        _require_lossless_for_lbfgs(plan, context)
         self._context = context
         self._exchange = context.exchange(parameters, plan)
-        self._control = context.control(len(parameters) + 1)
-        self.gradients = Gradients(parameters, self._exchange, self._count_users, context.tracer)
-        self.gradients.before_round = self._before_round
+        self._roll = context.roll(len(parameters))
         self._parameters = parameters
         self._rounds_before = 0
         self._trained_rounds = 0
-        self._uneven = False
         schedule = plan.schedule
-        self._flight = self._take_off(str(schedule)) if schedule.overlaps_forward else NoOverlap()
+        overlaps = schedule.overlaps_forward
+        self._overlap = self._forward_overlap(str(schedule)) if overlaps else self._no_overlap()
+        self.gradients = self._overlap.gradients
         self._watch = Watch(self._exchange) if schedule.measures and context.observed.wire is None else None
 
     @property
-    def skipped(self) -> int:
+    def skipped(self) -> int:  # type: ignore[override]
         """Rounds whose mean was not finite."""
         return self.gradients.nonfinite_rounds
 
     def accumulating(self, on: bool) -> None:  # noqa: D102
-        self.gradients.enabled = not on
+        self.gradients.accumulate(on)
+
+    def skip(self) -> None:  # noqa: D102
+        self.gradients.skip()
+
+    def weigh(self, weight: float) -> None:  # noqa: D102
+        self._context.membership.weigh(weight)
 
     def wait(self) -> None:  # noqa: D102
-        self._flight.wait()
+        self._overlap.wait()
 
     def before_step(self) -> None:  # noqa: D102
-        self.exposed_s = self.gradients.take_exposed_s() + self._flight.take_exposed_s()
-        if self._flight.before_step():
+        self.exposed_s = 0.0
+        self.more_gradients()
+
+    def more_gradients(self) -> None:  # noqa: D102
+        self.exposed_s += self.gradients.take_exposed_s() + self._overlap.take_exposed_s()
+        if self._overlap.before_step():
             return
         self.gradients.settle()
-        if not self.gradients.finite:
-            self.gradients.finite = True
-            if not have_finite_gradients(self._parameters.values()):
-                self.gradients.forget()
+        if not self.gradients.take_finite() and not have_finite_gradients(self._parameters.values()):
+            self.gradients.forget()
 
     def after_step(self, step: int) -> None:  # noqa: D102
-        self._flight.after_step()
+        self._overlap.after_step()
 
     def needs_rebuild(self) -> bool:  # noqa: D102
         if self._watch is None or not self._watch.note(self.gradients.ready_s):
             return False
-        self._flight.ground()
-        self._context.observed.agree(self._context.transport.inner, self._watch.ready_s(), self._watch.wire())
+        self._overlap.land_everything()
+        self._context.observed.propose(self._watch.ready_s(), self._watch.wire())
         return True
 
     def flush(self) -> None:
         """Sends zeros in the passes of ranks whose training goes on, and ends with the parameters of the last one."""
-        self._flight.ground()
-        while self._count_present(0.0) > 0:
-            self._exchange.begin(self._before_round())
-            for bucket in self._exchange.buckets:
-                bucket.flat.zero_()
-            self._exchange.end()
-            self._exchange.wait()
-        self.planned_bytes += self._control.bytes_sent
-        if self._uneven:
-            self.planned_bytes += copy_from_longest(
-                self._context.transport, self._parameters.values(), self._trained_rounds
-            )
-        self._uneven, self.gradients.share = False, 1.0
+        self._overlap.land_everything()
+        self.gradients.keep()
+        called_bytes = self._roll.until_all_are_finished(lambda _: self._send_zeros())
+        self.planned_bytes += called_bytes
+        self.planned_bytes += self._context.membership.even_out(
+            self._context.transport, self._parameters.values(), self._trained_rounds
+        )
+        self.gradients.scale_means(1.0)
 
     def consensus(self) -> Mapping[str, Tensor]:  # noqa: D102
-        self._flight.ground()
+        self._overlap.land_everything()
         return {}
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
-        self._flight.ground()
+        self._overlap.land_everything()
+        self.gradients.keep()
         return {
             "rounds": self._rounds_before + self.rounds,
             "memory": memory(self._exchange.averagers),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
-        self._flight.ground()
+        self._overlap.land_everything()
+        self.gradients.keep()
         load_memory(self._exchange.averagers, state["memory"])
         self.resume_at(state["rounds"])
 
@@ -108,45 +109,71 @@ class GradientEngine(BaseEngine):
         self._rounds_before = rounds - self.rounds
 
     def close(self) -> None:  # noqa: D102
-        self._flight.close()
-        self.gradients.remove()
+        self._overlap.close()
         self._exchange.close()
+        self._roll.close()
 
-    def _take_off(self, schedule: str) -> ForwardOverlap:
+    def _no_overlap(self) -> NoOverlap:
+        return NoOverlap(self._make, self._begin_round, self._count_users)
+
+    def _forward_overlap(self, schedule: str) -> ForwardOverlap:
+        context = self._context
         return ForwardOverlap(
             self._parameters,
-            self.gradients,
             self._exchange,
+            self._make,
+            self._begin_round,
             self._count_users,
-            self._context.model,
-            self._context.optimizer,
-            self._context.tracer,
+            context.model,
+            context.optimizers,
+            context.tracer,
             why=schedule,
-            awaits_means=self._context.awaits_means,
+            awaits_means=context.awaits_means,
         )
 
-    def _before_round(self) -> Round:
+    def _make(self, listener: PassListener) -> Gradients:
+        weight = self._context.membership.take_share
+        return Gradients(self._parameters, self._exchange, listener, self._context.tracer, weight)
+
+    def _begin_round(self) -> Round:
         self.rounds += 1
         number = self._rounds_before + self.rounds
-        self.planned_bytes += self._exchange.bytes_in(number) + self._control.bytes_sent
+        self.planned_bytes += self._exchange.bytes_in(number) + self._roll.bytes_sent
         return Round(number=number, seed=self._context.seed + number, scale=self._context.gradient_scale())
 
-    def _count_users(self, used: Tensor) -> Tensor:
+    def _count_users(self, used: Tensor) -> Callable[[], Tensor]:
+        """Prepares to add up over ranks which parameters took part."""
         self._trained_rounds += 1
-        return self._count(torch.cat([used, used.new_ones(1)]))[:-1]
+        call = self._roll.bring(used, present=True, weight=self.gradients.weight)
 
-    def _count_present(self, mine: float) -> int:
-        """Returns how many ranks are in a pass now."""
-        ballot = torch.zeros(len(self._parameters) + 1)
-        ballot[-1] = mine
-        return round(self._count(ballot)[-1].item())
+        def count() -> Tensor:
+            called = call()
+            membership = self._context.membership
+            membership.note_weight(called)
+            self.gradients.scale_means(self._context.transport.size / called.weight if called.weight else 1.0)
+            return called.own
 
-    def _count(self, ballot: Tensor) -> Tensor:
-        """Adds up over ranks which parameters took part, and last, who is in a pass."""
-        size = self._context.transport.size
-        self._control.run(ballot, ballot, seed=0)
-        counts = ballot * size
-        if 0 < (present := round(counts[-1].item())) < size:
-            self._uneven = True
-        self.gradients.share = size / max(present, 1)
-        return counts
+        return count
+
+    def _send_zeros(self) -> None:
+        # The roll that told of the round is part of it.
+        self._exchange.begin(self._begin_round())
+        self.planned_bytes -= self._roll.bytes_sent
+        for bucket in self._exchange.buckets:
+            bucket.flat.zero_()
+        self._exchange.end()
+        self._exchange.wait()
+
+
+def _require_lossless_for_lbfgs(plan: Plan, context: RunContext) -> None:
+    """Makes sure that LBFGS compares gradients that are what they are said to be.
+
+    Raises:
+        AttachError: what is sent is not the gradient.
+    """
+    lossy = not plan.sender.lossless
+    if lossy and any(isinstance(member, LBFGS) for member in context.optimizers.members):
+        raise AttachError(
+            f"LBFGS divides by differences of gradients, and {plan.compression_text} changes each by an error of its "
+            "own; choose a lossless plan, such as bsp, or another optimizer."
+        )

@@ -1,4 +1,4 @@
-"""Lazily aggregated gradients: who has nothing new to say says nothing."""
+"""Lazily aggregated gradients: workers skip gradients that have hardly changed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch.nn import Parameter
 from tightwire.architecture.round import Round
 from tightwire.buckets import Bucket
 from tightwire.plan import Plan
-from tightwire.runtime.agreement import copy_from_longest
 from tightwire.runtime.context import RunContext
 from tightwire.runtime.engines.engine import BaseEngine
 from tightwire.runtime.engines.memory import have_finite_gradients
+from tightwire.runtime.membership import Called
 from tightwire.sync.lag import LOOKS_BACK, Lag
 from tightwire.transport import Transport
 from tightwire.transport.base import tree_edges
@@ -31,6 +31,10 @@ class SenderTree:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
+
+    def close(self) -> None:
+        """Gives the connections back."""
+        self._transport.close()
 
     def bytes_sent(self, senders: Sequence[int], num_bytes: int) -> int:
         """Returns what this rank sends of a buffer."""
@@ -55,7 +59,7 @@ class SenderTree:
 
 
 class LazyEngine(BaseEngine):
-    """Before each step, workers vote on who sends, and step with the mean of what each sent last (lag).
+    """Before each step, workers agree on who sends, and step with the mean of what each sent last (lag).
 
     A worker whose data is over takes back what it sent, so that the mean is that of the others.
     """
@@ -67,20 +71,14 @@ class LazyEngine(BaseEngine):
         self._exchange = context.exactly().exchange(parameters, plan)
         self._tree = SenderTree(context.transport.channel())
         self._rank, self._size = context.transport.rank, context.transport.size
-        # Votes: a flag per sender, how many go on, how many have a NaN or Inf.
-        self._control = context.control(self._size + 2)
+        # Of a step: a flag per sender, and how many have a NaN or Inf.
+        self._roll = context.roll(self._size + 1)
         layouts = [bucket.layout for bucket in self._exchange.buckets]
         self._sent = [Bucket(layout) for layout in layouts]
         self._means = [Bucket(layout) for layout in layouts]
         self._own = [Bucket(layout) for layout in layouts]
         self._squares: deque[float] = deque(maxlen=LOOKS_BACK)
-        self.planned_bytes = self.rounds = self.skipped = 0
-        self.exposed_s = 0.0
         self._number = self._steps = 0
-        self._uneven = False
-
-    def accumulating(self, on: bool) -> None:  # noqa: D102
-        pass
 
     @torch.no_grad()
     def before_step(self) -> None:  # noqa: D102
@@ -91,35 +89,32 @@ class LazyEngine(BaseEngine):
             for name, view in bucket.views.items():
                 gradient = self._parameters[name].grad
                 view.zero_() if gradient is None else view.copy_(gradient)
-        senders, present, spoilers = self._vote(
-            sends=finite and self._has_news(), present=True, finite=finite
+        called = self._roll.call(
+            self._own_numbers(sends=finite and self._has_news(), finite=finite), present=True
         )
-        if spoilers:
-            self.skipped += 1
-        else:
-            self._send(senders)
-        self._deliver(present, spoiled=spoilers > 0)
+        self.planned_bytes += self._roll.bytes_sent
+        spoiled = self._take_part(called)
+        self.skipped += spoiled
+        self._deliver(called.present, spoiled=spoiled)
         self.exposed_s = time.perf_counter() - start_s
 
-    def after_step(self, step: int) -> None:  # noqa: D102
-        pass
-
     @torch.no_grad()
-    def flush(self) -> None:  # noqa: D102
+    def flush(self) -> None:
+        """Takes back what this worker sent, in the first round that others make."""
         for own in self._own:
             own.flat.zero_()
-        while True:
-            has_sent = any(bool(sent.flat.any()) for sent in self._sent)
-            senders, present, spoilers = self._vote(sends=has_sent, present=False, finite=True)
-            if present == 0:
-                break
-            if not spoilers:
-                self._send(senders)
-        if self._uneven:
-            self.planned_bytes += copy_from_longest(
-                self._context.transport, self._parameters.values(), self._steps
-            )
-        self._uneven = False
+        has_sent = any(bool(sent.flat.any()) for sent in self._sent)
+        mine = self._own_numbers(sends=has_sent, finite=True)
+
+        def take_part(called: Called) -> None:
+            if not self._take_part(called):
+                mine.zero_()
+
+        called_bytes = self._roll.until_all_are_finished(take_part, mine)
+        self.planned_bytes += called_bytes
+        self.planned_bytes += self._context.membership.even_out(
+            self._context.transport, self._parameters.values(), self._steps
+        )
 
     def consensus(self) -> Mapping[str, Tensor]:  # noqa: D102
         return {}
@@ -145,9 +140,14 @@ class LazyEngine(BaseEngine):
 
     def resume_at(self, rounds: int) -> None:  # noqa: D102
         self._number = rounds
+        self._squares.clear()
+        for bucket in (*self._sent, *self._means):
+            bucket.flat.zero_()
 
     def close(self) -> None:  # noqa: D102
         self._exchange.close()
+        self._roll.close()
+        self._tree.close()
 
     def _has_news(self) -> bool:
         """Whether this worker's gradient is far from the one that the others have of it (15a)."""
@@ -155,15 +155,19 @@ class LazyEngine(BaseEngine):
         change = sum(float((own.flat - sent.flat).square().sum()) for own, sent in pairs)
         return change > self._threshold * sum(self._squares)
 
-    def _vote(self, *, sends: bool, present: bool, finite: bool) -> tuple[list[int], int, int]:
-        """Returns who sends, how many ranks' training goes on, and how many have a NaN or Inf."""
-        ballot = torch.zeros(self._size + 2)
-        ballot[self._rank], ballot[-2], ballot[-1] = float(sends), float(present), float(not finite)
-        self._control.run(ballot, ballot, seed=0)
-        self.planned_bytes += self._control.bytes_sent
-        *flags, going, spoilers = (ballot * self._size).tolist()
-        self._uneven = self._uneven or 0 < round(going) < self._size
-        return [rank for rank, flag in enumerate(flags) if flag > 0.5], round(going), round(spoilers)
+    def _own_numbers(self, *, sends: bool, finite: bool) -> Tensor:
+        """Returns what this rank brings to the roll of a step."""
+        numbers = torch.zeros(self._size + 1)
+        numbers[self._rank], numbers[-1] = float(sends), float(not finite)
+        return numbers
+
+    def _take_part(self, called: Called) -> bool:
+        """Makes the step's exchange; returns whether a NaN or Inf on any rank spoiled it."""
+        *flags, spoilers = called.own.tolist()
+        if spoilers > 0.5:
+            return True
+        self._send([rank for rank, flag in enumerate(flags) if flag > 0.5])
+        return False
 
     def _send(self, senders: Sequence[int]) -> None:
         """Brings the senders' changes into the mean of what each sent last."""

@@ -48,6 +48,16 @@ def _shapes(named: Named, name: str) -> dict[str, torch.Size]:
     return {kind: kept.shape for kind, kept in named.get(name, {}).items()}
 
 
+def drop_unless_finite(parameters: Iterable[Parameter]) -> bool:
+    """Drops all gradients if one has a NaN or an Inf, so that the step changes nothing; returns whether it did."""
+    parameters = list(parameters)
+    if have_finite_gradients(parameters):
+        return False
+    for parameter in parameters:
+        parameter.grad = None
+    return True
+
+
 def have_finite_gradients(parameters: Iterable[Parameter]) -> bool:
     """Whether no gradient has a NaN or an Inf; on a GPU the host waits for it once."""
     gradients = [p.grad for p in parameters if p.grad is not None and p.grad.numel() > 0]

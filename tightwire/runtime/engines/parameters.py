@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -15,10 +16,10 @@ from tightwire.errors import AttachError
 from tightwire.plan import Plan
 from tightwire.runtime.context import RunContext
 from tightwire.runtime.engines.engine import BaseEngine
-from tightwire.runtime.engines.lines import Line, build_lines
-from tightwire.runtime.engines.memory import have_finite_gradients, load_memory
+from tightwire.runtime.engines.memory import drop_unless_finite, load_memory
+from tightwire.runtime.engines.segments import Segment, build_segments
 from tightwire.runtime.engines.states import States
-from tightwire.runtime.engines.votes import Ballot, Votes
+from tightwire.runtime.membership import Called, Roll
 from tightwire.sync import Rounds
 
 
@@ -34,69 +35,64 @@ class ParameterEngine(BaseEngine):
         self._context = context
         assert isinstance(plan.sync, Rounds), plan.sync
         self._sync = plan.sync
-        self._lines, self._inside = build_lines(parameters, plan, self._sync, context)
+        self._segments, self._inside = build_segments(parameters, plan, self._sync, context)
         self._trained = tuple(parameters.values())
         self._states = States(parameters, plan, context, self._sync.optimizer_state)
-        self.planned_bytes = 0
-        self.rounds = 0
-        self.skipped = 0
-        self.exposed_s = 0.0
         self._spoiled = False
-        self._leaving = self._meeting = False
         self._clock = 0  # steps since all agreed last, at the same count on all ranks
         self._loss, self._losses, self._samples = 0.0, 0, 0.0
+        self._is_weighed = False
         self._first_loss: float | None = None
-
-    def accumulating(self, on: bool) -> None:  # noqa: D102
-        pass
 
     def observe(self, *, loss: float | None = None, samples: float | None = None) -> None:  # noqa: D102
         if loss is not None and math.isfinite(loss):
             self._loss, self._losses = self._loss + loss, self._losses + 1
         self._samples += samples or 0.0
 
-    def leave(self) -> None:  # noqa: D102
+    def weigh(self, weight: float) -> None:
+        """Adds to this worker's weight in the round's mean."""
+        if self._sync.elastic:
+            super().weigh(weight)
+        self._samples += weight
+        self._is_weighed = True
+
+    def require_leavable(self) -> None:  # noqa: D102
         if self._inside is not None:
             raise AttachError(
                 f"under {self._sync} no worker leaves alone, for the others would no longer make whole nodes of "
                 f"{self._inside.workers}; call run.finish(), which takes part in their rounds until all are done."
             )
-        self._leaving = True
-
-    def requests_flush(self) -> bool:  # noqa: D102
-        return self._meeting
 
     def before_step(self) -> None:  # noqa: D102
-        if not have_finite_gradients(self._trained):
-            self._spoiled = True
-            for parameter in self._trained:
-                parameter.grad = None
+        self._spoiled |= drop_unless_finite(self._trained)
+
+    def more_gradients(self) -> None:  # noqa: D102
+        self.before_step()
 
     def after_step(self, step: int) -> None:  # noqa: D102
         self._clock += 1
         self.exposed_s = 0.0
-        for line in self._all_lines():
-            line.alone += 1
-        if any(self._clock in (line.due, line.lands_at) for line in self._all_lines()):
+        for segment in self._all_segments():
+            segment.alone += 1
+        if any(self._clock in (segment.due, segment.lands_at) for segment in self._all_segments()):
             start_s = time.perf_counter()
             self._land_due()
-            for line in self._beginning():
-                self._begin(line, present=True)
+            for segment in self._beginning():
+                self._begin(segment, present=True)
             self.exposed_s = time.perf_counter() - start_s
 
     def flush(self) -> None:  # noqa: D102
         self._take_part_until_all_are_here()
         self._land_all()
-        for line in self._lines:
-            mine = self._vote(line, present=False, final=True)
-            votes = self._sum(line.ballot, mine)
-            if votes.weight > 0:
-                self._start(line, mine, votes)
-                self._land(line, waited=True)
-        for line in self._lines:
-            line.parameters.go_to_anchor()
+        for segment in self._segments:
+            mine = self._weight_in(segment, final=True)
+            called = self._call(segment.roll, mine, present=False)
+            if called.weight > 0:
+                self._start(segment, mine, called)
+                self._land(segment, waited=True)
+        for segment in self._segments:
+            segment.parameters.go_to_anchor()
         self._restart()
-        self._meeting = False
 
     def consensus(self) -> Mapping[str, Tensor] | None:
         """The outer model or the centre, where there is one; else the mean of where workers are."""
@@ -106,29 +102,31 @@ class ParameterEngine(BaseEngine):
         return self._agreed()
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
-        merged: dict[str, Any] = _merge(line.parameters.state_dict() for line in self._lines)
+        merged: dict[str, Any] = _merge(segment.parameters.state_dict() for segment in self._segments)
         return {
             **merged,
-            "rounds": sum(line.number for line in self._lines),
+            "rounds": sum(segment.number for segment in self._segments),
             "clock": self._clock,
             "spoiled": self._spoiled,
             "heard": [self._loss, self._losses, self._samples],
             "first_loss": self._first_loss,
-            "lines": [line.state_dict() for line in self._all_lines()],
+            "segments": [segment.state_dict() for segment in self._all_segments()],
             "inside": self._inside.parameters.state_dict() if self._inside else {},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
-        if len(state["lines"]) != len(list(self._all_lines())):
+        if len(state["segments"]) != len(list(self._all_segments())):
             raise AttachError(
                 "the checkpoint's model is cut into other fragments; load it under the schedule of its plan."
             )
-        averagers = [a for line in self._lines for a in line.parameters.exchange.averagers]
+        for segment in self._all_segments():
+            segment.parameters.drop()
+        averagers = [a for segment in self._segments for a in segment.parameters.exchange.averagers]
         load_memory(averagers, state["memory"])
-        for line, kept in zip(self._all_lines(), state["lines"], strict=True):
-            line.load_state_dict(kept)
-        for line in self._lines:
-            line.parameters.load_state_dict(state)
+        for segment, kept in zip(self._all_segments(), state["segments"], strict=True):
+            segment.load_state_dict(kept)
+        for segment in self._segments:
+            segment.parameters.load_state_dict(state)
         if self._inside is not None:
             load_memory(self._inside.parameters.exchange.averagers, state["inside"]["memory"])
             self._inside.parameters.load_state_dict(state["inside"])
@@ -137,126 +135,131 @@ class ParameterEngine(BaseEngine):
         self._first_loss = state["first_loss"]
 
     def resume_at(self, rounds: int) -> None:  # noqa: D102
-        for line in self._lines:
-            line.number = rounds // len(self._lines)
+        for segment in self._all_segments():
+            segment.parameters.drop()
+        for segment in self._segments:
+            segment.number = rounds // len(self._segments)
+            segment.parameters.anchor_here()
+        self._restart()
 
     def close(self) -> None:  # noqa: D102
         self._states.close()
-        for line in self._all_lines():
-            line.parameters.exchange.close()
+        for segment in self._all_segments():
+            segment.parameters.exchange.close()
+            segment.roll.close()
 
-    def _all_lines(self) -> Iterable[Line]:
-        return (*self._lines, self._inside) if self._inside is not None else self._lines
+    def _all_segments(self) -> Iterable[Segment]:
+        return (*self._segments, self._inside) if self._inside is not None else self._segments
 
     def _agreed(self) -> dict[str, Tensor]:
-        return {name: anchor for line in self._lines for name, anchor in line.parameters.agreed().items()}
+        return {
+            name: anchor for segment in self._segments for name, anchor in segment.parameters.agreed().items()
+        }
 
-    def _beginning(self) -> list[Line]:
-        """Returns the lines whose rounds begin now, without those that another one covers."""
-        due = [line for line in self._all_lines() if line.due <= self._clock]
-        covered = {id(inner) for line in due for inner in line.covers}
-        return [line for line in due if id(line) not in covered]
+    def _beginning(self) -> list[Segment]:
+        """Returns the segments whose rounds begin now, without those that another one covers."""
+        due = [segment for segment in self._all_segments() if segment.due <= self._clock]
+        covered = {id(inner) for segment in due for inner in segment.covers}
+        return [segment for segment in due if id(segment) not in covered]
 
-    def _begin(self, line: Line, *, present: bool) -> bool:
-        """Votes, and starts a round of a line if anybody's training goes on; returns whether it did."""
-        mine = self._vote(line, present=present)
-        votes = self._sum(line.ballot, mine)
-        if round(votes.present) == 0:
+    def _begin(self, segment: Segment, *, present: bool) -> bool:
+        """Calls the roll, and starts a round of a segment if anybody's training goes on; returns whether it did."""
+        mine = self._weight_in(segment)
+        called = self._call(segment.roll, mine, present=present)
+        if called.present == 0:
             return False
-        steps = line.period if line is self._inside else self._steps_after(line, votes)
-        self._start(line, mine, votes)
-        line.due += steps
-        for inner in line.covers:
+        steps = segment.period if segment is self._inside else self._steps_after(segment, called)
+        self._start(segment, mine, called)
+        segment.due += steps
+        for inner in segment.covers:
             while inner.due <= self._clock:
                 inner.due += inner.period
-        if line.late == 0:
-            self._land(line)
+        if segment.late == 0:
+            self._land(segment)
         return True
 
-    def _vote(self, line: Line, *, present: bool, final: bool = False) -> Votes:
-        counts = line.alone > 0 and (
-            final or self._sync.takes_part(self._context.transport.rank, line.workers, self._seed(line) + 1)
+    def _weight_in(self, segment: Segment, *, final: bool = False) -> float:
+        """Returns this worker's weight in a round; 0 if it changed nothing, or is not to count."""
+        rank = self._context.transport.rank
+        counts = segment.alone > 0 and (
+            final or self._sync.takes_part(rank, segment.workers, self._seed(segment) + 1)
         )
-        weight = (self._samples or 1.0) if self._sync.weighs_samples else 1.0
-        return Votes(
-            present=float(present),
-            weight=weight * counts,
-            loss=self._loss,
-            losses=float(self._losses),
-            leaving=float(self._leaving),
-        )
+        weighs = self._sync.weighs_samples or self._is_weighed
+        return float(counts) * ((self._samples or 1.0) if weighs else 1.0)
 
-    def _sum(self, ballot: Ballot, mine: Votes) -> Votes:
-        self.planned_bytes += ballot.bytes_sent
-        votes = ballot.sum(mine)
-        self._meeting = self._meeting or votes.leaving > 0.5
-        return votes
+    def _call(self, roll: Roll, weight: float, *, present: bool) -> Called:
+        self.planned_bytes += roll.bytes_sent
+        own = torch.tensor([self._loss, float(self._losses)])
+        leaving = self._context.membership.leaving
+        return roll.call(own, present=present, weight=weight, leaving=leaving)
 
-    def _steps_after(self, line: Line, votes: Votes) -> int:
+    def _steps_after(self, segment: Segment, called: Called) -> int:
         """Returns the length of the round after the one that begins now."""
         if not self._sync.follows_loss:
-            return self._sync.steps_of(line.number + 2)
-        if votes.losses < 0.5:
+            return self._sync.steps_of(segment.number + 2)
+        loss, losses = called.own.tolist()
+        if losses < 0.5:
             raise AttachError(
                 f"{self._sync} follows the loss, and no worker reported one in this round: call "
                 "run.report_loss(loss) in every step, before optimizer.step()."
             )
-        mean = votes.loss / votes.losses
+        mean = loss / losses
         self._first_loss = mean if self._first_loss is None else self._first_loss
         return self._sync.steps_after(mean / self._first_loss if self._first_loss > 0 else 1.0)
 
-    def _start(self, line: Line, mine: Votes, votes: Votes) -> None:
-        line.number += 1
-        line.alone, line.present, line.lands_at = 0, votes.weight, self._clock + line.late
-        share = mine.weight * line.workers / votes.weight if votes.weight else 0.0
+    def _start(self, segment: Segment, mine: float, called: Called) -> None:
+        segment.number += 1
+        segment.alone, segment.present, segment.lands_at = 0, called.weight, self._clock + segment.late
+        share = mine * segment.workers / called.weight if called.weight else 0.0
         self.rounds += 1
         self._loss, self._losses, self._samples = 0.0, 0, 0.0
-        self.planned_bytes += line.parameters.exchange.bytes_in(line.number)
-        now = Round(number=line.number, seed=self._seed(line))
-        spoiled = self._spoiled and mine.weight > 0
-        line.parameters.start(now, share=share, spoiled=spoiled)
+        self.planned_bytes += segment.parameters.exchange.bytes_in(segment.number)
+        now = Round(number=segment.number, seed=self._seed(segment))
+        spoiled = self._spoiled and mine > 0
+        segment.parameters.start(now, share=share, spoiled=spoiled)
         self._spoiled = self._spoiled and not spoiled
-        if line is not self._inside:
+        if segment is not self._inside:
             self.planned_bytes += self._states.treat(now, share)
 
-    def _land(self, line: Line, *, waited: bool = False) -> None:
-        line.lands_at = 0
-        self.skipped += not line.parameters.land(line.present, waited=waited)
-        for inner in line.covers:
+    def _land(self, segment: Segment, *, waited: bool = False) -> None:
+        segment.lands_at = 0
+        self.skipped += not segment.parameters.land(segment.present, waited=waited)
+        for inner in segment.covers:
             inner.alone = 0
             inner.parameters.anchor_here()
 
     def _land_due(self) -> None:
-        for line in self._lines:
-            if line.parameters.under_way and line.lands_at <= self._clock:
-                self._land(line)
+        for segment in self._segments:
+            if segment.parameters.under_way and segment.lands_at <= self._clock:
+                self._land(segment)
 
     def _land_all(self) -> None:
-        for line in self._lines:
-            if line.parameters.under_way:
-                self._land(line)
+        for segment in self._segments:
+            if segment.parameters.under_way:
+                self._land(segment)
 
     def _take_part_until_all_are_here(self) -> None:
         """Follows the others' rounds, counting nothing once what was done alone is handed in."""
-        done: set[int] = set()  # ballots all of whose workers are here
-        while id(self._lines[0].ballot) not in done:
-            open_lines = [line for line in self._all_lines() if id(line.ballot) not in done]
-            self._clock = max(self._clock, min(line.due for line in open_lines))
+        done: set[int] = set()  # rolls all of whose workers are here
+        while id(self._segments[0].roll) not in done:
+            open_segments = [segment for segment in self._all_segments() if id(segment.roll) not in done]
+            self._clock = max(self._clock, min(segment.due for segment in open_segments))
             self._land_due()
-            for line in self._beginning():
-                if id(line.ballot) not in done and not self._begin(line, present=False):
-                    done.add(id(line.ballot))
+            for segment in self._beginning():
+                if id(segment.roll) not in done and not self._begin(segment, present=False):
+                    done.add(id(segment.roll))
+            self._context.membership.settle()
 
     def _restart(self) -> None:
         self._clock = 0
-        for line in self._all_lines():
-            line.restart()
+        for segment in self._all_segments():
+            segment.restart()
         if self._inside is not None:
             self._inside.parameters.anchor_here()
 
-    def _seed(self, line: Line) -> int:
+    def _seed(self, segment: Segment) -> int:
         """Of the round begun last: the same on every rank that shares in it."""
-        numbers = [line.number] if line is self._inside else [other.number for other in self._lines]
+        numbers = [segment.number] if segment is self._inside else [other.number for other in self._segments]
         return self._context.seed + sum(numbers)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.optim import LBFGS, Optimizer
 
 from tightwire.answers import Member
 from tightwire.architecture import ParameterServer
@@ -48,10 +49,14 @@ class ServerEngine(BaseEngine):
         assert isinstance(architecture, ParameterServer), architecture
         policy = plan.sync if isinstance(plan.sync, Served) else Ssp(0)  # bsp, behind servers
         roles = architecture.roles(transport.size)
-        self._trained = _stepped_by(context, parameters)
+        optimizer = _only_optimizer(plan, context)
+        self._optimizer = optimizer
+        self._trained = _stepped_by(optimizer, parameters)
+        self._others = {n: (p, p._version) for n, p in parameters.items() if n not in self._trained}
+        self._groups = _sizes(optimizer)
         require_cpu(self._trained)
         self._context, self._roles, self._rank = context, roles, transport.rank
-        self._settings = Settings(context.optimizer)
+        self._settings = Settings(optimizer)
         owner_of = dict(
             zip(self._trained, roles.share_out([p.numel() for p in self._trained.values()]), strict=True)
         )
@@ -72,36 +77,30 @@ class ServerEngine(BaseEngine):
         self._closed = False
         self._staleness: Counter[int] = Counter()
         self.leads: Counter[int] = Counter()
-        self.rounds = 0
-        self.skipped = 0
-        self.late = 0
-        self.exposed_s = 0.0
 
     @property
-    def planned_bytes(self) -> int:
+    def planned_bytes(self) -> int:  # type: ignore[override]
         """Payload bytes of all messages so far, by formula."""
         return self._post.planned_bytes
 
-    def is_server(self) -> bool:  # noqa: D102
+    flush_is_collective = False  # servers stay on, and workers may have died
+
+    @property
+    def is_server(self) -> bool:  # type: ignore[override]  # noqa: D102
         return not self._shares
-
-    def flush_is_collective(self) -> bool:  # noqa: D102
-        return False  # servers stay on, and workers may have died
-
-    def accumulating(self, on: bool) -> None:  # noqa: D102
-        pass  # gradients are sent when the optimizer steps
 
     def before_step(self) -> None:
         """Sends gradients to the shards' owners, and takes them from the optimizer.
 
         Raises:
-            AttachError: this rank is a server.
+            AttachError: this rank is a server; or parameters are stepped that servers do not know.
         """
-        if self.is_server():
+        if self.is_server:
             raise AttachError(
                 f"rank {self._rank} is a server and does not train: write `if not run.is_server:` around the training "
                 "loop; the end of the `with` block, or run.finish(), serves until all workers have finished."
             )
+        self._require_same_parameters()
         self._clock += 1
         self.rounds += 1
         self._is_clean = False
@@ -134,7 +133,7 @@ class ServerEngine(BaseEngine):
         """
         if self._closed:
             return
-        if self.is_server():
+        if self.is_server:
             assert self._service is not None
             self._service.join()
             return
@@ -205,6 +204,20 @@ class ServerEngine(BaseEngine):
                 share.client.bye()
         self._post.channel.close()
 
+    def _require_same_parameters(self) -> None:
+        """Makes sure that servers step all that is stepped."""
+        if _sizes(self._optimizer) != self._groups:
+            raise AttachError(
+                "the optimizer's groups changed after it was attached, and servers step only the parameters that they "
+                "were given then; close the run and attach again."
+            )
+        if moved := [name for name, (p, version) in self._others.items() if p._version != version]:
+            raise AttachError(
+                f"{len(moved)} parameters, {moved[0]} among them, are changed by something else than the attached "
+                "optimizer, and servers would never see it; give them to that optimizer as a group, or choose a plan "
+                "without servers, such as bsp, and attach a list of optimizers."
+            )
+
     def _fetch(self) -> dict[str, Any]:
         """Returns the shards whose state this rank's checkpoints hold, by owner."""
         mine = [share for share in self._shares if self._keeper_of(share.owner) == self._rank]
@@ -238,11 +251,12 @@ class ServerEngine(BaseEngine):
             layout,
             policy,
             {name: self._trained[name].detach() for name in layout.names},
-            self._context.optimizer,
+            self._optimizer,
             {id(p): name for name, p in self._trained.items()},
             workers=self._roles.workers,
             seed=self._context.seed,
             deadline_s=self._context.transport.deadline_s,
+            owner=self._rank,
         )
 
     def _serve(self) -> Service:
@@ -391,12 +405,31 @@ def _writers(room: _Room) -> Any:
     return build
 
 
-def _stepped_by(context: RunContext, parameters: Mapping[str, Parameter]) -> dict[str, Parameter]:
+def _only_optimizer(plan: Plan, context: RunContext) -> Optimizer:
+    """Returns the optimizer that servers step with.
+
+    Raises:
+        AttachError: several, or one whose steps need a closure.
+    """
+    members = context.optimizers.members
+    if len(members) > 1:
+        raise AttachError(
+            f"{plan} has servers step with the optimizer that they were given, and {len(members)} were attached; "
+            "attach one with several groups, or choose a plan without servers, such as bsp."
+        )
+    if isinstance(members[0], LBFGS):
+        raise AttachError(
+            f"LBFGS evaluates the loss within its step, and under {plan} a server steps, which has no loss; choose "
+            "another optimizer, or bsp."
+        )
+    return members[0]
+
+
+def _sizes(optimizer: Optimizer) -> list[int]:
+    return [len(group["params"]) for group in optimizer.param_groups]
+
+
+def _stepped_by(optimizer: Optimizer, parameters: Mapping[str, Parameter]) -> dict[str, Parameter]:
     """Returns the trained parameters that the optimizer steps; others stay as they are, as in plain PyTorch."""
-
-    def stepped() -> Iterator[int]:
-        for group in context.optimizer.param_groups:
-            yield from map(id, group["params"])
-
-    known = set(stepped())
+    known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     return {name: parameter for name, parameter in parameters.items() if id(parameter) in known}

@@ -15,7 +15,7 @@ from tightwire.buckets import Bucket, plan_layout
 from tightwire.plan import Plan
 from tightwire.runtime.context import RunContext
 from tightwire.runtime.engines.engine import BaseEngine
-from tightwire.runtime.engines.memory import have_finite_gradients
+from tightwire.runtime.engines.memory import drop_unless_finite
 from tightwire.schedule import TensorFacts
 from tightwire.sync import Gaia
 from tightwire.transport import Transport
@@ -43,21 +43,15 @@ class SignificanceEngine(BaseEngine):
         self._channel: Transport = context.transport.channel()
         self._rank, self._size = context.transport.rank, context.transport.size
         self._counts = 2 * len(self._agreed)
-        self._control = context.control(self._counts * self._size + 1)
-        self.planned_bytes = self.rounds = self.skipped = 0
-        self.exposed_s = 0.0
+        self._roll = context.roll(self._counts * self._size)
         self._number = 0
-        for agreed in self._agreed:
-            agreed.pack({name: parameters[name].detach() for name in agreed.views})
-
-    def accumulating(self, on: bool) -> None:  # noqa: D102
-        pass
+        self._agree_on_present()
 
     def before_step(self) -> None:  # noqa: D102
-        if not have_finite_gradients(self._parameters.values()):
-            self.skipped += 1
-            for parameter in self._parameters.values():
-                parameter.grad = None
+        self.skipped += drop_unless_finite(self._parameters.values())
+
+    def more_gradients(self) -> None:  # noqa: D102
+        self.before_step()
 
     def after_step(self, step: int) -> None:  # noqa: D102
         start_s = time.perf_counter()
@@ -82,9 +76,15 @@ class SignificanceEngine(BaseEngine):
 
     def resume_at(self, rounds: int) -> None:  # noqa: D102
         self._number = rounds
+        self._agree_on_present()
 
     def close(self) -> None:  # noqa: D102
-        pass
+        self._roll.close()
+        self._channel.close()
+
+    def _agree_on_present(self) -> None:
+        for agreed in self._agreed:
+            agreed.pack({name: self._parameters[name].detach() for name in agreed.views})
 
     @torch.no_grad()
     def _round(self, threshold: float, *, present: bool) -> int:
@@ -92,7 +92,7 @@ class SignificanceEngine(BaseEngine):
         self.rounds += 1
         self._number += 1
         chosen = [self._choose(a, u, threshold) for a, u in zip(self._agreed, self._updates, strict=True)]
-        counts, going = self._vote([len(indices) for indices in chosen], present=present)
+        counts, going = self._tell([len(indices) for indices in chosen], present=present)
         share = 1.0 / max(going, 1) if going else 1.0 / self._size
         for number, (agreed, update) in enumerate(zip(self._agreed, self._updates, strict=True)):
             indices = chosen[number]
@@ -113,20 +113,18 @@ class SignificanceEngine(BaseEngine):
         significant = update.flat.abs() > threshold * agreed.flat.abs()
         return significant.nonzero().flatten().to(torch.int32)
 
-    def _vote(self, mine: list[int], *, present: bool) -> tuple[list[list[int]], int]:
+    def _tell(self, mine: list[int], *, present: bool) -> tuple[list[list[int]], int]:
         """Returns how many elements every rank sends of each bucket, and how many ranks' training goes on."""
-        ballot = torch.zeros(self._counts * self._size + 1)
+        counts = torch.zeros(self._counts * self._size)
         own = [digit for count in mine for digit in divmod(count, BASE)]
-        ballot[self._rank * self._counts : (self._rank + 1) * self._counts] = torch.tensor(
-            own, dtype=torch.float32
-        )
-        ballot[-1] = float(present)
-        self._control.run(ballot, ballot, seed=0)
-        self.planned_bytes += self._control.bytes_sent
-        *digits, going = [round(value) for value in (ballot * self._size).tolist()]
+        mine_at = slice(self._rank * self._counts, (self._rank + 1) * self._counts)
+        counts[mine_at] = torch.tensor(own, dtype=torch.float32)
+        called = self._roll.call(counts, present=present)
+        self.planned_bytes += self._roll.bytes_sent
+        digits = [round(value) for value in called.own.tolist()]
         told = [high * BASE + low for high, low in zip(digits[::2], digits[1::2], strict=True)]
         buckets = len(self._agreed)
-        return [told[rank * buckets : (rank + 1) * buckets] for rank in range(self._size)], going
+        return [told[rank * buckets : (rank + 1) * buckets] for rank in range(self._size)], called.present
 
     def _gather(
         self, indices: Tensor, values: Tensor, counts: list[int], tag: int

@@ -45,7 +45,7 @@ class States:
         """
         if self._policy == "reset":
             for parameter in self._parameters.values():
-                self._context.optimizer.state.pop(parameter, None)
+                self._context.optimizers.forget(parameter)
         return self._average(now, share) if self._policy == "averaged" else 0
 
     def close(self) -> None:
@@ -78,11 +78,10 @@ class States:
 
     def _tensors(self) -> dict[str, Tensor]:
         """Returns the state that can be averaged, by parameter name and what the optimizer calls it."""
-        state = self._context.optimizer.state
         return {
             f"{name}/{key}": value
             for name, parameter in self._parameters.items()
-            for key, value in state.get(parameter, {}).items()
+            for key, value in self._context.optimizers.state_of(parameter).items()
             if isinstance(value, Tensor)
             and value.shape == parameter.shape
             and value.is_floating_point()

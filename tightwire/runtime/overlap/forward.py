@@ -5,22 +5,24 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
-from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from tightwire.architecture.round import Round
 from tightwire.compression.checks import is_finite
 from tightwire.errors import AttachError
+from tightwire.runtime.background import Background
 from tightwire.runtime.exchange import Exchange
-from tightwire.runtime.gradients import Gradients
+from tightwire.runtime.gradients import Gradients, PassListener
 from tightwire.runtime.overlap.pending import hold, release
-from tightwire.runtime.overlap.piecemeal import Piecemeal, refuse_closure
+from tightwire.runtime.overlap.piecemeal import Piecemeal
+from tightwire.runtime.step import Optimizers
 from tightwire.runtime.trace import Tracer
 
 _TOUCHED = (
@@ -30,8 +32,36 @@ _TOUCHED = (
 )
 
 
+Begin = Callable[[], Round]
+# Prepares to add up over ranks which parameters took part; what it returns does, on any thread, and blocks.
+CountUsers = Callable[[Tensor], Callable[[], Tensor]]
+
+
 class NoOverlap:
-    """No flight: passes wait for their means."""
+    """Passes wait for their means.
+
+    Attributes:
+        gradients: ends its passes here.
+    """
+
+    def __init__(
+        self, make: Callable[[PassListener], Gradients], begin: Begin, count_users: CountUsers
+    ) -> None:
+        self._begin, self._count_users = begin, count_users
+        self.gradients = make(self)
+
+    def before_pass(self) -> None:  # noqa: D102
+        pass
+
+    def begin(self) -> Round:  # noqa: D102
+        return self._begin()
+
+    def before_ready(self, bucket: int) -> None:  # noqa: D102
+        pass
+
+    def end(self, used: Tensor) -> None:  # noqa: D102
+        count = self._count_users(used)
+        self.gradients.collect(lambda: count().tolist())
 
     def take_exposed_s(self) -> float:
         """Returns 0: what a pass waits is the pass's to count."""
@@ -47,38 +77,48 @@ class NoOverlap:
     def after_step(self) -> None:
         """Holds nothing."""
 
-    def ground(self) -> None:
+    def land_everything(self) -> None:
         """Returns at once."""
 
     def close(self) -> None:
-        """Has nothing to take out."""
+        """Takes the hooks out."""
+        self.gradients.remove()
 
 
 class ForwardOverlap:
     """Lets a backward pass end before the means are there, and the optimizer's step before it is made.
 
-    Three phases. *Grounded*: nothing is under way. *Up*, after a backward pass: gradients are held; reading one is an
-    error, for between backward and step means are not there yet; `wait` grounds. *Stepped*, after
+    Three phases. *Landed*: nothing is under way. *Up*, after a backward pass: gradients are held; reading one is an
+    error, for between backward and step means are not there yet; `wait` lands them. *Stepped*, after
     `optimizer.step()`, which updated nothing: parameters are held too, and whoever reads one waits for its bucket and
-    makes the step for it. What is not read meanwhile is grounded by the next backward pass.
+    makes the step for it. What is not read meanwhile is landed by the next backward pass.
+
+        landed --backward--> up --step()--> stepped --all read, or next backward--> landed
+                             up --wait(), or next backward--> landed
 
     Two things see a read: a hook before the forward of every module with parameters of its own, and, for
     everything that is no module's forward, `pending`. What neither sees is refused: scripted and compiled modules.
+
+    A gradient that the user dropped while its mean was under way (`p.grad` is None) stays dropped.
 
     A step is dropped on all ranks alike if any rank's gradients are not finite, which ranks tell each other after
     backward; if the *sum* of finite gradients overflows, its bucket alone is, for others may have been stepped with.
 
     Contract: local, all of it; every wait is for transfers that go on by themselves on every rank.
+
+    Attributes:
+        gradients: ends its passes here.
     """
 
     def __init__(
         self,
         parameters: Mapping[str, Parameter],
-        gradients: Gradients,
         exchange: Exchange,
-        count_users: Callable[[Tensor], Tensor],
+        make: Callable[[PassListener], Gradients],
+        begin: Begin,
+        count_users: CountUsers,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizers: Optimizers,
         tracer: Tracer,
         *,
         why: str,
@@ -88,11 +128,12 @@ class ForwardOverlap:
 
         Args:
             parameters: that are averaged, by name.
-            gradients: whose passes end in flight from now on.
             exchange: under whose way the means are.
-            count_users: adds up over ranks which parameters took part.
+            make: makes the gradients whose passes end here.
+            begin: makes the round that a pass is.
+            count_users: see `CountUsers`.
             model: whose modules read the parameters.
-            optimizer: whose steps are made later.
+            optimizers: whose steps are made later.
             tracer: where waits are recorded.
             why: the schedule's name, for errors.
             awaits_means: a scaler looks at gradients before each step, so every pass waits at once.
@@ -103,26 +144,50 @@ class ForwardOverlap:
         _require_visible(model, why)
         self._exposed_s = 0.0
         self._awaits_means = awaits_means
-        self._phase: Literal["grounded", "up", "stepped"] = "grounded"
-        self._parameters, self._gradients, self._exchange = parameters, gradients, exchange
+        self._phase: Literal["landed", "up", "stepped"] = "landed"
+        self._parameters, self._exchange, self._begin = parameters, exchange, begin
         self._count_users, self._tracer = count_users, tracer
-        self._piecemeal = Piecemeal(optimizer, why)
+        self._piecemeal = Piecemeal(optimizers, why)
         self._views = {name: view for b in exchange.buckets for name, view in b.views.items()}
         self._bucket_of = {id(parameters[n]): i for i, b in enumerate(exchange.buckets) for n in b.views}
         self._up: set[int] = set()
+        self._dropped: set[str] = set()
         self._users: Future[list[float] | None] = Future()
         self._spoiled, self._finite_here = False, True
         self._lock = threading.RLock()
-        self._control = ThreadPoolExecutor(1, thread_name_prefix="tightwire-control")
-        self._handles: list[RemovableHandle] = [
-            optimizer.register_step_pre_hook(refuse_closure),
-            optimizer.register_state_dict_pre_hook(lambda _: self.land_all()),
-            optimizer.register_load_state_dict_pre_hook(lambda *_: self.land_all()),
-            *self._watch(model),
-        ]
-        gradients.at_end = self._take_off
-        gradients.before_ready = self._inspect
-        gradients.before_pass = self.ground
+        self._control = Background("tightwire-control")
+        self._handles: list[RemovableHandle] = self._watch(model)
+        for member in optimizers.members:
+            self._handles.append(member.register_state_dict_pre_hook(_LandBefore(self)))
+            self._handles.append(member.register_load_state_dict_pre_hook(_LandBefore(self)))
+        self.gradients = make(self)
+
+    def before_pass(self) -> None:
+        """Lands what is under way before autograd adds to any gradient."""
+        self.land_everything()
+
+    def begin(self) -> Round:  # noqa: D102
+        return self._begin()
+
+    def before_ready(self, bucket: int) -> None:
+        """Looks at a bucket before others' gradients come into it."""
+        self._finite_here &= is_finite(self._exchange.buckets[bucket].flat)
+
+    def end(self, used: Tensor) -> None:
+        """Ends a backward pass with the means on their way."""
+        if not self._finite_here:
+            used.fill_(torch.nan)  # whoever adds it up learns of it
+        self._finite_here, self._spoiled = True, False
+        self._exchange.end()
+        count = self._count_users(used)
+        self._users = self._control.submit(lambda: _users_of(count()))
+        self._phase = "up"
+        self._dropped = set()
+        for name, parameter in self._parameters.items():
+            parameter.grad = self._views[name]
+            hold(self._views[name], _refuse_touch)
+        if self._awaits_means:
+            self.wait()
 
     def take_exposed_s(self) -> float:
         """Returns how long anybody waited for means, since this was last asked."""
@@ -134,18 +199,14 @@ class ForwardOverlap:
         with self._lock:
             if self._phase != "up":
                 return
-            self._phase = "grounded"
+            self._phase = "landed"
             start_s = time.perf_counter()
-            for name in self._parameters:
-                release(self._views[name])
+            dropped = self._release_gradients()
             users = self._users.result()
             buckets = range(len(self._exchange.buckets))
             arrived = [self._exchange.wait_for(bucket) for bucket in buckets]  # all, finite or not
             finite = all(arrived) and users is not None
-            if finite:
-                for bucket in buckets:
-                    self._exchange.keep(bucket)
-            self._gradients.deliver(users or [1.0] * len(self._parameters), finite=finite)
+            self.gradients.deliver(users or [1.0] * len(self._parameters), finite=finite, dropped=dropped)
             self._count_wait(start_s)
 
     def before_step(self) -> bool:
@@ -156,7 +217,9 @@ class ForwardOverlap:
                 return False
             self._piecemeal.begin()
             for name, parameter in self._parameters.items():
-                if parameter.grad is not self._views[name]:
+                if parameter.grad is None:
+                    self._dropped.add(name)
+                elif parameter.grad is not self._views[name]:
                     raise AttachError(_TOUCHED)
                 parameter.grad = None
             return True
@@ -172,8 +235,9 @@ class ForwardOverlap:
             for name, parameter in self._parameters.items():
                 bucket = self._bucket_of[id(parameter)]
                 land = functools.partial(self.land, bucket)
-                parameter.grad = self._views[name]
-                hold(self._views[name], land)
+                if name not in self._dropped:
+                    parameter.grad = self._views[name]
+                    hold(self._views[name], land)
                 if type(parameter) is Parameter:
                     hold(parameter, land)
                 else:  # a class of the user's own sees its reads itself
@@ -200,7 +264,7 @@ class ForwardOverlap:
             else:
                 self._drop(names)
             if not self._up:
-                self._phase = "grounded"
+                self._phase = "landed"
 
     def land_all(self) -> None:
         """Lands what a step left under way."""
@@ -208,81 +272,65 @@ class ForwardOverlap:
             for bucket in sorted(self._up):
                 self.land(bucket)
 
-    def ground(self) -> None:
+    def land_everything(self) -> None:
         """Leaves nothing under way."""
-        if self._phase != "grounded":
+        if self._phase != "landed":
             self.wait()
             self.land_all()
 
     def close(self) -> None:
         """Takes everything out; what did not land is lost. Local."""
+        self.gradients.remove()
         for handle in self._handles:
             handle.remove()
         for name, parameter in self._parameters.items():
             release(self._views[name])
             release(parameter)
-        self._up, self._phase = set(), "grounded"
-        self._control.shutdown(wait=False)
+        self._up, self._phase = set(), "landed"
+        self._control.close()
 
     def _watch(self, model: nn.Module) -> list[RemovableHandle]:
         handles = []
         for module in model.modules():
             own = [self._bucket_of.get(id(p)) for p in module._parameters.values() if p is not None]
             if buckets := sorted({b for b in own if b is not None}, reverse=True):
-                handles.append(
-                    module.register_forward_pre_hook(
-                        lambda *_, buckets=buckets: self._before_forward(buckets)
-                    )
-                )
+                handles.append(module.register_forward_pre_hook(_LandBefore(self, tuple(buckets))))
         return handles
 
-    def _before_forward(self, buckets: list[int]) -> None:
+    def land_some(self, buckets: Sequence[int]) -> None:
+        """Lands buckets that are about to be read."""
         if self._up:
             for bucket in buckets:
                 self.land(bucket)
 
-    def _inspect(self, bucket: int) -> None:
-        """Looks at a bucket before others' gradients come into it."""
-        self._finite_here &= is_finite(self._exchange.buckets[bucket].flat)
-
-    def _take_off(self, used: Tensor) -> None:
-        """Ends a backward pass with the means on their way."""
-        if not self._finite_here:
-            used.fill_(torch.nan)  # whoever adds it up learns of it
-        self._finite_here, self._spoiled = True, False
-        self._exchange.end()
-        self._users = self._control.submit(self._ask, used)
-        self._phase = "up"
-        for name, parameter in self._parameters.items():
-            parameter.grad = self._views[name]
-            hold(self._views[name], _refuse_touch)
-        if self._awaits_means:
-            self.wait()
-
-    def _ask(self, used: Tensor) -> list[float] | None:
-        """Returns how many ranks have a gradient for each parameter; None where one is not finite."""
-        users = self._count_users(used)
-        return None if users.isnan().any() else users.tolist()
+    def _release_gradients(self) -> set[str]:
+        """Makes gradients ordinary tensors again; returns of which parameters the user dropped or replaced them."""
+        dropped = {n for n, p in self._parameters.items() if p.grad is not self._views[n]}
+        for view in self._views.values():
+            release(view)
+        return dropped
 
     def _step(self, names: list[str], users: list[float]) -> None:
         """Makes the step for parameters that have just arrived; what the user made of `p.grad` meanwhile stays."""
         number_of = self._number_of
-        held = {name: self._parameters[name].grad for name in names}
-        for name in names:
-            self._gradients.deliver_one(name, users[number_of[name]])
-        self._piecemeal.step(self._parameters[name] for name in names)
-        for name in names:
+        self.gradients.forget_some(self._dropped.intersection(names))
+        kept = [name for name in names if name not in self._dropped]
+        held = {name: self._parameters[name].grad for name in kept}
+        for name in kept:
+            self.gradients.deliver_one(name, users[number_of[name]])
+        self._piecemeal.step(self._parameters[name] for name in kept)
+        for name in kept:
             if held[name] is not self._views[name]:
                 self._parameters[name].grad = held[name]
 
     def _drop(self, names: list[str]) -> None:
         if not self._spoiled:
             self._spoiled = True
-            self._gradients.nonfinite_rounds += 1
+            self.gradients.nonfinite_rounds += 1
         for name in names:
             if self._parameters[name].grad is self._views[name]:
                 self._parameters[name].grad = None
-        self._gradients.forget_some(names)
+        self.gradients.forget_some(names)
 
     @functools.cached_property
     def _number_of(self) -> dict[str, int]:
@@ -292,6 +340,32 @@ class ForwardOverlap:
         now_s = time.perf_counter()
         self._exposed_s += now_s - start_s
         self._tracer.record("compute", "wait for means", start_s, now_s)
+
+
+class _LandBefore:
+    """A hook that lands buckets, or all, before something reads them; one that is copied or saved does nothing."""
+
+    def __init__(self, overlap: ForwardOverlap | None = None, buckets: tuple[int, ...] | None = None) -> None:
+        self._overlap, self._buckets = overlap, buckets
+
+    def __call__(self, *_: object) -> None:
+        if self._overlap is None:
+            return
+        if self._buckets is None:
+            self._overlap.land_all()
+        else:
+            self._overlap.land_some(self._buckets)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _LandBefore, ()
+
+    def __deepcopy__(self, memo: object) -> _LandBefore:
+        return _LandBefore()
+
+
+def _users_of(counted: Tensor) -> list[float] | None:
+    """Returns how many ranks have a gradient for each parameter; None where one is not finite."""
+    return None if counted.isnan().any() else counted.tolist()
 
 
 def _refuse_touch() -> None:

@@ -16,7 +16,7 @@ LOOK_S = 0.25
 Awaited = Callable[[], frozenset[int]]
 
 
-class Lane:
+class TalkThread:
     """Does one thing after another on a thread of its own.
 
     Talk between neighbours has no deadline of its own, for one that is gone must not end everybody's; whoever waits

@@ -1,4 +1,4 @@
-"""Lines: parameters that agree together, with whom, and at which steps."""
+"""Segments: parameters that agree together, with whom, and at which steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tightwire.errors import AttachError
 from tightwire.optim import OneBitAdam
 from tightwire.plan import Plan
 from tightwire.runtime.context import RunContext
-from tightwire.runtime.engines.votes import Ballot
+from tightwire.runtime.membership import Roll
 from tightwire.runtime.momenta import Momenta
 from tightwire.runtime.outer import Elastic, OuterStep, TakeMean, outer_step
 from tightwire.runtime.parameters import Parameters
@@ -20,18 +20,21 @@ from tightwire.schedule import Sequential, Streaming, TensorFacts
 from tightwire.sync import EASGD, HierarchicalLocal, Rounds
 from tightwire.transport import Counting
 
+# The sum of reported losses, and how many there are.
+OWN_NUMBERS = 2
 
-class Line:
+
+class Segment:
     """The whole model or a fragment of it, agreeing among all workers or inside a node.
 
     Attributes:
         parameters: what agrees.
-        ballot: by which a round begins; lines among the same workers share it.
+        roll: by which a round begins; groups among the same workers share it.
         workers: how many agree.
         period: steps between rounds.
-        first: the step of the first one, from where the line begins.
+        first: the step of the first one, from where the segment begins.
         late: steps made while an exchange travels.
-        covers: lines that a round of this one makes superfluous.
+        covers: segments that a round of this one makes superfluous.
         due: the step after which the next round begins.
         lands_at: the step after which the exchange under way lands.
         number: rounds begun, counted on from a checkpoint.
@@ -40,11 +43,11 @@ class Line:
     """
 
     def __init__(
-        self, parameters: Parameters, ballot: Ballot, workers: int, *, period: int, first: int, late: int = 0
+        self, parameters: Parameters, roll: Roll, workers: int, *, period: int, first: int, late: int = 0
     ) -> None:
-        self.parameters, self.ballot, self.workers = parameters, ballot, workers
+        self.parameters, self.roll, self.workers = parameters, roll, workers
         self.period, self.first, self.late = period, first, late
-        self.covers: tuple[Line, ...] = ()
+        self.covers: tuple[Segment, ...] = ()
         self.number = 0
         self.present = 0.0
         self.restart()
@@ -54,7 +57,7 @@ class Line:
         self.due, self.lands_at, self.alone = self.first, 0, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns when this line does what; plain numbers."""
+        """Returns when this segment does what; plain numbers."""
         return {
             "due": self.due,
             "lands_at": self.lands_at,
@@ -69,19 +72,19 @@ class Line:
         self.number, self.present = state["number"], state["present"]
 
 
-def build_lines(
+def build_segments(
     parameters: Mapping[str, Parameter], plan: Plan, sync: Rounds, context: RunContext
-) -> tuple[tuple[Line, ...], Line | None]:
-    """Builds the lines over all workers, and the one inside this rank's node if the policy has one.
+) -> tuple[tuple[Segment, ...], Segment | None]:
+    """Builds the segments over all workers, and the one inside this rank's node if the policy has one.
 
     Contract: every rank, in the same order: it opens channels.
     """
-    ballot = Ballot(context)
+    roll = context.roll(OWN_NUMBERS)
     if isinstance(plan.schedule, Streaming):
-        return _fragments(parameters, plan, sync, plan.schedule, context, ballot), None
-    everything = Line(
+        return _fragments(parameters, plan, sync, plan.schedule, context, roll), None
+    everything = Segment(
         _parameters(parameters, plan, sync, context, late=sync.steps_late > 0),
-        ballot,
+        roll,
         context.transport.size,
         period=sync.steps_per_round,
         first=sync.steps_of(1),
@@ -114,11 +117,12 @@ def _outer_step(
         force = sync.force(context.transport.size)
         return Elastic(force), force
     if sync.optimizer_state == "momenta":
-        assert isinstance(context.optimizer, OneBitAdam), "`variance.teach` refuses others"
+        (optimizer,) = context.optimizers.members
+        assert isinstance(optimizer, OneBitAdam), "`configure_variance` refuses others"
         if context.outer is not None:
             raise AttachError(f"{sync} has an outer step of its own: leave out `outer`, or state=momenta.")
-        return Momenta(context.optimizer, parameters), 0.0
-    return outer_step(sync.outer, context.outer, context.optimizer), 0.0
+        return Momenta(optimizer, parameters), 0.0
+    return outer_step(sync.outer, context.outer, context.optimizers), 0.0
 
 
 def _fragments(
@@ -127,27 +131,27 @@ def _fragments(
     sync: Rounds,
     streaming: Streaming,
     context: RunContext,
-    ballot: Ballot,
-) -> tuple[Line, ...]:
-    """One line per fragment, with rounds H/fragments steps apart."""
+    roll: Roll,
+) -> tuple[Segment, ...]:
+    """One segment per fragment, with rounds H/fragments steps apart."""
     names, period = list(parameters), sync.steps_per_round
     facts = [TensorFacts(num_bytes=p.numel() * p.itemsize) for p in parameters.values()]
     whole = plan.having(schedule=Sequential())  # within a fragment
-    lines = []
+    segments = []
     for turn, run in enumerate(streaming.split(facts), start=1):
         fragment = {names[p]: parameters[names[p]] for p in run}
         late = streaming.overlap > 0
         blend = streaming.alpha if late else None
         made = _parameters(fragment, whole, sync, context, late=late, blend=blend)
         first = period * turn // streaming.fragments
-        lines.append(
-            Line(made, ballot, context.transport.size, period=period, first=first, late=streaming.overlap)
+        segments.append(
+            Segment(made, roll, context.transport.size, period=period, first=first, late=streaming.overlap)
         )
-    return tuple(lines)
+    return tuple(segments)
 
 
-def _inside(parameters: Mapping[str, Parameter], plan: Plan, sync: Rounds, context: RunContext) -> Line:
-    """The line inside this rank's node; all ranks open all nodes' groups."""
+def _inside(parameters: Mapping[str, Parameter], plan: Plan, sync: Rounds, context: RunContext) -> Segment:
+    """The segment inside this rank's node; all ranks open all nodes' groups."""
     assert isinstance(sync, HierarchicalLocal), sync
     node, workers = sync.node or context.workers_per_node, context.transport.size
     if not node or workers % node:
@@ -163,4 +167,4 @@ def _inside(parameters: Mapping[str, Parameter], plan: Plan, sync: Rounds, conte
     small = context.over(group)
     exchange = small.exchange(parameters, plan)
     made = Parameters(parameters, exchange, TakeMean())
-    return Line(made, Ballot(small), node, period=sync.steps_inside, first=sync.steps_inside)
+    return Segment(made, small.roll(OWN_NUMBERS), node, period=sync.steps_inside, first=sync.steps_inside)

@@ -1,0 +1,227 @@
+"""Who takes part: asked in one place, by every engine, with the message that begins or accompanies a round."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tightwire.averaging import Averager
+from tightwire.errors import MismatchError
+from tightwire.runtime.agreement import copy_from_longest, differences
+from tightwire.sync.roll import CHECKED, DIGIT, WHO_FIELDS, roll_fields
+from tightwire.transport import Transport
+
+REMEDY = (
+    "Give every rank the same rates at the same time; a rank that leaves out a backward pass calls run.skip() in its "
+    "place, and then steps as the others do."
+)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What must be equal on all ranks that train, wherever they meet.
+
+    Attributes:
+        skipped: forward passes whose outputs no backward pass reached.
+        digest: of all hyper-parameters, 24 bits.
+    """
+
+    skipped: int = 0
+    digest: int = 0
+
+    def digits(self) -> list[float]:
+        """Returns numbers below `DIGIT` that differ where the standings do, but for one pair in 16 million."""
+        parts = [self.skipped, *(self.digest >> shift for shift in (0, 6, 12, 18))]
+        return [float(part % DIGIT) for part in parts]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Called:
+    """What all ranks together brought to a roll: the same on every rank.
+
+    Attributes:
+        present: how many train; the others' data is over, and they take part until all are done.
+        weight: sum of weights, in those of the roll before.
+        leaving: how many leave for good.
+        own: sums of the round's own numbers.
+    """
+
+    present: int
+    weight: float
+    leaving: int
+    own: Tensor
+
+
+def _nothing(standing: Standing) -> Mapping[str, str]:
+    return {}
+
+
+def _hear_nothing(present: int) -> None:
+    pass
+
+
+def _no_buffers() -> None:
+    pass
+
+
+@dataclass
+class Membership:
+    """Who trains, who is finished, who leaves: a value with a number.
+
+    Today ranks only leave: members are those that the launcher started, less those that left (*static*). A member that
+    is *finished* takes part in the others' rounds, counting nothing, until all are. Members change between rounds,
+    never within one, and all of them alike.
+
+    Attributes:
+        ranks: the members, as the launcher numbers them, in their present order.
+        number: grows whenever members change.
+        standing: tells what must be equal; asked at every roll.
+        describe: tells the same in words, for the error.
+        heard: is told how many trained in each round of all members.
+        settle: called on a finished member when it has taken part in a round.
+        leaving: whether this worker leaves with the next round.
+        calls_meeting: whether a round said that somebody leaves, so that all must meet now.
+        uneven: whether rounds were made, since all met last, without workers that are finished.
+    """
+
+    ranks: tuple[int, ...]
+    number: int = 0
+    standing: Callable[[], Standing] = Standing
+    describe: Callable[[Standing], Mapping[str, str]] = _nothing
+    heard: Callable[[int], None] = _hear_nothing
+    settle: Callable[[], None] = _no_buffers
+    leaving: bool = False
+    calls_meeting: bool = False
+    uneven: bool = False
+    _weight: float | None = None
+    _usual_weight: float = 1.0
+
+    def weigh(self, weight: float) -> None:
+        """Takes this worker's weight in the next mean; see `Run.weigh`."""
+        self._weight = weight
+
+    def take_share(self) -> float:
+        """Returns by what this worker multiplies its part of a mean: its weight over the usual one. Once per mean."""
+        share = 1.0 if self._weight is None else self._weight / self._usual_weight
+        self._weight = None
+        return share
+
+    def note(self, called: Called, size: int) -> None:
+        """Takes in who was there."""
+        self.calls_meeting = self.calls_meeting or called.leaving > 0
+        self.uneven = self.uneven or 0 < called.present < size
+        if called.present and size == len(self.ranks):
+            self.heard(called.present)
+
+    def note_weight(self, called: Called) -> None:
+        """Takes in the sum of weights, so that what is sent keeps its size. At the same point on every rank."""
+        if called.weight > 0 and called.present:
+            self._usual_weight *= called.weight / called.present
+
+    def met(self) -> None:
+        """Begins anew: all are here, and nothing is under way."""
+        self.calls_meeting = self.uneven = False
+
+    def without(self, leaving: Sequence[int]) -> None:
+        """Goes on without some members, by their present numbers."""
+        self.ranks = tuple(rank for number, rank in enumerate(self.ranks) if number not in leaving)
+        self.number += 1
+
+    def even_out(self, transport: Transport, tensors: Iterable[Tensor], rounds: int) -> int:
+        """Makes tensors those of the rank that trained longest, where some trained on alone; returns the bytes sent.
+
+        Contract: every member, once all are finished; blocks if `uneven`.
+        """
+        return copy_from_longest(transport, tensors, rounds) if self.uneven else 0
+
+
+class Roll:
+    """Calls the roll of one round after the other, on a channel of its own.
+
+    Contract: every rank of the transport, in the same order; blocks; sends `bytes_sent` per call.
+
+    Attributes:
+        bytes_sent: in one call.
+    """
+
+    def __init__(
+        self,
+        membership: Membership,
+        transport: Transport,
+        control: Averager,
+        own: int,
+    ) -> None:
+        """Takes what adds up.
+
+        Args:
+            membership: is told of every call.
+            transport: on which `control` runs; ranks that differ tell each other on it how.
+            control: averages `roll_fields(own)` float32, exactly.
+            own: how many numbers of its own each round has.
+        """
+        self.bytes_sent = control.bytes_sent
+        self._membership, self._transport, self._control, self._own = membership, transport, control, own
+
+    def bring(
+        self, own: Tensor | None = None, *, present: bool, weight: float | None = None, leaving: bool = False
+    ) -> Callable[[], Called]:
+        """Prepares a call with what is so now; what it returns makes it, on any thread.
+
+        Args:
+            own: of this rank; by default zeros.
+            present: whether this worker trains; what must be equal is compared among those.
+            weight: in the round's mean; by default 1 if this worker is present.
+            leaving: whether this worker is about to leave for good.
+        """
+        standing = self._membership.standing() if present else None
+        digits = torch.tensor(standing.digits() if standing else [0.0] * CHECKED)
+        who = torch.tensor([float(present), float(present) if weight is None else weight, float(leaving)])
+        values = torch.cat([who, digits, digits.square(), torch.zeros(self._own) if own is None else own])
+        return lambda: self._add_up(values, standing)
+
+    def call(
+        self, own: Tensor | None = None, *, present: bool, weight: float | None = None, leaving: bool = False
+    ) -> Called:
+        """Returns the sums of what all ranks bring; see `bring`.
+
+        Raises:
+            MismatchError: on every rank alike, naming who differs and in what.
+        """
+        return self.bring(own, present=present, weight=weight, leaving=leaving)()
+
+    def close(self) -> None:
+        """Gives the channel back."""
+        self._transport.close()
+
+    def until_all_are_finished(self, take_part: Callable[[Called], None], own: Tensor | None = None) -> int:
+        """Takes part in the rounds of ranks that still train; returns the bytes sent in rolls, the last included."""
+        calls = 1
+        while (called := self.call(own, present=False)).present:
+            calls += 1
+            take_part(called)
+            self._membership.settle()
+        return calls * self.bytes_sent
+
+    def _add_up(self, values: Tensor, standing: Standing | None) -> Called:
+        assert values.numel() == roll_fields(self._own)
+        self._control.run(values, values, seed=0)
+        who, checked, own = (values * self._transport.size).split([WHO_FIELDS, 2 * CHECKED, self._own])
+        present, weight, leaving = who.tolist()
+        called = Called(present=round(present), weight=weight, leaving=round(leaving), own=own)
+        self._compare(called.present, checked.round(), standing)
+        self._membership.note(called, self._transport.size)
+        return called
+
+    def _compare(self, present: int, sums: Tensor, standing: Standing | None) -> None:
+        """Sums of n equal numbers and of their squares: n·Σd² = (Σd)²."""
+        sum_of, sum_of_squares = sums[:CHECKED].double(), sums[CHECKED:].double()
+        if bool((present * sum_of_squares == sum_of.square()).all()):
+            return
+        facts = dict(self._membership.describe(standing)) if standing else {}
+        told = [json.loads(other) for other in self._transport.exchange(json.dumps(facts).encode())]
+        by_rank = {rank: facts for rank, facts in zip(self._membership.ranks, told, strict=False) if facts}
+        raise MismatchError(f"ranks that train together have parted: {differences(by_rank)} {REMEDY}")
