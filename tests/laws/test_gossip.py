@@ -629,10 +629,10 @@ REFUSED = {
     "bsp/gossip:exponential,method=d2": "bsp/gossip:method=d2",
     "bsp/gossip:d2/choco:int8": "bsp/gossip/int8+choco",
     "local:4,overlap=2/gossip": "local:4/gossip",
-    "local:4/gossip:noloco": "diloco:64/gossip:random-matching,noloco",
+    "local:4/gossip:noloco": "diloco:64/gossip:random-matching,method=noloco",
     "bsp/gossip/none/p3": "bsp/gossip",
     "local:4/gossip/none/streaming:2": "local:4/gossip",
-    "slowmo:4/gossip:noloco": "diloco:64/gossip:random-matching,noloco",
+    "slowmo:4/gossip:noloco": "diloco:64/gossip:random-matching,method=noloco",
     "bsp/gossip/topk:0.1+saps": "bsp/gossip/randomk:0.01+saps",
 }
 
