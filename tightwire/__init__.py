@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from tightwire.cluster import Cluster
     from tightwire.errors import TightwireError
     from tightwire.integrations import ddp_buckets, ddp_hook
+    from tightwire.integrations.fsdp import fsdp_hook
     from tightwire.parallel import parallelise
     from tightwire.plan import Plan, PlanFile
     from tightwire.planner import Ranking, predict, recommend
@@ -33,6 +34,7 @@ _HOMES = {
     "ddp_buckets": "integrations",
     "ddp_hook": "integrations",
     "device": "transport",
+    "fsdp_hook": "integrations.fsdp",
     "init": "transport",
     "parallelise": "parallel",
     "predict": "planner",
@@ -54,6 +56,7 @@ __all__ = [
     "ddp_buckets",
     "ddp_hook",
     "device",
+    "fsdp_hook",
     "init",
     "parallelise",
     "predict",

@@ -1,0 +1,113 @@
+"""The hook for FSDP2: the training of native HSDP where nothing is lost, compression on the slow leg, checkpoints."""
+
+from __future__ import annotations
+
+from tests.workers import run_processes
+
+PRELOAD = ("tightwire.integrations.fsdp", "torch.distributed.fsdp", "torch.distributed.tensor")
+SETUP = """
+import copy, io, warnings
+import tightwire as tw
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+warnings.simplefilter("ignore")
+tw.init(deadline_s=20)
+mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicas", "shards"))
+
+def make(inner):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 31), nn.Tanh(), nn.Sequential(nn.Linear(31, 20), nn.Tanh()), nn.Linear(20, 5))
+    fully_shard(model[2], mesh=inner)
+    fully_shard(model, mesh=inner)
+    return model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+def train(model, optimizer, steps):
+    for step in steps:
+        g = torch.Generator().manual_seed(100 * step + rank)
+        x, y = torch.randn(8, 20, generator=g), torch.randn(8, 5, generator=g)
+        optimizer.zero_grad()
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        optimizer.step()
+    return float(loss)
+
+def values(model):
+    return torch.cat([p.full_tensor().detach().flatten() for p in model.parameters()])
+"""
+COMPARE = """
+stock, optimizer = make(mesh)
+train(stock, optimizer, range(4))
+model, optimizer = make(mesh["shards"])
+hook = tw.fsdp_hook(model, "bsp")
+train(model, optimizer, range(4))
+assert hook.rounds == 4 and hook.replicas == 2
+assert hook.sent_bytes == hook.planned_bytes > 0
+answer(float((values(model) - values(stock)).abs().max()))
+"""
+COMPRESSED = """
+def saved(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+found = {}
+for plan in ("bsp/allreduce/int8+ef", "bsp/allreduce/topk:0.3+ef", "bsp/allreduce/powersgd:2+ef"):
+    model, optimizer = make(mesh["shards"])
+    hook = tw.fsdp_hook(model, plan)
+    train(model, optimizer, range(4))
+    assert hook.sent_bytes == hook.planned_bytes > 0, plan
+    state = saved(hook.state_dict())
+    parameters, momenta = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
+    assert set(state["memory"]) <= {name for name, _ in model.named_parameters()}
+    train(model, optimizer, range(4, 7))
+    again, optimizer = make(mesh["shards"])
+    again.load_state_dict(parameters)
+    optimizer.load_state_dict(momenta)
+    resumed = tw.fsdp_hook(again, plan)
+    resumed.load_state_dict(state)
+    train(again, optimizer, range(4, 7))
+    here, there = values(model), values(again)
+    found[plan] = [bool(here.isfinite().all()), torch.equal(here, there), len(state["memory"])]
+answer(found)
+"""
+REFUSED = """
+def said(call):
+    try:
+        call()
+    except tw.TightwireError as error:
+        return str(error)
+    return ""
+
+native, _ = make(mesh)
+plain = nn.Linear(2, 2)
+sharded, _ = make(mesh["shards"])
+answer([
+    said(lambda: tw.fsdp_hook(native, "bsp")),
+    said(lambda: tw.fsdp_hook(plain, "bsp")),
+    said(lambda: tw.fsdp_hook(sharded, "local:4")),
+    said(lambda: tw.fsdp_hook(sharded, "bsp/gossip:ring")),
+    said(lambda: tw.fsdp_hook(sharded, "bsp/allreduce/none/mgwfbp")),
+])
+"""
+
+
+def test_lossless_it_trains_as_native_hsdp() -> None:
+    for end in run_processes(4, SETUP + COMPARE, preload=PRELOAD):
+        assert end.answer < 1e-5
+
+
+def test_compressed_it_trains_and_its_state_is_by_name() -> None:
+    for end in run_processes(4, SETUP + COMPRESSED, preload=PRELOAD):
+        assert all(finite and resumed and kept for finite, resumed, kept in end.answer.values())
+
+
+def test_what_cannot_be_hooked_is_refused_with_what_to_do() -> None:
+    for end in run_processes(4, SETUP + REFUSED, preload=PRELOAD):
+        native, plain, sync, architecture, schedule = end.answer
+        assert "with both, FSDP averages between groups itself" in native
+        assert "seen 0 FSDP modules" in plain
+        assert "Nearest legal: bsp" in sync
+        assert "brings none" in architecture
+        assert "Nearest legal: bsp." in schedule

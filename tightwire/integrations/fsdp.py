@@ -1,0 +1,289 @@
+"""A hook for FSDP2: sharded inside each group of ranks, averaged between groups by any compression of a plan."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from tightwire.answers import DEFAULTS, Refusal, Sender, text_with
+from tightwire.architecture.round import Round
+from tightwire.averaging import Averager, BucketAverager, build_averager
+from tightwire.averaging.bucket import Spared
+from tightwire.buckets import Bucket, BucketLayout, plan_layout
+from tightwire.errors import AttachError, PlanError
+from tightwire.plan import Plan
+from tightwire.runtime.agreement import require_agreement, wire_facts
+from tightwire.runtime.engines.memory import Named, load_memory, memory
+from tightwire.transport import Counting, Transport, current
+
+
+def fsdp_hook(
+    model: nn.Module, plan: Plan | str, *, transport: Transport | None = None, seed: int = 0
+) -> FSDPHook:
+    """Has groups of FSDP2 average their gradient shards with one another as `plan` says.
+
+        tw.init()
+        mesh = init_device_mesh("cpu", (2, 4), mesh_dim_names=("replicas", "shards"))
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh["shards"])
+        fully_shard(model, mesh=mesh["shards"])
+        hook = tw.fsdp_hook(model, "bsp/allreduce/int8+ef")
+
+    Each group shards the model over its own mesh, one-dimensional: FSDP reduces inside it, and this hook averages each
+    shard with the same shard of the other groups, right after. Only that slow leg is compressed. Parameters and
+    buffers must be equal in all groups at the start: load or seed them alike.
+
+    Args:
+        model: after `fully_shard`; every FSDP module in it, with one parameter group each.
+        plan: of sync `bsp` over all-reduce; its schedule is left out, for FSDP orders its reductions itself.
+        transport: between all ranks; by default the one that `tightwire.init()` joined.
+        seed: of stochastic codecs, the same on every rank.
+
+    Contract: every rank, after `fully_shard`; blocks until all have arrived.
+
+    Raises:
+        PlanError: a plan that cannot work, or not under FSDP.
+        AttachError: no FSDP module, native HSDP (a two-dimensional mesh), or meshes that do not divide the ranks.
+        MismatchError: ranks with different plans, seeds, or versions of what messages look like.
+    """
+    plan = Plan.parse(plan) if isinstance(plan, str) else plan
+    _require_fsdp_can(plan)
+    return FSDPHook(model, plan, current() if transport is None else transport, seed)
+
+
+@final
+class FSDPHook:
+    """Averages gradient shards between groups of FSDP2; made by `fsdp_hook`.
+
+    All state is kept by parameter name; a rank's checkpoint holds the leftovers of its own shards. What a backward pass
+    leaves over is kept when the next one begins, or a checkpoint is taken; a pass with a NaN or Inf leaves no trace.
+
+    Attributes:
+        rounds: backward passes averaged so far, those before a checkpoint included.
+        replicas: how many groups average with one another.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan, transport: Transport, seed: int) -> None:
+        self.plan, self.rounds = plan, 0
+        self._world, self._seed, self._spared = transport, seed, Spared()
+        self._modules = dict(_fsdp_modules(model))
+        groups = _groups(transport, _mesh_of(model, self._modules))
+        settings = {"version of tightwire": version("tightwire"), "plan": plan, "seed": seed}
+        require_agreement(transport, settings | wire_facts([plan.compression]))
+        self._across = _across(transport, groups)
+        self.replicas = self._across.size
+        self._layouts = {name: _slots(name, module) for name, module in self._modules.items()}
+        self._averagers: dict[str, BucketAverager] = {}
+        self._under_way: dict[str, BucketAverager] = {}
+        self._saved: dict[str, Mapping[str, Tensor]] = {}
+        self._announced_bytes = 0
+        if self.replicas > 1:
+            for name, module in self._modules.items():
+                module.set_all_reduce_hook(functools.partial(self._average, name))  # type: ignore[operator]
+
+    @property
+    def sent_bytes(self) -> int:
+        """Payload bytes that this rank sent between groups so far, counted."""
+        return self._across.bytes_sent
+
+    @property
+    def planned_bytes(self) -> int:
+        """Payload bytes that this rank sends in the rounds begun here, by formula and agreed lengths."""
+        return self._announced_bytes - self._spared.num_bytes
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns this rank's part of a checkpoint, by parameter name; tensors are copies. Call it between steps."""
+        self._end_round()
+        return {
+            "version": 1,
+            "plan": str(self.plan),
+            "rank": self._world.rank,
+            "workers": self._world.size,
+            "rounds": self.rounds,
+            "memory": {**self._saved, **memory(self._averagers.values())},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from what `state_dict` returned on this rank, between two steps.
+
+        After a change of the number of workers only rounds are counted on, and leftovers and momenta are dropped, with
+        a warning: shards are cut otherwise then.
+
+        Raises:
+            AttachError: a checkpoint of another version or rank.
+        """
+        same_world = state.get("workers") == self._world.size
+        if state.get("version") != 1 or (same_world and state["rank"] != self._world.rank):
+            raise AttachError(
+                f"this is version {state.get('version')} of a hook's state, of rank {state.get('rank')}; rank "
+                f"{self._world.rank} loads version 1 of its own."
+            )
+        self.rounds = state["rounds"]
+        self._averagers.clear()
+        self._under_way.clear()
+        self._saved = dict(state["memory"]) if same_world else {}
+        if not same_world:
+            warnings.warn(
+                f"the checkpoint was made by {state['workers']} workers, this run has {self._world.size}: leftovers "
+                "and momenta are dropped, and what they held of old gradients is lost.",
+                stacklevel=2,
+            )
+
+    @torch.no_grad()
+    def _average(self, name: str, shard: Tensor) -> None:
+        """Averages one module's shard in place; FSDP calls it after its reduce-scatter."""
+        if name in self._under_way or not self._under_way:
+            self._end_round()
+            self.rounds += 1
+        averager = self._averager_of(name, shard)
+        averager.bucket.flat.copy_(shard)
+        self._announced_bytes += averager.bytes_in(self.rounds)
+        averager.run(Round(number=self.rounds, seed=self._seed + self.rounds))
+        shard.copy_(averager.bucket.flat)
+        self._under_way[name] = averager
+
+    def _end_round(self) -> None:
+        under_way, self._under_way = self._under_way, {}
+        if all(averager.finite for averager in under_way.values()):
+            for averager in under_way.values():
+                averager.keep()
+
+    def _averager_of(self, name: str, shard: Tensor) -> BucketAverager:
+        if name not in self._averagers:
+            layout = _layout(self._layouts[name], shard)
+            number = list(self._modules).index(name)
+            build = functools.partial(self._build, layout, number)
+            bucket = Bucket(layout)
+            averager = BucketAverager(
+                bucket, self.plan.compression, build, workers=self.replicas, spared=self._spared
+            )
+            saved: Named = {slot: self._saved.pop(slot) for slot in bucket.views if slot in self._saved}
+            if saved:
+                load_memory([averager], saved)
+            self._averagers[name] = averager
+        return self._averagers[name]
+
+    def _build(self, layout: BucketLayout, number: int, sender: Sender) -> Averager:
+        return build_averager(self.plan.architecture, sender, self._across, bucket=layout, number=number)
+
+
+def _require_fsdp_can(plan: Plan) -> None:
+    refusal = None
+    if str(plan.sync) != "bsp":
+        refusal = Refusal(
+            reason=f"FSDP cannot train by {plan.sync}: it reduces the gradients of every step.",
+            nearest=(text_with(plan, sync="bsp", schedule=DEFAULTS["schedule"]),),
+        )
+    elif plan.architecture.name != "allreduce":
+        refusal = Refusal(
+            reason=f"groups of FSDP agree on the mean of each shard, and {plan.architecture} brings none.",
+            nearest=(text_with(plan, architecture="allreduce", schedule=DEFAULTS["schedule"]),),
+        )
+    elif str(plan.schedule) != DEFAULTS["schedule"]:
+        refusal = Refusal(
+            reason=f"FSDP cannot schedule by {plan.schedule}: it reduces each module when its backward is over.",
+            nearest=(text_with(plan, schedule=DEFAULTS["schedule"]),),
+        )
+    if refusal:
+        raise PlanError(str(refusal))
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(module, FSDPModule)
+
+
+def _fsdp_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in model.named_modules():
+        if _is_sharded(module) and next(_own_parameters(module), None) is not None:
+            yield name, module
+
+
+def _own_parameters(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Parameter]]:
+    """Yields the parameters that an FSDP module shards itself: those of no FSDP module inside it."""
+    yield from module.named_parameters(prefix, recurse=False)
+    for name, child in module.named_children():
+        if not _is_sharded(child):
+            yield from _own_parameters(child, f"{prefix}.{name}" if prefix else name)
+
+
+def _mesh_of(model: nn.Module, modules: Mapping[str, nn.Module]) -> list[int]:
+    """Returns the world ranks that shard the model with this one, in the order of their shards."""
+    from torch.distributed.tensor import DTensor
+
+    meshes = {
+        tuple(p.device_mesh.mesh.flatten().tolist())
+        for module in modules.values()
+        for _, p in _own_parameters(module)
+        if isinstance(p, DTensor) and p.device_mesh.ndim == 1
+    }
+    others = sum(not isinstance(p, DTensor) or p.device_mesh.ndim != 1 for p in model.parameters())
+    if not modules or others or len(meshes) != 1:
+        raise AttachError(
+            f"fsdp_hook needs a model that FSDP2 has sharded whole over one one-dimensional mesh; seen {len(modules)} "
+            f"FSDP modules, {len(meshes)} such meshes and {others} parameters outside them. Call fully_shard(module, "
+            'mesh=mesh["shards"]) with the inner dimension of a device mesh alone: with both, FSDP averages between '
+            "groups itself, uncompressed."
+        )
+    return list(next(iter(meshes)))
+
+
+def _groups(transport: Transport, mine: Sequence[int]) -> list[list[int]]:
+    """Returns the groups that shard the model, each in the order of its shards, the same on every rank."""
+    told = [json.loads(other) for other in transport.exchange(json.dumps(list(mine)).encode())]
+    groups = sorted({tuple(group) for group in told})
+    counted = Counter(rank for group in groups for rank in group)
+    whole = sorted(counted) == list(range(transport.size)) and set(counted.values()) == {1}
+    if not whole or len({len(group) for group in groups}) != 1:
+        raise AttachError(
+            f"the meshes {', '.join(map(str, groups))} do not divide {transport.size} ranks into groups of one size; "
+            "shard the model over the inner dimension of one device mesh that holds all ranks."
+        )
+    return [list(group) for group in groups]
+
+
+def _across(transport: Transport, groups: Sequence[Sequence[int]]) -> Counting:
+    """Connects this rank with those that hold the same shard in the other groups."""
+    found: Transport | None = None
+    for place in range(len(groups[0])):
+        found = transport.group([group[place] for group in groups]) or found
+    assert found is not None, "every rank holds a shard"
+    return Counting(found)
+
+
+def _slots(module_name: str, module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
+    """Returns the names and shapes of a module's shards as FSDP lays them out: the first side rounded up."""
+    from torch.distributed.tensor import DTensor
+
+    slots = []
+    for name, parameter in _own_parameters(module, module_name):
+        assert isinstance(parameter, DTensor)
+        first, *others = parameter.shape
+        slots.append((name, (math.ceil(first / parameter.device_mesh.size()), *others)))
+    return slots
+
+
+def _layout(slots: Sequence[tuple[str, tuple[int, ...]]], shard: Tensor) -> BucketLayout:
+    """Returns the layout of a module's flat shard.
+
+    Raises:
+        AttachError: FSDP's own layout is another one, as with other placements than along the first dimension.
+    """
+    sizes = [math.prod(shape) for _, shape in slots]
+    if sum(sizes) != shard.numel():
+        raise AttachError(
+            f"FSDP hands over {shard.numel()} elements where the shards of {slots[0][0]} and its like have "
+            f"{sum(sizes)}: parameters are frozen in part, or sharded along another dimension than the first."
+        )
+    parts = zip(slots, shard.split(sizes), strict=True)
+    return plan_layout({name: part.view(shape) for (name, shape), part in parts}, [range(len(slots))])[0]
