@@ -40,6 +40,7 @@ SETTINGS = (
     "sign:64",
     "zstd",
     "zstd:3,delta=true",
+    "entropy",
 )
 REDUCTIONS = listed("compression", AveragingMethod, SETTINGS)
 # Settings at which nothing is lost.
@@ -55,6 +56,7 @@ WHOLE = (
     "sketch:1",
     "zstd",
     "zstd:delta=true",
+    "entropy",
 )
 WORKERS = (1, 2, 3, 4, 5, 8)
 FLAT = ((0,), (1,), (7,), (1000,), (4097,))

@@ -122,7 +122,7 @@ def test_a_poisoned_step_leaves_no_trace(plan: str) -> None:
         assert same(poisoned[0], spared[0])
 
 
-@pytest.mark.parametrize("text", ["zstd", "zstd:delta=true"])
+@pytest.mark.parametrize("text", ["zstd", "zstd:delta=true", "entropy"])
 def test_lossless_trains_as_uncompressed_does_and_counts_what_it_agreed_on(text: str) -> None:
     plain, squeezed = (train_all(2, f"bsp/allreduce/{what}") for what in ("none", text))
     assert same(plain[0].parameters, squeezed[0].parameters)

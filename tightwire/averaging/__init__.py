@@ -8,6 +8,7 @@ from tightwire.answers import Member
 from tightwire.averaging.atomo import Atomo
 from tightwire.averaging.count_sketch import CountSketch
 from tightwire.averaging.double_squeeze import DoubleSqueeze
+from tightwire.averaging.entropy import Entropy
 from tightwire.averaging.gtopk import GTopK
 from tightwire.averaging.layertopk import LayerTopK
 from tightwire.averaging.majority_vote import MajorityVote
@@ -30,6 +31,7 @@ MEMBERS: tuple[type[Member], ...] = (
     DoubleSqueeze,
     MajorityVote,
     Zstd,
+    Entropy,
     Atomo,
     LayerTopK,
     CountSketch,
@@ -43,6 +45,7 @@ __all__ = [
     "BucketAverager",
     "CountSketch",
     "DoubleSqueeze",
+    "Entropy",
     "GTopK",
     "LayerTopK",
     "MajorityVote",

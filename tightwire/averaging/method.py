@@ -52,6 +52,13 @@ class AveragingMethod(Sender, abc.ABC):
             rank: whose bytes.
         """
 
+    def expected_bytes(self, shapes: Sequence[Shape], itemsize: int, workers: int, rank: int) -> int:
+        """Returns the bytes that a run may be expected to send, for predictions; arguments as for `bytes_sent`.
+
+        That is `bytes_sent`, unless sizes depend on content and there is a prior for that of gradients.
+        """
+        return self.bytes_sent(shapes, itemsize, workers, rank)
+
     @abc.abstractmethod
     def build(self, transport: Transport, bucket: BucketLayout, *, tag: int) -> Averager:
         """Builds the averager of one bucket; sends nothing.

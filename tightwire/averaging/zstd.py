@@ -65,14 +65,16 @@ class Zstd(AveragingMethod):
         Raises:
             PlanError: there is no zstd here.
         """
-        from tightwire.averaging._zstd import ZstdAverager
+        from tightwire.averaging._packed import PackedAverager
+        from tightwire.averaging._zstandard import zstandard
+        from tightwire.averaging._zstd import SqueezedPart
 
+        squeezer, dtype = zstandard(self.level), bucket.dtype
         shapes = [slot.shape for slot in bucket.slots]
-        return ZstdAverager(
+        return PackedAverager(
             transport,
             bucket,
-            level=self.level,
-            delta=self.delta,
-            num_bytes=self.bytes_sent(shapes, bucket.dtype.itemsize, transport.size, transport.rank),
+            lambda numel: SqueezedPart(numel, dtype, squeezer, delta=self.delta),
+            num_bytes=self.bytes_sent(shapes, dtype.itemsize, transport.size, transport.rank),
             tag=tag,
         )

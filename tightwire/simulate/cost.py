@@ -297,10 +297,10 @@ def busiest_bytes(
     butterfly or an all-gather is a sum of 1, 1/n, log₂ n and n, whose four weights those four counts fix.
     """
     if workers <= MAX_COUNTED:
-        return max(sender.bytes_sent(shapes, itemsize, workers, rank) for rank in _sampled(workers))
+        return max(sender.expected_bytes(shapes, itemsize, workers, rank) for rank in _sampled(workers))
     sizes = np.array([8.0, 16.0, 32.0, 64.0])
     counted = [
-        max(sender.bytes_sent(shapes, itemsize, int(n), rank) for rank in (0, int(n) - 1)) for n in sizes
+        max(sender.expected_bytes(shapes, itemsize, int(n), rank) for rank in (0, int(n) - 1)) for n in sizes
     ]
     weights = np.linalg.solve(_growth(sizes), np.array(counted, dtype=float))
     return max(counted[-1] // 2, round(float((_growth(np.array([float(workers)])) @ weights)[0])))
