@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 
-from tightwire.cluster import MAX_BANDWIDTH_BYTES_PER_S, Cluster
+from tightwire.cluster import Cluster
 from tightwire.errors import PlanError, ProgramError
 from tightwire.plan import Plan
 from tightwire.planner.candidates import STOCK
@@ -82,7 +82,7 @@ def find_change(holds: Callable[[float], bool], farthest: float, precision: floa
 def _bandwidth(ranking: Ranking, plan: Plan, gains: Gains) -> str:
     here, cluster = ranking.cluster.bandwidth_bytes_per_s, ranking.cluster
     faster = not ranking.stays
-    farthest = min(FARTHEST, 0.999 * MAX_BANDWIDTH_BYTES_PER_S / here) if faster else 1 / FARTHEST
+    farthest = FARTHEST if faster else 1 / FARTHEST
     factor = find_change(lambda f: gains(ranking.profile, cluster.scaled(f)), farthest)
     if factor is None:
         who, way = ("The choice", "up") if faster else ("Plain all-reduce", "down")

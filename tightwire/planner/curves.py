@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tightwire.cluster import MAX_BANDWIDTH_BYTES_PER_S
 from tightwire.errors import PlanError, ProgramError
 from tightwire.planner.ranking import Ranking
 from tightwire.simulate import predict
@@ -38,8 +37,7 @@ def curves(ranking: Ranking) -> tuple[tuple[float, ...], tuple[Curve, ...]]:
     The others differ from those before in what is sent or when: an order of the same transfers makes no other curve.
     """
     here = ranking.cluster.bandwidth_bytes_per_s
-    most = min(REACH, 0.999 * MAX_BANDWIDTH_BYTES_PER_S / here) if here < MAX_BANDWIDTH_BYTES_PER_S else 1.0
-    factors = [f for i in range(POINTS) if (f := REACH ** (2 * i / (POINTS - 1) - 1)) <= most * (1 + 1e-9)]
+    factors = [REACH ** (2 * i / (POINTS - 1) - 1) for i in range(POINTS)]
     found = []
     for plan in [row.plan for row in ranking.shortlist[:MOST_PLANS]]:
         try:

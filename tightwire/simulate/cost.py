@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, reduce
 
 import numpy as np
@@ -260,9 +260,7 @@ def node_of(cluster: Cluster, workers: int) -> Cluster:
     level = cluster.levels[0] if cluster.levels and cluster.levels[0].workers == workers else None
     return Cluster(
         workers=workers,
-        bandwidth_bytes_per_s=min(
-            200e9, level.bandwidth_bytes_per_s if level else cluster.bandwidth_bytes_per_s
-        ),
+        bandwidth_bytes_per_s=level.bandwidth_bytes_per_s if level else cluster.bandwidth_bytes_per_s,
         latency_s=level.latency_s if level else cluster.latency_s,
     )
 
@@ -272,9 +270,7 @@ def across_of(cluster: Cluster, workers_inside: int) -> Cluster:
     nodes = cluster.workers // workers_inside
     outer = cluster.levels[1].bandwidth_bytes_per_s if len(cluster.levels) > 1 else None
     share = outer / workers_inside if outer else cluster.bandwidth_bytes_per_s
-    return replace(
-        Cluster.uniform(nodes, min(200e9, share), cluster.latency_s), devices=None, device_memory_bytes=None
-    )
+    return Cluster(workers=nodes, bandwidth_bytes_per_s=share, latency_s=cluster.latency_s)
 
 
 def fit_of(plan: Plan, profile: Profile, cluster: Cluster) -> Fit:
