@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -91,7 +90,9 @@ class Graph:
         Of several shortest ways each pair of ranks always takes the same one, and pairs spread over them, as
         equal-cost multipath does.
         """
-        return _route(self, src, dst)
+        if (src, dst) not in self._routes:
+            self._routes[src, dst] = self._find_route(src, dst)
+        return self._routes[src, dst]
 
     def latency_s(self, src: int, dst: int) -> float:
         """Returns the latency of the route between two ranks."""
@@ -118,6 +119,34 @@ class Graph:
             yield Direction(src=b, dst=a, bandwidth_bytes_per_s=back, latency_s=latency_s)
 
     @cached_property
+    def _hash(self) -> int:
+        return hash((self.workers, self.links))
+
+    def __hash__(self) -> int:
+        """Returns the hash of what it holds, found once: graphs are large, and keys of many caches."""
+        return self._hash
+
+    @cached_property
+    def _routes(self) -> dict[tuple[int, int], tuple[int, ...]]:
+        return {}
+
+    @cached_property
+    def _known_distances(self) -> dict[str, dict[str, int]]:
+        return {}
+
+    def _find_route(self, src: int, dst: int) -> tuple[int, ...]:
+        end, to = self.workers[src], self.workers[dst]
+        if to not in self._known_distances:
+            self._known_distances[to] = self._distances(to)
+        distances = self._known_distances[to]
+        way: list[int] = []
+        while distances[end]:
+            nearer = [i for i in self._out[end] if distances[self.directions[i].dst] == distances[end] - 1]
+            way.append(nearer[_mixed(src, dst) % len(nearer)])
+            end = self.directions[way[-1]].dst
+        return tuple(way)
+
+    @cached_property
     def _out(self) -> dict[str, tuple[int, ...]]:
         """The directions that leave each end."""
         out: dict[str, list[int]] = {}
@@ -135,22 +164,6 @@ class Graph:
                     distances[there] = distances[here] + 1
                     queue.append(there)
         return distances
-
-
-@functools.lru_cache(maxsize=4096)
-def _distances(graph: Graph, to: str) -> dict[str, int]:
-    return graph._distances(to)
-
-
-@functools.lru_cache(maxsize=1 << 20)
-def _route(graph: Graph, src: int, dst: int) -> tuple[int, ...]:
-    end, distances = graph.workers[src], _distances(graph, graph.workers[dst])
-    way: list[int] = []
-    while distances[end]:
-        nearer = [i for i in graph._out[end] if distances[graph.directions[i].dst] == distances[end] - 1]
-        way.append(nearer[_mixed(src, dst) % len(nearer)])
-        end = graph.directions[way[-1]].dst
-    return tuple(way)
 
 
 def _mixed(src: int, dst: int) -> int:

@@ -7,7 +7,7 @@ from tightwire.simulate.events import Computation, VirtualClock
 from tightwire.simulate.interval import COVERAGE, SIMULATION_ERROR
 from tightwire.simulate.predict import predict
 from tightwire.simulate.prediction import Bound, Prediction, Segment
-from tightwire.simulate.step import Lanes, PieceTransfer, StepSimulation, Timeline
+from tightwire.simulate.step import PieceTransfer, StepSimulation, Timeline
 from tightwire.simulate.stragglers import slowest_delay
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "Collective",
     "Computation",
     "Costs",
-    "Lanes",
     "PieceTransfer",
     "Prediction",
     "ProgramCounts",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import reduce
 
 from tightwire.cluster import Cluster
 from tightwire.plan import Plan
 from tightwire.profile import Profile
-from tightwire.simulate.cost import FREE, BucketCost
+from tightwire.simulate.cost import BucketCost, total
 from tightwire.simulate.exchange import Exchange
 from tightwire.simulate.prediction import Bound, Prediction, Segment, bound_by
 from tightwire.simulate.step import PieceTransfer, StepSimulation, Timeline
@@ -90,12 +90,13 @@ class _Bulk(Exchange):
         if self._late_s > 0.0:
             yield Segment(what="slowest worker", start_s=before_s, end_s=before_s + self._late_s)
         begin_s = before_s + self._late_s
-        moves, start_s = _last_train(timeline)
+        moves, start_s = last_train(timeline)
         if start_s > 0.0:
             yield Segment(what="backward", start_s=begin_s, end_s=begin_s + start_s)
-        for move in moves:
-            what = f"bucket {move.bucket}"
-            yield Segment(what=what, start_s=begin_s + move.start_s, end_s=begin_s + move.end_s)
+        for bucket, run in itertools.groupby(moves, key=lambda move: move.bucket):
+            pieces = list(run)
+            from_s, to_s = min(piece.start_s for piece in pieces), pieces[-1].end_s
+            yield Segment(what=f"bucket {bucket}", start_s=begin_s + from_s, end_s=begin_s + to_s)
         end_s = begin_s + timeline.end_s
         if not moves and timeline.control_end_s > timeline.backward_end_s:
             yield Segment(what="control message", start_s=begin_s + start_s, end_s=end_s)
@@ -103,22 +104,23 @@ class _Bulk(Exchange):
             yield Segment(what="optimizer", start_s=end_s, end_s=end_s + after_s)
 
 
-def _last_train(timeline: Timeline) -> tuple[list[PieceTransfer], float]:
+def last_train(timeline: Timeline) -> tuple[list[PieceTransfer], float]:
     """Returns the pieces that moved back to back, or side by side, up to the end of the round, and when that began."""
     train: list[PieceTransfer] = []
     start_s = timeline.end_s
     for move in reversed(timeline.moves):
         if move.end_s < start_s and not math.isclose(move.end_s, start_s, rel_tol=1e-9, abs_tol=1e-12):
             break
-        train.insert(0, move)
+        train.append(move)
         start_s = min(start_s, move.start_s)
+    train.reverse()
     return (train, start_s) if train else ([], timeline.backward_end_s)
 
 
 def _shares(path: tuple[Segment, ...], timeline: Timeline, costs: list[BucketCost]) -> dict[Bound, float]:
     """Returns the seconds of the critical path by what they are spent on."""
-    train, start_s = _last_train(timeline)
-    on_path = reduce(BucketCost.__add__, (costs[move.piece] for move in train), FREE)
+    train, start_s = last_train(timeline)
+    on_path = total(costs[move.piece] for move in train)
     control_s = sum(span.seconds for span in path if span.what == "control message")
     moving_s = (timeline.end_s - start_s if train else 0.0) + control_s
     # Where pieces move side by side, their latencies overlap.

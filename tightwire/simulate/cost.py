@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, reduce
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +59,21 @@ class BucketCost:
             sent_bytes=self.sent_bytes + other.sent_bytes,
             stolen_s=self.stolen_s + other.stolen_s,
         )
+
+
+def total(costs: Iterable[BucketCost]) -> BucketCost:
+    """Returns all of them, one after the other."""
+    rows = [(c.codec_s, c.latency_s, c.wire_s, c.sent_bytes, c.stolen_s) for c in costs]
+    if not rows:
+        return FREE
+    codec_s, latency_s, wire_s, sent_bytes, stolen_s = map(sum, zip(*rows, strict=True))
+    return BucketCost(
+        codec_s=codec_s,
+        latency_s=latency_s,
+        wire_s=wire_s,
+        sent_bytes=int(sent_bytes),
+        stolen_s=stolen_s,
+    )
 
 
 FREE = BucketCost(codec_s=0.0, latency_s=0.0, wire_s=0.0, sent_bytes=0)
@@ -168,7 +183,7 @@ class Costs:
         ):
             collective = collective_of(AllReduce(name), name, cluster.workers)
             legs.append(self._leg(collective, cluster, size, itemsize, sender))
-        return reduce(BucketCost.__add__, legs, FREE)
+        return total(legs)
 
     @property
     def _workers_inside(self) -> int:

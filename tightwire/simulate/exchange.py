@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, reduce
+from functools import cached_property, lru_cache
 
 from tightwire.answers import CompressionAnswer
 from tightwire.cluster import Cluster
@@ -13,8 +13,8 @@ from tightwire.compression.routing import compression_for
 from tightwire.compression.stage import sender_of
 from tightwire.plan import Plan
 from tightwire.profile import ParameterProfile, Profile
-from tightwire.schedule import Agenda, BucketFacts, Partition, Schedule, TensorFacts, Wire
-from tightwire.simulate.cost import FREE, BucketCost, Costs, costs_of, fit_of
+from tightwire.schedule import Agenda, BucketFacts, Partition, Piece, Schedule, TensorFacts, Wire
+from tightwire.simulate.cost import BucketCost, Costs, costs_of, fit_of, total
 from tightwire.simulate.interval import with_interval
 from tightwire.simulate.prediction import Prediction
 
@@ -108,10 +108,16 @@ class Exchange:
     @cached_property
     def piece_costs(self) -> list[BucketCost]:
         """What each piece costs."""
-        return [self._cost(number) for number in range(len(self.agenda.pieces))]
+        known: dict[tuple[int, int, str], BucketCost] = {}  # slices of one bucket are of one size, or two
+        costs = []
+        for piece in self.agenda.pieces:
+            key = piece.bucket, piece.num_bytes, piece.phase
+            if key not in known:
+                known[key] = self._cost(piece)
+            costs.append(known[key])
+        return costs
 
-    def _cost(self, number: int) -> BucketCost:
-        piece = self.agenda.pieces[number]
+    def _cost(self, piece: Piece) -> BucketCost:
         bucket, sender = (
             self.buckets[piece.bucket],
             sender_of(self._routes[self.positions[piece.bucket][0]]),
@@ -125,7 +131,7 @@ class Exchange:
     @cached_property
     def whole(self) -> BucketCost:
         """All pieces, one after the other."""
-        return reduce(BucketCost.__add__, self.piece_costs, FREE)
+        return total(self.piece_costs)
 
     @property
     def numel(self) -> int:

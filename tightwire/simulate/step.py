@@ -1,22 +1,31 @@
-"""Training steps in virtual time, with the runtime's own scheduler."""
+"""Training steps in virtual time, with the runtime's own scheduler.
+
+Two things happen side by side. Compute goes through milestones (a bucket is filled; backward ends; a forward pass needs
+a bucket), at a speed that transfers may lower where they share its cores. Pieces go over the wire, in the order and in
+the lanes of the scheduler; their latencies overlap between lanes, their bytes share one line, and their codecs one
+processor, first come, first served, so that pieces arrive in the order in which they start. The loop looks at whichever
+comes next, a milestone or an arrival.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tightwire.schedule import Agenda, Scheduler
 from tightwire.simulate.cost import BucketCost
-from tightwire.simulate.events import Action, Computation, VirtualClock
 
 # However busy the communication thread is, its host's scheduler leaves compute this much at least.
 MOST_STOLEN = 0.9
 # Overlapping steps are simulated until they repeat: the first has no forward to wait, the second fills the line.
 STEPS_TO_REPEAT = 4
 
+Action = Callable[[], None]
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PieceTransfer:
     """One piece's way over the wire, in seconds from the start of its step's backward."""
 
@@ -47,77 +56,8 @@ class Timeline:
     @property
     def end_s(self) -> float:
         """When all means have arrived."""
-        return max(self.backward_end_s, self.control_end_s, *(move.end_s for move in self.moves), 0.0)
-
-
-class Lanes:
-    """A worker's lanes to the others: starts pieces in the scheduler's order, as lanes are free.
-
-    Latencies of pieces on different lanes overlap. Their bytes share one line, and their codecs one processor, first
-    come, first served.
-    """
-
-    def __init__(
-        self,
-        clock: VirtualClock,
-        scheduler: Scheduler,
-        agenda: Agenda,
-        costs: Sequence[BucketCost],
-        on_change: Callable[[], None],
-    ) -> None:
-        self.moves: list[PieceTransfer] = []
-        self.speed_left = 1.0  # of compute, beside what is under way
-        self.arrived: set[int] = set()
-        self._clock, self._scheduler, self._agenda, self._costs = clock, scheduler, agenda, costs
-        self._on_change = on_change
-        self._missing = _pieces_of_buckets(agenda)
-        self._left = list(self._missing)
-        self._under_way: set[int] = set()
-        self._started = 0
-        self._line_free_s = 0.0
-
-    def begin(self) -> None:
-        """Begins a step: nothing is ready, nothing has arrived."""
-        assert not self._under_way, self._under_way
-        self._scheduler.begin()
-        self.arrived.clear()
-        self._left, self._started = list(self._missing), 0
-
-    def start_ready(self) -> None:
-        """Starts what can be started."""
-        while self._lane_is_free() and (piece := self._scheduler.next()) is not None:
-            self._start(piece)
-
-    def _lane_is_free(self) -> bool:
-        lanes = self._agenda.lanes
-        return all(piece % lanes != self._started % lanes for piece in self._under_way)
-
-    def _start(self, piece: int) -> None:
-        cost, start_s = self._costs[piece], self._clock.now_s
-        self._started += 1
-        self._under_way.add(piece)
-        on_line_s = max(start_s + cost.latency_s, self._line_free_s)
-        self._line_free_s = on_line_s + cost.codec_s + cost.wire_s
-        self._clock.after(self._line_free_s - start_s, lambda: self._arrive(piece, start_s))
-        self._share()
-
-    def _arrive(self, piece: int, start_s: float) -> None:
-        bucket = self._agenda.pieces[piece].bucket
-        self.moves.append(PieceTransfer(piece=piece, bucket=bucket, start_s=start_s, end_s=self._clock.now_s))
-        self._under_way.remove(piece)
-        self._scheduler.done(piece)
-        self._left[bucket] -= 1
-        if not self._left[bucket]:
-            self.arrived.add(bucket)
-        self.start_ready()
-        self._share()
-
-    def _share(self) -> None:
-        """Finds what is left of compute's speed, and tells that something changed."""
-        costs = (self._costs[piece] for piece in self._under_way)
-        stolen = sum(cost.stolen_s / cost.seconds for cost in costs if cost.seconds)
-        self.speed_left = 1.0 - min(MOST_STOLEN, stolen)
-        self._on_change()
+        last_s = self.moves[-1].end_s if self.moves else 0.0  # they are in order of arrival
+        return max(self.backward_end_s, self.control_end_s, last_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,93 +92,176 @@ class StepSimulation:
 class _Simulation:
     def __init__(self, steps: StepSimulation, scheduler: Scheduler) -> None:
         self.steps, self.scheduler = steps, scheduler
-        self.clock, self.timeline = VirtualClock(), Timeline()
-        self.channel = Lanes(self.clock, scheduler, steps.agenda, steps.costs, self._on_change)
-        self.work: Computation | None = None
-        self.waits_for: tuple[int, Callable[[], None]] | None = None
-        self.begun_s = 0.0
+        self.wire = _Wire(steps, scheduler)
+        self.timeline = Timeline()
+        self.now_s, self.begun_s = 0.0, 0.0
         self.ends_s: list[float] = []
+        # Compute: milestones in seconds of undisturbed work, how much is done since when, and at which speed.
+        self.milestones: Sequence[tuple[float, Action]] = ()
+        self.reached, self.done_s, self.since_s, self.speed = 0, 0.0, 0.0, 1.0
+        self.awaited: tuple[int, Action] | None = None
 
     def run(self) -> Timeline:
-        self._backward()
-        self.clock.run()
+        self.begin_backward()
+        wire = self.wire
+        while True:
+            milestone_s, arrival_s = self.milestone_s(), wire.next_arrival_s()
+            if math.inf == milestone_s == arrival_s:
+                break
+            if arrival_s <= milestone_s:
+                self.now_s = arrival_s
+                wire.arrive()
+                wire.start_ready(arrival_s)
+                self.on_arrival()
+            else:
+                self.now_s = milestone_s
+                self.done_s, action = self.milestones[self.reached]
+                self.since_s = milestone_s
+                self.reached += 1
+                action()
+            self.set_speed()
+        begun_s = self.begun_s
         self.timeline.moves = [
-            dataclasses.replace(move, start_s=move.start_s - self.begun_s, end_s=move.end_s - self.begun_s)
-            for move in self.channel.moves
+            PieceTransfer(piece=p, bucket=b, start_s=s - begun_s, end_s=e - begun_s)
+            for p, b, s, e in wire.moves
         ]
         if len(self.ends_s) > 1:
             self.timeline.period_s = self.ends_s[-1] - self.ends_s[-2]
         return self.timeline
 
-    def _backward(self) -> None:
-        self.begun_s = self.clock.now_s
-        self.channel.moves.clear()
+    def milestone_s(self) -> float:
+        if self.reached == len(self.milestones):
+            return math.inf
+        left_s = max(0.0, self.milestones[self.reached][0] - self.done_s)
+        return self.since_s + left_s / self.speed
+
+    def set_speed(self) -> None:
+        """Lets compute go on at what the communication thread leaves it."""
+        speed = self.wire.speed_left()
+        if speed != self.speed:
+            self.done_s += (self.now_s - self.since_s) * self.speed
+            self.since_s, self.speed = self.now_s, speed
+
+    def compute(self, milestones: Sequence[tuple[float, Action]]) -> None:
+        self.milestones, self.reached = milestones, 0
+        self.done_s, self.since_s = 0.0, self.now_s
+
+    def begin_backward(self) -> None:
+        self.begun_s = self.now_s
         self.timeline.ready_s.clear()
-        self.channel.begin()
-        in_order = sorted(range(len(self.steps.ready_s)), key=self.steps.ready_s.__getitem__)
-        milestones = [(min(self.steps.ready_s[b], self.steps.backward_s), self._fill(b)) for b in in_order]
-        self._compute([*milestones, (self.steps.backward_s, self._end_backward)])
+        self.wire.begin()
+        ready_s, end_s = self.steps.ready_s, self.steps.backward_s
+        in_order = sorted(range(len(ready_s)), key=ready_s.__getitem__)
+        milestones = [(min(ready_s[b], end_s), lambda b=b: self.fill(b)) for b in in_order]
+        self.compute([*milestones, (end_s, self.end_backward)])
 
-    def _fill(self, bucket: int) -> Action:
-        def filled() -> None:
-            self.timeline.ready_s[bucket] = self.clock.now_s - self.begun_s
-            self.scheduler.ready(bucket)
-            self.channel.start_ready()
+    def fill(self, bucket: int) -> None:
+        self.timeline.ready_s[bucket] = self.now_s - self.begun_s
+        self.scheduler.ready(bucket)
+        self.wire.start_ready(self.now_s)
 
-        return filled
-
-    def _end_backward(self) -> None:
-        self.work = None
-        now_s = self.clock.now_s
-        self.timeline.backward_end_s = now_s - self.begun_s
+    def end_backward(self) -> None:
+        self.timeline.backward_end_s = self.now_s - self.begun_s
+        self.timeline.control_end_s = self.timeline.backward_end_s + self.steps.control_s
         self.scheduler.end()
-        self.channel.start_ready()
-        self.clock.after(self.steps.control_s, self._control)
-        self.ends_s.append(now_s)
+        self.wire.start_ready(self.now_s)
+        self.ends_s.append(self.now_s)
         if self.steps.overlaps_forward and len(self.ends_s) < STEPS_TO_REPEAT:
-            self._forward(self._needs(), 0.0)
+            self.forward(self.needs(), 0.0)
 
-    def _control(self) -> None:
-        self.timeline.control_end_s = self.clock.now_s - self.begun_s
-
-    def _needs(self) -> list[tuple[float, int]]:
+    def needs(self) -> deque[tuple[float, int]]:
         """Returns when in a forward pass each bucket is needed: backward's order, reversed."""
         length_s = self.steps.forward_s + self.steps.optimizer_s
         backward_s = self.steps.backward_s or 1.0
         needs = ((length_s * (1 - min(1.0, r / backward_s)), b) for b, r in enumerate(self.steps.ready_s))
-        return sorted(needs)
+        return deque(sorted(needs))
 
-    def _forward(self, needs: Sequence[tuple[float, int]], done_s: float) -> None:
-        """Computes up to the next need, waits for it, and so on to the end."""
+    def forward(self, needs: deque[tuple[float, int]], done_s: float) -> None:
+        """Computes up to the next need that is not there yet, waits for it, and so on to the end."""
+        while needs and needs[0][1] in self.wire.arrived and needs[0][0] <= done_s:
+            needs.popleft()
         if not needs:
-            self._compute([(self.steps.forward_s + self.steps.optimizer_s - done_s, self._backward)])
+            end_s = self.steps.forward_s + self.steps.optimizer_s
+            self.compute([(max(0.0, end_s - done_s), self.begin_backward)])
             return
-        (at_s, bucket), *later = needs
-        self._compute(
-            [(max(0.0, at_s - done_s), lambda: self._await(bucket, lambda: self._forward(later, at_s)))]
+        at_s, bucket = needs.popleft()
+        self.compute(
+            [(max(0.0, at_s - done_s), lambda: self.wait(bucket, lambda: self.forward(needs, at_s)))]
         )
 
-    def _await(self, bucket: int, then: Callable[[], None]) -> None:
-        self.work = None
-        self.waits_for = (bucket, then)
-        self._on_change()
-
-    def _compute(self, milestones: Sequence[tuple[float, Action]]) -> None:
-        self.work = Computation(self.clock, milestones)
-        self.work.set_speed(self.channel.speed_left)
-
-    def _on_change(self) -> None:
-        if self.waits_for and self.waits_for[0] in self.channel.arrived:
-            _, then = self.waits_for
-            self.waits_for = None
+    def wait(self, bucket: int, then: Action) -> None:
+        if bucket in self.wire.arrived:
             then()
-        elif self.work is not None:
-            self.work.set_speed(self.channel.speed_left)
+        else:
+            self.awaited = bucket, then
+
+    def on_arrival(self) -> None:
+        if self.awaited and self.awaited[0] in self.wire.arrived:
+            _, then = self.awaited
+            self.awaited = None
+            then()
 
 
-def _pieces_of_buckets(agenda: Agenda) -> list[int]:
-    """Returns how many pieces each bucket has."""
-    counts = [0] * (1 + max((piece.bucket for piece in agenda.pieces), default=-1))
-    for piece in agenda.pieces:
-        counts[piece.bucket] += 1
-    return counts
+class _Wire:
+    """A worker's lanes to the others: starts pieces in the scheduler's order, as lanes are free."""
+
+    def __init__(self, steps: StepSimulation, scheduler: Scheduler) -> None:
+        self.moves: list[tuple[int, int, float, float]] = []  # piece, bucket, start, end
+        self.arrived: set[int] = set()
+        self._scheduler, self._lanes = scheduler, steps.agenda.lanes
+        self._buckets = [piece.bucket for piece in steps.agenda.pieces]
+        self._latency_s = [cost.latency_s for cost in steps.costs]
+        self._on_line_s = [cost.codec_s + cost.wire_s for cost in steps.costs]
+        self._stolen = [cost.stolen_s / cost.seconds if cost.seconds else 0.0 for cost in steps.costs]
+        self._steals = any(self._stolen)
+        self._missing = [0] * (1 + max(self._buckets, default=-1))
+        for bucket in self._buckets:
+            self._missing[bucket] += 1
+        self._left = list(self._missing)
+        self._under_way: deque[tuple[float, int, float]] = (
+            deque()
+        )  # arrival, piece, start; in order of arrival
+        self._started = 0
+        self._line_free_s = 0.0
+
+    def begin(self) -> None:
+        """Begins a step: nothing is ready, nothing has arrived."""
+        assert not self._under_way, self._under_way
+        self._scheduler.begin()
+        self.moves.clear()
+        self.arrived.clear()
+        self._left, self._started = list(self._missing), 0
+
+    def next_arrival_s(self) -> float:
+        """When the next piece arrives; infinity: none is under way."""
+        return self._under_way[0][0] if self._under_way else math.inf
+
+    def arrive(self) -> None:
+        """Lets the next piece arrive."""
+        end_s, piece, start_s = self._under_way.popleft()
+        bucket = self._buckets[piece]
+        self.moves.append((piece, bucket, start_s, end_s))
+        self._scheduler.done(piece)
+        self._left[bucket] -= 1
+        if not self._left[bucket]:
+            self.arrived.add(bucket)
+
+    def start_ready(self, now_s: float) -> None:
+        """Starts what can be started."""
+        while self._lane_is_free() and (piece := self._scheduler.next()) is not None:
+            self._started += 1
+            on_line_s = max(now_s + self._latency_s[piece], self._line_free_s)
+            self._line_free_s = on_line_s + self._on_line_s[piece]
+            self._under_way.append((self._line_free_s, piece, now_s))
+
+    def speed_left(self) -> float:
+        """Which share of its speed compute has beside what is under way."""
+        if not self._steals:
+            return 1.0
+        return 1.0 - min(MOST_STOLEN, sum(self._stolen[piece] for _, piece, _ in self._under_way))
+
+    def _lane_is_free(self) -> bool:
+        if len(self._under_way) >= self._lanes:
+            return False
+        lane = self._started % self._lanes
+        return all(piece % self._lanes != lane for _, piece, _ in self._under_way)
