@@ -6,6 +6,7 @@ import math
 import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Literal
 
 from tightwire import files
@@ -152,6 +153,14 @@ class Profile:
     def write(self, path: str | pathlib.Path) -> None:
         """Writes the profile as YAML."""
         files.write(path, self)
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.parameters, self.forward_s, self.backward_s, self.optimizer_s))
+
+    def __hash__(self) -> int:
+        """Returns the hash of what it holds, found once: profiles are large, and keys of many caches."""
+        return self._hash
 
     @property
     def compute_s(self) -> float:

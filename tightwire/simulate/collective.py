@@ -7,7 +7,7 @@ from functools import lru_cache
 from tightwire import architecture as architectures
 from tightwire.architecture import AllReduce, Architecture, Program, Setting
 from tightwire.architecture.allreduce.traffic import predict_bytes
-from tightwire.cluster import PRIOR_RESIDUAL, Cluster, Fit
+from tightwire.cluster import PRIOR_RESIDUAL, Cluster, Fit, Graph
 from tightwire.compression import Codec, Identity
 from tightwire.errors import ProgramError
 from tightwire.simulate.counts import CLOSED_FORMS, MAX_BUILT, ProgramCounts, busiest_rank, count, counts_of
@@ -28,6 +28,7 @@ class Collective:
         self.name, self.workers, self.program = name, workers, program
         self.counts: ProgramCounts = count(program) if program and workers > 1 else counts_of(name, workers)
         self._busiest = busiest_rank(program) if program and workers > 1 else 0
+        self._on_links: dict[Graph, Fit] = {}
         self._sent: dict[tuple[Codec, int, int], int] = {}
 
     def sent_bytes(self, codec: Codec, numel: int, itemsize: int) -> int:
@@ -51,8 +52,10 @@ class Collective:
     def prior(self, cluster: Cluster) -> Fit:
         """Returns how long it takes by the links, or by its formula: latency per step, bytes over the line."""
         if cluster.links is not None and self.program is not None and self.workers > 1:
-            counts = self.counts
-            return fit_on(self.program, cluster.links, counts.sends / counts.chunks)
+            if cluster.links not in self._on_links:
+                sent_share = self.counts.sends / self.counts.chunks
+                self._on_links[cluster.links] = fit_on(self.program, cluster.links, sent_share)
+            return self._on_links[cluster.links]
         return Fit(
             program=self.name,
             alpha_s=self.counts.steps * cluster.latency_s,

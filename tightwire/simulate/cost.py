@@ -135,12 +135,9 @@ class Costs:
         """
         name = "recursive-doubling"
         collective = collective_of(AllReduce(name), name, self.cluster.workers)
-        return BucketCost(
-            codec_s=0.0,
-            latency_s=collective.fit(self.cluster).alpha_s,
-            wire_s=0.0,
-            sent_bytes=collective.sent_bytes(Identity(), roll_fields(own), 4),
-        )
+        sent = collective.sent_bytes(Identity(), roll_fields(own), 4)
+        latency_s = collective.fit(self.cluster).at(sent).alpha_s
+        return BucketCost(codec_s=0.0, latency_s=latency_s, wire_s=0.0, sent_bytes=sent)
 
     def _price(
         self, numel: int, itemsize: int, sender: Sender, shapes: Sequence[tuple[int, ...]]

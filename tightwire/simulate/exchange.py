@@ -21,23 +21,23 @@ from tightwire.simulate.prediction import Prediction
 Routes = tuple[tuple[CompressionAnswer, ...], ...]
 
 
-@lru_cache(maxsize=64)
-def _routes(plan: Plan, parameters: tuple[ParameterProfile, ...]) -> Routes:
+@lru_cache(maxsize=256)
+def _routes(compression: tuple[CompressionAnswer, ...], profile: Profile) -> Routes:
     """Returns how each parameter travels, by the runtime's own definition."""
+    parameters = profile.parameters
     dims = (len(p.shape) or 2 for p in parameters)
     return tuple(
-        compression_for(plan.compression, p.numel * p.itemsize, d)
-        for p, d in zip(parameters, dims, strict=True)
+        compression_for(compression, p.numel * p.itemsize, d) for p, d in zip(parameters, dims, strict=True)
     )
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _partition(
-    schedule: Schedule, parameters: tuple[ParameterProfile, ...], routes: Routes, wire: Wire | None
+    schedule: Schedule, compression: tuple[CompressionAnswer, ...], profile: Profile, wire: Wire | None
 ) -> Partition:
     facts = [
         TensorFacts(num_bytes=p.numel * p.itemsize, kind=(p.itemsize, *map(str, route)), ready_s=p.ready_s)
-        for p, route in zip(parameters, routes, strict=True)
+        for p, route in zip(profile.parameters, _routes(compression, profile), strict=True)
     ]
     return schedule.partition(facts, wire)
 
@@ -79,12 +79,11 @@ class Exchange:
     @cached_property
     def positions(self) -> Partition:
         """Which parameters are fused into which bucket."""
-        parameters = self.profile.parameters
-        return _partition(self.schedule, parameters, self._routes, self.wire)
+        return _partition(self.schedule, self.plan.compression, self.profile, self.wire)
 
     @cached_property
     def _routes(self) -> Routes:
-        return _routes(self.plan, self.profile.parameters)
+        return _routes(self.plan.compression, self.profile)
 
     @cached_property
     def buckets(self) -> list[list[ParameterProfile]]:

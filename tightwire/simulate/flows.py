@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,7 +112,6 @@ def _flow_seconds(program: Program, graph: Graph, chunk_bytes: Sequence[float]) 
     return latency_s + busiest_s
 
 
-@lru_cache(maxsize=256)
 def fit_on(program: Program, graph: Graph, sent_share: float) -> Fit:
     """Returns α and β of a program on a graph, for chunks of equal size.
 
