@@ -216,7 +216,7 @@ def test_process_groups_have_sizes_of_their_own(tmp_path: Path) -> None:
     assert cluster.workers == 4
     assert cluster.fits[0].seconds(1.5 * 2e6) == pytest.approx(30e-6 + 2e-3)
     assert "2 of 4 ranks' traces" in cluster.notes[0]
-    assert "other process groups, of 2, 2 ranks" in cluster.notes[1]
+    assert "other process groups, of 2 ranks" in cluster.notes[1]
     paths[0].write_text(json.dumps([call("0", 4, 10**5, 3.0, dtype="Posit")]))
     with pytest.raises(FileError, match="dtype 'Posit' is not known"):
         cluster_of_traces(paths)
