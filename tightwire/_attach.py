@@ -6,6 +6,7 @@ The file is private because `tightwire.attach` is the function; a module of that
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import pathlib
 import warnings
 from collections.abc import Iterable, Sequence
@@ -15,8 +16,11 @@ from typing import Protocol
 from torch import nn
 from torch.optim import Optimizer
 
-from tightwire.architecture import ParameterServer
+from tightwire import files
+from tightwire.architecture import AllReduce, ParameterServer, Wiring, synthesise
 from tightwire.catalogue import parse_compression
+from tightwire.cluster import Cluster
+from tightwire.cluster.wiring import wiring_of
 from tightwire.errors import AttachError
 from tightwire.plan import Phases, Plan, PlanFile
 from tightwire.planner import Allowance
@@ -102,6 +106,7 @@ def attach(
         "seed": seed,
         "measured costs of programs": _costs(plan_file),
         **optimizers.hyperparameters(),
+        "program that is made for the cluster's links": _made(plan_file, chosen),
     }
     if any(p.architecture.is_levelled for p in chosen.plans):
         settings["workers per node (LOCAL_WORLD_SIZE)"] = workers_per_node()
@@ -130,6 +135,7 @@ def attach(
         awaits_means=scaler is not None,
         outer=outer,
         workers_per_node=workers_per_node(),
+        wiring=_wiring(plan_file, chosen),
         costs=pilot.costs if pilot is not None else _costs(plan_file),
     )
     named = [*model.named_parameters(), *model.named_buffers()]
@@ -215,6 +221,25 @@ def _costs(plan_file: PlanFile) -> dict[str, tuple[float, float]]:
         for fit in fits
         if fit.get("source") == "measured"
     }
+
+
+def _wiring(plan_file: PlanFile, chosen: Phases) -> Wiring | None:
+    """Returns the links of the cluster that a plan file was derived from, where a program is made for them."""
+    cluster = plan_file.measured.get("cluster")
+    if cluster is None or not any(
+        isinstance(plan.architecture, AllReduce) and plan.architecture.is_made for plan in chosen.plans
+    ):
+        return None
+    return wiring_of(files.check(cluster, Cluster, "the plan file's cluster"))
+
+
+def _made(plan_file: PlanFile, chosen: Phases) -> str:
+    """Returns a digest of the program that this rank makes for the links: another version may make another one."""
+    wiring = _wiring(plan_file, chosen)
+    if wiring is None:
+        return "none"
+    transfers = repr(synthesise(wiring).program.transfers).encode()
+    return hashlib.sha256(transfers).hexdigest()[:16]
 
 
 def _tuner(phases: Phases, transport: Transport, seed: int) -> Tuner | None:

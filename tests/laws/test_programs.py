@@ -118,6 +118,7 @@ def test_cost_is_the_closed_form(name: str) -> None:
         "blueconnect": 6 * alpha_s + 2 * share * beta_s,
         "direct": 2 * (n - 1) * alpha_s + 2 * share * beta_s,
         "allgather": (n - 1) * (alpha_s + beta_s),
+        "synthesised": 2 * (n - 1) * alpha_s + 2 * share * beta_s,
         "reduce-scatter": (n - 1) * alpha_s + share * beta_s,
         "all-gather": (n - 1) * alpha_s + share * beta_s,
         "broadcast": 4 * alpha_s + 2 * beta_s,

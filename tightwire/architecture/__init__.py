@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tightwire.architecture.allreduce.allreduce import AllReduce
 from tightwire.architecture.allreduce.builders import COLLECTIVES, PROGRAMS, Recipe, build
+from tightwire.architecture.allreduce.builders.synthesis import Wiring, synthesise
 from tightwire.architecture.allreduce.checker import ALL_GATHER, ALL_REDUCE, Goal, check
 from tightwire.architecture.allreduce.program import Program, Transfer
 from tightwire.architecture.allreduce.traffic import PIECE_BYTES, predict_bytes
@@ -37,9 +38,11 @@ __all__ = [
     "Runner",
     "Setting",
     "Transfer",
+    "Wiring",
     "build",
     "check",
     "predict_bytes",
+    "synthesise",
 ]
 
 

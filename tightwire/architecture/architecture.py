@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tightwire.answers import ArchitectureAnswer
+from tightwire.architecture.allreduce.builders.synthesis.wiring import Wiring
 from tightwire.architecture.allreduce.program import Program
 from tightwire.compression.codec import Codec
 
@@ -22,11 +23,13 @@ class Setting:
     Attributes:
         num_ranks: how many.
         workers_per_node: consecutive ranks on one host; 0 where nobody told. The last host may have fewer.
+        wiring: links and routes between the ranks; None where nobody told.
         costs: measured α in seconds and β in seconds per byte that the busiest rank sends, by program.
     """
 
     num_ranks: int
     workers_per_node: int = 0
+    wiring: Wiring | None = None
     costs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 

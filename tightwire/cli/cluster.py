@@ -12,14 +12,18 @@ from rich.console import Console
 from rich.table import Table
 
 from tightwire import files
+from tightwire.architecture import synthesise
+from tightwire.architecture.allreduce.builders.synthesis.programs import GOALS
+from tightwire.architecture.allreduce.exports import export
 from tightwire.cli.measured import JsonOption
 from tightwire.cluster import Cluster
 from tightwire.cluster.imports import SOURCES as CLUSTER_SOURCES
 from tightwire.cluster.imports import Source, refuse_nodes
 from tightwire.cluster.presets import PRESETS, preset
+from tightwire.cluster.wiring import wiring_of
 from tightwire.errors import FileError
 from tightwire.profile.traces import cluster_of_traces
-from tightwire.units import print_ms, print_rate
+from tightwire.units import parse_bytes, print_ms, print_rate
 
 app = typer.Typer(
     help="Cluster files: of known hardware, or imported.", rich_markup_mode=None, no_args_is_help=True
@@ -79,6 +83,52 @@ def import_(
         raise FileError(f"{source!r} is no source that is read; known: {', '.join(SOURCES)}.")
     files.require_writable(out)
     _write(SOURCES[source].cluster(source, paths, nodes), out, as_json)
+
+
+@app.command("synthesise")
+def synthesise_(
+    path: Annotated[pathlib.Path, typer.Argument(help="A cluster file with levels or a graph.")],
+    goal: Annotated[str, typer.Option(help=f"One of {', '.join(GOALS)}.")] = GOALS[0],
+    size: Annotated[str, typer.Option(help="Of the buffer, for files that hold sizes: 64MB.")] = "64MB",
+    out: Annotated[
+        list[pathlib.Path] | None,
+        typer.Option(
+            help="Write the program: .json an MSCCL++ plan, .csv NCCL's tuner, .xml an NCCL graph, .et Chakra traces, "
+            "one file per rank. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Makes a collective for the cluster's own links, with a proof of how near it is to the best.
+
+    tightwire cluster synthesise cluster.yaml --out plan.json --out trace.et
+    """
+    found = synthesise(wiring_of(Cluster.read(path)), goal)
+    try:
+        num_bytes = parse_bytes(size)
+    except ValueError as error:
+        raise FileError(f"--size: {error}.") from None
+    for file in out or ():
+        export(found.program, file, num_bytes)
+    program, certificate = found.program, found.certificate
+    if as_json:
+        told = {
+            "goal": goal,
+            "ranks": program.num_ranks,
+            "chunks": program.num_chunks,
+            "transfers": len(program.transfers),
+            "seconds": certificate.achieved_s_per_byte * num_bytes,
+            "bound_s": certificate.bound_s_per_byte * num_bytes,
+            "ratio": certificate.ratio,
+        }
+        typer.echo(json.dumps(told))
+        return
+    typer.echo(
+        f"{goal} over {program.num_ranks} ranks: {program.num_chunks} chunks, {len(program.transfers)} transfers; "
+        f"{size} take {print_ms(certificate.achieved_s_per_byte * num_bytes)} on the busiest link, "
+        f"{certificate.ratio:.3f} × the bound that the links' prices prove."
+    )
 
 
 def _write(cluster: Cluster, out: pathlib.Path, as_json: bool = False) -> None:

@@ -15,7 +15,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from tightwire.answers import CompressionAnswer, Sender
-from tightwire.architecture import AllReduce, Architecture, Setting
+from tightwire.architecture import AllReduce, Architecture, Setting, Wiring
 from tightwire.averaging import Averager, BucketAverager, all_reduce_averager, build_averager
 from tightwire.averaging.bucket import Spared
 from tightwire.averaging.half_allreduce import HalfAllReduce
@@ -55,6 +55,7 @@ class RunContext:
         observed: what was measured in this run, for schedules that decide by it.
         outer: makes the outer optimizer of local methods from the agreed parameters; None: as the plan says.
         workers_per_node: consecutive ranks on one host, as the launcher says; 0 where it does not.
+        wiring: links and routes between the workers, as a plan file tells them; None where nobody told.
         costs: measured α in seconds and β in seconds per byte of programs, by name; the same on all ranks.
     """
 
@@ -72,11 +73,12 @@ class RunContext:
     observed: Observed = field(default_factory=Observed)
     outer: Callable[[list[Parameter]], Optimizer] | None = None
     workers_per_node: int = 0
+    wiring: Wiring | None = None
     costs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def over(self, transport: Counting) -> RunContext:
         """Returns the same over another transport, such as a group, of which nothing was measured."""
-        return dataclasses.replace(self, transport=transport, costs={})
+        return dataclasses.replace(self, transport=transport, costs={}, wiring=None)
 
     def exactly(self) -> RunContext:
         """Returns the same without routes, for what must travel as it is."""
@@ -154,7 +156,12 @@ class RunContext:
         if not isinstance(sender, Codec):
             return build_averager(architecture, sender, channel, bucket=layout, number=number)
         compile_kernels(sender, layout.dtype)  # kernels are compiled now, not within the first step
-        setting = Setting(num_ranks=channel.size, workers_per_node=self.workers_per_node, costs=self.costs)
+        setting = Setting(
+            num_ranks=channel.size,
+            workers_per_node=self.workers_per_node,
+            wiring=self.wiring,
+            costs=self.costs,
+        )
         codec = traced(sender, self.tracer)
         return build_averager(architecture, codec, channel, bucket=layout, number=number, setting=setting)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from tightwire import architecture as architectures
-from tightwire.architecture import AllReduce, Architecture, Program, Setting
+from tightwire.architecture import AllReduce, Architecture, Program, Setting, Wiring
 from tightwire.architecture.allreduce.traffic import predict_bytes
 from tightwire.cluster import PRIOR_RESIDUAL, Cluster, Fit, Graph
 from tightwire.compression import Codec, Identity
@@ -67,7 +67,11 @@ class Collective:
 
 @lru_cache(maxsize=1024)
 def collective_of(
-    architecture: Architecture, name: str, workers: int, workers_per_node: int = 0
+    architecture: Architecture,
+    name: str,
+    workers: int,
+    workers_per_node: int = 0,
+    wiring: Wiring | None = None,
 ) -> Collective:
     """Returns what carries an architecture's messages by one of its programs.
 
@@ -76,6 +80,7 @@ def collective_of(
         name: of the program.
         workers: how many.
         workers_per_node: consecutive ranks on one host; 0: nobody told.
+        wiring: links and routes, for programs that are made for them.
 
     Raises:
         PlanError: no such program among so many workers.
@@ -91,7 +96,7 @@ def collective_of(
             f"{architecture} among {workers} workers is too large to be predicted transfer by transfer; above "
             f"{MAX_PREDICTED}, {', '.join(CLOSED_FORMS)} can."
         )
-    setting = Setting(num_ranks=workers, workers_per_node=workers_per_node)
+    setting = Setting(num_ranks=workers, workers_per_node=workers_per_node, wiring=wiring)
     return Collective(name, workers, architecture.program_for(Identity(), 1, 4, setting))
 
 

@@ -14,6 +14,7 @@ from tightwire.architecture import AllReduce, Architecture, Setting
 from tightwire.architecture.allreduce.traffic import PIECE_BYTES
 from tightwire.averaging import AveragingMethod
 from tightwire.cluster import Cluster, Fit
+from tightwire.cluster.wiring import wiring_of
 from tightwire.compression import Codec, Identity, Stage
 from tightwire.errors import PlanError
 from tightwire.plan import Plan
@@ -120,7 +121,8 @@ class Costs:
         setting = Setting(num_ranks=workers, costs=self.cluster.costs)
         name = architecture.choose(codec, numel, itemsize, setting)
         told = AllReduce(name) if architecture.by == "auto" else architecture
-        return collective_of(told, name, workers, self.cluster.workers_per_node)
+        wiring = wiring_of(self.cluster) if told.is_made and workers > 1 else None
+        return collective_of(told, name, workers, self.cluster.workers_per_node, wiring)
 
     @cached_property
     def control(self) -> BucketCost:

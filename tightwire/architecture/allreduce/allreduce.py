@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from tightwire.answers import Answers, Refusal, text_with
 from tightwire.architecture.allreduce.builders import PROGRAMS, Shape, build, uneven_hierarchical
+from tightwire.architecture.allreduce.builders.synthesis import synthesise
 from tightwire.architecture.allreduce.program import Program
 from tightwire.architecture.allreduce.traffic import predict_bytes
 from tightwire.architecture.architecture import Architecture, Setting
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 GATHERING = ("allgather",)
 LEVELLED = ("hierarchical",)
+MADE = "synthesised"
 # Where nothing was measured: up to here a message costs its latency, and recursive doubling has the fewest.
 SMALL_BYTES = 32 * 1024
 MAX_STREAMS = 16
@@ -37,6 +39,8 @@ class AllReduce(Architecture):
     without measurements: recursive doubling for small exact buckets, else the backend's own for what it can sum,
     ring for codecs whose messages combine, all-gather for the others; and where gathering their messages would send
     more bytes than an exact all-reduce, the exact one (SparCML, 1802.08021).
+
+    `synthesised` is made for the cluster's own links, as a plan file tells them.
 
     `hierarchical` takes its nodes from the launcher unless it has a shape; compression then applies across nodes
     alone: inside them values travel as they are.
@@ -91,6 +95,11 @@ class AllReduce(Architecture):
         """Whether it must know who sits with whom."""
         return self.by in LEVELLED
 
+    @property
+    def is_made(self) -> bool:
+        """Whether it is made for the links that there are, and must be told them."""
+        return self.by == MADE
+
     def program_name(self, codec: Codec) -> str:
         """Returns the program that carries a large bucket of `codec`: the one asked for, or what `auto` stands for."""
         if self.by != "auto":
@@ -105,6 +114,8 @@ class AllReduce(Architecture):
     def program_for(self, codec: Codec, numel: int, itemsize: int, setting: Setting) -> Program:  # noqa: D102
         if self.is_levelled and not self.shape and setting.num_ranks > 1:
             return self._ordered(self._of_nodes(setting))
+        if self.is_made and setting.num_ranks > 1:
+            return self._ordered(self._made(setting))
         if self.by != "auto":
             return self.program(codec, setting.num_ranks)
         return build(self.choose(codec, numel, itemsize, setting), setting.num_ranks)
@@ -185,6 +196,19 @@ class AllReduce(Architecture):
         if len(nodes[-1]) == len(nodes[0]):
             return self._built(self.by, setting.num_ranks, (len(nodes), len(nodes[0])))
         return uneven_hierarchical(nodes)
+
+    def _made(self, setting: Setting) -> Program:
+        wiring = setting.wiring
+        if wiring is None:
+            raise PlanError(
+                f"{self} is made for the links between the workers, and nobody told them: attach a plan file that "
+                "`tightwire plan --cluster FILE --out FILE` wrote, of a cluster with levels or a graph."
+            )
+        if wiring.num_ranks != setting.num_ranks:
+            raise PlanError(
+                f"{self}: the cluster that was told has {wiring.num_ranks} workers, and there are {setting.num_ranks}."
+            )
+        return synthesise(wiring).program
 
     def _ordered(self, program: Program) -> Program:
         order = self._order()

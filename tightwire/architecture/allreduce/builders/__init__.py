@@ -31,6 +31,7 @@ from tightwire.architecture.allreduce.builders.rings import (
     recursive_doubling,
     ring,
 )
+from tightwire.architecture.allreduce.builders.synthesis import Wiring, synthesise
 from tightwire.architecture.allreduce.builders.trees import broadcast, double_tree, reduce, tree
 from tightwire.architecture.allreduce.program import Program
 from tightwire.errors import ProgramError
@@ -50,6 +51,12 @@ _MPICH = "Thakur, Rabenseifner and Gropp 2005, Optimization of collective commun
 _TREES = "Sanders, Speck and Träff 2009, Two-tree algorithms for full bandwidth broadcast, reduction and scan"
 _DIRECT = "Chan, Heimlich, Purkayastha and van de Geijn 2007, Collective communication: theory, practice, experience"
 _RING = "Patarasuk and Yuan 2009, Bandwidth optimal all-reduce algorithms for clusters of workstations"
+
+
+def _on_equal_lines(num_ranks: int) -> Program:
+    """Makes the program for equal lines to one switch; `AllReduce` makes it for the links that it is told."""
+    return synthesise(Wiring.star([1.0] * num_ranks)).program
+
 
 # All-reduces, as in `allreduce:NAME`.
 PROGRAMS: dict[str, Recipe] = {
@@ -93,6 +100,12 @@ PROGRAMS: dict[str, Recipe] = {
         title="Direct reduce-scatter and all-gather",
         paper=_DIRECT,
         tried="where links differ",
+    ),
+    "synthesised": Recipe(
+        build=_on_equal_lines,
+        title="Trees packed into the links that there are",
+        paper="cf. Zhao et al. 2024, ForestColl: throughput-optimal collective communications, arXiv:2402.06787",
+        tried="when named",
     ),
     "allgather": Recipe(
         build=allgather, title="All-gather of messages, each decoded by everyone", paper=_MPICH

@@ -39,15 +39,19 @@ def twin(n: int) -> Parents:
     return parents
 
 
+def all_reduce_along(parents: Parents, chunk: int) -> list[Transfer]:
+    """Returns the way up a tree and down again for one chunk; a rank talks with one child per step."""
+    rising = list(up(parents, chunk, 0))
+    return [*rising, *down(parents, chunk, end(rising))]
+
+
 def tree(n: int) -> Program:
     """Adds up a binary tree and copies down again, pieces in a row: 2log₂n·α + 3Mβ.
 
     An inner rank receives two contributions and one sum, and sends one and two, so that its line carries 3M each
     way when both directions flow together; 2Mβ each for the way up and the way down when they do not.
     """
-    parents = heap(n)
-    up = list(_up(parents, 0, 0))
-    return _flowing("tree", n, 1, [*up, *_down(parents, 0, _end(up))])
+    return _flowing("tree", n, 1, all_reduce_along(heap(n), 0))
 
 
 def double_tree(n: int) -> Program:
@@ -58,19 +62,18 @@ def double_tree(n: int) -> Program:
     """
     transfers = []
     for chunk, parents in enumerate((in_order(n), twin(n))):
-        up = list(_up(parents, chunk, 0))
-        transfers += [*up, *_down(parents, chunk, _end(up))]
+        transfers += all_reduce_along(parents, chunk)
     return _flowing("double-tree", n, 2, transfers)
 
 
 def broadcast(n: int) -> Program:
     """Copies rank 0's buffer down a binary tree, pieces in a row: log₂n·α + 2Mβ."""
-    return _flowing("broadcast", n, 1, list(_down(heap(n), 0, 0)), goal="broadcast")
+    return _flowing("broadcast", n, 1, list(down(heap(n), 0, 0)), goal="broadcast")
 
 
 def reduce(n: int) -> Program:
     """Adds up a binary tree to rank 0, pieces in a row: log₂n·α + 2Mβ + 2Mγ."""
-    return _flowing("reduce", n, 1, list(_up(heap(n), 0, 0)), goal="reduce")
+    return _flowing("reduce", n, 1, list(up(heap(n), 0, 0)), goal="reduce")
 
 
 def _flowing(name: str, n: int, chunks: int, transfers: list[Transfer], goal: str = "all-reduce") -> Program:
@@ -78,7 +81,7 @@ def _flowing(name: str, n: int, chunks: int, transfers: list[Transfer], goal: st
     return Program(name, n, chunks, tuple(by_step), flows=True, goal=goal)
 
 
-def _up(parents: Parents, chunk: int, first_step: int) -> Iterator[Transfer]:
+def up(parents: Parents, chunk: int, first_step: int) -> Iterator[Transfer]:
     """Yields the way up: a rank sends as soon as its children have, one child of a parent per step."""
     children = _children(parents)
     ready: dict[int, int] = {}
@@ -99,7 +102,7 @@ def _up(parents: Parents, chunk: int, first_step: int) -> Iterator[Transfer]:
         yield Transfer(step, child, parents[child], chunk, "reduce")
 
 
-def _down(parents: Parents, chunk: int, first_step: int) -> Iterator[Transfer]:
+def down(parents: Parents, chunk: int, first_step: int) -> Iterator[Transfer]:
     """Yields the way down: a rank that has the sum sends it to one child per step, the deepest subtree first."""
     children = _children(parents)
     has = {parents.index(-1): first_step}
@@ -118,7 +121,10 @@ def _from_the_root(children: Sequence[Sequence[int]], root: int) -> Iterator[int
 
 
 def _children(parents: Parents) -> list[list[int]]:
-    """Returns each rank's children, the one with the deepest subtree first."""
+    """Returns each rank's children: the deepest subtree first, equal ones from the next rank on.
+
+    So of several trees with other roots no two have the same child at the same turn.
+    """
     children: list[list[int]] = [[] for _ in parents]
     for rank, parent in enumerate(parents):
         if parent >= 0:
@@ -127,11 +133,11 @@ def _children(parents: Parents) -> list[list[int]]:
     def height(rank: int) -> int:
         return 1 + max(map(height, children[rank]), default=0)
 
-    for group in children:
-        group.sort(key=height, reverse=True)
+    for parent, group in enumerate(children):
+        group.sort(key=lambda child: (-height(child), (child - parent) % len(parents)))
     return children
 
 
-def _end(transfers: Sequence[Transfer]) -> int:
+def end(transfers: Sequence[Transfer]) -> int:
     """Returns the step after the last."""
     return 1 + max((t.step for t in transfers), default=-1)

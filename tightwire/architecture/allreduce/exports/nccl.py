@@ -1,0 +1,92 @@
+"""What NCCL can be told: which of its algorithms to use for which size (tuner), and over which rings (graph).
+
+NCCL runs no foreign program, but it takes a table of choices (`NCCL_TUNER_CONFIG_FILE` of its example tuner plugin:
+collective, sizes, algorithm, protocol, channels, nodes, ranks, pipelined operations, registered buffers), and a graph
+of channels (`NCCL_GRAPH_FILE`), each an order of the GPUs of one node.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections import Counter
+from xml.sax.saxutils import quoteattr
+
+from tightwire.architecture.allreduce.program import Program
+from tightwire.errors import ProgramError
+
+# Which of NCCL's algorithms moves the same bytes over the same kind of way.
+ALGORITHMS = {
+    "ring": "ring",
+    "native": "ring",
+    "tree": "tree",
+    "double-tree": "tree",
+    "synthesised": "tree",
+    "hierarchical": "tree",
+}
+COLLECTIVES = {
+    "all-reduce": "allreduce",
+    "all-gather": "allgather",
+    "reduce-scatter": "reducescatter",
+    "broadcast": "broadcast",
+    "reduce": "reduce",
+}
+# Below, NCCL's low-latency protocol is faster; the limit is where its own tuner changes on most machines.
+SMALL_BYTES = 64 * 1024
+MAX_BYTES = (1 << 32) - 1
+RING_PATTERN = 4
+
+
+def write_tuner(program: Program, path: pathlib.Path, num_bytes: int) -> None:
+    """Writes the tuner's table.
+
+    Raises:
+        ProgramError: a program that none of NCCL's algorithms stands for.
+    """
+    algorithm = ALGORITHMS.get(program.name.split()[0])
+    if algorithm is None or program.goal not in COLLECTIVES:
+        raise ProgramError(
+            f"NCCL has no algorithm like {program.name} ({program.goal}); {', '.join(ALGORITHMS)} can be told to it."
+        )
+    kind, n = COLLECTIVES[program.goal], program.num_ranks
+    lines = [
+        "# collective,minBytes,maxBytes,algorithm,protocol,channels,nNodes,nRanks,numPipeOps,regBuff",
+        f"{kind},0,{SMALL_BYTES},{algorithm},ll,-1,-1,{n},-1,-1",
+        f"{kind},{SMALL_BYTES + 1},{MAX_BYTES},{algorithm},simple,{program.num_chunks},-1,{n},-1,-1",
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_graph(program: Program, path: pathlib.Path, num_bytes: int) -> None:
+    """Writes a graph whose channels visit the ranks in the orders in which the program's trees do.
+
+    A channel of NCCL is an order of the GPUs of one node; a tree is written as the order of a walk through it, along
+    which neighbours are neighbours in the tree wherever it does not branch. Equal orders are written once.
+    """
+    orders = list(dict.fromkeys(_walk(program, chunk) for chunk in range(program.num_chunks)))
+    lines = [
+        '<graphs version="1">',
+        f'  <graph id="0" pattern="{RING_PATTERN}" crossnic="0" nchannels="{len(orders)}" speedintra="12" '
+        'speedinter="12" latencyinter="0" typeintra="SYS" typeinter="SYS" samechannels="0">',
+    ]
+    for order in orders:
+        gpus = "".join(f"<gpu dev={quoteattr(str(rank))}/>" for rank in order)
+        lines.append(f"    <channel>{gpus}</channel>")
+    path.write_text("\n".join([*lines, "  </graph>", "</graphs>", ""]), encoding="utf-8")
+
+
+def _walk(program: Program, chunk: int) -> tuple[int, ...]:
+    near: dict[int, list[int]] = {rank: [] for rank in range(program.num_ranks)}
+    for t in program.transfers:
+        if t.chunk == chunk:
+            near[t.src].append(t.dst)
+            near[t.dst].append(t.src)
+    ends = Counter({rank: len(set(others)) for rank, others in near.items()})
+    start = min(ends, key=lambda rank: (ends[rank] or program.num_ranks, rank))
+    order: list[int] = []
+    stack = [start]
+    while stack:
+        rank = stack.pop()
+        if rank not in order:
+            order.append(rank)
+            stack += sorted({other for other in near[rank] if other not in order}, reverse=True)
+    return tuple(order + [rank for rank in range(program.num_ranks) if rank not in order])
