@@ -18,6 +18,7 @@ from tightwire.plan import Plan
 from tightwire.profile import CodecCost, ParameterProfile, Profile
 from tightwire.simulate import counts_of, predict, prior, sent_bytes, slowest_delay
 from tightwire.simulate.counts import CLOSED_FORMS, count
+from tightwire.sync.roll import roll_fields
 
 LATENCY_S, BANDWIDTH = 1e-4, 25e6
 CLUSTER = Cluster.uniform(4, BANDWIDTH, LATENCY_S)
@@ -28,7 +29,7 @@ PROFILE = dataclasses.replace(
     noise=0.0,
 )
 # Ranks tell each other which of the 8 parameters they used, and whether they go on: 4 bytes each, in 2 doublings.
-CONTROL_BYTES = 2 * (8 + 1) * 4
+CONTROL_BYTES = 2 * roll_fields(8) * 4
 PROGRAMS = sorted(architectures.PROGRAMS)
 PLANS = [
     "bsp",

@@ -26,7 +26,9 @@ from tightwire.transport import Transport
 class Trainee(Protocol):
     """What a search for a plan needs of the run that it searches for."""
 
-    plan: Plan
+    @property
+    def plan(self) -> Plan:
+        """In force at present."""
 
     @property
     def transport(self) -> Transport:

@@ -10,12 +10,12 @@ import statistics
 import time
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 from tightwire.errors import AttachError, PeerError
 from tightwire.plan import Phases, Plan
@@ -23,17 +23,16 @@ from tightwire.runtime.agreement import copy_from_first
 from tightwire.runtime.auto import Pilot
 from tightwire.runtime.buffers import BufferSync
 from tightwire.runtime.context import RunContext
-from tightwire.runtime.engines import Engine, LoneEngine, build_engine
+from tightwire.runtime.course import Course
+from tightwire.runtime.engines import Engine
 from tightwire.runtime.evaluation import Evaluation
 from tightwire.runtime.guard import Guard
-from tightwire.runtime.meeting import News, Told, meet
+from tightwire.runtime.meeting import News
 from tightwire.runtime.membership import Standing
 from tightwire.runtime.passes import STEP_NEVER_SEEN, ForwardWatch
-from tightwire.runtime.phases import spelled_out
-from tightwire.runtime.record import Record, Writer
+from tightwire.runtime.record import Writer
 from tightwire.runtime.report import Report, typical_step_s
 from tightwire.runtime.tuning import Tuner
-from tightwire.runtime.variance import configure_variance
 from tightwire.sync import Sync
 from tightwire.transport import Counting, Transport
 
@@ -52,19 +51,9 @@ class Run:
     The training loop is unchanged. Under plans that average gradients, `p.grad` is the mean after `backward()`.
     Leaving the context calls `finish`, unless an exception is on its way.
 
-        training --finish()--> meeting until all are finished --> training (attach again, evaluate, go on) or closed
-        training --end of a phase, adopt(), a schedule that has measured--> meeting --> training under the next engine
-        training --leave()--> meeting after the next round --> closed here, training without this rank elsewhere
-        any      --close()--> closed
-
-    A meeting is an engine's flush, after which nothing is under way, and a message in which every member says why it
-    came (`meeting.News`). A member that is finished follows what those that train on are about to do.
+    What happens between steps (phases, uneven ends, ranks that leave) is told in `Course`.
 
     Contract: every rank attaches, steps, checkpoints and finishes alike.
-
-    Attributes:
-        plan: in force at present.
-        step: optimizer steps made so far.
     """
 
     def __init__(
@@ -78,32 +67,29 @@ class Run:
         why: tuple[str, ...] = (),
         pilot: Pilot | Tuner | None = None,
     ) -> None:
-        self._asked, self._phases = phases, spelled_out(phases)
-        self.plan = self._phases.at(1)
-        self.step = 0
         self._predicted_step_s, self._why, self._pilot = predicted_step_s, why, pilot
-        self._model, self._context, self._optimizers = model, context, context.optimizers
-        self._record = Record()
-        self._closed = self._has_left = False
+        self._model, self._optimizers = model, context.optimizers
+        self._course = Course(phases, context, self._shared_parameters, self._move)
+        self._closed = False
         self._accumulated_at = (
             -1
         )  # the engine's count of rounds, if gradients were accumulated since the last step
         self._writer: Writer | None = None
+        self._left = context.left
         self._buffers = BufferSync(Counting(context.transport.inner), self._shared_buffers)
         self._syncs_buffers = buffers == "every-step"
-        self._engine: Engine = LoneEngine()
         self._guard = Guard(model, context.optimizers)
         self._evaluation = Evaluation(model, context)
         self._passes: ForwardWatch | None = None
         self._step_start_s = 0.0
         self._optimizers.listen(self)
         _open_runs.add(self)
-        if context.transport.size == 1:
+        if self._course.is_alone:
             return
         self._passes = ForwardWatch(model, context.tracer)
-        self._watch_members()
+        self._watch_members(self._passes)
         try:
-            self._build(self.plan)
+            self._course.build(self.plan)
             if pilot is not None:
                 pilot.begin()
         except BaseException:
@@ -119,10 +105,20 @@ class Run:
         try:
             if error is not None and not isinstance(error, PeerError):
                 self.transport.fail(error)  # before channels close, so that others learn why they do
-            if kind is None and not self._has_left:
+            if kind is None and not self._course.has_left:
                 self.finish()
         finally:
             self.close()
+
+    @property
+    def plan(self) -> Plan:
+        """In force at present."""
+        return self._course.plan
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps made so far."""
+        return self._course.step
 
     @property
     def transport(self) -> Transport:
@@ -153,12 +149,11 @@ class Run:
         Contract: every rank that trains, at the same step, with the same plan; blocks.
         """
         self._require_open()
-        self._asked, self._phases = Phases((plan,)), spelled_out(Phases((plan,)))
-        self._turn(self._phases.at(self.step + 1), keep=True)
+        self._course.adopt(plan)
 
     def ask(self, answer: str) -> str | None:
         """Returns rank 0's answer to what all ask; None once rank 0 is finished. Every rank that trains; blocks."""
-        told = self._meet(News(why="ask", answer=answer))
+        told = self._course.meet(News(why="ask", answer=answer))
         return told.news[0].answer if told.news[0].why == "ask" else None
 
     @contextlib.contextmanager
@@ -234,11 +229,7 @@ class Run:
         self._accumulated_at = -1
         if self._passes is not None and self.step == 0 and self._passes.saw_changes == 1:
             warnings.warn(STEP_NEVER_SEEN, stacklevel=2)
-        while not (told := self._meet(News(why="finish"))).are_finished:
-            if turn := told.first("turn"):
-                self._go_on(Plan.parse(turn.plan), keep=False)
-            elif told.of("rebuild"):
-                self._rebuild(told)
+        self._course.finish()
 
     def leave(self) -> None:
         """Leaves for good after the next round of a local method; the run is closed then, and the others go on.
@@ -252,12 +243,7 @@ class Run:
             AttachError: another kind of plan, whose ranks cannot do without each other.
         """
         self._require_open()
-        if self._context.transport.size > 1:
-            self._engine.require_leavable()
-            self._context.membership.leaving = True
-            while not self._has_left:
-                self._meet(News(why="leave"))
-        self._has_left = True
+        self._course.leave()
         self.close()
 
     @contextlib.contextmanager
@@ -313,7 +299,7 @@ class Run:
         """
         return {
             "version": 1,
-            "plan": str(self._asked),
+            "plan": str(self._course.asked),
             "rank": self._context.transport.rank,
             "workers": self._context.transport.size,
             "step": self.step,
@@ -334,15 +320,13 @@ class Run:
         """
         self._require_open()
         transport = self._context.transport
-        if state.get("version") != 1 or _syncs(Phases.parse(state["plan"])) != _syncs(self._asked):
+        if state.get("version") != 1 or _syncs(Phases.parse(state["plan"])) != _syncs(self._course.asked):
             raise AttachError(
                 f"this checkpoint was made under the plan {state.get('plan')} (version {state.get('version')}), this "
-                f"run's is {self._asked} (version 1); attach with the plan of the checkpoint, or one of the same "
-                f"sync."
+                f"run's is {self._course.asked} (version 1); attach with the plan of the checkpoint, or one "
+                f"of the same sync."
             )
-        self.step = state["step"]
-        if (plan := self._phases.at(self.step + 1)) is not self.plan:
-            self._turn(plan, keep=False)
+        self._course.go_to(state["step"])
         if state["workers"] != transport.size:
             warnings.warn(
                 f"the checkpoint was made by {state['workers']} workers, this run has {transport.size}: leftovers "
@@ -358,15 +342,16 @@ class Run:
                 "loads its own."
             )
         if self._context.observed.take(state.get("observed")):
-            self._turn(self.plan, keep=False)
+            self._course.turn(self.plan, keep=False)
         self._engine.load_state_dict(state["engine"])
 
     def report(self) -> Report:
         """Returns what happened so far on this worker. Local."""
         choice = self._pilot.choice if self._pilot else None
-        record, counts = self._record, self._record.counts(self._engine)
+        record = self._course.record
+        counts = record.counts(self._engine)
         return Report(
-            plan=str(self._asked),
+            plan=str(self._course.asked),
             workers=self._context.transport.size,
             steps=record.steps,
             rounds=counts.rounds,
@@ -408,110 +393,40 @@ class Run:
 
     def after_step(self) -> None:
         """Hears that the optimizers have stepped; see `StepListener`."""
-        self.step += 1
+        course = self._course
+        course.step += 1
         self._accumulated_at = -1
         self._context.tracer.record("compute", "optimizer", self._step_start_s, time.perf_counter())
         self._engine.after_step(self.step)
         if self._syncs_buffers:
             self._buffers.settle(trains=True)
         exposed_s = self._engine.exposed_s
-        self._record.note_wait(exposed_s)
-        if self._context.membership.calls_meeting:
-            self._meet(News(why="stay"))
-        if self._engine.needs_rebuild():
-            self._rebuild(self._meet(News(why="rebuild", measured=self._context.observed.proposal)))
+        course.record.note_wait(exposed_s)
+        course.end_step()
         if self._pilot is not None:
             self._pilot.after_step(self, exposed_s)
         if self._writer is not None:
-            self._record.log(self._writer, self._engine, self._context.transport.bytes_sent, self.step)
-        if self.step in self._phases.ends:  # what stages remember of one phase means nothing in the next
-            self._turn(self._phases.at(self.step + 1), keep=False)
-        self._record.end_step()
+            course.record.log(self._writer, self._engine, self._context.transport.bytes_sent, self.step)
+        course.end_phase()
+        course.record.end_step()
 
-    def _turn(self, plan: Plan, *, keep: bool) -> None:
-        """Goes on under another plan, as all that train do at this step."""
-        if self._context.transport.size > 1:
-            self._meet(News(why="turn", plan=str(plan)))
-        self._go_on(plan, keep=keep)
+    @property
+    def _engine(self) -> Engine:
+        return self._course.engine
 
-    def _go_on(self, plan: Plan, *, keep: bool) -> None:
-        before, state = self.plan, self._build(plan)
-        if state and keep:
-            self._carry_over(state, before)
+    @property
+    def _context(self) -> RunContext:
+        return self._course.context
 
-    def _rebuild(self, told: Told) -> None:
-        """Builds the engine anew, with what was measured."""
-        self._context.observed.take(told.measured)
-        self._go_on(self.plan, keep=True)
-
-    def _carry_over(self, state: Mapping[str, Any], before: Plan) -> None:
-        """Takes up what was remembered under the plan before, if it means the same under this one."""
-        try:
-            if before.sync == self.plan.sync:
-                self._engine.load_state_dict(state)
-                return
-        except AttachError:  # it remembers something else
-            pass
-        if state["memory"]:
-            warnings.warn(
-                f"leftovers and momenta of {before} are dropped: they mean nothing under {self.plan}.",
-                stacklevel=3,
-            )
-
-    def _build(self, plan: Plan) -> dict[str, Any]:
-        """Replaces the engine, in which nothing is under way; returns what it remembered."""
-        self.plan = plan
-        for member in self._optimizers.members:
-            configure_variance(member, plan)
-        state = self._engine.state_dict()
-        self._engine.close()
-        self._record.begin_plan(self._engine)
-        alone = self._context.transport.size == 1
-        self._engine = LoneEngine()
-        if not alone:
-            self._engine = build_engine(self._shared_parameters(), plan, self._context)
-        return state
-
-    def _meet(self, news: News) -> Told:
-        """Flushes, as all members do now, and hears why; whoever leaves is gone afterwards."""
-        self._engine.flush()
-        news = replace(news, step=self.step, waited_s=self._record.waited_s)
-        membership = self._context.membership
-        if self._context.transport.size == 1 or not self._engine.flush_is_collective:
-            return Told((replace(news, why="finish"),))
-        told = meet(self.transport, news)
-        membership.met()
-        self._record.waited_s_by_worker = tuple(other.waited_s for other in told.news)
-        if leaving := told.of("leave"):
-            self._go_on_without(leaving)
-        return told
-
-    def _go_on_without(self, leaving: Sequence[int]) -> None:
-        transport = self._context.transport
-        staying = [rank for rank in range(transport.size) if rank not in leaving]
-        group = transport.group(staying) if staying else None
-        if group is None:
-            self._has_left = True
-            return
-        assert isinstance(group, Counting)
-        self._context.membership.without(leaving)
-        self._context = self._context.over(group)
-        self._evaluation.move(self._context)
-        counting = Counting(group.inner, tally=self._buffers.transport.tally)
+    def _move(self, context: RunContext) -> None:
+        """Goes on among other members."""
+        self._evaluation.move(context)
+        counting = Counting(context.transport.inner, tally=self._buffers.transport.tally)
         self._buffers = BufferSync(counting, self._shared_buffers)
-        if state := self._build(self.plan):
-            self._carry_over(state, self.plan)
-        log.warning(
-            "rank %s left after step %d; the others go on with the mean of %d, renumbered in order.",
-            " and ".join(map(str, leaving)),
-            self.step,
-            group.size,
-        )
 
-    def _watch_members(self) -> None:
+    def _watch_members(self, passes: ForwardWatch) -> None:
         """Has the membership know what must be equal, and make buffers equal."""
-        membership, passes = self._context.membership, self._passes
-        assert passes is not None
+        membership = self._context.membership
         membership.standing = lambda: Standing(passes.judge(), self._optimizers.digest())
         membership.describe = lambda standing: (
             self._optimizers.hyperparameters() | {SKIPPED: str(standing.skipped)}
@@ -520,14 +435,13 @@ class Run:
             membership.heard = lambda present: self._buffers.note(present)
             membership.settle = lambda: self._buffers.settle(trains=False)
 
-    def _shared_parameters(self) -> dict[str, Any]:
+    def _shared_parameters(self) -> dict[str, Parameter]:
         """Returns what is kept in step, by name."""
-        left = self._context.left
-        return {n: p for n, p in self._model.named_parameters() if p.requires_grad and n not in left}
+        named = self._model.named_parameters()
+        return {name: p for name, p in named if p.requires_grad and name not in self._left}
 
     def _shared_buffers(self) -> dict[str, Tensor]:
-        left = self._context.left
-        return {name: buffer for name, buffer in self._model.named_buffers() if name not in left}
+        return {name: buffer for name, buffer in self._model.named_buffers() if name not in self._left}
 
     def _require_open(self) -> None:
         if self._closed:

@@ -145,7 +145,7 @@ class Shard:
         """
         with self._changed:
             seat = self._hear(worker)
-            self._require_sound()
+            self.require_sound()
             if request.clock != seat.clock + 1:
                 raise TransportError(
                     f"rank {seat.rank} sent the gradient of step {request.clock}, and step {seat.clock + 1} was due: "
@@ -275,7 +275,7 @@ class Shard:
     def _close_round(self) -> None:
         """Makes the round's update if enough gradients are here."""
         present = sum(seat.state == "present" for seat in self._seats)
-        if not self._pending or len(self._pending) < min(self._quorum, present):
+        if self._failure or not self._pending or len(self._pending) < min(self._quorum, present):
             return
         pushes = [(self._seats[w], payload) for w, payload in sorted(self._pending.items())]
         gradients = [(seat, payload) for seat, payload in pushes if payload is not None]
@@ -331,7 +331,7 @@ class Shard:
             raise PeerError(self._failure, [rank]) from error
         self.updates += 1
 
-    def _require_sound(self) -> None:
+    def require_sound(self) -> None:
         """Makes sure that the optimizer has not failed.
 
         Raises:
@@ -408,7 +408,7 @@ class Shard:
         """
         began_s = told_s = time.monotonic()
         while seats := missing():
-            self._require_sound()
+            self.require_sound()
             self._changed.wait(self._deadline_s / SIGNS_OF_LIFE)
             # Also where others' steps keep waking it up: that is no sign for the worker that waits.
             if time.monotonic() - told_s >= self._deadline_s / SIGNS_OF_LIFE:

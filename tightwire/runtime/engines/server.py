@@ -136,6 +136,8 @@ class ServerEngine(BaseEngine):
         if self.is_server:
             assert self._service is not None
             self._service.join()
+            assert self._shard is not None
+            self._shard.require_sound()
             return
         for share in self._shares:
             share.client.leave(self._clock)
