@@ -334,15 +334,16 @@ def _why(error: OSError) -> str:
 
 
 def _one_line(error: object) -> str:
-    return _cut(" ".join(str(error).split()), 160)
+    return shortened(" ".join(str(error).split()), 160)
 
 
 def _short(value: Any) -> str:
     try:
-        return _cut(repr(value), 60)
+        return shortened(repr(value), 60)
     except ValueError:  # an integer of more digits than Python prints
         return "a number of thousands of digits"
 
 
-def _cut(text: str, most: int) -> str:
+def shortened(text: str, most: int = 400) -> str:
+    """Returns a text that fits into a sentence, whatever a file holds."""
     return text if len(text) <= most else text[: most - 3] + "..."

@@ -200,7 +200,10 @@ class PlanFile:
             PlanError: a plan or a route that cannot work.
         """
         plan_file = files.read(path, cls)
-        plan_file.phases()
+        try:
+            plan_file.phases()
+        except PlanError as error:
+            raise PlanError(f"{path}: {files.shortened(str(error), 600)}") from None
         return plan_file
 
     def parse(self) -> Plan:

@@ -43,7 +43,7 @@ def from_infragraph(path: str | pathlib.Path) -> Cluster:
     try:
         return _Reading(content).cluster()
     except FileError as error:
-        raise FileError(f"{path}: {error}") from None
+        raise FileError(f"{path}: {files.shortened(str(error))}") from None
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise FileError(f"{path} is no InfraGraph file: {error!r} while reading it.") from None
 

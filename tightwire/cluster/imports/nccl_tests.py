@@ -102,7 +102,7 @@ def from_nccl_tests(path: str | pathlib.Path) -> Cluster:
         runs = list(_json(text) if text.lstrip().startswith("{") else _tables(text))
         return _cluster([run for run in runs if run.rows or run.broken or run.devices])
     except FileError as error:
-        raise FileError(f"{path}: {error}") from None
+        raise FileError(f"{path}: {files.shortened(str(error))}") from None
 
 
 def _cluster(runs: Sequence[Run]) -> Cluster:
@@ -233,7 +233,7 @@ def _ranks(run: Run, kind: str) -> int:
     for count in (len(run.devices) // groups, last):
         if count >= 2 and least <= count <= most:
             return count
-    counts = range(max(2, math.ceil(least)), math.floor(min(most, 10**6)) + 1)
+    counts = range(max(2, math.ceil(min(least, 10**6))), math.floor(min(most, 10**6)) + 1)
     if is_complete:
         seen = f"that of {counts[0]}" if len(counts) else "none that it can have"
         raise FileError(
@@ -309,7 +309,7 @@ def _add_row(run: Run, size: int, cells: list[str]) -> None:
     groups = [cells[start : start + 4] for start in (0, 4) if len(cells) >= start + 3]
     for time, algbw, busbw, *wrong in groups:
         us = _number(time)
-        if us is not None and us > 0 and size > 0:
+        if us is not None and _is_possible(size, us):
             is_count = "#wrong" in run.columns
             count = _number(wrong[0]) if wrong and is_count else None
             run.rows.append(
@@ -361,7 +361,7 @@ def _add_result(run: Run, result: Mapping[str, Any]) -> None:
     size = int(result["size"])
     for place in (result.get("out_of_place"), result.get("in_place")):
         us = _number(str(place.get("time"))) if place else None
-        if place and us and us > 0 and size > 0:
+        if place and us and _is_possible(size, us):
             run.rows.append(
                 Row(
                     size=size,
@@ -377,6 +377,10 @@ def _add_result(run: Run, result: Mapping[str, Any]) -> None:
         run.empty += 1
     else:
         run.broken.append(size)
+
+
+def _is_possible(size: int, us: float) -> bool:
+    return 0 < size < 10**15 and 1e-3 < us < 1e12
 
 
 def _number(text: str) -> float | None:

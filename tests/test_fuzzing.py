@@ -1,0 +1,10 @@
+"""Damaged files end in a value or in one sentence, in no time (see fuzzing.py, which tries many more)."""
+
+from pathlib import Path
+
+from tests import fuzzing
+
+
+def test_damaged_files_end_in_one_sentence(tmp_path: Path) -> None:
+    found = [f"{name}: {what}" for name, _, what in fuzzing.faults(440, 1, tmp_path)]
+    assert not found, "\n".join(found)
