@@ -129,11 +129,21 @@ def _article(word: str) -> str:
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
-def _signature(member: type[Member]) -> str:
+def arguments(member: type[Member]) -> list[str]:
+    """Returns what a member takes, in the order of its text form: name, type and default of each."""
     types = typing.get_type_hints(member)
-    parts = [
+    return [
         f"{f.name}: {types[f.name].__name__}"
-        + ("" if f.default is dataclasses.MISSING else f" = {f.default}")
+        + (
+            ""
+            if f.default is dataclasses.MISSING
+            else f" = {f.default!r}"
+            if f.default == ""
+            else f" = {f.default}"
+        )
         for f in dataclasses.fields(member)
     ]
-    return ", ".join(parts) or "no arguments"
+
+
+def _signature(member: type[Member]) -> str:
+    return ", ".join(arguments(member)) or "no arguments"

@@ -2,12 +2,11 @@ import json
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
+from tests.command_line import refused, tightwire
 from tightwire.bench.kernels import REDUCTIONS, default_kernels, measure
 from tightwire.bench.subjects import stock_ways
 from tightwire.catalogue import parse_compression
-from tightwire.cli.bench import app
 from tightwire.compression import MEMBERS, Codec
 from tightwire.errors import LabError, PlanError
 
@@ -68,16 +67,12 @@ def test_a_gpu_is_timed() -> None:
 
 
 def test_command_prints_one_object_last() -> None:
-    result = CliRunner().invoke(
-        app, ["kernels", "--codecs", "none", "--sizes", "100", "--rounds", "1", "--json"]
-    )
-    assert result.exit_code == 0
+    result = tightwire("bench", "kernels", "--codecs", "none", "--sizes", "100", "--rounds", "1", "--json")
+    assert result.code == 0
     rows = json.loads(result.stdout.splitlines()[-1])["rows"]
     assert {"kernel", "phase", "numel", "seconds", "memcpy_s", "ratio", "stock_s"} <= set(rows[0])
 
 
 @pytest.mark.parametrize("arguments", [["--codecs", "nothing"], ["--sizes", "ten"], ["--device", "abacus"]])
 def test_bad_input_exits_with_one_sentence(arguments: list[str]) -> None:
-    result = CliRunner().invoke(app, ["kernels", *arguments])
-    assert result.exit_code == 2
-    assert "bench:" in result.stderr
+    assert arguments[-1] in refused("bench", "kernels", *arguments)

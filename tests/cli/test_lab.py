@@ -3,14 +3,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from typer.testing import CliRunner
 
-from tightwire.cli.lab import app
+from tests.command_line import tightwire
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, ["run", *arguments])
-    return result.exit_code, result.stdout, result.stderr
+    result = tightwire("lab", "run", *arguments)
+    return result.code, result.stdout, result.stderr
 
 
 @pytest.mark.parametrize("mode", ["auto", "shaped"])

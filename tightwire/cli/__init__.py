@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 # Command: the module that holds its typer `app`. A module with one command gives that command.
@@ -16,36 +17,50 @@ COMMANDS = {
     "plan": "tightwire.cli.plan",
     "simulate": "tightwire.cli.simulate",
     "parallel": "tightwire.cli.parallel",
+    "map": "tightwire.cli.map",
     "bench": "tightwire.cli.bench",
     "study": "tightwire.cli.study",
     "validate": "tightwire.cli.validate",
     "methods": "tightwire.cli.methods",
 }
-ABOUT = """Makes PyTorch training fast on the network you have.
+ABOUT = """Make PyTorch training fast on the network you have.
 
-    tightwire tour                                                 the main job, on this machine
-    tightwire lab run --workers 4 --rate 200mbit -- python train.py    your script on a slow network
-    tightwire methods                                              what there is, and what goes with what
+    tightwire tour
+        The main job on this machine: a slow network, stock DDP, the best plans.
+
+    tightwire lab run --workers 4 --rate 200mbit -- python train.py
+        Your own script on an emulated slow network.
+
+    tightwire plan --gradients 100MB --compute 300ms --workers 8 --bandwidth 1gbit
+        The best plan for a model and a cluster, and the reasons.
+
+    tightwire methods
+        Every method, its paper, and what goes with what.
 """
 
 
-def main() -> None:
-    """Runs the command line; errors that Tightwire raises on purpose end it with one sentence and code 2."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line; errors that Tightwire raises on purpose end it with one sentence and code 2.
+
+    Args:
+        arguments: behind `tightwire`; those of this process by default.
+    """
     from tightwire.errors import TightwireError
 
     try:
-        _build()(prog_name="tightwire")
+        application().main(None if arguments is None else list(arguments), prog_name="tightwire")
     except TightwireError as error:
         print(f"tightwire: {error}", file=sys.stderr)
         sys.exit(2)
 
 
-def _build() -> Any:
+def application() -> Any:
     """Builds the group; a command's module is imported only when it is asked for."""
     import typer
-    from typer.core import TyperGroup
 
-    class Lazy(TyperGroup):
+    from tightwire.cli.app import App, Group
+
+    class Lazy(Group):
         def list_commands(self, ctx: Any) -> list[str]:
             return list(COMMANDS)
 
@@ -56,6 +71,6 @@ def _build() -> Any:
             command.name = cmd_name
             return command
 
-    app = typer.Typer(cls=Lazy, help=ABOUT, rich_markup_mode=None, no_args_is_help=True, add_completion=False)
+    app = App(cls=Lazy, help=ABOUT, no_args_is_help=True, add_completion=True)
     app.callback()(lambda: None)
     return typer.main.get_command(app)

@@ -1,22 +1,17 @@
-"""What every command shares: help whose examples stand line by line, errors in one sentence, a bar while it works."""
+"""What every command shares: help whose examples stand line by line, and a bar while it works."""
 
 from __future__ import annotations
 
 import inspect
-import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from typer.core import TyperCommand, TyperGroup
-
-from tightwire.errors import TightwireError
-
-JsonOption = Annotated[bool, typer.Option("--json", help="End with one line of JSON on standard output.")]
 
 # An example begins so: its lines are commands, to be copied as they are.
 PROGRAMS = ("tightwire ", "torchrun ", "tw.")
@@ -35,46 +30,37 @@ class App(typer.Typer):
 
 
 class Command(TyperCommand):
-    """A command whose help keeps examples as they are written, and whose errors are one sentence and code 2."""
+    """A command whose help keeps examples as they are written."""
 
     def format_help_text(self, ctx: Any, formatter: Any) -> None:
         """Writes the docstring: prose is wrapped, examples are not."""
         write_help(self.help or "", formatter)
-
-    def invoke(self, ctx: Any) -> Any:
-        """Runs the command.
-
-        Raises:
-            typer.Exit: code 2, after an error that Tightwire raised on purpose.
-        """
-        with one_sentence():
-            return super().invoke(ctx)
 
 
 class Group(TyperGroup):
-    """A group whose help is written like a command's."""
+    """A group whose help is written like a command's, with the whole first sentence of each of its commands."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Writes each command with the first sentence of its help."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [(name, first_sentence(c)) for name, c in commands if c is not None and not c.hidden]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
     def format_help_text(self, ctx: Any, formatter: Any) -> None:
         """Writes the docstring: prose is wrapped, examples are not."""
         write_help(self.help or "", formatter)
 
 
-@contextmanager
-def one_sentence() -> Iterator[None]:
-    """Turns an error that Tightwire raises on purpose into a sentence on standard error and exit code 2.
-
-    Raises:
-        typer.Exit: code 2, instead of the error.
-    """
-    try:
-        yield
-    except TightwireError as error:
-        print(f"tightwire: {error}", file=sys.stderr)
-        raise typer.Exit(2) from error
+def first_sentence(command: Any) -> str:
+    """Returns what a command's help begins with."""
+    text = command.short_help or inspect.cleandoc(command.help or "").partition("\n\n")[0]
+    sentence, dot, _ = " ".join(text.split()).partition(". ")
+    return str(sentence + dot.strip())
 
 
 def write_help(text: str, formatter: Any) -> None:
-    """Writes a docstring without its sections such as Args: prose wrapped to the formatter's width, examples as they are.
+    """Writes a docstring: prose wrapped to the formatter's width, examples as they are.
 
     Args:
         text: paragraphs; one that is indented, or begins with one of `PROGRAMS`, is an example.
@@ -102,4 +88,8 @@ def progress(total: int | None, first: str) -> Iterator[Callable[[str, int], Non
     known = columns if total is not None else (columns[0], columns[2], columns[3])
     with Progress(*known, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(first, total=total)
-        yield lambda text, steps: bar.update(task, description=text, advance=steps)
+
+        def tell(text: str, steps: int) -> None:
+            bar.update(task, description=text, advance=steps)
+
+        yield tell

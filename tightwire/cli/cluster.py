@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from tightwire import files
 from tightwire.architecture import synthesise
 from tightwire.architecture.allreduce.builders.synthesis.programs import GOALS
 from tightwire.architecture.allreduce.exports import export
-from tightwire.cli.measured import JsonOption
+from tightwire.cli.app import App
+from tightwire.cli.options import JsonOption
+from tightwire.cli.table import entries, width_of
 from tightwire.cluster import Cluster
 from tightwire.cluster.imports import SOURCES as CLUSTER_SOURCES
 from tightwire.cluster.imports import Source, refuse_nodes
@@ -25,11 +26,15 @@ from tightwire.errors import FileError
 from tightwire.profile.traces import cluster_of_traces
 from tightwire.units import parse_bytes, print_ms, print_rate
 
-app = typer.Typer(
-    help="Cluster files: of known hardware, or imported.", rich_markup_mode=None, no_args_is_help=True
-)
-OutOption = Annotated[pathlib.Path, typer.Option("--out", help="Where the cluster file goes.")]
-NodesOption = Annotated[int, typer.Option(min=1, help="How many nodes.")]
+ABOUT = """Write cluster files: of known hardware, or from the files of other tools.
+
+    tightwire cluster hardware
+
+    tightwire cluster new dgx-a100 --nodes 4 --out cluster.yaml
+"""
+app = App(help=ABOUT, no_args_is_help=True)
+OutOption = Annotated[pathlib.Path, typer.Option("--out", help="Cluster file to write.")]
+NodesOption = Annotated[int, typer.Option(min=1, help="Number of nodes.")]
 
 
 # Traces need profiles, which come after clusters.
@@ -44,23 +49,35 @@ SOURCES = {
 
 
 @app.command("hardware")
-def hardware() -> None:
-    """Lists known hardware, with its source."""
-    table = Table("name", "nodes of", "source")
-    for name, known in PRESETS.items():
-        table.add_row(name, known.title, known.source)
-    Console().print(table)
+def hardware(as_json: JsonOption = False) -> None:
+    """List known hardware, with its source.
+
+    tightwire cluster hardware
+
+    tightwire cluster hardware --json
+    """
+    if as_json:
+        rows = [{"name": n, "title": known.title, "source": known.source} for n, known in PRESETS.items()]
+        typer.echo(json.dumps({"hardware": rows}))
+        return
+    known_ones = [(name, [known.title, known.source]) for name, known in PRESETS.items()]
+    for line in entries(known_ones, width_of(sys.stdout)):
+        typer.echo(line)
 
 
 @app.command("new")
 def new(
-    name: Annotated[str, typer.Argument(help="As in `tightwire cluster hardware`.")],
+    name: Annotated[str, typer.Argument(help="Name, as `tightwire cluster hardware` lists it.")],
     nodes: NodesOption = 1,
     out: OutOption = pathlib.Path("cluster.yaml"),
+    as_json: JsonOption = False,
 ) -> None:
-    """Writes the file of a cluster of known hardware."""
+    """Write the file of a cluster of known hardware.
+
+    tightwire cluster new dgx-a100 --nodes 4
+    """
     files.require_writable(out)
-    _write(preset(name, nodes), out)
+    _write(preset(name, nodes), out, as_json)
 
 
 @app.command("import")
@@ -71,7 +88,7 @@ def import_(
     out: OutOption = pathlib.Path("cluster.yaml"),
     as_json: JsonOption = False,
 ) -> None:
-    """Writes a cluster file from what other tools wrote: nccl-tests, NCCL, nvidia-smi, InfraGraph, PyTorch.
+    """Write a cluster file from what other tools wrote: nccl-tests, NCCL, nvidia-smi, InfraGraph, PyTorch.
 
     tightwire cluster import nccl-tests all_reduce.txt
 
@@ -87,9 +104,9 @@ def import_(
 
 @app.command("synthesise")
 def synthesise_(
-    path: Annotated[pathlib.Path, typer.Argument(help="A cluster file with levels or a graph.")],
-    goal: Annotated[str, typer.Option(help=f"One of {', '.join(GOALS)}.")] = GOALS[0],
-    size: Annotated[str, typer.Option(help="Of the buffer, for files that hold sizes: 64MB.")] = "64MB",
+    path: Annotated[pathlib.Path, typer.Argument(help="Cluster file with levels or a graph.")],
+    goal: Annotated[str, typer.Option(help=f"Goal: one of {', '.join(GOALS)}.")] = GOALS[0],
+    size: Annotated[str, typer.Option(help="Size of the buffer, for files that hold sizes: 64MB.")] = "64MB",
     out: Annotated[
         list[pathlib.Path] | None,
         typer.Option(
@@ -100,7 +117,7 @@ def synthesise_(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Makes a collective for the cluster's own links, with a proof of how near it is to the best.
+    """Make a collective for the cluster's own links, with a proof of how near it is to the best.
 
     tightwire cluster synthesise cluster.yaml --out plan.json --out trace.et
     """
@@ -131,7 +148,7 @@ def synthesise_(
     )
 
 
-def _write(cluster: Cluster, out: pathlib.Path, as_json: bool = False) -> None:
+def _write(cluster: Cluster, out: pathlib.Path, as_json: bool) -> None:
     cluster.write(out)
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(cluster)))

@@ -9,10 +9,15 @@ from typing import Annotated, Any
 
 import typer
 
-from tightwire.errors import LabError
+from tightwire.cli.app import App
+from tightwire.cli.options import JsonOption
 from tightwire.lab import Lab, Result, Slow, Topology, Traffic, parse_rate
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+ABOUT = """Emulate a cluster on this machine: one network namespace per worker, links shaped by the kernel.
+
+    tightwire lab run --workers 4 --rate 200mbit -- python train.py
+"""
+app = App(no_args_is_help=True, help=ABOUT)
 
 
 class ModeChoice(StrEnum):
@@ -26,40 +31,45 @@ class ModeChoice(StrEnum):
 
 @app.callback()
 def lab() -> None:
-    """A cluster on this machine: one network namespace per worker, links shaped by the kernel."""
+    """Keeps `run` a command of its own, also while it is the only one."""
 
 
 @app.command(context_settings={"allow_interspersed_args": False})
 def run(
     command: Annotated[
-        list[str], typer.Argument(help="What every worker runs, after --", show_default=False)
+        list[str], typer.Argument(help="Command that every worker runs, after --", show_default=False)
     ],
-    workers: Annotated[int | None, typer.Option(help="How many; --topology may say it instead.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Number of workers; --topology may give it instead.")
+    ] = None,
     rate: Annotated[
-        str, typer.Option(help="Each worker's link, each way: 1gbit, 200mbit, 25MB/s, none.")
+        str,
+        typer.Option(help="Rate of each worker's link, in each direction: 1gbit, 200mbit, 25MB/s or none."),
     ] = "1gbit",
     topology: Annotated[
         str,
         typer.Option(
-            help="star, or nodes=2x2,inside=2gbit,across=100mbit (2 nodes of 2 workers), or "
+            help="star; or nodes=2x2,inside=2gbit,across=100mbit (2 nodes of 2 workers); or "
             "sites=2x2x1,inside=2gbit,across=1gbit,between=50mbit (2 sites of 2 nodes of 1 worker)."
         ),
     ] = "star",
     mode: Annotated[
         ModeChoice,
-        typer.Option(help="root and userns: network namespaces. shaped: loopback. auto: the first possible."),
+        typer.Option(
+            help="root, userns: network namespaces. shaped: loopback. auto: the first that works here."
+        ),
     ] = ModeChoice.AUTO,
     timeout: Annotated[
         float | None, typer.Option(help="Stop the workers after this many seconds.", show_default=False)
     ] = None,
     grace: Annotated[
-        float, typer.Option(help="Seconds that the others may go on after one worker failed.", min=0)
+        float, typer.Option(help="Seconds until the other workers are stopped after one has failed.", min=0)
     ] = 5.0,
     batch_scheduling: Annotated[
         bool,
         typer.Option(
             "--batch-scheduling/--no-batch-scheduling",
-            help="Run workers under SCHED_BATCH: for measuring messages rather than training.",
+            help="Run the workers under SCHED_BATCH: for measuring messages rather than training.",
         ),
     ] = False,
     slow: Annotated[
@@ -69,9 +79,7 @@ def run(
             show_default=False,
         ),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="End with one line of JSON about the run on standard output.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Run a command once per worker, each on a host of its own, as torchrun would.
 
@@ -89,7 +97,8 @@ def run(
 
     Two sites of two nodes with a slower line between the sites:
 
-        tightwire lab run --topology sites=2x2x1,across=1gbit,between=50mbit -- python train.py
+        tightwire lab run --topology sites=2x2x1,across=1gbit,between=50mbit \\
+            -- python train.py
 
     Bytes per worker, as the kernel counted them:
 
@@ -104,9 +113,6 @@ def run(
             typer.echo(f"lab: {cluster.describe()}", err=True)
             result = cluster.run(command, timeout_s=timeout)
             summary = _summary(cluster, result, cluster.traffic())
-    except LabError as error:
-        typer.echo(f"lab: {error}", err=True)
-        raise typer.Exit(2) from error
     except KeyboardInterrupt as interrupt:
         typer.echo("lab: interrupted; all workers have ended.", err=True)
         raise typer.Exit(130) from interrupt

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from tightwire.cli.table import print_rows
 from tightwire.cluster import PAYLOAD_SHARE, Cluster
 from tightwire.errors import FileError
 from tightwire.profile import Profile
@@ -20,27 +19,31 @@ from tightwire.units import of_option, parse_bytes, parse_rate, parse_seconds, p
 ProfileOption = Annotated[
     pathlib.Path | None,
     typer.Option(
-        "--profile", help="From `tightwire profile`; or --gradients and --compute.", show_default=False
+        "--profile",
+        help="File of `tightwire profile`; or give --gradients and --compute.",
+        show_default=False,
     ),
 ]
 ClusterOption = Annotated[
     pathlib.Path | None,
     typer.Option(
-        "--cluster", help="From `tightwire probe`; or --workers, --bandwidth, --latency.", show_default=False
+        "--cluster",
+        help="File of `tightwire probe`; or give --workers, --bandwidth, --latency.",
+        show_default=False,
     ),
 ]
 GradientsOption = Annotated[
-    str | None, typer.Option(help="Size of all gradients: 100MB.", show_default=False)
+    str | None, typer.Option(help="Size of all gradients of the model: 100MB.", show_default=False)
 ]
 ComputeOption = Annotated[
-    str | None, typer.Option(help="Of one step: 300ms; a third of it forward.", show_default=False)
+    str | None, typer.Option(help="Compute of a step, a third of it forward: 300ms.", show_default=False)
 ]
-WorkersOption = Annotated[int | None, typer.Option(help="How many.", show_default=False)]
+WorkersOption = Annotated[int | None, typer.Option(help="Number of workers.", show_default=False)]
 BandwidthOption = Annotated[
-    str | None, typer.Option(help="Of each worker's line, each way: 1gbit, 25MB/s.", show_default=False)
+    str | None,
+    typer.Option(help="Rate of each worker's link, in each direction: 1gbit, 25MB/s.", show_default=False),
 ]
-LatencyOption = Annotated[str, typer.Option(help="Of a message: 50us, 1ms.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="End with one line of JSON on standard output.")]
+LatencyOption = Annotated[str, typer.Option(help="Latency of a message: 50us, 1ms.")]
 
 LAYERS = 48
 # Of a table; all are in the JSON.
@@ -106,16 +109,12 @@ def print_table(rows: Sequence[Prediction], chances: Sequence[float] = ()) -> No
         rows: the chosen one first, if one was chosen.
         chances: of each to be faster than the chosen one, if one was chosen.
     """
-    table = Table("plan", "step", "from", "to", "exposed", "sent", "bound by")
-    if chances:
-        table.add_column("faster?")
-    for column in table.columns:
-        column.no_wrap = True
-        column.justify = "left" if column.header in ("plan", "bound by") else "right"
+    head = ("plan", "step", "from", "to", "exposed", "sent", *(["faster?"] if chances else []), "bound by")
+    cells = []
     for place, row in enumerate(rows[:MOST_ROWS]):
         times = map(print_ms, (row.step_s, row.low_s, row.high_s, row.exposed_s))
         sure = [] if not chances else ["chosen" if place == 0 else f"{chances[place]:.0%}"]
-        table.add_row(str(row.plan), *times, print_size(row.bytes_per_step), row.bound_by, *sure)
+        cells.append((str(row.plan), *times, print_size(row.bytes_per_step), *sure, row.bound_by))
     captions = []
     if chances:
         captions.append(
@@ -123,5 +122,4 @@ def print_table(rows: Sequence[Prediction], chances: Sequence[float] = ()) -> No
         )
     if len(rows) > MOST_ROWS:
         captions.append(f"{len(rows) - MOST_ROWS} more; --json lists all.")
-    table.caption = " ".join(captions) or None
-    Console().print(table)
+    print_rows(head, cells, caption=" ".join(captions))

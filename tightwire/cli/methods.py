@@ -4,52 +4,77 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from tightwire.answers import Axis, text_with
 from tightwire.architecture import PROGRAMS
 from tightwire.architecture.gossip import GRAPHS
-from tightwire.catalogue import FAMILIES, catalogue
+from tightwire.catalogue import FAMILIES, arguments, catalogue
+from tightwire.cli.app import App
+from tightwire.cli.options import JsonOption
+from tightwire.cli.table import entries, lay_out, width_of, wrapped
 from tightwire.errors import PlanError
 from tightwire.plan import Plan
 
-app = typer.Typer(rich_markup_mode=None)
+app = App()
 
 
 @app.command()
 def methods(
-    as_json: Annotated[
-        bool, typer.Option("--json", help="End with one line of JSON on standard output.")
-    ] = False,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Methods to show in full.", show_default=False)
+    ] = None,
+    matrix: Annotated[bool, typer.Option("--matrix", help="Show what may be combined with what.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """List every method: what it does, its source, and what it may be combined with.
+    """List every method: what it does, its paper, and what it may be combined with.
 
     tightwire methods
+
+    tightwire methods diloco topk
+
+    tightwire methods --matrix
 
     tightwire methods --json | tail -n 1
     """
     rows = list(describe())
+    if unknown := sorted(set(names or ()) - {row["name"] for row in rows}):
+        known = {str(row["name"]) for row in rows}
+        raise PlanError(f"{unknown[0]!r} is no method; there are {', '.join(sorted(known))}.")
+    chosen = [row for row in rows if not names or row["name"] in names]
     if as_json:
-        typer.echo(json.dumps({"methods": rows, "legality": [asdict(case) for case in legality()]}))
+        cases = [asdict(case) for case in legality()]
+        typer.echo(json.dumps({"methods": [_flat(row) for row in chosen], "legality": cases}))
+        return
+    width = width_of(sys.stdout)
+    if matrix:
+        _print_matrix(rows, width)
+        _print_policies(width)
+    elif names:
+        for row in chosen:
+            _print_one(row, width)
     else:
-        _print(rows)
+        _print(rows, width)
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"combines_with": [text for texts in row["combines_with"].values() for text in texts]}
 
 
 def describe() -> Iterator[dict[str, Any]]:
-    """Yields every member, every program and every graph of gossip, with the texts on other axes that it goes with."""
+    """Yields every member, program and graph, with the texts on other axes that it goes with, by axis."""
     for axis in FAMILIES:
         for name, member in catalogue(axis).items():
-            yield _row(axis, name, member.title, member.paper, member.example or name)
+            yield _row(axis, name, member.title, member.paper, member.example or name, arguments(member))
         for name, recipe in PROGRAMS.items() if axis == "architecture" else ():
-            yield _row(axis, f"allreduce:{name}", recipe.title, recipe.paper, f"allreduce:{name}")
+            yield _row(axis, f"allreduce:{name}", recipe.title, recipe.paper, f"allreduce:{name}", [])
         for name, graph in GRAPHS.items() if axis == "architecture" else ():
-            yield _row(axis, f"gossip:{name}", graph.title, graph.paper, f"gossip:{name}")
+            yield _row(axis, f"gossip:{name}", graph.title, graph.paper, f"gossip:{name}", [])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +113,19 @@ def legality() -> Iterator[Combination]:
         yield Combination(sync=sync, architecture=architecture, compression=compression, refusal=refusal)
 
 
-def _row(axis: Axis, name: str, title: str, paper: str, text: str) -> dict[str, Any]:
-    partners = [
-        partner for other, partner in _texts() if other != axis and _is_legal({axis: text, other: partner})
-    ]
-    return {"name": name, "axis": axis, "title": title, "paper": paper, "combines_with": partners}
+def _row(axis: Axis, name: str, title: str, paper: str, text: str, taken: list[str]) -> dict[str, Any]:
+    partners: dict[Axis, list[str]] = {other: [] for other in FAMILIES if other != axis}
+    for other, partner in _texts():
+        if other != axis and _is_legal({axis: text, other: partner}):
+            partners[other].append(partner)
+    return {
+        "name": name,
+        "axis": axis,
+        "title": title,
+        "paper": paper,
+        "arguments": taken,
+        "combines_with": partners,
+    }
 
 
 def _texts() -> Iterator[tuple[Axis, str]]:
@@ -113,38 +146,64 @@ def _is_legal(answers: dict[Axis, str]) -> bool:
     return True
 
 
-def _print(rows: list[dict[str, Any]]) -> None:
-    table = Table("axis", "name", "what it does", "source")
-    table.columns[1].no_wrap = True
-    for i, row in enumerate(rows):
-        last = i + 1 == len(rows) or rows[i + 1]["axis"] != row["axis"]
-        table.add_row(row["axis"], row["name"], row["title"], row["paper"], end_section=last)
-    table.caption = (
-        "A plan is sync/architecture/compression/schedule: bsp/allreduce:ring/int8+ef/fusion:4MiB."
-    )
-    Console().print(table)
-    _print_legality(rows)
+AXES: dict[Axis, str] = {
+    "sync": "when do replicas agree?",
+    "architecture": "who talks to whom?",
+    "compression": "what is sent?",
+    "schedule": "in which order?",
+}
 
 
-def _print_legality(rows: list[dict[str, Any]]) -> None:
+def _print(rows: list[dict[str, Any]], width: int | None) -> None:
+    for axis, question in AXES.items():
+        typer.echo(f"{axis}: {question}")
+        listed = [(row["name"], [row["title"]]) for row in rows if row["axis"] == axis]
+        for line in entries(listed, width):
+            typer.echo(line)
+        typer.echo()
+    for line in wrapped(
+        "A plan is sync/architecture/compression/schedule: bsp/allreduce:ring/int8+ef/fusion:4MiB. "
+        "`tightwire methods NAME` shows a method's arguments, its paper and what it goes with; "
+        "`tightwire methods --matrix` shows which compressions each architecture carries.",
+        width,
+    ):
+        typer.echo(line)
+
+
+def _print_one(row: dict[str, Any], width: int | None) -> None:
+    typer.echo(f"{row['name']} ({row['axis']}: {AXES[row['axis']]})")
+    partners = [
+        (f"with {axis}", [", ".join(row["combines_with"][axis]) or "nothing"])
+        for axis in AXES
+        if axis in row["combines_with"]
+    ]
+    said = [("what it does", [row["title"]]), ("arguments", row["arguments"]), ("paper", [row["paper"]])]
+    for line in entries([*said, *partners], width):
+        typer.echo(line)
+
+
+def _print_matrix(rows: list[dict[str, Any]], width: int | None) -> None:
+    """Prints which compression each architecture carries, in as many blocks of columns as there is need for."""
     carriers = [row for row in rows if row["axis"] == "architecture"]
-    table = Table(
-        "compression", *(row["name"].removeprefix("allreduce:") for row in carriers), title="who carries what"
-    )
-    table.columns[0].no_wrap = True
-    for axis, text in _texts():
-        if axis == "compression":
-            table.add_row(text, *("yes" if text in row["combines_with"] else "–" for row in carriers))
-    Console().print(table)
-    _print_policies()
+    texts = [text for axis, text in _texts() if axis == "compression"]
+    column = max(map(len, texts)) + 2
+    room = len(carriers) if width is None else max(1, (width - column) // 3)
+    for number, carrier in enumerate(carriers, start=1):
+        typer.echo(f"{number:>3} {carrier['name']}")
+    for start in range(0, len(carriers), room):
+        block = carriers[start : start + room]
+        numbers = "".join(f"{start + i + 1:>3}" for i in range(len(block)))
+        typer.echo(f"\n{'':<{column}}{numbers}")
+        for text in texts:
+            marks = "".join("  ●" if text in row["combines_with"]["compression"] else "  ·" for row in block)
+            typer.echo(f"{text:<{column}}{marks}")
 
 
-def _print_policies() -> None:
+def _print_policies(width: int | None) -> None:
     """Prints how many compressions each policy takes over each architecture, and why some take none."""
     cases = list(legality())
     architectures = list(dict.fromkeys(case.architecture for case in cases))
-    table = Table("sync", *architectures, title="when × who: by how many compressions")
-    table.columns[0].no_wrap = True
+    rows = []
     reasons: dict[str, list[str]] = {}
     for sync in dict.fromkeys(case.sync for case in cases):
         cells = []
@@ -154,10 +213,13 @@ def _print_policies() -> None:
             cells.append(f"{legal} of {len(mine)}" if legal else "–")
             if not legal:
                 reasons.setdefault(_reason(mine), []).append(sync)
-        table.add_row(sync, *cells)
-    Console().print(table)
+        rows.append((sync, *cells))
+    typer.echo("\nNumber of compressions that each policy takes over each architecture:\n")
+    for line in lay_out(("sync", *architectures), rows, width=width):
+        typer.echo(line)
     for reason, syncs in reasons.items():
-        typer.echo(f"– {', '.join(syncs)} {reason}")
+        for line in wrapped(f"– {', '.join(syncs)} {reason}", width):
+            typer.echo(line)
 
 
 def _reason(cases: list[Combination]) -> str:

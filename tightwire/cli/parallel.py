@@ -9,11 +9,12 @@ import re
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from tightwire.cli.measured import ClusterOption, JsonOption
+from tightwire.cli.app import App
+from tightwire.cli.measured import ClusterOption
+from tightwire.cli.options import JsonOption
 from tightwire.cli.plan import AllowChoice
+from tightwire.cli.table import print_rows
 from tightwire.cluster import Cluster
 from tightwire.errors import FileError
 from tightwire.parallel import Layouts, parallelise
@@ -25,7 +26,7 @@ from tightwire.parallel.written import device_mesh, link_loads, picture, placeme
 from tightwire.profile.devices import DEVICES, device
 from tightwire.units import parse_bytes
 
-app = typer.Typer(rich_markup_mode=None)
+app = App()
 COUNTS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
 
 
@@ -33,18 +34,19 @@ COUNTS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
 def parallel(
     model: Annotated[str, typer.Argument(help=f"One of {', '.join(SHAPES)}.", show_default=False)],
     cluster: ClusterOption = None,
-    tokens_per_batch: Annotated[str, typer.Option(help="Of one step, over all workers: 4M.")] = "4M",
+    tokens_per_batch: Annotated[str, typer.Option(help="Tokens of one step, over all workers: 4M.")] = "4M",
     seq_len: Annotated[
         int | None, typer.Option(help="Tokens of a sequence; the model's own by default.", show_default=False)
     ] = None,
     memory: Annotated[
-        str | None, typer.Option(help="Of each device: 80GB. The cluster's by default.", show_default=False)
+        str | None,
+        typer.Option(help="Memory of each device: 80GB; the cluster's by default.", show_default=False),
     ] = None,
     device_name: Annotated[
         str | None,
-        typer.Option("--device", help=f"What a worker is: {', '.join(DEVICES)}.", show_default=False),
+        typer.Option("--device", help=f"Device of each worker: {', '.join(DEVICES)}.", show_default=False),
     ] = None,
-    top: Annotated[int, typer.Option(help="How many layouts to list.", min=1)] = 10,
+    top: Annotated[int, typer.Option(help="Number of layouts to list.", min=1)] = 10,
     allow: Annotated[
         AllowChoice, typer.Option(help="What the plan between replicas may change about training.")
     ] = AllowChoice.LOSSLESS,
@@ -65,7 +67,8 @@ def parallel(
 
         tightwire cluster new dgx-h100 --nodes 16
 
-        tightwire parallel llama3-70b --cluster cluster.yaml --tokens-per-batch 4M --out mesh.py --out titan.toml
+        tightwire parallel llama3-70b --cluster cluster.yaml \\
+            --tokens-per-batch 4M --out mesh.py --out titan.toml
     """
     if cluster is None:
         raise FileError("the cluster is not given: write --cluster FILE; `tightwire cluster new` makes one.")
@@ -105,17 +108,15 @@ def _cut(found: Layouts) -> Cut:
 
 
 def _print(found: Layouts) -> None:
-    table = Table("layout", "step", "likely", "memory", "of peak")
-    for column in list(table.columns)[1:]:
-        column.no_wrap, column.justify = True, "right"
+    cells = []
     for row in found.ranking:
         low_s, high_s = row.interval_s
         likely = f"{low_s:.3g}–{high_s:.3g} s"
         layout = str(row.how) if row.leg.plan == PLAIN else f"{row.how}; {row.leg.plan}"
-        table.add_row(
-            layout, f"{row.step_s:.4g} s", likely, print_gb(row.memory.total), f"{row.utilisation:.0%}"
+        cells.append(
+            (layout, f"{row.step_s:.4g} s", likely, print_gb(row.memory.total), f"{row.utilisation:.0%}")
         )
-    Console().print(table)
+    print_rows(("layout", "step", "likely", "memory", "of peak"), cells)
     for sentence in found.why:
         typer.echo(sentence)
     typer.echo("\nWho talks (equal letters) among the first ranks:")
@@ -123,10 +124,12 @@ def _print(found: Layouts) -> None:
         typer.echo(f"    {line}")
     rows = link_loads(_cut(found), found)
     if rows:
-        grid = Table("dimension", "ranks", "link", "ranks that share a line")
-        for load in rows:
-            grid.add_row(load["dimension"], str(load["size"]), load["link"], f"{load['ranks']:g}")
-        Console().print(grid)
+        typer.echo()
+        print_rows(
+            ("dimension", "link", "ranks", "ranks that share a link"),
+            [(load["dimension"], load["link"], str(load["size"]), f"{load['ranks']:g}") for load in rows],
+            texts=2,
+        )
 
 
 def _write(found: Layouts, model: str, path: pathlib.Path) -> None:

@@ -10,13 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from tightwire import files
+from tightwire.cli.app import App
 from tightwire.cli.measured import (
     MOST_ROWS,
     BandwidthOption,
     ClusterOption,
     ComputeOption,
     GradientsOption,
-    JsonOption,
     LatencyOption,
     ProfileOption,
     WorkersOption,
@@ -24,12 +24,13 @@ from tightwire.cli.measured import (
     read_cluster,
     read_profile,
 )
+from tightwire.cli.options import JsonOption
 from tightwire.errors import FileError
 from tightwire.planner import Ranking, recommend
 from tightwire.planner.curves import curves, figure
 from tightwire.planner.curves import plot as plot_lines
 
-app = typer.Typer(rich_markup_mode=None)
+app = App()
 
 
 class AllowChoice(StrEnum):
@@ -74,9 +75,12 @@ def plan(
 
     Without owning the cluster, from round numbers:
 
-        tightwire plan --gradients 100MB --compute 300ms --workers 8 --bandwidth 10gbit --allow lossy
+        tightwire plan --gradients 100MB --compute 300ms --workers 8 \\
+            --bandwidth 10gbit --allow lossy
 
-    Then train with it: tw.attach(model, optimizer, plan="plan.yaml").
+    Then train with it:
+
+        tw.attach(model, optimizer, plan="plan.yaml")
     """
     files.require_writable(out, plot)
     ranking = recommend(

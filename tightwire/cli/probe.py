@@ -13,16 +13,18 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from tightwire import files
 from tightwire.architecture import PROGRAMS
+from tightwire.cli.app import App
+from tightwire.cli.options import JsonOption
+from tightwire.cli.table import print_rows
 from tightwire.cluster import Cluster
 from tightwire.errors import LabError, ProgramError
 from tightwire.lab import Lab, Line, Topology, parse_rate
 from tightwire.units import print_ms, print_rate
 
-app = typer.Typer(rich_markup_mode=None)
+app = App()
 
 Tell = Callable[[float, str], None]
 
@@ -31,21 +33,17 @@ Tell = Callable[[float, str], None]
 def probe(
     workers: Annotated[
         int | None,
-        typer.Option(help="Emulate a cluster of so many; not inside torchrun.", show_default=False),
+        typer.Option(help="Number of workers to emulate; not inside torchrun.", show_default=False),
     ] = None,
     rate: Annotated[
-        str, typer.Option(help="Of each emulated link, each way: 200mbit, 1gbit, none.")
+        str, typer.Option(help="Rate of each emulated link, in each direction: 200mbit, 1gbit or none.")
     ] = "1gbit",
-    out: Annotated[pathlib.Path, typer.Option(help="Where to write what was found.")] = pathlib.Path(
-        "cluster.yaml"
-    ),
-    budget: Annotated[float, typer.Option(help="Seconds to take, about.", min=0.1, max=600)] = 4.0,
+    out: Annotated[pathlib.Path, typer.Option(help="Cluster file to write.")] = pathlib.Path("cluster.yaml"),
+    budget: Annotated[float, typer.Option(help="Seconds that it may take, about.", min=0.1, max=600)] = 4.0,
     programs: Annotated[
-        str, typer.Option(help=f"To be timed, by comma; known: {', '.join(PROGRAMS)}.")
+        str, typer.Option(help=f"Programs to time, separated by commas: {', '.join(PROGRAMS)}.")
     ] = "native,ring,recursive-doubling,allgather",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="End with one line of JSON on standard output.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure latency, bandwidth and collectives between workers; write them for `tightwire plan`.
 
@@ -120,17 +118,27 @@ def _print(cluster: Cluster, out: pathlib.Path, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(cluster)))
         return
-    pairs = Table("workers", "latency", "one way", "both ways", title="Pairs")
-    for pair in cluster.pairs:
-        rates = print_rate(pair.bandwidth_bytes_per_s), print_rate(pair.both_ways_bytes_per_s)
-        pairs.add_row(f"{pair.workers[0]} – {pair.workers[1]}", print_ms(pair.latency_s), *rates)
-    programs = Table("program", "α", "1/β", "fit error", title="Programs: time = α + β · payload sent")
-    for fit in cluster.fits:
-        rate = print_rate(1 / fit.beta_s_per_byte) if fit.beta_s_per_byte else "–"
-        programs.add_row(fit.program, print_ms(fit.alpha_s), rate, f"{fit.residual:.1%}")
-    console = Console()
-    console.print(pairs)
-    console.print(programs)
+    pairs = [
+        (
+            f"{pair.workers[0]} – {pair.workers[1]}",
+            print_ms(pair.latency_s),
+            print_rate(pair.bandwidth_bytes_per_s),
+            print_rate(pair.both_ways_bytes_per_s),
+        )
+        for pair in cluster.pairs
+    ]
+    print_rows(("workers", "latency", "one way", "both ways"), pairs)
+    typer.echo("\nPrograms: time = α + β · payload sent\n")
+    fits = [
+        (
+            fit.program,
+            print_ms(fit.alpha_s),
+            print_rate(1 / fit.beta_s_per_byte) if fit.beta_s_per_byte else "–",
+            f"{fit.residual:.1%}",
+        )
+        for fit in cluster.fits
+    ]
+    print_rows(("program", "α", "1/β", "fit error"), fits)
     typer.echo(
         f"{cluster.workers} workers, {print_rate(cluster.bandwidth_bytes_per_s)} of payload each way at once, "
         f"{print_ms(cluster.latency_s)} of latency; written to {out}."

@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 
 from tightwire import files
+from tightwire.cli.app import App
+from tightwire.cli.options import JsonOption
 from tightwire.errors import FileError
 from tightwire.planner import candidates
 from tightwire.profile import Profile
@@ -18,7 +20,7 @@ from tightwire.profile.models import MODELS, model_shape
 from tightwire.profile.traces import profile_of_trace
 from tightwire.units import print_ms, print_size
 
-app = typer.Typer(rich_markup_mode=None)
+app = App()
 
 
 @app.command(context_settings={"allow_interspersed_args": False})
@@ -26,13 +28,12 @@ def profile(
     script: Annotated[
         list[str] | None, typer.Argument(help="A training script and its arguments.", show_default=False)
     ] = None,
-    out: Annotated[pathlib.Path, typer.Option(help="Where to write what was found.")] = pathlib.Path(
-        "profile.yaml"
-    ),
+    out: Annotated[pathlib.Path, typer.Option(help="Profile file to write.")] = pathlib.Path("profile.yaml"),
     steps: Annotated[int, typer.Option(help="Training steps to measure.", min=1)] = 5,
     codecs: Annotated[bool, typer.Option(help="Time codecs on this machine too.")] = True,
     model: Annotated[
-        str | None, typer.Option(help=f"Derive instead: {', '.join(MODELS)}.", show_default=False)
+        str | None,
+        typer.Option(help=f"Derive that of a known model instead: {', '.join(MODELS)}.", show_default=False),
     ] = None,
     device_name: Annotated[
         str | None, typer.Option("--device", help=f"With --model: {', '.join(DEVICES)}.", show_default=False)
@@ -41,9 +42,7 @@ def profile(
     trace: Annotated[
         pathlib.Path | None, typer.Option(help="Read a PyTorch profiler trace instead.", show_default=False)
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="End with one line of JSON on standard output.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Run a script for a few training steps, and measure forward, backward, gradients and codecs.
 

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from tightwire import files
 from tightwire.cli import made
+from tightwire.cli.options import HostsOption, JsonOption, RateOption, shaped_rate
 from tightwire.errors import LabError
-from tightwire.lab import parse_rate
 from tightwire.study.report import aligned
 from tightwire.units import of_option, parse_seconds
 from tightwire.validate import seven_report
@@ -28,22 +28,26 @@ ABOUT = (
 
 
 def seven_methods(
-    models: Annotated[str, typer.Option(help="By comma, as the survey calls them.")] = "ResNet-50,BERT-Base",
+    models: Annotated[
+        str, typer.Option(help="Models of the survey, separated by commas.")
+    ] = "ResNet-50,BERT-Base",
     ratios: Annotated[
-        str, typer.Option(help="How long the wire is busy, in computes, by comma.")
+        str,
+        typer.Option(help="The time that the wire is busy, over the time of compute; separated by commas."),
     ] = "0.5,1,2,4",
-    workers: Annotated[int, typer.Option(help="Hosts in the emulated cluster.", min=2)] = 4,
-    rate: Annotated[str, typer.Option(help="Each host's link, each way: 1gbit, 200mbit, 25MB/s.")] = "1gbit",
+    workers: HostsOption = 4,
+    rate: RateOption = "1gbit",
     compute: Annotated[
         str, typer.Option(help="Emulated compute of a step, a third of it forward: 300ms.")
     ] = "500ms",
-    steps: Annotated[int, typer.Option(help="Per method, after warming up; the median counts.", min=1)] = 5,
+    steps: Annotated[
+        int, typer.Option(help="Steps per method, after warming up; the median counts.", min=1)
+    ] = 5,
     out: Annotated[
-        pathlib.Path, typer.Option(help="File of results; the report stands beside it, .md and .html.")
+        pathlib.Path,
+        typer.Option(help="File for the results; the report stands beside it, as .md and .html."),
     ] = pathlib.Path("results/seven_methods.json"),
-    as_json: Annotated[
-        bool, typer.Option("--json", help="End with one line of JSON on standard output.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Run the seven methods of the quantitative survey (arXiv:2005.13247), and compare their order with its own.
 
@@ -52,7 +56,8 @@ def seven_methods(
 
         tightwire study seven-methods
 
-        tightwire study seven-methods --models ResNet-50 --ratios 1,2 --steps 3 --out out/seven.json
+        tightwire study seven-methods --models ResNet-50 --ratios 1,2 --steps 3 \\
+            --out out/seven.json
     """
     experiment = _experiment(
         models, ratios, workers, rate, of_option("--compute", parse_seconds, compute), steps
@@ -86,18 +91,15 @@ def seven_methods(
 def _experiment(
     models: str, ratios: str, workers: int, rate: str, compute_s: float, steps: int
 ) -> Experiment:
-    rate_bytes_per_s = parse_rate(rate)
-    if rate_bytes_per_s is None:
-        raise LabError("rate none has no wire to compare with compute: write for example --rate 1gbit.")
     try:
         numbers = tuple(map(float, ratios.split(",")))
     except ValueError as error:
-        raise LabError(f"--ratios {ratios}: write numbers by comma, such as 0.5,1,2,4.") from error
+        raise LabError(f"--ratios {ratios}: write numbers separated by commas, such as 0.5,1,2,4.") from error
     return Experiment(
         models=tuple(models.split(",")),
         ratios=numbers,
         workers=workers,
-        rate_bytes_per_s=rate_bytes_per_s,
+        rate_bytes_per_s=shaped_rate(rate),
         compute_s=compute_s,
         steps=steps,
     )

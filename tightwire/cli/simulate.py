@@ -10,12 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from tightwire import files
+from tightwire.cli.app import App
 from tightwire.cli.measured import (
     BandwidthOption,
     ClusterOption,
     ComputeOption,
     GradientsOption,
-    JsonOption,
     LatencyOption,
     ProfileOption,
     WorkersOption,
@@ -23,10 +23,11 @@ from tightwire.cli.measured import (
     read_cluster,
     read_profile,
 )
+from tightwire.cli.options import JsonOption
 from tightwire.planner import STOCK, describe, predict
 from tightwire.simulate import Prediction
 
-app = typer.Typer(rich_markup_mode=None)
+app = App()
 
 
 @app.command()
@@ -51,9 +52,11 @@ def simulate(
 ) -> None:
     """Predict the step time of plans, and what bounds each of them.
 
-    tightwire simulate local:8 bsp/allreduce/int8+ef --profile profile.yaml --cluster cluster.yaml
+    tightwire simulate local:8 bsp/allreduce/int8+ef \\
+        --profile profile.yaml --cluster cluster.yaml
 
-    tightwire simulate bsp --gradients 100MB --compute 300ms --workers 8 --bandwidth 10gbit --trace critical-path.json
+    tightwire simulate bsp --gradients 100MB --compute 300ms \\
+        --workers 8 --bandwidth 10gbit --trace critical-path.json
     """
     files.require_writable(trace)
     model, wire = (

@@ -9,11 +9,13 @@ from typing import Annotated, Any, cast
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from typer.core import TyperGroup
 
 from tightwire import files
 from tightwire.cli import made, seven_methods
-from tightwire.cli.chart import chart
+from tightwire.cli.app import App, Group
+from tightwire.cli.map import map_
+from tightwire.cli.options import JsonOption
+from tightwire.cli.table import print_rows
 from tightwire.errors import LabError
 from tightwire.lab import parse_rate
 from tightwire.study import report
@@ -23,7 +25,7 @@ from tightwire.study.studies import STUDIES, find
 from tightwire.study.study import Study
 
 
-class Studies(TyperGroup):
+class Studies(Group):
     """A command per study, with the options of its kind."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
@@ -41,35 +43,44 @@ class Studies(TyperGroup):
 
 def study(
     ctx: typer.Context,
-    tasks: Annotated[str, typer.Option(help="By comma; all of the study's by default.")] = "",
-    scenes: Annotated[str, typer.Option(help="By comma; all of the study's by default.")] = "",
-    plans: Annotated[
-        str, typer.Option(help="Separated by spaces, dense included by itself; the study's own by default.")
+    tasks: Annotated[
+        str, typer.Option(help="Tasks, separated by commas; all of the study's by default.")
     ] = "",
-    seeds: Annotated[int, typer.Option(help="How many, of weights and data.", min=1)] = 3,
-    steps: Annotated[int | None, typer.Option(help="Of each training; the task's own by default.")] = None,
+    scenes: Annotated[
+        str, typer.Option(help="Scenes, separated by commas; all of the study's by default.")
+    ] = "",
+    plans: Annotated[
+        str,
+        typer.Option(
+            help="Plans, separated by spaces; dense is always one of them. The study's own by default."
+        ),
+    ] = "",
+    seeds: Annotated[int, typer.Option(help="Number of seeds, of weights and data.", min=1)] = 3,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of each training; the task's own by default.")
+    ] = None,
     rate: Annotated[
-        str | None, typer.Option(help="Each worker's link, each way: 100mbit. The study's own by default.")
+        str | None,
+        typer.Option(help="Rate of each worker's link: 100mbit; the study's own by default."),
     ] = None,
     time_to_loss: Annotated[
         bool,
-        typer.Option("--time-to-loss", help="Ask how long until stock DDP's final metric, on a slow line."),
+        typer.Option("--time-to-loss", help="Measure the time to stock DDP's final metric, on a slow link."),
     ] = False,
     out: Annotated[
-        pathlib.Path | None, typer.Option(help="File of results; results/NAME.json by default.")
+        pathlib.Path | None, typer.Option(help="File for the results; results/NAME.json by default.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="End with one line of JSON on standard output.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Train under every plan of a study, and check what the literature says of it.
 
-    Each result is kept as it comes: a study that is stopped goes on where it was. Trials that are known are not
-    made again; move the file away to begin anew. A table and the claims stand in a file of the same name, .md.
+    Each result is written to the file as it comes: a study that was stopped continues, and no trial is made twice.
+    Move the file away to begin anew. The tables and the claims stand beside it, as .md.
 
         tightwire study compression
 
-        tightwire study compression --plans "topk:0.01+ef int8" --tasks digits --seeds 1
+        tightwire study compression --plans "topk:0.01+ef int8" \\
+            --tasks digits --seeds 1
 
         tightwire study compression --time-to-loss --rate 100mbit
     """
@@ -132,9 +143,11 @@ def _line(trial: Trial) -> str:
 
 
 def _print(chosen: Study, found: Results) -> None:
-    """Prints what the report holds, as it is: a pipe gets the same lines as a terminal."""
+    """Prints what the report holds."""
     for title, table in report.tables(chosen, found):
-        typer.echo(f"{title}\n\n{report.aligned(table)}\n")
+        typer.echo(f"{title}\n")
+        print_rows(table[0], table[1:])
+        typer.echo()
     sentence = ""
     for claim, verdict in report.verdicts(chosen, found):
         if claim != sentence:
@@ -143,30 +156,20 @@ def _print(chosen: Study, found: Results) -> None:
         typer.echo(f"    {verdict}")
 
 
-def the_map(
-    out: Annotated[pathlib.Path, typer.Option(help="File of results.")] = pathlib.Path("results/map.json"),
-    as_json: Annotated[
-        bool, typer.Option("--json", help="End with one line of JSON on standard output.")
-    ] = False,
-) -> None:
-    """Predict which method is best over bandwidth, model intensity and workers. Trains nothing.
-
-    tightwire study map
-    """
-    chart(out, as_json)
-
-
-app = typer.Typer(
+app = App(
     cls=Studies,
-    rich_markup_mode=None,
     no_args_is_help=True,
-    help="Re-run an experiment from the literature here.",
+    help="""Re-run an experiment from the literature here, and check what the literature says of it.
+
+    tightwire study compression --tasks digits --seeds 1
+
+    tightwire study seven-methods
+""",
 )
 for _study in STUDIES.values():
-    app.command(_study.name, short_help=_study.about)(study)
+    app.command(_study.name, short_help=_study.about[0].upper() + _study.about[1:])(study)
     if _study.race is not None:
         app.command(_study.race.name, hidden=True)(study)
 app.command(seven_methods.NAME, short_help=seven_methods.ABOUT)(seven_methods.seven_methods)
-app.command("map", short_help="Which method is best over bandwidth, intensity and workers, as predicted.")(
-    the_map
-)
+# It trains nothing; `tightwire map` is where one looks for it.
+app.command("map", hidden=True)(map_)

@@ -39,7 +39,7 @@ def print_rows(
     for line in lay_out(head, rows, texts=texts, width=width):
         typer.echo(line, err=err)
     if caption:
-        typer.echo(textwrap.fill(caption, width) if width else caption, err=err)
+        typer.echo("\n".join(wrapped(caption, width)), err=err)
 
 
 def width_of(stream: object) -> int | None:
@@ -157,7 +157,9 @@ def entries(rows: Sequence[tuple[str, Sequence[str]]], width: int | None, column
         lines = [
             line
             for paragraph in paragraphs
-            for line in ([paragraph] if room is None else textwrap.wrap(paragraph, room))
+            for line in (
+                [paragraph] if room is None else textwrap.wrap(paragraph, room, break_on_hyphens=False)
+            )
         ]
         if len(name) + 1 > column:
             yield f"  {name}"
@@ -165,3 +167,8 @@ def entries(rows: Sequence[tuple[str, Sequence[str]]], width: int | None, column
         for line in lines or [""]:
             yield f"  {name:<{column}}{line}".rstrip()
             name = ""
+
+
+def wrapped(text: str, width: int | None) -> list[str]:
+    """Returns a paragraph's lines; one line where there is no limit."""
+    return [text] if width is None else textwrap.wrap(text, width, break_on_hyphens=False)

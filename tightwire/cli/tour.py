@@ -9,16 +9,16 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from tightwire.errors import LabError
-from tightwire.lab import parse_rate
+from tightwire.cli.app import App
+from tightwire.cli.options import JsonOption, RateOption, shaped_rate
+from tightwire.cli.table import print_rows
 from tightwire.tour import report as tour_report
 from tightwire.tour import tour as tours
 from tightwire.tour.tour import TourOptions, TourResult
 from tightwire.units import print_ms, print_rate, print_size
 
-app = typer.Typer(rich_markup_mode=None)
+app = App()
 
 STAGES = {
     "probe": "measuring the wire",
@@ -30,21 +30,19 @@ STAGES = {
 
 @app.command()
 def tour(
-    workers: Annotated[int, typer.Option(help="In the emulated cluster.")] = 4,
-    rate: Annotated[
-        str, typer.Option(help="Each worker's link, each way: 200mbit, 1gbit, 25MB/s.")
-    ] = "200mbit",
-    seconds: Annotated[float, typer.Option(help="Of training per plan.")] = 45.0,
+    workers: Annotated[int, typer.Option(help="Number of workers in the emulated cluster.")] = 4,
+    rate: RateOption = "200mbit",
+    seconds: Annotated[float, typer.Option(help="Seconds of training per plan.")] = 45.0,
     plans: Annotated[
         str,
-        typer.Option(help="Separated by spaces: ddp; lossless, lossy, stale (the best of each); or plans."),
+        typer.Option(
+            help="Plans, separated by spaces: ddp; lossless, lossy, stale (the best of each); or a plan."
+        ),
     ] = "ddp lossless stale",
     out: Annotated[
         pathlib.Path, typer.Option(help="Folder for the report, measurements and traces.")
     ] = pathlib.Path("out"),
-    as_json: Annotated[
-        bool, typer.Option("--json", help="End with one line of JSON on standard output.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """See what Tightwire does: a real model on a slow network, under stock DDP and under the plans it chooses.
 
@@ -57,12 +55,9 @@ def tour(
 
         tightwire tour --seconds 20 --plans "ddp bsp/allreduce/bf16 local:8"
     """
-    rate_bytes_per_s = parse_rate(rate)
-    if rate_bytes_per_s is None:
-        raise LabError(f"--rate {rate} leaves nothing to show; write for example --rate 200mbit.")
     options = TourOptions(
         workers=workers,
-        rate_bytes_per_s=rate_bytes_per_s,
+        rate_bytes_per_s=shaped_rate(rate),
         seconds=seconds,
         plans=tuple(plans.split()),
         out=out,
@@ -119,12 +114,8 @@ def _line(event: dict[str, Any]) -> str:
 
 
 def _print(result: TourResult) -> None:
-    table = Table(*tour_report.COLUMNS, padding=(0, 0))
-    table.columns[0].overflow = "fold"  # a plan may be longer than a terminal is wide
-    for column in table.columns[1:]:
-        column.no_wrap, column.justify = True, "right"
-    for plan in result.plans:
-        table.add_row(*tour_report.cells(plan))
-    console = Console()
-    console.print(table)
-    console.print(tour_report.verdict(result), highlight=False)
+    print_rows(
+        tour_report.COLUMNS,
+        [tour_report.cells(plan) for plan in result.plans],
+        caption=tour_report.verdict(result),
+    )

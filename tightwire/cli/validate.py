@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table as Grid
 
 from tightwire import files
-from tightwire.cli.measured import JsonOption
+from tightwire.cli.app import App
+from tightwire.cli.options import JsonOption
+from tightwire.cli.table import print_rows
 from tightwire.errors import FileError
 from tightwire.validate import Table
 from tightwire.validate.tables import TABLES
 
-app = typer.Typer(rich_markup_mode=None)
+app = App()
 TOLERANCE = 1e-12
 
 
@@ -82,25 +82,23 @@ def stored(tables: Sequence[Table]) -> dict[str, Any]:
 
 
 def _print(tables: Sequence[Table]) -> None:
-    grid = Grid("table", "points", "", "MAPE", "median", "worst", "rank", "regret")
-    for column in grid.columns:
-        column.no_wrap = True
-        column.justify = "left" if column.header in ("table", "") else "right"
-    for table in tables:
-        for row in table.rows():
-            shares = [_percent(row[key]) for key in ("mape", "median", "worst")]
-            kind = "held out" if row["held_out"] else "fitted"
-            grid.add_row(
-                table.name,
-                str(row["points"]),
-                kind,
-                *shares,
-                _number(row["spearman"]),
-                _percent(row["regret"]),
-            )
-    Console().print(grid)
-    typer.echo(
-        "rank: mean rank correlation (Spearman) of what competes; regret: of picking what is predicted best."
+    cells = [
+        (
+            table.name,
+            "held out" if row["held_out"] else "fitted",
+            str(row["points"]),
+            *(_percent(row[key]) for key in ("mape", "median", "worst")),
+            _number(row["spearman"]),
+            _percent(row["regret"]),
+        )
+        for table in tables
+        for row in table.rows()
+    ]
+    print_rows(
+        ("table", "points are", "points", "MAPE", "median", "worst", "rank", "regret"),
+        cells,
+        texts=2,
+        caption="rank: mean rank correlation (Spearman) of what competes; regret: of picking what is predicted best.",
     )
     for table in tables:
         typer.echo(f"{table.name}: {verdict(table)}. {table.note}")
@@ -129,14 +127,17 @@ def verdict(table: Table) -> str:
 
 def _print_points(tables: Sequence[Table]) -> None:
     for table in tables:
-        grid = Grid(table.name, "measured", "predicted", "error", "")
-        for column in list(grid.columns)[1:4]:
-            column.justify = "right"
-        for p in table.points:
-            error = f"{p.predicted / p.measured - 1:+.1%}"
-            kind = "held out" if p.held_out else "fitted"
-            grid.add_row(p.name, f"{p.measured:.4g}", f"{p.predicted:.4g}", error, kind)
-        Console().print(grid)
+        cells = [
+            (
+                p.name,
+                "held out" if p.held_out else "fitted",
+                f"{p.measured:.4g}",
+                f"{p.predicted:.4g}",
+                f"{p.predicted / p.measured - 1:+.1%}",
+            )
+            for p in table.points
+        ]
+        print_rows((table.name, "point is", "measured", "predicted", "error"), cells, texts=2)
 
 
 def _percent(value: float | None) -> str:

@@ -1,27 +1,36 @@
-"""`tightwire study map`: the planner's map of which method is best where."""
+"""`tightwire map`: the planner's map of which method is best where."""
 
 from __future__ import annotations
 
 import json
 import pathlib
 from dataclasses import asdict
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from tightwire import files
+from tightwire.cli.app import App, progress
+from tightwire.cli.options import JsonOption
 from tightwire.planner import landscape
 
-COMMAND = "tightwire study map"
+COMMAND = "tightwire map"
+
+app = App()
 
 
-def chart(out: pathlib.Path, as_json: bool) -> None:
-    """Draws the map and keeps it as .json, .md and .html.
+@app.command("map")
+def map_(
+    out: Annotated[
+        pathlib.Path, typer.Option(help="File for the results; the map stands beside it, as .md and .html.")
+    ] = pathlib.Path("results/map.json"),
+    as_json: JsonOption = False,
+) -> None:
+    """Predict which method is best, over bandwidth, model intensity and workers. Nothing is trained.
 
-    Args:
-        out: the JSON file; the others stand beside it.
-        as_json: whether standard output ends with the map as one object.
+    tightwire map
+
+    tightwire map --out out/map.json --json
     """
     files.make_directory(out.parent)
     files.require_writable(out)
@@ -38,10 +47,8 @@ def chart(out: pathlib.Path, as_json: bool) -> None:
 
 def _cells() -> list[landscape.MapCell]:
     places = len(landscape.WORKERS) * len(landscape.COMPUTE_S) * len(landscape.GIGABITS)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=places)
-        return list(landscape.survey(lambda: progress.advance(task)))
+    with progress(places, "predicting") as tell:
+        return list(landscape.survey(lambda: tell("predicting", 1)))
 
 
 def _about() -> str:

@@ -1,0 +1,13 @@
+"""`tightwire bench NAME`: one module per bench, and a line in `BENCHES`."""
+
+from __future__ import annotations
+
+from tightwire.cli.benches.collectives import collectives
+from tightwire.cli.benches.kernels import kernels
+from tightwire.cli.benches.overhead import overhead
+from tightwire.cli.benches.planner import planner
+from tightwire.cli.benches.server import server
+from tightwire.cli.benches.step import step
+from tightwire.cli.benches.sync import sync
+
+BENCHES = (step, collectives, kernels, server, sync, overhead, planner)

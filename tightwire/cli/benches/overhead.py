@@ -1,0 +1,51 @@
+"""`tightwire bench overhead`: what attaching costs where it has nothing to do."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from tightwire.cli.app import progress
+from tightwire.cli.options import JsonOption
+from tightwire.cli.table import print_rows
+
+
+def overhead(
+    samples: Annotated[
+        int, typer.Option(help="Steps of each kind, in turns; the median counts.", min=5)
+    ] = 200,
+    as_json: JsonOption = False,
+) -> None:
+    """Time what attach costs where it has nothing to do: a world of one, and steps between two exchanges.
+
+    A step takes about 20 ms. Plain and attached steps take turns and must end with the same parameters, to the bit.
+
+        tightwire bench overhead
+
+        tightwire bench overhead --samples 50 --json
+    """
+    from tightwire.bench import overhead as overhead_bench
+
+    with progress(None, "plain and attached steps take turns"):
+        found = overhead_bench.measure(samples)
+    if as_json:
+        typer.echo(json.dumps(asdict(found)))
+        return
+    rows = [
+        (f"{plan.replace(str(overhead_bench.FAR), '∞')}, steps without exchange", "", f"{ratio - 1:+.2%}")
+        for plan, ratio in found.policy_ratios.items()
+    ]
+    print_rows(
+        ("step", "ms", "over plain"),
+        [
+            ("plain PyTorch", f"{found.plain_step_s * 1e3:.3f}", ""),
+            ("attached, one worker", f"{found.attached_step_s * 1e3:.3f}", f"{found.ratio - 1:+.2%}"),
+            *rows,
+        ],
+        caption="Over plain: the median over pairs of steps.",
+    )
+    typer.echo(f"parameters after both: {'the same, to the bit' if found.identical else 'DIFFERENT'}")
+    typer.echo(f"`import tightwire` adds {found.import_s * 1e3:.0f} ms to `import torch`")
