@@ -170,7 +170,7 @@ def predict_iteration(
     >>> gpt = Transformer(layers=30, hidden=3072, heads=32, seq_len=2048)
     >>> old = Training(batch=512, fused=False, overlaps=False)
     >>> round(predict_iteration(gpt, Layout(data=64, micro_batch=8), old, Accelerators()).seconds, 1)
-    3.4
+    3.3
     """
     micro_batches = require_legal(model, how, training.batch)
     return Cut(model, how, training, devices, network or devices.network).iteration(micro_batches)
