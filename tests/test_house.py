@@ -120,7 +120,6 @@ def test_importing_costs_little() -> None:
     assert not (loaded_by("import tightwire.runtime") - loaded_by("import torch")) & set(HEAVY)
 
 
-@pytest.mark.xfail(reason="rooms still to be cleared: kernels, averaging, planner, runtime", strict=True)
 def test_no_module_imports_itself_through_others() -> None:
     graph = {module_of(path): set(imported_modules(path)) for path in FILES}
     circles = list(networkx.simple_cycles(networkx.DiGraph(graph), length_bound=6))
