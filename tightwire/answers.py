@@ -16,6 +16,10 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from tightwire.units import print_bytes
 
+# What arrives of a bucket: every element whole (`exact`); chosen elements, whole or rounded, while the others are left
+# over bit for bit (`selected`); something of every element (`rounded`); or which way most workers point (`voted`).
+Delivery = Literal["exact", "selected", "rounded", "voted"]
+
 Axis = Literal["sync", "architecture", "compression", "schedule"]
 
 DEFAULTS: dict[Axis, str] = {

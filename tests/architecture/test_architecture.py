@@ -19,11 +19,26 @@ def codec_of(text: str) -> Codec:
 
 
 @pytest.mark.parametrize(
-    ("text", "program"), [("none", "native"), ("bf16", "ring"), ("int8", "ring"), ("topk:0.01", "allgather")]
+    ("text", "n", "program"),
+    [
+        ("none", 8, "native"),
+        ("bf16", 8, "ring"),
+        ("int8", 8, "ring"),
+        ("int8", 64, "direct"),
+        ("int2", 2, "ring"),
+        ("int2", 8, "direct"),
+        ("efsign", 8, "direct"),
+        ("natural", 4, "direct"),
+        ("qsgd:7", 8, "allgather"),
+        ("qsgd:7", 64, "direct"),
+        ("terngrad", 8, "allgather"),
+        ("randomk:0.01", 8, "ring"),
+        ("topk:0.01", 8, "allgather"),
+    ],
 )
-def test_auto_goes_by_the_codec(text: str, program: str) -> None:
-    assert AllReduce().program_name(codec_of(text)) == program
-    assert AllReduce("allgather").program_name(codec_of(text)) == "allgather"
+def test_auto_keeps_the_error_of_the_codec(text: str, n: int, program: str) -> None:
+    assert AllReduce().program_name(codec_of(text), n) == program
+    assert AllReduce("allgather").program_name(codec_of(text), n) == "allgather"
 
 
 @pytest.mark.parametrize("compression", CODECS)

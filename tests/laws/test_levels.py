@@ -153,8 +153,17 @@ def test_auto_goes_by_size_and_by_what_was_measured() -> None:
     assert AllReduce("ring").choose(none, 1, 4, measured) == "ring"
 
 
-def test_sparse_messages_give_way_to_dense_ones_that_are_smaller() -> None:
+def test_sparse_messages_travel_decoded_where_that_is_smaller() -> None:
+    """And mean the same: nothing is exchanged for the codec that was asked for."""
     auto, half = AllReduce(), codec_of("topk:0.5")
-    assert auto.sender(half, 10_000, 4, 8).lossless
-    assert auto.sender(codec_of("topk:0.01"), 10_000, 4, 8) == codec_of("topk:0.01")
-    assert AllReduce("allgather").sender(half, 10_000, 4, 8) == half
+    assert auto.travels_decoded(half, 10_000, 4, 8)
+    assert not auto.travels_decoded(codec_of("topk:0.01"), 10_000, 4, 8)
+    assert not AllReduce("allgather").travels_decoded(half, 10_000, 4, 8)
+
+    def worker(transport: Transport) -> None:
+        found = [average(transport.channel(), a, "topk:0.5", 3000, 0) for a in (auto, AllReduce("allgather"))]
+        torch.testing.assert_close(found[0].mean, found[1].mean)
+        assert torch.equal(found[0].leftover, found[1].leftover)
+        assert found[0].counted < found[1].counted
+
+    run_threads(5, worker, deadline_s=20)

@@ -12,6 +12,7 @@ from tightwire.architecture.allreduce.part import TAG_BITS
 from tightwire.architecture.allreduce.seeds import message_seed
 from tightwire.averaging._matrices import elements_of, matrix, memory_shape
 from tightwire.averaging._messages import swap_all
+from tightwire.averaging.averager import StatelessAverager
 from tightwire.buckets import BucketLayout
 
 if TYPE_CHECKING:
@@ -19,10 +20,8 @@ if TYPE_CHECKING:
 
 
 @final
-class AtomoAverager:
+class AtomoAverager(StatelessAverager):
     """Averages one bucket by ATOMO; see the method `atomo`."""
-
-    lossless = False
 
     def __init__(
         self, transport: Transport, bucket: BucketLayout, *, rank: int, num_bytes: int, tag: int
@@ -62,13 +61,6 @@ class AtomoAverager:
         for i, (elements, (rows, columns)) in enumerate(self._matrices):
             left, right = factors[2 * i].reshape(-1, rows), factors[2 * i + 1].reshape(-1, columns)
             mean[elements] = (left.t() @ right).div_(size).flatten()
-
-    def keep(self) -> None:
-        """Does nothing: a run leaves nothing to remember."""
-
-    def memory(self) -> dict[str, Tensor]:
-        """Returns nothing; see `keep`."""
-        return {}
 
     def _draw(self, bucket: Tensor, seed: int) -> None:
         """Writes this worker's message, and leaves in the bucket what it does not carry."""

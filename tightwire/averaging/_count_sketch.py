@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from tightwire import kernels
+from tightwire.answers import Delivery
 from tightwire.architecture.allreduce.exact import exact_runner
+from tightwire.averaging.averager import StatelessAverager
 from tightwire.buckets import BucketLayout
 
 if TYPE_CHECKING:
@@ -21,10 +23,10 @@ STEPS = 1024  # of a share: coarse enough that the last bit of a sum, which proc
 
 
 @final
-class CountSketchAverager:
+class CountSketchAverager(StatelessAverager):
     """Averages one bucket by a summed sketch; see the method `sketch`."""
 
-    lossless = False
+    delivery: Delivery = "selected"
 
     def __init__(
         self,
@@ -84,13 +86,6 @@ class CountSketchAverager:
             bucket.sub_(mean)
         if not is_sound:
             mean.fill_(torch.nan)
-
-    def keep(self) -> None:
-        """Does nothing: a run leaves nothing to remember."""
-
-    def memory(self) -> dict[str, Tensor]:
-        """Returns nothing; see `keep`."""
-        return {}
 
     def _recover(self, seed: int) -> tuple[Tensor, Tensor]:
         """Returns the k places of largest estimates, ascending, and the estimates."""

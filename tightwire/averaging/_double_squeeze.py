@@ -13,16 +13,15 @@ from tightwire.architecture.allreduce.program import split
 from tightwire.architecture.allreduce.seeds import message_seed
 from tightwire.architecture.allreduce.traffic import PIECE_MULTIPLE
 from tightwire.averaging._messages import swap_all
+from tightwire.averaging.averager import StatelessAverager
 from tightwire.buckets import BucketLayout
 from tightwire.compression import Codec
 from tightwire.transport import Transport
 
 
 @final
-class DoubleSqueezeAverager:
+class DoubleSqueezeAverager(StatelessAverager):
     """Averages one bucket by DoubleSqueeze; see the method `doublesqueeze`."""
-
-    lossless = False
 
     def __init__(
         self, transport: Transport, bucket: BucketLayout, codec: Codec, *, num_bytes: int, tag: int
@@ -43,6 +42,7 @@ class DoubleSqueezeAverager:
         self._outgoing = [torch.empty(size, dtype=torch.uint8) for size in sizes]
         self._parts = [torch.empty_like(self._outgoing[transport.rank]) for _ in sizes]
         self._sums = [torch.empty_like(message) for message in self._outgoing]
+        self.delivery = codec.delivery
         self.bytes_sent = num_bytes
 
     def run(self, bucket: Tensor, mean: Tensor, *, seed: int) -> None:
@@ -70,10 +70,3 @@ class DoubleSqueezeAverager:
         for message, part in zip(self._sums, means, strict=True):
             if part.numel():
                 codec.decode(message, part)
-
-    def keep(self) -> None:
-        """Does nothing: a run leaves nothing to remember."""
-
-    def memory(self) -> dict[str, Tensor]:
-        """Returns nothing; see `keep`."""
-        return {}

@@ -8,21 +8,23 @@ import torch
 from torch import Tensor
 
 from tightwire import kernels
+from tightwire.answers import Delivery
 from tightwire.architecture.allreduce.part import TAG_BITS
 from tightwire.architecture.allreduce.program import split
 from tightwire.architecture.allreduce.seeds import message_seed
 from tightwire.architecture.allreduce.traffic import PIECE_MULTIPLE
 from tightwire.averaging._messages import swap_all
+from tightwire.averaging.averager import StatelessAverager
 from tightwire.buckets import BucketLayout
 from tightwire.compression.votes import VoteMessage
 from tightwire.transport import Transport
 
 
 @final
-class MajorityVoteAverager:
+class MajorityVoteAverager(StatelessAverager):
     """Puts one bucket to the vote; see the method `sign`. What is left in `bucket` means nothing."""
 
-    lossless = False
+    delivery: Delivery = "voted"
 
     def __init__(
         self, transport: Transport, bucket: BucketLayout, codec: VoteMessage, *, num_bytes: int, tag: int
@@ -65,10 +67,3 @@ class MajorityVoteAverager:
         swap_all(transport, [outcome] * size, self._outcomes, self._tag)
         for message, part in zip(self._outcomes, mean.split(self._sizes), strict=True):
             codec.decode(message, part)
-
-    def keep(self) -> None:
-        """Does nothing: a run leaves nothing to remember."""
-
-    def memory(self) -> dict[str, Tensor]:
-        """Returns nothing; see `keep`."""
-        return {}

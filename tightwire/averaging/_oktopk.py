@@ -7,19 +7,21 @@ from typing import final
 import torch
 from torch import Tensor
 
+from tightwire.answers import Delivery
 from tightwire.architecture.allreduce.exact import exact_runner
 from tightwire.architecture.allreduce.losses import share_of_loss
 from tightwire.architecture.allreduce.part import TAG_BITS
 from tightwire.averaging._messages import add_message, swap_all, take_largest
+from tightwire.averaging.averager import StatelessAverager
 from tightwire.buckets import BucketLayout
 from tightwire.transport import Transport
 
 
 @final
-class OkTopKAverager:
+class OkTopKAverager(StatelessAverager):
     """Averages one bucket by Ok-Topk; see the method `oktopk`."""
 
-    lossless = False
+    delivery: Delivery = "selected"
 
     def __init__(
         self,
@@ -74,13 +76,6 @@ class OkTopKAverager:
         for message, region in zip(self._landing, sums, strict=True):
             add_message(message, self._count, region)
         mean.div_(self._transport.size)
-
-    def keep(self) -> None:
-        """Does nothing: a run leaves nothing to remember."""
-
-    def memory(self) -> dict[str, Tensor]:
-        """Returns nothing; see `keep`."""
-        return {}
 
     def _regions(self, bucket: Tensor) -> list[int]:
         """Returns the sizes of regions that hold, on average over the workers, equally many large elements."""

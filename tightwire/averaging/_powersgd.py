@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch import Tensor
 
+from tightwire.answers import Delivery
 from tightwire.architecture.allreduce.exact import exact_runner
 from tightwire.averaging._matrices import elements_of, matrix, memory_shape
 from tightwire.averaging.method import Shape
@@ -54,6 +55,9 @@ class PowerSGDAverager:
     """Averages one bucket by PowerSGD; see the method `powersgd`."""
 
     lossless = False
+    delivery: Delivery = "rounded"
+    error: float | None = None
+    spared_bytes = 0
 
     def __init__(self, transport: Transport, bucket: BucketLayout, *, rank: int, tag: int) -> None:
         """Allocates what runs will need.

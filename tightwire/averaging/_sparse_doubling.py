@@ -8,10 +8,12 @@ from typing import final
 import torch
 from torch import Tensor
 
+from tightwire.answers import Delivery
 from tightwire.architecture.allreduce.losses import share_of_loss
 from tightwire.architecture.allreduce.part import TAG_BITS
 from tightwire.averaging._doubling import Move, doubling_moves
 from tightwire.averaging._messages import add_message, take_largest
+from tightwire.averaging.averager import StatelessAverager
 from tightwire.buckets import BucketLayout
 from tightwire.transport import Transport
 
@@ -21,13 +23,13 @@ Capacity = Callable[[int, int, int], int | None]
 
 
 @final
-class SparseDoublingAverager:
+class SparseDoublingAverager(StatelessAverager):
     """Averages one bucket by recursive doubling of sparse sums; see the methods `gtopk` and `sparcml`.
 
     The sum lies densely in `mean`, from where its largest elements are taken for each message.
     """
 
-    lossless = False
+    delivery: Delivery = "selected"
 
     def __init__(
         self, transport: Transport, bucket: BucketLayout, capacity: Capacity, *, num_bytes: int, tag: int
@@ -46,6 +48,8 @@ class SparseDoublingAverager:
         self._moves = doubling_moves(transport.size, transport.rank)
         self._outgoing, self._landing = torch.empty(2, bucket.num_bytes, dtype=torch.uint8).unbind()
         self.bytes_sent = num_bytes
+        if capacity(self._numel, self._itemsize, 1) is None:  # nobody selects anything: all is sent
+            self.delivery = "rounded"
 
     def run(self, bucket: Tensor, mean: Tensor, *, seed: int) -> None:
         """Averages `bucket` into `mean`; see `Averager.run`. Nothing is random."""
@@ -61,13 +65,6 @@ class SparseDoublingAverager:
                 contributions += move.received
                 self._select(mean, bucket, contributions, holders=move.holders)
         mean.div_(self._transport.size)
-
-    def keep(self) -> None:
-        """Does nothing: a run leaves nothing to remember."""
-
-    def memory(self) -> dict[str, Tensor]:
-        """Returns nothing; see `keep`."""
-        return {}
 
     def _select(self, total: Tensor, leftover: Tensor, contributions: int, *, holders: int) -> None:
         """Makes the message of a sum, and leaves in the sum what the message carries, unless both are dense."""

@@ -1,15 +1,20 @@
-"""A bucket's reducer: any codec over any program that can carry it, or a method with an exchange of its own."""
+"""A bucket's averager: any codec over any program that can carry it, or a method with an exchange of its own."""
 
 from __future__ import annotations
 
+import logging
+
 from tightwire.answers import Sender
 from tightwire.architecture import AllReduce, Architecture, Runner, Setting
+from tightwire.averaging._decoded import DecodedAverager
 from tightwire.averaging.averager import Averager
 from tightwire.averaging.hierarchical import HierarchicalAverager
 from tightwire.averaging.method import TAGS, AveragingMethod
 from tightwire.buckets import BucketLayout
-from tightwire.compression import Codec
+from tightwire.compression import Codec, Identity
 from tightwire.transport import Transport
+
+logger = logging.getLogger(__name__)
 
 
 def build_averager(
@@ -21,14 +26,14 @@ def build_averager(
     number: int,
     setting: Setting | None = None,
 ) -> Averager:
-    """Builds the reducer of one of several buckets.
+    """Builds the averager of one of several buckets.
 
     Args:
-        architecture: says by which program messages of a codec travel; a reduction brings its own.
+        architecture: says by which program messages of a codec travel; an averaging method brings its own.
         sender: says what travels.
         transport: between the ranks.
         bucket: of which size and dtype.
-        number: tells reducers over one transport apart; the same on every rank.
+        number: tells averagers over one transport apart; the same on every rank.
         setting: what is known of the workers; by default, how many.
     """
     if isinstance(sender, AveragingMethod):
@@ -48,14 +53,14 @@ def all_reduce_averager(
     tag: int,
     setting: Setting | None = None,
 ) -> Averager:
-    """Builds the reducer of one bucket, by an all-reduce.
+    """Builds the averager of one bucket, by an all-reduce.
 
     Args:
         architecture: says by which program.
         codec: says what travels.
         transport: between the ranks.
         bucket: of which size and dtype.
-        tag: tells reducers over one transport apart; the same on every rank.
+        tag: tells averagers over one transport apart; the same on every rank.
         setting: what is known of the workers; by default, how many.
 
     Raises:
@@ -66,6 +71,14 @@ def all_reduce_averager(
     if isinstance(architecture, AllReduce):
         if architecture.is_levelled and not codec.lossless and transport.size > 1:
             return HierarchicalAverager(architecture.nodes(setting), codec, transport, bucket, tag)
-        codec = architecture.sender(codec, numel, itemsize, transport.size)
+        if architecture.travels_decoded(codec, numel, itemsize, transport.size):
+            program = architecture.program_for(Identity(), numel, itemsize, setting)
+            exact = Runner(program, transport, numel=numel, dtype=bucket.dtype, codec=Identity(), tag=tag)
+            logger.info(
+                "%s: gathered over %d workers its messages of %d elements would send more bytes than the values do; "
+                "they travel decoded",
+                codec, transport.size, numel,
+            )  # fmt: skip
+            return DecodedAverager(codec, exact, transport, bucket)
     program = architecture.program_for(codec, numel, itemsize, setting)
     return Runner(program, transport, numel=numel, dtype=bucket.dtype, codec=codec, tag=tag)

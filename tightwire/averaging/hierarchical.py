@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tightwire.architecture import AllReduce, Mover, Runner, build
 from tightwire.architecture.allreduce.losses import share_of_loss
-from tightwire.averaging.averager import Averager
+from tightwire.averaging.averager import Averager, StatelessAverager
 from tightwire.buckets import BucketLayout
 from tightwire.compression import Codec
 from tightwire.errors import PlanError
@@ -19,14 +19,12 @@ from tightwire.transport.subset import Subset
 
 
 @final
-class HierarchicalAverager:
+class HierarchicalAverager(StatelessAverager):
     """Adds up inside the node, averages every shard across nodes through a codec, and hands it round inside.
 
     Each rank of a node owns a shard of the bucket, and is the only one of the node to compress it. What its messages
     fail to carry is the node's: it is charged to the owner as many times as the node has ranks, so that law 1 holds.
     """
-
-    lossless = False
 
     def __init__(
         self,
@@ -61,11 +59,12 @@ class HierarchicalAverager:
         self._scatter = Mover(build("reduce-scatter", inside.size), inside, numel=numel, dtype=dtype, tag=tag)
         self._gather = Mover(build("all-gather", inside.size), inside, numel=numel, dtype=dtype, tag=tag + 1)
         shard = self._scatter.program.chunk_sizes(numel)[self._rank]
-        name = AllReduce().program_name(codec)
+        name = AllReduce().program_name(codec, across.size, shard, dtype.itemsize)
         self._across: Averager = Runner(
             build(name, across.size), across, numel=shard, dtype=dtype, codec=codec, tag=tag + 2
         )
         self._own = torch.empty(shard, dtype=dtype)
+        self.delivery, self.error = codec.delivery, self._across.error
         self.bytes_sent = self._scatter.bytes_sent + self._across.bytes_sent + self._gather.bytes_sent
 
     def run(self, bucket: Tensor, mean: Tensor, *, seed: int) -> None:
@@ -77,10 +76,3 @@ class HierarchicalAverager:
         self._across.run(self._own, self._gather.chunk(mean, self._rank), seed=seed)
         shard.add_(self._own, alpha=share_of_loss(makers=1, divided_by=self._size))
         self._gather.run(mean)
-
-    def keep(self) -> None:
-        """Does nothing: a run leaves nothing to remember."""
-
-    def memory(self) -> dict[str, Tensor]:
-        """Returns nothing; see `keep`."""
-        return {}

@@ -87,6 +87,7 @@ class LayeredTopK(Codec):
 
     name: ClassVar[str] = "layertopk"
     combine: ClassVar[Combine] = "none"
+    selects: ClassVar[bool] = True
 
     ratio: float
     by: str
@@ -126,6 +127,10 @@ class LayeredTopK(Codec):
         for part, count, tensor in zip(parts, counts, out.split_with_sizes(list(self.sizes)), strict=True):
             if not kernels.of(out).scatter_largest(part, tensor, count, add):
                 raise self._unreadable(out.numel())
+
+    def normal_error(self, numel: int) -> float:
+        """Returns that of the largest of all; see `Codec.normal_error`."""
+        return TopK(self.ratio).normal_error(numel)
 
     def _parts(self, message: Tensor, counts: list[int], itemsize: int) -> Sequence[Tensor]:
         return message[self._head :].split_with_sizes([count * (4 + itemsize) for count in counts])

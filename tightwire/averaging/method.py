@@ -1,6 +1,6 @@
-"""The reduction contract: a method of averaging that talks while it compresses.
+"""The contract of averaging methods: what that talks while it compresses.
 
-A codec's messages are made alone and carried by any program. A reduction has rounds of its own, in which what a
+A codec's messages are made alone and carried by any program. An averaging method has rounds of its own, in which what a
 worker sends depends on what it heard.
 """
 
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 
-# How many runners one reducer may have under way on one transport.
+# How many runners one averager may have under way on one transport.
 TAGS = 4
 
 
 @dataclass(frozen=True)
 class AveragingMethod(Sender, abc.ABC):
-    """Says what is sent, and by which exchange; a frozen value, and the reducers it builds do the work.
+    """Says what is sent, and by which exchange; a frozen value, and the averagers it builds do the work.
 
     Class attributes:
         lossless: whether the mean is exact up to rounding.
         unbiased: whether the mean's expectation is the exact mean, so that leftovers may be dropped.
         votes: whether what comes out stands for the mean without being one: it is of size 1 whatever the size of
             what came in, nothing is left over, and the law of the mean does not hold.
-        bounded: whether `bytes_sent` is a bound, because sizes depend on content. Its reducers agree on lengths before
+        bounded: whether `bytes_sent` is a bound, because sizes depend on content. Its averagers agree on lengths before
             they send, and say by `spared_bytes` how much less than the bound that is.
         wire_version: of its messages and their order; see `Codec`. A codec inside counts for itself.
     """
@@ -66,7 +66,7 @@ class AveragingMethod(Sender, abc.ABC):
         Args:
             transport: between the ranks.
             bucket: its tensors, dtype and device.
-            tag: the first of `TAGS` that are the reducer's own; the same on every rank.
+            tag: the first of `TAGS` that are the averager's own; the same on every rank.
         """
 
     def refusal(self, plan: Answers) -> Refusal | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 from tightwire.compression._picking import _Pick
-from tightwire.compression.stage import StageMemory, zeros
+from tightwire.compression.stage import Outcome, StageMemory, zeros
 from tightwire.errors import PlanError
 
 if TYPE_CHECKING:
@@ -59,11 +59,11 @@ class _Bins(StageMemory):
         self._held.masked_fill_(waits.logical_not_(), 0)
         return out
 
-    def keep(self, leftover: Tensor | None) -> Tensor | None:
+    def keep(self, outcome: Outcome) -> Outcome:
         self._residue, self._held = self._held, self._residue
-        if leftover is not None:
-            self._residue.add_(leftover)
-        return leftover
+        if not outcome.exact:
+            self._residue.add_(outcome.leftover)
+        return outcome
 
     def kept(self) -> Mapping[str, Tensor]:
         return {"adacomp": self._residue}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 from tightwire import kernels
+from tightwire.compression import _normal
 from tightwire.compression._messages import BLOCK_INDEX_BYTES, unreadable
 from tightwire.compression.checks import check, check_ratio
 from tightwire.compression.codec import Codec, Combine
@@ -38,6 +39,8 @@ class BlockTopK(Codec):
     paper: ClassVar[str] = "Chen et al. 2020, ScaleCom, arXiv:2104.11125, section 4 (chunk-wise selection)"
     example: ClassVar[str] = "blocktopk:0.01+ef"
     combine: ClassVar[Combine] = "none"
+    selects: ClassVar[bool] = True
+    orthogonal: ClassVar[bool] = True
 
     ratio: float
     block: int = 1024
@@ -77,3 +80,7 @@ class BlockTopK(Codec):
         """Returns the least share that a block keeps."""
         sizes = {min(self.block, numel), numel % self.block} - {0}
         return min((TopK(self.ratio).kept(size) / size for size in sizes), default=1.0)
+
+    def normal_error(self, numel: int) -> float:
+        """Returns that of the largest of all; see `Codec.normal_error`."""
+        return _normal.selecting(self.ratio)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 from tightwire import kernels
+from tightwire.compression import _normal
 from tightwire.compression.checks import check
 from tightwire.compression.codec import Codec, Combine
 from tightwire.compression.widened import WidenedCodec
@@ -41,6 +42,10 @@ class Identity(Codec):
         """Writes or adds the message; see `Codec.decode`."""
         check(self, out, message)
         _decode_bytes(message, out, add)
+
+    def normal_error(self, numel: int) -> float:
+        """Returns nothing lost."""
+        return 0.0
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,10 @@ class BFloat16(_HalfCodec):
     paper: ClassVar[str] = "Kalamkar et al. 2019, arXiv:1905.12322"
     sums_as: ClassVar[str | None] = "bfloat16"
 
+    def normal_error(self, numel: int) -> float:
+        """Returns the rounding of float32; see `Codec.normal_error`."""
+        return _normal.rounding_to_float(7)
+
 
 @final
 @dataclass(frozen=True)
@@ -105,6 +114,10 @@ class Float16(_HalfCodec):
     title: ClassVar[str] = "cast to float16"
     paper: ClassVar[str] = "Micikevicius et al. 2018, arXiv:1710.03740"
     sums_as: ClassVar[str | None] = "float16"
+
+    def normal_error(self, numel: int) -> float:
+        """Returns the rounding of float32; see `Codec.normal_error`."""
+        return _normal.rounding_to_float(10)
 
 
 def _bytes(x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The codec contract: how one worker's bucket becomes bytes and comes back.
 
 A codec is a frozen value: local (it never communicates) and stateless (randomness comes from a seed; whatever
-remembers something between rounds is a stage or a reducer). It fills memory that it is given and allocates none.
+remembers something between rounds is a stage or an averager). It fills memory that it is given and allocates none.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import abc
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from tightwire.answers import Answers, Refusal, Sender, text_with
+from tightwire.answers import Answers, Delivery, Refusal, Sender, text_with
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +28,8 @@ class Codec(Sender, abc.ABC):
             (only gather-type programs carry it).
         sums_as: a torch dtype name when the message, seen as an array of that dtype, may be summed elementwise
             by a backend's native all-reduce; None otherwise. The empty string stands for the bucket's own dtype.
+        selects: whether messages carry chosen elements only, and leave the others over bit for bit.
+        orthogonal: whether what is sent and what is left over are orthogonal: a message is shorter than its value.
         lossless: whether decode(encode(x)) == x, always.
         unbiased: whether E[decode(encode(x))] == x, so that the leftover may be dropped.
         wire_version: of the message's format, to be raised with every change of what bytes mean: ranks that have
@@ -36,6 +38,8 @@ class Codec(Sender, abc.ABC):
 
     combine: ClassVar[Combine]
     sums_as: ClassVar[str | None] = None
+    selects: ClassVar[bool] = False
+    orthogonal: ClassVar[bool] = False
 
     @abc.abstractmethod
     def wire_bytes(self, numel: int, itemsize: int = 4) -> int:
@@ -75,6 +79,15 @@ class Codec(Sender, abc.ABC):
             nearest=(text_with(plan, compression="+".join([str(first), *stages])),),
         )
 
+    @abc.abstractmethod
+    def normal_error(self, numel: int) -> float:
+        """Returns E‖x − decode(encode(x))‖²/‖x‖² for independent normal elements, from which errors of means follow."""
+
     def contraction(self, numel: int) -> float | None:
         """Returns δ of E‖x − decode(encode(x))‖² ≤ (1 − δ)‖x‖², or None where no such bound holds."""
         return 1.0 if self.lossless else None
+
+    @property
+    def delivery(self) -> Delivery:
+        """What arrives of a bucket."""
+        return "exact" if self.lossless else "selected" if self.selects else "rounded"

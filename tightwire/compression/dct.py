@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from tightwire import kernels
+from tightwire.compression import _normal
 from tightwire.compression._messages import BLOCK_INDEX_BYTES, unreadable
 from tightwire.compression.checks import check
 from tightwire.compression.codec import Codec, Combine
@@ -102,6 +103,10 @@ class Cosines(Codec):
     def contraction(self, numel: int) -> float | None:
         """Returns kept/chunk: the transform keeps lengths, and the strongest have at least their share."""
         return self.kept / self.chunk
+
+    def normal_error(self, numel: int) -> float:
+        """Returns that of the largest: waves of normal elements are normal; see `Codec.normal_error`."""
+        return _normal.selecting(self.kept / self.chunk)
 
 
 @functools.cache

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
-from tightwire.answers import Answers, Refusal
+from tightwire.answers import Answers, Refusal, Sender
 from tightwire.compression.codec import Codec
 from tightwire.compression.ef import ErrorFeedback
-from tightwire.compression.stage import Stage, StageMemory, refuse, zeros
+from tightwire.compression.stage import Outcome, Stage, StageMemory, refuse, zeros
 from tightwire.errors import PlanError
 
 if TYPE_CHECKING:
@@ -36,6 +36,14 @@ class EF21(Stage):
         """Returns a memory of h and of its mean."""
         return _Differences(bucket, 1.0)
 
+    def require(self, error: float | None, codec: Sender) -> None:
+        """Refuses a program over which the codec is no contraction any more, because sums are encoded again."""
+        if error is not None and error >= 1:
+            raise PlanError(
+                f"{codec}+ef21 would not settle: over this program the squared error of the mean is {error:.2g} times the "
+                "mean's square, and ef21 needs less than 1. Use allreduce:allgather, or +ef."
+            )
+
     def refusal(self, plan: Answers) -> Refusal | None:
         """Refuses what is no contraction: h would not come nearer to the gradient."""
         codec = plan.compression[0]
@@ -52,7 +60,8 @@ class DIANA(Stage):
     """Sends the compressed difference to a memory that learns: Δ = Q(g − h), h ← h + αΔ; the mean is h̄ + Δ̄.
 
     Attributes:
-        alpha: how fast the memory learns, in (0, 1]; at most 1/(1 + ω) for a codec of variance ω (theorem 1).
+        alpha: how fast the memory learns, in (0, 1]; at most 1/(1 + ω), ω being the variance of
+            the codec over the program that carries it (theorem 1).
     """
 
     name: ClassVar[str] = "diana"
@@ -72,6 +81,14 @@ class DIANA(Stage):
     def memory(self, bucket: BucketLayout, workers: int) -> StageMemory:
         """Returns a memory of h and of its mean."""
         return _Differences(bucket, self.alpha)
+
+    def require(self, error: float | None, codec: Sender) -> None:
+        """Refuses a rate beyond theorem 1, ω being the variance of the codec over the program that carries it."""
+        if error is not None and self.alpha > 1 / (1 + error):
+            raise PlanError(
+                f"{codec}+{self} learns too fast: over this program the variance of {codec} is {error:.2g}, which allows "
+                f"a rate of 1/(1 + {error:.2g}); give at most diana:{0.99 / (1 + error):.2g}."
+            )
 
     def refusal(self, plan: Answers) -> Refusal | None:
         """Refuses a biased codec: its bias would stay in the mean."""
@@ -105,12 +122,13 @@ class _Differences(StageMemory):
         torch.add(self._mean, mean, alpha=self._alpha, out=self._next_mean)
         mean.add_(self._mean)
 
-    def keep(self, leftover: Tensor | None) -> Tensor | None:
-        if leftover is not None:
-            self._difference.sub_(leftover)  # what was sent
+    def keep(self, outcome: Outcome) -> Outcome:
+        if not outcome.exact:
+            self._difference.sub_(outcome.leftover)  # what was sent
         self._own.add_(self._difference, alpha=self._alpha)
         self._mean, self._next_mean = self._next_mean, self._mean
-        return leftover
+        # What arrived are differences: of the values themselves none waits, and none is stale.
+        return Outcome(exact=outcome.exact, leftover=outcome.leftover)
 
     def kept(self) -> Mapping[str, Tensor]:
         return {"h": self._own, "mean h": self._mean}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
-from tightwire.compression.stage import Stage, StageMemory, zeros
+from tightwire.compression.stage import Outcome, Stage, StageMemory, zeros
 from tightwire.errors import PlanError
 
 if TYPE_CHECKING:
@@ -55,12 +55,12 @@ class _Leftover(StageMemory):
 
         return torch.add(x, self._leftover, alpha=self._decay, out=out)
 
-    def keep(self, leftover: Tensor | None) -> Tensor | None:
-        if leftover is None:
+    def keep(self, outcome: Outcome) -> Outcome:
+        if outcome.exact:
             self._leftover.zero_()
-            return None
-        self._leftover, spare = leftover, self._leftover
-        return spare
+        else:
+            self._leftover, outcome.leftover = outcome.leftover, self._leftover
+        return outcome
 
     def kept(self) -> Mapping[str, Tensor]:
         return {"ef": self._leftover}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
-from tightwire.compression.stage import Stage, StageMemory, zeros
+from tightwire.compression.stage import Outcome, Stage, StageMemory, zeros
 from tightwire.errors import PlanError
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ class MovingAverage(Stage):
     An optimizer that averages with the same β, such as Adam, then holds exactly m̄ as its first moment, and where
     nothing is compressed it sees the mean gradient. What it squares is another matter: the explaining gradient
     carries the compression's error times 1/(1 − β), so its second moment must not learn from compressed rounds.
-    `tightwire.optim` has optimizers that do not, and learn from the plan which rounds these are.
+    `tightwire.optim` has optimizers that do not, and learn from the plan which rounds these are. In a round that is
+    sent as it is, leftovers of other rounds stay back, so that what is learnt from is that round's mean gradient.
 
     Attributes:
         beta: share of the average that stays, in (0, 1); that of the optimizer.
@@ -50,6 +51,9 @@ class MovingAverage(Stage):
 
 
 class _Average(StageMemory):
+    # Explained by one gradient, a leftover would be in it 1/(1 − β) times, and squared by the optimizer.
+    sends_exactly = True
+
     def __init__(self, bucket: BucketLayout, beta: float) -> None:
         self._beta = beta
         self._average, self._next = zeros(bucket), zeros(bucket)
@@ -63,9 +67,9 @@ class _Average(StageMemory):
         self._next.copy_(mean)
         mean.sub_(self._average, alpha=self._beta).div_(1 - self._beta)
 
-    def keep(self, leftover: Tensor | None) -> Tensor | None:
+    def keep(self, outcome: Outcome) -> Outcome:
         self._average, self._next = self._next, self._average
-        return leftover
+        return outcome
 
     def kept(self) -> Mapping[str, Tensor]:
         return {"ema": self._average}

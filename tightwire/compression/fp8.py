@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 from tightwire import kernels
+from tightwire.compression import _normal
 from tightwire.compression.checks import check_block
 from tightwire.compression.codec import Combine
 from tightwire.compression.widened import WidenedCodec
@@ -63,3 +64,7 @@ class Float8(WidenedCodec):
         relative = 2.0 ** -(form.mantissa + 1)
         absolute = 2.0 ** (-form.bias - form.mantissa) / form.top
         return 1 - relative**2 - members * absolute**2
+
+    def normal_error(self, numel: int) -> float:
+        """Returns the rounding to the mantissa; see `Codec.normal_error`."""
+        return _normal.rounding_to_float(self._format().mantissa)

@@ -6,6 +6,7 @@ import abc
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
+from tightwire.compression import _normal
 from tightwire.compression._uniform import _UniformCodec
 from tightwire.compression.checks import check_block
 from tightwire.errors import PlanError
@@ -53,6 +54,12 @@ class _AbsmaxCodec(_UniformCodec, abc.ABC):
             return delta if delta > 0 else None
         # Rounding to nearest never adds to an element, and the largest one is sent whole.
         return max(delta, 1 / members)
+
+    def normal_error(self, numel: int) -> float:
+        """Returns about step²/12, and twice that where rounding is stochastic; see `Codec.normal_error`."""
+        levels = self.grid().levels
+        step = _normal.largest(min(self.block, max(numel, 1))) / levels
+        return _normal.rounding_to_steps(step, levels, stochastic=self.unbiased)
 
 
 @final

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
-from tightwire.compression.stage import Stage, StageMemory, zeros
+from tightwire.compression.stage import Outcome, Stage, StageMemory, zeros
 from tightwire.errors import PlanError
 
 if TYPE_CHECKING:
@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 class Momentum(Stage):
     """Sends each worker's velocity u ← m·u + g instead of its gradient: momentum correction.
 
-    With `ef` inside, what is not sent of u accumulates, v ← v + u (section 3.1), and where an element was sent,
-    both its u and its v start anew: momentum factor masking (section 3.2). This takes the place of the optimizer's
-    own momentum: give it none. A world of one is plain training, which has no momentum then.
+    With `ef` inside, what is not sent of u accumulates, v ← v + u (section 3.1), and where an element was chosen and
+    sent, both its u and its v start anew: momentum factor masking (section 3.2). Where something of every element
+    is sent, as by quantisers and low-rank factors, no velocity is stale and none is masked; nor around `ef21` and
+    `diana`, which send differences. This takes the place of the optimizer's own momentum: give it none. A world of
+    one is plain training, which has no momentum then.
 
     Attributes:
         m: share of the velocity that stays, in [0, 1).
@@ -52,6 +54,8 @@ class Momentum(Stage):
 
 
 class _Velocity(StageMemory):
+    reads_sent = True
+
     def __init__(self, bucket: BucketLayout, m: float) -> None:
         self._m = m
         self._velocity, self._next = zeros(bucket), zeros(bucket)
@@ -61,14 +65,11 @@ class _Velocity(StageMemory):
 
         return torch.add(x, self._velocity, alpha=self._m, out=self._next)
 
-    def keep(self, leftover: Tensor | None) -> Tensor | None:
-        import torch
-
-        if leftover is None:  # a dense round is not one that a choice of elements has made stale
-            self._velocity, self._next = self._next, self._velocity
-        else:
-            torch.ne(leftover, 0, out=self._velocity).mul_(self._next)  # no mask of its own: twice as fast
-        return leftover
+    def keep(self, outcome: Outcome) -> Outcome:
+        self._velocity, self._next = self._next, self._velocity
+        if outcome.sent is not None:
+            self._velocity.masked_fill_(outcome.sent, 0)
+        return outcome
 
     def kept(self) -> Mapping[str, Tensor]:
         return {"momentum": self._velocity}

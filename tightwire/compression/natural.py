@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 from tightwire import kernels
+from tightwire.compression import _normal
 from tightwire.compression.checks import check_block
 from tightwire.compression.codec import Combine
 from tightwire.compression.widened import WidenedCodec
@@ -50,3 +51,7 @@ class Natural(WidenedCodec):
     def contraction(self, numel: int) -> float | None:
         """Returns 7/8."""
         return 7 / 8
+
+    def normal_error(self, numel: int) -> float:
+        """Returns that of powers of two; see `Codec.normal_error`."""
+        return _normal.rounding_to((0.0, *(2.0**j for j in range(-20, 4))), stochastic=True)

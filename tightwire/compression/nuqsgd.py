@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
+from tightwire.compression import _normal
 from tightwire.compression._uniform import _UniformCodec
 from tightwire.compression.checks import check_block
 from tightwire.errors import PlanError
@@ -58,3 +59,9 @@ class NUQSGD(_UniformCodec):
         d = min(self.block, max(numel, 1))
         delta = 7 / 8 - min(d / 4 ** (self.s + 1), math.sqrt(d) / 2**self.s)
         return delta if delta > 0 else None
+
+    def normal_error(self, numel: int) -> float:
+        """Returns that of levels from √d/2ˢ to √d; see `Codec.normal_error`."""
+        norm = math.sqrt(min(self.block, max(numel, 1)))
+        levels = (0.0, *(norm / 2**j for j in range(min(self.s, 64), -1, -1)))
+        return _normal.rounding_to(levels, stochastic=True)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
+from tightwire.compression import _normal
 from tightwire.compression._uniform import _UniformCodec
 from tightwire.compression.checks import check_block
 from tightwire.errors import PlanError
@@ -53,3 +54,8 @@ class QSGD(_UniformCodec):
         d = min(self.block, max(numel, 1))
         delta = 1 - min(d / self.s**2, math.sqrt(d) / self.s)
         return delta if delta > 0 else None
+
+    def normal_error(self, numel: int) -> float:
+        """Returns that of multiples of √d/s; see `Codec.normal_error`."""
+        step = math.sqrt(min(self.block, max(numel, 1))) / self.s
+        return _normal.rounding_to_steps(step, self.s, stochastic=True)

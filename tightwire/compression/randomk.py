@@ -41,6 +41,7 @@ class RandomK(Codec):
     )
     example: ClassVar[str] = "randomk:0.01+ef"
     combine: ClassVar[Combine] = "exact"
+    selects: ClassVar[bool] = True
     sums_as: ClassVar[str | None] = ""
 
     ratio: float
@@ -103,3 +104,7 @@ class RandomK(Codec):
     def contraction(self, numel: int) -> float | None:
         """Returns 1/⌈n/k⌉, the odds of an element of the longest stretch."""
         return 1 / -(-numel // self.kept(numel)) if numel else 1.0
+
+    def normal_error(self, numel: int) -> float:
+        """Returns the share that is not sent; see `Codec.normal_error`."""
+        return 1 - self.kept(numel) / numel if numel else 0.0

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 from tightwire import kernels
+from tightwire.compression import _normal
 from tightwire.compression._messages import (
     COUNT_BYTES,
     ENTRY_BYTES,
@@ -40,6 +41,8 @@ class SBC(WidenedCodec):
     paper: ClassVar[str] = "Sattler et al. 2018, arXiv:1805.08768, Algorithm 2"
     example: ClassVar[str] = "sbc:0.01+ef"
     combine: ClassVar[Combine] = "none"
+    selects: ClassVar[bool] = True
+    orthogonal: ClassVar[bool] = True
 
     ratio: float
 
@@ -74,3 +77,7 @@ class SBC(WidenedCodec):
     def contraction(self, numel: int) -> float | None:
         """Returns 1/(n·k²): the mean that is sent is at least a k-th of the largest magnitude."""
         return 1 / max(numel * self.room(numel) ** 2, 1)
+
+    def normal_error(self, numel: int) -> float:
+        """Returns that of one side at its mean; see `Codec.normal_error`."""
+        return _normal.selecting_signs(self.ratio, one_sided=True)

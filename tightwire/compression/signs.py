@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
@@ -20,6 +21,7 @@ class _SignCodec(WidenedCodec, abc.ABC):
     """Sends the sign bit of every element, and per block what it stands for. Both are meant for `+ef`."""
 
     combine: ClassVar[Combine] = "lossy"
+    orthogonal: ClassVar[bool] = True
     two_sided: ClassVar[bool]
 
     block: int = 1024
@@ -40,6 +42,10 @@ class _SignCodec(WidenedCodec, abc.ABC):
     def contraction(self, numel: int) -> float | None:
         """Returns 1/d, the least of ‖x‖₁²/(d·‖x‖₂²) over blocks of d."""
         return 1 / min(self.block, max(numel, 1))
+
+    def normal_error(self, numel: int) -> float:
+        """Returns 1 − 2/π: the mean magnitude is √(2/π); see `Codec.normal_error`."""
+        return 1 - 2 / math.pi
 
 
 @final

@@ -10,24 +10,61 @@ from typing import TYPE_CHECKING, ClassVar
 from tightwire.answers import Answers, CompressionAnswer, Member, Refusal, Sender, text_with
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from tightwire.buckets import BucketLayout
 
 
 def zeros(bucket: BucketLayout) -> Tensor:
-    """Returns flat memory for what is remembered of a bucket: zeros of its size, dtype and device."""
+    """Returns flat memory for what is remembered of a bucket: zeros of its size, on its device, float32 at least."""
     import torch
 
-    return torch.zeros(bucket.numel, dtype=bucket.dtype, device=bucket.device)
+    return torch.zeros(bucket.numel, dtype=wide_dtype(bucket), device=bucket.device)
+
+
+def wide_dtype(bucket: BucketLayout) -> torch.dtype:
+    """Returns the dtype of what stages see and remember: the bucket's, and float32 where it has 16 bits.
+
+    A sum in 16 bits forgets what is smaller than its last bit, in most rounds all of a small gradient.
+    """
+    import torch
+
+    return torch.promote_types(bucket.dtype, torch.float32)
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What became of the values that a round sent, told from the innermost stage outwards.
+
+    Attributes:
+        exact: every element arrived whole: nothing is left over, and `leftover` means nothing.
+        leftover: (numel,) what did not arrive, in memory for the taking: a stage that keeps it puts other memory in its
+            place, so that stages further out must not read it.
+        sent: (numel,) bool, the elements that were chosen and arrived; None where there was no choice: something of
+            every element arrived, or a stage further in sends something else than these elements.
+    """
+
+    exact: bool
+    leftover: Tensor
+    sent: Tensor | None = None
 
 
 class StageMemory(abc.ABC):
     """What a stage does with one bucket's values, and remembers of them.
 
-    A round calls `before`, lets the reducer run, and calls `after`; `keep` follows only if the round counts, so
-    that one which was dropped leaves no trace. All tensors are flat, of the bucket's size and dtype.
+    A round calls `before`, lets the averager run, and calls `after`; `keep` follows only if the round counts, so
+    that one which was dropped leaves no trace. All tensors are flat, of the bucket's size, and of its dtype or, where
+    that has 16 bits, float32.
+
+    Class attributes:
+        reads_sent: whether `keep` looks at which elements were sent.
+        sends_exactly: whether, in rounds that are exact, stages further in do nothing: what they hold back stays back,
+            so that the mean is that of this round's values alone.
     """
+
+    reads_sent: ClassVar[bool] = False
+    sends_exactly: ClassVar[bool] = False
 
     @abc.abstractmethod
     def before(self, x: Tensor, out: Tensor) -> Tensor:
@@ -37,16 +74,9 @@ class StageMemory(abc.ABC):
         """Turns the mean of what was sent into the mean of what came in, in place."""
         return
 
-    def keep(self, leftover: Tensor | None) -> Tensor | None:
-        """Learns from the round just run.
-
-        Args:
-            leftover: what was not sent, in memory for the taking; None where all was sent.
-
-        Returns:
-            `leftover`, or memory in exchange for it.
-        """
-        return leftover
+    def keep(self, outcome: Outcome) -> Outcome:
+        """Learns from the round just run; returns what the stage outside this one is told."""
+        return outcome
 
     def kept(self) -> Mapping[str, Tensor]:
         """Returns what must survive a checkpoint, by what it is called; shares memory."""
@@ -55,7 +85,7 @@ class StageMemory(abc.ABC):
 
 @dataclass(frozen=True)
 class Stage(CompressionAnswer):
-    """Something around a codec, or around a reduction: it changes what is encoded, or when, or for which tensors.
+    """Something around a codec or an averaging method: it changes what is encoded, or when, or for which tensors.
 
     Each stage stands around all that is to its left: in `topk:0.01+ef+momentum:0.9` a gradient first meets
     momentum, then error feedback, then top-k. The order is fixed by `place`; a plan that has another is refused.
@@ -80,6 +110,18 @@ class Stage(CompressionAnswer):
     def memory(self, bucket: BucketLayout, workers: int) -> StageMemory | None:
         """Returns what this stage does with one bucket's values from round to round, or None for nothing."""
         return None
+
+    def require(self, error: float | None, codec: Sender) -> None:
+        """Checks that the stage works around what sends, over the program that carries it; when buckets are built.
+
+        Args:
+            error: the relative squared error of the mean that the averager declares, or None where it declares none.
+            codec: what sends.
+
+        Raises:
+            PlanError: a stage that would not settle.
+        """
+        return
 
     def refusal(self, plan: Answers) -> Refusal | None:
         """Refuses a stage without a codec before it, one that can do nothing, given twice, or out of order."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 from tightwire import kernels
+from tightwire.compression import _normal
 from tightwire.compression._messages import unreadable
 from tightwire.compression.checks import check_ratio
 from tightwire.compression.codec import Combine
@@ -33,6 +34,8 @@ class STC(WidenedCodec):
     paper: ClassVar[str] = "Sattler et al. 2019, arXiv:1903.02891"
     example: ClassVar[str] = "stc:0.01"
     combine: ClassVar[Combine] = "none"
+    selects: ClassVar[bool] = True
+    orthogonal: ClassVar[bool] = True
 
     ratio: float
 
@@ -63,3 +66,7 @@ class STC(WidenedCodec):
     def contraction(self, numel: int) -> float | None:
         """Returns 1/n: the k largest have ‖·‖₁² ≥ ‖·‖₂² ≥ k/n · ‖x‖₂², of which a k-th is kept."""
         return 1 / max(numel, 1)
+
+    def normal_error(self, numel: int) -> float:
+        """Returns that of both sides at their mean; see `Codec.normal_error`."""
+        return _normal.selecting_signs(self.ratio, one_sided=False)

@@ -41,6 +41,7 @@ class Strom(WidenedCodec):
     paper: ClassVar[str] = "Strom 2015, Interspeech"
     example: ClassVar[str] = "strom:0.001,ratio=0.01+ef"
     combine: ClassVar[Combine] = "none"
+    selects: ClassVar[bool] = True
 
     t: float
     ratio: float = 0.01
@@ -73,3 +74,7 @@ class Strom(WidenedCodec):
 
     def _decode(self, message: Tensor, out: Tensor, add: bool) -> None:
         place(self, message, self.t, out, add)
+
+    def normal_error(self, numel: int) -> float:
+        """Returns 1, the most that it can be: nothing may reach the threshold."""
+        return 1.0

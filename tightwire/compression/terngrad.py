@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
+from tightwire.compression import _normal
 from tightwire.compression._uniform import _UniformCodec
 from tightwire.compression.checks import check_block
 from tightwire.errors import PlanError
@@ -49,3 +50,8 @@ class TernGrad(_UniformCodec):
     def grid(self) -> Grid:
         """Returns the ternary grid."""
         return Grid(block=self.block, bits=2, levels=1, clip=self.clip, stochastic=True)
+
+    def normal_error(self, numel: int) -> float:
+        """Returns that of 0 and the scale; see `Codec.normal_error`."""
+        scale = _normal.largest(min(self.block, max(numel, 1)))
+        return _normal.rounding_to((0.0, min(scale, self.clip or scale)), stochastic=True)

@@ -34,6 +34,7 @@ class Threshold(Codec):
     paper: ClassVar[str] = "Dutta et al. 2020, arXiv:1911.08250; Sahu et al. 2021, arXiv:2108.00951"
     example: ClassVar[str] = "threshold:0.001,ratio=0.01+ef"
     combine: ClassVar[Combine] = "none"
+    selects: ClassVar[bool] = True
 
     t: float
     ratio: float = 0.01
@@ -61,3 +62,7 @@ class Threshold(Codec):
         check(self, out, message)
         if out.numel() > 0 and not kernels.of(out).scatter_sparse(message, out, self.room(out.numel()), add):
             raise unreadable(self, out)
+
+    def normal_error(self, numel: int) -> float:
+        """Returns 1, the most that it can be: nothing may reach the threshold."""
+        return 1.0

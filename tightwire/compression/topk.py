@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 from tightwire import kernels
+from tightwire.compression import _normal
 from tightwire.compression.checks import check
 from tightwire.compression.codec import Codec, Combine
 from tightwire.errors import PlanError, TensorError
@@ -33,6 +34,8 @@ class TopK(Codec):
     paper: ClassVar[str] = "Aji & Heafield 2017, arXiv:1704.05021; Stich et al. 2018, arXiv:1809.07599"
     example: ClassVar[str] = "topk:0.01"
     combine: ClassVar[Combine] = "none"
+    selects: ClassVar[bool] = True
+    orthogonal: ClassVar[bool] = True
 
     ratio: float
 
@@ -66,3 +69,7 @@ class TopK(Codec):
     def contraction(self, numel: int) -> float | None:
         """Returns k/n."""
         return self.kept(numel) / numel if numel else 1.0
+
+    def normal_error(self, numel: int) -> float:
+        """Returns the share of squares below the k-th largest; see `Codec.normal_error`."""
+        return _normal.selecting(self.ratio)

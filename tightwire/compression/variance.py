@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 from tightwire.compression._picking import _Pick
-from tightwire.compression.stage import StageMemory, zeros
+from tightwire.compression.stage import Outcome, StageMemory, wide_dtype, zeros
 from tightwire.errors import PlanError
 
 if TYPE_CHECKING:
@@ -51,15 +51,14 @@ class Variance(_Pick):
 
 
 class _Spread(StageMemory):
-    """r in the bucket's dtype, and v in float32 at least, for squares."""
+    reads_sent = True
 
     def __init__(self, bucket: BucketLayout, method: Variance) -> None:
-        import torch
 
         self._alpha, self._zeta = method.alpha, method.zeta
         self._sum, self._next_sum = zeros(bucket), zeros(bucket)
-        self._wide = torch.promote_types(bucket.dtype, torch.float32)
-        self._spread, self._next_spread = zeros(bucket).to(self._wide), zeros(bucket).to(self._wide)
+        self._wide = wide_dtype(bucket)
+        self._spread, self._next_spread = zeros(bucket), zeros(bucket)
 
     def before(self, x: Tensor, out: Tensor) -> Tensor:
         import torch
@@ -69,22 +68,23 @@ class _Spread(StageMemory):
         spread = self._next_spread.copy_(x).square_().add_(self._spread).clamp_(max=limit)
         return out.copy_(total).masked_fill_(self._waits(total, spread), 0)
 
-    def keep(self, leftover: Tensor | None) -> Tensor | None:
+    def keep(self, outcome: Outcome) -> Outcome:
         waits = self._waits(self._next_sum, self._next_spread)
-        if leftover is not None:
-            waits |= leftover == self._next_sum  # found no room
-            self._next_sum.copy_(self._next_sum.where(waits, leftover))
-        else:
+        if outcome.exact:
             self._next_sum.masked_fill_(waits.logical_not(), 0)
+        else:
+            if outcome.sent is not None:
+                waits |= outcome.sent.logical_not()  # found no room
+            self._next_sum.copy_(self._next_sum.where(waits, outcome.leftover))
         self._next_spread.mul_(self._zeta).masked_fill_(waits.logical_not_(), 0)
         self._sum, self._next_sum = self._next_sum, self._sum
         self._spread, self._next_spread = self._next_spread, self._spread
-        return leftover
+        return outcome
 
     def kept(self) -> Mapping[str, Tensor]:
         return {"variance": self._sum, "variance v": self._spread}
 
     def _waits(self, total: Tensor, spread: Tensor) -> Tensor:
         """Returns which elements wait; none whose square is too large to tell."""
-        square = total.to(self._wide).square()
+        square = total.square()
         return (square <= self._alpha * spread) & square.isfinite()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 from tightwire import kernels
+from tightwire.compression import _normal
 from tightwire.compression._messages import COUNT_BYTES, is_spoiled, spoil, unreadable
 from tightwire.compression.checks import check_ratio, is_finite
 from tightwire.compression.codec import Combine
@@ -14,6 +15,9 @@ from tightwire.compression.widened import WidenedCodec
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# Magnitudes are taken so much too large on average, up to an eighth.
+HISTOGRAM = 1.06
 
 
 @final
@@ -61,3 +65,7 @@ class Wangni(WidenedCodec):
             out.fill_(float("nan"))
         elif not kernels.of(out).scatter_sparse(message, out, self.room(out.numel()), add):
             raise unreadable(self, out)
+
+    def normal_error(self, numel: int) -> float:
+        """Returns the variance of x/p; see `Codec.normal_error`."""
+        return _normal.sampling(self.ratio / HISTOGRAM)

@@ -91,6 +91,8 @@ class Traced(Codec):
         object.__setattr__(self, "combine", self._codec.combine)
         object.__setattr__(self, "sums_as", self._codec.sums_as)
         object.__setattr__(self, "unbiased", self._codec.unbiased)
+        object.__setattr__(self, "selects", self._codec.selects)
+        object.__setattr__(self, "orthogonal", self._codec.orthogonal)
 
     def __str__(self) -> str:
         return str(self._codec)
@@ -102,6 +104,10 @@ class Traced(Codec):
     def contraction(self, numel: int) -> float | None:
         """Returns the codec's own; see `Codec.contraction`."""
         return self._codec.contraction(numel)
+
+    def normal_error(self, numel: int) -> float:
+        """Returns the codec's own; see `Codec.normal_error`."""
+        return self._codec.normal_error(numel)
 
     def encode(self, x: Tensor, message: Tensor, *, seed: int = 0) -> None:
         """Encodes within a span; see `Codec.encode`."""

@@ -150,7 +150,8 @@ class Costs:
         if isinstance(self.architecture, AllReduce):
             if self.architecture.is_levelled and not sender.lossless:
                 return self._by_levels(numel, itemsize, sender)
-            sender = self.architecture.sender(sender, numel, itemsize, self.cluster.workers)
+            if self.architecture.travels_decoded(sender, numel, itemsize, self.cluster.workers):
+                return self._decoded(numel, itemsize, sender)
         return self._leg(self.collective_for(sender, numel, itemsize), self.cluster, numel, itemsize, sender)
 
     def _leg(
@@ -170,15 +171,26 @@ class Costs:
             stolen_s=self._stolen_s(codec_s + passes_s, fit.cpu_s_per_byte * sent),
         )
 
+    def _decoded(self, numel: int, itemsize: int, codec: Codec) -> BucketCost:
+        """Values that messages stand for: encoded and decoded once, and added up exactly."""
+        leg = self._leg(
+            self.carrier_of(Identity(), numel, itemsize), self.cluster, numel, itemsize, Identity()
+        )
+        cost = self.profile.codec_cost(str(codec))
+        codec_s = cost.fixed_s + numel * (cost.encode_s_per_element + cost.decode_s_per_element)
+        work_s = codec_s + self._passes_s(False, numel) - self._passes_s(True, numel)
+        return leg + replace(FREE, codec_s=work_s, stolen_s=self._stolen_s(work_s, 0.0))
+
     def _by_levels(self, numel: int, itemsize: int, codec: Codec) -> BucketCost:
         """Dense inside nodes, through the codec across them: the runtime's three movements of a shard each."""
         inside = self._workers_inside
         shard = -(-numel // inside)
         node, across = node_of(self.cluster, inside), across_of(self.cluster, inside)
         legs = []
+        between = AllReduce().program_name(codec, across.workers, shard, itemsize)
         for name, cluster, size, sender in (
             ("ring", node, numel, Identity()),  # reduce-scatter and all-gather inside are a ring's two halves
-            ("ring", across, shard, codec),
+            (between, across, shard, codec),
         ):
             collective = collective_of(AllReduce(name), name, cluster.workers)
             legs.append(self._leg(collective, cluster, size, itemsize, sender))

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
 from tightwire.answers import Answers, Refusal, text_with
+from tightwire.architecture.allreduce.accuracy import error_by_name
 from tightwire.architecture.allreduce.builders import PROGRAMS, Shape, build, uneven_hierarchical
 from tightwire.architecture.allreduce.builders.synthesis import synthesise
 from tightwire.architecture.allreduce.program import Program
@@ -27,6 +28,9 @@ MADE = "synthesised"
 # Where nothing was measured: up to here a message costs its latency, and recursive doubling has the fewest.
 SMALL_BYTES = 32 * 1024
 MAX_STREAMS = 16
+LARGE_NUMEL = 1 << 20
+# A squared error of the mean, relative to it, that no optimizer notices: gradients of samples differ by far more.
+NEGLIGIBLE = 1e-3
 # Above this many ranks, programs are too large to be built only to be compared.
 MAX_COMPARED = 64
 
@@ -36,9 +40,12 @@ class AllReduce(Architecture):
     """Everybody averages with everybody.
 
     `auto` decides bucket by bucket, by size and by what was measured of the programs that can carry the codec, and
-    without measurements: recursive doubling for small exact buckets, else the backend's own for what it can sum,
-    ring for codecs whose messages combine, all-gather for the others; and where gathering their messages would send
-    more bytes than an exact all-reduce, the exact one (SparCML, 1802.08021).
+    without measurements: recursive doubling for small exact buckets, else the backend's own for what it can sum.
+    Messages that have no sum are gathered; where that would send more bytes than an exact all-reduce of their values,
+    the values travel (SparCML, 1802.08021). A lossy codec whose messages combine goes by the program that keeps its
+    error: a ring where encoding n times loses next to nothing, else `direct`, which encodes twice in a ring's bytes,
+    and an unbiased codec whose noise would then exceed the gradient by all-gather, as far as that sends less than
+    values would.
 
     `synthesised` is made for the cluster's own links, as a plan file tells them.
 
@@ -100,16 +107,23 @@ class AllReduce(Architecture):
         """Whether it is made for the links that there are, and must be told them."""
         return self.by == MADE
 
-    def program_name(self, codec: Codec) -> str:
-        """Returns the program that carries a large bucket of `codec`: the one asked for, or what `auto` stands for."""
+    def program_name(self, codec: Codec, num_ranks: int, numel: int = LARGE_NUMEL, itemsize: int = 4) -> str:
+        """Returns the program that carries a bucket of `codec`: the one asked for, or what `auto` stands for."""
         if self.by != "auto":
             return self.by
         if codec.combine == "none":
             return "allgather"
-        return "native" if codec.lossless and codec.sums_as == "" else "ring"
+        if codec.lossless and codec.sums_as == "":
+            return "native"
+        if codec.combine == "exact" or num_ranks <= 2 or numel == 0:
+            return "ring"
+        if error_by_name("ring", codec, numel, num_ranks) <= NEGLIGIBLE:
+            return "ring"
+        is_noisy = codec.contraction(numel) is None and error_by_name("direct", codec, numel, num_ranks) > 1
+        return "allgather" if is_noisy and _gathers_less(codec, numel, itemsize, num_ranks) else "direct"
 
     def program(self, codec: Codec, num_ranks: int) -> Program:  # noqa: D102
-        return self._ordered(self._built(self.program_name(codec), num_ranks, self._shape()))
+        return self._ordered(self._built(self.program_name(codec, num_ranks), num_ranks, self._shape()))
 
     def program_for(self, codec: Codec, numel: int, itemsize: int, setting: Setting) -> Program:  # noqa: D102
         if self.is_levelled and not self.shape and setting.num_ranks > 1:
@@ -122,27 +136,29 @@ class AllReduce(Architecture):
 
     def choose(self, codec: Codec, numel: int, itemsize: int, setting: Setting) -> str:
         """Returns the name of the program for one bucket: what was asked for, or the fastest that is known."""
-        automatic = self.program_name(codec)
-        if self.by != "auto" or codec.combine == "none" or setting.num_ranks == 1:
+        n = setting.num_ranks
+        automatic = self.program_name(codec, n, numel, itemsize)
+        if self.by != "auto" or automatic in GATHERING or n == 1:
             return automatic
         names = [name for name in setting.costs if name in PROGRAMS and _may_carry(name, codec)]
+        if not codec.lossless and n <= MAX_COMPARED:
+            most = max(NEGLIGIBLE, 1.1 * error_by_name(automatic, codec, numel, n))
+            names = [name for name in names if error_by_name(name, codec, numel, n) <= most]
 
         def seconds(name: str) -> float:
-            (alpha_s, beta_s), n = setting.costs[name], setting.num_ranks
+            alpha_s, beta_s = setting.costs[name]
             return alpha_s + beta_s * _sent_bytes(name, codec, numel, itemsize, n)
 
-        if automatic in names and setting.num_ranks <= MAX_COMPARED:
+        if automatic in names and n <= MAX_COMPARED:
             return min(names, key=seconds)
         small = codec.lossless and numel * itemsize <= SMALL_BYTES
         return "recursive-doubling" if small else automatic
 
-    def sender(self, codec: Codec, numel: int, itemsize: int, num_ranks: int) -> Codec:
-        """Returns what sends a bucket: `codec`, or nothing but the values where `auto` finds that smaller."""
+    def travels_decoded(self, codec: Codec, numel: int, itemsize: int, num_ranks: int) -> bool:
+        """Whether `auto` sends the values that messages stand for, because gathering the messages would send more."""
         if self.by != "auto" or codec.combine != "none" or num_ranks == 1 or numel == 0:
-            return codec
-        gathered = (num_ranks - 1) * codec.wire_bytes(numel, itemsize)
-        dense = 2 * (num_ranks - 1) * numel * itemsize // num_ranks
-        return Identity() if gathered > dense else codec
+            return False
+        return not _gathers_less(codec, numel, itemsize, num_ranks)
 
     def connect(self, transport: Transport) -> Transport:  # noqa: D102
         if self.streams == 1:
@@ -224,6 +240,12 @@ class AllReduce(Architecture):
 
 def _in_groups(num_ranks: int, size: int) -> list[list[int]]:
     return [list(range(first, min(first + size, num_ranks))) for first in range(0, num_ranks, size)]
+
+
+def _gathers_less(codec: Codec, numel: int, itemsize: int, num_ranks: int) -> bool:
+    """Whether gathering messages sends no more than an exact all-reduce of the values."""
+    gathered = (num_ranks - 1) * codec.wire_bytes(numel, itemsize)
+    return gathered <= 2 * (num_ranks - 1) * numel * itemsize // num_ranks
 
 
 def _may_carry(name: str, codec: Codec) -> bool:

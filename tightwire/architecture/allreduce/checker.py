@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from tightwire.architecture.allreduce.program import Program, Transfer
 from tightwire.errors import ProgramError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,33 @@ class Values:
         """Says whether `a` came out of a codec, so that its message exists."""
         return self._carried[a]
 
+    def evaluate(
+        self, value: int, own: Callable[[int, int], T], add: Callable[[T, T], T], carry: Callable[[T], T]
+    ) -> T:
+        """Returns what a value stands for, by what ranks contribute, how two are added and what a codec makes of one.
+
+        Args:
+            value: its number.
+            own: of rank and chunk.
+            add: of two values.
+            carry: of a value that travels as a message.
+        """
+        keys = list(self._numbers)
+        needed, waiting = set[int](), [value]
+        while waiting:
+            kind, a, b = keys[number := waiting.pop()]
+            if number not in needed:
+                needed.add(number)
+                waiting += [] if kind == "own" else [a, b]
+        found: dict[int, T] = {}
+        for number in sorted(needed):  # a value is numbered after those it is made of
+            kind, a, b = keys[number]
+            if kind == "own":
+                found[number] = own(a, b)
+            else:
+                found[number] = add(found[a], found[b]) if kind == "sum" else carry(found[a])
+        return found[value]
+
     def _number(self, key: tuple[str, int, int], mask: int, carried: bool = False) -> int:
         if key not in self._numbers:
             self._numbers[key] = len(self.masks)
@@ -112,6 +141,7 @@ class Trace:
         completes: whether this transfer completed the receiver's sum of the chunk.
         spread: the chunks whose sum some rank copies to another.
         encoders: value → the ranks that encode it.
+        ends: of each chunk, the value that some rank ends with.
     """
 
     values: Values = field(default_factory=Values)
@@ -121,6 +151,7 @@ class Trace:
     completes: list[bool] = field(default_factory=list)
     spread: frozenset[int] = frozenset()
     encoders: dict[int, set[int]] = field(default_factory=dict)
+    ends: list[int] = field(default_factory=list)
 
 
 def check(program: Program, goal: Goal | None = None) -> Trace:
@@ -235,6 +266,7 @@ class _Machine:
                         f"{self._title}: rank {rank} adds chunk {chunk} in another order than others, so "
                         "their sums differ in the last bits; let one rank complete the sum and copy it."
                     )
+            self.trace.ends.append(next(iter(agreed.values()), -1))
 
     def _end(self, rank: int, chunk: int, needed: int) -> int:
         value = self.holds[rank].get(chunk, -1)

@@ -97,7 +97,8 @@ class Part:
 
 
 @lru_cache(maxsize=64)
-def _trace(program: Program) -> Trace:
+def trace_of(program: Program) -> Trace:
+    """Returns what a run of the program on symbols sees; checked once."""
     return check(program)
 
 
@@ -143,7 +144,7 @@ class _Lowering:
 
     def __init__(self, program: Program, rank: int, pieces: Pieces, tag_base: int) -> None:
         self.program, self.rank, self.pieces, self.tag_base = program, rank, pieces, tag_base
-        self.trace = _trace(program)
+        self.trace = trace_of(program)
         self.phases = phases(program)
         self.places: dict[int, Place] = {}
         self.tags: dict[tuple[int, int], int] = {}

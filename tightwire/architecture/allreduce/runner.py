@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tightwire.architecture.allreduce.accuracy import error_of_mean
 from tightwire.architecture.allreduce.buffers import Buffers, DenseBuffers, GatherBuffers, Job, MessageBuffers
 from tightwire.architecture.allreduce.engine import RECEIVES_AHEAD, Engine
 from tightwire.architecture.allreduce.part import part_of
@@ -24,8 +25,13 @@ class Runner:
         codec: what travels.
         lossless: `mean` is exact up to rounding, `work` and `mean` may be the same memory, and no leftover is
             written: it is zero.
+        delivery: what arrives of a buffer.
+        error: the declared relative squared error of the mean; see `error_of_mean`.
         bytes_sent: payload bytes that this rank sends in one run.
+        spared_bytes: none: sizes are known.
     """
+
+    spared_bytes = 0
 
     def __init__(
         self,
@@ -54,8 +60,11 @@ class Runner:
         """
         _check_fit(program, transport, codec)
         self.program, self.codec = program, codec
-        self.lossless = codec.lossless
+        self.lossless, self.delivery = codec.lossless, codec.delivery
         self._numel, self._dtype = numel, dtype
+        self.error: float | None = (
+            error_of_mean(program, codec, numel) if program.goal == "all-reduce" else None
+        )
         self.bytes_sent = predict_bytes(program, codec, numel, dtype.itemsize, transport.rank, piece_bytes)
         pieces = pieces_of(program, codec, numel, dtype.itemsize, piece_bytes)
         job = Job(program=program, rank=transport.rank, codec=codec, numel=numel, dtype=dtype, pieces=pieces)

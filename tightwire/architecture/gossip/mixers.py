@@ -28,7 +28,7 @@ AnyStage = TypeVar("AnyStage", bound=GossipStage)
 
 
 class Mixer(abc.ABC):
-    """What one bucket does in a round of gossip. StageMemory is allocated once, at the common start.
+    """What one bucket does in a round of gossip. Memory is allocated once, at the common start.
 
     Class attributes:
         starts_early: whether what neighbours are told does not depend on the step under way, so that it may travel

@@ -294,17 +294,24 @@ class _Room:
 
 
 class _Writer:
-    """Encodes a bucket into its part of the push; a reducer without a mean, for the stages around it."""
+    """Encodes a bucket into its part of the push; an averager of this worker alone, for the stages around it."""
+
+    error: float | None = None
 
     def __init__(self, codec: Codec, room: _Room) -> None:
-        self.lossless = codec.lossless
-        self.bytes_sent = 0  # the layout counts
+        self.lossless, self.delivery = codec.lossless, codec.delivery
+        self.bytes_sent = self.spared_bytes = 0  # the layout counts
         self._codec, self._room = codec, room
 
     def run(self, bucket: Tensor, mean: Tensor, *, seed: int) -> None:
-        """Writes the message of `bucket`, and leaves in it what that does not carry."""
-        if bucket.numel():
-            self._codec.encode(bucket, self._room.message, seed=seed)
+        """Writes the message of `bucket`, and leaves in it what that does not carry; `mean` is what it carries."""
+        if not bucket.numel():
+            return
+        if self._codec.selects:
+            mean.copy_(bucket)
+        self._codec.encode(bucket, self._room.message, seed=seed)
+        if self._codec.selects:
+            mean.sub_(bucket)
 
     def keep(self) -> None:
         """Does nothing: a run leaves nothing to remember."""
