@@ -40,8 +40,8 @@ class EF21(Stage):
         """Refuses a program over which the codec is no contraction any more, because sums are encoded again."""
         if error is not None and error >= 1:
             raise PlanError(
-                f"{codec}+ef21 would not settle: over this program the squared error of the mean is {error:.2g} times the "
-                "mean's square, and ef21 needs less than 1. Use allreduce:allgather, or +ef."
+                f"{codec}+ef21 would not settle: over this program the squared error of the mean is {error:.2g} times "
+                "the mean's square, and ef21 needs less than 1. Use allreduce:allgather, or +ef."
             )
 
     def refusal(self, plan: Answers) -> Refusal | None:
@@ -86,8 +86,8 @@ class DIANA(Stage):
         """Refuses a rate beyond theorem 1, ω being the variance of the codec over the program that carries it."""
         if error is not None and self.alpha > 1 / (1 + error):
             raise PlanError(
-                f"{codec}+{self} learns too fast: over this program the variance of {codec} is {error:.2g}, which allows "
-                f"a rate of 1/(1 + {error:.2g}); give at most diana:{0.99 / (1 + error):.2g}."
+                f"{codec}+{self} learns too fast: over this program the variance of {codec} is {error:.2g}, which "
+                f"allows a rate of 1/(1 + {error:.2g}); give at most diana:{0.99 / (1 + error):.2g}."
             )
 
     def refusal(self, plan: Answers) -> Refusal | None:
