@@ -172,7 +172,7 @@ class BucketAverager:
         given = work if self._narrow is None else self._narrow
         if self._narrow is not None:
             # Rounded to nearest, saturated; the difference stays in `work`.
-            kernels.of(work).narrow(work, given.view(torch.uint8), given.dtype)
+            kernels.of(work).encode_half(work, given.view(torch.uint8), given.dtype)
         self._sent = None
         if self._reads_sent and self._averager.delivery == "selected":
             before = self._given = given.clone() if self._given is None else self._given.copy_(given)

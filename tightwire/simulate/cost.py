@@ -174,7 +174,7 @@ class Costs:
     def _decoded(self, numel: int, itemsize: int, codec: Codec) -> BucketCost:
         """Values that messages stand for: encoded and decoded once, and added up exactly."""
         leg = self._leg(
-            self.carrier_of(Identity(), numel, itemsize), self.cluster, numel, itemsize, Identity()
+            self.collective_for(Identity(), numel, itemsize), self.cluster, numel, itemsize, Identity()
         )
         cost = self.profile.codec_cost(str(codec))
         codec_s = cost.fixed_s + numel * (cost.encode_s_per_element + cost.decode_s_per_element)
