@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -179,7 +180,7 @@ class Costs:
         cost = self.profile.codec_cost(str(codec))
         codec_s = cost.fixed_s + numel * (cost.encode_s_per_element + cost.decode_s_per_element)
         work_s = codec_s + self._passes_s(False, numel) - self._passes_s(True, numel)
-        return leg + replace(FREE, codec_s=work_s, stolen_s=self._stolen_s(work_s, 0.0))
+        return leg + dataclasses.replace(FREE, codec_s=work_s, stolen_s=self._stolen_s(work_s, 0.0))
 
     def _by_levels(self, numel: int, itemsize: int, codec: Codec) -> BucketCost:
         """Dense inside nodes, through the codec across them: the runtime's three movements of a shard each."""
