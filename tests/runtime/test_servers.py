@@ -385,7 +385,7 @@ def shard(
     )
     made = Shard(
         layout, policy, {"x": parameter.detach()}, optimizer, {id(parameter): "x"},
-        workers=range(workers), seed=0, deadline_s=deadline_s,
+        workers=range(workers), seed=0, deadline_s=deadline_s, late_s=deadline_s,
     )  # fmt: skip
     return made, layout
 

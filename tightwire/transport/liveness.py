@@ -283,11 +283,15 @@ class Liveness:
         return True
 
     def _is_suspicious(self, waiting: Waiting, now: float) -> bool:
-        return waiting.is_broken or now - waiting.began_s >= (1.0 if waiting.is_first else self._quiet_s)
+        if waiting.is_broken or now - waiting.began_s >= (1.0 if waiting.is_first else self._quiet_s):
+            return True
+        return waiting.ends_run and bool(self.lost & waiting.describe().peers)
 
     def _depends(self, waiting: Waiting, known: Mapping[int, Collection[int]]) -> set[int]:
-        peers = set(waiting.describe().peers) - self.lost
-        return reach(peers, known) if waiting.ends_run else peers  # without whom the others go on
+        peers = waiting.describe().peers
+        return (
+            reach(peers, known) if waiting.ends_run else set(peers) - self.lost
+        )  # without whom the others go on
 
     def _ask(self, often: Collection[int], seldom: Collection[int], now: float) -> None:
         """Asks ranks: again and again those that have not answered."""
@@ -309,23 +313,24 @@ class Liveness:
         self._ear.closed_ports(self.note_closed)
 
     def _judge(self, waiting: Waiting, now: float) -> None:
-        age_s = now - waiting.began_s
-        is_due = age_s >= self.deadline_s
+        age_s, peers = now - waiting.began_s, set(waiting.describe().peers)
+        is_due = age_s >= self.deadline_s or bool(waiting.ends_run and self.lost & peers)
         if not (is_due or waiting.is_broken or waiting.is_first):
             return
         broken_patience_s = min(BROKEN_SILENT_S, self.deadline_s / 2)
         patience_s = broken_patience_s if waiting.is_broken else self.deadline_s - self._quiet_s
         silent = {r for r, since in self._asked_s.items() if now - since >= patience_s} - self._dead
-        peers = set(waiting.describe().peers) - self.lost
         observed = Observed(
             waits={r: answer.waits for r, answer in self._answers.items()} | {self.rank: peers},
             dead=self._dead,
-            silent=silent if is_due or waiting.is_broken else (),
+            silent=(silent | self.lost) - self._dead
+            if is_due or waiting.is_broken
+            else self.lost - self._dead,
             left=self._left,
             places={r: answer.place for r, answer in self._answers.items()},
         )
         if not waiting.ends_run:
-            self._lose(peers & {*self._dead, *observed.silent, *self._left})
+            self._lose(peers & {*self._dead, *observed.silent, *self._left} - self.lost)
         elif (verdict := judge_gone(peers, observed)) is not None:
             self._decide(self._doubted(verdict, silent))
             return

@@ -48,7 +48,7 @@ class Client(Protocol):
         """Waits for the parameters to go on with.
 
         Raises:
-            PeerError: the server is dead, or somebody whom it waits for has been silent for a deadline.
+            PeerError: the server is dead, or somebody whom it waits for has sent nothing for too long.
         """
 
     def fetch(self) -> dict[str, Any]:

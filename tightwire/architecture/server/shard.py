@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import warnings
@@ -28,6 +29,8 @@ from tightwire.compression.checks import is_finite
 from tightwire.errors import AttachError, PeerError, TransportError
 from tightwire.sync import Served
 from tightwire.transport.blame import name_ranks
+
+log = logging.getLogger("tightwire")
 
 # How many times a waiting worker hears within a deadline that its server lives.
 SIGNS_OF_LIFE = 4
@@ -80,6 +83,7 @@ class Shard:
         workers: Sequence[int],
         seed: int,
         deadline_s: float,
+        late_s: float,
         owner: int = 0,
     ) -> None:
         """Copies parameters and the optimizer's state.
@@ -92,11 +96,14 @@ class Shard:
             names: of the optimizer's parameters, by identity.
             workers: world ranks.
             seed: of stochastic codecs.
-            deadline_s: how long one may wait for a worker that is silent.
+            deadline_s: after how long of waiting for a worker a warning names it; whoever waits hears more often that
+                its server lives.
+            late_s: how long one may wait for a worker that lives; one that does not is soon `gone`.
             owner: the rank that serves the shard.
         """
         self._owner, self._failure = owner, ""
-        self._layout, self._policy, self._seed, self._deadline_s = layout, policy, seed, deadline_s
+        self._layout, self._policy, self._seed = layout, policy, seed
+        self._deadline_s, self._late_s = deadline_s, late_s
         self._values = [Bucket(bucket) for bucket in layout.buckets]
         self._gradients = [Bucket(bucket) for bucket in layout.buckets]
         for bucket in self._values:
@@ -140,7 +147,7 @@ class Shard:
             The reply's header and payload; the latter is reused by the worker's next call.
 
         Raises:
-            PeerError: a worker that the policy waits for has been silent for a deadline; or the optimizer failed here.
+            PeerError: a worker that the policy waits for has sent nothing for too long; or the optimizer failed here.
             TransportError: a push of a step that was not to come.
         """
         with self._changed:
@@ -164,7 +171,7 @@ class Shard:
         """Lets a worker stop until all have; returns the parameters as they are then, exactly.
 
         Raises:
-            PeerError: a worker has been silent for a deadline.
+            PeerError: a worker has sent nothing for too long.
         """
         with self._changed:
             seat = self._hear(worker)
@@ -404,9 +411,10 @@ class Shard:
         """Waits until nobody is missing.
 
         Raises:
-            PeerError: somebody is, and has been silent for a deadline.
+            PeerError: somebody is, and has sent nothing for too long.
         """
         began_s = told_s = time.monotonic()
+        warned: set[int] = set()
         while seats := missing():
             self.require_sound()
             self._changed.wait(self._deadline_s / SIGNS_OF_LIFE)
@@ -419,14 +427,21 @@ class Shard:
                 finally:
                     self._changed.acquire()
             now = time.monotonic()
-            silent = [
-                s.rank for s in seats if now - max(s.heard_s, began_s) >= self._deadline_s and s in missing()
-            ]
-            if silent:
+            quiet_s = {s.rank: now - max(s.heard_s, began_s) for s in seats if s in missing()}
+            if late := [rank for rank, age_s in quiet_s.items() if age_s >= self._late_s]:
                 raise PeerError(
-                    f"{name_ranks(silent)} sent nothing for {self._deadline_s:g} s, while {what} was waited for under "
-                    f"{self._policy}. Look at the log; raise deadline_s if a step takes that long.",
-                    silent,
+                    f"{name_ranks(late)} sent nothing for {self._late_s:g} s, while {what} was waited for under "
+                    f"{self._policy}. Look at the log; raise late_s if a step takes that long.",
+                    late,
+                )
+            if slow := [r for r, age_s in quiet_s.items() if age_s >= self._deadline_s and r not in warned]:
+                warned.update(slow)
+                log.warning(
+                    "%s sent nothing for %.0f s, while %s is waited for under %s; waiting goes on.",
+                    name_ranks(slow),
+                    self._deadline_s,
+                    what,
+                    self._policy,
                 )
 
 

@@ -258,6 +258,7 @@ class ServerEngine(BaseEngine):
             workers=self._roles.workers,
             seed=self._context.seed,
             deadline_s=self._context.transport.deadline_s,
+            late_s=self._context.transport.late_s,
             owner=self._rank,
         )
 
