@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tightwire.errors import LabError
-from tightwire.lab import Lab, Line, Result, Topology
+from tightwire.lab import Lab, OutputLine, Result, Topology
 
-Run = Callable[..., tuple[Result, list[Line]]]
+Run = Callable[..., tuple[Result, list[OutputLine]]]
 
 
 @pytest.fixture
@@ -20,8 +20,8 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
-def shell(lab: Lab, script: str, timeout_s: float | None = 20) -> tuple[Result, list[Line]]:
-    lines: list[Line] = []
+def shell(lab: Lab, script: str, timeout_s: float | None = 20) -> tuple[Result, list[OutputLine]]:
+    lines: list[OutputLine] = []
     return lab.run(["sh", "-c", script], on_line=lines.append, timeout_s=timeout_s), lines
 
 
@@ -102,7 +102,7 @@ def test_a_failing_callback_ends_the_workers(lab: Lab) -> None:
 
 
 def test_faults_reach_a_running_worker(lab: Lab) -> None:
-    def strike(line: Line) -> None:
+    def strike(line: OutputLine) -> None:
         lab.kill(line.rank) if line.rank == 1 else lab.freeze(line.rank)
 
     result = lab.run(["sh", "-c", "echo; sleep 60"], on_line=strike)
@@ -111,7 +111,7 @@ def test_faults_reach_a_running_worker(lab: Lab) -> None:
 
 
 def test_a_frozen_worker_can_go_on(lab: Lab) -> None:
-    def freeze_and_thaw(line: Line) -> None:
+    def freeze_and_thaw(line: OutputLine) -> None:
         lab.freeze(line.rank)
         lab.thaw(line.rank)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tightwire.errors import LabError
-from tightwire.lab import Lab, Line, Slow, Topology, slowdown
+from tightwire.lab import Lab, OutputLine, Slow, Topology, slowdown
 from tightwire.lab.slow import STRETCH_S, VARIABLE
 
 
@@ -36,7 +36,7 @@ def test_emulated_compute_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_slowed_worker_ends_well_and_only_the_emulated_one_is_told() -> None:
-    lines: list[Line] = []
+    lines: list[OutputLine] = []
     with Lab(
         Topology(workers=3), mode="shaped", slow=[Slow.parse("1:8x"), Slow.parse("2:3x,emulated")]
     ) as lab:

@@ -19,7 +19,7 @@ import pytest
 
 import tightwire.lab
 from tightwire.errors import LabError
-from tightwire.lab import Lab, Line, Topology
+from tightwire.lab import Lab, OutputLine, Topology
 
 MODES = ("root", "userns", "shaped")
 KERNEL_MODES = ("root", "userns")
@@ -49,7 +49,7 @@ def python(lab: Lab, code: str, **options: object) -> dict[int, list[str]]:
     lines: dict[int, list[str]] = {rank: [] for rank in range(lab.topology.workers)}
     errors: list[str] = []
 
-    def collect(line: Line) -> None:
+    def collect(line: OutputLine) -> None:
         lines[line.rank].append(line.text) if line.stream == "stdout" else errors.append(line.text)
 
     command = [sys.executable, "-S", "-c", code]

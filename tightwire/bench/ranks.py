@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from tightwire.errors import LabError
-from tightwire.lab import Lab, Line
+from tightwire.lab import Lab, OutputLine
 
 
 def run_ranks(lab: Lab, module: str, bench: Any, on_message: Callable[[dict[str, Any]], None]) -> None:
@@ -25,7 +25,7 @@ def run_ranks(lab: Lab, module: str, bench: Any, on_message: Callable[[dict[str,
         LabError: one of them failed.
     """
 
-    def on_line(line: Line) -> None:
+    def on_line(line: OutputLine) -> None:
         if line.stream == "stdout" and line.rank == 0 and line.text.startswith("{"):
             on_message(json.loads(line.text))
         else:

@@ -21,7 +21,7 @@ from tightwire.cli.options import JsonOption
 from tightwire.cli.table import print_rows
 from tightwire.cluster import Cluster
 from tightwire.errors import LabError, ProgramError
-from tightwire.lab import Lab, Line, Topology, parse_rate
+from tightwire.lab import Lab, OutputLine, Topology, parse_rate
 from tightwire.units import print_ms, print_rate
 
 app = App()
@@ -95,7 +95,7 @@ def _probe_lab(topology: Topology, budget_s: float, programs: list[str], tell: T
     found: list[Cluster] = []
     words: list[str] = []
 
-    def on_line(line: Line) -> None:
+    def on_line(line: OutputLine) -> None:
         words.append(f"[{line.rank}] {line.text}")
         if line.stream != "stdout" or not line.text.startswith("{"):
             return

@@ -8,15 +8,15 @@ the kernel shapes in both directions. Nothing of it outlives the process that bu
 """
 
 from tightwire.lab.hosts import Mode, Traffic
-from tightwire.lab.job import Line, Result
+from tightwire.lab.job import OutputLine, Result
 from tightwire.lab.lab import Lab
 from tightwire.lab.slow import Slow, slowdown
 from tightwire.lab.topology import Topology, format_rate, parse_rate
 
 __all__ = [
     "Lab",
-    "Line",
     "Mode",
+    "OutputLine",
     "Result",
     "Slow",
     "Topology",

@@ -24,7 +24,7 @@ _SAME_INTERRUPT_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class OutputLine:
     """One line of a worker's output, without its end."""
 
     rank: int
@@ -96,7 +96,7 @@ class _Interrupt:
     signum: int
 
 
-_Event = Line | _Exit | _StreamEnd | _Interrupt
+_Event = OutputLine | _Exit | _StreamEnd | _Interrupt
 
 
 def _start_thread(target: Callable[..., None], *args: object) -> threading.Thread:
@@ -145,7 +145,7 @@ class Job:
             self.stop()
             raise
 
-    def wait(self, on_line: Callable[[Line], None], timeout_s: float | None = None) -> Result:
+    def wait(self, on_line: Callable[[OutputLine], None], timeout_s: float | None = None) -> Result:
         """Waits until every worker has ended, and hands over their output line by line.
 
         *Contract*: blocks; `on_line` is called on this thread, each worker's lines of one stream in order.
@@ -227,19 +227,19 @@ class Job:
     def _read(self, rank: int, stream: Literal["stdout", "stderr"], pipe: IO[str]) -> None:
         with pipe:
             for text in pipe:
-                self._events.put(Line(rank=rank, stream=stream, text=text.rstrip("\n")))
+                self._events.put(OutputLine(rank=rank, stream=stream, text=text.rstrip("\n")))
         self._events.put(_StreamEnd())
 
-    def _step(self, on_line: Callable[[Line], None]) -> None:
+    def _step(self, on_line: Callable[[OutputLine], None]) -> None:
         until_s = self._escalation[0][0] - time.monotonic() if self._escalation else None
         try:
             self._handle(self._events.get(timeout=None if until_s is None else max(until_s, 0)), on_line)
         except Empty:
             self._escalate(self._escalation.popleft()[1])
 
-    def _handle(self, event: _Event, on_line: Callable[[Line], None]) -> None:
+    def _handle(self, event: _Event, on_line: Callable[[OutputLine], None]) -> None:
         match event:
-            case Line():
+            case OutputLine():
                 on_line(event)
             case _Exit(rank, code):
                 self._exit_codes[rank] = code
@@ -276,7 +276,7 @@ class Job:
         for rank in range(len(self._processes)):
             self.signal(rank, signum)
 
-    def _drain(self, on_line: Callable[[Line], None]) -> None:
+    def _drain(self, on_line: Callable[[OutputLine], None]) -> None:
         """Takes the output that came before the ends."""
         # A daemon that left its worker's group may hold a stream open, so this has an end.
         deadline_s = time.monotonic() + _DRAIN_S

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import sys
@@ -13,13 +14,13 @@ from typing import Literal, Self, final, get_args
 
 from tightwire.errors import LabError
 from tightwire.lab.hosts import Hosts, Loopback, Mode, Traffic
-from tightwire.lab.job import Job, Line, Result
+from tightwire.lab.job import Job, OutputLine, Result
 from tightwire.lab.namespaces import Namespaces
 from tightwire.lab.slow import VARIABLE, Brake, Slow
 from tightwire.lab.topology import Topology
 
 
-def print_line(line: Line) -> None:
+def print_line(line: OutputLine) -> None:
     """Prints a worker's line, to the stream that it came from, with its rank in front."""
     print(
         f"[{line.rank}] {line.text}", file=sys.stderr if line.stream == "stderr" else sys.stdout, flush=True
@@ -101,7 +102,7 @@ class Lab:
         self,
         argv: Sequence[str],
         *,
-        on_line: Callable[[Line], None] = print_line,
+        on_line: Callable[[OutputLine], None] = print_line,
         env: Mapping[str, str] | None = None,
         timeout_s: float | None = None,
     ) -> Result:
@@ -128,12 +129,12 @@ class Lab:
             raise LabError("this lab runs a command already; wait for its end, or build a second lab.")
         program = _found(argv)
         batch = [_found(["chrt"])[0], "--batch", "0"] if self._batch_scheduling else []
-        port = hosts.master_port()
+        meeting = {"MASTER_PORT": str(hosts.master_port()), "TIGHTWIRE_SECRET": secrets.token_hex(16)}
         ranks = range(self.topology.workers)
         self._job = Job(
             hosts,
             [hosts.command(rank, [*batch, *program]) for rank in ranks],
-            [self._environment(rank, port, env or {}) for rank in ranks],
+            [self._environment(rank, {**meeting, **(env or {})}) for rank in ranks],
             self._grace_s,
         )
         brake = Brake(self._slow, self.freeze, self.thaw)
@@ -206,11 +207,11 @@ class Lab:
             return rank
         raise LabError(f"there is no rank {rank}; this lab has ranks 0 to {self.topology.workers - 1}.")
 
-    def _environment(self, rank: int, port: int, extra: Mapping[str, str]) -> dict[str, str]:
+    def _environment(self, rank: int, extra: Mapping[str, str]) -> dict[str, str]:
         hosts = self._open
         defaults = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         interface = {f"{backend}_SOCKET_IFNAME": hosts.interface for backend in ("GLOO", "NCCL", "TP")}
-        master = {"MASTER_ADDR": hosts.master_address, "MASTER_PORT": str(port)}
+        master = {"MASTER_ADDR": hosts.master_address}
         about = {"TIGHTWIRE_LAB": self._about()}
         place = self.topology.environment(rank)
         told = [str(one) for one in self._slow if one.rank == rank and one.emulated]

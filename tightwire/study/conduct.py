@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from typing import Literal
 
 from tightwire.errors import LabError
-from tightwire.lab import Lab, Line, Topology
+from tightwire.lab import Lab, OutputLine, Topology
 from tightwire.study.results import Results, Trial, Wanted
 from tightwire.study.study import STOCK, Scene, Study
 
@@ -108,7 +108,7 @@ class _WorkersStart:
     def _order(self, missing: Sequence[Wanted]) -> str:
         return json.dumps({"study": self._study.name, "trials": [asdict(w) for w in missing]})
 
-    def _hear(self, line: Line, missing: collections.deque[Wanted]) -> None:
+    def _hear(self, line: OutputLine, missing: collections.deque[Wanted]) -> None:
         if line.rank == 0 and line.text.startswith('{"began"'):
             self._began = True
             self._on_trial(missing[0])

@@ -14,7 +14,7 @@ from typing import Any
 
 from tightwire import files
 from tightwire.errors import LabError
-from tightwire.lab import Lab, Line, Topology
+from tightwire.lab import Lab, OutputLine, Topology
 from tightwire.plan import Plan
 
 DDP = "ddp"
@@ -139,7 +139,7 @@ def run(options: TourOptions, on_event: Callable[[Event], None] = lambda _: None
 def _work(lab: Lab, plans: Sequence[str], result: TourResult, on_event: Callable[[Event], None]) -> None:
     words: list[str] = []
 
-    def observe(line: Line) -> None:
+    def observe(line: OutputLine) -> None:
         event = _event(line)
         if event is None:
             words.append(f"[{line.rank}] {line.text}")
@@ -157,7 +157,7 @@ def _work(lab: Lab, plans: Sequence[str], result: TourResult, on_event: Callable
         raise LabError("the tour's training failed: " + ended.describe() + "\n" + "\n".join(words[-20:]))
 
 
-def _event(line: Line) -> Event | None:
+def _event(line: OutputLine) -> Event | None:
     if line.rank != 0 or not line.text.startswith('{"event"'):
         return None
     event: Event = json.loads(line.text)

@@ -76,7 +76,7 @@ def _checked(content: Any, size: int) -> Mapping[str, Any]:
                 _check_rank(rank, size)
         elif name == "sender":
             _check_rank(value, size)
-        elif type(value) not in _TYPES[name]:
+        elif type(value) not in _TYPES.get(name, ()):
             raise TypeError(name)
         elif isinstance(value, str) and len(value) > MAX_TEXT:
             raise ValueError(name)

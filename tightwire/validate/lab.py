@@ -18,7 +18,7 @@ from tightwire.bench import step as steps
 from tightwire.bench.step import StepBench
 from tightwire.cluster import Cluster, Fit
 from tightwire.errors import LabError
-from tightwire.lab import Lab, Line, Topology
+from tightwire.lab import Lab, OutputLine, Topology
 from tightwire.lab.topology import format_rate
 from tightwire.profile import CodecCost, ParameterProfile, Profile
 from tightwire.simulate import predict
@@ -146,7 +146,7 @@ def calibrate(rate_bytes_per_s: float) -> Calibration:
     """
     found: list[dict[str, Any]] = []
 
-    def on_line(line: Line) -> None:
+    def on_line(line: OutputLine) -> None:
         if line.rank == 0 and line.text.startswith(MARK):
             found.append(json.loads(line.text.removeprefix(MARK)))
         else:

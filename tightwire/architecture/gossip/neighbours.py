@@ -144,6 +144,11 @@ class Neighbours:
                 f"{seen_rank}, round {seen_round} came: workers are not in the same step. Load the same checkpoint on "
                 "all, and give each the same number of batches; nothing was applied."
             )
+        if not 0 < share < float("inf"):
+            raise TransportError(
+                f"rank {src}'s gossip message says that its weight is {share}: it is damaged, or of another version; "
+                "nothing was applied."
+            )
         return float(share)
 
 

@@ -22,6 +22,7 @@ from tightwire.architecture.server.messages import (
     Header,
     Kind,
     Post,
+    check_state_size,
     pack_state,
     unpack_state,
 )
@@ -122,7 +123,8 @@ class RemoteClient(Client):
     def fetch(self) -> dict[str, Any]:  # noqa: D102
         head = self._post.channel.irecv(self._header, self._rank, REPLY)
         self._post.head(Header(kind=Kind.FETCH), self._rank, REQUEST).wait()
-        packed = torch.empty(self._next_header(head).size, dtype=torch.uint8)
+        size = check_state_size(self._next_header(head).size, self._layout.pull_bytes(0, exact=True))
+        packed = torch.empty(size, dtype=torch.uint8)
         self._post.channel.irecv(packed, self._rank, REPLY_PAYLOAD).wait()
         return unpack_state(packed)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+import math
 import struct
 import threading
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tightwire.buckets import dtype_named
-from tightwire.errors import TransportError
+from tightwire.errors import TightwireError, TransportError
 from tightwire.transport import Transport
 from tightwire.transport.base import Work
 
@@ -49,7 +50,11 @@ class Flag(enum.IntFlag):
     DROPPED = 4  # the update was not finite, and was not made
 
 
+MOST_STATE_TIMES: Final = 64
+MOST_STATE_EXTRA: Final = 2**26
+
 NO_FLAG: Final = Flag(0)
+ALL_FLAGS: Final = Flag.EMPTY | Flag.LATE | Flag.DROPPED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +94,8 @@ class Header:
             TransportError: it is none.
         """
         magic, kind, flags, clock, slowest, staleness, updates, size = FORMAT.unpack(tensor.numpy().tobytes())
-        if magic != MAGIC or kind not in set(Kind):
+        counts = (clock, slowest, staleness, updates, size)
+        if magic != MAGIC or kind not in set(Kind) or flags > ALL_FLAGS or min(counts) < 0:
             raise TransportError(
                 f"asked for a message between worker and server, seen one that begins with {magic!r}, kind {kind}: "
                 "every rank must run the same version of tightwire."
@@ -103,6 +109,25 @@ class Header:
             updates=updates,
             size=size,
         )
+
+
+def check_state_size(num_bytes: int, values_bytes: int) -> int:
+    """Returns the size of a shard's state, before memory is taken for it.
+
+    Args:
+        num_bytes: as a header says.
+        values_bytes: of the shard's parameters, of which an optimizer remembers a few times as much.
+
+    Raises:
+        TransportError: no optimizer remembers so much.
+    """
+    most = MOST_STATE_TIMES * values_bytes + MOST_STATE_EXTRA
+    if num_bytes > most:
+        raise TransportError(
+            f"asked to take a shard's state of {num_bytes} bytes, for parameters of {values_bytes}: at most {most} are "
+            "taken. Every rank must run the same version of tightwire."
+        )
+    return num_bytes
 
 
 class Post:
@@ -148,20 +173,49 @@ def pack_state(state: Mapping[str, Any]) -> Tensor:
 
 
 def unpack_state(packed: Tensor) -> dict[str, Any]:
-    """Returns what `pack_state` packed."""
-    (length,) = struct.unpack("<q", packed[:8].numpy().tobytes())
-    at = 8 + length
+    """Returns what `pack_state` packed.
 
-    def build(drawn: Any) -> Any:
-        nonlocal at
-        ((what, content),) = drawn.items()
-        if what == "dict":
-            return {key: build(item) for key, item in content}
-        if what == "value":
-            return content
-        dtype, shape, num_bytes = content
-        at += num_bytes
-        return packed[at - num_bytes : at].clone().view(dtype_named(dtype)).view(shape)
-
-    state: dict[str, Any] = build(json.loads(packed[8:at].numpy().tobytes()))
+    Raises:
+        TransportError: it packed nothing like it; nothing was built.
+    """
+    try:
+        (length,) = struct.unpack("<q", packed[:8].numpy().tobytes())
+        if not 0 <= length <= packed.numel() - 8:
+            raise ValueError("its outline is longer than the message")
+        reader = _StateReader(packed, 8 + length)
+        state = reader.build(json.loads(packed[8 : 8 + length].numpy().tobytes()))
+        if not isinstance(state, dict) or reader.at != packed.numel():
+            raise ValueError("it is no dictionary, or bytes are left over")
+    except (ValueError, TypeError, KeyError, RecursionError, struct.error, TightwireError) as error:
+        raise TransportError(
+            f"a shard's state of {packed.numel()} bytes cannot be read ({error}): truncated, or written by another "
+            "version; nothing was applied."
+        ) from None
     return state
+
+
+class _StateReader:
+    """Builds values from their outline; each tensor takes the next bytes."""
+
+    def __init__(self, packed: Tensor, at: int) -> None:
+        self._packed, self.at = packed, at
+
+    def build(self, drawn: Any) -> Any:
+        ((what, content),) = drawn.items()
+        match what:
+            case "dict":
+                return {str(key): self.build(item) for key, item in content}
+            case "value":
+                return content
+            case "tensor":
+                return self._tensor(*content)
+        raise ValueError(f"{what!r} is no kind of value")
+
+    def _tensor(self, name: str, shape: list[int], num_bytes: int) -> Tensor:
+        dtype = dtype_named(str(name))
+        if not all(type(size) is int and size >= 0 for size in shape):
+            raise ValueError("a shape holds sizes")
+        if num_bytes != math.prod(shape) * dtype.itemsize or self.at + num_bytes > self._packed.numel():
+            raise ValueError("a tensor has another size than its shape")
+        self.at += num_bytes
+        return self._packed[self.at - num_bytes : self.at].clone().view(dtype).view(shape)

@@ -21,6 +21,7 @@ from tightwire.architecture.server.messages import (
     Header,
     Kind,
     Post,
+    check_state_size,
     pack_state,
 )
 from tightwire.architecture.server.shard import Shard
@@ -144,7 +145,7 @@ class _Conversation:
         return self._reply(Header(kind=Kind.STATE, size=packed.numel()), packed)
 
     def _on_store(self, request: Header) -> bool:
-        packed = self._receive(request.size)
+        packed = self._receive(check_state_size(request.size, self._layout.pull_bytes(0, exact=True)))
         if packed is None:
             return False
         self._shard.load_packed(packed)
