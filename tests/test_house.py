@@ -29,7 +29,7 @@ TORCH_FREE = (
     "tightwire.transport", "tightwire.sync", "tightwire.compression", "tightwire.schedule", "tightwire.architecture",
     "tightwire.architecture.allreduce.program", "tightwire.architecture.allreduce.builders",
     "tightwire.architecture.allreduce.checker", "tightwire.averaging", "tightwire.plan", "tightwire.cluster",
-    "tightwire.profile", "tightwire.simulate", "tightwire.planner", "tightwire.parallel",
+    "tightwire.profile", "tightwire.simulate", "tightwire.planner", "tightwire.parallel", "tightwire.jobs",
 )  # fmt: skip
 
 # Loaded only by what uses them, for they take longer than torch forgives.

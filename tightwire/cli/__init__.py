@@ -18,6 +18,7 @@ COMMANDS = {
     "simulate": "tightwire.cli.simulate",
     "parallel": "tightwire.cli.parallel",
     "map": "tightwire.cli.map",
+    "jobs": "tightwire.cli.jobs",
     "bench": "tightwire.cli.bench",
     "study": "tightwire.cli.study",
     "validate": "tightwire.cli.validate",

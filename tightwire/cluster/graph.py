@@ -131,20 +131,28 @@ class Graph:
         return {}
 
     @cached_property
-    def _known_distances(self) -> dict[str, dict[str, int]]:
+    def _ways(self) -> dict[str, dict[str, list[int]]]:
         return {}
 
     def _find_route(self, src: int, dst: int) -> tuple[int, ...]:
         end, to = self.workers[src], self.workers[dst]
-        if to not in self._known_distances:
-            self._known_distances[to] = self._distances(to)
-        distances = self._known_distances[to]
-        way: list[int] = []
-        while distances[end]:
-            nearer = [i for i in self._out[end] if distances[self.directions[i].dst] == distances[end] - 1]
+        if to not in self._ways:
+            self._ways[to] = self._ways_to(to)
+        ways, way = self._ways[to], list[int]()
+        while end != to:
+            nearer = ways[end]
             way.append(nearer[_mixed(src, dst) % len(nearer)])
             end = self.directions[way[-1]].dst
         return tuple(way)
+
+    def _ways_to(self, to: str) -> dict[str, list[int]]:
+        """Returns the directions that lead from every end one hop nearer to `to`."""
+        distances = self._distances(to)
+        return {
+            end: [i for i in leaving if distances[self.directions[i].dst] == distances[end] - 1]
+            for end, leaving in self._out.items()
+            if end in distances
+        }
 
     @cached_property
     def _out(self) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,91 @@
+"""`tightwire jobs`: several jobs on one network, predicted under every policy."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from tightwire.cli.app import App
+from tightwire.cli.options import JsonOption
+from tightwire.cli.table import print_rows
+from tightwire.errors import FileError
+from tightwire.jobs import POLICIES, PolicyOutcome, policy, predict_jobs, read_jobs
+
+app = App()
+
+
+@app.command()
+def jobs(
+    path: Annotated[pathlib.Path, typer.Argument(help="The jobs and their cluster, as YAML.")],
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--policy", help=f"One of {', '.join(POLICIES)}; repeatable.", show_default=False),
+    ] = None,
+    plot: Annotated[
+        pathlib.Path | None, typer.Option(help="Draw a timeline here, as .html.", show_default=False)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Predict what jobs do to each other on one network: each job's slowdown under every network policy.
+
+        cluster: cluster.yaml
+        jobs:
+        - {name: large, workers: [0, 2], compute_s: 0.55, exchange_bytes: 40000000}
+        - {name: urgent, workers: [1, 3], compute_s: 0.2, exchange_bytes: 2000000}
+
+    Each job computes, then its workers average so many bytes by its plan (bsp/allreduce:ring unless told).
+    """
+    built, _ = read_jobs(path)
+    found = [predict_jobs(built, policy(name)) for name in only or POLICIES]
+    if plot is not None:
+        if plot.suffix != ".html":
+            raise FileError(f"--plot {plot}: a timeline is written as .html.")
+        _draw(found, plot)
+    if as_json:
+        typer.echo(json.dumps({"policies": [outcome.summary() for outcome in found]}))
+        return
+    _print(found)
+
+
+def _print(found: Sequence[PolicyOutcome]) -> None:
+    cells = []
+    for outcome in found:
+        for job in outcome.jobs:
+            times = (
+                f"{job.alone_s:.3g} s",
+                f"{job.step_s:.3g} s",
+                f"{job.slowdown:.2f} ×",
+                f"{job.tail_s:.3g} s",
+            )
+            cells.append((outcome.policy, job.name, *times))
+    print_rows(("policy", "job", "alone", "step", "slowdown", "tail"), cells, texts=2)
+    for outcome in found:
+        typer.echo(f"{outcome.policy}: {outcome.mean_slowdown:.2f} × in the mean. {outcome.why}")
+
+
+def _draw(found: Sequence[PolicyOutcome], path: pathlib.Path) -> None:
+    """Draws when each job computes and exchanges, its first steps under every policy."""
+    import plotly.graph_objects as go
+
+    drawing = go.Figure()
+    for what, first, last, colour in (("computes", 0, 1, "#9ecae1"), ("exchanges", 2, 3, "#e6550d")):
+        spans = [
+            (f"{outcome.policy}: {job.name}", step[first], step[last])
+            for outcome in found
+            for job in outcome.jobs
+            for step in job.steps
+        ]
+        drawing.add_bar(
+            y=[label for label, _, _ in spans],
+            base=[begin_s for _, begin_s, _ in spans],
+            x=[end_s - begin_s for _, begin_s, end_s in spans],
+            orientation="h",
+            name=what,
+            marker_color=colour,
+        )
+    drawing.update_layout(barmode="overlay", title="Jobs on one network", xaxis_title="seconds")
+    drawing.write_html(path, include_plotlyjs=True)
