@@ -2,7 +2,7 @@
 
 from tightwire.parallel.layout import Layout
 from tightwire.parallel.memory import Memory, memory_of
-from tightwire.parallel.network import Group, Network, Tier, Tiers, network_of
+from tightwire.parallel.network import Network, RankGroup, Tier, Tiers, network_of
 from tightwire.parallel.search import Candidate, Layouts, parallelise
 from tightwire.parallel.time import Accelerators, Iteration, Training, predict_iteration
 from tightwire.parallel.transformer import SHAPES, Transformer, transformer
@@ -11,12 +11,12 @@ __all__ = [
     "SHAPES",
     "Accelerators",
     "Candidate",
-    "Group",
     "Iteration",
     "Layout",
     "Layouts",
     "Memory",
     "Network",
+    "RankGroup",
     "Tier",
     "Tiers",
     "Training",

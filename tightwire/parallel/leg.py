@@ -8,7 +8,7 @@ from functools import lru_cache
 from tightwire.cluster import Cluster
 from tightwire.parallel.layout import Layout, layers_of_stage
 from tightwire.parallel.memory import GRADIENT_BYTES, parameters_of_rank
-from tightwire.parallel.network import Group
+from tightwire.parallel.network import RankGroup
 from tightwire.parallel.time import BACKWARD_SHARE, Cut, Iteration
 from tightwire.planner import Allowance, Ranking, recommend
 from tightwire.profile import Profile
@@ -56,7 +56,7 @@ def plan_leg(cut: Cut, iteration: Iteration, cluster: Cluster, allow: Allowance)
         why = f"The {replicas} replicas of each parameter average exactly: {iteration.data_s:.3g} s wait for it."
         return Leg(plan=PLAIN, exposed_s=iteration.data_s, why=why)
     near = how.data // replicas
-    group = Group(replicas, cut.groups["data"].stride * near)
+    group = RankGroup(replicas, cut.groups["data"].stride * near)
     rate = 1 / cut.network.ring_s_per_byte(group)
     shared, experts = parameters_of_rank(cut.model, how)
     numel = (shared + experts / how.expert) / near / how.context

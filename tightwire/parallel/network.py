@@ -21,7 +21,7 @@ MAX_ROUTED = 1024
 
 
 @dataclass(frozen=True)
-class Group:
+class RankGroup:
     """Ranks that talk: `size` of them, `stride` apart."""
 
     size: int
@@ -48,43 +48,43 @@ class Tier:
 class Network(abc.ABC):
     """Prices what groups send. Bytes are of one rank's whole buffer; times are in seconds."""
 
-    def all_reduce_s(self, num_bytes: float, group: Group) -> float:
+    def all_reduce_s(self, num_bytes: float, group: RankGroup) -> float:
         """Returns the time of a ring all-reduce in every group at once."""
         return 2 * self._halves_s(num_bytes, group) + self.latency_s(group)
 
-    def scatter_s(self, num_bytes: float, group: Group) -> float:
+    def scatter_s(self, num_bytes: float, group: RankGroup) -> float:
         """Returns the time of a reduce-scatter, or of an all-gather, in every group at once."""
         return self._halves_s(num_bytes, group) + self.latency_s(group) / 2
 
-    def all_to_all_s(self, num_bytes: float, group: Group) -> float:
+    def all_to_all_s(self, num_bytes: float, group: RankGroup) -> float:
         """Returns the time of an all-to-all in every group: a rank has `num_bytes` for all, its own part included."""
         if group.size == 1:
             return 0.0
         return num_bytes * self.swap_s_per_byte(group) + self.latency_s(group) / 2
 
-    def hop_s(self, num_bytes: float, group: Group) -> float:
+    def hop_s(self, num_bytes: float, group: RankGroup) -> float:
         """Returns the time in which every rank sends `num_bytes` to the next of its group."""
         if group.size == 1:
             return 0.0
         return num_bytes * self.ring_s_per_byte(group) + self.latency_s(group) / 2
 
-    def _halves_s(self, num_bytes: float, group: Group) -> float:
+    def _halves_s(self, num_bytes: float, group: RankGroup) -> float:
         return (group.size - 1) / group.size * num_bytes * self.ring_s_per_byte(group)
 
     @abc.abstractmethod
-    def ring_s_per_byte(self, group: Group) -> float:
+    def ring_s_per_byte(self, group: RankGroup) -> float:
         """Returns the seconds per byte when every rank sends to the next of its group."""
 
     @abc.abstractmethod
-    def swap_s_per_byte(self, group: Group) -> float:
+    def swap_s_per_byte(self, group: RankGroup) -> float:
         """Returns the seconds per byte of a rank's buffer when every rank sends an equal part to each of its group."""
 
     @abc.abstractmethod
-    def latency_s(self, group: Group) -> float:
+    def latency_s(self, group: RankGroup) -> float:
         """Returns what an all-reduce of nothing takes."""
 
     @abc.abstractmethod
-    def loads(self, group: Group) -> dict[str, float]:
+    def loads(self, group: RankGroup) -> dict[str, float]:
         """Returns how many ranks' bytes the busiest line of each level carries in a ring, by the level's name."""
 
 
@@ -94,13 +94,13 @@ class Tiers(Network):
 
     tiers: tuple[Tier, ...]
 
-    def ring_s_per_byte(self, group: Group) -> float:  # noqa: D102
+    def ring_s_per_byte(self, group: RankGroup) -> float:  # noqa: D102
         return max(load / tier.bytes_per_s for tier, load in self._loads(group, 1, _ring_load))
 
-    def swap_s_per_byte(self, group: Group) -> float:  # noqa: D102
+    def swap_s_per_byte(self, group: RankGroup) -> float:  # noqa: D102
         return max(load / tier.bytes_per_s for tier, load in self._loads(group, 1, _swap_load))
 
-    def latency_s(self, group: Group) -> float:  # noqa: D102
+    def latency_s(self, group: RankGroup) -> float:  # noqa: D102
         if group.size == 1:
             return 0.0
         span = group.size * group.stride
@@ -110,24 +110,24 @@ class Tiers(Network):
             if span > below and group.stride < tier.workers
         )
 
-    def loads(self, group: Group) -> dict[str, float]:  # noqa: D102
+    def loads(self, group: RankGroup) -> dict[str, float]:  # noqa: D102
         return {tier.name: load for tier, load in self._loads(group, 1, _ring_load)}
 
-    def _loads(self, group: Group, below: int, load: object) -> Iterator[tuple[Tier, float]]:
+    def _loads(self, group: RankGroup, below: int, load: object) -> Iterator[tuple[Tier, float]]:
         assert callable(load)
         for tier in self.tiers:
             yield tier, load(group, below)
             below = tier.workers
 
 
-def _ring_load(group: Group, members: int) -> float:
+def _ring_load(group: RankGroup, members: int) -> float:
     """Returns how many ranks' bytes leave `members` neighbouring ranks when each sends to the next of its group."""
     if group.size * group.stride <= members or group.size == 1:
         return 0.0
     return float(min(members, group.stride))
 
 
-def _swap_load(group: Group, members: int) -> float:
+def _swap_load(group: RankGroup, members: int) -> float:
     """Returns how many ranks' buffers leave `members` neighbouring ranks when each sends a part to all of its group."""
     if group.size * group.stride <= members or group.size == 1:
         return 0.0
@@ -141,17 +141,17 @@ class Links(Network):
 
     graph: Graph
 
-    def ring_s_per_byte(self, group: Group) -> float:  # noqa: D102
+    def ring_s_per_byte(self, group: RankGroup) -> float:  # noqa: D102
         return _seconds_per_byte(self.graph, group, False)
 
-    def swap_s_per_byte(self, group: Group) -> float:  # noqa: D102
+    def swap_s_per_byte(self, group: RankGroup) -> float:  # noqa: D102
         return _seconds_per_byte(self.graph, group, True)
 
-    def latency_s(self, group: Group) -> float:  # noqa: D102
+    def latency_s(self, group: RankGroup) -> float:  # noqa: D102
         far = self.graph.latency_s(0, (group.size - 1) * group.stride)
         return 2 * math.ceil(math.log2(group.size)) * far if group.size > 1 else 0.0
 
-    def loads(self, group: Group) -> dict[str, float]:  # noqa: D102
+    def loads(self, group: RankGroup) -> dict[str, float]:  # noqa: D102
         found: dict[str, float] = {}
         for i, load in _routed(self.graph, group, False).items():
             direction = self.graph.directions[i]
@@ -161,13 +161,13 @@ class Links(Network):
 
 
 @lru_cache(maxsize=4096)
-def _seconds_per_byte(graph: Graph, group: Group, swaps: bool) -> float:
+def _seconds_per_byte(graph: Graph, group: RankGroup, swaps: bool) -> float:
     loads = _routed(graph, group, swaps)
     return max((n / graph.directions[i].bandwidth_bytes_per_s for i, n in loads.items()), default=0.0)
 
 
 @lru_cache(maxsize=4096)
-def _routed(graph: Graph, group: Group, swaps: bool) -> dict[int, float]:
+def _routed(graph: Graph, group: RankGroup, swaps: bool) -> dict[int, float]:
     loads: Counter[int] = Counter()
     for ranks in groups_of(len(graph.workers), group):
         for place, src in enumerate(ranks):
@@ -180,10 +180,10 @@ def _routed(graph: Graph, group: Group, swaps: bool) -> dict[int, float]:
     return dict(loads)
 
 
-def groups_of(workers: int, group: Group) -> list[list[int]]:
+def groups_of(workers: int, group: RankGroup) -> list[list[int]]:
     """Returns the ranks of every group of a kind.
 
-    >>> groups_of(8, Group(2, 2))
+    >>> groups_of(8, RankGroup(2, 2))
     [[0, 2], [1, 3], [4, 6], [5, 7]]
     """
     span = group.size * group.stride
@@ -234,7 +234,7 @@ def _tiers(cluster: Cluster) -> Iterator[Tier]:
         below = level.workers
 
 
-def names_of(network: Network, groups: Sequence[Group]) -> tuple[str, ...]:
+def names_of(network: Network, groups: Sequence[RankGroup]) -> tuple[str, ...]:
     """Returns the links that any of the groups loads, busiest kinds last, at most one per level."""
     seen: dict[str, None] = {}
     for group in groups:

@@ -14,7 +14,7 @@ from functools import cached_property
 
 from tightwire.parallel.layout import Layout, layers_of_stage, require_legal
 from tightwire.parallel.memory import GRADIENT_BYTES, WEIGHT_BYTES, layer_bytes, parameters_of_rank
-from tightwire.parallel.network import Group, Network, Tier, Tiers
+from tightwire.parallel.network import Network, RankGroup, Tier, Tiers
 from tightwire.parallel.transformer import HALF_BYTES, Transformer
 from tightwire.profile.devices import Device
 
@@ -212,7 +212,7 @@ class Cut:
         )
 
     @cached_property
-    def groups(self) -> dict[str, Group]:
+    def groups(self) -> dict[str, RankGroup]:
         """The ranks that talk, by dimension, placed from the inside out."""
         how = self.how
         inner = how.tensor * how.context
@@ -220,11 +220,11 @@ class Cut:
         pipeline = inner * (how.data if how.outermost == "pipeline" else 1)
         within = how.tensor if how.expert <= how.context or how.outermost == "pipeline" else data
         return {
-            "tensor": Group(how.tensor),
-            "context": Group(how.context, how.tensor),
-            "data": Group(how.data, data),
-            "pipeline": Group(how.pipeline, pipeline),
-            "expert": Group(how.expert, within),
+            "tensor": RankGroup(how.tensor),
+            "context": RankGroup(how.context, how.tensor),
+            "data": RankGroup(how.data, data),
+            "pipeline": RankGroup(how.pipeline, pipeline),
+            "expert": RankGroup(how.expert, within),
         }
 
     @property
@@ -341,12 +341,12 @@ class Cut:
         near = min(how.shard_group or data, data)
         far = data // near
         stride = self.groups["data"].stride * (how.data // data)
-        inner, outer = Group(near, stride), Group(far, stride * near)
+        inner, outer = RankGroup(near, stride), RankGroup(far, stride * near)
         sums, values = GRADIENT_BYTES * parameters, WEIGHT_BYTES * parameters
         net = self.network
-        around = Group(context, how.tensor)
+        around = RankGroup(context, how.tensor)
         if how.shard == "none":
-            everyone = Group(data, stride)
+            everyone = RankGroup(data, stride)
             return 2 * net.scatter_s(sums, around) + net.all_reduce_s(sums / context, everyone), 0.0
 
         def spread_s(num_bytes: float) -> float:

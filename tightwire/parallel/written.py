@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tightwire.parallel.layout import Layout
-from tightwire.parallel.network import Group, groups_of
+from tightwire.parallel.network import RankGroup, groups_of
 from tightwire.parallel.search import Candidate, Layouts
 from tightwire.parallel.time import Cut
 
@@ -119,7 +119,7 @@ def placement(cut: Cut, workers: int) -> list[str]:
     return rows
 
 
-def _letters(group: Group, workers: int) -> str:
+def _letters(group: RankGroup, workers: int) -> str:
     letter = {}
     for number, ranks in enumerate(groups_of(workers, group)):
         letter.update(dict.fromkeys(ranks, chr(ord("A") + number % 26)))

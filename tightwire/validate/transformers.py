@@ -21,7 +21,7 @@ MAX_MICRO_BATCH = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class PublishedRun:
     """One published run.
 
     Attributes:
@@ -88,7 +88,7 @@ def constants(device: str) -> Accelerators:
     )
 
 
-def runs() -> Iterator[Run]:
+def runs() -> Iterator[PublishedRun]:
     """Yields what was published."""
     for row in published.read("transformer_iterations.csv"):
         model = dataclasses.replace(transformer(row["model"]), seq_len=int(row["seq_len"]))
@@ -97,7 +97,7 @@ def runs() -> Iterator[Run]:
         training = Training(
             batch=int(row["batch"]), fused=row["fused"] == "1", overlaps=row["overlaps"] == "1"
         )
-        yield Run(
+        yield PublishedRun(
             source=row["source"],
             model=model,
             layouts=tuple(_layouts(row)),
