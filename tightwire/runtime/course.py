@@ -17,6 +17,7 @@ from tightwire.runtime.engines import Engine, LoneEngine, build_engine
 from tightwire.runtime.meeting import News, Told, meet
 from tightwire.runtime.phases import spelled_out
 from tightwire.runtime.record import Record
+from tightwire.runtime.replicas import make_states_equal
 from tightwire.runtime.variance import configure_variance
 from tightwire.transport import Counting
 
@@ -135,6 +136,10 @@ class Course:
         if self.is_alone or not self.engine.flush_is_collective:
             return Told((replace(news, why="finish"),))
         told = meet(self.context.transport.inner, news)
+        if (
+            self.context.membership.uneven and self.engine.keeps_replicas_equal
+        ):  # parameters are equal already
+            self._make_states_equal()
         self.context.membership.met()
         self.record.waited_s_by_worker = tuple(other.waited_s for other in told.news)
         if leaving := told.of("leave"):
@@ -146,13 +151,19 @@ class Course:
         self.plan = plan
         for member in self.context.optimizers.members:
             configure_variance(member, plan)
-        state = self.engine.state_dict()
+        state, were_equal = self.engine.state_dict(), self.engine.keeps_replicas_equal
         self.engine.close()
         self.record.begin_plan(self.engine)
         self.engine = LoneEngine()
         if not self.is_alone:
             self.engine = build_engine(self._parameters(), plan, self.context)
+            if self.engine.keeps_replicas_equal and not were_equal:
+                self._make_states_equal()
         return state
+
+    def _make_states_equal(self) -> None:
+        transport = self.context.transport.inner
+        make_states_equal(transport, self.context.optimizers, self._parameters(), self.step)
 
     def _go_on(self, plan: Plan, *, keep: bool) -> None:
         before, state = self.plan, self.build(plan)

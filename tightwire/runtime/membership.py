@@ -85,6 +85,7 @@ class Membership:
         settle: called on a finished member when it has taken part in a round.
         leaving: whether this worker leaves with the next round.
         calls_meeting: whether a round said that somebody leaves, so that all must meet now.
+        meetings: how often all have met.
         uneven: whether rounds were made, since all met last, without workers that are finished.
     """
 
@@ -97,6 +98,7 @@ class Membership:
     leaving: bool = False
     calls_meeting: bool = False
     uneven: bool = False
+    meetings: int = 0
     _weight: float | None = None
     _usual_weight: float = 1.0
 
@@ -125,6 +127,7 @@ class Membership:
     def met(self) -> None:
         """Begins anew: all are here, and nothing is under way."""
         self.calls_meeting = self.uneven = False
+        self.meetings += 1
 
     def without(self, leaving: Sequence[int]) -> None:
         """Goes on without some members, by their present numbers."""

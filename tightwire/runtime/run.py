@@ -31,6 +31,7 @@ from tightwire.runtime.meeting import News
 from tightwire.runtime.membership import Standing
 from tightwire.runtime.passes import STEP_NEVER_SEEN, ForwardWatch
 from tightwire.runtime.record import Writer
+from tightwire.runtime.replicas import ReplicaDigest, digests_by_name
 from tightwire.runtime.report import Report, typical_step_s
 from tightwire.runtime.tuning import Tuner
 from tightwire.sync import Sync
@@ -38,6 +39,7 @@ from tightwire.transport import Counting, Transport
 
 Buffers = Literal["start", "every-step"]
 
+STEPS = "optimizer steps since all met last"
 SKIPPED = "forward passes that no backward pass followed"
 
 log = logging.getLogger("tightwire")
@@ -82,6 +84,7 @@ class Run:
         self._evaluation = Evaluation(model, context)
         self._passes: ForwardWatch | None = None
         self._step_start_s = 0.0
+        self._replicas = ReplicaDigest()
         self._optimizers.listen(self)
         _open_runs.add(self)
         if self._course.is_alone:
@@ -427,13 +430,26 @@ class Run:
     def _watch_members(self, passes: ForwardWatch) -> None:
         """Has the membership know what must be equal, and make buffers equal."""
         membership = self._context.membership
-        membership.standing = lambda: Standing(passes.judge(), self._optimizers.digest())
-        membership.describe = lambda standing: (
-            self._optimizers.hyperparameters() | {SKIPPED: str(standing.skipped)}
-        )
+        membership.standing = lambda: Standing(passes.judge(), self._digest())
+        membership.describe = self._describe
         if self._syncs_buffers:
             membership.heard = lambda present: self._buffers.note(present)
             membership.settle = lambda: self._buffers.settle(trains=False)
+
+    def _digest(self) -> int:
+        """Returns 24 bits that must be equal on all ranks: of hyper-parameters, and where replicas are, of those."""
+        digest = self._optimizers.digest()
+        if self._engine.compares_replicas:
+            steps = self._replicas.steps(self.step, self._context.membership.meetings)
+            digest += self._replicas.digest(steps, self._shared_parameters())
+        return digest % (1 << 24)
+
+    def _describe(self, standing: Standing) -> dict[str, str]:
+        facts = self._optimizers.hyperparameters() | {SKIPPED: str(standing.skipped)}
+        if self._engine.compares_replicas:
+            facts[STEPS] = str(self._replicas.steps(self.step, self._context.membership.meetings))
+            facts |= digests_by_name(self._shared_parameters())
+        return facts
 
     def _shared_parameters(self) -> dict[str, Parameter]:
         """Returns what is kept in step, by name."""

@@ -78,6 +78,14 @@ class Optimizers:
                 return kept
         return {}
 
+    def remember(self, parameter: Parameter, kept: Mapping[str, Any]) -> None:
+        """Replaces what its optimizer remembers of a parameter, on the devices where it was."""
+        for member in self.members:
+            if any(parameter is p for group in member.param_groups for p in group["params"]):
+                before = member.state.pop(parameter, {})
+                if kept:
+                    member.state[parameter] = {k: _placed(v, before.get(k)) for k, v in kept.items()}
+
     def forget(self, parameter: Parameter) -> None:
         """Drops what its optimizer remembers of a parameter."""
         for member in self.members:
@@ -257,6 +265,10 @@ def plain_optimizer(optimizer: Optimizer) -> Optimizer:
     raise AttachError(
         f"{type(optimizer).__name__} is no torch.optim.Optimizer and wraps none; attach what makes the steps."
     )
+
+
+def _placed(value: Any, before: Any) -> Any:
+    return value.to(before.device) if isinstance(value, Tensor) and isinstance(before, Tensor) else value
 
 
 def _caller() -> FrameType:

@@ -155,7 +155,11 @@ class Post:
 
 
 def pack_state(state: Mapping[str, Any]) -> Tensor:
-    """Returns nested dictionaries of tensors and plain values as bytes: their outline in JSON, then the tensors'."""
+    """Returns nested dictionaries and lists of tensors and plain values as bytes: their outline in JSON, then tensors.
+
+    Raises:
+        TypeError: a value is none of them.
+    """
     blobs: list[Tensor] = []
 
     def outline(value: Any) -> Any:
@@ -165,6 +169,8 @@ def pack_state(state: Mapping[str, Any]) -> Tensor:
             return {"tensor": [dtype, list(value.shape), blobs[-1].numel()]}
         if isinstance(value, Mapping):
             return {"dict": [[key, outline(item)] for key, item in value.items()]}
+        if isinstance(value, list | tuple):
+            return {"list": [outline(item) for item in value]}
         return {"value": value}
 
     text = json.dumps(outline(state)).encode()
@@ -205,6 +211,8 @@ class _StateReader:
         match what:
             case "dict":
                 return {str(key): self.build(item) for key, item in content}
+            case "list":
+                return [self.build(item) for item in content]
             case "value":
                 return content
             case "tensor":

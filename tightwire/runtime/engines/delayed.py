@@ -128,6 +128,8 @@ class DelayedEngine(BaseEngine):
     gradients there. A worker whose data is over goes on sending zeros until all are done.
     """
 
+    keeps_replicas_equal = True
+
     def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
         assert isinstance(plan.sync, Delayed), plan.sync
         _require_plain(plan, context)

@@ -20,6 +20,8 @@ class Stepping(Protocol):
         skipped: rounds whose mean was not finite, dropped on all ranks alike.
         late: this worker's gradients that came after their round and were dropped.
         exposed_s: how long the last step only waited for others.
+        keeps_replicas_equal: whether parameters are equal on all ranks after every step, if all began equal.
+        compares_replicas: whether they may be compared whenever a round begins.
     """
 
     @property
@@ -32,6 +34,10 @@ class Stepping(Protocol):
     def late(self) -> int: ...  # noqa: D102
     @property
     def exposed_s(self) -> float: ...  # noqa: D102
+    @property
+    def keeps_replicas_equal(self) -> bool: ...  # noqa: D102
+    @property
+    def compares_replicas(self) -> bool: ...  # noqa: D102
 
     def accumulating(self, on: bool) -> None:
         """Switches averaging off while gradients accumulate locally."""
@@ -131,6 +137,8 @@ class BaseEngine:
     exposed_s = 0.0
     is_server = False
     flush_is_collective = True
+    keeps_replicas_equal = False
+    compares_replicas = False
 
     def accumulating(self, on: bool) -> None:
         """Reads gradients when the optimizer steps, so that it makes no difference."""

@@ -23,6 +23,8 @@ from tightwire.runtime.overlap.forward import ForwardOverlap, NoOverlap
 class GradientEngine(BaseEngine):
     """Every backward pass ends with the mean gradient, or with the means on their way (bsp)."""
 
+    keeps_replicas_equal = True
+
     def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
         _require_lossless_for_lbfgs(plan, context)
         self._context = context
@@ -33,6 +35,9 @@ class GradientEngine(BaseEngine):
         self._trained_rounds = 0
         schedule = plan.schedule
         overlaps = schedule.overlaps_forward
+        self.compares_replicas = (
+            not overlaps
+        )  # else a layer may still wait for its step when others are compared
         self._overlap = self._forward_overlap(str(schedule)) if overlaps else self._no_overlap()
         self.gradients = self._overlap.gradients
         self._watch = Watch(self._exchange) if schedule.measures and context.observed.wire is None else None

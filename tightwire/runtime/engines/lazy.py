@@ -64,6 +64,8 @@ class LazyEngine(BaseEngine):
     A worker whose data is over takes back what it sent, so that the mean is that of the others.
     """
 
+    keeps_replicas_equal = True
+
     def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
         self._context, self._parameters = context, parameters
         assert isinstance(plan.sync, Lag), plan.sync
