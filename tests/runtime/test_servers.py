@@ -495,7 +495,7 @@ def test_whoever_talks_nonsense_hears_why_and_stops_nobody(message: Callable[[],
 
 
 def test_headers() -> None:
-    header = Header(kind=Kind.VALUES, flags=Flag.LATE, clock=3, slowest=1, staleness=2, updates=9, size=-1)
+    header = Header(kind=Kind.VALUES, flags=Flag.LATE, clock=3, slowest=1, staleness=2, updates=9, size=7)
     assert header.to_tensor().numel() == HEADER_BYTES
     assert Header.of(header.to_tensor()) == header
     with pytest.raises(TransportError, match="seen one that begins with"):
