@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -72,7 +71,8 @@ def fit_lines(points: Sequence[Point]) -> tuple[tuple[Line, ...], float]:
         points: bytes and seconds of at least one message, all above 0.
 
     Returns:
-        The lines, and the root mean square of the relative errors.
+        The lines, and the root mean square of the relative errors, over as many points as are left when each line has
+        had its two constants: what to expect of sizes that were not measured.
     """
     ordered = sorted(points)
     best = min(_cuts(ordered), key=lambda cuts: _criterion(ordered, cuts))
@@ -82,7 +82,8 @@ def fit_lines(points: Sequence[Point]) -> tuple[tuple[Line, ...], float]:
         alpha_s, beta = fit_line(part)
         begin = 0.0 if before is None else math.sqrt(before[-1][0] * part[0][0])
         lines.append(Line(from_bytes=begin, alpha_s=alpha_s, beta_s_per_byte=beta))
-    return tuple(lines), math.sqrt(statistics.fmean(e for part in parts for e in _squares(part)))
+    error = sum(e for part in parts for e in _squares(part))
+    return tuple(lines), math.sqrt(error / max(1, len(ordered) - 2 * len(lines)))
 
 
 def _cuts(points: Sequence[Point]) -> list[tuple[int, ...]]:

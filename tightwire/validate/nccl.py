@@ -1,15 +1,20 @@
-"""NCCL's all-reduce inside a node: two constants per group, and eight devices foretold from two and four."""
+"""NCCL's all-reduce: sizes between those measured, and eight devices of a node foretold from two and four."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from tightwire.cluster.imports import measured_all_reduce
+from tightwire.cluster.pieces import SCATTER
+from tightwire.simulate.interval import COVERAGE, DEVIATIONS
 from tightwire.validate import published
 from tightwire.validate.fitting import Prior, fit
 from tightwire.validate.table import Point, Table
 
+MIB = 2**20
 # NVLinks between the eight V100 of a DGX-1 (NVIDIA DGX-1 with Tesla V100 system architecture, figure 4).
 DGX1_LINKS = {
     (0, 1): 1, (0, 2): 1, (0, 3): 2, (0, 4): 2, (1, 2): 2, (1, 3): 1, (1, 5): 2, (2, 3): 1,
@@ -21,18 +26,11 @@ DGX1_LINKS = {
 class Case:
     """One measured all-reduce."""
 
+    table: str
     gpu: str
     gpus: int
     num_bytes: int
     seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """α and β of one group of devices."""
-
-    alpha_s: float
-    beta_s_per_byte: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,22 +62,45 @@ def rings(gpu: str, gpus: int) -> int:
 
 
 def sizes_table() -> Table:
-    """Fits every group on every other size, and predicts the sizes between."""
-    points: list[Point] = []
-    for group in _groups():
-        fitted = fit(
-            Line,
-            {"alpha_s": Prior(value=5e-5, spread=1.0), "beta_s_per_byte": Prior(value=1e-11, spread=3.0)},
-            _on_line,
-            [(case, case.seconds) for case in group[::2]],
-        )
-        points += _points(group, partial(_on_line, fitted), lambda i: i % 2 == 1)
+    """Fits every group on every other size, as an import of nccl-tests does, and predicts the sizes between."""
     return Table(
         name="NCCL sizes",
-        points=tuple(points),
-        target={"mape": 0.05},
-        note="α and β per group of devices, fitted on half of the sizes; seconds.",
+        points=tuple(point for point, num_bytes in _between_sizes() if num_bytes >= MIB),
+        target={"mape": 0.05, "coverage": COVERAGE},
+        note="From 1 MiB on: lines of α + β · size per table, as `cluster import nccl-tests` fits them; seconds.",
     )
+
+
+def all_sizes_table() -> Table:
+    """Does the same for all sizes, from 8 bytes on."""
+    return Table(
+        name="NCCL all sizes",
+        points=tuple(point for point, _ in _between_sizes()),
+        target={"mape": 0.12, "coverage": COVERAGE},
+        note="From 8 bytes on, where protocols switch; the rest as in NCCL sizes; seconds.",
+    )
+
+
+def _between_sizes() -> Iterator[tuple[Point, int]]:
+    """Yields every size of every table, the odd ones predicted from the even ones."""
+    for group in _groups():
+        ranks = group[0].gpus
+        cluster = measured_all_reduce([(case.num_bytes, case.seconds) for case in group[::2]], ranks)
+        fit = cluster.fits[0]
+        # What the fit leaves open, and what times scatter by where two lines meet in as many constants as points.
+        reach = DEVIATIONS * math.hypot(fit.residual, SCATTER)
+        for place, case in enumerate(group):
+            predicted = fit.seconds(2 * (ranks - 1) / ranks * case.num_bytes)
+            point = Point(
+                name=f"{case.table}, {case.num_bytes} bytes",
+                group=case.table,
+                measured=case.seconds,
+                predicted=predicted,
+                low=predicted * (1 - reach),
+                high=predicted * (1 + reach),
+                held_out=place % 2 == 1,
+            )
+            yield point, case.num_bytes
 
 
 def scaling_table() -> Table:
@@ -109,9 +130,10 @@ def scaling_table() -> Table:
 
 
 def cases() -> Iterator[Case]:
-    """Yields what was measured."""
+    """Yields what was measured inside nodes, sizes from 1 MiB on."""
     for row in published.read("nccl_allreduce_times.csv"):
         yield Case(
+            table=f"{row['gpus']} {row['gpu']}",
             gpu=row["gpu"],
             gpus=int(row["gpus"]),
             num_bytes=int(row["bytes"]),
@@ -119,15 +141,23 @@ def cases() -> Iterator[Case]:
         )
 
 
+def public_cases() -> Iterator[Case]:
+    """Yields what public logs of nccl-tests and rccl-tests show, inside nodes and across."""
+    for row in published.read("nccl_tests_all_reduce.csv"):
+        yield Case(
+            table=row["table"],
+            gpu=row["device"],
+            gpus=int(row["ranks"]),
+            num_bytes=int(row["bytes"]),
+            seconds=float(row["time_us"]) / 1e6,
+        )
+
+
 def _groups() -> list[list[Case]]:
-    groups: dict[tuple[str, int], list[Case]] = {}
-    for case in cases():
-        groups.setdefault((case.gpu, case.gpus), []).append(case)
+    groups: dict[str, list[Case]] = {}
+    for case in (*cases(), *public_cases()):
+        groups.setdefault(case.table, []).append(case)
     return list(groups.values())
-
-
-def _on_line(line: Line, case: Case) -> float:
-    return line.alpha_s + line.beta_s_per_byte * case.num_bytes
 
 
 def _in_node(node: Node, case: Case) -> float:

@@ -18,6 +18,8 @@ class Point:
         measured: in any unit, and
         predicted: in the same.
         held_out: the prediction's constants were not fitted on it.
+        low: the lower end of the interval that the prediction states, if it states one.
+        high: its upper end.
     """
 
     name: str
@@ -25,6 +27,8 @@ class Point:
     measured: float
     predicted: float
     held_out: bool = True
+    low: float | None = None
+    high: float | None = None
 
     @property
     def error(self) -> float:
@@ -72,6 +76,7 @@ class Table:
             "spearman": rho,
             "spearman_pooled": _spearman(points) if self.better else None,
             "regret": regret,
+            "coverage": _coverage(points),
         }
 
     def _ranking(self, points: Sequence[Point]) -> tuple[float | None, float]:
@@ -88,6 +93,12 @@ class Table:
         picked = pick(group, key=lambda p: p.predicted).measured
         best = pick(p.measured for p in group)
         return 1 - picked / best if self.better == "high" else picked / best - 1
+
+
+def _coverage(points: Sequence[Point]) -> float | None:
+    """Returns the share of points inside the intervals that their predictions state; None where none does."""
+    inside = [p.low <= p.measured <= p.high for p in points if p.low is not None and p.high is not None]
+    return statistics.fmean(inside) if inside else None
 
 
 def _spearman(points: Sequence[Point]) -> float | None:

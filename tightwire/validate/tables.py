@@ -10,6 +10,7 @@ from tightwire.validate.table import Table
 TABLES: Mapping[str, Callable[[], Table]] = {
     "programs": programs.table,
     "nccl-sizes": nccl.sizes_table,
+    "nccl-all-sizes": nccl.all_sizes_table,
     "nccl-scaling": nccl.scaling_table,
     "megatron": megatron.table,
     "transformers": transformers.table,
