@@ -21,7 +21,7 @@ def test_what_is_printed_is_stored(tmp_path: Path) -> None:
     assert {"name", "held_out", "points", "mape", "median", "worst", "spearman", "regret"} <= set(tables[0])
     stored = json.loads(out.read_text())
     assert stored["tables"] == tables
-    assert len(stored["points"]["NCCL sizes"]["points"]) == 174
+    assert len(stored["points"]["NCCL sizes"]["points"]) == 261
     done = CliRunner().invoke(app, [*arguments, "--points"])
     assert "met" in done.stdout
     assert "held out" in done.stdout

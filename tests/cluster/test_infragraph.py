@@ -75,6 +75,7 @@ CHANGES = {
     "of a kind that trains": lambda f: f["devices"][0]["components"][0].update(choice="fpga", name="x"),
     "has devices and instances": lambda f: f.pop("devices"),
     "outside 1": lambda f: f["devices"][1]["components"][0].update(count=10**9),
+    "outside 1 … 20,000": lambda f: f["instances"][0].update(count=18_000_000),
     "while reading it": lambda f: f["instances"][0].update(count="many"),
 }
 

@@ -53,4 +53,4 @@ def require_plausible(field: str, bytes_per_s: float, most: float = MAX_BANDWIDT
 
 
 def _shown(value: float) -> str:
-    return f"{value:g}" if abs(value) < 1e300 or math.isnan(value) else "a number of hundreds of digits"
+    return "a number of hundreds of digits" if 1e300 <= abs(value) < math.inf else f"{value:g}"

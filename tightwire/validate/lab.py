@@ -100,9 +100,11 @@ def table() -> Table:
                 name=f"{cell.name}: {row.plan}",
                 group=cell.name,
                 measured=row.step_s,
-                predicted=predict(row.plan, profile, calibration.cluster).step_s,
+                predicted=found.step_s,
+                stated=(found.low_s, found.high_s),
             )
             for row in rows
+            if (found := predict(row.plan, profile, calibration.cluster))
         ]
     return Table(
         name="lab",

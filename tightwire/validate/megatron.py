@@ -9,7 +9,7 @@ from functools import cache
 from tightwire.parallel import Accelerators, Layout, Training, Transformer, predict_iteration
 from tightwire.validate import published
 from tightwire.validate.fitting import Prior, as_numbers, fit
-from tightwire.validate.table import Point, Table
+from tightwire.validate.table import Point, Table, deviation_of, interval
 
 # Peaks and rates that A100 nodes are known to reach: NVIDIA A100 data sheet (312 TFLOP/s, 2 TB/s, NVLink 300 GB/s each
 # way, one 200 Gb/s line per device), less what large products, passes and rings lose.
@@ -55,9 +55,11 @@ def table() -> Table:
             name=f"{case.model.hidden} wide: {case.how}",
             group=f"{case.model.hidden} wide on {case.how.workers}",
             measured=case.seconds,
-            predicted=predict(fitted[case.family], case),
+            predicted=predicted,
+            stated=interval(predicted, deviation_without(case.family)),
         )
         for case in known
+        if (predicted := predict(fitted[case.family], case))
     )
     return Table(
         name="Megatron",
@@ -74,6 +76,16 @@ def fitted_without(family: tuple[int, ...]) -> Accelerators:
     """Returns the constants fitted on every family but this one."""
     others = [(case, case.seconds) for case in cases() if case.family != family]
     return fit(Accelerators, PRIORS, predict, others)
+
+
+@cache
+def deviation_without(family: tuple[int, ...]) -> float:
+    """Returns how far families were predicted off that were left out beside this one: two are left out, one counts.
+
+    What is left inside a fit says too little of a family that nobody saw.
+    """
+    others = [case for case in cases() if case.family != family]
+    return deviation_of(((predict(fitted_without(case.family), case), case.seconds) for case in others), 0)
 
 
 def cases() -> Iterator[Case]:

@@ -9,10 +9,10 @@ from functools import partial
 
 from tightwire.cluster.imports import measured_all_reduce
 from tightwire.cluster.pieces import SCATTER
-from tightwire.simulate.interval import COVERAGE, DEVIATIONS
+from tightwire.simulate.interval import COVERAGE
 from tightwire.validate import published
 from tightwire.validate.fitting import Prior, fit
-from tightwire.validate.table import Point, Table
+from tightwire.validate.table import Point, Table, interval
 
 MIB = 2**20
 # NVLinks between the eight V100 of a DGX-1 (NVIDIA DGX-1 with Tesla V100 system architecture, figure 4).
@@ -88,7 +88,7 @@ def _between_sizes() -> Iterator[tuple[Point, int]]:
         cluster = measured_all_reduce([(case.num_bytes, case.seconds) for case in group[::2]], ranks)
         fit = cluster.fits[0]
         # What the fit leaves open, and what times scatter by where two lines meet in as many constants as points.
-        reach = DEVIATIONS * math.hypot(fit.residual, SCATTER)
+        deviation = math.hypot(fit.residual, SCATTER)
         for place, case in enumerate(group):
             predicted = fit.seconds(2 * (ranks - 1) / ranks * case.num_bytes)
             point = Point(
@@ -96,9 +96,8 @@ def _between_sizes() -> Iterator[tuple[Point, int]]:
                 group=case.table,
                 measured=case.seconds,
                 predicted=predicted,
-                low=predicted * (1 - reach),
-                high=predicted * (1 + reach),
                 held_out=place % 2 == 1,
+                stated=interval(predicted, deviation),
             )
             yield point, case.num_bytes
 

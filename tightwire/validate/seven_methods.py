@@ -26,7 +26,7 @@ from tightwire.simulate.cost import BucketCost
 from tightwire.simulate.step import StepSimulation
 from tightwire.validate import published
 from tightwire.validate.fitting import Prior, as_numbers, fit
-from tightwire.validate.table import Point, Table
+from tightwire.validate.table import Point, Table, deviation_of, interval
 
 MODELS = {"ResNet-50": "resnet50", "BERT-Base": "bert-base"}
 FITTED_MODEL, FITTED_GPUS = "BERT-Base", (4, 8)
@@ -215,16 +215,21 @@ def table() -> Table:
         of_network = [case for case in cases() if case.network == network]
         measured = [(case, case.samples_per_s) for case in of_network if case.is_fitted]
         testbed = fit(Testbed, priors(network), predict, measured)
+        deviation = deviation_of(
+            ((predict(testbed, case), value) for case, value in measured), len(priors(network))
+        )
         constants |= {f"{network}: {name}": value for name, value in as_numbers(testbed).items()}
         points += [
             Point(
                 name=f"{case.model}, {case.network}, {case.method}, {case.gpus} GPUs",
                 group=f"{case.model}, {case.network}, {case.gpus} GPUs",
                 measured=case.samples_per_s,
-                predicted=predict(testbed, case),
+                predicted=predicted,
                 held_out=not case.is_fitted,
+                stated=interval(predicted, deviation),
             )
             for case in of_network
+            if (predicted := predict(testbed, case))
         ]
     return Table(
         name="seven methods",

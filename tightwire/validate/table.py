@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from tightwire.simulate.interval import DEVIATIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +21,7 @@ class Point:
         measured: in any unit, and
         predicted: in the same.
         held_out: the prediction's constants were not fitted on it.
-        low: the lower end of the interval that the prediction states, if it states one.
-        high: its upper end.
+        stated: the interval that the prediction states, if it states one: its lower end and its upper.
     """
 
     name: str
@@ -27,13 +29,24 @@ class Point:
     measured: float
     predicted: float
     held_out: bool = True
-    low: float | None = None
-    high: float | None = None
+    stated: tuple[float, float] | None = None
 
     @property
     def error(self) -> float:
         """The prediction's relative error, without its sign."""
         return abs(self.predicted / self.measured - 1)
+
+
+def interval(predicted: float, deviation: float) -> tuple[float, float]:
+    """Returns the ends of the interval that holds 80 %, where logarithms of errors deviate so much."""
+    reach = math.exp(DEVIATIONS * deviation)
+    return predicted / reach, predicted * reach
+
+
+def deviation_of(pairs: Iterable[tuple[float, float]], constants: int) -> float:
+    """Returns the standard deviation of log(predicted / measured), with as many constants fitted to the pairs."""
+    errors = [math.log(predicted / measured) ** 2 for predicted, measured in pairs]
+    return math.sqrt(sum(errors) / max(1, len(errors) - constants))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +110,7 @@ class Table:
 
 def _coverage(points: Sequence[Point]) -> float | None:
     """Returns the share of points inside the intervals that their predictions state; None where none does."""
-    inside = [p.low <= p.measured <= p.high for p in points if p.low is not None and p.high is not None]
+    inside = [p.stated[0] <= p.measured <= p.stated[1] for p in points if p.stated is not None]
     return statistics.fmean(inside) if inside else None
 
 

@@ -26,6 +26,7 @@ BYTES_PER_S = {
 }  # fmt: skip
 SECONDS = {"ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 MOST_LINKS = 200_000
+MOST_PARTS = 20_000
 
 Part = Mapping[str, Any]
 Place = tuple[str, int, str, int]  # instance, its number, component, its number
@@ -56,9 +57,12 @@ class _Reading:
             raise FileError("an InfraGraph file has devices and instances, and one of them is missing.")
         self._content = content
         self._devices: dict[str, Part] = {device["name"]: device for device in content["devices"]}
-        self._instances = {
-            i["name"]: (str(i["device"]), int(i.get("count", 1))) for i in content["instances"]
-        }
+        self._instances = {i["name"]: (str(i["device"]), _count(i)) for i in content["instances"]}
+        parts = (part for device in content["devices"] for part in device["components"])
+        counts = [(name, count) for name, (_, count) in self._instances.items()]
+        for name, count in [*counts, *((part["name"], _count(part)) for part in parts)]:
+            if not 0 < count <= MOST_PARTS:
+                raise FileError(f"{str(name)[:60]}: count {count} is outside 1 … {MOST_PARTS:,}.")
         if unknown := [device for device, _ in self._instances.values() if device not in self._devices]:
             raise FileError(f"instances: {unknown[0]!r} is no device of this file.")
         shared = list(content.get("links") or [])
@@ -100,7 +104,7 @@ class _Reading:
         for instance, (device, count) in self._instances.items():
             for number, part in itertools.product(range(count), self._devices[device]["components"]):
                 if str(part.get("choice")) in WORKERS or str(part["name"]) in WORKERS:
-                    for place in range(int(part.get("count", 1))):
+                    for place in range(_count(part)):
                         yield instance, number, str(part["name"]), place
 
     def _edges(self) -> Iterator[tuple[Part, Part | None, list[Place], list[Place]]]:
@@ -134,7 +138,7 @@ class _Reading:
         def count(name: str) -> int:
             if name not in parts:
                 raise FileError(f"edges: {name!r} is no component of {self._instance(instance)[0]}.")
-            return int(parts[name].get("count", 1))
+            return _count(parts[name])
 
         name, places = _range(component, count)
         return [(instance, number, name, place) for number in numbers for place in places]
@@ -159,6 +163,10 @@ class _Reading:
         return rate, latency_s
 
 
+def _count(part: Part) -> int:
+    return int(part.get("count", 1))
+
+
 def _range(text: str, count_of: Any) -> tuple[str, range]:
     """Reads `npu`, `npu[1]` or `npu[0:2]`."""
     match = re.fullmatch(r"([^\[\]]+)(?:\[(\d{1,6})(?::(\d{1,6}))?\])?", text.strip())
@@ -166,8 +174,6 @@ def _range(text: str, count_of: Any) -> tuple[str, range]:
         raise FileError(f"edges: {text[:60]!r} is no component or instance, such as npu, npu[0] or npu[0:2].")
     name, first, last = match[1], match[2], match[3]
     count = int(count_of(name))
-    if not 0 < count <= MOST_LINKS:
-        raise FileError(f"{name}: count {count} is outside 1 … {MOST_LINKS:,}.")
     if first is None:
         return name, range(count)
     chosen = range(int(first), int(last) if last is not None else int(first) + 1)

@@ -16,6 +16,8 @@ from tightwire.cluster.imports import measured_all_reduce
 from tightwire.errors import FileError
 from tightwire.profile.traces.events import Event, Trace, item_bytes, read
 
+MOST_ELEMENTS = 10**13
+
 Call = tuple[int, float]  # bytes, seconds
 
 
@@ -83,7 +85,7 @@ def _all_reduces(trace: Trace) -> dict[Group, list[Call]]:
         if (
             not isinstance(nelems, int)
             or isinstance(nelems, bool)
-            or nelems <= 0
+            or not 0 < nelems < MOST_ELEMENTS
             or event.end_s <= event.start_s
         ):
             continue
