@@ -5,7 +5,9 @@ import torch
 from torch import Tensor
 
 from tests.kernels.test_sparse import NUMEL, inputs
+from tightwire.compression.dct import _waves
 from tightwire.kernels import cpu, reference
+from tightwire.kernels._rotations import cosine_network, cosine_scale
 from tightwire.kernels._sampling import NUM_BINS, ONE, SHIFT, probability_scale
 
 FINITE = {name: x for name, x in inputs().items() if name != "not finite"}
@@ -131,18 +133,28 @@ def test_mean_magnitudes() -> None:
 
 
 @pytest.mark.parametrize("name", FINITE)
-def test_the_strongest_waves_are_found_and_taken_away(name: str) -> None:
+@pytest.mark.parametrize("chunk", [64, 128, 256])
+def test_the_strongest_waves_are_found_and_taken_away(name: str, chunk: int) -> None:
     x = FINITE[name][:5003]
-    grid = torch.arange(64, dtype=torch.float32)
-    forward = torch.cos((2 * grid[:, None] + 1) * grid * torch.pi / 128) / 64
-    waves = (forward, (128 * forward.t()).contiguous())
-    for kept in (1, 2, 7):
+    waves = _waves(chunk, torch.device("cpu"))
+    for kept in (1, 2, 3, 8, 9, 20):
         ended = []
         for kernels in (cpu, reference):
-            left, message = x.clone(), torch.empty(79 * kept * 6, dtype=torch.uint8)
+            left, message = x.clone(), torch.empty(-(-5003 // chunk) * kept * 6, dtype=torch.uint8)
             kernels.encode_cosines(left, waves, (1e38, 1e37), kept, message)
             out = torch.zeros_like(x)
-            assert kernels.decode_cosines(message, out, waves[1], kept, 1)
+            assert kernels.decode_cosines(message, out, waves, kept, 1)
             ended.append((left, message, out))
         assert all(torch.equal(ours, expected) for ours, expected in zip(*ended, strict=True))
         torch.testing.assert_close(ended[0][0] + ended[0][2], x, rtol=1e-5, atol=1e-5 * float(x.abs().max()))
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 64, 256])
+def test_rotations_make_a_cosine_transform(n: int) -> None:
+    """Of the matrix's transpose, for waves are orthogonal: coefficients times waves are the elements."""
+    network, x = cosine_network(n), torch.randn(n, generator=torch.Generator().manual_seed(n)).double()
+    y = x * cosine_scale(n)
+    for (p, q), (a, b, c, d) in zip(network.pairs.tolist(), network.weights.tolist(), strict=True):
+        y[p], y[q] = a * y[p] + b * y[q], c * y[q] + d * y[p]
+    waves = _waves(n, torch.device("cpu")).double()
+    torch.testing.assert_close(y[network.order] @ waves, x, rtol=1e-5, atol=1e-5)

@@ -70,7 +70,7 @@ class Cosines(Codec):
         half = min(torch.finfo(x.dtype).max, torch.finfo(torch.float32).max) / 2
         bounds = (half, half / (2 * self.kept))
         wide = x if x.dtype == torch.float32 else widened(x)
-        kernels.of(x).encode_cosines(wide, _matrices(self.chunk, x.device), bounds, self.kept, message)
+        kernels.of(x).encode_cosines(wide, _waves(self.chunk, x.device), bounds, self.kept, message)
         if wide is not x:
             x.sub_(self._decoded(message, x))
 
@@ -89,8 +89,8 @@ class Cosines(Codec):
             out.copy_(self._decoded(message, out))
 
     def _put(self, message: Tensor, out: Tensor, how: int) -> None:
-        _, backward = _matrices(self.chunk, out.device)
-        if not kernels.of(out).decode_cosines(message, out, backward, self.kept, how):
+        waves = _waves(self.chunk, out.device)
+        if not kernels.of(out).decode_cosines(message, out, waves, self.kept, how):
             raise unreadable(self, out)
 
     def _decoded(self, message: Tensor, like: Tensor) -> Tensor:
@@ -110,8 +110,8 @@ class Cosines(Codec):
 
 
 @functools.cache
-def _matrices(chunk: int, device: Any) -> tuple[Tensor, Tensor]:
-    """Returns what an element adds to each coefficient, and the wave of each coefficient; (chunk, chunk) float32.
+def _waves(chunk: int, device: Any) -> Tensor:
+    """Returns the wave of each coefficient, (chunk, chunk) float32.
 
     Scaled so that no coefficient is larger than the largest element.
     """
@@ -122,4 +122,4 @@ def _matrices(chunk: int, device: Any) -> tuple[Tensor, Tensor]:
         dtype=torch.float64,
     )
     waves[0] *= math.sqrt(0.5)
-    return (waves.t() / chunk).float().contiguous().to(device), (2 * waves).float().to(device)
+    return (2 * waves).float().to(device)

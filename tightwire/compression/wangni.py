@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 from tightwire import kernels
 from tightwire.compression import _normal
 from tightwire.compression._messages import COUNT_BYTES, is_spoiled, spoil, unreadable
-from tightwire.compression.checks import check_ratio, is_finite
+from tightwire.compression.checks import check_ratio
 from tightwire.compression.codec import Combine
 from tightwire.compression.topk import TopK
 from tightwire.compression.widened import WidenedCodec
@@ -55,9 +55,7 @@ class Wangni(WidenedCodec):
         return COUNT_BYTES + 8 * self.room(numel) if numel else 0
 
     def _encode(self, x: Tensor, message: Tensor, seed: int) -> None:
-        if is_finite(x):
-            kernels.of(x).sample_by_magnitude(x, message, self.room(x.numel()), seed)
-        else:
+        if not kernels.of(x).sample_by_magnitude(x, message, self.room(x.numel()), seed):
             spoil(message)
 
     def _decode(self, message: Tensor, out: Tensor, add: bool) -> None:

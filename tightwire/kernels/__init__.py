@@ -20,7 +20,7 @@ theme:
 | | `select_dominant_sign`, `mean_magnitude` | which elements: the largest of the sign that has larger ones |
 | `sampling` | `sample_by_magnitude` | elements at random, larger ones more often; `scatter_sparse` reads them |
 | | `shared_indices` | random indices, the same for all who know the seed |
-| `cosines` | `encode_cosines`, `decode_cosines`, `cosine_transform` | the strongest cosine waves of every chunk |
+| `cosines` | `encode_cosines`, `decode_cosines` | the strongest cosine waves of every chunk |
 | `entropy` | `encode_entropy`, `decode_entropy` | floats without loss: exponents in fewer bits |
 | `sketches` | `add_to_sketch`, `estimate_from_sketch` | a count-sketch, and the estimates it gives |
 

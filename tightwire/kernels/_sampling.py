@@ -7,8 +7,11 @@ from typing import Any
 # Float32 magnitudes are counted by this many leading bits: exponent, and the first three of the fraction.
 SHIFT = 20
 NUM_BINS = 1 << (31 - SHIFT)
+# The first of them that counts infinities and NaN.
+NOT_FINITE = 0x7F800000 >> SHIFT
 # Probabilities are counted in whole units of 1/ONE, so that their sums are exact in any order.
-ONE = 1 << 30
+LOG_ONE = 30
+ONE = 1 << LOG_ONE
 
 
 def probability_scale(counts: Any, k: int) -> float:

@@ -6,7 +6,7 @@ A file holds the calls of a theme, which take tensors; the private one of the sa
 from __future__ import annotations
 
 from tightwire.kernels.cpu.blocks import scatter_blocks, select_blocks
-from tightwire.kernels.cpu.cosines import cosine_transform, decode_cosines, encode_cosines
+from tightwire.kernels.cpu.cosines import decode_cosines, encode_cosines
 from tightwire.kernels.cpu.entropy import decode_entropy, encode_entropy
 from tightwire.kernels.cpu.floats import decode_fp8, decode_powers, encode_fp8, encode_powers
 from tightwire.kernels.cpu.halves import decode_half, encode_half
@@ -26,7 +26,6 @@ from tightwire.kernels.cpu.votes import count_votes, decode_votes, encode_votes
 
 __all__ = [
     "add_to_sketch",
-    "cosine_transform",
     "count_votes",
     "decode_cosines",
     "decode_entropy",

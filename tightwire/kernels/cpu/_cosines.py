@@ -1,6 +1,7 @@
-"""Loops that turn chunks into cosines and back.
+"""Loops that turn chunks into their strongest cosine waves and back.
 
-Sums are taken one product after the other, without fused multiplications, so that every device gets the same bits.
+Chunks are transformed side by side: row j of a tile holds element j of each, so that a rotation of two elements is two
+rows of memory. Products are never fused with sums, so that every device gets the same bits.
 """
 
 from __future__ import annotations
@@ -12,51 +13,40 @@ from numba import njit
 
 from tightwire.kernels.cpu._bits import F32, INFINITY, LOOP, MAGNITUDE, U32, float_of
 from tightwire.kernels.cpu._blocks import select_from
+from tightwire.kernels.cpu._vectors import LANES, SIDE, largest_of_columns, transpose
 
-# Chunks whose coefficients are held at a time.
-TILE = 32
+# Elements that are transformed together: what the nearest cache holds beside all else.
+TILE = 4096
+# Beyond so many waves of a chunk, finding them chunk by chunk is faster.
+FEW = 8
+find_one, find_two, find_four, find_eight = (largest_of_columns(kept) for kept in (1, 2, 4, 8))
 
 
 @njit(**LOOP)
-def cosine_transform(x: Any, forward: Any, largest: Any, limit: Any, coefficients: Any) -> None:
-    """Writes the coefficients of every chunk of `x`, the last one filled up with zeros.
+def fill_tile(x: Any, scale: Any, tile: Any) -> None:
+    """Writes consecutive chunks, as many as a tile has columns, to these, scaled.
 
     Args:
         x: float32.
-        forward: (chunk, chunk); row i is what an element at place i adds to the coefficients; chunk is even.
-        largest: a chunk with a finite magnitude beyond it has no coefficients.
-        limit: what finite coefficients are cut to.
-        coefficients: whole chunks of float32; overwritten.
+        scale: of all elements.
+        tile: (chunk, columns) float32.
     """
-    chunk = forward.shape[0]
-    padded = np.zeros(chunk, np.float32)
-    total = np.empty(chunk, np.float32)
-    for first in range(0, coefficients.size, chunk):
-        here = x[first : first + chunk]
-        if here.size < chunk:
-            padded[: here.size] = here
-            here = padded
-        total[:] = F32(0)
-        for i in range(0, chunk, 4):
-            a, b, c, d = here[i], here[i + 1], here[i + 2], here[i + 3]
-            fa, fb, fc, fd = forward[i], forward[i + 1], forward[i + 2], forward[i + 3]
-            for j in range(chunk):
-                total[j] = total[j] + a * fa[j] + b * fb[j] + c * fc[j] + d * fd[j]
-        out = coefficients[first : first + chunk]
-        if exceeds(here, largest):
-            total[:] = F32(0)
-        for j in range(chunk):
-            out[j] = limited(total[j], limit)
+    chunk, columns = tile.shape
+    for column in range(0, columns, SIDE):
+        for i in range(0, chunk, SIDE):
+            transpose(x, column * chunk + i, chunk, scale, tile, i * columns + column, columns)
 
 
 @njit(**LOOP)
-def exceeds(here: Any, largest: Any) -> Any:
-    """Whether a chunk is finite, and a magnitude in it beyond `largest`."""
-    most = U32(0)
-    bits = here.view(np.uint32)
-    for i in range(bits.size):
-        most = max(most, U32(bits[i] & MAGNITUDE))
-    return most < INFINITY and float_of(most) > largest
+def rotate(tile: Any, pairs: Any, weights: Any) -> None:
+    """Applies rotations to pairs of rows; see `_rotations.CosineNetwork`."""
+    for k in range(len(pairs)):
+        a, b = tile[pairs[k, 0]], tile[pairs[k, 1]]
+        p, q, r, s = weights[k, 0], weights[k, 1], weights[k, 2], weights[k, 3]
+        for column in range(a.size):
+            first, second = a[column], b[column]
+            a[column] = p * first + q * second
+            b[column] = r * second + s * first
 
 
 @njit(**LOOP)
@@ -68,32 +58,130 @@ def limited(value: Any, limit: Any) -> Any:
 
 
 @njit(**LOOP)
-def encode_cosines(x: Any, waves: Any, bounds: Any, kept: Any, step: Any, message: Any) -> None:
-    """Moves the strongest waves of every chunk of `x` to the message, some chunks at a time, while they are in cache.
+def find_few(tile: Any, order: Any, kept: Any, places: Any) -> None:
+    """Finds the largest magnitudes of every column, by descending magnitude, the first among equals before others.
+
+    Args:
+        tile: (chunk, columns) float32.
+        order: (chunk,), the row of each coefficient.
+        kept: how many; at most `FEW`.
+        places: (FEW, columns) int32, whose they are; may have more than are kept.
+    """
+    for column in range(0, tile.shape[1], LANES):
+        if kept == 1:
+            find_one(tile, order, column, places)
+        elif kept == 2:
+            find_two(tile, order, column, places)
+        elif kept <= 4:
+            find_four(tile, order, column, places)
+        else:
+            find_eight(tile, order, column, places)
+
+
+@njit(**LOOP)
+def take_few(
+    tile: Any,
+    column: Any,
+    order: Any,
+    places: Any,
+    kept: Any,
+    limit: Any,
+    first: Any,
+    indices: Any,
+    values: Any,
+) -> None:
+    """Writes a few coefficients of a column by ascending index, from slot `first` on."""
+    for j in range(kept):
+        slot = first + j
+        place = places[j, column]
+        while slot > first and indices[slot - 1] > place:
+            indices[slot] = indices[slot - 1]
+            slot -= 1
+        indices[slot] = place
+    for slot in range(first, first + kept):
+        values[slot] = limited(tile[order[indices[slot]], column], limit)
+
+
+@njit(**LOOP)
+def take_many(coefficients: Any, limit: Any, step: Any, low: Any, indices: Any, values: Any) -> Any:
+    """Writes the largest of a chunk's coefficients; returns a guess at what the next chunk's reach."""
+    kept = (indices.size, 0)
+    bits, out = coefficients.view(np.uint32), values.view(np.uint32)
+    low = select_from(bits, MAGNITUDE, step, coefficients.size, kept, indices, out, low)
+    for j in range(values.size):
+        values[j] = limited(values[j], limit)
+    return low
+
+
+@njit(**LOOP)
+def encode_cosines(
+    x: Any, backward: Any, network: Any, bounds: Any, kept: Any, step: Any, message: Any
+) -> None:
+    """Moves the strongest waves of every chunk of `x` to the message, a tile at a time, while it is in cache.
 
     Args:
         x: float32.
-        waves: `forward` and `backward`, as for the two directions.
-        bounds: `largest` and `limit`, as for `cosine_transform`.
+        backward: (chunk, chunk); row j is the wave of coefficient j.
+        network: pairs, weights and order of a `CosineNetwork`.
+        bounds: `scale` of what is transformed, `largest` and `limit` as the reference has them.
         kept: waves per chunk.
-        step: as for `blocks.select_blocks`.
+        step: as for `_blocks.select_blocks`.
         message: uint16 indices within chunks, ascending, then float32 coefficients.
     """
-    forward, backward = waves
-    chunk = forward.shape[0]
+    (pairs, weights, order), (scale, most, limit) = network, bounds
+    chunk = order.size
+    columns = TILE // chunk
     total = (x.size + chunk - 1) // chunk * kept
-    indices, values = message[: 2 * total].view(np.uint16), message[2 * total :].view(np.uint32)
-    room = np.empty(TILE * chunk, np.float32)
+    indices, values = message[: 2 * total].view(np.uint16), message[2 * total :].view(np.float32)
+    tile, places = np.empty((chunk, columns), np.float32), np.empty((FEW, columns), np.int32)
+    coefficients, padded = np.empty(chunk, np.float32), np.zeros(TILE, np.float32)
     low = MAGNITUDE
-    for first in range(0, x.size, TILE * chunk):
-        here = x[first : first + TILE * chunk]
-        chunks = (here.size + chunk - 1) // chunk
-        coefficients = room[: chunks * chunk]
-        cosine_transform(here, forward, bounds[0], bounds[1], coefficients)
-        slots = slice(first // chunk * kept, (first // chunk + chunks) * kept)
-        bits = coefficients.view(np.uint32)
-        low = select_from(bits, MAGNITUDE, step, chunk, (kept, 0), indices[slots], values[slots], low)
-        decode_cosines(indices[slots], values[slots].view(np.float32), backward, kept, here, -1)
+    for first in range(0, x.size, TILE):
+        here = x[first : first + TILE]
+        if here.size < TILE:
+            padded[: here.size] = here
+            here = padded
+        fill_tile(here, scale, tile)
+        rotate(tile, pairs, weights)
+        if kept <= FEW:
+            find_few(tile, order, kept, places)
+        has_large = exceeds(here, most)
+        chunks = (min(TILE, x.size - first) + chunk - 1) // chunk
+        start = first // chunk * kept
+        for column in range(chunks):
+            slot = start + column * kept
+            if has_large and exceeds_alone(here[column * chunk : (column + 1) * chunk], most):
+                for j in range(kept):
+                    indices[slot + j], values[slot + j] = j, F32(0)
+            elif kept <= FEW:
+                take_few(tile, column, order, places, kept, limit, slot, indices, values)
+            else:
+                for j in range(chunk):
+                    coefficients[j] = tile[order[j], column]
+                end = slot + kept
+                low = take_many(coefficients, limit, step, low, indices[slot:end], values[slot:end])
+        end = start + chunks * kept
+        decode_cosines(indices[start:end], values[start:end], backward, kept, x[first : first + TILE], -1)
+
+
+@njit(**LOOP)
+def exceeds(here: Any, largest: Any) -> Any:
+    """Whether any magnitude is beyond `largest`, or not finite."""
+    most = U32(0)
+    bits = here.view(np.uint32)
+    for i in range(bits.size):
+        most = max(most, U32(bits[i] & MAGNITUDE))
+    return not float_of(most) <= largest
+
+
+@njit(**LOOP)
+def exceeds_alone(here: Any, largest: Any) -> Any:
+    """Whether a chunk is finite, and a magnitude in it beyond `largest`."""
+    most = U32(0)
+    bits = here.view(np.uint32)
+    for i in range(bits.size):
+        most = max(most, U32(bits[i] & MAGNITUDE))
+    return most < INFINITY and float_of(most) > largest
 
 
 @njit(**LOOP)

@@ -2,7 +2,7 @@
 
 Elements are hashed in lanes of 16 neighbours, which lie side by side in a row too: a row is 16 sketches that
 interleave, each element's place and sign are still drawn by a hash, and memory is read and written in whole
-cache lines.
+cache lines. Hashes are drawn for some groups of neighbours at a time, by whole vectors.
 """
 
 from __future__ import annotations
@@ -12,101 +12,74 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from tightwire.kernels.cpu._bits import LOOP, U32, float_of, random_bits
+from tightwire.kernels.cpu._bits import LOOP, U32, random_bits
+from tightwire.kernels.cpu._vectors import LANES, add_signed, median_of_rows
 
-LANES = 16
-
-
-@njit(inline="always")
-def spot(group: Any, row: Any, rows: Any, width: Any, keys: Any) -> Any:
-    """Returns where a group of neighbours lies in a row."""
-    drawn = np.uint64(random_bits(U32(2 * (group * rows + row)), keys[0], keys[1]))
-    return np.int64((drawn * np.uint64(width)) >> np.uint64(32)) * LANES
+# Groups whose hashes are drawn together.
+TILE = 128
+median_of_one, median_of_three, median_of_five = (median_of_rows(rows) for rows in (1, 3, 5))
 
 
-@njit(inline="always")
-def signs(group: Any, row: Any, rows: Any, keys: Any) -> Any:
-    """Returns a bit per neighbour: whether it is subtracted."""
-    return random_bits(U32(2 * (group * rows + row) + 1), keys[0], keys[1])
+@njit(**LOOP)
+def draw_hashes(first: Any, count: Any, rows: Any, columns: Any, keys: Any, places: Any, bits: Any) -> None:
+    """Writes where in the flat table groups of neighbours lie, and a bit per neighbour: whether it is subtracted.
+
+    Args:
+        first: of the hashes, each group having one per row.
+        count: of hashes; a multiple of `rows`.
+        rows: of the table.
+        columns: of the table.
+        keys: of the randomness.
+        places: (≥ count,) int64.
+        bits: (≥ count,) uint32.
+    """
+    width = np.uint64(columns // LANES)
+    for j in range(count):
+        index = U32(2 * (first + j))
+        drawn = np.uint64(random_bits(index, keys[0], keys[1]))
+        bits[j] = random_bits(U32(index + U32(1)), keys[0], keys[1])
+        places[j] = np.int64((drawn * width) >> np.uint64(32)) * LANES
+    for row in range(1, rows):
+        for j in range(row, count, rows):
+            places[j] += row * columns
 
 
 @njit(**LOOP)
 def add_to_sketch(x: Any, table: Any, keys: Any) -> None:
     """Adds float32 `x` to a table of (rows, width·LANES)."""
-    rows, width = table.shape[0], table.shape[1] // LANES
-    values, padded = x.view(np.uint32), np.zeros(LANES, np.uint32)
-    for group in range((x.size + LANES - 1) // LANES):
-        here = values[group * LANES : (group + 1) * LANES]
-        if here.size < LANES:
-            padded[: here.size] = here
-            here = padded
-        for row in range(rows):
-            bits = signs(group, row, rows, keys)
-            place = spot(group, row, rows, width, keys)
-            there = table[row, place : place + LANES]
-            for lane in range(LANES):
-                there[lane] += turned(here[lane], bits, lane)
-
-
-@njit(inline="always")
-def turned(value: Any, bits: Any, lane: Any) -> Any:
-    """Returns the float32 of these bits, its sign turned if the bit of its lane says so."""
-    return float_of(U32(value ^ U32(U32(bits << U32(31 - lane)) & U32(0x80000000))))
-
-
-@njit(inline="always")
-def middle(a: Any, b: Any, c: Any) -> Any:
-    """Returns the median of three."""
-    return larger(smaller(a, b), smaller(larger(a, b), c))
-
-
-@njit(inline="always")
-def smaller(a: Any, b: Any) -> Any:
-    """Returns the smaller one, by an instruction that works on many at once, unlike `min`, which cares for NaN."""
-    return a if a < b else b
-
-
-@njit(inline="always")
-def larger(a: Any, b: Any) -> Any:
-    """Returns the larger one; see `smaller`."""
-    return a if a > b else b
+    rows, columns = table.shape
+    places, bits = np.empty(TILE * rows, np.int64), np.empty(TILE * rows, np.uint32)
+    groups, whole = (x.size + LANES - 1) // LANES, x.size // LANES
+    padded = np.zeros(LANES, np.float32)
+    padded[: x.size - whole * LANES] = x[whole * LANES :]
+    for first in range(0, groups, TILE):
+        count = min(TILE, groups - first)
+        draw_hashes(first * rows, count * rows, rows, columns, keys, places, bits)
+        for j in range(min(count, whole - first)):
+            for k in range(j * rows, (j + 1) * rows):
+                add_signed(x, (first + j) * LANES, bits[k], table, places[k])
+        if first + count > whole:
+            for k in range((count - 1) * rows, count * rows):
+                add_signed(padded, 0, bits[k], table, places[k])
 
 
 @njit(**LOOP)
 def estimate_from_sketch(table: Any, out: Any, keys: Any) -> None:
     """Writes the estimate of every element: the median over 1, 3 or 5 rows."""
-    rows, width = table.shape[0], table.shape[1] // LANES
-    values = table.view(np.uint32)
-    a, b, c = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    d, e = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    for group in range((out.size + LANES - 1) // LANES):
-        look(values, group, 0, rows, width, keys, a)
-        if rows >= 3:
-            look(values, group, 1, rows, width, keys, b)
-            look(values, group, 2, rows, width, keys, c)
-        if rows == 5:
-            look(values, group, 3, rows, width, keys, d)
-            look(values, group, 4, rows, width, keys, e)
-            for lane in range(LANES):
-                low = larger(smaller(a[lane], b[lane]), smaller(c[lane], d[lane]))
-                c[lane] = smaller(larger(a[lane], b[lane]), larger(c[lane], d[lane]))
-                a[lane], b[lane] = low, e[lane]
-        if rows >= 3:
-            for lane in range(LANES):
-                a[lane] = middle(a[lane], b[lane], c[lane])
-        here = out[group * LANES : (group + 1) * LANES]
-        if here.size == LANES:
-            for lane in range(LANES):
-                here[lane] = a[lane]
-        else:
-            here[:] = a[: here.size]
-
-
-@njit(inline="always")
-def look(values: Any, group: Any, row: Any, rows: Any, width: Any, keys: Any, seen: Any) -> None:
-    """Reads what one row says of a group."""
-    bits = signs(group, row, rows, keys)
-    place = spot(group, row, rows, width, keys)
-    there = values[row, place : place + LANES]
-    for lane in range(LANES):
-        seen[lane] = turned(there[lane], bits, lane)
+    rows, columns = table.shape
+    places, bits = np.empty(TILE * rows, np.int64), np.empty(TILE * rows, np.uint32)
+    groups, whole = (out.size + LANES - 1) // LANES, out.size // LANES
+    padded = np.empty(LANES, np.float32)
+    for first in range(0, groups, TILE):
+        count = min(TILE, groups - first)
+        draw_hashes(first * rows, count * rows, rows, columns, keys, places, bits)
+        for j in range(count):
+            is_whole = first + j < whole
+            here, place = (out, (first + j) * LANES) if is_whole else (padded, 0)
+            if rows == 1:
+                median_of_one(table, places, bits, j, here, place)
+            elif rows == 3:
+                median_of_three(table, places, bits, 3 * j, here, place)
+            else:
+                median_of_five(table, places, bits, 5 * j, here, place)
+    out[whole * LANES :] = padded[: out.size - whole * LANES]

@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from tightwire.kernels._keys import keys_of
-from tightwire.kernels._sampling import NUM_BINS, ONE, SHIFT, probability_scale
+from tightwire.kernels._sampling import NOT_FINITE, NUM_BINS, ONE, SHIFT, probability_scale
 from tightwire.kernels.cpu import _sampling
 from tightwire.kernels.cpu._arrays import numpy_keys
 
@@ -16,9 +16,13 @@ def shared_indices(numel: int, seed: int, out: Tensor) -> None:
     _sampling.shared_indices(numel, numpy_keys(seed), out.numpy())
 
 
-def sample_by_magnitude(x: Tensor, message: Tensor, k: int, seed: int) -> None:
-    """Moves elements of finite float32 `x`, drawn by their magnitude, to the message."""
-    counts = np.zeros((2, NUM_BINS), np.int64)
+def sample_by_magnitude(x: Tensor, message: Tensor, k: int, seed: int) -> bool:
+    """Moves elements of float32 `x`, drawn by their magnitude, to the message; False, nothing done, if not finite."""
+    counts = np.zeros((4, NUM_BINS), np.int32)
     _sampling.histogram(x.numpy().view(np.uint32), np.uint32(SHIFT), counts)
+    found = counts.sum(0)
+    if found[NOT_FINITE:].any():
+        return False
     start = keys_of(seed)[0] % ONE
-    _sampling.sample_by_magnitude(x.numpy(), probability_scale(counts.sum(0), k), start, ONE, message.numpy())
+    _sampling.sample_by_magnitude(x.numpy(), probability_scale(found, k), start, message.numpy())
+    return True

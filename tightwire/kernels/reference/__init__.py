@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tightwire.kernels.reference.blocks import scatter_blocks, select_blocks
-from tightwire.kernels.reference.cosines import cosine_transform, decode_cosines, encode_cosines
+from tightwire.kernels.reference.cosines import decode_cosines, encode_cosines
 from tightwire.kernels.reference.entropy import decode_entropy, encode_entropy
 from tightwire.kernels.reference.floats import decode_fp8, decode_powers, encode_fp8, encode_powers
 from tightwire.kernels.reference.halves import decode_half, encode_half
@@ -23,7 +23,6 @@ from tightwire.kernels.reference.votes import count_votes, decode_votes, encode_
 
 __all__ = [
     "add_to_sketch",
-    "cosine_transform",
     "count_votes",
     "decode_cosines",
     "decode_entropy",

@@ -5,23 +5,47 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tightwire.kernels._rotations import cosine_network, cosine_scale
+from tightwire.kernels.reference._rows import read_as
 from tightwire.kernels.reference.blocks import block_indices, select_blocks
 
 
-def cosine_transform(x: Tensor, forward: Tensor, largest: float, limit: float, coefficients: Tensor) -> None:
-    """Writes the coefficients of every chunk of float32 `x`, the last one filled up with zeros.
+def encode_cosines(
+    x: Tensor, backward: Tensor, bounds: tuple[float, float], kept: int, message: Tensor
+) -> None:
+    """Moves the strongest waves of every chunk of float32 `x` to the message.
 
-    Row i of `forward`, (chunk, chunk), is what an element at place i adds. Finite coefficients are cut to `limit`; a
-    chunk that is finite, and somewhere larger than `largest`, has none.
+    Args:
+        x: float32.
+        backward: (chunk, chunk); row j is the wave of coefficient j.
+        bounds: a chunk that is finite, and somewhere larger than the first, sends zeros; what finite coefficients are
+            cut to.
+        kept: waves per chunk.
+        message: as `decode_cosines` reads it.
     """
-    chunk = forward.shape[0]
-    rows = torch.nn.functional.pad(x, (0, coefficients.numel() - x.numel())).view(-1, chunk)
-    total = torch.zeros_like(rows)
-    for i in range(chunk):
-        total = total + rows[:, i : i + 1] * forward[i]
+    (largest, limit), chunk = bounds, backward.shape[0]
+    rows = torch.nn.functional.pad(x, (0, -x.numel() % chunk)).view(-1, chunk)
+    coefficients = _transformed(rows, chunk)
     most = rows.abs().amax(1, keepdim=True)
-    total = torch.where(most.isfinite() & (most > largest), 0.0, total)
-    coefficients.copy_(torch.where(total.isfinite(), total.clamp(-limit, limit), total).flatten())
+    coefficients = torch.where(most.isfinite() & (most > largest), 0.0, coefficients).flatten()
+    select_blocks(coefficients, message, chunk, (kept, 0))
+    values = read_as(message[2 * rows.shape[0] * kept :], torch.float32)
+    limited = torch.where(values.isfinite(), values.clamp(-limit, limit), values)
+    message[2 * values.numel() :] = limited.view(torch.uint8)
+    decode_cosines(message, x, backward, kept, -1)
+
+
+def _transformed(rows: Tensor, chunk: int) -> Tensor:
+    """Returns the coefficients of every row, rotation by rotation as every device does."""
+    network = cosine_network(chunk)
+    found = rows * torch.tensor(cosine_scale(chunk), dtype=torch.float32)
+    layers = (
+        torch.from_numpy(part).to(rows.device) for part in (network.partners, network.own, network.other)
+    )
+    for partner, own, other in zip(*layers, strict=True):
+        rotated = own * found + other * found[:, partner]
+        found = torch.where(partner == torch.arange(chunk, device=rows.device), found, rotated)
+    return found[:, torch.from_numpy(network.order).to(rows.device)]
 
 
 def decode_cosines(message: Tensor, out: Tensor, backward: Tensor, kept: int, how: int) -> bool:
@@ -45,23 +69,3 @@ def decode_cosines(message: Tensor, out: Tensor, backward: Tensor, kept: int, ho
     else:
         out.add_(waves, alpha=how)
     return True
-
-
-def encode_cosines(
-    x: Tensor, waves: tuple[Tensor, Tensor], bounds: tuple[float, float], kept: int, message: Tensor
-) -> None:
-    """Moves the strongest waves of every chunk of float32 `x` to the message.
-
-    Args:
-        x: float32.
-        waves: `forward` and `backward`, as for the two directions.
-        bounds: `largest` and `limit`, as for `cosine_transform`.
-        kept: waves per chunk.
-        message: as `decode_cosines` reads it.
-    """
-    forward, backward = waves
-    chunk = forward.shape[0]
-    coefficients = torch.empty(-(-x.numel() // chunk) * chunk, device=x.device)
-    cosine_transform(x, forward, *bounds, coefficients)
-    select_blocks(coefficients, message, chunk, (kept, 0))
-    decode_cosines(message, x, backward, kept, -1)

@@ -20,13 +20,18 @@ def shared_indices(numel: int, seed: int, out: Tensor) -> None:
     out.copy_(bounds[:-1] + ((drawn * bounds.diff()) >> 32))
 
 
-def sample_by_magnitude(x: Tensor, message: Tensor, k: int, seed: int) -> None:
-    """Moves elements of finite float32 `x`, drawn by their magnitude, to the message; `x` keeps the difference.
+def sample_by_magnitude(x: Tensor, message: Tensor, k: int, seed: int) -> bool:
+    """Moves elements of float32 `x`, drawn by their magnitude, to the message; `x` keeps the difference.
 
     The probabilities p = min(1, λ|x|), of which λ makes the sum at most k, are summed over the elements; where the sum
     passes a whole number, shifted by a random start, the element is sent as x/p: systematic sampling. The message is as
     that of `select_above`.
+
+    Returns:
+        False, with nothing done, if `x` is not finite.
     """
+    if not x.isfinite().all():
+        return False
     bins = magnitude_bits(x) >> SHIFT
     scale = probability_scale(torch.bincount(bins, minlength=NUM_BINS).cpu().numpy(), k)
     magnitude = x.abs().double()
@@ -38,3 +43,4 @@ def sample_by_magnitude(x: Tensor, message: Tensor, k: int, seed: int) -> None:
     sent = values.clamp(-limit, limit).float()
     write_counted(indices, sent, message, k)
     x[indices] -= sent
+    return True

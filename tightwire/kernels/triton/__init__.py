@@ -11,7 +11,7 @@ hold (blocks beyond 16,384 elements).
 
 from __future__ import annotations
 
-from tightwire.kernels.reference.cosines import cosine_transform, decode_cosines, encode_cosines
+from tightwire.kernels.reference.cosines import decode_cosines, encode_cosines
 from tightwire.kernels.reference.planes import join_planes, split_planes
 from tightwire.kernels.reference.sketches import add_to_sketch, estimate_from_sketch
 from tightwire.kernels.reference.sparse_signs import (
@@ -32,7 +32,6 @@ from tightwire.kernels.triton.votes import count_votes, decode_votes, encode_vot
 
 __all__ = [
     "add_to_sketch",
-    "cosine_transform",
     "count_votes",
     "decode_cosines",
     "decode_entropy",
