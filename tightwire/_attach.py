@@ -132,6 +132,7 @@ def attach(
         optimizers=optimizers,
         membership=Membership(tuple(range(transport.size))),
         left=left,
+        habits=pilot.habits if pilot is not None else None,
         awaits_means=scaler is not None,
         outer=outer,
         workers_per_node=workers_per_node(),

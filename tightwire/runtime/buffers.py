@@ -35,4 +35,8 @@ class BufferSync:
             source = 0
             if self._rounds.popleft() < self.transport.size:  # somebody is finished, perhaps rank 0
                 source = self.transport.exchange(bytes([trains])).index(b"\x01")
-            copy_from(self.transport, self._buffers().values(), source)
+            self.copy(source)
+
+    def copy(self, source: int) -> None:
+        """Makes buffers equal to one rank's. Every member; blocks."""
+        copy_from(self.transport, self._buffers().values(), source)

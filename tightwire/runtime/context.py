@@ -29,6 +29,7 @@ from tightwire.plan import Plan, Route
 from tightwire.runtime.exchange import Exchange
 from tightwire.runtime.membership import Membership, Roll
 from tightwire.runtime.observed import Observed
+from tightwire.runtime.overlap.touch import TouchListener
 from tightwire.runtime.step import Optimizers
 from tightwire.runtime.trace import Tracer, traced
 from tightwire.schedule import BucketFacts, Piece, TensorFacts
@@ -50,6 +51,7 @@ class RunContext:
         model: the user's.
         optimizers: the user's.
         membership: who takes part.
+        habits: is told what the loop does with gradients, while `auto` watches; else None.
         left: names of parameters and buffers that are left as they are on each rank.
         awaits_means: whether gradients are looked at between backward and step, as AMP's scaler does.
         observed: what was measured in this run, for schedules that decide by it.
@@ -68,6 +70,7 @@ class RunContext:
     model: nn.Module
     optimizers: Optimizers
     membership: Membership
+    habits: TouchListener | None = None
     left: frozenset[str] = frozenset()
     awaits_means: bool = False
     observed: Observed = field(default_factory=Observed)

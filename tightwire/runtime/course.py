@@ -97,13 +97,17 @@ class Course:
         if (plan := self._phases.at(step + 1)) is not self.plan:
             self.turn(plan, keep=False)
 
-    def finish(self) -> None:
-        """Meets until all are finished, and follows those that train on. Every member, when its data is over."""
+    def finish(self) -> int:
+        """Meets until all are finished, and follows those that train on; returns the rank that trained longest.
+
+        Every member, when its data is over.
+        """
         while not (told := self.meet(News(why="finish"))).are_finished:
             if turn := told.first("turn"):
                 self._go_on(Plan.parse(turn.plan), keep=False)
             elif told.of("rebuild"):
                 self._rebuild(told)
+        return max(range(len(told.news)), key=lambda rank: told.news[rank].step)
 
     def leave(self) -> None:
         """Leaves with the next round.

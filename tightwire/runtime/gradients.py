@@ -175,6 +175,10 @@ class Gradients:
             self._aside.pop(name, None)
             self._averaged.discard(name)
 
+    def averaged(self) -> list[Tensor]:
+        """Returns the gradients that hold means now."""
+        return [view for name, view in self._views.items() if self._parameters[name].grad is view]
+
     def keep(self) -> None:
         """Keeps what passes taught stages and averagers, of buckets whose means the user has not dropped."""
         for bucket in self._unkept:

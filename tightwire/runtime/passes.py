@@ -30,13 +30,14 @@ class ForwardWatch:
     skip alone pair unlike passes from then on, so the count travels with what they exchange anyway.
 
     Attributes:
+        count: passes seen.
         skipped: training passes, so far, that no backward pass followed.
         saw_changes: before how many training passes parameters were found changed, though no step was seen.
     """
 
     def __init__(self, model: nn.Module, tracer: Tracer) -> None:
         self.skipped = 0
-        self.saw_changes = 0
+        self.saw_changes = self.count = 0
         self._model, self._is_step_seen, self._versions = model, False, -1
         self._tracer = tracer
         self._started_s: list[float] = []
@@ -67,6 +68,7 @@ class ForwardWatch:
 
     def _begin(self, *_: Any) -> None:
         self._started_s.append(time.perf_counter())
+        self.count += 1
         if DistributedDataParallel._active_ddp_module is not None:
             raise AttachError(
                 "the attached model runs inside DistributedDataParallel, which averages gradients too. Call the "

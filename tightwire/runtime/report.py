@@ -26,6 +26,7 @@ class Report:
         predicted_step_s: what the planner expected; None when nothing was predicted.
         baseline_step_s: median step under plain all-reduce measured in this run; None when it was not measured.
         why: the planner's reasons.
+        considered: plans that `auto` looked at, the fastest first, with the seconds that it expected of a step.
         waited_s: how long this worker only waited for others, in all.
         waited_s_by_worker: the same of every worker, by rank, as of `finish`; empty before.
         staleness: how often what was stepped with was so many steps old; empty where nothing ever is.
@@ -45,6 +46,7 @@ class Report:
     predicted_step_s: float | None = None
     baseline_step_s: float | None = None
     why: tuple[str, ...] = ()
+    considered: tuple[tuple[str, float], ...] = ()
     waited_s: float = 0.0
     waited_s_by_worker: tuple[float, ...] = ()
     staleness: Mapping[int, int] = field(default_factory=dict)

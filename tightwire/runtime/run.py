@@ -154,10 +154,15 @@ class Run:
         self._require_open()
         self._course.adopt(plan)
 
-    def ask(self, answer: str) -> str | None:
-        """Returns rank 0's answer to what all ask; None once rank 0 is finished. Every rank that trains; blocks."""
+    def ask(self, answer: str) -> list[str | None]:
+        """Returns what every rank answers; None of those that are finished. Every rank that trains; blocks."""
         told = self._course.meet(News(why="ask", answer=answer))
-        return told.news[0].answer if told.news[0].why == "ask" else None
+        return [news.answer if news.why == "ask" else None for news in told.news]
+
+    @property
+    def forwards(self) -> int:
+        """Forward passes seen on this rank."""
+        return self._passes.count if self._passes is not None else 0
 
     @contextlib.contextmanager
     def accumulate(self) -> Iterator[None]:
@@ -232,7 +237,9 @@ class Run:
         self._accumulated_at = -1
         if self._passes is not None and self.step == 0 and self._passes.saw_changes == 1:
             warnings.warn(STEP_NEVER_SEEN, stacklevel=2)
-        self._course.finish()
+        longest = self._course.finish()
+        if self._syncs_buffers and not self._course.is_alone:
+            self._buffers.copy(longest)
 
     def leave(self) -> None:
         """Leaves for good after the next round of a local method; the run is closed then, and the others go on.
@@ -370,6 +377,7 @@ class Run:
             predicted_step_s=choice.predicted_step_s if choice else self._predicted_step_s,
             baseline_step_s=self._pilot.baseline_step_s if self._pilot else None,
             why=choice.why if choice else self._why,
+            considered=choice.considered if choice else (),
             waited_s=record.waited_s,
             waited_s_by_worker=record.waited_s_by_worker,
             staleness=counts.staleness,

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.nn.parameter import is_lazy
 from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -316,7 +317,7 @@ def _options(group: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yields the options of a group whose values can be compared between processes."""
     for key, value in group.items():
         if key == "params":
-            yield "parameters", str(sum(p.numel() for p in value))
+            yield "parameters", str(sum(p.numel() for p in value if not is_lazy(p)))
         elif isinstance(value, Tensor) and value.numel() == 1:
             yield key, repr(value.item())
         elif isinstance(value, bool | int | float | str | tuple | list | None):

@@ -100,7 +100,7 @@ class Tuner:
         if self.baseline_step_s is None:
             self.baseline_step_s = step_s
         answer = self._search.answer(self._present, step_s) if self._search is not None else {}
-        if (decision := run.ask(json.dumps(answer))) is None:
+        if (decision := run.ask(json.dumps(answer))[0]) is None:
             why = "rank 0, which decides, finished before the search was over; the schedule stays as it was."
             self.choice = Choice(plan=str(run.plan), predicted_step_s=step_s, why=(why,))
             return

@@ -198,7 +198,7 @@ class Shard:
             self._close_round()
             self._land_if_all_left()
             self._changed.notify_all()
-        if not by_intent and seat.is_under_way:
+        if not by_intent and seat.is_under_way and not self._failure:
             warnings.warn(
                 f"the server has lost rank {seat.rank} after its step {seat.clock}; the other workers go on without "
                 "it. Look at its log.",
@@ -338,6 +338,11 @@ class Shard:
             raise PeerError(self._failure, [rank]) from error
         self.updates += 1
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether the optimizer raised."""
+        return bool(self._failure)
+
     def require_sound(self) -> None:
         """Makes sure that the optimizer has not failed.
 
@@ -443,6 +448,7 @@ class Shard:
                     what,
                     self._policy,
                 )
+        self.require_sound()
 
 
 def _some(names: Mapping[str, object]) -> str:

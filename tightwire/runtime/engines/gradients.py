@@ -119,7 +119,7 @@ class GradientEngine(BaseEngine):
         self._roll.close()
 
     def _no_overlap(self) -> NoOverlap:
-        return NoOverlap(self._make, self._begin_round, self._count_users)
+        return NoOverlap(self._make, self._begin_round, self._count_users, self._context.habits)
 
     def _forward_overlap(self, schedule: str) -> ForwardOverlap:
         context = self._context
@@ -134,6 +134,7 @@ class GradientEngine(BaseEngine):
             context.tracer,
             why=schedule,
             awaits_means=context.awaits_means,
+            habits=context.habits,
         )
 
     def _make(self, listener: PassListener) -> Gradients:

@@ -36,6 +36,9 @@ from tightwire.runtime.engines.memory import have_finite_gradients, load_memory,
 from tightwire.schedule import TensorFacts
 from tightwire.sync import Served, Ssp
 
+# How long a server whose optimizer failed goes on telling workers so.
+TELLING_S = 2.0
+
 
 class ServerEngine(BaseEngine):
     """Whoever owns a shard serves it on threads; whoever trains asks all shards in every step.
@@ -199,6 +202,8 @@ class ServerEngine(BaseEngine):
         if self._closed:
             return
         self._closed = True
+        if self._shard is not None and self._shard.has_failed and self._service is not None:
+            self._service.settle(TELLING_S)
         if self._is_clean:
             if self._service is not None:  # others may still be on their way to what this rank has got
                 self._service.settle(self._context.transport.deadline_s)

@@ -22,6 +22,8 @@ from tightwire.runtime.exchange import Exchange
 from tightwire.runtime.gradients import Gradients, PassListener
 from tightwire.runtime.overlap.pending import hold, release
 from tightwire.runtime.overlap.piecemeal import Piecemeal
+from tightwire.runtime.overlap.touch import TouchListener
+from tightwire.runtime.overlap.visible import refuse_compiled, require_visible
 from tightwire.runtime.step import Optimizers
 from tightwire.runtime.trace import Tracer
 
@@ -45,13 +47,18 @@ class NoOverlap:
     """
 
     def __init__(
-        self, make: Callable[[PassListener], Gradients], begin: Begin, count_users: CountUsers
+        self,
+        make: Callable[[PassListener], Gradients],
+        begin: Begin,
+        count_users: CountUsers,
+        habits: TouchListener | None,
     ) -> None:
-        self._begin, self._count_users = begin, count_users
+        self._begin, self._count_users, self._habits = begin, count_users, habits
         self.gradients = make(self)
 
     def before_pass(self) -> None:  # noqa: D102
-        pass
+        if self._habits is not None:
+            self._habits.release()
 
     def begin(self) -> Round:  # noqa: D102
         return self._begin()
@@ -62,6 +69,8 @@ class NoOverlap:
     def end(self, used: Tensor) -> None:  # noqa: D102
         count = self._count_users(used)
         self.gradients.collect(lambda: count().tolist())
+        if self._habits is not None:
+            self._habits.hold(self.gradients.averaged())
 
     def take_exposed_s(self) -> float:
         """Returns 0: what a pass waits is the pass's to count."""
@@ -72,16 +81,19 @@ class NoOverlap:
 
     def before_step(self) -> bool:
         """Returns False: the step is made now."""
+        self.before_pass()
         return False
 
     def after_step(self) -> None:
         """Holds nothing."""
 
     def land_everything(self) -> None:
-        """Returns at once."""
+        """Has nothing under way."""
+        self.before_pass()
 
     def close(self) -> None:
         """Takes the hooks out."""
+        self.before_pass()
         self.gradients.remove()
 
 
@@ -123,6 +135,7 @@ class ForwardOverlap:
         *,
         why: str,
         awaits_means: bool,
+        habits: TouchListener | None = None,
     ) -> None:
         """Puts the hooks in.
 
@@ -137,13 +150,14 @@ class ForwardOverlap:
             tracer: where waits are recorded.
             why: the schedule's name, for errors.
             awaits_means: a scaler looks at gradients before each step, so every pass waits at once.
+            habits: where `auto` chose the schedule: a gradient that is touched is waited for, and that is noted.
 
         Raises:
             AttachError: a model or an optimizer with which this cannot work.
         """
-        _require_visible(model, why)
+        require_visible(model, why)
         self._exposed_s = 0.0
-        self._awaits_means = awaits_means
+        self._awaits_means, self._habits = awaits_means, habits
         self._phase: Literal["landed", "up", "stepped"] = "landed"
         self._parameters, self._exchange, self._begin = parameters, exchange, begin
         self._count_users, self._tracer = count_users, tracer
@@ -185,7 +199,7 @@ class ForwardOverlap:
         self._dropped = set()
         for name, parameter in self._parameters.items():
             parameter.grad = self._views[name]
-            hold(self._views[name], _refuse_touch)
+            hold(self._views[name], self._touch)
         if self._awaits_means:
             self.wait()
 
@@ -303,6 +317,13 @@ class ForwardOverlap:
             for bucket in buckets:
                 self.land(bucket)
 
+    def _touch(self) -> None:
+        """Hears that a gradient is read or changed while its mean is under way."""
+        if self._habits is None:
+            raise AttachError(_TOUCHED)
+        self._habits.note_touch()
+        self.wait()
+
     def _release_gradients(self) -> set[str]:
         """Makes gradients ordinary tensors again; returns of which parameters the user dropped or replaced them."""
         dropped = {n for n, p in self._parameters.items() if p.grad is not self._views[n]}
@@ -351,6 +372,8 @@ class _LandBefore:
     def __call__(self, *_: object) -> None:
         if self._overlap is None:
             return
+        if torch.compiler.is_compiling():
+            refuse_compiled()
         if self._buckets is None:
             self._overlap.land_all()
         else:
@@ -366,20 +389,3 @@ class _LandBefore:
 def _users_of(counted: Tensor) -> list[float] | None:
     """Returns how many ranks have a gradient for each parameter; None where one is not finite."""
     return None if counted.isnan().any() else counted.tolist()
-
-
-def _refuse_touch() -> None:
-    raise AttachError(_TOUCHED)
-
-
-def _require_visible(model: nn.Module, why: str) -> None:
-    for name, module in model.named_modules():
-        kinds = [
-            c.__name__ for c in type(module).__mro__ if c.__name__ in ("ScriptModule", "OptimizedModule")
-        ]
-        if kinds:
-            raise AttachError(
-                f"{name or 'the model'} is scripted or compiled ({kinds[0]}): it reads parameters where nobody sees "
-                f"it, and {why} updates them just before they are read. Attach the module uncompiled, or choose "
-                "another schedule, such as mgwfbp."
-            )
