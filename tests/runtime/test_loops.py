@@ -383,7 +383,7 @@ def test_a_hook_that_takes_the_gradient_is_refused_by_name() -> None:
         with job(transport, "bsp") as j:
             j.model.last.bias.register_post_accumulate_grad_hook(drop)
             with pytest.raises(
-                AttachError, match="parameter last.bias was stepped, or its gradient taken away"
+                AttachError, match=r"parameter last\.bias was stepped, or its gradient taken away"
             ):
                 loss_of(j.model, j.rank, 0).backward()
             j.run.close()
