@@ -336,3 +336,45 @@ def test_local_rounds_of_momenta_need_a_frozen_variance(plan: str, make: object,
             j.step(0)
 
     run_threads(2, worker, deadline_s=20)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_without_gradients_stay_where_they_are(kind: type[ExactVariance]) -> None:
+    """1-bit messages hold something for every element of a block; unused rows must not be moved by it."""
+
+    def worker(transport: Transport) -> Tensor:
+        torch.manual_seed(0)
+        model = nn.Embedding(50, 8)
+        with job(
+            transport, "bsp/allreduce/onebit-adam:5", model=model, optimizer=lambda p: kind(p, 1e-2)
+        ) as j:
+            for step in range(40):
+                j.optimizer.zero_grad()
+                (model(torch.arange(20)) - torch.ones(8) * (step % 3)).square().mean().backward()
+                j.optimizer.step()
+        return model.weight.detach()
+
+    torch.manual_seed(0)
+    start = nn.Embedding(50, 8).weight.detach()
+    for weight in run_threads(2, worker, deadline_s=20):
+        assert torch.equal(weight[20:], start[20:])
+        assert (weight[:20] - start[:20]).abs().min() > 1e-4
+
+
+def test_a_skipped_step_shifts_no_exact_round() -> None:
+    """Rounds 1, 2, 4 and 8 are exact; the step of round 3 is skipped, as by a scaler."""
+
+    def worker(transport: Transport) -> list[int]:
+        plan = "bsp/allreduce/doublesqueeze+ef+ema:0.9+dense-growing:1"
+        learnt = []
+        with job(transport, plan, optimizer=lambda p: OneBitAdam(p, 1e-3)) as j:
+            for step in range(1, 9):
+                j.optimizer.zero_grad()
+                loss_of(j.model, transport.rank, step).backward()
+                if step != 3:
+                    j.optimizer.step()
+                    learnt.append(max(state["learnt"] for state in j.optimizer.state.values()))
+        return learnt
+
+    # The step of round 4 follows a skipped one, whose gradients nobody can tell were dropped.
+    assert run_threads(2, worker, deadline_s=20)[0] == [1, 2, 2, 2, 2, 2, 3]

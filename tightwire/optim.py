@@ -27,7 +27,8 @@ class ExactVariance(torch.optim.Optimizer, abc.ABC):
     """Adam's moments, of which the second learns in some steps only.
 
     Attributes:
-        learns: whether the second moment learns in a step, counted from 1. The first always does.
+        learns: whether the second moment learns in a step, counted from 1: whether the step's gradients are exact,
+            which whoever averages them says. The first always does.
     """
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
@@ -80,6 +81,15 @@ def _deviation(square: Tensor, steps: int, group: dict[str, Any]) -> Tensor:
     return square.sqrt().div_((1 - group["betas"][1] ** steps) ** 0.5).add_(group["eps"])
 
 
+def _known(momentum: Tensor, square: Tensor) -> Tensor:
+    """Returns the momentum where the variance has seen a gradient, and zero elsewhere.
+
+    A codec sends something for every element, also for rows of an embedding that are never looked up; divided by a
+    deviation of almost nothing, that would throw them far. The authors' code masks such rows by hand.
+    """
+    return torch.where(square > 0, momentum, 0.0)
+
+
 @final
 class OneBitAdam(ExactVariance):
     """Adam with decoupled weight decay, whose variance is frozen where gradients are compressed.
@@ -87,7 +97,8 @@ class OneBitAdam(ExactVariance):
     Under `onebit-adam` it is 1-bit Adam (arXiv:2102.02888, Algorithm 1), under `zero-one-adam` 0/1 Adam without local
     steps (arXiv:2202.06009, Algorithm 1 with all steps in T_u), and under `local:16,state=momenta` its local steps.
     Biases towards zero are corrected, of the variance by the number of gradients that it learnt from; a step is made
-    with the momentum that knows its gradient, as in Adam and the authors' code; the paper writes the one before.
+    with the momentum that knows its gradient, as in Adam and the authors' code; the paper writes the one before. An
+    element whose gradient was zero whenever the variance learnt does not move until it learns again.
 
     Under that policy a step also adds to u, what momenta moved since the workers agreed last, in `state["moved"]`:
     x = kept·x_start − u/(√v + ε), weight decay leaving the share `kept`, and `rates` sums step sizes likewise. Decay
@@ -165,7 +176,8 @@ class OneBitAdam(ExactVariance):
         shrink = 1 - group["lr"] * group["weight_decay"]
         size = group["lr"] / (1 - group["betas"][0] ** state["step"])
         deviation = _deviation(state["exp_avg_sq"], state["learnt"], group)
-        parameter.mul_(shrink).addcdiv_(state["exp_avg"], deviation, value=-size)
+        momentum = _known(state["exp_avg"], state["exp_avg_sq"])
+        parameter.mul_(shrink).addcdiv_(momentum, deviation, value=-size)
         if self.gathers:
             if learns:
                 raise AttachError(
@@ -175,7 +187,7 @@ class OneBitAdam(ExactVariance):
                 )
             if "moved" not in state:
                 self.forget(parameter)
-            state["moved"].mul_(shrink).add_(state["exp_avg"], alpha=size)
+            state["moved"].mul_(shrink).add_(momentum, alpha=size)
             state["rates"] = state["rates"] * shrink + size
             state["kept"] *= shrink
 
@@ -224,7 +236,7 @@ class OneBitLamb(ExactVariance):
             state["fresh"], state["factor"] = torch.zeros_like(parameter), 1.0
         state["fresh"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         deviation = _deviation(state["exp_avg_sq"], state["learnt"], group)
-        pure = (state["exp_avg"] / deviation).div_(1 - beta1 ** state["step"])
+        pure = (_known(state["exp_avg"], state["exp_avg_sq"]) / deviation).div_(1 - beta1 ** state["step"])
         direction = pure.add(parameter, alpha=group["weight_decay"])
         if learns:
             scale = _scale(parameter, direction, group["scales"])

@@ -103,12 +103,14 @@ def test_momentum_is_voted_on_and_loss_scaling_leaves_the_size() -> None:
     def worker(transport: Transport, plan: str) -> list[Tensor]:
         with job(transport, f"bsp/allreduce/{plan}", model=Net(seed=0), scaler=Scaler()) as j:
             velocity = [torch.zeros_like(p) for p in j.model.parameters()]
+            j.optimizer.param_groups[0]["lr"] = 0.0
             for step in range(3):
                 gradients = torch.autograd.grad(loss_of(j.model, transport.rank, step), j.model.parameters())
                 for v, g in zip(velocity, gradients, strict=True):
                     v.mul_(0.9).add_(g)
                 j.optimizer.zero_grad()
                 (loss_of(j.model, transport.rank, step) * 1024).backward()
+                j.optimizer.step()  # what a round taught is kept once its means are stepped with
         seen = [p.grad / 1024 for p in j.model.parameters() if p.grad is not None]
         return [torch.cat([t.flatten() for t in tensors]) for tensors in (seen, velocity)]
 

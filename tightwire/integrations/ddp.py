@@ -176,7 +176,7 @@ class DDPHook:
         Raises:
             AttachError: an optimizer that cannot train under the plan.
         """
-        configure_variance(optimizer, self.plan)
+        configure_variance(optimizer, self.plan, lambda: self.rounds)
 
     def run(self, bucket: GradBucket) -> Future[Tensor]:
         """Averages one bucket; called by DDP.

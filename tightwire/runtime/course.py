@@ -154,7 +154,7 @@ class Course:
         """Replaces the engine, in which nothing is under way; returns what it remembered. Every member."""
         self.plan = plan
         for member in self.context.optimizers.members:
-            configure_variance(member, plan)
+            configure_variance(member, plan, lambda: self.engine.last_round)
         state, were_equal = self.engine.state_dict(), self.engine.keeps_replicas_equal
         self.engine.close()
         self.record.begin_plan(self.engine)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch.optim import Optimizer
 
 from tightwire.compression import Identity
@@ -16,11 +18,16 @@ from tightwire.sync import Rounds
 LOOKED_AT = 3
 
 
-def configure_variance(optimizer: Optimizer, plan: Plan) -> None:
+def configure_variance(optimizer: Optimizer, plan: Plan, last_round: Callable[[], int]) -> None:
     """Makes an optimizer learn variances in the rounds that `plan` sends as they are, if it compresses averages.
 
-    One step is one round; a round that is skipped is no step, so after it the optimizer is that much behind. Under
-    local rounds of momenta it learns none, and sums up what momenta move.
+    Under local rounds of momenta it learns none, and sums up what momenta move.
+
+    Args:
+        optimizer: the user's.
+        plan: under which it steps.
+        last_round: returns the number of the last round whose mean the gradients have; 0 where none are counted, and
+            then one step is one round.
 
     Raises:
         AttachError: an optimizer that would learn from compressed rounds, averages otherwise, or would never learn.
@@ -38,9 +45,28 @@ def configure_variance(optimizer: Optimizer, plan: Plan) -> None:
         if gathers:
             optimizer.learns = lambda step: False
         else:
-            optimizer.learns = (lambda step: _is_exact(plan, step)) if stages else (lambda step: True)
+            optimizer.learns = _ExactSteps(plan, last_round) if stages else (lambda step: True)
     for stage in stages:
         _require_fit(optimizer, plan, stage)
+
+
+class _ExactSteps:
+    """Tells whether a step's gradients are exact: whether all rounds since the step before were.
+
+    Rounds are counted by the engine, so that a step which was skipped, as by AMP's scaler, shifts nothing.
+    """
+
+    def __init__(self, plan: Plan, last_round: Callable[[], int]) -> None:
+        self._plan, self._last_round = plan, last_round
+        self._step, self._before, self._now = 0, last_round(), last_round()
+
+    def __call__(self, step: int) -> bool:
+        if step != self._step:
+            self._step, self._before, self._now = step, self._now, self._last_round()
+        if self._now == 0:
+            return _is_exact(self._plan, step)
+        rounds = range(self._before + 1, self._now + 1)
+        return bool(rounds) and all(_is_exact(self._plan, number) for number in rounds)
 
 
 def _is_exact(plan: Plan, round_number: int) -> bool:

@@ -17,6 +17,7 @@ class Stepping(Protocol):
     Attributes:
         planned_bytes: payload bytes that this rank sends in the rounds begun so far, by formula.
         rounds: begun so far.
+        last_round: the number of the last one whose mean the gradients have; 0 where it is not told.
         skipped: rounds whose mean was not finite, dropped on all ranks alike.
         late: this worker's gradients that came after their round and were dropped.
         exposed_s: how long the last step only waited for others.
@@ -28,6 +29,8 @@ class Stepping(Protocol):
     def planned_bytes(self) -> int: ...  # noqa: D102
     @property
     def rounds(self) -> int: ...  # noqa: D102
+    @property
+    def last_round(self) -> int: ...  # noqa: D102
     @property
     def skipped(self) -> int: ...  # noqa: D102
     @property
@@ -132,6 +135,7 @@ class BaseEngine:
 
     planned_bytes = 0
     rounds = 0
+    last_round = 0
     skipped = 0
     late = 0
     exposed_s = 0.0

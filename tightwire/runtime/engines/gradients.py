@@ -31,7 +31,7 @@ class GradientEngine(BaseEngine):
         self._exchange = context.exchange(parameters, plan)
         self._roll = context.roll(len(parameters))
         self._parameters = parameters
-        self._rounds_before = 0
+        self._rounds_before, self._steps_late = 0, plan.sync.steps_late
         self._trained_rounds = 0
         schedule = plan.schedule
         overlaps = schedule.overlaps_forward
@@ -41,6 +41,11 @@ class GradientEngine(BaseEngine):
         self._overlap = self._forward_overlap(str(schedule)) if overlaps else self._no_overlap()
         self.gradients = self._overlap.gradients
         self._watch = Watch(self._exchange) if schedule.measures and context.observed.wire is None else None
+
+    @property
+    def last_round(self) -> int:  # type: ignore[override]
+        """Counted on from a checkpoint; under `delayed`, of so many rounds ago."""
+        return max(0, self._rounds_before + self.rounds - self._steps_late)
 
     @property
     def skipped(self) -> int:  # type: ignore[override]
