@@ -33,7 +33,7 @@ def test_equal_losses_are_shared() -> None:
     """In recursive doubling over 4, two ranks hold each sum of two; each charges half of its loss."""
     shares = [
         sorted(
-            send.encode.share
+            1 / send.encode.makers
             for send in (*part.first, *(s for r in part.receives for s in r.then))
             if send.encode
         )
@@ -45,7 +45,7 @@ def test_equal_losses_are_shared() -> None:
 
 def test_a_loss_after_the_division_counts_for_all() -> None:
     for part in parts("ring", 5):
-        assert {receive.encode.share for receive in part.receives if receive.encode} == {5.0}
+        assert {(e.makers, e.complete) for r in part.receives if (e := r.encode)} == {(1, True)}
 
 
 def test_both_sides_add_in_one_order() -> None:

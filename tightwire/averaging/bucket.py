@@ -14,6 +14,7 @@ from tightwire.architecture.round import Round
 from tightwire.averaging.averager import Averager
 from tightwire.buckets import Bucket, BucketLayout
 from tightwire.compression.checks import is_finite
+from tightwire.compression.codec import Codec
 from tightwire.compression.stage import Outcome, Stage, StageMemory, sender_at, sender_of, wide_dtype
 
 
@@ -107,6 +108,8 @@ class BucketAverager:
         """
         self._averager = self._averager_at(now.number)
         flat = self.bucket.flat
+        if now.scale != 1.0 and not self._memories:
+            self._spoil_what_is_cut(flat, now.number)
         if self._memories or self._votes:
             self._run_through_stages(flat, now)
         elif self._averager.lossless:
@@ -183,6 +186,14 @@ class BucketAverager:
             self._averager.run(given, mean, seed=seed)
         if self._narrow is not None and not self._averager.lossless:
             work.add_(given)
+
+    def _spoil_what_is_cut(self, flat: Tensor, round_number: int) -> None:
+        """Makes values Inf that the round's codec would cut: a scaler watches, and comes down where it sees one."""
+        sender = sender_at(self._compression, round_number)
+        if isinstance(sender, Codec) and sender.largest is not None and flat.numel():
+            low, high = flat.aminmax()
+            if max(-float(low), float(high)) > sender.largest:
+                flat.fill_(torch.inf)
 
     def _active_in(self, averager: Averager) -> tuple[StageMemory, ...]:
         """Returns the stages of a round, from the outside in; in an exact one, down to the first that sends exactly."""

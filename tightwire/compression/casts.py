@@ -108,12 +108,17 @@ class BFloat16(_HalfCodec):
 @final
 @dataclass(frozen=True)
 class Float16(_HalfCodec):
-    """Sends float16: 11 significant bits between 6e-5 and 65504; below that range it loses precision."""
+    """Sends float16: 11 significant bits between 6e-5 and 65504; below that range it loses precision.
+
+    Sums are of values divided by the number of workers, as DDP's fp16 hook has them. A value beyond 65504 is cut to it,
+    or becomes Inf where a loss scale is watched, so that its scaler comes down.
+    """
 
     name: ClassVar[str] = "fp16"
     title: ClassVar[str] = "cast to float16"
     paper: ClassVar[str] = "Micikevicius et al. 2018, arXiv:1710.03740"
     sums_as: ClassVar[str | None] = "float16"
+    largest: ClassVar[float | None] = 65504.0
 
     def normal_error(self, numel: int) -> float:
         """Returns the rounding of float32; see `Codec.normal_error`."""

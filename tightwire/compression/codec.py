@@ -28,6 +28,8 @@ class Codec(Sender, abc.ABC):
             (only gather-type programs carry it).
         sums_as: a torch dtype name when the message, seen as an array of that dtype, may be summed elementwise
             by a backend's native all-reduce; None otherwise. The empty string stands for the bucket's own dtype.
+        largest: the largest magnitude of its format, to which it cuts finite values; None where nothing is cut. Sums of
+            such messages are sums of values that were divided by the number of workers before, so that they fit.
         selects: whether messages carry chosen elements only, and leave the others over bit for bit.
         orthogonal: whether what is sent and what is left over are orthogonal: a message is shorter than its value.
         lossless: whether decode(encode(x)) == x, always.
@@ -38,6 +40,7 @@ class Codec(Sender, abc.ABC):
 
     combine: ClassVar[Combine]
     sums_as: ClassVar[str | None] = None
+    largest: ClassVar[float | None] = None
     selects: ClassVar[bool] = False
     orthogonal: ClassVar[bool] = False
 

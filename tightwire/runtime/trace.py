@@ -91,6 +91,7 @@ class Traced(Codec):
         object.__setattr__(self, "combine", self._codec.combine)
         object.__setattr__(self, "sums_as", self._codec.sums_as)
         object.__setattr__(self, "unbiased", self._codec.unbiased)
+        object.__setattr__(self, "largest", self._codec.largest)
         object.__setattr__(self, "selects", self._codec.selects)
         object.__setattr__(self, "orthogonal", self._codec.orthogonal)
 

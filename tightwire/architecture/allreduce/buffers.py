@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tightwire.architecture.allreduce.losses import share_of_loss
 from tightwire.architecture.allreduce.part import Encode, Receive, Send
 from tightwire.architecture.allreduce.program import Program
 from tightwire.architecture.allreduce.seeds import message_seed
@@ -112,11 +113,16 @@ class MessageBuffers(Buffers):
         self._work: Sequence[Tensor] = ()
         self._mean: Sequence[Tensor] = ()
         self._seed = 0
+        # Where a sum would not fit the format, values are divided by n before they are encoded, and not after.
+        self._divides_first = job.codec.largest is not None
+        self._whole = torch.empty(0)
 
     def begin(self, work: Tensor, mean: Tensor, seed: int) -> None:
         """Takes the buffers piece by piece."""
         if self._codec.lossless and mean.data_ptr() == work.data_ptr():
             work = work.clone()
+        if self._divides_first:
+            self._whole = work.div_(self._num_ranks)
         self._work, self._mean, self._seed = (
             work.split_with_sizes(self._sizes),
             mean.split_with_sizes(self._sizes),
@@ -142,7 +148,7 @@ class MessageBuffers(Buffers):
             self._codec.decode(self._messages[piece], self._mean[piece])
             return
         self._add(receive, self._slots[slot][: self._bytes[piece]])
-        if receive.completes:
+        if receive.completes and not self._divides_first:
             (self._work if receive.place == "work" else self._mean)[piece].div_(self._num_ranks)
         if receive.encode:
             self._encode(piece, receive.encode)
@@ -150,6 +156,8 @@ class MessageBuffers(Buffers):
 
     def finish(self) -> None:
         """Forgets the buffers of the run."""
+        if self._divides_first:
+            self._whole.mul_(self._num_ranks)  # what is left over, in units of what came in
         self._work = self._mean = ()
 
     def _add(self, receive: Receive, message: Tensor) -> None:
@@ -169,10 +177,12 @@ class MessageBuffers(Buffers):
         self._codec.encode(source, self._messages[piece], seed=message_seed(self._seed, whose, piece))
         if self._codec.lossless:
             return
+        divided_by = self._num_ranks if how.complete and not self._divides_first else 1
+        share = share_of_loss(makers=how.makers, divided_by=divided_by)
         if how.place == "mean":
-            work.add_(source, alpha=how.share)
-        elif how.share != 1.0:
-            work.mul_(how.share)
+            work.add_(source, alpha=share)
+        elif share != 1.0:
+            work.mul_(share)
 
 
 class GatherBuffers(Buffers):

@@ -9,7 +9,6 @@ from functools import lru_cache
 from typing import Literal
 
 from tightwire.architecture.allreduce.checker import Trace, check
-from tightwire.architecture.allreduce.losses import share_of_loss
 from tightwire.architecture.allreduce.program import Op, Program, Transfer
 from tightwire.architecture.allreduce.traffic import Pieces
 from tightwire.errors import ProgramError
@@ -34,12 +33,14 @@ class Encode:
     Attributes:
         value: the symbol of the value; ranks that hold equal values draw equal random numbers.
         place: where the value lies.
-        share: of the loss, to be charged to this rank; see `share_of_loss`.
+        makers: the ranks that encode equal values, and share the loss; see `share_of_loss`.
+        complete: whether the value is the mean, and no partial sum.
     """
 
     value: int
     place: Place
-    share: float
+    makers: int
+    complete: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,10 +225,7 @@ class _Lowering:
 
     def _encode(self, value: int, chunk: int) -> Encode:
         complete = self.trace.values.masks[value] + 1 == 1 << self.program.num_ranks
-        share = share_of_loss(
-            makers=len(self.trace.encoders[value]), divided_by=self.program.num_ranks if complete else 1
-        )
-        return Encode(value, self.places.get(chunk, "work"), share)
+        return Encode(value, self.places.get(chunk, "work"), len(self.trace.encoders[value]), complete)
 
     def _tagged(self, t: Transfer) -> Iterator[tuple[int, int]]:
         """Numbers the messages between two ranks, alike on both sides."""

@@ -168,7 +168,13 @@ class _Native:
                 mean.copy_(work)
             self._transport.all_reduce(mean).wait()
         else:
+            divides_first = self._codec.largest is not None
+            if divides_first:
+                work.div_(self._transport.size)
             self._codec.encode(work, self._message, seed=seed)
             self._transport.all_reduce(self._message.view(self._sums_as)).wait()
             self._codec.decode(self._message, mean)
+            if divides_first:
+                work.mul_(self._transport.size)
+                return
         mean.div_(self._transport.size)
