@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: tour test check bench clean
+.PHONY: tour test check docs bench clean
 
 tour: .venv/ready  ## a real model on an emulated slow network, under stock DDP and under the chosen plans
 	$(BIN)/tightwire tour
@@ -14,6 +14,9 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/ready  ## the documentation, in build/site
+	$(BIN)/mkdocs build --strict
 
 bench: .venv/ready  ## collectives and kernels against the stock alternative and the physical bound
 	$(BIN)/tightwire bench collectives

@@ -1,10 +1,15 @@
-"""What documents say is true: the README's code runs, its plans and commands exist, the examples work."""
+"""What documents say is true: their code runs, their plans and commands exist, the examples work, the pages build."""
 
 from __future__ import annotations
 
+import ast
+import importlib
+import json
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,45 +17,191 @@ import torch
 from torch import nn
 
 import tightwire
-from tightwire.catalogue import parse_compression
-from tightwire.cli import COMMANDS
-from tightwire.plan import Plan
+from tests.command_line import tightwire as command_line
+from tightwire.catalogue import catalogue, parse_compression
+from tightwire.cli import COMMANDS, application
+from tightwire.plan import Phases
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+PAGES = DOCS | {"README.md": README}
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+NAMES = {
+    "Net": lambda: nn.Linear(3, 2),
+    "loader": [(torch.randn(4, 3), torch.randn(4, 2)) for _ in range(3)],
+    "loss_fn": nn.functional.mse_loss,
+}
 
 
-def test_the_readme_code_runs_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    batches = [(torch.randn(4, 3), torch.randn(4, 2)) for _ in range(3)]
-    names = {"Net": lambda: nn.Linear(3, 2), "loader": batches, "loss_fn": nn.functional.mse_loss}
+def blocks() -> Iterator[tuple[str, str]]:
+    """Yields the Python of every page, with the page's name."""
+    for name, text in PAGES.items():
+        for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+            yield name, code
+
+
+BLOCKS = list(blocks())
+
+
+def test_there_is_code_to_run() -> None:
+    assert len(BLOCKS) >= 4
+
+
+@pytest.mark.parametrize(("page", "code"), BLOCKS, ids=[name for name, _ in BLOCKS])
+def test_code_on_pages_runs_alone(page: str, code: str, capsys: pytest.CaptureFixture[str]) -> None:
     try:
-        exec(code, names)
+        exec(code, dict(NAMES))
     finally:
         tightwire.shutdown()
-    assert "steps         3" in capsys.readouterr().out
+    if "run.report()" in code:
+        assert "steps         3" in capsys.readouterr().out
 
 
-def test_the_readme_plans_can_be_read() -> None:
-    for text in re.findall(r"^    (\w+[:/]\S+)$", README, re.MULTILINE):
-        Plan.parse(text)
+def plans(text: str) -> Iterator[str]:
+    """Yields what looks like a plan of several answers: in backticks, or on an indented line of its own."""
+    syncs = "|".join(map(re.escape, catalogue("sync")))
+    yield from re.findall(rf"`((?:{syncs})(?:[:@][^`/ ]*)?/[^` ]*)`", text)
+    yield from re.findall(rf"^    ((?:{syncs})(?:[:@]\S*)?/\S+)$", text, re.MULTILINE)
+
+
+def test_plans_on_pages_are_legal() -> None:
+    found = {plan for text in PAGES.values() for plan in plans(text)}
+    assert len(found) > 15
+    for plan in found:
+        Phases.parse(plan)
+
+
+def test_the_readme_names_known_compressions() -> None:
     (row,) = [line for line in README.splitlines() if line.startswith("| what is sent?")]
     for text in re.findall(r"`([^`+][^`]*)`", row):
         parse_compression(text)
 
 
-def test_the_readme_commands_exist() -> None:
-    told = set(re.findall(r"`tightwire (\w+)", README))
-    assert told == set(COMMANDS)
+def test_the_readme_names_every_command() -> None:
+    assert set(re.findall(r"`tightwire (\w+)", README)) == set(COMMANDS)
 
 
-def test_the_example_runs_alone() -> None:
+def commands() -> Iterator[str]:
+    """Yields the command lines of all pages and help texts that begin with `tightwire`."""
+    for text in PAGES.values():
+        joined = text.replace("\\\n", " ")
+        yield from re.findall(r"^    (tightwire .*)$", joined, re.MULTILINE)
+        yield from re.findall(r"`(tightwire [a-z][^`]*)`", joined)
+
+
+def test_commands_on_pages_have_the_options_that_they_use() -> None:
+    checked = 0
+    for line in sorted(set(commands())):
+        words = shlex.split(line.partition(" -- ")[0])[1:]
+        command = application()
+        while words and hasattr(command, "commands") and not words[0].startswith("-"):
+            found = command.get_command(None, words[0])
+            assert found is not None, line
+            command, words = found, words[1:]
+        known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+        for word in words:
+            if word.startswith("--") and word not in ("--help",):
+                assert word in known, f"{line}: {word}"
+                checked += 1
+    assert checked > 20
+
+
+def test_every_term_of_the_glossary_is_defined_once_and_exists() -> None:
+    text = DOCS["glossary.md"]
+    terms = re.findall(r"^\*\*(.+)\*\*\n:   \S", text, re.MULTILINE)
+    assert len(terms) >= 35
+    assert terms == sorted(set(terms))
+    source = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "tightwire").rglob("*.py"))
+    for term in terms:
+        assert re.search(rf"\b{term.replace(' ', '[_ ]')}", source, re.IGNORECASE), f"{term} is used nowhere"
+    for name in re.findall(r"`([A-Z]\w+)`", text):
+        assert re.search(rf"^class {name}\b", source, re.MULTILINE), f"{name} is no class"
+
+
+def test_pages_made_from_the_code_hold_every_member() -> None:
+    spec = importlib.util.spec_from_file_location("_pages", ROOT / "docs" / "_pages.py")
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    for axis in ("sync", "architecture", "compression", "schedule"):
+        page = made.family_page(axis)
+        for name, member in catalogue(axis).items():
+            assert f"\n## {name} " in page
+            assert member.title in page
+    assert all(f".{name}\n" in made.api_page() for name in tightwire.__all__)
+
+
+def test_the_documentation_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("mkdocstrings")
     done = subprocess.run(
-        [sys.executable, "examples/train.py", "--steps", "2"],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**__import__("os").environ, "NO_MKDOCS_2_WARNING": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "methods" / "compression.html").exists()
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_short_and_says_what_it_shows(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    code = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    assert len(code) <= 40
+    assert ast.get_docstring(ast.parse(text))
+
+
+ALONE = {
+    "train": (["--steps", "2"], "workers       1"),
+    "checkpoint": (["{tmp}/run.pt"], "saved after step 10"),
+    "plan_without_cluster": ([], "64 workers: bsp"),
+    "own_codec": ([], "bsp/allreduce/e5m2+ef"),
+    "own_study": ([], "local:8/allreduce/int8+ef"),
+}
+TOGETHER = {"ddp_hook": ([], "a checkpoint holds model, hook"), "checkpoint": (["{tmp}/run.pt"], "after step 10")}
+
+
+def run_example(command: list[str], arguments: list[str], tmp_path: Path) -> str:
+    done = subprocess.run(
+        [*command, *(argument.format(tmp=tmp_path) for argument in arguments)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "workers       1" in done.stdout
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_an_example_runs_alone(name: str, tmp_path: Path) -> None:
+    arguments, said = ALONE[name]
+    assert said in run_example([sys.executable, f"examples/{name}.py"], arguments, tmp_path)
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_an_example_runs_on_two_workers(name: str, tmp_path: Path) -> None:
+    arguments, said = TOGETHER[name]
+    lab = [sys.executable, "-m", "tightwire", "lab", "run", "--workers", "2", "--mode", "shaped", "--rate", "none"]
+    assert said in run_example([*lab, "--", sys.executable, f"examples/{name}.py"], arguments, tmp_path)
+
+
+def test_every_example_is_run() -> None:
+    assert {path.stem for path in EXAMPLES} == set(ALONE) | set(TOGETHER)
+
+
+def test_the_version_is_one() -> None:
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert version is not None
+    assert f"## {version[1]}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"version: {version[1]}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_methods_are_told_as_one_object() -> None:
+    said = command_line("methods", "--json").stdout.splitlines()[-1]
+    assert {"name", "axis", "title", "paper", "combines_with"} <= set(json.loads(said)["methods"][0])

@@ -1,0 +1,130 @@
+"""Pages that are made from the code: one per family of methods, the API, and the results as they are kept.
+
+A hook of MkDocs; `family_page` and its kin are called by tests too.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import tightwire
+from tightwire.answers import Axis, Member
+from tightwire.architecture import PROGRAMS
+from tightwire.architecture.gossip import GRAPHS
+from tightwire.catalogue import FAMILIES, arguments, catalogue, parse_compression
+from tightwire.cli.methods import AXES, describe
+from tightwire.compression import Codec
+
+ROOT = pathlib.Path(__file__).parents[1]
+NUMEL = 10**6
+ABOUT: dict[Axis, str] = {
+    "sync": "A policy says after which steps the workers exchange something, what they exchange, and whether anyone "
+    "waits. It is the first part of a plan: `local:8/allreduce/none`.",
+    "architecture": "The architecture says which worker sends to which. It is the second part of a plan: "
+    "`bsp/allreduce:ring`. An all-reduce is carried out by a *program*; gossip follows a *graph*.",
+    "compression": "The compression says what a message holds. It is the third part of a plan: a sender, and stages "
+    "around it joined by `+`: `topk:0.01+ef`. Error feedback (`+ef`) adds what one message left out to the next.",
+    "schedule": "The schedule says in which order buckets travel, and how they are cut. It is the last part of a plan: "
+    "`bsp/allreduce/none/mgwfbp`. No schedule changes what is learned.",
+}
+SECTIONS = re.compile(r"^(Args|Attributes|Class attributes|Raises|Returns|Contract)\b.*:")
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Adds the pages that are made."""
+    from mkdocs.structure.files import File
+
+    for path, text in pages():
+        files.append(File.generated(config, path, content=text))
+    return files
+
+
+def pages() -> Iterator[tuple[str, str]]:
+    """Yields each page that is made: its path and its text."""
+    for axis in FAMILIES:
+        yield f"methods/{axis}.md", family_page(axis)
+    yield "api.md", api_page()
+    for path in sorted((ROOT / "results").glob("*.md")):
+        yield f"results/{path.name}", path.read_text(encoding="utf-8").replace("(map.html)", "(map.md)")
+
+
+def family_page(axis: Axis) -> str:
+    """Returns the page of one family: every member, with what it says of itself."""
+    rows = {row["name"]: row for row in describe() if row["axis"] == axis}
+    lines = [f"# {AXES[axis][0].upper()}{AXES[axis][1:]}", "", ABOUT[axis], ""]
+    lines += ["| name | what it does |", "|---|---|"]
+    lines += [f"| [`{name}`](#{anchor(name)}) | {row['title']} |" for name, row in rows.items()]
+    for name, member in catalogue(axis).items():
+        lines += ["", f"## {name} {{ #{anchor(name)} }}", "", *_member(member, rows[name])]
+    made = [(f"allreduce:{n}", r) for n, r in PROGRAMS.items()] + [
+        (f"gossip:{n}", g) for n, g in GRAPHS.items()
+    ]
+    for name, recipe in made if axis == "architecture" else ():
+        lines += ["", f"## {name} {{ #{anchor(name)} }}", "", _sentence(recipe.title), ""]
+        lines += [f"- **Paper**: {recipe.paper}"] if recipe.paper else []
+        lines += _partners(rows[name])
+    return "\n".join(lines) + "\n"
+
+
+def anchor(name: str) -> str:
+    """Returns what a method's heading is linked by."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _member(member: type[Member], row: dict[str, Any]) -> Iterator[str]:
+    yield from _prose(member)
+    yield ""
+    yield f"- **In a plan**: `{member.example or member.name}`"
+    taken = arguments(member)
+    if taken:
+        yield "- **Arguments**: " + ", ".join(f"`{one}`" for one in taken)
+    if issubclass(member, Codec):
+        yield f"- **Bytes**: {_bytes(member)}"
+    if member.paper:
+        yield f"- **Paper**: {member.paper}"
+    yield from _partners(row)
+
+
+def _partners(row: dict[str, Any]) -> Iterator[str]:
+    for axis, texts in row["combines_with"].items():
+        yield f"- **Goes with {axis}**: " + (", ".join(f"`{text}`" for text in texts) or "nothing")
+
+
+def _bytes(member: type[Codec]) -> str:
+    (codec, *_) = parse_compression(member.example or member.name)
+    assert isinstance(codec, Codec)
+    num_bytes = codec.wire_bytes(NUMEL)
+    return (
+        f"`{codec}` sends {num_bytes:,} bytes for {NUMEL:,} float32 elements: {8 * num_bytes / NUMEL:.2f} bits each, "
+        f"{4 * NUMEL / num_bytes:.1f} times fewer than dense."
+    )
+
+
+def _prose(member: type[Member]) -> Iterator[str]:
+    """Yields a class's docstring up to its sections, as Markdown."""
+    for line in inspect.cleandoc(member.__doc__ or "").splitlines():
+        if SECTIONS.match(line) or line.startswith(">>>"):
+            return
+        yield line
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def api_page() -> str:
+    """Returns the page of all that `import tightwire` offers, in the order of the alphabet."""
+    lines = [
+        "# API",
+        "",
+        "All names are to be had as `tightwire.NAME`; by custom, `import tightwire as tw`.",
+        "",
+    ]
+    for name in tightwire.__all__:
+        thing = getattr(tightwire, name)
+        lines += [f"::: {thing.__module__}.{getattr(thing, '__qualname__', name)}", ""]
+    return "\n".join(lines)

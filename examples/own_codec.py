@@ -1,0 +1,40 @@
+"""A codec of one's own: 8-bit floats. Registered once, it is in plans, `tightwire methods`, the planner and the laws."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+import tightwire as tw
+from tightwire.catalogue import register
+from tightwire.compression import Codec, Combine
+
+LARGEST = torch.finfo(torch.float8_e5m2).max
+
+
+@register
+@dataclass(frozen=True)
+class E5M2(Codec):
+    """Sends floats of 5 exponent and 2 mantissa bits."""
+
+    name: ClassVar[str] = "e5m2"
+    title: ClassVar[str] = "floats of 8 bits, unscaled"
+    paper: ClassVar[str] = "this example"
+    combine: ClassVar[Combine] = "none"
+
+    def wire_bytes(self, numel: int, itemsize: int = 4) -> int:
+        return numel
+
+    def encode(self, x: Tensor, message: Tensor, *, seed: int = 0) -> None:
+        sent = x.clamp(-LARGEST, LARGEST).to(torch.float8_e5m2)
+        message.copy_(sent.view(torch.uint8))
+        x.sub_(sent.to(x.dtype))  # what the message does not carry stays behind
+
+    def decode(self, message: Tensor, out: Tensor, *, add: bool = False) -> None:
+        values = message.view(torch.float8_e5m2).to(out.dtype)
+        out.add_(values) if add else out.copy_(values)
+
+
+if __name__ == "__main__":
+    print(tw.Plan.parse("bsp/allreduce/e5m2+ef"))
