@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tightwire.cli.benches.chaos import chaos
 from tightwire.cli.benches.collectives import collectives
 from tightwire.cli.benches.kernels import kernels
 from tightwire.cli.benches.overhead import overhead
@@ -10,4 +11,4 @@ from tightwire.cli.benches.server import server
 from tightwire.cli.benches.step import step
 from tightwire.cli.benches.sync import sync
 
-BENCHES = (step, collectives, kernels, server, sync, overhead, planner)
+BENCHES = (step, collectives, kernels, server, sync, overhead, planner, chaos)

@@ -1,0 +1,84 @@
+"""The campaign of faults: what it draws, how it judges, and a small one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from tightwire.bench.chaos import FAULTS, Campaign, draw
+from tightwire.bench.chaos.arena import Ended, Ending
+from tightwire.bench.chaos.campaign import judge
+from tightwire.bench.chaos.faults import FAMILIES
+from tightwire.bench.chaos.worker import Trial
+
+
+def test_a_seed_draws_every_plan_and_every_fault_alike() -> None:
+    campaign = Campaign(count=len(FAMILIES) * len(FAULTS), seed=3)
+    trials = list(draw(campaign))
+    assert trials == list(draw(campaign))
+    assert trials != list(draw(Campaign(count=campaign.count, seed=4)))
+    assert {trial.plan for trial in trials} == set(FAMILIES)
+    assert {trial.fault for trial in trials} == set(FAULTS)
+    assert all("servers=1" not in trial.plan or trial.victim != 2 for trial in trials)
+
+
+def ended(end: str = "finished", code: int | None = 0, **more: Any) -> Ended:
+    return Ended(code=code, end={"end": end, "steps": 24, **more}, seconds=1.0, error="")
+
+
+def found(plan: str, fault: str, *workers: Ended) -> list[int]:
+    """Returns how many hangs, wrong names and divergences are found where rank 1 is the victim."""
+    trial = Trial(
+        plan=plan, fault=fault, victim=1, at_step=5, moment=0.5, workers=3, steps=24, step_s=0.0, deadline_s=4.0,
+        late_s=60.0,
+    )  # fmt: skip
+    outcome = judge(trial, Ending(workers=workers, leftovers=()), 1.0)
+    return [len(outcome.hangs), len(outcome.wrong_names), len(outcome.divergences)]
+
+
+def test_ends_are_judged() -> None:
+    killed, right = ended(code=-9), ended("PeerError", 1, ranks=[1], error="rank 1 died while")
+    assert found("bsp", "kill", right, killed, right) == [0, 0, 0]
+    assert found("bsp", "kill", ended("PeerError", 1, ranks=[2], error="rank 2 died"), killed, right) == [
+        0,
+        1,
+        0,
+    ]
+    assert found("bsp", "kill", ended("RuntimeError", 1, error="Broken pipe"), killed, right) == [0, 1, 0]
+    assert found("bsp", "kill", ended(code=None), killed, right)[0] == 1
+    assert found("bsp", "freeze", right, ended(code=None), right) == [0, 0, 0]
+    assert found("bsp/gossip:ring", "kill", ended(), killed, ended()) == [0, 0, 0]
+    assert found("bsp/gossip:ring", "kill", right, killed, ended()) == [0, 1, 0]
+    assert found("bsp", "pause", right, ended(), right) == [0, 2, 0]
+    assert found("bsp", "slow", *(ended(digest=text) for text in "aab")) == [0, 0, 1]
+    assert found("bsp", "nan", *(ended(digest="a", finite=finite) for finite in (True, True, False))) == [
+        0,
+        0,
+        1,
+    ]
+    assert found("bsp", "thaw", right, ended("PeerError", 1, ranks=[1], error="gave up"), right) == [0, 1, 0]
+    told = ended("MismatchError", 1, error="plan: ranks 0 and 2 have bsp; rank 1 has local:3.")
+    assert found("bsp", "other-plan", told, told, told) == [0, 0, 0]
+
+
+def test_a_small_campaign() -> None:
+    arguments = [
+        "--plans",
+        "bsp local:4 bsp/gossip:ring",
+        "--faults",
+        "kill raise thaw",
+        "--count",
+        "3",
+        "--deadline",
+        "2",
+    ]
+    run = subprocess.run(
+        [sys.executable, "-m", "tightwire", "bench", "chaos", *arguments, "--seed", "5", "--json"],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    summary = json.loads(run.stdout.splitlines()[-1])
+    assert run.returncode == 0, run.stderr
+    assert (summary["faults"], summary["found"]) == (3, [])
+    assert [summary[what] for what in ("hangs", "wrong_names", "divergences", "leftovers")] == [0] * 4

@@ -1,0 +1,6 @@
+"""A campaign of faults at random moments, each of whose ends is judged: who ended, who was named, what is left."""
+
+from tightwire.bench.chaos.campaign import Campaign, FamilyRow, Outcome, draw, run_campaign
+from tightwire.bench.chaos.faults import FAULTS, Fault
+
+__all__ = ["FAULTS", "Campaign", "FamilyRow", "Fault", "Outcome", "draw", "run_campaign"]

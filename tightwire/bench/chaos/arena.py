@@ -1,0 +1,174 @@
+"""Where trials run: workers forked from one process that has imported all, on this host's loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tightwire.bench.chaos.faults import FAULTS
+from tightwire.bench.chaos.worker import Trial, run_worker
+
+# Beyond the deadline a worker may take so long to say why it ends, and to end.
+MORE_S: Final = 10.0
+# For all workers to begin; a busy host takes long.
+START_S: Final = 90.0
+LOOK_S: Final = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How one worker ended.
+
+    Attributes:
+        code: exit code; negative is the signal that ended it, None: it was stopped by the arena at the limit.
+        end: what it wrote of itself; empty if nothing.
+        seconds: from the start of the trial.
+        error: the last line of its standard error.
+    """
+
+    code: int | None
+    end: Mapping[str, Any]
+    seconds: float
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How a trial ended.
+
+    Attributes:
+        workers: by rank.
+        leftovers: processes and files that were still there.
+    """
+
+    workers: tuple[Ended, ...]
+    leftovers: tuple[str, ...]
+
+
+def run_trial(trial: Trial) -> Ending:
+    """Forks the workers, strikes from outside where the fault asks for it, and waits until all have ended.
+
+    Contract: the caller has imported torch and run nothing with it: a fork takes no threads along.
+    """
+    folder = pathlib.Path(
+        tempfile.mkdtemp(prefix="tightwire-chaos-")
+    )  # nothing that a fork would clean up at its end
+    try:
+        environment = _environment(trial)
+        processes = {_fork(trial, rank, folder, environment): rank for rank in range(trial.workers)}
+        codes = _watch(trial, processes, folder)
+        leftovers = [str(path) for path in folder.iterdir() if path.suffix == ".part"]
+        leftovers += [f"process group of rank {rank}" for pid, rank in processes.items() if _is_there(pid)]
+        workers = [_ended(folder, rank, *codes[rank]) for rank in range(trial.workers)]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return Ending(workers=tuple(workers), leftovers=tuple(leftovers))
+
+
+def _environment(trial: Trial) -> dict[str, str]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    return {
+        "WORLD_SIZE": str(trial.workers),
+        "LOCAL_WORLD_SIZE": str(trial.workers),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "GLOO_SOCKET_IFNAME": "lo",
+        "TIGHTWIRE_SECRET": secrets.token_hex(16),
+    }
+
+
+def _fork(trial: Trial, rank: int, folder: pathlib.Path, environment: Mapping[str, str]) -> int:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        for stream, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(folder / f"{name}{rank}", os.O_WRONLY | os.O_CREAT, 0o600), stream)
+        os.environ |= {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        code = run_worker(trial, rank, folder)
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else 0
+    except BaseException as error:
+        traceback.print_exc()
+        sys.last_value = error  # as the interpreter does, for whoever asks at exit
+    finally:
+        import atexit
+
+        atexit._run_exitfuncs()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _watch(
+    trial: Trial, processes: Mapping[int, int], folder: pathlib.Path
+) -> dict[int, tuple[int | None, float]]:
+    """Returns exit code and time of each rank; continues, and at the end kills, those that are stopped."""
+    fault = FAULTS.get(trial.fault)
+    began_s = time.monotonic()
+    alive, ended = dict(processes), dict[int, tuple[int | None, float]]()
+    run_s = trial.steps * (trial.step_s + 0.05) + MORE_S
+    limit_s = began_s + START_S
+    started = [folder / f"started{rank}" for rank in processes.values()]
+    continue_s: float | None = None
+    while alive:
+        pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
+        now = time.monotonic()
+        if started and all(path.exists() for path in started):
+            limit_s, started = now + run_s + 2.5 * trial.deadline_s + MORE_S, []
+        if pid in alive and os.WIFSTOPPED(status):
+            away_s = {"pause": 0.4, "thaw": 2.0}.get(trial.fault)
+            continue_s = None if away_s is None else now + away_s * trial.deadline_s
+        elif pid in alive:
+            ended[alive.pop(pid)] = os.waitstatus_to_exitcode(status), now - began_s
+        elif continue_s is not None and now >= continue_s:
+            continue_s = None
+            _signal(processes, trial.victim, signal.SIGCONT)
+        elif list(alive.values()) == [trial.victim] and fault is not None and not fault.victim_ends:
+            _signal(processes, trial.victim, signal.SIGKILL)
+        elif now > limit_s:
+            for pid, rank in alive.items():
+                _signal(processes, rank, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                ended[rank] = None, now - began_s
+            alive.clear()
+        else:
+            time.sleep(LOOK_S)
+    return ended
+
+
+def _signal(processes: Mapping[int, int], rank: int, number: int) -> None:
+    for pid, who in processes.items():
+        if who == rank:
+            os.kill(pid, number)
+
+
+def _is_there(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def _ended(folder: pathlib.Path, rank: int, code: int | None, seconds: float) -> Ended:
+    path, errors = folder / f"end{rank}.json", folder / f"err{rank}"
+    end = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    lines = errors.read_text(errors="replace").strip().splitlines() if errors.exists() else []
+    return Ended(code=code, end=end, seconds=seconds, error=lines[-1] if lines else "")

@@ -1,0 +1,231 @@
+"""The campaign: which faults, in which order, drawn from a seed; and the judgement of each end."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from tightwire.bench.chaos.arena import Ended, Ending, run_trial
+from tightwire.bench.chaos.faults import FAMILIES, FAULTS
+from tightwire.bench.chaos.worker import Trial
+
+NONE: Final = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Campaign:
+    """What is tried.
+
+    Attributes:
+        plans: each of a family.
+        faults: names of the kinds that are drawn from.
+        count: how many faults.
+        seconds: after which no other begins; None: no limit.
+        seed: of which faults, where and when.
+        workers: in each trial.
+        deadline_s: of the transport.
+    """
+
+    plans: tuple[str, ...] = tuple(FAMILIES)
+    faults: tuple[str, ...] = tuple(FAULTS)
+    count: int = 100
+    seconds: float | None = None
+    seed: int = 0
+    workers: int = 3
+    deadline_s: float = 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One fault and what was wrong with its end.
+
+    Attributes:
+        trial: what was tried.
+        hangs: workers that did not end in time.
+        wrong_names: sentences that named nobody, or the wrong one.
+        divergences: replicas that were promised to be equal and were not.
+        leftovers: what was left behind.
+        goodput: steps made by those that the fault did not strike, as a share of what they were to make.
+        seconds: that it took.
+    """
+
+    trial: Trial
+    hangs: tuple[str, ...] = ()
+    wrong_names: tuple[str, ...] = ()
+    divergences: tuple[str, ...] = ()
+    leftovers: tuple[str, ...] = ()
+    goodput: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def found(self) -> tuple[str, ...]:
+        """All that was wrong."""
+        return (*self.hangs, *self.wrong_names, *self.divergences, *self.leftovers)
+
+
+@dataclass(frozen=True)
+class FamilyRow:
+    """The faults of one plan.
+
+    Attributes:
+        plan: of the family.
+        faults: how many.
+        goodput: mean over them.
+        found: how many ended wrong.
+    """
+
+    plan: str
+    faults: int
+    goodput: float
+    found: int
+
+
+@dataclass
+class _Judge:
+    """Collects what is wrong with one end."""
+
+    trial: Trial
+    ending: Ending
+    hangs: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    parted: list[str] = field(default_factory=list)
+
+    def judge(self) -> None:
+        trial, fault = self.trial, FAULTS[self.trial.fault]
+        for rank, worker in enumerate(self.ending.workers):
+            is_victim = rank == trial.victim
+            if worker.code is None and (fault.victim_ends or not is_victim):
+                self.hangs.append(f"rank {rank} did not end")
+            elif not is_victim:
+                self._judge_survivor(rank, worker, self._must(fault.expected))
+            elif rank in worker.end.get("ranks", ()):
+                self.wrong.append(f"rank {rank} accuses itself: {worker.end.get('error')}")
+        self._compare()
+
+    def _must(self, expected: str) -> str:
+        """Returns how survivors must end: finished, named, or either."""
+        if expected == "goes-on":
+            return "finished"
+        if expected == "named":
+            return "named"
+        if expected == "loses":
+            return "named" if self._ends_with_the_victim() else "finished"
+        return "either"
+
+    def _ends_with_the_victim(self) -> bool:
+        trial = self.trial
+        serves = "servers=1" in trial.plan and trial.victim == trial.workers - 1
+        return serves or FAMILIES.get(trial.plan, "ends") == "ends"
+
+    def _judge_survivor(self, rank: int, worker: Ended, must: str) -> None:
+        end = worker.end
+        if end.get("end") == "finished":
+            if must == "named":
+                self.wrong.append(f"rank {rank} finished and said nothing of rank {self.trial.victim}")
+            return
+        said = f"{end.get('end')}: {end.get('error', worker.error)}"
+        if must == "finished":
+            self.wrong.append(f"rank {rank} was to finish: {said}")
+            return
+        blamed, victim = set(end.get("ranks", ())), self.trial.victim
+        is_named = blamed == {victim} if blamed else f"rank {victim} " in said
+        if not is_named or end.get("end") not in ("PeerError", "MismatchError", "AttachError"):
+            self.wrong.append(f"rank {rank} was to name rank {self.trial.victim}: {said}")
+
+    def _compare(self) -> None:
+        digests = {
+            rank: str(worker.end["digest"])
+            for rank, worker in enumerate(self.ending.workers)
+            if worker.end.get("end") == "finished" and worker.end.get("digest")
+        }
+        if self.trial.fault in ("thaw", "freeze"):  # who was given up ends with what it has
+            digests.pop(self.trial.victim, None)
+        if "servers=1" in self.trial.plan:
+            digests.pop(self.trial.workers - 1, None)
+        if len(set(digests.values())) > 1:
+            self.parted.append(f"replicas ended unlike: {digests}")
+        for rank, worker in enumerate(self.ending.workers):
+            if not worker.end.get("finite", True):
+                self.parted.append(f"rank {rank} ended with parameters that are not finite")
+
+
+def draw(campaign: Campaign) -> Iterator[Trial]:
+    """Yields the trials, the same for the same campaign: every plan and every fault as often as any other."""
+    dice = random.Random(campaign.seed)
+    plans, faults = list[str](), list[str]()
+    for _ in range(campaign.count):
+        plans = plans or dice.sample(campaign.plans, len(campaign.plans))
+        faults = faults or dice.sample(campaign.faults, len(campaign.faults))
+        plan, fault = plans.pop(), faults.pop()
+        steps = 24
+        servers = 1 if "servers=1" in plan else 0
+        yield Trial(
+            plan=plan,
+            fault=fault,
+            victim=dice.randrange(campaign.workers - servers),
+            at_step=-1 if FAULTS[fault].at_start else dice.randrange(4, steps - 4),
+            moment=dice.random(),
+            workers=campaign.workers,
+            steps=steps,
+            step_s=0.02,
+            deadline_s=campaign.deadline_s,
+            late_s=15 * campaign.deadline_s,
+        )
+
+
+def judge(trial: Trial, ending: Ending, seconds: float) -> Outcome:
+    """Returns what was wrong with how a trial ended."""
+    judging = _Judge(trial, ending)
+    judging.judge()
+    others = [w for rank, w in enumerate(ending.workers) if rank != trial.victim]
+    trained = [w for w in others if w.end.get("steps")] or others
+    return Outcome(
+        trial=trial,
+        hangs=tuple(judging.hangs),
+        wrong_names=tuple(judging.wrong),
+        divergences=tuple(judging.parted),
+        leftovers=ending.leftovers,
+        goodput=statistics.fmean(w.end.get("steps", 0) / trial.steps for w in trained),
+        seconds=seconds,
+    )
+
+
+def run_campaign(campaign: Campaign, on_outcome: Callable[[Outcome], None]) -> list[Outcome]:
+    """Runs the trials one after another and returns how they ended.
+
+    Args:
+        campaign: what is tried.
+        on_outcome: told of each end.
+    """
+    # Before the forks, once for all.
+    import torch._dynamo
+    import torch.distributed  # noqa: F401
+
+    import tightwire._attach
+    import tightwire.planner
+    import tightwire.transport.join  # noqa: F401
+
+    outcomes: list[Outcome] = []
+    began_s = time.monotonic()
+    for trial in draw(campaign):
+        if campaign.seconds is not None and time.monotonic() - began_s > campaign.seconds:
+            break
+        start_s = time.monotonic()
+        outcome = judge(trial, run_trial(trial), time.monotonic() - start_s)
+        outcomes.append(outcome)
+        on_outcome(outcome)
+    return outcomes
+
+
+def families(outcomes: Sequence[Outcome]) -> list[FamilyRow]:
+    """Returns one row per plan."""
+    rows = []
+    for plan in dict.fromkeys(outcome.trial.plan for outcome in outcomes):
+        mine = [outcome for outcome in outcomes if outcome.trial.plan == plan]
+        wrong = sum(bool(outcome.found) for outcome in mine)
+        rows.append(FamilyRow(plan, len(mine), statistics.fmean(o.goodput for o in mine), wrong))
+    return rows

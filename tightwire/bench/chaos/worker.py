@@ -1,0 +1,136 @@
+"""One worker of a trial: trains a small model, and does what the fault says where it is the victim."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+import signal
+import threading
+import time
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+STEPS_APART = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One run with one fault.
+
+    Attributes:
+        plan: of all.
+        fault: its name.
+        victim: the rank that it strikes.
+        at_step: when; −1: never.
+        moment: part of the way to the next step, from 0 to 1, for what strikes from outside.
+        workers: how many.
+        steps: that each makes.
+        step_s: how long a step takes, at least.
+        deadline_s: of the transport.
+        late_s: of the transport.
+    """
+
+    plan: str
+    fault: str
+    victim: int
+    at_step: int
+    moment: float
+    workers: int
+    steps: int
+    step_s: float
+    deadline_s: float
+    late_s: float
+
+
+def run_worker(trial: Trial, rank: int, folder: pathlib.Path) -> int:
+    """Trains, writes how that ended to `end{rank}.json`, and returns the exit code."""
+    end: dict[str, Any] = {"end": "finished", "ranks": [], "steps": 0}
+    began_s = time.monotonic()
+    try:
+        _train(trial, rank, folder, end)
+    except BaseException as error:
+        end |= {"end": type(error).__name__, "error": str(error)[:1000]}
+        end["ranks"] = list(error.__dict__.get("ranks", ()))
+        end["seconds"] = time.monotonic() - began_s
+        _write(folder, rank, end)
+        raise
+    end["seconds"] = time.monotonic() - began_s
+    _write(folder, rank, end)
+    return 0
+
+
+def _train(trial: Trial, rank: int, folder: pathlib.Path, end: dict[str, Any]) -> None:
+    import torch
+
+    import tightwire
+    from tightwire.transport import join
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    is_victim = rank == trial.victim
+    if is_victim and trial.fault.endswith("-joining"):
+        struck = signal.SIGKILL if trial.fault == "kill-joining" else signal.SIGSTOP
+        threading.Timer(0.02 + 0.1 * trial.moment, os.kill, (os.getpid(), struck)).start()
+        join._is_listening = _slowly(join._is_listening)
+    tightwire.init(deadline_s=trial.deadline_s, late_s=trial.late_s)
+    torch.manual_seed(0)
+    width = 9 if is_victim and trial.fault == "other-model" else 8
+    model = torch.nn.Sequential(torch.nn.Linear(20, width), torch.nn.Tanh(), torch.nn.Linear(width, 3))
+    rate = 0.02 if is_victim and trial.fault == "other-rate" else 0.01
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    plan = "local:3" if is_victim and trial.fault == "other-plan" else trial.plan
+    with tightwire.attach(model, optimizer, plan) as run:
+        (folder / f"started{rank}").touch()
+        for step in range(0 if run.is_server else trial.steps):
+            x = torch.randn(4, 20, generator=torch.Generator().manual_seed(1000 * rank + step))
+            loss = (model(x) - rank).square().mean()
+            is_struck = is_victim and step == trial.at_step
+            optimizer.zero_grad()
+            if is_struck and trial.fault == "nan":
+                loss = loss * float("nan")
+            if not (is_struck and trial.fault == "skip"):
+                loss.backward()
+            if is_struck:
+                _strike(trial, model, x)
+            optimizer.step()
+            end["steps"] = step + 1
+            time.sleep(trial.step_s)
+        if run.is_server and is_victim:
+            _strike(trial, model, None)
+    flat = torch.cat([p.detach().flatten() for p in model.parameters()])
+    end["digest"] = hashlib.sha256(flat.numpy().tobytes()).hexdigest()
+    end["finite"] = bool(flat.isfinite().all())
+    tightwire.shutdown()
+
+
+def _strike(trial: Trial, model: Any, x: Any) -> None:
+    match trial.fault:
+        case "kill" | "freeze" | "pause" | "thaw":
+            struck = signal.SIGKILL if trial.fault == "kill" else signal.SIGSTOP
+            threading.Timer(trial.step_s * trial.moment, os.kill, (os.getpid(), struck)).start()
+        case "slow":
+            time.sleep(1.5 * trial.deadline_s)
+        case "raise":
+            raise ValueError("bad batch")
+        case "exit":
+            raise SystemExit(0)
+        case "extra-pass" if x is not None:
+            model(x).sum().backward()
+
+
+def _slowly(call: Any) -> Any:
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.1)
+        return call(*arguments)
+
+    return slow
+
+
+def _write(folder: pathlib.Path, rank: int, end: dict[str, Any]) -> None:
+    path = folder / f"end{rank}.json"
+    part = path.with_suffix(".writing")
+    part.write_text(json.dumps(end), encoding="utf-8")
+    part.rename(path)

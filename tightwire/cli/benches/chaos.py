@@ -1,0 +1,82 @@
+"""`tightwire bench chaos`: faults at random moments, and everything that happens judged."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from tightwire.cli.app import progress
+from tightwire.cli.options import JsonOption
+from tightwire.cli.table import print_rows
+from tightwire.errors import LabError
+
+
+def chaos(
+    plans: Annotated[
+        str,
+        typer.Option(help="Plans, separated by spaces; by default one of every family.", show_default=False),
+    ] = "",
+    faults: Annotated[
+        str, typer.Option(help="Kinds of faults, separated by spaces; by default all.", show_default=False)
+    ] = "",
+    count: Annotated[int, typer.Option(help="How many faults, each in a run of its own.", min=1)] = 100,
+    minutes: Annotated[
+        float | None, typer.Option(help="Begin no other fault after this time.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of which faults, where and when.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes in each run.", min=2)] = 3,
+    deadline: Annotated[float, typer.Option(help="Seconds for which a worker may be silent.", min=1)] = 4.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Break runs at random moments and judge each end: ended in time, the right one named, replicas equal.
+
+    Workers are processes on this host's loopback. A worker is killed, stopped, late, raises, leaves, skips a pass, or
+    has another plan, model or rate than the others; the same seed breaks the same runs at the same steps.
+
+        tightwire bench chaos --count 30
+
+        tightwire bench chaos --plans "bsp local:4" --faults "kill freeze" --seed 7
+    """
+    from tightwire.bench.chaos import FAULTS, Campaign, run_campaign
+    from tightwire.bench.chaos.campaign import families
+
+    kinds = tuple(faults.split()) or tuple(FAULTS)
+    if unknown := [kind for kind in kinds if kind not in FAULTS]:
+        raise LabError(f"--faults {' '.join(unknown)}: no such fault; there are {', '.join(FAULTS)}.")
+    asked = Campaign(
+        faults=kinds,
+        count=count,
+        seconds=None if minutes is None else 60 * minutes,
+        seed=seed,
+        workers=workers,
+        deadline_s=deadline,
+        **({"plans": tuple(plans.split())} if plans else {}),
+    )
+    with progress(count, "the first run starts") as tell:
+        outcomes = run_campaign(asked, lambda o: tell(f"{o.trial.plan}: {o.trial.fault}", 1))
+    wrong = [outcome for outcome in outcomes if outcome.found]
+    for outcome in wrong:
+        trial = outcome.trial
+        at = f"at step {trial.at_step}" if trial.at_step >= 0 else "at the start"
+        for sentence in outcome.found:
+            typer.echo(f"{trial.plan}, {trial.fault} of rank {trial.victim} {at}: {sentence}", err=True)
+    rows = families(outcomes)
+    if as_json:
+        summary: dict[str, Any] = {
+            "faults": len(outcomes),
+            "hangs": sum(bool(o.hangs) for o in outcomes),
+            "wrong_names": sum(bool(o.wrong_names) for o in outcomes),
+            "divergences": sum(bool(o.divergences) for o in outcomes),
+            "leftovers": sum(bool(o.leftovers) for o in outcomes),
+            "families": [asdict(row) for row in rows],
+            "seed": seed,
+            "found": [asdict(outcome) for outcome in wrong],
+        }
+        typer.echo(json.dumps(summary))
+    else:
+        cells = [(r.plan, str(r.faults), f"{100 * r.goodput:.1f} %", str(r.found)) for r in rows]
+        print_rows(("plan", "faults", "steps made", "ended wrong"), cells)
+    raise typer.Exit(1 if wrong else 0)
