@@ -99,3 +99,12 @@ def test_clusters_that_cannot_be_end_with_one_sentence_and_code_2(
     assert said.err.startswith("tightwire: ")
     assert "Traceback" not in said.err
     assert not said.out
+
+
+def test_a_line_like_an_nvlink_is_asked_back_and_taken(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text("workers: 8\nbandwidth_bytes_per_s: 400.0e+9\nlatency_s: 1.0e-5\nnotes: [one guess]\n")
+    ended = CliRunner().invoke(simulate.app, ["bsp", *NUMBERS[:4], "--cluster", str(path)])
+    assert ended.exit_code == 0
+    assert "cluster: one guess" in ended.stderr
+    assert "if bits were meant, write 5e+10" in ended.stderr

@@ -83,13 +83,20 @@ def read_cluster(
         UnitError: a number that cannot be read.
     """
     if path is not None and workers is None and bandwidth is None:
-        return Cluster.read(path)
+        return told(Cluster.read(path))
     rate = of_option("--bandwidth", parse_rate, bandwidth) if bandwidth is not None else None
     if path is not None or workers is None or rate is None:
         raise FileError(
             "the cluster is not given: write --cluster FILE, or --workers 4 and --bandwidth 1gbit."
         )
     return Cluster.uniform(workers, rate * PAYLOAD_SHARE, of_option("--latency", parse_seconds, latency))
+
+
+def told(cluster: Cluster) -> Cluster:
+    """Tells what a reader of this cluster must know; returns it."""
+    for remark in cluster.remarks:
+        typer.echo(f"cluster: {remark}", err=True)
+    return cluster
 
 
 def print_ranking(rows: Sequence[Prediction], why: Sequence[str], as_json: bool) -> None:

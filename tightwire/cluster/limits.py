@@ -11,6 +11,7 @@ from tightwire.units import print_rate
 # true: a device of 2026 has 1.8 TB/s each way to its node, a rack of 72 of them 130 TB/s. What-ifs may go beyond.
 MAX_BANDWIDTH_BYTES_PER_S = 1e13
 MAX_FABRIC_BYTES_PER_S = 1e15
+FASTEST_CARD_BYTES_PER_S = 200e9
 MAX_LATENCY_S = 10.0
 MAX_WORKERS = 1_000_000
 

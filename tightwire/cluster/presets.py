@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tightwire.cluster.nccl import Wire
 from tightwire.cluster.values import PAYLOAD_SHARE, Cluster, Level
 from tightwire.errors import FileError
 
@@ -27,6 +28,7 @@ class Preset:
         across_bytes_per_s: the node's payload rate to others, each way.
         latency_s: of a small message between nodes.
         device_memory_bytes: of each device; 0: not a device of its own.
+        nccl: over what NCCL reaches other nodes, if its ways over it are known.
         source: where the figures come from.
     """
 
@@ -36,6 +38,7 @@ class Preset:
     across_bytes_per_s: float
     latency_s: float
     device_memory_bytes: int = 0
+    nccl: Wire | None = None
     source: str
 
     def cluster(self, nodes: int) -> Cluster:
@@ -75,6 +78,7 @@ class Preset:
             levels=levels,
             devices=self.devices * nodes,
             device_memory_bytes=memory_bytes,
+            nccl=self.nccl,
         )
 
 
@@ -115,6 +119,7 @@ PRESETS: dict[str, Preset] = {
         across_bytes_per_s=4 * 100 * GIGABIT * RDMA_SHARE,
         latency_s=2e-6,
         device_memory_bytes=32 * 10**9,
+        nccl="infiniband",
         source="NVIDIA DGX-1 with Tesla V100 system architecture, white paper WP-08437",
     ),
     "dgx-a100": Preset(
@@ -124,6 +129,7 @@ PRESETS: dict[str, Preset] = {
         across_bytes_per_s=8 * 200 * GIGABIT * RDMA_SHARE,
         latency_s=2e-6,
         device_memory_bytes=80 * 10**9,
+        nccl="infiniband",
         source="NVIDIA DGX A100 data sheet: NVLink 600 GB/s both ways per GPU, 8 single-port ConnectX-6",
     ),
     "dgx-h100": Preset(
@@ -133,6 +139,7 @@ PRESETS: dict[str, Preset] = {
         across_bytes_per_s=8 * 400 * GIGABIT * RDMA_SHARE,
         latency_s=2e-6,
         device_memory_bytes=80 * 10**9,
+        nccl="infiniband",
         source="NVIDIA DGX H100 data sheet: NVLink 900 GB/s both ways per GPU, 8 ConnectX-7",
     ),
     "aws-p4d": Preset(
@@ -142,6 +149,7 @@ PRESETS: dict[str, Preset] = {
         across_bytes_per_s=400 * GIGABIT * PAYLOAD_SHARE,
         latency_s=2e-5,
         device_memory_bytes=40 * 10**9,
+        nccl="efa",
         source="Amazon EC2 P4 instances, product details",
     ),
     "aws-p5": Preset(
@@ -151,6 +159,7 @@ PRESETS: dict[str, Preset] = {
         across_bytes_per_s=3200 * GIGABIT * PAYLOAD_SHARE,
         latency_s=2e-5,
         device_memory_bytes=80 * 10**9,
+        nccl="efa",
         source="Amazon EC2 P5 instances, product details",
     ),
     "aws-g5.12xlarge": Preset(
@@ -169,6 +178,7 @@ PRESETS: dict[str, Preset] = {
         across_bytes_per_s=8 * 200 * GIGABIT * RDMA_SHARE,
         latency_s=3e-6,
         device_memory_bytes=40 * 10**9,
+        nccl="infiniband",
         source="Microsoft Azure, NDasrA100_v4 sizes series",
     ),
     "gcp-a2-highgpu-8g": Preset(
@@ -188,6 +198,16 @@ PRESETS: dict[str, Preset] = {
         latency_s=5e-5,
         device_memory_bytes=80 * 10**9,
         source="Google Cloud, GPU machine types: four 200 Gb/s NICs for GPUs",
+    ),
+    "gcp-a3-megagpu-8g": Preset(
+        title="a3-megagpu-8g: 8 H100 on NVSwitch, 1,600 Gb/s GPUDirect-TCPXO",
+        devices=8,
+        inside_bytes_per_s=450e9,
+        across_bytes_per_s=1600 * GIGABIT * PAYLOAD_SHARE,
+        latency_s=5e-5,
+        device_memory_bytes=80 * 10**9,
+        nccl="tcpxo",
+        source="Google Cloud, GPU machine types: eight 200 Gb/s NICs for GPUs",
     ),
     "survey-2080ti-10g": Preset(
         title="4 RTX 2080 Ti on PCIe 3.0, 10 Gb/s Ethernet",

@@ -14,6 +14,7 @@ from tightwire import files
 from tightwire.cluster.fit import Fit
 from tightwire.cluster.graph import Graph, Link
 from tightwire.cluster.limits import (
+    FASTEST_CARD_BYTES_PER_S,
     MAX_FABRIC_BYTES_PER_S,
     MAX_LATENCY_S,
     MAX_WORKERS,
@@ -21,7 +22,9 @@ from tightwire.cluster.limits import (
     require_plausible,
     require_range,
 )
+from tightwire.cluster.nccl import Wire
 from tightwire.errors import FileError
+from tightwire.units import print_rate
 
 # TCP on Ethernet with MTU 1500: 1448 payload bytes in a frame of 1514.
 PAYLOAD_SHARE = 1448 / 1514
@@ -90,6 +93,7 @@ class Cluster:
         graph: every link by itself.
         devices: how many there are to train on; no limit if not given.
         device_memory_bytes: of each; no limit if not given.
+        nccl: over what NCCL reaches other nodes, for formulas of its all-reduce where nothing was measured.
         notes: what a reader must know: what was guessed, converted or left out, a sentence each.
     """
 
@@ -104,6 +108,7 @@ class Cluster:
     graph: Graph | None = None
     devices: int | None = None
     device_memory_bytes: int | None = None
+    nccl: Wire | None = None
     notes: tuple[str, ...] = ()
     version: Literal[1] = 1
 
@@ -172,6 +177,18 @@ class Cluster:
     def write(self, path: str | pathlib.Path) -> None:
         """Writes the cluster as YAML."""
         files.write(path, self)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader must know: the notes, and a question where a line is faster than a network card's."""
+        rate = self.bandwidth_bytes_per_s
+        if self.fits or self.levels or self.graph or rate <= FASTEST_CARD_BYTES_PER_S:
+            return self.notes
+        return (
+            *self.notes,
+            f"{print_rate(rate)} for every worker ({rate:g} bytes per second) is what devices of one node have, and no "
+            f"network card: if bits were meant, write {rate / 8:g}.",
+        )
 
     def require_plausible(self) -> None:
         """Refuses bandwidths that nothing has, as a file may hold in the wrong unit.

@@ -7,7 +7,7 @@ from functools import lru_cache
 from tightwire import architecture as architectures
 from tightwire.architecture import AllReduce, Architecture, Program, Setting, Wiring
 from tightwire.architecture.allreduce.traffic import predict_bytes
-from tightwire.cluster import PRIOR_RESIDUAL, Cluster, Fit, Graph
+from tightwire.cluster import PRIOR_RESIDUAL, Cluster, Fit, Graph, nccl
 from tightwire.compression import Codec, Identity
 from tightwire.errors import ProgramError
 from tightwire.simulate.counts import CLOSED_FORMS, MAX_BUILT, ProgramCounts, busiest_rank, count, counts_of
@@ -51,6 +51,12 @@ class Collective:
 
     def prior(self, cluster: Cluster) -> Fit:
         """Returns how long it takes by the links, or by its formula: latency per step, bytes over the line."""
+        if (
+            cluster.nccl is not None
+            and (self.name, self.workers) == ("native", cluster.workers)
+            and self.workers > 1
+        ):
+            return nccl.prior(cluster, cluster.nccl)
         if cluster.links is not None and self.program is not None and self.workers > 1:
             if cluster.links not in self._on_links:
                 sent_share = self.counts.sends / self.counts.chunks
