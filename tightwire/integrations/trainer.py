@@ -1,0 +1,112 @@
+"""Tightwire inside the Hugging Face Trainer: a compressed hook for the DDP that it makes, with state that resumes."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+import warnings
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback
+
+from tightwire.errors import AttachError
+from tightwire.integrations.ddp import DDPHook, ddp_hook
+from tightwire.plan import Plan
+from tightwire.transport import init
+
+
+def compress(trainer: Trainer, plan: Plan | str, *, seed: int = 0) -> TightwireCallback:
+    """Has a Trainer average gradients as `plan` says, from `trainer.train()` on.
+
+        trainer = Trainer(model, arguments, train_dataset=data)
+        compress(trainer, "bsp/allreduce/int8+ef")
+        trainer.train()
+
+    The Trainer goes on scaling token-weighted losses by the number of workers, so the mean stays a plain mean.
+    Checkpoints hold each rank's leftovers in `tightwire_RANK.pt`, and `resume_from_checkpoint` takes them up.
+
+    Args:
+        trainer: not training yet.
+        plan: of sync `bsp`; its schedule is left out, for DDP cuts and orders buckets itself.
+        seed: of stochastic codecs, the same on every rank.
+
+    Raises:
+        PlanError: a plan that cannot work, or not under DDP.
+    """
+    callback = TightwireCallback(trainer, plan, seed=seed)
+    trainer.add_callback(callback)
+    train = trainer.train
+
+    @functools.wraps(train)
+    def train_from(resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        callback.resumes_from = resume_from_checkpoint  # callbacks are not told
+        return train(resume_from_checkpoint, *args, **kwargs)
+
+    trainer.train = train_from
+    return callback
+
+
+class TightwireCallback(TrainerCallback):
+    """Registers the hook when training begins, and keeps its state with the Trainer's checkpoints.
+
+    Attributes:
+        hook: once training has begun; None in a world of one, where nothing is averaged.
+        resumes_from: what `trainer.train` was asked to resume from.
+    """
+
+    def __init__(self, trainer: Trainer, plan: Plan | str, *, seed: int = 0) -> None:
+        self._trainer, self._seed = trainer, seed
+        self._plan = Plan.parse(plan) if isinstance(plan, str) else plan
+        self.hook: DDPHook | None = None
+        self.resumes_from: str | bool | None = None
+        ddp_hook(self._plan, transport=_nowhere()).close()  # refuses now what DDP cannot do
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Registers the hook with the Trainer's DDP, and takes up what a checkpoint remembers."""
+        if args.world_size == 1:
+            return
+        wrapped = self._trainer.model_wrapped
+        if not isinstance(wrapped, torch.nn.parallel.DistributedDataParallel):
+            raise AttachError(
+                f"the Trainer has wrapped the model in {type(wrapped).__name__}, where a hook for DDP has no place; "
+                "train with plain data parallelism, or use tw.fsdp_hook."
+            )
+        init()
+        self.hook = ddp_hook(self._plan, seed=self._seed)
+        if state.global_step:
+            self._resume(args, state)
+        self.hook.register(wrapped)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Saves this rank's part beside the Trainer's own files."""
+        if self.hook is not None:
+            folder = pathlib.Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.save(self.hook.state_dict(), folder / f"tightwire_{args.process_index}.pt")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ends the hook's thread."""
+        if self.hook is not None:
+            self.hook.close()
+
+    def _resume(self, args: Any, state: Any) -> None:
+        assert self.hook is not None
+        given = self.resumes_from or args.resume_from_checkpoint
+        folder = pathlib.Path(given) if isinstance(given, str) else None
+        places = [folder, pathlib.Path(args.output_dir) / f"checkpoint-{state.global_step}"]
+        for place in filter(None, places):
+            if (path := place / f"tightwire_{args.process_index}.pt").exists():
+                self.hook.load_state_dict(torch.load(path, weights_only=True))
+                return
+        warnings.warn(
+            f"training resumes at step {state.global_step} from a checkpoint without tightwire_{args.process_index}.pt "
+            f"in {' or '.join(str(place) for place in places if place)}: leftovers begin at zero.",
+            stacklevel=2,
+        )
+
+
+def _nowhere() -> Any:
+    from tightwire.transport import Single
+
+    return Single()
