@@ -63,7 +63,7 @@ def prepare(
     prepared_optimizer, *prepared = accelerator.prepare(optimizer, *others)
     run = attach(model, prepared_optimizer, plan, scaler=accelerator.scaler, **options)
     vars(model)["no_sync"] = _NoSync(run)
-    part = _Part(run, model, prepared_optimizer)
+    part = _OwnPart(run, model, prepared_optimizer)
     accelerator.register_save_state_pre_hook(part.save)
     accelerator.register_load_state_pre_hook(part.remember)
     accelerator.register_for_checkpointing(part)
@@ -89,7 +89,7 @@ class _NoSync:
 
 
 @final
-class _Part:
+class _OwnPart:
     """Saves and loads this rank's part; Accelerate loads what is registered for checkpointing last of all."""
 
     def __init__(self, run: Run, model: nn.Module, optimizer: Optimizer) -> None:
