@@ -80,6 +80,56 @@ def test_a_worker_that_raises_is_named_with_its_error() -> None:
     assert "ValueError: bad batch. Look at its log." in ended[0].err
 
 
+@pytest.mark.parametrize("plan", ["bsp", "delayed:1", "local:2", "bsp/ps/none/sequential"])
+def test_an_error_inside_an_attached_run_reaches_the_others(plan: str) -> None:
+    ended = run_processes(
+        3,
+        f"""
+        import tightwire
+        tightwire.init(deadline_s=20)
+        model = torch.nn.Linear(8, 2)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        try:
+            with tightwire.attach(model, optimizer, {plan!r}):
+                for step in range(20):
+                    if step == 7 and rank == 1:
+                        raise ValueError("bad batch")
+                    optimizer.zero_grad()
+                    model(torch.ones(2, 8)).sum().backward()
+                    optimizer.step()
+        except tightwire.TightwireError as error:
+            answer([list(error.ranks), str(error)])
+            raise
+        """,
+        check=False,
+        preload=("tightwire._attach", "torch._dynamo"),
+    )
+    for end in (ended[0], ended[2]):
+        assert end.answer[0] == [1], end.err
+        assert end.answer[1].startswith("rank 1 failed while this worker waited")
+        assert "ValueError: bad batch" in end.answer[1]
+
+
+def test_ipv6_alone_is_enough() -> None:
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            pytest.skip("this host has no IPv6")
+        port = probe.getsockname()[1]
+    ended = run_processes(
+        2,
+        """
+        t = transport.init(deadline_s=20)
+        t.channel().barrier()
+        answer(t._liveness.address[0])
+        """,
+        join=False,
+        env={"MASTER_ADDR": "::1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": ""},
+    )
+    assert [end.answer for end in ended] == ["::1"] * 2
+
+
 def test_a_worker_that_leaves_is_named() -> None:
     assert_named(run_with_victim(2, "t.close(); sys.exit(0)", SUM), 2, "rank 2 left")
 

@@ -4,7 +4,7 @@ import pytest
 
 import tightwire.transport as transport
 from tightwire.errors import TransportError
-from tightwire.transport.launch import Launch
+from tightwire.transport.launch import Launch, local_rank, local_size
 
 COMPLETE = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
 
@@ -40,3 +40,37 @@ def test_a_launcher_is_read() -> None:
 def test_a_broken_launcher_is_refused(change: dict[str, str], message: str) -> None:
     with pytest.raises(TransportError, match=message):
         Launch.from_environment({**COMPLETE, **change})
+
+
+SRUN = {
+    "SLURM_PROCID": "3",
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x4)",
+}
+OPENMPI = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
+
+
+def test_srun_is_read() -> None:
+    job = {**SRUN, "SLURM_JOB_ID": "4123456", "SLURM_STEP_NODELIST": "gpu[07-10]"}
+    assert Launch.from_environment(job) == Launch(rank=3, size=8, host="gpu07", port=23456, agent_hosts=False)
+    assert (local_rank(job), local_size(job)) == (1, 2)
+    batch_script = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "4123456"}
+    assert Launch.from_environment(batch_script) is None
+
+
+def test_mpirun_is_read_or_says_what_to_set() -> None:
+    with pytest.raises(
+        TransportError, match=r"mpirun started 2 workers .* MASTER_ADDR and MASTER_PORT are not set"
+    ):
+        Launch.from_environment(OPENMPI)
+    launch = Launch.from_environment({**OPENMPI, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"})
+    assert launch == Launch(rank=1, size=2, host="10.0.0.1", port=29500, agent_hosts=False)
+    assert local_size(OPENMPI) == 2
+    assert Launch.from_environment({**OPENMPI, "OMPI_COMM_WORLD_SIZE": "1"}) is None
+
+
+def test_attempts_of_a_launcher_are_told_apart() -> None:
+    launch = Launch.from_environment({**COMPLETE, "TORCHELASTIC_RESTART_COUNT": "2"})
+    assert launch is not None
+    assert launch.attempt == 2

@@ -1,0 +1,41 @@
+"""torchrun starts the workers anew when one dies: the next attempt joins at once, and trains."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = """
+import os, signal, torch, tightwire as tw
+rank, attempt = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+tw.init(deadline_s=20)
+model = torch.nn.Linear(8, 8)
+optimizer = torch.optim.SGD(model.parameters(), 0.1)
+with tw.attach(model, optimizer, "bsp") as run:
+    for step in range(6):
+        if step == 3 and rank == attempt and attempt < 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        optimizer.zero_grad()
+        model(torch.ones(2, 8)).sum().backward()
+        optimizer.step()
+print(f"rank {rank} is done at attempt {attempt}", flush=True)
+tw.shutdown()
+"""
+
+
+def test_elastic_restart(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    run = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         "--max-restarts", "2", str(script)],
+        env={**os.environ, "TIGHTWIRE_SECRET": "of this job", "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert sorted(line for line in run.stdout.splitlines() if "is done" in line) == [
+        "rank 0 is done at attempt 2",
+        "rank 1 is done at attempt 2",
+    ]
