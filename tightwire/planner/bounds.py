@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from tightwire.architecture import AllReduce, Program
+from tightwire.architecture import AllReduce, ParameterServer, Program
 from tightwire.cluster import Cluster, Graph
 from tightwire.compression import Codec, Identity
 from tightwire.errors import PlanError, ProgramError
@@ -13,6 +13,7 @@ from tightwire.plan import Plan
 from tightwire.profile import Profile
 from tightwire.simulate import Collective
 from tightwire.simulate.cost import costs_of
+from tightwire.simulate.servers import server_wire_s
 
 # Buckets are cut a little otherwise than the whole is: chunks are rounded, small tensors find shorter programs.
 MARGIN = 0.97
@@ -39,9 +40,12 @@ def compute_floor_s(plan: Plan, profile: Profile) -> float:
 def wire_floor_s(plan: Plan, profile: Profile, cluster: Cluster) -> float:
     """Returns what the bytes of a step take over the wire, one step's share of a round; 0 where it is not known."""
     sender = plan.compression[0]
-    if cluster.workers == 1 or not (isinstance(plan.architecture, AllReduce) and isinstance(sender, Codec)):
+    if cluster.workers == 1 or not isinstance(sender, Codec) or not plan.architecture.agrees:
         return 0.0
     final, _ = plan.sync.stretches()[-1]
+    architecture = plan.architecture
+    if isinstance(architecture, ParameterServer) and (final.is_served or architecture.servers):
+        return server_wire_s(plan.having(sync=final), profile, cluster)
     itemsize = profile.parameters[0].itemsize
     whole = costs_of(plan, profile, cluster).bucket(profile.num_bytes // itemsize, itemsize, sender)
     return whole.wire_s / final.steps_per_round

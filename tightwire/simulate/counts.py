@@ -18,6 +18,7 @@ class ProgramCounts:
     """What the busiest worker does in one run of a program; counts are of chunks.
 
     Attributes:
+        messages: sent, each to one worker in one step, whatever the chunks in it.
         steps: messages that wait for one another, in the longest row of them.
         chunks: into how many chunks a reducing program splits its buffer; 1 for a gathering one, whose chunks
             are whole messages.
@@ -26,6 +27,7 @@ class ProgramCounts:
         decodes: chunks decoded.
     """
 
+    messages: int
     steps: int
     chunks: int
     sends: int
@@ -41,7 +43,7 @@ def counts_of(program: str, workers: int) -> ProgramCounts:
         ProgramError: no such program.
     """
     if workers == 1:
-        return ProgramCounts(steps=0, chunks=1, sends=0, encodes=0, decodes=0)
+        return ProgramCounts(messages=0, steps=0, chunks=1, sends=0, encodes=0, decodes=0)
     if workers > MAX_BUILT and program in CLOSED_FORMS:
         return CLOSED_FORMS[program](workers)
     return count(architectures.build(program, workers))
@@ -51,14 +53,25 @@ def count(program: Program) -> ProgramCounts:
     """Returns the shape of a program by counting its transfers."""
     rank = busiest_rank(program)
     sends, receives, steps = program.sends(rank), program.receives(rank), depth(program)
+    messages = len({(t.step, t.dst) for t in sends})
     if program.gathers:  # one's own message is decoded as well
-        return ProgramCounts(steps=steps, chunks=1, sends=len(sends), encodes=1, decodes=program.num_ranks)
+        return ProgramCounts(
+            messages=messages,
+            steps=steps,
+            chunks=1,
+            sends=len(sends),
+            encodes=1,
+            decodes=program.num_ranks,
+        )
     if program.native:  # the backend sums messages without looking into them
         chunks = program.num_chunks
-        return ProgramCounts(steps=steps, chunks=chunks, sends=len(sends), encodes=chunks, decodes=chunks)
+        return ProgramCounts(
+            messages=messages, steps=steps, chunks=chunks, sends=len(sends), encodes=chunks, decodes=chunks
+        )
     partial = sum(t.op == "reduce" for t in sends)
     final = len({t.chunk for t in sends if t.op == "copy"} - {t.chunk for t in receives if t.op == "copy"})
     return ProgramCounts(
+        messages=messages,
         steps=steps,
         chunks=program.num_chunks,
         sends=len(sends),
@@ -83,15 +96,17 @@ def busiest_rank(program: Program) -> int:
 
 
 def _ring(n: int) -> ProgramCounts:
-    return ProgramCounts(steps=2 * (n - 1), chunks=n, sends=2 * (n - 1), encodes=n, decodes=2 * (n - 1))
+    hops = 2 * (n - 1)
+    return ProgramCounts(messages=hops, steps=hops, chunks=n, sends=hops, encodes=n, decodes=hops)
 
 
 def _native(n: int) -> ProgramCounts:
-    return ProgramCounts(steps=2 * (n - 1), chunks=n, sends=2 * (n - 1), encodes=n, decodes=n)
+    hops = 2 * (n - 1)
+    return ProgramCounts(messages=hops, steps=hops, chunks=n, sends=hops, encodes=n, decodes=n)
 
 
 def _allgather(n: int) -> ProgramCounts:
-    return ProgramCounts(steps=n - 1, chunks=1, sends=n - 1, encodes=1, decodes=n)
+    return ProgramCounts(messages=n - 1, steps=n - 1, chunks=1, sends=n - 1, encodes=1, decodes=n)
 
 
 def _recursive_doubling(n: int) -> ProgramCounts:
@@ -99,7 +114,7 @@ def _recursive_doubling(n: int) -> ProgramCounts:
     folded = n - (1 << doublings)  # ranks that hand in their contribution first and receive the sum last
     each = doublings + (folded > 0)
     steps = each + (2 * folded > 1 << doublings)
-    return ProgramCounts(steps=steps, chunks=1, sends=each, encodes=each, decodes=each)
+    return ProgramCounts(messages=each, steps=steps, chunks=1, sends=each, encodes=each, decodes=each)
 
 
 CLOSED_FORMS: dict[str, Callable[[int], ProgramCounts]] = {

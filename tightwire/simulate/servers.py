@@ -20,6 +20,7 @@ from tightwire.compression import Codec
 from tightwire.errors import PlanError
 from tightwire.plan import Plan
 from tightwire.profile import Profile
+from tightwire.simulate.collective import GAP
 from tightwire.simulate.cost import FREE, BucketCost
 from tightwire.simulate.interval import with_interval
 from tightwire.simulate.prediction import Bound, Prediction, Segment, bound_by
@@ -35,6 +36,12 @@ def predict_served(plan: Plan, profile: Profile, cluster: Cluster) -> Prediction
     included.
     """
     return _Serving(plan=plan, profile=profile, cluster=cluster).prediction()
+
+
+def server_wire_s(plan: Plan, profile: Profile, cluster: Cluster) -> float:
+    """Returns how long a step's pushes and pulls keep the busiest line busy: a worker's own, or an owner's."""
+    serving = _Serving(plan=plan, profile=profile, cluster=cluster)
+    return serving.wire_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +81,13 @@ class _Serving:
             ),
         )
         return with_interval(found, profile, self.cluster, PRIOR_RESIDUAL)
+
+    @property
+    def wire_s(self) -> float:
+        """The time of bytes alone, of the busiest line."""
+        if self._pushes_together:
+            return max(self._moving.wire_s, 2 * self._busiest_line_s)
+        return max(self._moving.wire_s, self._busiest_line_s)
 
     @property
     def _pushes_together(self) -> bool:
@@ -121,7 +135,7 @@ class _Serving:
         own = 1 - self._remote_share
         return BucketCost(
             codec_s=self._codec_s,
-            latency_s=MESSAGES * 2 * self.cluster.latency_s,
+            latency_s=(MESSAGES * 2 + GAP * 2 * (owners + serves)) * self.cluster.latency_s,
             wire_s=wire_s,
             sent_bytes=round(one_way + serves * own * self._message_bytes)
             + MESSAGES * HEADER_BYTES * (owners + serves),
