@@ -6,7 +6,7 @@ import dataclasses
 
 from tightwire.cluster import Cluster
 from tightwire.planner.candidates import Allowance
-from tightwire.planner.explain import explain
+from tightwire.planner.explain import detail, explain
 from tightwire.planner.ranking import Ranking, rank
 from tightwire.profile import Profile
 
@@ -28,4 +28,4 @@ def recommend(profile: Profile, cluster: Cluster, *, allow: Allowance = "lossles
     True
     """
     ranking = rank(profile, cluster, allow)
-    return dataclasses.replace(ranking, why=tuple(explain(ranking)))
+    return dataclasses.replace(ranking, why=tuple(explain(ranking)), details=tuple(detail(ranking)))

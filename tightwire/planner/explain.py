@@ -1,4 +1,4 @@
-"""Why this plan: sentences with numbers."""
+"""Why this plan, in few sentences: the verdict, its reason, what would change it, what was not measured."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from tightwire.plan import Plan
 from tightwire.planner.bounds import busiest_link, compute_floor_s, wire_floor_s
 from tightwire.planner.break_even import break_even
 from tightwire.planner.candidates import answers, keeps_optimizer
-from tightwire.planner.confidence import chance
+from tightwire.planner.confidence import print_chance
 from tightwire.planner.deviation import deviation
 from tightwire.planner.ranking import Ranking, least_gain, rank
+from tightwire.planner.scaling import Scaling, Usage, scaling_of
 from tightwire.planner.search import SAME_CLASS
+from tightwire.planner.stock import stock_way
 from tightwire.simulate import Prediction, fit_of, predict
 from tightwire.units import print_ms, print_rate, print_size
 
@@ -23,55 +25,188 @@ BOUNDS = {
     "wire": "bytes on the wire",
     "latency": "the latency of messages, not their bytes",
     "codec": "encoding and decoding",
+    "stragglers": "waiting for the slowest worker",
 }
+# Below this share of a worker's work per worker, other ways to use the workers are told.
+WELL_USED = 0.8
+# By so much another way to use the workers must be better to be told.
+WORTH_TELLING = 1.1
 
 
 def explain(ranking: Ranking) -> Iterator[str]:
-    """Yields the reasons for the choice, most important first."""
-    yield _verdict(ranking)
-    yield _bound(ranking.chosen)
+    """Yields the few sentences that everybody should read."""
+    scaling = scaling_of(ranking) if ranking.cluster.workers > 1 else None
+    yield from _verdict(ranking, scaling)
+    yield _bound(ranking)
+    if scaling is not None:
+        yield from _other_uses(ranking, scaling)
+    yield from break_even(ranking)
+    if ranking.allow == "lossless" and ranking.cluster.workers > 1:
+        yield from _lossy_offer(ranking)
+    yield from _not_measured(ranking)
+    yield from _cannot_run(ranking)
+
+
+def detail(ranking: Ranking) -> Iterator[str]:
+    """Yields what each answer of the plan buys, and how sure the choice is."""
     yield from _link(ranking)
     yield from _distance(ranking)
     yield from _decisions(ranking)
     yield from _runner_up(ranking)
-    yield from break_even(ranking)
-    if ranking.allow == "lossless":
-        yield from _lossy_offer(ranking)
-    yield from _caveats(ranking)
+    yield from _memory(ranking)
 
 
 def describe(prediction: Prediction, stock: Prediction) -> str:
     """Returns a sentence on what a plan's step is made of, and how it compares with plain all-reduce."""
     return (
         f"{prediction.plan}: {print_ms(prediction.compute_s)} of computing and {print_ms(prediction.exposed_s)} "
-        f"of exposed exchange, bound by {BOUNDS[prediction.bound_by]}; {stock.step_s / prediction.step_s:.2f} "
+        f"of waiting for the exchange, bound by {BOUNDS[prediction.bound_by]}; {stock.step_s / prediction.step_s:.2f} "
         "times as fast as plain all-reduce."
     )
 
 
-def _verdict(ranking: Ranking) -> str:
-    chosen, stock = ranking.chosen, ranking.stock
-    if ranking.stays:
-        best = ranking.rows[0]
-        gain = max(0.0, 1 - best.step_s / stock.step_s)
-        noise = least_gain(ranking.profile, stock)
-        return (
-            f"Stay with plain all-reduce ({stock.plan}, {print_ms(stock.step_s)} a step): the fastest plan allowed, "
-            f"{best.plan}, would gain {gain:.1%}, and {noise:.1%} is lost in the noise."
+def _verdict(ranking: Ranking, scaling: Scaling | None) -> Iterator[str]:
+    """Yields whether to train on these workers at all, by which plan, and what that is worth."""
+    chosen, stock, workers = ranking.chosen, ranking.stock, ranking.cluster.workers
+    if scaling is None:
+        yield f"One worker exchanges nothing: a step takes {print_ms(chosen.step_s)}."
+        return
+    if scaling.speed_up < 1.0:
+        one = "one worker alone" if scaling.best_fewer.workers == 1 else f"{scaling.best_fewer.workers} of them"
+        yield (
+            f"Do not train this model on these {workers} workers: {one} makes {_rate(ranking, scaling.best_fewer)}, "
+            f"and all {workers} together, with the best plan allowed ({chosen.plan}, {print_ms(chosen.step_s)} a "
+            f"step), make {_rate(ranking, scaling.chosen)}."
         )
-    return (
-        f"{chosen.plan} is predicted to take {print_ms(chosen.step_s)} a step ({print_ms(chosen.low_s)} to "
-        f"{print_ms(chosen.high_s)}), plain all-reduce ({stock.plan}) {print_ms(stock.step_s)}: "
-        f"{stock.step_s / chosen.step_s:.2f} times as fast, and faster at all with a probability of "
-        f"{1 - ranking.chance(stock):.0%}."
+        return
+    worth = (
+        f"{workers} workers do the work of {scaling.speed_up:.1f} ({scaling.efficiency:.0%} each): "
+        f"{_rate(ranking, scaling.chosen)}."
+    )
+    if ranking.stays:
+        yield f"Stay with plain all-reduce ({stock.plan}, {_interval(stock)}): {_why_stay(ranking)}. {worth}"
+        return
+    yield (
+        f"Train with {chosen.plan}: {_interval(chosen)}, {stock.step_s / chosen.step_s:.2f} times as fast as plain "
+        f"all-reduce ({stock.plan}, {print_ms(stock.step_s)}), and faster at all with a probability of "
+        f"{print_chance(1 - ranking.chance(stock))}. {worth}"
     )
 
 
-def _bound(chosen: Prediction) -> str:
+def _why_stay(ranking: Ranking) -> str:
+    best, stock = ranking.rows[0], ranking.stock
+    if best.plan == stock.plan:
+        return "no plan that is allowed is faster"
+    gain, least = 1 - best.step_s / stock.step_s, least_gain(ranking.profile, stock)
+    if gain < least:
+        return f"{best.plan} would save {gain:.1%}, and a difference below {least:.1%} is lost in the noise"
+    if not keeps_optimizer(best.plan):
+        return f"{best.plan} would be {stock.step_s / best.step_s:.2f} times as fast, but needs another optimizer"
     return (
-        f"Its step is {print_ms(chosen.compute_s)} of computing and {print_ms(chosen.exposed_s)} of exposed exchange, "
-        f"while each worker sends {print_size(chosen.bytes_per_step)}; it is bound by {BOUNDS[chosen.bound_by]}."
+        f"{best.plan} would save {gain:.1%}, and is truly faster with a probability of only "
+        f"{print_chance(1 - ranking.chance(stock) if ranking.chosen == best else ranking.chance(best))}"
     )
+
+
+def _interval(found: Prediction) -> str:
+    return (
+        f"{print_ms(found.step_s)} a step, with a probability of 80 % {print_ms(found.low_s)} to "
+        f"{print_ms(found.high_s)}"
+    )
+
+
+def _rate(ranking: Ranking, usage: Usage) -> str:
+    samples = ranking.profile.samples
+    if samples:
+        return f"{_number(usage.passes_per_s * samples)} samples a second"
+    return f"{_number(usage.passes_per_s)} batches a second"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _bound(ranking: Ranking) -> str:
+    chosen = ranking.chosen
+    return (
+        f"Why: a step is {print_ms(chosen.compute_s)} of computing and {print_ms(chosen.exposed_s)} of waiting, while "
+        f"each worker sends {print_size(chosen.bytes_per_step)}; it is bound by {BOUNDS[chosen.bound_by]}."
+    )
+
+
+def _other_uses(ranking: Ranking, scaling: Scaling) -> Iterator[str]:
+    """Yields what would use the workers better, with what it costs."""
+    if scaling.efficiency >= WELL_USED:
+        return
+    offers = []
+    better = [u for u in scaling.accumulating if u.passes_per_s >= WORTH_TELLING * scaling.chosen.passes_per_s]
+    if better:
+        enough = next(
+            (u for u in better if scaling.times_alone(u) >= WELL_USED * ranking.cluster.workers), better[-1]
+        )
+        offers.append(
+            f"accumulating the gradients of {enough.passes} passes, or a batch as many times as large, makes "
+            f"{_rate(ranking, enough)} ({scaling.times_alone(enough):.1f} times one worker), with "
+            f"{enough.passes} times fewer updates for the same samples and a learning rate to match"
+        )
+    fewer = scaling.best_fewer
+    if fewer.passes_per_s >= 0.9 * scaling.chosen.passes_per_s:
+        who = "one worker alone" if fewer.workers == 1 else f"{fewer.workers} workers"
+        offers.append(f"{who} makes {_rate(ranking, fewer)}, and leaves {ranking.cluster.workers - fewer.workers} free")
+    if offers:
+        yield f"What would use them better: {'; '.join(offers)}."
+
+
+def _lossy_offer(ranking: Ranking) -> Iterator[str]:
+    best = rank(ranking.profile, ranking.cluster, "lossy").chosen
+    gain = ranking.chosen.step_s / best.step_s
+    if gain < 1 + least_gain(ranking.profile, ranking.stock):
+        yield f"Do not compress here: no lossy plan would be more than {SAME_CLASS:.0%} faster."
+    else:
+        yield (
+            f"With lossy plans allowed, {best.plan} would take {print_ms(best.step_s)} a step: {gain:.2f} times as "
+            "fast, while each step may teach less."
+        )
+
+
+def _not_measured(ranking: Ranking) -> Iterator[str]:
+    """Yields what the numbers rest on that nobody measured."""
+    profile, missing = ranking.profile, []
+    if profile.compute_uncertainty:
+        share = f"{profile.compute_uncertainty:.0%}"
+        missing.append(f"compute, which comes from a data sheet and may be off by {share} (`tightwire profile`)")
+    if ranking.cluster.workers > 1 and (program := _formula(ranking)):
+        missing.append(f"{program}, whose time is a formula's (`tightwire probe`)")
+    if not profile.codecs and any(not member.lossless for member in ranking.chosen.plan.compression):
+        missing.append("codecs, whose time is a guess (`tightwire profile`)")
+    if missing:
+        yield f"Not measured: {'; '.join(missing)}."
+
+
+def _formula(ranking: Ranking) -> str | None:
+    try:
+        fit = fit_of(ranking.chosen.plan, ranking.profile, ranking.cluster)
+    except (PlanError, ProgramError):
+        return "the exchange"
+    return None if fit.source == "measured" else fit.program
+
+
+def _cannot_run(ranking: Ranking) -> Iterator[str]:
+    """Yields that a plan cannot be trained with yet on the user's device, and how PyTorch does part of it."""
+    if ranking.profile.device in ("", "cpu") or ranking.stays or ranking.cluster.workers == 1:
+        return
+    yield (
+        f"Tightwire trains on CPUs only so far, and this is for {ranking.profile.device}. With PyTorch alone, "
+        f"{stock_way(ranking.chosen.plan)}."
+    )
+
+
+def _memory(ranking: Ranking) -> Iterator[str]:
+    profile, has = ranking.profile, ranking.cluster.device_memory_bytes
+    needs = print_size(profile.least_memory_bytes)
+    of = f" of {print_size(has)}" if has is not None else ""
+    counted = "as the profile says" if profile.memory_bytes else "parameters and gradients"
+    yield f"Memory: at least {needs}{of} a worker ({counted}); activations are not counted, and grow with the batch."
 
 
 def _link(ranking: Ranking) -> Iterator[str]:
@@ -92,7 +227,7 @@ def _distance(ranking: Ranking) -> Iterator[str]:
     if bound_s <= 0.0:
         return
     over = ranking.chosen.step_s / bound_s
-    wire = f", and its bytes {print_ms(wire_s)} on the wire" if wire_s else ""
+    wire = f", and its bytes keep the busiest line busy for {print_ms(wire_s)}" if wire_s else ""
     yield (
         f"Computing alone takes {print_ms(compute_s)}{wire}: no order of the same transfers could take less than "
         f"{print_ms(bound_s)}, and this takes {over:.2f} times that."
@@ -103,18 +238,19 @@ def _runner_up(ranking: Ranking) -> Iterator[str]:
     """Yields how sure the choice is, against the fastest plan that was not chosen."""
     if (rival := ranking.runner_up) is None:
         return
-    sure = 1 - chance(rival, ranking.chosen, ranking.profile, ranking.cluster)
     why = ""
-    if rival.step_s < ranking.chosen.step_s and ranking.stays:
-        why = ", which gains too little to leave what everybody knows"
-    elif rival.step_s < ranking.chosen.step_s:
-        mild = keeps_optimizer(rival.plan)
-        why = ", which changes more of what is learnt from" if mild else ", which asks for another optimizer"
-        if deviation(rival.plan) <= deviation(ranking.chosen.plan) and mild:
-            why = ", which departs further from plain PyTorch for next to nothing"
+    if rival.step_s < ranking.chosen.step_s:
+        if not keeps_optimizer(rival.plan):
+            why = ", which needs another optimizer"
+        elif ranking.stays:
+            why = ", too little gain to leave plain all-reduce"
+        elif deviation(rival.plan) > deviation(ranking.chosen.plan):
+            why = ", which changes training more"
+        else:
+            why = ", which gains next to nothing and differs from stock PyTorch in more"
     yield (
         f"The next is {rival.plan} with {print_ms(rival.step_s)}{why}: the probability that the choice is truly the "
-        f"faster one is {sure:.0%}."
+        f"faster one is {print_chance(1 - ranking.chance(rival))}."
     )
 
 
@@ -154,29 +290,6 @@ def _passed_over(ranking: Ranking, chosen: Plan, axis: Axis) -> Iterator[str]:
             and other[:place] + other[place + 1 :] == own[:place] + own[place + 1 :]
         ):
             difference_s = row.step_s - ranking.chosen.step_s
-            more = "more" if difference_s >= 0 else "less, too little to depart for"
+            more = "more" if difference_s >= 0 else "less, too little to change"
             yield f"{other[place]} instead of {own[place]} would take {print_ms(abs(difference_s))} {more}."
             return
-
-
-def _lossy_offer(ranking: Ranking) -> Iterator[str]:
-    best = rank(ranking.profile, ranking.cluster, "lossy").chosen
-    gain = ranking.chosen.step_s / best.step_s
-    if gain < 1 + least_gain(ranking.profile, ranking.stock):
-        yield f"Do not compress here: no lossy plan would be more than {SAME_CLASS:.0%} faster."
-    else:
-        yield (
-            f"If you allow lossy plans, {best.plan} would take {print_ms(best.step_s)} a step: {gain:.2f} times as "
-            "fast, at some loss of accuracy per step."
-        )
-
-
-def _caveats(ranking: Ranking) -> Iterator[str]:
-    try:
-        fit = fit_of(ranking.chosen.plan, ranking.profile, ranking.cluster)
-    except (PlanError, ProgramError):
-        return
-    if fit.source != "measured":
-        yield f"{fit.program} was not measured on this cluster; its time is a formula's: run `tightwire probe`."
-    if not ranking.profile.codecs and ranking.chosen.plan.compression_text != "none":
-        yield "Codecs were not measured on this machine; their time is a guess: run `tightwire profile`."

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tightwire.cluster import Cluster
-from tightwire.plan import PlanFile
+from tightwire.plan import Plan, PlanFile
 from tightwire.planner.candidates import Allowance, departures, keeps_optimizer
 from tightwire.planner.confidence import chance
 from tightwire.planner.deviation import deviation
@@ -19,6 +19,8 @@ from tightwire.simulate import Prediction
 LEAST_GAIN = 0.02
 # Deviations this close are no reason to prefer one plan to another.
 SAME_DEVIATION = 1.05
+# How probable it must be that a plan truly beats plain all-reduce.
+SURE = 0.75
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,8 @@ class Ranking:
         rows: every predicted plan, fastest first.
         chosen: the one to train with.
         stock: plain all-reduce, as DistributedDataParallel does it.
-        why: sentences with numbers.
+        why: the verdict, its reason, what would change it, what was not measured.
+        details: further sentences, for those who ask.
         considered: how many plans were looked at.
         pruned: how many of them were not predicted, for their lower bound is above the best found.
     """
@@ -44,6 +47,7 @@ class Ranking:
     chosen: Prediction
     stock: Prediction
     why: tuple[str, ...] = ()
+    details: tuple[str, ...] = ()
     considered: int = 0
     pruned: int = 0
 
@@ -73,9 +77,9 @@ class Ranking:
         What differs in nothing but settings and the order of transfers is as many rows for one idea.
         """
         chosen = [self.chosen] if self.stays else [self.chosen, self.stock]
-        kinds = {_kind(row) for row in chosen}
+        kinds = {kind_of(row.plan) for row in chosen}
         for row in self.rows:
-            if (kind := _kind(row)) not in kinds:
+            if (kind := kind_of(row.plan)) not in kinds:
                 kinds.add(kind)
                 chosen.append(row)
         return tuple(chosen)
@@ -89,7 +93,7 @@ class Ranking:
                 "cluster": dataclasses.asdict(self.cluster),
             },
             predicted=self.chosen.values(),
-            why=self.why,
+            why=(*self.why, *self.details),
         )
 
 
@@ -103,7 +107,7 @@ def rank(profile: Profile, cluster: Cluster, allow: Allowance) -> Ranking:
         cluster=cluster,
         allow=allow,
         rows=tuple(rows),
-        chosen=_choose(rows, stock, least_gain(profile, stock)),
+        chosen=choose(rows, stock, least_gain(profile, stock), profile, cluster),
         stock=stock,
         considered=search.considered,
         pruned=search.pruned,
@@ -115,13 +119,31 @@ def least_gain(profile: Profile, stock: Prediction) -> float:
     return max(LEAST_GAIN, profile.noise * profile.compute_s / stock.step_s)
 
 
-def _choose(rows: Sequence[Prediction], stock: Prediction, least_gain: float) -> Prediction:
+def choose(
+    rows: Sequence[Prediction], stock: Prediction, least_gain: float, profile: Profile, cluster: Cluster
+) -> Prediction:
     """Returns, of the plans about as fast as the fastest, the one that changes training least.
 
-    Plain all-reduce where that gains too little. Plans that need another optimizer are left to those who ask for them.
+    Plain all-reduce where that gains too little, or too little to be sure of: formulas that favour one program over
+    another by less than they may be wrong are no reason to leave it. Plans that need another optimizer are left to
+    those who ask for them.
+
+    Args:
+        rows: predictions, fastest first.
+        stock: that of plain all-reduce.
+        least_gain: as a share of its step, below which steps cannot be told apart.
+        profile: what the predictions were made from.
+        cluster: likewise.
     """
     able = [row for row in rows if keeps_optimizer(row.plan)]
-    equals = [row for row in able if row.step_s <= able[0].step_s * (1 + SAME_CLASS)]
+    sure = [
+        row
+        for row in able
+        if row.step_s < stock.step_s * (1 - least_gain) and chance(row, stock, profile, cluster) >= SURE
+    ]
+    if not sure:
+        return stock
+    equals = [row for row in sure if row.step_s <= sure[0].step_s * (1 + SAME_CLASS)]
     least = min(deviation(row.plan) for row in equals)
     mildest = [row for row in equals if deviation(row.plan) <= least * SAME_DEVIATION]
     as_good_s = mildest[0].step_s * (1 + LEAST_GAIN)
@@ -132,8 +154,8 @@ def _choose(rows: Sequence[Prediction], stock: Prediction, least_gain: float) ->
     return best if best.step_s < stock.step_s * (1 - least_gain) else stock
 
 
-def _kind(row: Prediction) -> tuple[str, ...]:
-    plan = row.plan
+def kind_of(plan: Plan) -> tuple[str, ...]:
+    """Returns what a plan has in common with those that differ in settings and the order of transfers alone."""
     # Of policies with fewer exchanges, what is sent matters less than that it seldom is.
-    sender = plan.compression[0].name if plan.sync.name == "bsp" else ""
+    sender = plan.sender.name if plan.sync.name == "bsp" else ""
     return plan.sync.name, plan.architecture.name, sender
