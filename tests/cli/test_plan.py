@@ -1,5 +1,7 @@
 """`tightwire plan` and `tightwire simulate`, called as typer calls them."""
 
+import dataclasses
+import functools
 import json
 import pathlib
 import sys
@@ -8,19 +10,30 @@ import pytest
 from typer.testing import CliRunner
 
 from tightwire.cli import main, plan, simulate
+from tightwire.cli.measured import print_ranking
+from tightwire.cluster import Cluster
 from tightwire.errors import FileError, PlanError, UnitError
 from tightwire.plan import PlanFile
+from tightwire.planner.curves import figure
+from tightwire.planner.ranking import Ranking, rank
+from tightwire.profile import Profile
+from tightwire.units import print_ms, print_size
 
 NUMBERS = ["--gradients", "20MB", "--compute", "380ms", "--workers", "4", "--bandwidth", "200mbit"]
 
 
-def test_plan_prints_a_table_and_reasons_and_writes_the_file(tmp_path: pathlib.Path) -> None:
-    out = tmp_path / "plan.yaml"
-    ended = CliRunner().invoke(plan.app, [*NUMBERS, "--allow", "lossy", "--out", str(out)])
-    assert ended.exit_code == 0
-    assert "times as fast" in ended.output
-    assert "steps/s └" in ended.output
-    assert PlanFile.read(out).why
+def test_plan_prints_the_verdict_first_and_writes_the_file_and_the_picture(tmp_path: pathlib.Path) -> None:
+    out, drawing = tmp_path / "plan.yaml", tmp_path / "plot.html"
+    arguments = [*NUMBERS, "--out", str(out), "--plot", str(drawing), "--json"]
+    ended = CliRunner().invoke(plan.app, arguments, catch_exceptions=False)
+    found = json.loads(ended.output.splitlines()[-1])
+    assert found["why"][0].startswith("Train with ")
+    assert len(found["why"]) <= 9
+    assert found["ranking"][0]["beats_chosen"] is None
+    assert all(0 <= row["beats_chosen"] <= 1 for row in found["ranking"][1:])
+    assert found["considered"] >= len(found["ranking"])
+    assert PlanFile.read(out).why == (*found["why"], *found["details"])
+    assert "Steps per second against bandwidth" in drawing.read_text(encoding="utf-8")
 
 
 def test_simulate_sorts_its_rows() -> None:
@@ -51,6 +64,27 @@ def test_simulate_traces_what_a_step_waits_for(tmp_path: pathlib.Path) -> None:
         (["bsp", *NUMBERS[:6], "--bandwidth", "0"], FileError, "bandwidth"),
         (["bps", *NUMBERS], PlanError, "bsp"),
         (["bsp", *NUMBERS[:4], "--cluster", "nowhere.yaml"], FileError, "nowhere.yaml"),
+        (
+            ["bsp", *NUMBERS[:4], "--cluster", "c.yaml", "--workers", "8"],
+            FileError,
+            "--workers: --cluster FILE says it",
+        ),
+        (
+            ["bsp", *NUMBERS[:4], "--cluster", "c.yaml", "--latency", "1ms"],
+            FileError,
+            "--latency: --cluster FILE says",
+        ),
+        (["bsp", *NUMBERS[:4], "--cluster", "c.yaml", "--hardware", "aws-p4d:2"], FileError, "given twice"),
+        (["bsp", *NUMBERS[:4], "--hardware", "aws-p4d:two"], FileError, "NAME:NODES"),
+        (["bsp", "--gradients", "0MB", *NUMBERS[2:]], FileError, "nothing to exchange"),
+        (["bsp", *NUMBERS[:2], "--compute", "0ms", *NUMBERS[4:]], FileError, "more than 0"),
+        (["bsp", "--model", "resnet50", *NUMBERS[4:]], FileError, "--device"),
+        (
+            ["bsp", "--model", "resnet50", "--device", "v100", "--batch", "8", "--length", "9", *NUMBERS[4:]],
+            FileError,
+            "images",
+        ),
+        (["local:99999999999999999999999", *NUMBERS], PlanError, "local:"),
     ],
 )
 def test_bad_input_names_what_is_wrong(arguments: list[str], error: type[Exception], says: str) -> None:
@@ -59,14 +93,57 @@ def test_bad_input_names_what_is_wrong(arguments: list[str], error: type[Excepti
     assert says in str(ended.exception)
 
 
-def test_the_json_tells_how_sure_the_choice_is(tmp_path: pathlib.Path) -> None:
-    drawing = tmp_path / "plot.html"
-    ended = CliRunner().invoke(plan.app, [*NUMBERS, "--json", "--plot", str(drawing)])
-    found = json.loads(ended.output.splitlines()[-1])
-    assert found["ranking"][0]["beats_chosen"] is None
-    assert all(0 <= row["beats_chosen"] <= 1 for row in found["ranking"][1:])
-    assert found["considered"] >= len(found["ranking"])
-    assert "steps per second" in drawing.read_text(encoding="utf-8")
+def test_round_numbers_are_those_of_a_gpu_unless_told() -> None:
+    gpu, cpu = (
+        json.loads(CliRunner().invoke(simulate.app, ["bsp", *NUMBERS, *more, "--json"]).output)["ranking"][0]
+        for more in ([], ["--device", "cpu"])
+    )
+    assert gpu["compute_s"] == pytest.approx(0.38, rel=0.01)
+    assert cpu["compute_s"] > 1.02 * gpu["compute_s"]
+
+
+def test_pictures_have_titles_and_axes_that_hold_the_curves() -> None:
+    ranking = rank(Profile.uniform(layers=4, numel_per_layer=10**6, forward_s=0.1, backward_s=0.2),
+                   Cluster.uniform(4, 119e6, 5e-5), "lossless")  # fmt: skip
+    drawn = figure(ranking).to_dict()
+    layout = drawn["layout"]
+    assert "4 workers, 16.00 MB" in layout["title"]["text"]
+    assert layout["xaxis"]["title"]["text"] == "bandwidth of each worker's line, Gb/s of payload"
+    assert layout["yaxis"]["title"]["text"] == "steps per second"
+    assert layout["xaxis"]["type"] == layout["yaxis"]["type"] == "log"
+    here, *others = layout["annotations"]
+    assert not others
+    assert 10 ** here["x"] == pytest.approx(119e6 * 8 / 1e9)  # on a logarithmic axis, its logarithm
+    assert all(min(curve["x"]) < 10 ** here["x"] < max(curve["x"]) for curve in drawn["data"])
+
+
+@functools.cache
+def lossy_ranking() -> Ranking:
+    profile = Profile.uniform(layers=4, numel_per_layer=10**6, forward_s=0.1, backward_s=0.2)
+    ranking = rank(profile, Cluster.uniform(4, 24e6, 5e-5), "lossy")
+    return dataclasses.replace(
+        ranking, why=("A verdict of several words, long enough for two lines of text.",)
+    )
+
+
+@pytest.mark.parametrize("width", [None, 60, 80, 120])
+def test_no_number_is_cut_at_any_width(
+    width: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width or ""))
+    ranking = lossy_ranking()
+    plan.print_all(ranking, explain=True)
+    print_ranking(ranking.rows[:3], ["A sentence."], as_json=False)
+    output = capsys.readouterr().out
+    assert "…" not in output
+    for row in (*ranking.shortlist[:3], *ranking.rows[:3]):
+        assert print_ms(row.step_s) in output
+        assert print_size(row.bytes_per_step) in output
+    if width:
+        assert max(map(len, output.splitlines())) <= width
+    else:  # a line per row, for grep and sort
+        assert sum(print_ms(row.step_s) in line and str(row.plan) in line
+                   for line in output.splitlines() for row in ranking.rows[:3]) >= 3  # fmt: skip
 
 
 BAD_CLUSTERS = {

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
+import sys
+import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
-from tightwire.cli.table import print_rows
+from tightwire.cli.table import print_rows, width_of
 from tightwire.cluster import PAYLOAD_SHARE, Cluster
+from tightwire.cluster.presets import PRESETS, preset
 from tightwire.errors import FileError
+from tightwire.lab import Topology
+from tightwire.planner.confidence import print_chance
 from tightwire.profile import Profile
+from tightwire.profile.devices import DEVICES, TOUCHES_PER_PASS, derive, device
+from tightwire.profile.models import MODELS, model_shape
 from tightwire.simulate import Prediction
 from tightwire.units import of_option, parse_bytes, parse_rate, parse_seconds, print_ms, print_size
 
@@ -20,7 +29,7 @@ ProfileOption = Annotated[
     pathlib.Path | None,
     typer.Option(
         "--profile",
-        help="File of `tightwire profile`; or give --gradients and --compute.",
+        help="The model's profile, from `tightwire profile`; or --model, or --gradients and --compute.",
         show_default=False,
     ),
 ]
@@ -28,68 +37,215 @@ ClusterOption = Annotated[
     pathlib.Path | None,
     typer.Option(
         "--cluster",
-        help="File of `tightwire probe`; or give --workers, --bandwidth, --latency.",
+        help="The cluster, from `tightwire probe` or `tightwire cluster`; or --workers and --bandwidth.",
         show_default=False,
     ),
 ]
 GradientsOption = Annotated[
-    str | None, typer.Option(help="Size of all gradients of the model: 100MB.", show_default=False)
+    str | None, typer.Option(help="The size of all gradients together: 100MB.", show_default=False)
 ]
 ComputeOption = Annotated[
-    str | None, typer.Option(help="Compute of a step, a third of it forward: 300ms.", show_default=False)
+    str | None,
+    typer.Option(
+        help="The compute of one step without exchange: 300ms; a third of it is forward.", show_default=False
+    ),
 ]
-WorkersOption = Annotated[int | None, typer.Option(help="Number of workers.", show_default=False)]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(help=f"A known model, with --device and --batch: {', '.join(MODELS)}.", show_default=False),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        help=f"What a worker trains on: cpu, gpu, or with --model one of {', '.join(DEVICES)}. Round numbers are "
+        "those of a GPU unless this says cpu.",
+        show_default=False,
+    ),
+]
+BatchOption = Annotated[
+    int | None, typer.Option(help="Samples of a worker's batch.", show_default=False, min=1)
+]
+LengthOption = Annotated[
+    int | None, typer.Option(help="With --model: tokens of a sequence.", show_default=False)
+]
+DtypeOption = Annotated[
+    str | None, typer.Option(help="Of gradients: float32, bfloat16, float16.", show_default=False)
+]
+WorkersOption = Annotated[int | None, typer.Option(help="The number of workers.", show_default=False)]
 BandwidthOption = Annotated[
     str | None,
-    typer.Option(help="Rate of each worker's link, in each direction: 1gbit, 25MB/s.", show_default=False),
+    typer.Option(help="The rate of each worker's line, each way: 1gbit, 25MB/s.", show_default=False),
 ]
-LatencyOption = Annotated[str, typer.Option(help="Latency of a message: 50us, 1ms.")]
+LatencyOption = Annotated[
+    str | None,
+    typer.Option(help="Of a small message between two workers; 50us unless told.", show_default=False),
+]
+HardwareOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Known hardware and how many nodes: aws-p4d:4; see `tightwire cluster hardware`.",
+        show_default=False,
+    ),
+]
+TopologyOption = Annotated[
+    str | None,
+    typer.Option(
+        help="As in `tightwire lab run`: nodes=2x4,inside=10gbit,across=1gbit, or sites=2x2x4,….",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="End with one line of JSON on standard output.")]
 
 LAYERS = 48
+DEFAULT_LATENCY = "50us"
+ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# The memory rate of a GPU whose name nobody told.
+GPU_BYTES_PER_S = 900e9
 # Of a table; all are in the JSON.
 MOST_ROWS = 12
+ASK_MODEL = (
+    "write --profile FILE, or --model resnet50 --device v100 --batch 64, or --gradients 100MB --compute 300ms"
+)
+ASK_CLUSTER = (
+    "write --cluster FILE, or --hardware aws-p4d:4, or --topology nodes=2x4,inside=10gbit,across=1gbit, or --workers 4 "
+    "--bandwidth 1gbit"
+)
 
 
-def read_profile(path: pathlib.Path | None, gradients: str | None, compute: str | None) -> Profile:
-    """Returns the profile of a file, or one of equal layers from two round numbers.
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a user wrote of the model and of the cluster; None: nothing."""
 
-    Raises:
-        FileError: neither or both are given.
-        UnitError: a number that cannot be read.
-    """
-    if path is not None and gradients is None and compute is None:
-        return Profile.read(path)
-    if path is not None or gradients is None or compute is None:
-        raise FileError(
-            "the model is not given: write --profile FILE, or --gradients 100MB and --compute 300ms."
+    profile: pathlib.Path | None = None
+    gradients: str | None = None
+    compute: str | None = None
+    model: str | None = None
+    device: str | None = None
+    batch: int | None = None
+    length: int | None = None
+    dtype: str | None = None
+    cluster: pathlib.Path | None = None
+    workers: int | None = None
+    bandwidth: str | None = None
+    latency: str | None = None
+    hardware: str | None = None
+    topology: str | None = None
+
+    def read_profile(self) -> Profile:
+        """Returns the profile of a file, of a known model on a known device, or of two round numbers.
+
+        Raises:
+            FileError: options that do not go together, or a value that cannot be.
+            UnitError: a number that cannot be read.
+        """
+        ways = {
+            "--profile": self.profile is not None,
+            "--model": self.model is not None,
+            "--gradients and --compute": self.gradients is not None or self.compute is not None,
+        }
+        _require_one("the model", ways, ASK_MODEL)
+        if self.profile is not None:
+            self._refuse("--profile FILE says it", "device", "batch", "length", "dtype")
+            return Profile.read(self.profile)
+        if self.dtype is not None and self.dtype not in ITEMSIZES:
+            raise FileError(f"--dtype {self.dtype} is none of {', '.join(ITEMSIZES)}.")
+        return self._known_model(self.model) if self.model is not None else self._round_numbers()
+
+    def read_cluster(self) -> Cluster:
+        """Returns the cluster of a file, of known hardware, of a topology, or of round numbers.
+
+        Raises:
+            FileError: options that do not go together, or a value that cannot be.
+            LabError: a topology that cannot be read.
+            UnitError: a number that cannot be read.
+        """
+        ways = {
+            "--cluster": self.cluster is not None,
+            "--hardware": self.hardware is not None,
+            "--topology": self.topology is not None,
+            "--workers and --bandwidth": self.cluster is None
+            and self.hardware is None
+            and self.topology is None
+            and (self.workers is not None or self.bandwidth is not None),
+        }
+        _require_one("the cluster", ways, ASK_CLUSTER)
+        if self.cluster is not None:
+            self._refuse("--cluster FILE says it", "workers", "bandwidth", "latency")
+            return told(Cluster.read(self.cluster))
+        if self.hardware is not None:
+            self._refuse("--hardware says it", "workers", "bandwidth", "latency")
+            return _hardware(self.hardware)
+        latency_s = of_option("--latency", parse_seconds, self.latency or DEFAULT_LATENCY)
+        if self.topology is not None:
+            self._refuse("--topology says it", "workers", "bandwidth")
+            return Topology.parse(self.topology).cluster(latency_s)
+        if self.workers is None or self.bandwidth is None:
+            missing = "--workers" if self.workers is None else "--bandwidth"
+            raise FileError(f"the cluster is not given: {missing} is missing; {ASK_CLUSTER}.")
+        rate = of_option("--bandwidth", parse_rate, self.bandwidth)
+        return Cluster.uniform(self.workers, rate * PAYLOAD_SHARE, latency_s)
+
+    def _known_model(self, model: str) -> Profile:
+        if self.device in (None, "cpu", "gpu") or self.batch is None:
+            raise FileError(
+                f"--model {model} is derived for a device and a batch: write --device with one of "
+                f"{', '.join(DEVICES)}, "
+                "and --batch 32."
+            )
+        assert self.device is not None
+        shape = model_shape(model, self.length)
+        itemsize = ITEMSIZES[self.dtype or "float32"]
+        return derive(shape, device(self.device), self.batch, itemsize=itemsize)
+
+    def _round_numbers(self) -> Profile:
+        if self.gradients is None or self.compute is None:
+            missing = "--gradients" if self.gradients is None else "--compute"
+            raise FileError(f"the model is not given: {missing} is missing; {ASK_MODEL}.")
+        self._refuse("it needs --model", "length")
+        if self.device not in (None, "cpu", "gpu", *DEVICES):
+            raise FileError(f"--device {self.device} is none of cpu, gpu, {', '.join(DEVICES)}.")
+        compute_s = of_option("--compute", parse_seconds, self.compute)
+        num_bytes = of_option("--gradients", parse_bytes, self.gradients)
+        itemsize = ITEMSIZES[self.dtype or "float32"]
+        if compute_s <= 0:
+            raise FileError(f"--compute {self.compute}: a step takes more than 0; write 300ms.")
+        if num_bytes < itemsize:
+            raise FileError(f"--gradients {self.gradients}: there is nothing to exchange; write 100MB.")
+        layers = min(LAYERS, num_bytes // itemsize)
+        profile = Profile.uniform(
+            layers=layers,
+            numel_per_layer=num_bytes // itemsize // layers,
+            forward_s=compute_s / 3,
+            backward_s=compute_s * 2 / 3,
         )
-    compute_s = of_option("--compute", parse_seconds, compute)
-    num_bytes = of_option("--gradients", parse_bytes, gradients)
-    return Profile.uniform(
-        layers=LAYERS,
-        numel_per_layer=max(1, num_bytes // 4 // LAYERS),
-        forward_s=compute_s / 3,
-        backward_s=compute_s * 2 / 3,
-    )
-
-
-def read_cluster(
-    path: pathlib.Path | None, workers: int | None, bandwidth: str | None, latency: str
-) -> Cluster:
-    """Returns the cluster of a file, or a uniform one from three round numbers.
-
-    Raises:
-        FileError: neither or both are given, or one of them is wrong.
-        UnitError: a number that cannot be read.
-    """
-    if path is not None and workers is None and bandwidth is None:
-        return told(Cluster.read(path))
-    rate = of_option("--bandwidth", parse_rate, bandwidth) if bandwidth is not None else None
-    if path is not None or workers is None or rate is None:
-        raise FileError(
-            "the cluster is not given: write --cluster FILE, or --workers 4 and --bandwidth 1gbit."
+        parameters = tuple(dataclasses.replace(p, itemsize=itemsize) for p in profile.parameters)
+        profile = dataclasses.replace(
+            profile, parameters=parameters, samples=self.batch or 0, device=self.device or "gpu"
         )
-    return Cluster.uniform(workers, rate * PAYLOAD_SHARE, of_option("--latency", parse_seconds, latency))
+        if self.device == "cpu":
+            return profile
+        rate = DEVICES[self.device].memory_bytes_per_s if self.device in DEVICES else GPU_BYTES_PER_S
+        return dataclasses.replace(profile, pass_s_per_element=TOUCHES_PER_PASS * itemsize / rate)
+
+    def _refuse(self, why: str, *names: str) -> None:
+        given = [f"--{name}" for name in names if getattr(self, name) is not None]
+        if given:
+            raise FileError(f"{' and '.join(given)}: {why}; leave out one of the two.")
+
+
+def _require_one(what: str, ways: dict[str, bool], ask: str) -> None:
+    given = [way for way, is_given in ways.items() if is_given]
+    if not given:
+        raise FileError(f"{what} is not given: {ask}.")
+    if len(given) > 1:
+        raise FileError(f"{what} is given twice, by {' and by '.join(given)}: keep one of them.")
+
+
+def _hardware(text: str) -> Cluster:
+    name, _, nodes = text.partition(":")
+    if name not in PRESETS or not (nodes or "1").isdigit():
+        raise FileError(f"--hardware {text}: write NAME:NODES, as in aws-p4d:4; known: {', '.join(PRESETS)}.")
+    return preset(name, int(nodes or "1"))
 
 
 def told(cluster: Cluster) -> Cluster:
@@ -105,8 +261,14 @@ def print_ranking(rows: Sequence[Prediction], why: Sequence[str], as_json: bool)
         typer.echo(json.dumps({"ranking": [row.values() for row in rows], "why": list(why)}))
         return
     print_table(rows)
-    for sentence in why:
-        typer.echo(sentence)
+    say(why)
+
+
+def say(sentences: Sequence[str]) -> None:
+    """Prints sentences, each wrapped to the terminal's width; into a pipe, a line each."""
+    width = width_of(sys.stdout)
+    for sentence in sentences:
+        typer.echo(textwrap.fill(sentence, width) if width else sentence)
 
 
 def print_table(rows: Sequence[Prediction], chances: Sequence[float] = ()) -> None:
@@ -116,16 +278,16 @@ def print_table(rows: Sequence[Prediction], chances: Sequence[float] = ()) -> No
         rows: the chosen one first, if one was chosen.
         chances: of each to be faster than the chosen one, if one was chosen.
     """
-    head = ("plan", "step", "from", "to", "exposed", "sent", *(["faster?"] if chances else []), "bound by")
+    head = ["plan", "step", "from", "to", "waiting", "sent", "bound by", *(["faster?"] if chances else [])]
     cells = []
     for place, row in enumerate(rows[:MOST_ROWS]):
         times = map(print_ms, (row.step_s, row.low_s, row.high_s, row.exposed_s))
-        sure = [] if not chances else ["chosen" if place == 0 else f"{chances[place]:.0%}"]
-        cells.append((str(row.plan), *times, print_size(row.bytes_per_step), *sure, row.bound_by))
-    captions = []
+        sure = [] if not chances else ["chosen" if place == 0 else print_chance(chances[place])]
+        cells.append([str(row.plan), *times, print_size(row.bytes_per_step), row.bound_by, *sure])
+    captions = ["From and to: the step's 80 % interval."]
     if chances:
         captions.append(
-            "Fastest of each kind; faster?: the probability to be truly faster than the chosen plan."
+            "The fastest of each kind; faster?: the probability to be truly faster than the chosen plan."
         )
     if len(rows) > MOST_ROWS:
         captions.append(f"{len(rows) - MOST_ROWS} more; --json lists all.")

@@ -4,33 +4,42 @@ from __future__ import annotations
 
 import json
 import pathlib
+import sys
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
-from tightwire import files
-from tightwire.cli.app import App
 from tightwire.cli.measured import (
     MOST_ROWS,
+    Asked,
     BandwidthOption,
+    BatchOption,
     ClusterOption,
     ComputeOption,
+    DeviceOption,
+    DtypeOption,
     GradientsOption,
+    HardwareOption,
+    JsonOption,
     LatencyOption,
+    LengthOption,
+    ModelOption,
     ProfileOption,
+    TopologyOption,
     WorkersOption,
     print_table,
-    read_cluster,
-    read_profile,
+    say,
 )
-from tightwire.cli.options import JsonOption
-from tightwire.errors import FileError
+from tightwire.cli.pictures import write_picture
+from tightwire.cli.table import width_of
 from tightwire.planner import Ranking, recommend
 from tightwire.planner.curves import curves, figure
 from tightwire.planner.curves import plot as plot_lines
 
-app = App()
+app = typer.Typer(rich_markup_mode=None)
+# The drawing in text is as wide as this.
+DRAWING_WIDTH = 76
 
 
 class AllowChoice(StrEnum):
@@ -48,8 +57,8 @@ def plan(
     allow: Annotated[
         AllowChoice,
         typer.Option(
-            help="lossless: every step by the exact mean gradient. lossy: by what compression leaves of it. stale: any "
-            "plan, such as steps made alone or with old gradients."
+            help="lossless: every step is made with the exact mean gradient. lossy: gradients may be compressed. "
+            "stale: any plan, such as steps made alone or with old gradients."
         ),
     ] = AllowChoice.LOSSLESS,
     out: Annotated[
@@ -58,53 +67,76 @@ def plan(
     ] = None,
     plot: Annotated[
         pathlib.Path | None,
-        typer.Option(help="Draw throughput against bandwidth here, as .html or .png.", show_default=False),
+        typer.Option(
+            help="Draw steps per second against bandwidth here, as .html or .png.", show_default=False
+        ),
     ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Say more: what each answer buys, the runner-up, memory, a drawing."),
+    ] = False,
     gradients: GradientsOption = None,
     compute: ComputeOption = None,
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    batch: BatchOption = None,
+    length: LengthOption = None,
+    dtype: DtypeOption = None,
     workers: WorkersOption = None,
     bandwidth: BandwidthOption = None,
-    latency: LatencyOption = "50us",
+    latency: LatencyOption = None,
+    hardware: HardwareOption = None,
+    topology: TopologyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Choose the fastest plan for a model on a cluster, and say why; or say that plain all-reduce is right.
+    """Choose the fastest plan for a model on a cluster, and say why; plain all-reduce or one worker may be right.
 
     From measurements:
 
         tightwire plan --profile profile.yaml --cluster cluster.yaml --out plan.yaml
 
-    Without owning the cluster, from round numbers:
+    Without owning the cluster, from known models and hardware, or from round numbers:
 
-        tightwire plan --gradients 100MB --compute 300ms --workers 8 \\
-            --bandwidth 10gbit --allow lossy
+        tightwire plan --model bert-base --device a100 --batch 32 --hardware aws-p4d:4
 
-    Then train with it:
+        tightwire plan --gradients 100MB --compute 300ms --workers 8 --bandwidth 10gbit --allow lossy
 
-        tw.attach(model, optimizer, plan="plan.yaml")
+    Then train with it: tw.attach(model, optimizer, plan="plan.yaml").
     """
-    files.require_writable(out, plot)
-    ranking = recommend(
-        read_profile(profile, gradients, compute),
-        read_cluster(cluster, workers, bandwidth, latency),
-        allow=allow.value,
-    )
+    asked = Asked(
+        profile=profile, cluster=cluster, gradients=gradients, compute=compute, model=model, device=device,
+        batch=batch, length=length, dtype=dtype, workers=workers, bandwidth=bandwidth, latency=latency,
+        hardware=hardware, topology=topology,
+    )  # fmt: skip
+    ranking = recommend(asked.read_profile(), asked.read_cluster(), allow=allow.value)
     if out is not None:
         ranking.plan_file().write(out)
-    bandwidths, drawn = curves(ranking) if plot is not None or not as_json else ((), ())
     if plot is not None:
-        _draw(figure(bandwidths, drawn, ranking.cluster.bandwidth_bytes_per_s), plot)
+        write_picture(figure(ranking), plot, "--plot")
     if as_json:
         typer.echo(json.dumps(_plain(ranking)))
         return
+    print_all(ranking, explain=explain)
+
+
+def print_all(ranking: Ranking, *, explain: bool) -> None:
+    """Prints the sentences, the fastest plan of each kind and, if asked, what is to be said beyond."""
+    width = width_of(sys.stdout)
+    say(ranking.why)
+    typer.echo()
     rows = ranking.shortlist
     print_table(rows, [ranking.chance(row) for row in rows[:MOST_ROWS]])
-    typer.echo(
-        f"{ranking.considered} plans looked at, {ranking.pruned} of them left out by their lower bound."
-    )
-    for line in plot_lines(bandwidths, drawn, ranking.cluster.bandwidth_bytes_per_s):
-        typer.echo(line)
-    for sentence in ranking.why:
-        typer.echo(sentence)
+    looked = f"{ranking.considered} plans looked at, {ranking.pruned} of them left out by their lower bound."
+    say([looked if explain else f"{looked} More with --explain."])
+    if not explain:
+        return
+    typer.echo()
+    say(ranking.details)
+    if width is None or width >= DRAWING_WIDTH:
+        bandwidths, drawn = curves(ranking)
+        typer.echo()
+        for line in plot_lines(bandwidths, drawn, ranking.cluster.bandwidth_bytes_per_s):
+            typer.echo(line)
 
 
 def _plain(ranking: Ranking) -> dict[str, Any]:
@@ -116,23 +148,9 @@ def _plain(ranking: Ranking) -> dict[str, Any]:
             for row in rows
         ],
         "why": list(ranking.why),
+        "details": list(ranking.details),
         "confidence": ranking.confidence,
         "runner_up": ranking.runner_up and str(ranking.runner_up.plan),
         "considered": ranking.considered,
         "pruned": ranking.pruned,
     }
-
-
-def _draw(drawing: Any, path: pathlib.Path) -> None:
-    if path.suffix == ".html":
-        files.write_text(path, drawing.to_html(include_plotlyjs=True))
-        return
-    if path.suffix != ".png":
-        raise FileError(f"--plot {path}: a plot is written as .html or .png.")
-    try:
-        picture = drawing.to_image(format="png")
-    except (ImportError, ValueError, RuntimeError):
-        raise FileError(
-            f"--plot {path}: pictures need kaleido; pip install kaleido, or write .html."
-        ) from None
-    files.write_bytes(path, picture)

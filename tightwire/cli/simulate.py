@@ -9,25 +9,30 @@ from typing import Annotated, Any
 
 import typer
 
-from tightwire import files
-from tightwire.cli.app import App
 from tightwire.cli.measured import (
+    Asked,
     BandwidthOption,
+    BatchOption,
     ClusterOption,
     ComputeOption,
+    DeviceOption,
+    DtypeOption,
     GradientsOption,
+    HardwareOption,
+    JsonOption,
     LatencyOption,
+    LengthOption,
+    ModelOption,
     ProfileOption,
+    TopologyOption,
     WorkersOption,
     print_ranking,
-    read_cluster,
-    read_profile,
 )
-from tightwire.cli.options import JsonOption
+from tightwire.files import write_text
 from tightwire.planner import STOCK, describe, predict
 from tightwire.simulate import Prediction
 
-app = App()
+app = typer.Typer(rich_markup_mode=None)
 
 
 @app.command()
@@ -45,41 +50,47 @@ def simulate(
     cluster: ClusterOption = None,
     gradients: GradientsOption = None,
     compute: ComputeOption = None,
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    batch: BatchOption = None,
+    length: LengthOption = None,
+    dtype: DtypeOption = None,
     workers: WorkersOption = None,
     bandwidth: BandwidthOption = None,
-    latency: LatencyOption = "50us",
+    latency: LatencyOption = None,
+    hardware: HardwareOption = None,
+    topology: TopologyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Predict the step time of plans, and what bounds each of them.
 
-    tightwire simulate local:8 bsp/allreduce/int8+ef \\
-        --profile profile.yaml --cluster cluster.yaml
+    tightwire simulate local:8 bsp/allreduce/int8+ef --profile profile.yaml --cluster cluster.yaml
 
-    tightwire simulate bsp --gradients 100MB --compute 300ms \\
-        --workers 8 --bandwidth 10gbit --trace critical-path.json
+    tightwire simulate bsp --gradients 100MB --compute 300ms --workers 8 --bandwidth 10gbit --trace critical-path.json
     """
-    files.require_writable(trace)
-    model, wire = (
-        read_profile(profile, gradients, compute),
-        read_cluster(cluster, workers, bandwidth, latency),
-    )
-    rows = sorted((predict(plan, model, wire) for plan in plans), key=lambda row: row.step_s)
-    stock = predict(STOCK, model, wire)
+    asked = Asked(
+        profile=profile, cluster=cluster, gradients=gradients, compute=compute, model=model, device=device,
+        batch=batch, length=length, dtype=dtype, workers=workers, bandwidth=bandwidth, latency=latency,
+        hardware=hardware, topology=topology,
+    )  # fmt: skip
+    facts, wire = asked.read_profile(), asked.read_cluster()
+    rows = sorted((predict(plan, facts, wire) for plan in plans), key=lambda row: row.step_s)
+    stock = predict(STOCK, facts, wire)
     if trace is not None:
         events = [event for track, row in enumerate(rows) for event in _events(track, row)]
-        files.write_text(trace, json.dumps({"traceEvents": events}))
+        write_text(trace, json.dumps({"traceEvents": events}))
     print_ranking(rows, [describe(row, stock) for row in rows], as_json)
 
 
 def _events(track: int, row: Prediction) -> Iterator[dict[str, Any]]:
     """Yields a prediction's critical path as Chrome trace events; times in microseconds."""
     yield {"ph": "M", "name": "thread_name", "pid": 0, "tid": track, "args": {"name": str(row.plan)}}
-    for span in row.critical_path:
+    for segment in row.critical_path:
         yield {
             "ph": "X",
-            "name": span.what,
+            "name": segment.what,
             "pid": 0,
             "tid": track,
-            "ts": span.start_s * 1e6,
-            "dur": span.seconds * 1e6,
+            "ts": segment.start_s * 1e6,
+            "dur": segment.seconds * 1e6,
         }

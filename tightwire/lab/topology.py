@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 from tightwire import units
+from tightwire.cluster import PAYLOAD_SHARE, Cluster, Level
 from tightwire.errors import LabError, UnitError
 
 MAX_WORKERS = 256
@@ -151,6 +152,73 @@ class Topology:
         shape = f"{self.sites}x{self.nodes // self.sites}x{self.workers_per_node}"
         between = format_rate(self.between_bytes_per_s)
         return f"sites={shape},inside={inside},across={across},between={between}"
+
+    def cluster(self, latency_s: float = 0.0) -> Cluster:
+        """Returns this topology as the planner knows clusters: payload rates, one level per kind of switch.
+
+        Args:
+            latency_s: of a small message between two workers whose way crosses all levels.
+
+        Raises:
+            LabError: a link that is not shaped, of which no rate is known.
+        """
+        sizes = [(self.workers_per_node, "node", self.rate_bytes_per_s)]
+        if self.nodes is not None:
+            sizes.append(
+                (
+                    self.workers // (self.sites or 1),
+                    "site" if self.sites else "cluster",
+                    self.across_bytes_per_s,
+                )
+            )
+        if self.sites is not None:
+            sizes.append((self.workers, "cluster", self.between_bytes_per_s))
+        if self.nodes is None:
+            sizes = [(self.workers, "cluster", self.rate_bytes_per_s)]
+        levels: list[Level] = []
+        for workers, name, rate in sizes:
+            if rate is None:
+                raise LabError(
+                    f"topology {self}: the links of a {name} have no rate, and nothing can be predicted of them."
+                )
+            if levels and levels[-1].workers == workers:
+                continue  # one group of one kind: the level around it joins nothing
+            levels.append(
+                Level(
+                    name=name,
+                    workers=workers,
+                    bandwidth_bytes_per_s=rate * PAYLOAD_SHARE,
+                    latency_s=latency_s / len(sizes),
+                )
+            )
+        if len(levels) == 1:
+            return Cluster.uniform(self.workers, levels[0].bandwidth_bytes_per_s, latency_s)
+        return Cluster.of_levels(*levels)
+
+    @classmethod
+    def of_cluster(cls, cluster: Cluster, scale: float = 1.0) -> Topology:
+        """Returns a topology that emulates a cluster, all rates times `scale`.
+
+        Raises:
+            LabError: a cluster whose links are given one by one, or of more than three levels.
+        """
+        rates = [level.bandwidth_bytes_per_s * scale / PAYLOAD_SHARE for level in cluster.levels]
+        if cluster.graph is not None or len(rates) > len(_LEVELS) + 1:
+            raise LabError(
+                "the lab emulates stars, nodes and sites; this cluster is a graph, or has more levels than that."
+            )
+        if len(rates) < 2:
+            rate = rates[0] if rates else cluster.bandwidth_bytes_per_s * scale / PAYLOAD_SHARE
+            return cls(workers=cluster.workers, rate_bytes_per_s=rate)
+        sizes = [level.workers for level in cluster.levels]
+        return cls(
+            workers=cluster.workers,
+            rate_bytes_per_s=rates[0],
+            nodes=cluster.workers // sizes[0],
+            across_bytes_per_s=rates[1],
+            sites=cluster.workers // sizes[1] if len(sizes) == 3 else None,
+            between_bytes_per_s=rates[2] if len(sizes) == 3 else None,
+        )
 
     @property
     def workers_per_node(self) -> int:

@@ -29,7 +29,7 @@ MOST_WORKERS = 1024
 # Bandwidth is what a choice is most asked about; the others are told to two digits.
 EXACT, ROUGH = 1.02, 1.05
 # How many plans are predicted at every point, and how many of a ranking's are tried on a slow wire to find them.
-POOL, TRIED = 8, 40
+POOL, TRIED = 5, 24
 SLOW_WIRE = 1 / 30
 
 
@@ -42,10 +42,13 @@ def break_even(ranking: Ranking) -> tuple[str, ...]:
 
 
 def pool_of(ranking: Ranking) -> tuple[Plan, ...]:
-    """Returns the plans among which a choice is made elsewhere: the chosen one, plain all-reduce, the best of each kind."""
+    """Returns the plans among which a choice is made elsewhere: the chosen one, plain all-reduce, each kind's best."""
     slow = ranking.cluster.scaled(SLOW_WIRE)
     there = sorted(_predicted([row.plan for row in ranking.rows[:TRIED]], ranking.profile, slow), key=_step_s)
-    plans = {kind_of(ranking.stock.plan): ranking.stock.plan, kind_of(ranking.chosen.plan): ranking.chosen.plan}
+    plans = {
+        kind_of(ranking.stock.plan): ranking.stock.plan,
+        kind_of(ranking.chosen.plan): ranking.chosen.plan,
+    }
     for row in (*ranking.rows, *there):
         plans.setdefault(kind_of(row.plan), row.plan)
     best = [row.plan for row in there[:2]]
@@ -205,7 +208,7 @@ def _predicted(plans: Sequence[Plan], profile: Profile, cluster: Cluster) -> lis
     found = []
     for plan in plans:
         try:
-            found.append(predict(plan, profile, cluster))
+            found.append(predict(plan, profile, cluster, quick=True))
         except (PlanError, ProgramError):
             continue
     return found

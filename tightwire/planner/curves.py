@@ -10,7 +10,7 @@ from typing import Any
 from tightwire.errors import PlanError, ProgramError
 from tightwire.planner.ranking import Ranking
 from tightwire.simulate import predict
-from tightwire.units import print_rate
+from tightwire.units import print_rate, print_size
 
 # Bandwidths looked at: from a thirtieth of the present one to thirty times as much.
 POINTS, REACH = 25, 30.0
@@ -41,7 +41,10 @@ def curves(ranking: Ranking) -> tuple[tuple[float, ...], tuple[Curve, ...]]:
     found = []
     for plan in [row.plan for row in ranking.shortlist[:MOST_PLANS]]:
         try:
-            steps = [1 / predict(plan, ranking.profile, ranking.cluster.scaled(f)).step_s for f in factors]
+            steps = [
+                1 / predict(plan, ranking.profile, ranking.cluster.scaled(f), quick=True).step_s
+                for f in factors
+            ]
         except (PlanError, ProgramError):
             continue
         found.append(Curve(plan=str(plan), steps_per_s=tuple(steps)))
@@ -78,18 +81,26 @@ def plot(bandwidths: Sequence[float], drawn: Sequence[Curve], here: float) -> li
     return lines
 
 
-def figure(bandwidths: Sequence[float], drawn: Sequence[Curve], here: float) -> Any:
-    """Returns the curves as a plotly figure; both axes logarithmic."""
+def figure(ranking: Ranking) -> Any:
+    """Returns the curves of a ranking as a plotly figure; both axes logarithmic."""
     import plotly.graph_objects as go
 
+    bandwidths, drawn = curves(ranking)
+    here = ranking.cluster.bandwidth_bytes_per_s * 8 / 1e9
     found = go.Figure()
     for curve in drawn:
         found.add_scatter(
             x=[b * 8 / 1e9 for b in bandwidths], y=curve.steps_per_s, name=curve.plan, mode="lines"
         )
-    found.add_vline(x=here * 8 / 1e9, line={"dash": "dot", "color": "#8a8f98"}, annotation_text="here")
+    found.add_vline(x=here, line={"dash": "dot", "color": "#8a8f98"})
+    # On a logarithmic axis an annotation stands at the logarithm of its place.
+    found.add_annotation(
+        x=math.log10(here), y=1.0, yref="paper", yanchor="bottom", text="here", showarrow=False
+    )
+    workers, size = ranking.cluster.workers, print_size(ranking.profile.num_bytes)
     found.update_layout(
         template="plotly_white",
+        title=f"Steps per second against bandwidth: {workers} workers, {size} of gradients, predicted",
         legend={"orientation": "h", "y": -0.2},
         xaxis={"title": "bandwidth of each worker's line, Gb/s of payload", "type": "log"},
         yaxis={"title": "steps per second", "type": "log"},

@@ -72,7 +72,9 @@ def _verdict(ranking: Ranking, scaling: Scaling | None) -> Iterator[str]:
         yield f"One worker exchanges nothing: a step takes {print_ms(chosen.step_s)}."
         return
     if scaling.speed_up < 1.0:
-        one = "one worker alone" if scaling.best_fewer.workers == 1 else f"{scaling.best_fewer.workers} of them"
+        one = (
+            "one worker alone" if scaling.best_fewer.workers == 1 else f"{scaling.best_fewer.workers} of them"
+        )
         yield (
             f"Do not train this model on these {workers} workers: {one} makes {_rate(ranking, scaling.best_fewer)}, "
             f"and all {workers} together, with the best plan allowed ({chosen.plan}, {print_ms(chosen.step_s)} a "
@@ -80,7 +82,7 @@ def _verdict(ranking: Ranking, scaling: Scaling | None) -> Iterator[str]:
         )
         return
     worth = (
-        f"{workers} workers do the work of {scaling.speed_up:.1f} ({scaling.efficiency:.0%} each): "
+        f"{workers} workers do the work of {scaling.speed_up:.1f} ({scaling.efficiency:.0%} of one each): "
         f"{_rate(ranking, scaling.chosen)}."
     )
     if ranking.stays:
@@ -139,7 +141,9 @@ def _other_uses(ranking: Ranking, scaling: Scaling) -> Iterator[str]:
     if scaling.efficiency >= WELL_USED:
         return
     offers = []
-    better = [u for u in scaling.accumulating if u.passes_per_s >= WORTH_TELLING * scaling.chosen.passes_per_s]
+    better = [
+        u for u in scaling.accumulating if u.passes_per_s >= WORTH_TELLING * scaling.chosen.passes_per_s
+    ]
     if better:
         enough = next(
             (u for u in better if scaling.times_alone(u) >= WELL_USED * ranking.cluster.workers), better[-1]
@@ -152,7 +156,9 @@ def _other_uses(ranking: Ranking, scaling: Scaling) -> Iterator[str]:
     fewer = scaling.best_fewer
     if fewer.passes_per_s >= 0.9 * scaling.chosen.passes_per_s:
         who = "one worker alone" if fewer.workers == 1 else f"{fewer.workers} workers"
-        offers.append(f"{who} makes {_rate(ranking, fewer)}, and leaves {ranking.cluster.workers - fewer.workers} free")
+        offers.append(
+            f"{who} makes {_rate(ranking, fewer)}, and leaves {ranking.cluster.workers - fewer.workers} free"
+        )
     if offers:
         yield f"What would use them better: {'; '.join(offers)}."
 
@@ -174,7 +180,9 @@ def _not_measured(ranking: Ranking) -> Iterator[str]:
     profile, missing = ranking.profile, []
     if profile.compute_uncertainty:
         share = f"{profile.compute_uncertainty:.0%}"
-        missing.append(f"compute, which comes from a data sheet and may be off by {share} (`tightwire profile`)")
+        missing.append(
+            f"compute, which comes from a data sheet and may be off by {share} (`tightwire profile`)"
+        )
     if ranking.cluster.workers > 1 and (program := _formula(ranking)):
         missing.append(f"{program}, whose time is a formula's (`tightwire probe`)")
     if not profile.codecs and any(not member.lossless for member in ranking.chosen.plan.compression):

@@ -142,7 +142,7 @@ def _best(plans: Sequence[Plan], profile: Profile, cluster: Cluster, passes: int
     found = []
     for plan in plans:
         try:
-            found.append(predict(plan, profile, cluster))
+            found.append(predict(plan, profile, cluster, quick=True))
         except (PlanError, ProgramError):
             continue
     if not found:

@@ -104,6 +104,8 @@ def derive(shape: ModelShape, on: Device, batch: int, *, itemsize: int = 4, nois
         pass_s_per_element=TOUCHES_PER_PASS * itemsize / on.memory_bytes_per_s,
         noise=noise,
         compute_uncertainty=DATA_SHEET_UNCERTAINTY,
+        samples=batch,
+        device=on.name,
         memory_bytes=shape.numel * STATE_BYTES_PER_PARAMETER,
     )
 

@@ -93,6 +93,7 @@ class Profiler:
             optimizer_s=statistics.median(m.end_s - m.backward_end_s for m in steps),
             parameters=tuple(self._in_order(steps, backward_s)),
             noise=_spread([m.end_s - m.begin_s for m in steps]),
+            device="cuda" if self._on_cuda else "cpu",
             contention=1.0 if self._on_cuda else max(1.0, statistics.median(map(_contention, steps))),
         )
 

@@ -71,15 +71,25 @@ class ModelShape:
         return sum(layer.forward_flops for layer in self.layers)
 
 
-def model_shape(name: str) -> ModelShape:
+def model_shape(name: str, length: int | None = None) -> ModelShape:
     """Returns a model by name.
 
+    Args:
+        name: as in `--model NAME`.
+        length: tokens of a sequence; None: as usual for the model, which its `sample` says.
+
     Raises:
-        FileError: an unknown name; the known ones are listed.
+        FileError: an unknown name, where the known ones are listed; or a length of what has none.
     """
     if name not in MODELS:
         raise FileError(f"{name!r} is no known model; known: {', '.join(MODELS)}.")
-    return MODELS[name](name)
+    if length is None:
+        return MODELS[name](name)
+    if name not in SEQUENCES:
+        raise FileError(f"{name} trains on images, which have no length in tokens; leave the length out.")
+    if not 1 <= length <= MAX_LENGTH:
+        raise FileError(f"a length of {length} tokens cannot be; write 1 to {MAX_LENGTH:,}.")
+    return SEQUENCES[name](length)(name)
 
 
 def _conv(name: str, channels: tuple[int, int], kernel: int, side: int, *, bias: bool = False) -> Layer:
@@ -241,6 +251,18 @@ def _llama(blocks: int, width: int, hidden: int, length: int = 8192) -> Callable
     )
 
 
+MAX_LENGTH = 10**7
+# By the length of a sequence.
+SEQUENCES: dict[str, Callable[[int], Callable[[str], ModelShape]]] = {
+    "bert-base": lambda length: _bert(12, 768, length),
+    "bert-large": lambda length: _bert(24, 1024, length),
+    "gpt2": lambda length: _gpt2(12, 768, length),
+    "gpt2-medium": lambda length: _gpt2(24, 1024, length),
+    "gpt2-large": lambda length: _gpt2(36, 1280, length),
+    "gpt2-xl": lambda length: _gpt2(48, 1600, length),
+    "llama-8b": lambda length: _llama(32, 4096, 14336, length),
+    "llama-70b": lambda length: _llama(80, 8192, 28672, length),
+}
 MODELS: dict[str, Callable[[str], ModelShape]] = {
     "resnet50": _resnet50,
     "vgg16": _vgg16,

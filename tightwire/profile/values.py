@@ -88,6 +88,8 @@ class Profile:
         contention: wall time over processor time of the training thread, at least 1: how many times longer work
             takes because the workers of a host share its cores. More than 1 where there are fewer cores than
             workers; communication then takes time from compute even while both overlap.
+        samples: of a pass of one worker; 0: not known.
+        device: what it is for: `cpu`, or the name of another device; empty: not known.
         memory_bytes: what a worker's device must hold: parameters, gradients, the optimizer's state, activations; 0
             if not known, and then at least parameters and gradients are counted.
     """
@@ -104,6 +106,8 @@ class Profile:
     compute_uncertainty: float = 0.0
     contention: float = 1.0
     memory_bytes: int = 0
+    samples: int = 0
+    device: str = ""
     version: Literal[1] = 1
 
     def __post_init__(self) -> None:
@@ -113,6 +117,7 @@ class Profile:
         require_range("noise", self.noise, 0.0, 10.0)
         require_range("compute_uncertainty", self.compute_uncertainty, 0.0, 10.0)
         require_range("contention", self.contention, 1.0, 1000.0)
+        require_range("samples", self.samples, 0, 1e9)
         require_range("memory_bytes", self.memory_bytes, 0, 1e15)
         _require_parameters(self.parameters, self.backward_s)
 

@@ -48,10 +48,14 @@ def by_urgency(
         credit_bytes: that may be under way.
     """
     ready_s = [buckets[piece.bucket].ready_s for piece in pieces]
-    if wire is None or not any(ready_s):
+    if wire is not None and wire.is_guess and any(ready_s):
+        order: Sequence[int] = jackson(
+            pieces, buckets, Instance(ready_s, [wire.seconds(piece.num_bytes) for piece in pieces])
+        )
+    elif wire is None or not any(ready_s):
         made = list(itertools.accumulate(bucket.num_bytes for bucket in buckets))
         assumed = Instance([made[p.bucket] for p in pieces], [2.0 * p.num_bytes for p in pieces])
-        order: Sequence[int] = jackson(pieces, buckets, assumed)
+        order = jackson(pieces, buckets, assumed)
     else:
         line = Line(pieces, buckets, wire, lanes, credit_bytes)
         seconds = [wire.seconds(piece.num_bytes) for piece in pieces]

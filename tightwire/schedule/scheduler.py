@@ -48,10 +48,13 @@ class Wire:
     Attributes:
         latency_s: α.
         bytes_per_s: 1/β; of the buffer, not of what the program sends for it.
+        is_guess: whether it is a what-if, one of thousands, for which a good order of transfers is as welcome as the
+            best.
     """
 
     latency_s: float
     bytes_per_s: float
+    is_guess: bool = False
 
     def seconds(self, num_bytes: float) -> float:
         """Returns how long a buffer takes."""

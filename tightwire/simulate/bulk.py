@@ -22,9 +22,9 @@ FILLING_PASSES = 4
 HIDDEN_SHARE = 0.02
 
 
-def predict_bulk(plan: Plan, profile: Profile, cluster: Cluster) -> Prediction:
-    """Predicts a plan with an exchange of gradients in every step."""
-    return _Bulk(plan=plan, profile=profile, cluster=cluster).prediction()
+def predict_bulk(plan: Plan, profile: Profile, cluster: Cluster, *, quick: bool = False) -> Prediction:
+    """Predicts a plan with an exchange of gradients in every step; `quick` as in `predict`."""
+    return _Bulk(plan=plan, profile=profile, cluster=cluster, quick=quick).prediction()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,6 +49,7 @@ class Exchange:
     plan: Plan
     profile: Profile
     cluster: Cluster
+    quick: bool = False
 
     def with_interval(self, found: Prediction, steps: int = 1) -> Prediction:
         """Returns a prediction with its interval; delays of single steps average out over `steps`."""
@@ -74,7 +75,7 @@ class Exchange:
         whole = self.costs.bucket(self.profile.num_bytes // itemsize, itemsize, self.plan.sender)
         latency_s, moving_s = whole.latency_s, whole.seconds - whole.latency_s
         bytes_per_s = self.profile.num_bytes / moving_s if moving_s else math.inf
-        return Wire(latency_s=latency_s, bytes_per_s=bytes_per_s)
+        return Wire(latency_s=latency_s, bytes_per_s=bytes_per_s, is_guess=self.quick)
 
     @cached_property
     def positions(self) -> Partition:

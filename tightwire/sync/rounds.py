@@ -12,6 +12,7 @@ from tightwire.errors import PlanError
 from tightwire.sync.sync import EngineKind, PredictorKind, Sync
 
 State = Literal["kept", "averaged", "reset", "momenta"]
+MOST_STEPS = 10**9
 # What any policy may do with an optimizer's state.
 USUAL = ("kept", "averaged", "reset")
 
@@ -103,8 +104,12 @@ def require_steps(policy: Sync, argument: str, steps: int, least: int = 1) -> No
     """Makes sure that a number of steps can be one.
 
     Raises:
-        PlanError: it is below the least.
+        PlanError: it is below the least, or more than anybody trains for.
     """
+    if steps > MOST_STEPS:
+        raise PlanError(
+            f"{policy}: {argument} is more steps than anybody trains for; at most {MOST_STEPS:,}."
+        )
     if steps < least:
         raise PlanError(
             f"{policy} would never agree: {argument} is a number of optimizer steps, at least {least}, seen {steps}."

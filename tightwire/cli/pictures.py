@@ -1,0 +1,38 @@
+"""Pictures in files: .html, which any browser shows, or .png where kaleido is installed."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import Any
+
+from tightwire.errors import FileError
+from tightwire.files import write_text
+
+
+def write_picture(drawing: Any, path: pathlib.Path, option: str) -> None:
+    """Writes a plotly figure.
+
+    Args:
+        drawing: the figure.
+        path: ends with .html or .png.
+        option: that asked for it, for errors.
+
+    Raises:
+        FileError: another ending, a place that cannot be written to, or no kaleido for .png.
+    """
+    if path.suffix == ".html":
+        write_text(path, drawing.to_html(include_plotlyjs=True))
+        return
+    if path.suffix != ".png":
+        raise FileError(f"{option} {path}: a plot is written as .html or .png.")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise FileError(
+            f"{option} {path} cannot be written: it is a directory, or in one that cannot be written to."
+        )
+    try:
+        drawing.write_image(path)
+    except (ImportError, ValueError, RuntimeError):
+        raise FileError(
+            f"{option} {path}: pictures need kaleido and a browser; pip install kaleido, or write .html."
+        ) from None
