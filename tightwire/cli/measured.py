@@ -94,7 +94,6 @@ TopologyOption = Annotated[
         show_default=False,
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="End with one line of JSON on standard output.")]
 
 LAYERS = 48
 DEFAULT_LATENCY = "50us"

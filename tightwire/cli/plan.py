@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tightwire import files
+from tightwire.cli.app import App
 from tightwire.cli.measured import (
     MOST_ROWS,
     Asked,
@@ -21,7 +23,6 @@ from tightwire.cli.measured import (
     DtypeOption,
     GradientsOption,
     HardwareOption,
-    JsonOption,
     LatencyOption,
     LengthOption,
     ModelOption,
@@ -31,13 +32,14 @@ from tightwire.cli.measured import (
     print_table,
     say,
 )
+from tightwire.cli.options import JsonOption
 from tightwire.cli.pictures import write_picture
 from tightwire.cli.table import width_of
 from tightwire.planner import Ranking, recommend
 from tightwire.planner.curves import curves, figure
 from tightwire.planner.curves import plot as plot_lines
 
-app = typer.Typer(rich_markup_mode=None)
+app = App()
 # The drawing in text is as wide as this.
 DRAWING_WIDTH = 76
 
@@ -97,17 +99,22 @@ def plan(
 
     Without owning the cluster, from known models and hardware, or from round numbers:
 
-        tightwire plan --model bert-base --device a100 --batch 32 --hardware aws-p4d:4
+        tightwire plan --model bert-base --device a100 --batch 32 \\
+            --hardware aws-p4d:4
 
-        tightwire plan --gradients 100MB --compute 300ms --workers 8 --bandwidth 10gbit --allow lossy
+        tightwire plan --gradients 100MB --compute 300ms --workers 8 \\
+            --bandwidth 10gbit --allow lossy
 
-    Then train with it: tw.attach(model, optimizer, plan="plan.yaml").
+    Then train with it:
+
+        tw.attach(model, optimizer, plan="plan.yaml")
     """
     asked = Asked(
         profile=profile, cluster=cluster, gradients=gradients, compute=compute, model=model, device=device,
         batch=batch, length=length, dtype=dtype, workers=workers, bandwidth=bandwidth, latency=latency,
         hardware=hardware, topology=topology,
     )  # fmt: skip
+    files.require_writable(out, plot)
     ranking = recommend(asked.read_profile(), asked.read_cluster(), allow=allow.value)
     if out is not None:
         ranking.plan_file().write(out)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tightwire.cli.app import App
 from tightwire.cli.measured import (
     Asked,
     BandwidthOption,
@@ -19,7 +20,6 @@ from tightwire.cli.measured import (
     DtypeOption,
     GradientsOption,
     HardwareOption,
-    JsonOption,
     LatencyOption,
     LengthOption,
     ModelOption,
@@ -28,11 +28,12 @@ from tightwire.cli.measured import (
     WorkersOption,
     print_ranking,
 )
-from tightwire.files import write_text
+from tightwire.cli.options import JsonOption
+from tightwire.files import require_writable, write_text
 from tightwire.planner import STOCK, describe, predict
 from tightwire.simulate import Prediction
 
-app = typer.Typer(rich_markup_mode=None)
+app = App()
 
 
 @app.command()
@@ -64,15 +65,18 @@ def simulate(
 ) -> None:
     """Predict the step time of plans, and what bounds each of them.
 
-    tightwire simulate local:8 bsp/allreduce/int8+ef --profile profile.yaml --cluster cluster.yaml
+    tightwire simulate local:8 bsp/allreduce/int8+ef \\
+        --profile profile.yaml --cluster cluster.yaml
 
-    tightwire simulate bsp --gradients 100MB --compute 300ms --workers 8 --bandwidth 10gbit --trace critical-path.json
+    tightwire simulate bsp --gradients 100MB --compute 300ms \\
+        --workers 8 --bandwidth 10gbit --trace critical-path.json
     """
     asked = Asked(
         profile=profile, cluster=cluster, gradients=gradients, compute=compute, model=model, device=device,
         batch=batch, length=length, dtype=dtype, workers=workers, bandwidth=bandwidth, latency=latency,
         hardware=hardware, topology=topology,
     )  # fmt: skip
+    require_writable(trace)
     facts, wire = asked.read_profile(), asked.read_cluster()
     rows = sorted((predict(plan, facts, wire) for plan in plans), key=lambda row: row.step_s)
     stock = predict(STOCK, facts, wire)
