@@ -307,13 +307,13 @@ def test_a_model_that_does_not_fit_is_said_before_time() -> None:
 
 
 HEAVY = dataclasses.replace(
-    Profile.uniform(layers=8, numel_per_layer=40_000_000, forward_s=0.05, backward_s=0.1), device="gpu"
+    Profile.uniform(layers=8, numel_per_layer=400_000, forward_s=0.05, backward_s=0.1), device="gpu"
 )
 
 
 def test_where_one_worker_is_faster_than_all_it_says_so() -> None:
-    """As BERT-large on four GPUs with 1 Gb/s between them: 160 ms of compute, 1.3 GB of gradients."""
-    ranking = recommend(HEAVY, Cluster.uniform(4, 119e6, 5e-5))
+    """A hundredth of BERT-large on four GPUs with 1 Gb/s between them, as they have 160 ms of compute for 1.3 GB."""
+    ranking = recommend(HEAVY, Cluster.uniform(4, 1.19e6, 5e-5))
     assert ranking.why[0].startswith(
         "Do not train this model on these 4 workers: one worker alone makes 6.67"
     )
