@@ -140,7 +140,8 @@ def check(content: Any, kind: type[T], source: str) -> T:
         value = pydantic.TypeAdapter(kind).validate_python(content)
     except pydantic.ValidationError as error:
         faults = [
-            f"{'.'.join(map(str, fault['loc'])) or 'the file'}: {fault['msg'][0].lower() + fault['msg'][1:]}"
+            f"{shortened('.'.join(map(str, fault['loc'])), 80) or 'the file'}: "
+            f"{fault['msg'][0].lower() + shortened(fault['msg'][1:], 200)}"
             f" (seen {_short(fault['input'])})"
             for fault in error.errors(include_url=False)[:MOST_FAULTS]
         ]

@@ -14,7 +14,7 @@ from tightwire.cli.app import App
 from tightwire.cli.options import JsonOption
 from tightwire.cli.table import print_rows
 from tightwire.errors import FileError
-from tightwire.validate import Table
+from tightwire.validate import Table, utilisation
 from tightwire.validate.tables import TABLES
 
 app = App()
@@ -36,6 +36,19 @@ def validate(
     strict: Annotated[
         bool, typer.Option("--strict", help="End with code 1 where a target is missed.")
     ] = False,
+    utilised: Annotated[
+        bool,
+        typer.Option(
+            "--utilisation",
+            help="Instead: Gb/s that methods need between sites to compute 50, 80, 90 % of the time.",
+        ),
+    ] = False,
+    plot: Annotated[
+        pathlib.Path | None,
+        typer.Option(
+            help="With --utilisation: draw it against bandwidth here, as .html.", show_default=False
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Hold the simulator to closed forms, published measurements and the lab, fitted and held-out points apart.
@@ -46,11 +59,18 @@ def validate(
 
     tightwire validate --strict --out results/validate.json
 
+    tightwire validate --utilisation --plot utilisation.html
+
     The lab's table takes about ten minutes on a quiet machine.
     """
     if unknown := [name for name in only or () if name not in TABLES]:
         raise FileError(f"--only {unknown[0]} is no validation; known: {', '.join(TABLES)}.")
-    files.require_writable(out)
+    files.require_writable(out, plot)
+    if utilised:
+        _utilisation(plot, as_json)
+        return
+    if plot is not None:
+        raise FileError(f"--plot {plot} draws utilisation; write --utilisation as well.")
     tables = []
     for name in only or TABLES:
         typer.echo(f"{name} …", err=True)
@@ -68,6 +88,22 @@ def validate(
     if strict and (missed := [table.name for table in tables if missed_targets(table)]):
         typer.echo(f"tightwire: targets are missed by {', '.join(missed)}.", err=True)
         raise typer.Exit(1)
+
+
+def _utilisation(plot: pathlib.Path | None, as_json: bool) -> None:
+    needs = list(utilisation.needs())
+    if plot is not None:
+        files.write_text(plot, utilisation.plot())
+    if as_json:
+        typer.echo(json.dumps({"utilisation": [need.values() for need in needs]}))
+        return
+    print_rows(
+        ("plan", "model", *(f"{share:.0%} computing" for share in utilisation.UTILISATIONS)),
+        [(n.plan, n.model, *("never" if g is None else f"{g:,.3g} Gb/s" for g in n.gigabits)) for n in needs],
+        texts=2,
+        caption="Predicted bandwidth between two sites, each way, with which devices compute so much of the time; a step "
+        "of compute takes 0.1, 0.8 and 4.9 s for 1, 10 and 100 billion parameters, as in arXiv:2501.18512.",
+    )
 
 
 def stored(tables: Sequence[Table]) -> dict[str, Any]:
