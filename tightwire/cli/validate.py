@@ -101,8 +101,8 @@ def _utilisation(plot: pathlib.Path | None, as_json: bool) -> None:
         ("plan", "model", *(f"{share:.0%} computing" for share in utilisation.UTILISATIONS)),
         [(n.plan, n.model, *("never" if g is None else f"{g:,.3g} Gb/s" for g in n.gigabits)) for n in needs],
         texts=2,
-        caption="Predicted bandwidth between two sites, each way, with which devices compute so much of the time; a step "
-        "of compute takes 0.1, 0.8 and 4.9 s for 1, 10 and 100 billion parameters, as in arXiv:2501.18512.",
+        caption="Predicted bandwidth between two sites, each way, with which devices compute so much of the time; a "
+        "step of compute takes 0.1, 0.8 and 4.9 s for 1, 10 and 100 billion parameters, as in arXiv:2501.18512.",
     )
 
 
