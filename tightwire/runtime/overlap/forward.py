@@ -256,6 +256,7 @@ class ForwardOverlap:
                     hold(parameter, land)
                 else:  # a class of the user's own sees its reads itself
                     odd.add(bucket)
+            self._piecemeal.hold_state(self.land_all)
             for bucket in odd:
                 self.land(bucket)
 
@@ -279,6 +280,7 @@ class ForwardOverlap:
                 self._drop(names)
             if not self._up:
                 self._phase = "landed"
+                self._piecemeal.release_state()
 
     def land_all(self) -> None:
         """Lands what a step left under way."""
@@ -301,6 +303,7 @@ class ForwardOverlap:
             release(self._views[name])
             release(parameter)
         self._up, self._phase = set(), "landed"
+        self._piecemeal.release_state()
         self._control.close()
 
     def _watch(self, model: nn.Module) -> list[RemovableHandle]:

@@ -2,8 +2,19 @@
 
 A tensor that is held has another class for a while. PyTorch hands every call on it, from Python and wherever the
 tensor stands in the arguments, to that class, which settles the tensor (it is then of its own class again) and
-makes the call. So modules, functional calls, averages of weights, `state_dict`, `deepcopy` and pickling all see
-what has landed. What reads memory behind PyTorch's back, such as an extension in C++, is not seen here.
+makes the call.
+
+    who reads                                             what happens
+    modules, functional calls, operators, `p.data`        settles first
+    `state_dict()`, `deepcopy`, pickling, `torch.save`    settles first
+    NumPy, DLPack, `data_ptr()`                           settles first
+    `optimizer.state_dict()`, `load_state_dict()`         a hook settles all first
+    `optimizer.state`                                     settles all first (`Piecemeal.hold_state`)
+    `torch.compile`, `torch.jit`                          refused: compiled code hides its reads (`visible`)
+    metadata: shape, dtype, device, `grad`, …             not settled: nothing here reads or writes the value
+    C++ that was given the tensor or its memory before    not seen: sees the value of before the step
+
+Each line is a test.
 """
 
 from __future__ import annotations

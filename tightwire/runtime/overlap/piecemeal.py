@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from typing import Any
 
 import torch
@@ -35,6 +35,16 @@ class Piecemeal:
         for member in self._members:
             member.begin()
 
+    def hold_state(self, land: Callable[[], None]) -> None:
+        """Has `land` called before anybody looks at what the optimizers remember; it must end with `release_state`."""
+        for member in self._members:
+            member.hold_state(land)
+
+    def release_state(self) -> None:
+        """Makes `optimizer.state` an ordinary dictionary again."""
+        for member in self._members:
+            member.release_state()
+
     @torch.inference_mode(False)
     def step(self, parameters: Iterable[Parameter]) -> None:
         """Makes the step for some parameters, those of them that an optimizer has and that have a gradient."""
@@ -51,6 +61,15 @@ class _Member:
         self._step = unhooked(type(optimizer).step)
         self._options: list[dict[str, Any]] = []
         self._group_of: dict[int, int] = {}
+        self._state: Any = None
+
+    def hold_state(self, land: Callable[[], None]) -> None:
+        self._state = self._optimizer.state
+        self._optimizer.state = _HeldState(self._state, land)  # type: ignore[assignment]
+
+    def release_state(self) -> None:
+        if isinstance(self._optimizer.state, _HeldState):  # else the user put another in its place
+            self._optimizer.state = self._state
 
     def begin(self) -> None:
         groups = self._optimizer.param_groups
@@ -61,14 +80,15 @@ class _Member:
         self._group_of = {id(p): number for number, group in enumerate(groups) for p in group["params"]}
 
     def step(self, parameters: Iterable[Parameter]) -> None:
-        present = self._optimizer.param_groups
+        present, held = self._optimizer.param_groups, self._optimizer.state
         self._optimizer.param_groups = self._groups(parameters)
+        self.release_state()
         try:
             if self._optimizer.param_groups:
                 with torch.autocast("cpu", enabled=False):
                     self._step(self._optimizer)
         finally:
-            self._optimizer.param_groups = present
+            self._optimizer.param_groups, self._optimizer.state = present, held
 
     def _groups(self, parameters: Iterable[Parameter]) -> list[dict[str, Any]]:
         members: dict[int, list[Parameter]] = {}
@@ -76,6 +96,32 @@ class _Member:
             if (number := self._group_of.get(id(parameter))) is not None:
                 members.setdefault(number, []).append(parameter)
         return [{**self._options[number], "params": of_group} for number, of_group in members.items()]
+
+
+class _HeldState(MutableMapping[Any, Any]):
+    """What an optimizer remembers, while a part of its step is still to be made: whoever looks has it made first."""
+
+    def __init__(self, state: MutableMapping[Any, Any], land: Callable[[], None]) -> None:
+        self._state, self._land = state, land
+
+    def _landed(self) -> MutableMapping[Any, Any]:
+        self._land()
+        return self._state
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._landed()[key]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._landed()[key] = value
+
+    def __delitem__(self, key: Any) -> None:
+        del self._landed()[key]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._landed())
+
+    def __len__(self) -> int:
+        return len(self._landed())
 
 
 def _require_separable(optimizer: Optimizer, why: str) -> None:

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from tests.runtime.training import Net, batch, initialise, job, loss_of, same, sgd, values
 from tightwire._attach import attach
 from tightwire.errors import AttachError
+from tightwire.runtime.overlap.visible import refuse_compiled
 from tightwire.transport import Single, Transport, run_threads
 from tightwire.transport.base import Work
 from tightwire.transport.wrapper import Wrapper
@@ -177,6 +178,52 @@ def test_whoever_reads_a_parameter_sees_its_update() -> None:
                     [x.reshape(p.shape) for x, p in zip(seen, values(j.model), strict=True)], values(j.model)
                 )
                 assert {type(p) for p in j.model.parameters()} == {nn.Parameter}
+
+    run_threads(2, run, deadline_s=30)
+
+
+def test_the_optimizers_memory_is_that_after_the_step() -> None:
+    def run(transport: Transport) -> None:
+        with job(Late(transport), PLANS[1], optimizer=OPTIMIZERS["adam"]) as j:
+            j.step(0)  # reads parameters, and so lands
+            j.optimizer.zero_grad()
+            loss_of(j.model, j.rank, 1).backward()
+            j.optimizer.step()
+            assert {float(kept["step"]) for kept in j.optimizer.state.values()} == {2.0}
+            assert type(j.optimizer.state).__name__ == "defaultdict"
+            j.optimizer.zero_grad()
+            loss_of(j.model, j.rank, 2).backward()
+            j.optimizer.step()
+            j.optimizer.state.clear()
+            assert not j.optimizer.state
+            j.step(3)
+
+    run_threads(2, run, deadline_s=30)
+
+
+def test_who_holds_the_memory_itself_sees_the_value_of_before() -> None:
+    def run(transport: Transport) -> None:
+        with job(Late(transport), PLANS[1]) as j:
+            weight = j.model.last.weight
+            memory = weight.detach().numpy()
+            before = memory.copy()
+            loss_of(j.model, j.rank, 0).backward()
+            j.optimizer.step()
+            assert (memory == before).all()
+            assert weight.data_ptr() == memory.__array_interface__["data"][0]  # a read through PyTorch
+            assert (memory != before).any()
+
+    run_threads(2, run, deadline_s=30)
+
+
+def test_a_forward_pass_that_is_compiled_is_refused() -> None:
+    def run(transport: Transport) -> None:
+        model = Net()
+        model.last._compiled_call_impl = lambda *_: None  # as after model.last.compile()
+        with pytest.raises(AttachError, match=r"module\.compile\(\)"):
+            attach(model, sgd(model.parameters()), PLANS[1], transport=transport)
+        with pytest.raises(AttachError, match="which compiled code hides"):
+            refuse_compiled()
 
     run_threads(2, run, deadline_s=30)
 
