@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.laws.members import listed
 from tightwire.catalogue import parse_member
 from tightwire.errors import PlanError
-from tightwire.schedule import Fusion, Schedule, Sequential, Streaming, TensorFacts, fuse
+from tightwire.schedule import Agenda, Fusion, Piece, Schedule, Sequential, Streaming, TensorFacts, fuse
 
 SETTINGS = (
     "fusion:100B",
@@ -79,6 +79,11 @@ def passes(draw: st.DrawFn) -> tuple[int, list[list[int | None]]]:
     return num_buckets, rounds
 
 
+def whole_buckets(num_buckets: int) -> Agenda:
+    pieces = tuple(Piece(bucket=number, start=0, stop=4) for number in range(num_buckets))
+    return Agenda(pieces=pieces)
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 @settings(max_examples=40)
 @given(passes())
@@ -86,7 +91,7 @@ def test_every_bucket_moves_once_per_pass_in_one_order(
     schedule: Schedule, case: tuple[int, list[list[int | None]]]
 ) -> None:
     num_buckets, rounds = case
-    scheduler = schedule.scheduler(num_buckets)
+    scheduler = schedule.pacer(whole_buckets(num_buckets))
     for arrivals in rounds:
         scheduler.begin()
         moved: list[int] = []
@@ -107,7 +112,7 @@ def test_every_bucket_moves_once_per_pass_in_one_order(
 
 def test_sequential_waits_for_the_end_and_the_others_do_not() -> None:
     for schedule in SCHEDULES:
-        scheduler = schedule.scheduler(2)
+        scheduler = schedule.pacer(whole_buckets(2))
         scheduler.begin()
         scheduler.ready(0)
         assert scheduler.next() == (None if isinstance(schedule, Sequential) else 0)

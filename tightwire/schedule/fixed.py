@@ -34,9 +34,6 @@ class Sequential(Schedule):
     def partition(self, tensors: Sequence[TensorFacts], wire: Wire | None = None) -> Partition:  # noqa: D102
         return fuse(tensors, math.inf)
 
-    def scheduler(self, num_buckets: int) -> Scheduler:  # noqa: D102
-        return AfterBackward(num_buckets)
-
     def pacer(self, agenda: Agenda) -> Scheduler:  # noqa: D102
         return AfterBackward(len(agenda.pieces))
 

@@ -3,9 +3,12 @@
 This is the scheduling of one machine with heads and tails (Carlier, The one-machine sequencing problem, EJOR 1982):
 a piece is there when backward has made it (its head), takes the line for a while, and then layers must still compute
 before the next round begins (its tail). Jackson's rule, of what is there the longest tail first, is optimal if pieces
-may be interrupted. They may not, and those that move side by side arrive together; so the order by that rule is tried
-on the line, and repaired as Carlier branches: a piece that went before something more urgent, and made it late, is
-given a later head, and the rule applied again.
+may be interrupted.
+
+They may not, and Carlier's repairs of the order were here before: over 240 random models, wires and sizes of slices
+they made the next round 0.4 % earlier in the mean (9.6 % at most, one bucket of VGG's size beside small ones), on 24
+equal layers of 4 MiB 0.4 to 1.2 %, for up to a second of search. Jackson's rule itself gains 4 to 14 % over the order
+of arrival.
 """
 
 from __future__ import annotations
@@ -18,13 +21,9 @@ from dataclasses import dataclass
 
 from tightwire.schedule.scheduler import Agenda, BucketFacts, Piece, Wire
 
-# A piece that the order puts next must not be missing when the wire is free, so the rule is asked of wires that are
-# a little faster than the measured one: then something is always waiting.
-HASTE = (0.9, 0.8, 1.0)
-FORWARD_OVER_BACKWARD = 0.5  # of any layer: a forward pass is one product of matrices, its backward two
-MOST_TRIED = 10_000  # pieces, in all the orders that are tried: about 30 ms
-NEAR_ENOUGH = 1.001  # times the bound that no order beats
-CULPRITS = 4  # so many buckets are tried as the one to blame
+# A piece that the order puts next must not be missing when the wire is free, so the rule is asked of a wire that is a
+# little faster than the measured one: then something is always waiting.
+HASTE = 0.9
 
 
 def by_urgency(
@@ -35,7 +34,7 @@ def by_urgency(
     lanes: int = 1,
     credit_bytes: float = math.inf,
 ) -> Agenda:
-    """Returns the pieces in the order in which the next forward waits least, as far as tried.
+    """Returns the pieces in the order in which the next forward waits least, by Jackson's rule.
 
     Most urgent is the bucket that became ready last: it belongs to the layer that the next forward needs first.
     Unmeasured, backward is taken to produce bytes evenly, twice as fast as they move, and Jackson's rule stands.
@@ -48,18 +47,12 @@ def by_urgency(
         credit_bytes: that may be under way.
     """
     ready_s = [buckets[piece.bucket].ready_s for piece in pieces]
-    if wire is not None and wire.is_guess and any(ready_s):
-        order: Sequence[int] = jackson(
-            pieces, buckets, Instance(ready_s, [wire.seconds(piece.num_bytes) for piece in pieces])
-        )
-    elif wire is None or not any(ready_s):
+    if wire is None or not any(ready_s):
         made = list(itertools.accumulate(bucket.num_bytes for bucket in buckets))
-        assumed = Instance([made[p.bucket] for p in pieces], [2.0 * p.num_bytes for p in pieces])
-        order = jackson(pieces, buckets, assumed)
+        instance = Instance([made[p.bucket] for p in pieces], [2.0 * p.num_bytes for p in pieces])
     else:
-        line = Line(pieces, buckets, wire, lanes, credit_bytes)
-        seconds = [wire.seconds(piece.num_bytes) for piece in pieces]
-        order = _best(line, [Instance(ready_s, [haste * s for s in seconds]) for haste in HASTE]).order
+        instance = Instance(ready_s, [HASTE * wire.seconds(piece.num_bytes) for piece in pieces])
+    order = jackson(pieces, buckets, instance)
     return Agenda(pieces=tuple(pieces[i] for i in order), lanes=lanes, credit_bytes=credit_bytes)
 
 
@@ -95,130 +88,3 @@ def jackson(pieces: Sequence[Piece], buckets: Sequence[BucketFacts], instance: I
         order.append(index)
         now_s += instance.seconds[index]
     return order
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What an order comes to on a line.
-
-    Attributes:
-        instance: for which Jackson's rule made it.
-        order: the pieces' numbers.
-        late_s: when the next round could begin, from the first gradient on, less what no order changes.
-        decides: the position of the piece by which it is so late.
-    """
-
-    instance: Instance
-    order: Sequence[int]
-    late_s: float
-    decides: int
-
-
-def _best(line: Line, instances: Sequence[Instance]) -> Outcome:
-    """Returns the best outcome of these and of their repairs, the most promising first, as far as tried."""
-    outcomes = [line.run(instance) for instance in instances]
-    numbers = itertools.count()
-    unrepaired = [(outcome.late_s, next(numbers), outcome) for outcome in outcomes]
-    heapq.heapify(unrepaired)
-    for _ in range(MOST_TRIED // (CULPRITS * len(line.pieces))):
-        if not unrepaired or unrepaired[0][0] <= NEAR_ENOUGH * line.bound_s:
-            break
-        for instance in line.repairs(heapq.heappop(unrepaired)[2]):
-            outcomes.append(line.run(instance))
-            heapq.heappush(unrepaired, (outcomes[-1].late_s, next(numbers), outcomes[-1]))
-    return min(outcomes, key=lambda outcome: outcome.late_s)
-
-
-class Line:
-    """A line that pieces take by lanes, in virtual time.
-
-    Those under way share it evenly, as if each had so many seconds of work to do on it.
-
-    Attributes:
-        pieces: that take it.
-        bound_s: no order is less late.
-    """
-
-    def __init__(
-        self,
-        pieces: Sequence[Piece],
-        buckets: Sequence[BucketFacts],
-        wire: Wire,
-        lanes: int,
-        credit_bytes: float,
-    ) -> None:
-        self.pieces = pieces
-        self._buckets = buckets
-        self._bytes = [piece.num_bytes for piece in pieces]
-        self._ready_s = [buckets[piece.bucket].ready_s for piece in pieces]
-        self._seconds = [wire.seconds(piece.num_bytes) for piece in pieces]
-        self._lanes, self._credit_bytes = lanes, credit_bytes
-        tails_s = [FORWARD_OVER_BACKWARD * ready_s for ready_s in self._ready_s]
-        self.bound_s = max(
-            min(self._ready_s) + sum(self._seconds) + min(tails_s),
-            max(map(sum, zip(self._ready_s, self._seconds, tails_s, strict=True))),
-        )
-
-    def run(self, instance: Instance) -> Outcome:
-        """Orders the pieces by Jackson's rule, and sends them as `Agreed` lets them go."""
-        order = jackson(self.pieces, self._buckets, instance)
-        late_s = self.late_s(order)
-        decides = max(range(len(order)), key=late_s.__getitem__)
-        return Outcome(instance, order, late_s[decides], decides)
-
-    def repairs(self, outcome: Outcome) -> list[Instance]:
-        """Returns instances in each of which one bucket keeps back what made something more urgent late."""
-        order, decides, instance = outcome.order, outcome.decides, outcome.instance
-        urgent_s = self._ready_s[order[decides]]
-        last_of = {
-            self.pieces[order[i]].bucket: i for i in range(decides) if self._ready_s[order[i]] < urgent_s
-        }
-        instances = []
-        for culprit in sorted(last_of.values())[-CULPRITS:]:
-            passing = order[culprit + 1 : decides + 1]
-            head_s = min(instance.heads_s[i] for i in passing) + sum(instance.seconds[i] for i in passing)
-            heads_s = list(instance.heads_s)
-            for i in order[culprit:]:  # one kept back must not be replaced by another of its bucket
-                if self.pieces[i].bucket == self.pieces[order[culprit]].bucket:
-                    heads_s[i] = max(heads_s[i], head_s)
-            instances.append(Instance(heads_s, instance.seconds))
-        return instances
-
-    def late_s(self, order: Sequence[int]) -> list[float]:
-        """Returns when the next round could begin if all hung on a piece, by its position in the order.
-
-        After it, the forward passes of its layer and of all behind: of those that were ready before it.
-        """
-        arrived_s = self.arrivals_s(order)
-        return [a + FORWARD_OVER_BACKWARD * self._ready_s[i] for a, i in zip(arrived_s, order, strict=True)]
-
-    def arrivals_s(self, order: Sequence[int]) -> list[float]:
-        """Returns when each piece has arrived, by its position in the order."""
-        arrived_s = [0.0] * len(order)
-        left_s: dict[int, float] = {}  # of what is under way, by position
-        busy = [False] * self._lanes
-        now_s, position, under_way = 0.0, 0, 0
-        while position < len(order) or left_s:
-            wait_s = math.inf
-            while position < len(order) and not busy[position % self._lanes]:
-                piece = order[position]
-                if left_s and under_way + self._bytes[piece] > self._credit_bytes:
-                    break
-                if self._ready_s[piece] > now_s:
-                    wait_s = self._ready_s[piece] - now_s
-                    break
-                left_s[position] = self._seconds[piece]
-                busy[position % self._lanes] = True
-                under_way += self._bytes[piece]
-                position += 1
-            shared = max(1, len(left_s))
-            pass_s = min(wait_s, shared * min(left_s.values(), default=math.inf))
-            now_s += pass_s
-            for i in [*left_s]:
-                left_s[i] -= pass_s / shared
-                if left_s[i] <= 1e-9 * self._seconds[order[i]]:
-                    del left_s[i]
-                    arrived_s[i] = now_s
-                    busy[i % self._lanes] = False
-                    under_way -= self._bytes[order[i]]
-        return arrived_s

@@ -245,10 +245,6 @@ class Schedule(ScheduleAnswer, abc.ABC):
         """Returns what will not happen as asked on a model with so many bytes of gradients; None if all will."""
         return None
 
-    def scheduler(self, num_buckets: int) -> Scheduler:
-        """Returns what decides where buckets move whole, one at a time, in the order of their numbers."""
-        return InOrder(num_buckets)
-
     def pacer(self, agenda: Agenda) -> Scheduler:
         """Returns what decides at run time."""
         return Agreed(agenda)
