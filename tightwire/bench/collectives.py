@@ -29,6 +29,8 @@ from tightwire.bench.programs import (
     wire_bound_s,
 )
 from tightwire.bench.ranks import run_ranks
+from tightwire.cluster import Cluster
+from tightwire.cluster.wiring import wiring_of
 from tightwire.errors import PlanError
 from tightwire.lab import Lab, Topology
 from tightwire.transport import Transport
@@ -221,7 +223,12 @@ class CollectivesWorker:
         costs = {}
         if AUTO in self.bench.programs:
             costs = probe(self.transport, budget_s=PROBE_S, programs=AUTOS).costs
-        return Setting(num_ranks=self.transport.size, workers_per_node=workers_per_node(), costs=costs)
+        return Setting(
+            num_ranks=self.transport.size,
+            workers_per_node=workers_per_node(),
+            wiring=wiring_of(Cluster.of_graph(self.bench.lab.graph())),
+            costs=costs,
+        )
 
     def _gossiping(self, name: str, buffer: Tensor) -> Callable[[], None]:
         from tightwire.architecture.gossip.mixers import DPSGD

@@ -6,8 +6,10 @@ import re
 import statistics
 from collections import Counter
 
-from tightwire.architecture import AllReduce, Gossip, Setting
+from tightwire.architecture import AllReduce, Gossip, Setting, Wiring, synthesise
 from tightwire.architecture.gossip import GRAPHS, build_graph, round_program
+from tightwire.cluster import Cluster
+from tightwire.cluster.wiring import wiring_of
 from tightwire.compression import Codec, Identity
 from tightwire.errors import PlanError
 from tightwire.lab import Topology
@@ -67,6 +69,8 @@ def wire_bound_s(program: str, num_bytes: int, lab: Topology) -> float:
     if is_gossip(program):
         return _gossip_messages(program, lab.workers) * num_bytes / _payload_rate(lab.rate_bytes_per_s)
     gathers = program != GLOO and read_program(program)[0].by == "allgather"
+    if lab.is_uneven and not gathers:
+        return synthesise(_wiring(lab)).certificate.bound_s_per_byte * num_bytes
     bounds = [0.0]
     for members, inside, rate in _levels(lab):
         share = lab.workers - inside if gathers else 2 * (members - 1) / members
@@ -78,10 +82,16 @@ def own_bound_s(program: str, num_bytes: int, lab: Topology) -> float:
     """Returns the time in which the busiest line carries what `program` itself sends over it, uncompressed."""
     if program == GLOO or is_gossip(program):
         return wire_bound_s(program, num_bytes, lab)
-    setting = Setting(num_ranks=lab.workers, workers_per_node=lab.workers_per_node)
+    setting = Setting(num_ranks=lab.workers, workers_per_node=lab.workers_per_node, wiring=_wiring(lab))
     numel = num_bytes // ITEM_BYTES
     built = read_program(program)[0].program_for(Identity(), numel, ITEM_BYTES, setting)
     sizes = (numel,) * built.num_chunks if built.gathers else built.chunk_sizes(numel)
+    if lab.is_uneven:
+        graph = lab.graph()
+        load: Counter[int] = Counter()
+        for t in built.transfers:
+            load.update(dict.fromkeys(graph.route(t.src, t.dst), ITEM_BYTES * sizes[t.chunk]))
+        return max(size / graph.directions[link].bandwidth_bytes_per_s for link, size in load.items())
     bounds = [0.0]
     for _, members, rate in _levels(lab):
         busy: Counter[tuple[str, int]] = Counter()
@@ -91,6 +101,10 @@ def own_bound_s(program: str, num_bytes: int, lab: Topology) -> float:
                 busy.update({("out", src): sizes[t.chunk], ("in", dst): sizes[t.chunk]})
         bounds.append(ITEM_BYTES * max(busy.values(), default=0) / _payload_rate(rate))
     return max(bounds)
+
+
+def _wiring(lab: Topology) -> Wiring:
+    return wiring_of(Cluster.of_graph(lab.graph()))
 
 
 def _levels(lab: Topology) -> list[tuple[int, int, float | None]]:

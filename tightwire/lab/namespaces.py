@@ -124,10 +124,15 @@ class Namespaces(Hosts):
         topology = self._topology
         burst = burst_bytes(topology.rate_bytes_per_s)
         self._batch("ip", self._switch, [*_bridges(topology), *_ports(topology, self._hosts, burst)])
+        if topology.rails:
+            self._batch("ip", self._switch, [*_rails(topology, self._hosts)])
         self._batch("tc", self._switch, _switch_queues(topology))
         for rank, host in enumerate(self._hosts):
             self._batch("ip", host, _host_links(rank, burst))
-            self._batch("tc", host, [_queue("eth0", topology.rate_bytes_per_s)])
+            self._batch("tc", host, [_queue("eth0", topology.line_bytes_per_s(rank))])
+            if topology.rails:
+                self._batch("ip", host, _second_link(topology, rank))
+                self._batch("tc", host, [_queue("eth1", topology.across_bytes_per_s)])
 
     def _enter(self, network: str) -> list[str]:
         user = [f"--user=/proc/{self._keeper_pid}/ns/user", "--preserve-credentials"]
@@ -243,10 +248,53 @@ def _host_links(rank: int, burst: int) -> Iterator[str]:
         yield f"route replace 10.77.0.0/16 dev eth0 src {_address(rank)} congctl cubic"
 
 
+def _rails(topology: Topology, hosts: Sequence[str]) -> Iterator[str]:
+    """The switches that join equal places of all nodes, and every worker's second link."""
+    for rail in range(topology.workers_per_node):
+        yield from _bridge(f"rail{rail}")
+    for rank, host in enumerate(hosts):
+        yield f"link add side{rank} type veth peer name eth1 netns {host}"
+        yield f"link set dev side{rank} master rail{rank % topology.workers_per_node} up"
+
+
+def _second_link(topology: Topology, rank: int) -> Iterator[str]:
+    """The worker's second link has no address of its own: the way to the peers on its rail leads over it."""
+    yield "link set dev eth1 up"
+    peers = range(rank % topology.workers_per_node, topology.workers, topology.workers_per_node)
+    for peer in peers:
+        if peer != rank:
+            control = " congctl cubic" if has_cubic() else ""
+            yield f"route replace {_address(peer)}/32 dev eth1 src {_address(rank)}{control}"
+
+
+def _lines(topology: Topology, device: str) -> Iterator[str]:
+    """Several lines between two nodes: each a class of its own rate, into which pairs of workers are sorted."""
+    yield f"qdisc add dev {device} root handle 1: htb default 1"
+    for line, rate in enumerate(topology.across_lines_bytes_per_s, start=1):
+        bits, burst = round(rate * 8), burst_bytes(rate)
+        yield f"class add dev {device} parent 1: classid 1:{line} htb rate {bits}bit burst {burst}b cburst {burst}b"
+        limit = int(max(rate * _QUEUE_S, _SMALLEST_QUEUE_BYTES))
+        yield f"qdisc add dev {device} parent 1:{line} bfifo limit {limit}b"
+    graph = topology.graph()
+    for src in range(topology.workers):
+        for dst in range(topology.workers):
+            if topology.node(src) != topology.node(dst):
+                names = {graph.directions[i].dst for i in graph.route(src, dst)}
+                line = next(i for i in range(len(topology.across_lines_bytes_per_s)) if f"line{i}" in names)
+                match = f"match ip src {_address(src)}/32 match ip dst {_address(dst)}/32"
+                yield f"filter add dev {device} parent 1: protocol ip prio 1 u32 {match} flowid 1:{line + 1}"
+
+
 def _switch_queues(topology: Topology) -> Iterator[str]:
     for rank in range(topology.workers):
-        yield _queue(_port(rank), topology.rate_bytes_per_s)
+        yield _queue(_port(rank), topology.line_bytes_per_s(rank))
+        if topology.rails:
+            yield _queue(f"side{rank}", topology.across_bytes_per_s)
     for node in range(topology.nodes or 0):
+        if topology.across_lines_bytes_per_s:
+            yield from _lines(topology, f"up{node}")
+            yield _queue(f"down{node}", None)  # shaped on the way up already
+            continue
         yield _queue(f"up{node}", topology.across_bytes_per_s)
         yield _queue(f"down{node}", topology.across_bytes_per_s)
     for site in range(topology.sites or 0):

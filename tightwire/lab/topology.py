@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from tightwire import units
-from tightwire.cluster import PAYLOAD_SHARE, Cluster, Level
+from tightwire.cluster import PAYLOAD_SHARE, Cluster, Graph, Level, Link
 from tightwire.errors import LabError, UnitError
 
 MAX_WORKERS = 256
@@ -83,6 +83,11 @@ class Topology:
         across_bytes_per_s: what a node's uplink carries each way; None: not shaped.
         sites: how many sites share the nodes evenly; None: all are on one.
         between_bytes_per_s: what a site's uplink carries each way; None: not shaped.
+        lines_bytes_per_s: of a star whose workers have different links, each worker's.
+        across_lines_bytes_per_s: of two nodes joined by several lines, each line's; a pair of workers always takes the
+            same one, the one that `graph` routes it by.
+        rails: whether every worker has a second link, to a switch that joins equal places of all nodes, as fast as
+            an uplink; workers of different nodes and places talk over the uplinks.
 
     Raises:
         LabError: No workers, too many, workers that do not divide by nodes or nodes by sites, or a rate that no
@@ -95,6 +100,9 @@ class Topology:
     across_bytes_per_s: float | None = None
     sites: int | None = None
     between_bytes_per_s: float | None = None
+    lines_bytes_per_s: tuple[float, ...] = ()
+    across_lines_bytes_per_s: tuple[float, ...] = ()
+    rails: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.workers <= MAX_WORKERS:
@@ -107,6 +115,18 @@ class Topology:
             raise LabError(f"{self.nodes or 'no'} nodes cannot be shared evenly by {self.sites} sites.")
         if self.sites is None and self.between_bytes_per_s is not None:
             raise LabError("between_bytes_per_s is the rate of a site's uplink, and there are no sites.")
+        if self.lines_bytes_per_s and (self.nodes or len(self.lines_bytes_per_s) != self.workers):
+            raise LabError(
+                f"lines: {len(self.lines_bytes_per_s)} links of a star of {self.workers} workers; write one each."
+            )
+        if self.across_lines_bytes_per_s and (self.nodes != 2 or self.sites or self.rails):
+            raise LabError("across: several lines join two nodes, and no more; write for example nodes=2x2.")
+        if self.rails and (self.nodes is None or self.sites or self.across_bytes_per_s is None):
+            raise LabError(
+                "rails join nodes at a rate; write for example rails=2x2,inside=1gbit,across=1gbit."
+            )
+        for rate in (*self.lines_bytes_per_s, *self.across_lines_bytes_per_s):
+            checked_rate(rate, "a line's rate")
         for name in ("rate_bytes_per_s", "across_bytes_per_s", "between_bytes_per_s"):
             if (rate := vars(self)[name]) is not None:
                 checked_rate(rate, name)
@@ -114,6 +134,9 @@ class Topology:
     @classmethod
     def parse(cls, text: str, workers: int | None = None, rate_bytes_per_s: float | None = None) -> Topology:
         """Reads `star`, or `nodes=2x2,inside=2gbit,across=100mbit` (2 nodes of 2 workers each), or with sites.
+
+        Also `lines=1gbit+250mbit+1gbit`, a star whose workers have different links; several lines between two nodes,
+        `nodes=2x2,inside=1gbit,across=100mbit+25mbit`; and `rails=2x2,inside=1gbit,across=1gbit`.
 
         >>> Topology.parse("sites=2x2x1,across=1gbit,between=50mbit").nodes
         4
@@ -130,7 +153,15 @@ class Topology:
             if workers is None:
                 raise LabError("a star needs a number of workers. Write for example --workers 4.")
             return cls(workers=workers, rate_bytes_per_s=rate_bytes_per_s)
-        sides, rates = _read_levels(text)
+        if text.startswith("lines="):
+            return cls._of_lines(text, workers)
+        rails = text.startswith("rails=")
+        text = f"nodes={text.removeprefix('rails=')}" if rails else text
+        several = re.search(r"across=([^,]*\+[^,]*)", text)
+        lines = _read_lines(several[1]) if several else ()
+        sides, rates = _read_levels(
+            text.replace(several[0], f"across={format_rate(sum(lines))}") if several else text
+        )
         total = math.prod(sides)
         if workers not in (None, total):
             raise LabError(f"topology {text!r} has {total} workers, and {workers} were asked for.")
@@ -141,14 +172,28 @@ class Topology:
             across_bytes_per_s=rates.get("across"),
             sites=sides[0] if len(sides) == 3 else None,
             between_bytes_per_s=rates.get("between"),
+            across_lines_bytes_per_s=lines,
+            rails=rails,
         )
 
+    @classmethod
+    def _of_lines(cls, text: str, workers: int | None) -> Topology:
+        lines = _read_lines(text.removeprefix("lines="))
+        if workers not in (None, len(lines)):
+            raise LabError(f"topology {text!r} has {len(lines)} workers, and {workers} were asked for.")
+        return cls(workers=len(lines), rate_bytes_per_s=max(lines), lines_bytes_per_s=lines)
+
     def __str__(self) -> str:
+        if self.lines_bytes_per_s:
+            return "lines=" + "+".join(map(format_rate, self.lines_bytes_per_s))
         if self.nodes is None:
             return "star"
         inside, across = format_rate(self.rate_bytes_per_s), format_rate(self.across_bytes_per_s)
+        if self.across_lines_bytes_per_s:
+            across = "+".join(map(format_rate, self.across_lines_bytes_per_s))
         if self.sites is None:
-            return f"nodes={self.nodes}x{self.workers_per_node},inside={inside},across={across}"
+            kind = "rails" if self.rails else "nodes"
+            return f"{kind}={self.nodes}x{self.workers_per_node},inside={inside},across={across}"
         shape = f"{self.sites}x{self.nodes // self.sites}x{self.workers_per_node}"
         between = format_rate(self.between_bytes_per_s)
         return f"sites={shape},inside={inside},across={across},between={between}"
@@ -162,6 +207,8 @@ class Topology:
         Raises:
             LabError: a link that is not shaped, of which no rate is known.
         """
+        if self.is_uneven:
+            return Cluster.of_graph(self.graph(latency_s))
         sizes = [(self.workers_per_node, "node", self.rate_bytes_per_s)]
         if self.nodes is not None:
             sizes.append(
@@ -220,6 +267,43 @@ class Topology:
             between_bytes_per_s=rates[2] if len(sizes) == 3 else None,
         )
 
+    def line_bytes_per_s(self, rank: int) -> float | None:
+        """What the worker's own link carries each way; None: not shaped."""
+        return self.lines_bytes_per_s[rank] if self.lines_bytes_per_s else self.rate_bytes_per_s
+
+    @property
+    def is_uneven(self) -> bool:
+        """Whether links of one kind differ, or there are more of them than a tree has."""
+        return bool(self.lines_bytes_per_s or self.across_lines_bytes_per_s or self.rails)
+
+    def graph(self, latency_s: float = 0.0) -> Graph:
+        """Returns the links with their payload rates, headers taken off; links that are not shaped are fast.
+
+        Args:
+            latency_s: of a small message between two workers, all of it on their own links.
+        """
+        names = tuple(f"worker{rank}" for rank in range(self.workers))
+        homes = ["core" if self.nodes is None else f"node{self.node(rank)}" for rank in range(self.workers)]
+        links = [
+            _link(name, home, self.line_bytes_per_s(r), latency_s / 2)
+            for r, (name, home) in enumerate(zip(names, homes, strict=True))
+        ]
+        if self.across_lines_bytes_per_s:
+            for line, rate in enumerate(self.across_lines_bytes_per_s):
+                links += [_link("node0", f"line{line}", rate), _link(f"line{line}", "node1", rate)]
+        elif not self.rails:
+            above = [f"site{self.site_of(node)}" if self.sites else "core" for node in range(self.nodes or 0)]
+            links += [_link(f"node{node}", name, self.across_bytes_per_s) for node, name in enumerate(above)]
+            links += [
+                _link(f"site{site}", "core", self.between_bytes_per_s) for site in range(self.sites or 0)
+            ]
+        else:
+            links += [
+                _link(name, f"rail{rank % self.workers_per_node}", self.across_bytes_per_s)
+                for rank, name in enumerate(names)
+            ]
+        return Graph(names, tuple(links))
+
     @property
     def workers_per_node(self) -> int:
         """How many workers share a node: in a star every worker is a node of its own."""
@@ -248,6 +332,23 @@ class Topology:
         }
 
 
+def _link(a: str, b: str, rate_bytes_per_s: float | None, latency_s: float = 0.0) -> Link:
+    rate = FASTEST_BYTES_PER_S if rate_bytes_per_s is None else rate_bytes_per_s
+    return Link(ends=(a, b), bandwidth_bytes_per_s=PAYLOAD_SHARE * rate, latency_s=latency_s)
+
+
+def _read_lines(text: str) -> tuple[float, ...]:
+    """Reads rates joined by +; each must be shaped.
+
+    >>> _read_lines("1gbit+200mbit")
+    (125000000.0, 25000000.0)
+    """
+    rates = [parse_rate(rate) for rate in text.split("+")]
+    if None in rates:
+        raise LabError(f"lines {text!r}: every line needs a rate. Write for example 1gbit+250mbit.")
+    return tuple(rate for rate in rates if rate is not None)
+
+
 _LEVELS = {2: ("nodes", {"inside", "across"}), 3: ("sites", {"inside", "across", "between"})}
 
 
@@ -264,5 +365,6 @@ def _read_levels(text: str) -> tuple[tuple[int, ...], dict[str, float | None]]:
     raise LabError(
         f"topology {text!r} is neither `star` nor like `nodes=2x2,inside=2gbit,across=100mbit` (2 nodes of 2 "
         "workers; inside: a worker's link; across: a node's uplink) or `sites=2x2x1,across=1gbit,between=50mbit` "
-        "(2 sites of 2 nodes of 1 worker; between: a site's uplink)."
+        "(2 sites of 2 nodes of 1 worker; between: a site's uplink), `lines=1gbit+250mbit+1gbit` (a star of different "
+        "links), `nodes=2x2,inside=1gbit,across=100mbit+25mbit` (two lines between nodes) or `rails=2x2,…`."
     )

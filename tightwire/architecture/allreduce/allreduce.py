@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from tightwire.answers import Answers, Refusal, text_with
 from tightwire.architecture.allreduce.accuracy import error_by_name
-from tightwire.architecture.allreduce.builders import PROGRAMS, Shape, build, uneven_hierarchical
+from tightwire.architecture.allreduce.builders import PROGRAMS, Shape, balanced, build, uneven_hierarchical
 from tightwire.architecture.allreduce.builders.synthesis import synthesise
 from tightwire.architecture.allreduce.program import Program
 from tightwire.architecture.allreduce.traffic import predict_bytes
@@ -57,6 +57,7 @@ class AllReduce(Architecture):
         shape: of programs that see the ranks as a box: its sides joined by x, the last one counting neighbours in
             rank; by default nearly square, or the launcher's nodes.
         streams: connections between every two ranks, used in turn.
+        balanced: of `hierarchical`, whether parts of a bucket choose which level comes first, so that both are busy.
         order: the ranks in the order in which the program counts them, joined by -; by default as they are.
     """
 
@@ -68,6 +69,7 @@ class AllReduce(Architecture):
     shape: str = ""
     streams: int = 1
     order: str = ""
+    balanced: bool = False
 
     def __post_init__(self) -> None:
         if self.by != "auto" and self.by not in PROGRAMS:
@@ -85,6 +87,11 @@ class AllReduce(Architecture):
         if not 1 <= self.streams <= MAX_STREAMS:
             raise PlanError(
                 f"streams={self.streams} is outside 1…{MAX_STREAMS} connections between two ranks."
+            )
+        if self.balanced and (self.by not in LEVELLED or self.shape.count("x") > 1):
+            raise PlanError(
+                f"allreduce:{self.by} cannot be balanced: hierarchical of two levels can, as in "
+                "allreduce:hierarchical,balanced=true."
             )
         ranks = self._order()
         if sorted(ranks) != list(range(len(ranks))) or (ranks and self.by in ("auto", "native")):
@@ -126,7 +133,7 @@ class AllReduce(Architecture):
         return self._ordered(self._built(self.program_name(codec, num_ranks), num_ranks, self._shape()))
 
     def program_for(self, codec: Codec, numel: int, itemsize: int, setting: Setting) -> Program:  # noqa: D102
-        if self.is_levelled and not self.shape and setting.num_ranks > 1:
+        if self.is_levelled and (self.balanced or not self.shape) and setting.num_ranks > 1:
             return self._ordered(self._of_nodes(setting))
         if self.is_made and setting.num_ranks > 1:
             return self._ordered(self._made(setting))
@@ -184,6 +191,12 @@ class AllReduce(Architecture):
     def refusal(self, plan: Answers) -> Refusal | None:
         """Refuses a program that cannot carry the codec's messages."""
         codec = plan.compression[0]
+        if self.balanced and not (isinstance(codec, Codec) and codec.lossless):
+            return _refuse(
+                plan,
+                f"{codec} cannot travel by balanced parts: compression applies across nodes, where some begin.",
+                "allreduce:hierarchical",
+            )
         if self.by in ("auto", *GATHERING, *LEVELLED) or not isinstance(codec, Codec):
             return None
         if codec.combine == "none":
@@ -209,9 +222,25 @@ class AllReduce(Architecture):
 
     def _of_nodes(self, setting: Setting) -> Program:
         nodes = self.nodes(setting)
+        if self.balanced:
+            return self._balanced(nodes, setting)
         if len(nodes[-1]) == len(nodes[0]):
             return self._built(self.by, setting.num_ranks, (len(nodes), len(nodes[0])))
         return uneven_hierarchical(nodes)
+
+    def _balanced(self, nodes: list[list[int]], setting: Setting) -> Program:
+        if len(nodes[-1]) != len(nodes[0]):
+            raise PlanError(
+                f"{self} needs nodes of equal size, and they have {', '.join(str(len(x)) for x in nodes)}."
+            )
+        speeds = (1.0, 1.0)
+        if setting.wiring is not None and len(nodes) > 1 and len(nodes[0]) > 1:
+            rates = [
+                min(setting.wiring.rates[i] for i in setting.wiring.route(0, peer))
+                for peer in (nodes[1][0], 1)
+            ]
+            speeds = (rates[0], rates[1])
+        return balanced(setting.num_ranks, (len(nodes), len(nodes[0])), speeds)
 
     def _made(self, setting: Setting) -> Program:
         wiring = setting.wiring

@@ -121,6 +121,37 @@ def phases(program: Program) -> dict[int, int]:
     return found
 
 
+@lru_cache(maxsize=64)
+def depths(program: Program) -> tuple[int, ...]:
+    """Returns how many transfers each one must wait for in a row, as its place in a pipeline.
+
+    Where a rank talks with several others in successive steps that need not wait for one another, as with the children
+    of a tree, they are equally deep: a piece then goes on as soon as it can, and not so many steps later. Never less
+    than what its receiver took in or gave out of the chunk before, so that values change in the order of steps.
+    """
+    found: list[int] = []
+    taken: dict[tuple[int, int], int] = {}
+    given: dict[tuple[int, int], int] = {}
+    for _, transfers in program.steps():
+        here = [taken.get((t.src, t.chunk), -1) + 1 for t in transfers]
+        while True:
+            sends = dict(given)
+            for t, depth in zip(transfers, here, strict=True):
+                sends[t.src, t.chunk] = max(depth, sends.get((t.src, t.chunk), 0))
+            after = [
+                max(depth, taken.get((t.dst, t.chunk), 0), sends.get((t.dst, t.chunk), 0))
+                for t, depth in zip(transfers, here, strict=True)
+            ]
+            if after == here:
+                break
+            here = after
+        given = sends
+        for t, depth in zip(transfers, here, strict=True):
+            taken[t.dst, t.chunk] = max(depth, taken.get((t.dst, t.chunk), 0))
+        found += here
+    return tuple(found)
+
+
 def part_of(program: Program, rank: int, pieces: Pieces, tag: int) -> Part:
     """Works out what `rank` does.
 
@@ -147,6 +178,7 @@ class _Lowering:
         self.program, self.rank, self.pieces, self.tag_base = program, rank, pieces, tag_base
         self.trace = trace_of(program)
         self.phases = phases(program)
+        self.depths = depths(program) if program.flows else ()
         self.places: dict[int, Place] = {}
         self.tags: dict[tuple[int, int], int] = {}
         self.sends: list[tuple[Turn, Send, Receive | None]] = []
@@ -180,9 +212,11 @@ class _Lowering:
             (receives[after - 1].then if after else first).append(send)
         return Part(tuple(first), tuple(receives))
 
-    def _turn(self, step: int, position: int) -> Turn:
-        """When a piece moves: piece by piece over all chunks of a phase; where pieces flow, a step later each."""
-        return (step + position, step, 0) if self.program.flows else (self.phases[step], position, step)
+    def _turn(self, i: int, step: int, position: int) -> Turn:
+        """When a piece moves: piece by piece over all chunks of a phase; where pieces flow, by how deep it is."""
+        if self.program.flows:
+            return self.depths[i] + position, step, 0
+        return self.phases[step], position, step
 
     def _send(self, i: int, t: Transfer) -> None:
         value = self.trace.sent[i]
@@ -193,7 +227,7 @@ class _Lowering:
             self.places[t.chunk] = "message"
         for position, (tag, piece) in enumerate(self._tagged(t)):
             send = Send(t.dst, tag, piece, encode)
-            self.sends.append((self._turn(t.step, position), send, self.latest.get(piece)))
+            self.sends.append((self._turn(i, t.step, position), send, self.latest.get(piece)))
 
     def _receive(self, i: int, t: Transfer) -> None:
         values, after = self.trace.values, self.trace.after[i]
@@ -221,7 +255,7 @@ class _Lowering:
         for position, (tag, piece) in enumerate(self._tagged(t)):
             receive = Receive(t.src, tag, piece, t.op, place, own_first, self.trace.completes[i], encode)
             self.latest[piece] = receive
-            self.receives.append((self._turn(t.step, position), receive))
+            self.receives.append((self._turn(i, t.step, position), receive))
 
     def _encode(self, value: int, chunk: int) -> Encode:
         complete = self.trace.values.masks[value] + 1 == 1 << self.program.num_ranks

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from tightwire.architecture.allreduce.builders.boxes import (
+    balanced,
     blueconnect,
     halving_doubling,
     hierarchical,
@@ -41,6 +42,7 @@ __all__ = [
     "PROGRAMS",
     "Recipe",
     "Shape",
+    "balanced",
     "build",
     "legal_shapes",
     "print_shape",

@@ -110,6 +110,46 @@ def _box(name: str, n: int, shape: Shape) -> Program:
     return Program(name, n, n, tuple(Box(shape).all_reduce()), flows=True)
 
 
+# Parts into which a balanced collective cuts every chunk, each with an order of sides of its own.
+PARTS = 4
+
+
+def balanced(n: int, shape: Shape, speeds: tuple[float, float] = (1.0, 1.0)) -> Program:
+    """Is `hierarchical` whose parts choose which side comes first, so that both sides are equally busy.
+
+    A part that begins inside loads the inside by 2(b−1)/b of itself and the links across by 2(a−1)/(a·b); one that
+    begins across does it the other way around. Each part takes the order under which the busier side carries least so
+    far (Rashidi et al. 2022, Themis, arXiv:2110.04478, algorithm 1, for two dimensions).
+
+    Args:
+        n: ranks.
+        shape: `axb`: a nodes of b ranks.
+        speeds: of the links across nodes and inside them, in any unit; alike if nobody told.
+
+    Raises:
+        ProgramError: a shape of other than two sides.
+    """
+    if len(shape) != 2:
+        raise ProgramError(f"balanced collectives have two sides, and {len(shape)} were asked for.")
+    require_shape("hierarchical", n, shape)
+    a, b = shape
+    box, turned = Box((a, b)), Box((b, a))
+    across = [2 * (a - 1) / a / b / speeds[0], 2 * (a - 1) / a / speeds[0]]  # inside first, across first
+    inside = [2 * (b - 1) / b / speeds[1], 2 * (b - 1) / b / a / speeds[1]]
+    load, transfers = [0.0, 0.0], list[Transfer]()
+    for part in range(PARTS):
+        order = min((0, 1), key=lambda first: max(load[0] + across[first], load[1] + inside[first]))
+        load = [load[0] + across[order], load[1] + inside[order]]
+        # Rank i·b + j of the box is rank j·a + i of the box turned around.
+        place = [rank % a * b + rank // a for rank in range(n)] if order else list(range(n))
+        transfers += [
+            Transfer(t.step, place[t.src], place[t.dst], part * n + t.chunk, t.op)
+            for t in (turned if order else box).all_reduce()
+        ]
+    transfers.sort(key=lambda t: t.step)
+    return Program("hierarchical", n, PARTS * n, tuple(transfers), flows=True)
+
+
 def halving_doubling(n: int) -> Program:
     """Exchanges ever smaller halves until each rank has one chunk's sum, and back: 2log₂n·α + 2(n−1)/n·Mβ.
 

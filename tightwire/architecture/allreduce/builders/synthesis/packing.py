@@ -36,6 +36,8 @@ STEEPNESS = 12.0
 IMPROVEMENTS = 6
 # A packing this near its bound is not worth more trees.
 CLOSE = 1.005
+# So many of the smallest counts of trees are compared by their streams too.
+SMALL_COUNTS = 3
 # Slowest kinds of links that bounds are tried for.
 MOST_KINDS = 8
 
@@ -116,7 +118,8 @@ def pack(wiring: Wiring, counts: Sequence[int]) -> tuple[Packing, float, Floats]
     The first that is close to the bound is taken: fewer trees have larger chunks.
     """
     bound, prices = bound_s_per_byte(wiring)
-    best = _improved(wiring, _greedy(wiring, counts[0], bound), bound)
+    found = [_improved(wiring, _greedy(wiring, count, bound), bound) for count in counts[:SMALL_COUNTS]]
+    best = min(found, key=lambda packing: _merit(wiring, packing))
     if best.s_per_byte <= bound * CLOSE:
         return best, bound, prices
     used, exact, proof = solve(wiring, best.trees)
@@ -124,12 +127,34 @@ def pack(wiring: Wiring, counts: Sequence[int]) -> tuple[Packing, float, Floats]
         bound, prices = exact, proof
     for count in counts:
         for trees in (_shared(used, count), _greedy(wiring, count, bound)):
-            found = _improved(wiring, trees, bound)
-            if found.s_per_byte < best.s_per_byte * (1 - 1e-9):
-                best = found
+            tried = _improved(wiring, trees, bound)
+            if tried.s_per_byte < best.s_per_byte * (1 - 1e-9):
+                best = tried
         if best.s_per_byte <= bound * CLOSE:
             break
     return best, bound, prices
+
+
+def _merit(wiring: Wiring, packing: Packing) -> tuple[float, float]:
+    """Returns by what packings are compared: what the busiest link carries, then how unlike its streams are.
+
+    Streams share a link equally, and ranks take pieces in turn: all wait for the longest stream.
+    """
+    rates = np.array(wiring.rates)
+    streams: dict[tuple[int, int], int] = {}
+    for tree in packing.trees:
+        for rank, parent in enumerate(centred(tree)):
+            if parent >= 0:
+                for pair in ((rank, parent), (parent, rank)):
+                    streams[pair] = streams.get(pair, 0) + 1
+    loads = np.sum([tree_load(wiring, tree) for tree in packing.trees], axis=0) / rates
+    busiest = set(np.flatnonzero(loads >= loads.max() * 0.99).tolist())
+    here: dict[int, list[int]] = {link: [] for link in busiest}
+    for (src, dst), count in streams.items():
+        for link in busiest.intersection(wiring.route(src, dst)):
+            here[link].append(count)
+    unlike = max((max(counts) * len(counts) / sum(counts) for counts in here.values() if counts), default=1.0)
+    return float(f"{packing.s_per_byte:.3g}"), unlike
 
 
 def _shared(used: Sequence[tuple[Tree, float]], count: int) -> list[Tree]:

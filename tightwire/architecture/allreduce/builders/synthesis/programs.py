@@ -84,7 +84,8 @@ def synthesise(wiring: Wiring, goal: str = "all-reduce") -> Synthesis:
 
 def _all_reduce(wiring: Wiring) -> Synthesis:
     n = wiring.num_ranks
-    counts = sorted({min(n, MOST_TREES), *(k * n for k in range(2, 9) if k * n <= MOST_TREES)})
+    several = (k * trees for k in range(1, 9) for trees in (n - 1, n))
+    counts = sorted({min(n, MOST_TREES), *(count for count in several if 2 <= count <= MOST_TREES)})
     packing, bound, prices = pack(wiring, counts)
     transfers = [
         transfer
