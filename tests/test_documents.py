@@ -165,6 +165,7 @@ ALONE = {
     "own_codec": ([], "bsp/allreduce/e5m2+ef"),
     "own_study": ([], "local:8/allreduce/int8+ef"),
 }
+ELSEWHERE = {"with_accelerate", "with_fsdp", "with_lightning", "with_trainer"}  # tests/integrations
 TOGETHER = {
     "ddp_hook": ([], "a checkpoint holds model, hook"),
     "checkpoint": (["{tmp}/run.pt"], "after step 10"),
@@ -209,7 +210,7 @@ def test_an_example_runs_on_two_workers(name: str, tmp_path: Path) -> None:
 
 
 def test_every_example_is_run() -> None:
-    assert {path.stem for path in EXAMPLES} == set(ALONE) | set(TOGETHER)
+    assert {path.stem for path in EXAMPLES} == set(ALONE) | set(TOGETHER) | ELSEWHERE
 
 
 def test_the_version_is_one() -> None:

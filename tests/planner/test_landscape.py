@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import xml.etree.ElementTree
+
 import pytest
 
 from tightwire.plan import Plan
 from tightwire.planner import Allowance, landscape
 from tightwire.planner.candidates import ALLOWANCES, is_allowed
 from tightwire.planner.landscape import IDEAS, MapCell, look
+from tightwire.planner.landscape_picture import picture
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +50,19 @@ def test_every_cell_is_on_the_text_and_on_the_page(
         assert cell.plan in page
     assert text.count("###") == len(ALLOWANCES) + 2
     assert "http" not in page
+
+
+def test_the_picture_holds_every_cell_of_its_workers() -> None:
+    cells = [
+        MapCell(
+            allow=allow, workers=16, gigabits=gigabits, compute_s=compute_s, letter="B", plan="bsp & more",
+            speedup=2.0, fastest="B",
+        )
+        for allow in ALLOWANCES
+        for gigabits in landscape.GIGABITS
+        for compute_s in landscape.COMPUTE_S
+    ]  # fmt: skip
+    cells += [dataclasses.replace(cell, workers=n) for cell in cells for n in landscape.WORKERS if n != 16]
+    drawn = picture(cells, 16, "tightwire map")
+    assert drawn.count("2.0×") == len(ALLOWANCES) * len(landscape.GIGABITS) * len(landscape.COMPUTE_S)
+    assert xml.etree.ElementTree.fromstring(drawn).tag.endswith("svg")

@@ -13,8 +13,10 @@ from tightwire import files
 from tightwire.cli.app import App, progress
 from tightwire.cli.options import JsonOption
 from tightwire.planner import landscape
+from tightwire.planner.landscape_picture import picture
 
 COMMAND = "tightwire map"
+PICTURED_WORKERS = 16
 
 app = App()
 
@@ -22,7 +24,8 @@ app = App()
 @app.command("map")
 def map_(
     out: Annotated[
-        pathlib.Path, typer.Option(help="File for the results; the map stands beside it, as .md and .html.")
+        pathlib.Path,
+        typer.Option(help="File for the results; the map stands beside it, as .md, .html and .svg."),
     ] = pathlib.Path("results/map.json"),
     as_json: JsonOption = False,
 ) -> None:
@@ -41,8 +44,9 @@ def map_(
     text = "\n".join(landscape.lines(cells))
     files.write_text(out.with_suffix(".md"), _about() + text + "\n")
     files.write_text(out.with_suffix(".html"), landscape.page(cells, COMMAND))
+    files.write_text(out.with_suffix(".svg"), picture(cells, PICTURED_WORKERS, COMMAND))
     typer.echo(json.dumps({"cells": rows}) if as_json else text)
-    typer.echo(f"Kept in {out}, and beside it as .md and .html", err=True)
+    typer.echo(f"Kept in {out}, and beside it as .md, .html and .svg", err=True)
 
 
 def _cells() -> list[landscape.MapCell]:
@@ -56,7 +60,7 @@ def _about() -> str:
         f"# Which method is best where\n\nPredicted by the planner, not measured: `{COMMAND}`. A model of 48 equal "
         "layers with 100 MB of gradients stands for all of one intensity (compute per byte to agree on); lines are "
         "all alike, with a latency of 20 µs; codecs run at the memory rate of an accelerator (900 GB/s). In each "
-        "cell: the method that changes least of what is learnt from, among those within 10 % of the fastest, and how "
+        "cell: the method that changes training least, among those within 10 % of the fastest, and how "
         "many times faster than plain all-reduce (PyTorch's default) a step is. Steps are compared, not what they are "
         "worth: a step by stale gradients, or made alone, may teach less.\n\n"
     )

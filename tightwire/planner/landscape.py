@@ -256,8 +256,8 @@ def page(cells: Sequence[MapCell], command: str) -> str:
     marks = "".join(f"<li>{html.escape(name)}: {s * 1e3:,.0f} ms" for name, s in landmarks())
     return (
         f"<!doctype html><meta charset=utf-8><title>Tightwire: the map</title><style>{STYLE}</style>"
-        "<h1>Which method is best where</h1><p>Predictions, not measurements. In a cell: the method that changes least "
-        "of what is learnt from, among those within 10 % of the fastest, and how many times faster than plain "
+        "<h1>Which method is best where</h1><p>Predictions, not measurements. In a cell: the method that changes "
+        "training least, among those within 10 % of the fastest, and how many times faster than plain "
         f"all-reduce a step is. Down: compute per 100 MB of gradients. Across: each worker's line. "
         f"<code>{command}</code></p>"
         f"<p class=legend>{legend}</p><main>{maps}</main><h2>Where known models stand</h2><ul>{marks}</ul>"
