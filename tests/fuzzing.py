@@ -25,6 +25,7 @@ from tests.cluster.test_infragraph import FILE as INFRAGRAPH
 from tests.cluster.test_nccl_tests import table
 from tests.cluster.test_nccl_topology import MESH, NVLINK, gpu, nic
 from tests.cluster.test_sources import record
+from tests.profile.test_chakra import chakra
 from tests.profile.test_traces_of_others import call, two_in_turns, written
 from tightwire.cluster import Cluster, Level
 from tightwire.cluster.imports import (
@@ -37,7 +38,7 @@ from tightwire.cluster.imports import (
 from tightwire.errors import TightwireError
 from tightwire.plan import PlanFile
 from tightwire.profile import Profile
-from tightwire.profile.traces import cluster_of_traces, profile_of_trace
+from tightwire.profile.traces import cluster_of_chakra, cluster_of_traces, profile_of_trace
 
 MOST_S = 5.0
 Reader = Callable[[Path], object]
@@ -53,6 +54,7 @@ READERS: Mapping[str, Reader] = {
     "nccl-inspector": lambda path: from_nccl_inspector([path]),
     "infragraph": from_infragraph,
     "trace": profile_of_trace,
+    "chakra": lambda path: cluster_of_chakra([path, path]),
     "traces of two ranks": lambda path: cluster_of_traces([path, path]),
 }
 # Numbers and words that have broken readers before, here or elsewhere.
@@ -92,6 +94,7 @@ def seeds(folder: Path) -> dict[str, bytes]:
         "nccl-inspector": "\n".join(record(4, 0, n, 1e6 * n, 50.0 + n) for n in range(1, 5)).encode(),
         "infragraph": yaml.safe_dump(INFRAGRAPH).encode(),
         "trace": trace.read_bytes(),
+        "chakra": chakra([(10**n, 30 + 10**n // 1000) for n in range(3, 8)]),
         "traces of two ranks": json.dumps([call("0", 2, 10**n, 30.0 + 10**n) for n in range(3, 7)]).encode(),
     }
 

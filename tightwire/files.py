@@ -78,7 +78,7 @@ def read_text(path: Path, *, most_bytes: int = MOST_BYTES, strict: bool = True) 
     Raises:
         FileError: unreadable, too large, damaged, or not text.
     """
-    data = _bytes(path, most_bytes)
+    data = read_bytes(path, most_bytes=most_bytes)
     coding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         text = data.decode(coding, "strict" if strict else "replace")
@@ -241,7 +241,12 @@ def make_directory(path: Path) -> None:
         pathlib.Path(path).mkdir(parents=True, exist_ok=True)
 
 
-def _bytes(path: Path, most_bytes: int) -> bytes:
+def read_bytes(path: Path, *, most_bytes: int = MOST_BYTES) -> bytes:
+    """Returns what a file holds, unpacked if it is gzip.
+
+    Raises:
+        FileError: unreadable, damaged, or too large.
+    """
     try:
         with pathlib.Path(path).open("rb") as file:
             data = file.read(most_bytes + 1)

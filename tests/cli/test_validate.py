@@ -22,6 +22,9 @@ def test_what_is_printed_is_stored(tmp_path: Path) -> None:
     stored = json.loads(out.read_text())
     assert stored["tables"] == tables
     assert len(stored["points"]["NCCL sizes"]["points"]) == 261
+    page = out.with_suffix(".md").read_text()
+    assert "| NCCL sizes | held out | 127 |" in page
+    assert "- **closed forms**" in page
     done = CliRunner().invoke(app, [*arguments, "--points"])
     assert "met" in done.stdout
     assert "held out" in done.stdout

@@ -23,7 +23,7 @@ from tightwire.cluster.imports import Source, refuse_nodes
 from tightwire.cluster.presets import PRESETS, preset
 from tightwire.cluster.wiring import wiring_of
 from tightwire.errors import FileError
-from tightwire.profile.traces import cluster_of_traces
+from tightwire.profile.traces import cluster_of_chakra, cluster_of_traces
 from tightwire.units import parse_bytes, print_ms, print_rate
 
 ABOUT = """Write cluster files: of known hardware, or from the files of other tools.
@@ -40,6 +40,11 @@ NodesOption = Annotated[int, typer.Option(min=1, help="Number of nodes.")]
 # Traces need profiles, which come after clusters.
 SOURCES = {
     **CLUSTER_SOURCES,
+    "chakra": Source(
+        what="Chakra execution traces (.et), of all ranks",
+        read=lambda paths, nodes: refuse_nodes(cluster_of_chakra(paths), paths, nodes),
+        takes_many=True,
+    ),
     "torch-traces": Source(
         what="PyTorch profiler traces, of all ranks",
         read=lambda paths, nodes: refuse_nodes(cluster_of_traces(paths), paths, nodes),

@@ -20,6 +20,7 @@ from tightwire.cli.app import App
 from tightwire.cli.options import JsonOption
 from tightwire.cli.table import print_rows
 from tightwire.cluster import Cluster
+from tightwire.cluster.imports.measured import NOISY_RESIDUAL
 from tightwire.errors import LabError, ProgramError
 from tightwire.lab import Lab, OutputLine, Topology, parse_rate
 from tightwire.units import print_ms, print_rate
@@ -139,6 +140,14 @@ def _print(cluster: Cluster, out: pathlib.Path, as_json: bool) -> None:
         for fit in cluster.fits
     ]
     print_rows(("program", "α", "1/β", "fit error"), fits)
+    typer.echo(
+        "fit error: how far measured times lie from the line, root mean square; predictions are as far off."
+    )
+    if noisy := [fit.program for fit in cluster.fits if fit.residual > NOISY_RESIDUAL]:
+        typer.echo(
+            f"More than {NOISY_RESIDUAL:.0%} for {', '.join(noisy)}: the machine or the network was not quiet. Measure "
+            "again, with a larger --budget."
+        )
     typer.echo(
         f"{cluster.workers} workers, {print_rate(cluster.bandwidth_bytes_per_s)} of payload each way at once, "
         f"{print_ms(cluster.latency_s)} of latency; written to {out}."

@@ -10,11 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from tightwire import files
+from tightwire.cli import made
 from tightwire.cli.app import App
 from tightwire.cli.options import JsonOption
 from tightwire.cli.table import print_rows
 from tightwire.errors import FileError
-from tightwire.validate import Table, utilisation
+from tightwire.validate import Table, report, utilisation
 from tightwire.validate.tables import TABLES
 
 app = App()
@@ -31,7 +32,10 @@ def validate(
     points: Annotated[bool, typer.Option(help="Print every point as well.")] = False,
     out: Annotated[
         pathlib.Path | None,
-        typer.Option(help="Store all points, constants and statistics here, as JSON.", show_default=False),
+        typer.Option(
+            help="Store points, constants and statistics here, as JSON, and a page beside it.",
+            show_default=False,
+        ),
     ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="End with code 1 where a target is missed.")
@@ -78,7 +82,9 @@ def validate(
     rows = [row for table in tables for row in table.rows()]
     if out is not None:
         files.write_text(out, json.dumps({"tables": rows, "points": stored(tables)}, indent=1) + "\n")
-        typer.echo(f"Stored in {out}.", err=True)
+        page = report.markdown(tables, [] if only else list(utilisation.needs()), made.command())
+        files.write_text(out.with_suffix(".md"), page)
+        typer.echo(f"Stored in {out}, and beside it as .md.", err=True)
     if as_json:
         typer.echo(json.dumps({"tables": rows}))
     else:

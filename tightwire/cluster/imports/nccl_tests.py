@@ -106,6 +106,10 @@ def from_nccl_tests(path: str | pathlib.Path) -> Cluster:
 
 
 def _cluster(runs: Sequence[Run]) -> Cluster:
+    if not any(run.rows for run in runs) and (broken := sum(len(run.broken) for run in runs)):
+        raise FileError(
+            f"all {broken} lines of sizes are cut by other output or hold no time; run it with NCCL_DEBUG=WARN."
+        )
     if not any(run.rows for run in runs):
         raise FileError(
             "no line of a size with its time is in it; give the whole output of all_reduce_perf, or its -J file."

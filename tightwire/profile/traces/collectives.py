@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pathlib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tightwire.cluster import Cluster
@@ -35,9 +35,24 @@ def cluster_of_traces(paths: Sequence[str | pathlib.Path]) -> Cluster:
     Raises:
         FileError: unreadable, no communication in them, or ranks that did not call the same collectives.
     """
+    return cluster_of_calls(paths, [_all_reduces(read(path)) for path in paths])
+
+
+def cluster_of_calls(
+    paths: Sequence[str | pathlib.Path], by_rank: Sequence[Mapping[Group, list[Call]]]
+) -> Cluster:
+    """Returns the cluster on which ranks called these all-reduces.
+
+    Args:
+        paths: where the calls of each rank come from.
+        by_rank: the calls of each rank, by process group.
+
+    Raises:
+        FileError: no communication, or ranks that did not call the same collectives.
+    """
     by_group: dict[Group, list[list[Call]]] = {}
-    for path in paths:
-        for group, calls in _all_reduces(read(path)).items():
+    for found in by_rank:
+        for group, calls in found.items():
             by_group.setdefault(group, []).append(calls)
     shared = {
         group: ranks
