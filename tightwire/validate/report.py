@@ -17,7 +17,7 @@ UTILISATION = """## Bandwidth and utilisation
 
 How many Gb/s between two sites a method needs, each way, so that the devices compute so much of the time: in the terms
 of Streaming DiLoCo (arXiv:2501.18512), for models of 1, 10 and 100 billion parameters in float32 whose step takes 0.1,
-0.8 and 4.9 s of computing. Predicted, not measured; `tightwire validate --utilisation --plot utilisation.html` draws it."""
+0.8 and 4.9 s of computing. Predicted, not measured; `tightwire validate --utilisation --plot FILE.html` draws it."""
 
 
 def markdown(tables: Sequence[Table], needs: Sequence[Need], command: str) -> str:
