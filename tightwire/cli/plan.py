@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -34,10 +35,11 @@ from tightwire.cli.measured import (
 )
 from tightwire.cli.options import JsonOption
 from tightwire.cli.pictures import write_picture
-from tightwire.cli.table import width_of
+from tightwire.cli.table import print_rows, width_of
 from tightwire.planner import Ranking, recommend
 from tightwire.planner.curves import curves, figure
 from tightwire.planner.curves import plot as plot_lines
+from tightwire.planner.sweep import SweepRow, parse_axes, sweep, sweep_figure, table
 
 app = App()
 # The drawing in text is as wide as this.
@@ -73,6 +75,15 @@ def plan(
             help="Draw steps per second against bandwidth here, as .html or .png.", show_default=False
         ),
     ] = None,
+    sweep_over: Annotated[
+        str | None,
+        typer.Option(
+            "--sweep",
+            help="Choose at every point of a grid instead: bandwidth=1gbit..400gbit,workers=8..512; also latency, "
+            "compute. --plot then draws how well workers are used.",
+            show_default=False,
+        ),
+    ] = None,
     explain: Annotated[
         bool,
         typer.Option("--explain", help="Say more: what each answer buys, the runner-up, memory, a drawing."),
@@ -105,6 +116,11 @@ def plan(
         tightwire plan --gradients 100MB --compute 300ms --workers 8 \\
             --bandwidth 10gbit --allow lossy
 
+    Over ranges, at 9 points each, and at every power of two of workers:
+
+        tightwire plan --gradients 100MB --compute 300ms --workers 8 \\
+            --bandwidth 10gbit --sweep bandwidth=1gbit..400gbit,workers=8..512
+
     Then train with it:
 
         tw.attach(model, optimizer, plan="plan.yaml")
@@ -115,6 +131,10 @@ def plan(
         hardware=hardware, topology=topology,
     )  # fmt: skip
     files.require_writable(out, plot)
+    if sweep_over is not None:
+        axes = parse_axes(sweep_over)
+        _sweep(sweep(asked.read_profile(), asked.read_cluster(), axes, allow=allow.value), plot, as_json)
+        return
     ranking = recommend(asked.read_profile(), asked.read_cluster(), allow=allow.value)
     if out is not None:
         ranking.plan_file().write(out)
@@ -124,6 +144,20 @@ def plan(
         typer.echo(json.dumps(_plain(ranking)))
         return
     print_all(ranking, explain=explain)
+
+
+def _sweep(rows: Sequence[SweepRow], plot: pathlib.Path | None, as_json: bool) -> None:
+    if plot is not None:
+        write_picture(sweep_figure(rows), plot, "--plot")
+    if as_json:
+        typer.echo(json.dumps({"sweep": [row.values() for row in rows]}))
+        return
+    head, cells = table(rows)
+    print_rows(
+        head,
+        cells,
+        caption="x stock: against plain all-reduce; of one each: each worker's work, of one alone.",
+    )
 
 
 def print_all(ranking: Ranking, *, explain: bool) -> None:

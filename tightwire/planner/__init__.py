@@ -5,12 +5,14 @@ from tightwire.planner.candidates import STOCK, Allowance, allowance_of, candida
 from tightwire.planner.deviation import deviation
 from tightwire.planner.explain import describe
 from tightwire.planner.ranking import Ranking
+from tightwire.planner.sweep import SweepRow, sweep
 from tightwire.simulate import predict
 
 __all__ = [
     "STOCK",
     "Allowance",
     "Ranking",
+    "SweepRow",
     "allowance_of",
     "candidates",
     "describe",
@@ -18,4 +20,5 @@ __all__ = [
     "is_lossless",
     "predict",
     "recommend",
+    "sweep",
 ]

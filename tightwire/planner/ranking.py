@@ -143,6 +143,16 @@ def choose(
     ]
     if not sure:
         return stock
+    plain = [row for row in sure if row.plan.architecture == stock.plan.architecture]
+    if (
+        plain
+    ):  # another program, or servers, must be likely to beat what plain all-reduce does in another order
+        sure = [
+            row
+            for row in sure
+            if row.plan.architecture == stock.plan.architecture
+            or chance(row, plain[0], profile, cluster) >= SURE
+        ]
     equals = [row for row in sure if row.step_s <= sure[0].step_s * (1 + SAME_CLASS)]
     least = min(deviation(row.plan) for row in equals)
     mildest = [row for row in equals if deviation(row.plan) <= least * SAME_DEVIATION]
