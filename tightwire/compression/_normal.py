@@ -55,16 +55,27 @@ def rounding_to(levels: tuple[float, ...], *, stochastic: bool) -> float:
     return total / _POINTS
 
 
-def selecting(ratio: float) -> float:
-    """Returns the error of sending the share `ratio` of largest magnitudes exactly.
+@functools.lru_cache(maxsize=256)
+def selecting(ratio: float, levels: int = 0, numel: int = 0) -> float:
+    """Returns the error of sending the share `ratio` of largest magnitudes, exactly or rounded to levels.
+
+    Args:
+        ratio: in (0, 1].
+        levels: so many, evenly spaced between the least and the largest that are sent; 0 for exactly.
+        numel: elements of which the largest is sent.
 
     >>> round(selecting(0.3), 3), selecting(1.0)
     (0.217, 0.0)
     """
-    if ratio >= 1:
-        return 0.0
-    t = _NORMAL.inv_cdf(1 - ratio / 2)
-    return 1 - 2 * (t * _NORMAL.pdf(t) + ratio / 2)
+    t = _NORMAL.inv_cdf(1 - ratio / 2) if ratio < 1 else 0.0
+    left = 1 - 2 * (t * _NORMAL.pdf(t) + ratio / 2) if ratio < 1 else 0.0
+    if not levels:
+        return left
+    step = (largest(numel) - t) / (levels - 1)
+    grid = tuple(t + step * level for level in range(levels))
+    sent = [_NORMAL.inv_cdf(1 - ratio / 2 * (1 - (i + 0.5) / _POINTS)) for i in range(_POINTS)]
+    off = (min(abs(x - level) for level in grid) ** 2 for x in sent)
+    return left + ratio * sum(off) / _POINTS
 
 
 def selecting_signs(ratio: float, *, one_sided: bool) -> float:

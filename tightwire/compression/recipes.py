@@ -13,10 +13,12 @@ from tightwire.compression.recipe import Recipe
 class DGC(Recipe):
     """Deep Gradient Compression, whole; for an optimizer without momentum of its own.
 
+    The paper clips local gradients of recurrent networks, whose gradients explode; elsewhere give `clip=0`.
+
     Attributes:
         ratio: of the elements that are sent in the end.
         momentum: of the velocity that each worker accumulates.
-        clip: norm that a tensor's gradients are clipped to.
+        clip: norm that a tensor's gradients are clipped to; 0 for no clipping.
         warmup: rounds in which sparsity grows; four epochs in the paper.
     """
 
@@ -32,9 +34,8 @@ class DGC(Recipe):
     @property
     def expression(self) -> str:
         """Tensors of one dimension travel dense, as in the authors' code."""
-        return (
-            f"topk:{self.ratio}+ef+momentum:{self.momentum}+clip:{self.clip}+warmup:{self.warmup}+min:dims=2"
-        )
+        clip = f"+clip:{self.clip}" if self.clip else ""
+        return f"topk:{self.ratio}+ef+momentum:{self.momentum}{clip}+warmup:{self.warmup}+min:dims=2"
 
 
 @final
@@ -259,6 +260,62 @@ class LAGS(Recipe):
         return f"layertopk:{self.ratio}+ef"
 
 
+@final
+@dataclass(frozen=True)
+class SparseTernary(Recipe):
+    """Sparse ternary compression both ways, with error feedback at both ends.
+
+    Every worker is the server of a part of the bucket; see `doublesqueeze`.
+
+    Attributes:
+        ratio: of the elements that are sent each way; the paper takes 1/400.
+    """
+
+    name: ClassVar[str] = "sparse-ternary"
+    title: ClassVar[str] = "STC both ways: largest magnitudes as signs, to the owners and back"
+    paper: ClassVar[str] = "Sattler et al. 2019, arXiv:1903.02891, Algorithm 2"
+
+    ratio: float = 0.01
+
+    @property
+    def expression(self) -> str:  # noqa: D102
+        return f"doublesqueeze:stc:{self.ratio}+ef"
+
+
+@final
+@dataclass(frozen=True)
+class SparseLoCo(Recipe):
+    """What SparseLoCo sends of a pseudo-gradient: the largest of every chunk in two bits, with decaying feedback.
+
+    For local rounds whose outer step takes the mean: e ← 0.95e + Δ, the largest 64 of every 4096 elements of e are sent,
+    e keeps the rest, and the leftover is the momentum (Algorithm 1):
+
+        local:30/allreduce/sparseloco
+
+    The paper also tries outer rates below 1, `diloco:30,outer_lr=0.8,outer_momentum=0`. Its two bits are quantiles of
+    the values that are sent; here they are the least and the largest magnitude, with their signs.
+
+    Attributes:
+        ratio: of the elements of a chunk that are sent.
+        chunk: elements that are ranked together.
+        decay: what stays of the leftover.
+        values: in how many bits; see `blocktopk`.
+    """
+
+    name: ClassVar[str] = "sparseloco"
+    title: ClassVar[str] = "largest of every chunk in two bits with decaying feedback, for local rounds"
+    paper: ClassVar[str] = "Sarfi et al. 2025, SparseLoCo, arXiv:2508.15706, Algorithm 1"
+
+    ratio: float = 0.015625
+    chunk: int = 4096
+    decay: float = 0.95
+    values: str = "int2"
+
+    @property
+    def expression(self) -> str:  # noqa: D102
+        return f"blocktopk:{self.ratio},block={self.chunk},values={self.values}+ef:{self.decay}"
+
+
 RECIPES: tuple[type[Recipe], ...] = (
     DGC,
     GradientDropping,
@@ -271,4 +328,6 @@ RECIPES: tuple[type[Recipe], ...] = (
     SketchedSGD,
     FetchSGD,
     LAGS,
+    SparseTernary,
+    SparseLoCo,
 )

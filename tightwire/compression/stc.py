@@ -23,7 +23,8 @@ class STC(WidenedCodec):
     """Sends μ · sign(xᵢ) for the k largest magnitudes, μ being their mean (algorithm 1); 4 + 4k bytes.
 
     A position and its sign are one int32, instead of the paper's Golomb code, so that the size is known before
-    encoding. Meant for `+ef`.
+    encoding. Meant for `+ef`. The paper compresses what comes back in the same way (Algorithm 2): that is the recipe
+    `sparse-ternary`; gathered, as here, the mean of all messages arrives whole.
 
     Attributes:
         ratio: of the elements that are sent, in (0, 1].
