@@ -287,8 +287,8 @@ class SparseTernary(Recipe):
 class SparseLoCo(Recipe):
     """What SparseLoCo sends of a pseudo-gradient: the largest of every chunk in two bits, with decaying feedback.
 
-    For local rounds whose outer step takes the mean: e ← 0.95e + Δ, the largest 64 of every 4096 elements of e are sent,
-    e keeps the rest, and the leftover is the momentum (Algorithm 1):
+    For local rounds whose outer step takes the mean: e ← 0.95e + Δ, the largest 64 of every 4096 elements of e are
+    sent, e keeps the rest, and the leftover is the momentum (Algorithm 1):
 
         local:30/allreduce/sparseloco
 
