@@ -576,6 +576,26 @@ def test_a_worker_in_another_round_is_noticed() -> None:
         run_threads(3, worker, deadline_s=5)
 
 
+@pytest.mark.parametrize("plan", PLANS)
+def test_workers_may_make_unequal_numbers_of_steps(plan: str) -> None:
+    """Who ends before the others rests until they do, without being waited for; all end equal, and train on."""
+
+    def worker(transport: Transport) -> list[Tensor]:
+        ends = []
+        with job(transport, plan) as j:
+            for epoch in range(2):
+                for step in range(2 + 2 * transport.rank):
+                    j.step(10 * epoch + step)
+                j.run.finish()
+                ends.append(torch.cat([p.detach().flatten() for p in j.model.parameters()]))
+        return ends
+
+    first, *others = run_threads(4, worker, deadline_s=20)
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+        assert other[1].isfinite().all()
+
+
 def test_a_worker_that_never_comes_is_named() -> None:
     def worker(transport: Transport) -> None:
         with job(transport, "bsp/gossip/choco:none") as j:

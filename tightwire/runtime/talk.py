@@ -23,15 +23,18 @@ class TalkThread:
     for this thread has one, which the transport looks after, and it begins anew whenever another neighbour is awaited.
     """
 
-    def __init__(self, name: str, awaited: Awaited, transport: Transport) -> None:
+    def __init__(
+        self, name: str, awaited: Awaited, transport: Transport, look: Callable[[], None] = lambda: None
+    ) -> None:
         """Starts the thread.
 
         Args:
             name: of the thread.
             awaited: whom the thread waits for at present.
             transport: by which it talks.
+            look: called now and then by whoever waits for the thread.
         """
-        self._awaited, self._transport = awaited, transport
+        self._awaited, self._transport, self._look = awaited, transport, look
         self._todo: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._changed = threading.Condition()
         self._pending = 0
@@ -66,6 +69,7 @@ class TalkThread:
                         awaited, watch = now, self._watch(now, watch)
                     elif watch is not None:
                         watch.check()
+                    self._look()
                     self._changed.wait(LOOK_S)
         finally:
             if watch is not None:

@@ -157,6 +157,18 @@ class Transport(abc.ABC):
         """Tells all ranks why what runs here has failed, before its channels close; local."""
 
     @abc.abstractmethod
+    def announce(self, number: int) -> None:
+        """Tells all ranks a number, in place of the one before, beside all messages; local. At first it is 0."""
+
+    @abc.abstractmethod
+    def announced(self, rank: int) -> int:
+        """Returns the number that `rank` told last, as far as it is known here; local."""
+
+    @abc.abstractmethod
+    def give_up(self, rank: int) -> None:
+        """Ends all that attends to `rank` on this channel, now and later, which is then incomplete for good; local."""
+
+    @abc.abstractmethod
     def close(self) -> None:
         """Gives back connections and threads; the transport is unusable afterwards. Local.
 

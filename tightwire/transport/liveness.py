@@ -82,6 +82,7 @@ class Liveness:
         late_s: the longest that a rank that is alive may be waited for.
         address: where this process listens.
         verdict: the ranks to blame, once known.
+        announced: the number that each rank told last.
         lost: ranks that are gone and that those who waited go on without.
         changed: notified when a verdict is known or a rank is lost.
     """
@@ -99,6 +100,7 @@ class Liveness:
         self.late_s = LATE_FACTOR * deadline_s if late_s is None else max(late_s, deadline_s)
         self.verdict: Verdict | None = None
         self.lost: set[int] = set()
+        self.announced: dict[int, int] = {}
         self.changed = threading.Condition()
         self._quiet_s = max(deadline_s - 15.0, deadline_s / 2)
         self._waits: dict[object, Waiting] = {}
@@ -181,6 +183,11 @@ class Liveness:
         """Takes back what `fail` told: this process goes on."""
         self._note = ""
 
+    def announce(self, number: int) -> None:
+        """Tells all a number, in place of the one before."""
+        self.announced[self.rank] = number
+        self._tell(Message(kind="done", sender=self.rank, done=number))
+
     def leave(self, note: str = "") -> None:
         """Tells all that this rank leaves, and why if it failed; stops listening. Again: does nothing."""
         if self._has_left:
@@ -212,6 +219,8 @@ class Liveness:
                 self._note_answer(message)
             case "left":
                 self._left[message.sender] = message.note
+            case "done":
+                self.announced[message.sender] = message.done
             case "verdict":
                 self._decide(Verdict(message.waits, message.reason, message.note), is_told=True)
 
@@ -225,6 +234,7 @@ class Liveness:
         self._answers[rank], self._answered_s[rank] = message, time.monotonic()
         self._asked_s.pop(rank, None)
         self._dead.discard(rank)
+        self.announced[rank] = message.done
         if message.note:
             self._left[rank] = message.note
         else:
@@ -247,6 +257,7 @@ class Liveness:
             place=program.place()[:MAX_TEXT],
             gave_up=question.sender in self.lost,
             note=self._note,
+            done=self.announced.get(self.rank, 0),
         )
 
     def _verdict_message(self) -> Message | None:

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, get_args
 
 from tightwire.transport.blame import Reason
 
-Kind = Literal["ask", "here", "left", "verdict"]
+Kind = Literal["ask", "here", "left", "verdict", "done"]
 
 MAX_TEXT: Final = 500
 MAX_MESSAGE_BYTES: Final = 60_000
@@ -20,7 +20,7 @@ class Message:
     """One datagram's content.
 
     Attributes:
-        kind: `ask` wants a `here`; `left` and `verdict` are told unasked.
+        kind: `ask` wants a `here`; `left`, `verdict` and `done` are told unasked.
         sender: world rank.
         number: of the question, which the answer repeats.
         waits: whom the sender waits for (here), or who is to blame (verdict).
@@ -30,6 +30,7 @@ class Message:
         gave_up: whether the sender goes on without whoever asked.
         reason: why ranks are to blame (verdict).
         note: an error's text.
+        done: the number that the sender announced last.
     """
 
     kind: Kind
@@ -42,6 +43,7 @@ class Message:
     gave_up: bool = False
     reason: Reason = "silent"
     note: str = ""
+    done: int = 0
 
     def to_bytes(self) -> bytes:
         """Returns the message as JSON, in which defaults are left out."""
@@ -82,8 +84,10 @@ def _checked(content: Any, size: int) -> Mapping[str, Any]:
             raise ValueError(name)
     if content.get("kind") not in get_args(Kind) or content.get("reason", "silent") not in get_args(Reason):
         raise ValueError("kind or reason")
-    if not 0 <= content.get("age_s", 0.0) < 1e9 or not 0 <= content.get("number", 0) < 2**63:
-        raise ValueError("age_s or number")
+    if not 0 <= content.get("age_s", 0.0) < 1e9 or not all(
+        0 <= content.get(name, 0) < 2**63 for name in ("number", "done")
+    ):
+        raise ValueError("age_s, number or done")
     return {**content, "waits": tuple(content.get("waits", ()))}
 
 
@@ -96,6 +100,7 @@ _TYPES: Final[Mapping[str, tuple[type, ...]]] = {
     "gave_up": (bool,),
     "reason": (str,),
     "note": (str,),
+    "done": (int,),
 }
 
 

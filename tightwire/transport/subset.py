@@ -79,6 +79,18 @@ class Subset(Transport):
         """Tells all ranks beneath."""
         self._inner.fail(error)
 
+    def announce(self, number: int) -> None:
+        """Asks the transport beneath."""
+        self._inner.announce(number)
+
+    def announced(self, rank: int) -> int:
+        """Asks the transport beneath."""
+        return self._inner.announced(self._ranks[rank])
+
+    def give_up(self, rank: int) -> None:
+        """Asks the transport beneath."""
+        self._inner.give_up(self._ranks[rank])
+
     def close(self) -> None:
         """Does nothing: the connections are the inner transport's."""
 

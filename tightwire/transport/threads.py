@@ -42,6 +42,7 @@ class World:
         self.left: dict[int, str] = {}
         self._waits: dict[int, frozenset[int]] = {}
         self.notes: dict[int, str] = {}
+        self.announced: dict[int, int] = {}
         self._verdict: Verdict | None = None
 
     def wait_for(
@@ -63,14 +64,20 @@ class World:
             self.changed.wait(max(0.0, ends_at - time.monotonic()))
         self._waits.pop(rank, None)
 
-    def attend(self, rank: int, missing: Callable[[], frozenset[int]], left: Collection[int]) -> bool:
+    def attend(
+        self,
+        rank: int,
+        missing: Callable[[], frozenset[int]],
+        left: Collection[int],
+        given_up: Collection[int],
+    ) -> bool:
         """Blocks world rank `rank`, which holds `changed`, until no rank is missing, however long it takes.
 
         Returns:
             False if a missing rank, or this one, has left, or a wait elsewhere has failed.
         """
         while peers := missing():
-            if self._verdict or (peers | {rank}) & (self.left.keys() | set(left)):
+            if self._verdict or (peers | {rank}) & (self.left.keys() | {*left, *given_up}):
                 return False
             self.changed.wait()
         return True
@@ -165,6 +172,7 @@ class Threads(Transport):
         self.deadline_s = self.late_s = mailboxes.world.deadline_s
         self._mail = mailboxes
         self._world = mailboxes.world
+        self._given_up: set[int] = set()
         self._meeting = itertools.count()
         self._sent: defaultdict[tuple[int, int], int] = defaultdict(int)
         self._received: defaultdict[tuple[int, int], int] = defaultdict(int)
@@ -223,6 +231,21 @@ class Threads(Transport):
         """Leaves the reason for whoever is still waiting when this rank has left."""
         self._world.tell(self._mail.ranks[self.rank], f"{type(error).__name__}: {error}")
 
+    def announce(self, number: int) -> None:
+        """Notes the number where all see it."""
+        with self._world.changed:
+            self._world.announced[self._mail.ranks[self.rank]] = number
+
+    def announced(self, rank: int) -> int:
+        """Returns the number."""
+        return self._world.announced.get(self._mail.ranks[rank], 0)
+
+    def give_up(self, rank: int) -> None:
+        """Takes the rank as one that has left this channel."""
+        with self._world.changed:
+            self._given_up.add(self._mail.ranks[rank])
+            self._world.changed.notify_all()
+
     def close(self) -> None:
         """Leaves this channel or group; the world's own transport leaves all of them."""
         with self._world.changed:
@@ -265,6 +288,7 @@ class _Watch:
 class _Receive:
     def __init__(self, owner: Threads, address: tuple[int, int, int, int], tensor: Tensor) -> None:
         self._mail, self._address, self._tensor = owner._mail, address, tensor
+        self._given_up = owner._given_up
         self._done = False
 
     def wait(self) -> None:
@@ -277,7 +301,9 @@ class _Receive:
     def attend(self) -> bool:
         mail = self._mail
         with mail.world.changed:
-            arrived = mail.world.attend(mail.ranks[self._address[1]], self._missing, mail.left)
+            arrived = mail.world.attend(
+                mail.ranks[self._address[1]], self._missing, mail.left, self._given_up
+            )
             if arrived:
                 self._take()
         return arrived

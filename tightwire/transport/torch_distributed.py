@@ -60,6 +60,8 @@ class TorchDistributed(Transport):
         self._liveness = liveness
         self._is_root = is_root
         self._attended: set[_Pending] = set()
+        self._given_up: set[int] = set()
+        self._has_abandoned = False
         self._waiting: set[_Pending] = set()
         # The liveness thread ends waits; Gloo's own limit would close all connections of a context.
         self._timeout = timedelta(seconds=1.2 * liveness.late_s + 10)
@@ -122,6 +124,18 @@ class TorchDistributed(Transport):
         """Tells all ranks of the world, unless they know of an error already."""
         self._liveness.fail(error_text(error))
 
+    def announce(self, number: int) -> None:
+        """Tells all ranks of the world, in datagrams."""
+        self._liveness.announce(number)
+
+    def announced(self, rank: int) -> int:
+        """Returns what this process has heard."""
+        return self._liveness.announced.get(self._world[rank], 0)
+
+    def give_up(self, rank: int) -> None:
+        """Leaves the threads that attend to the rank behind; they end when the channel closes."""
+        self._given_up.add(self._world[rank])
+
     def close(self) -> None:
         """Closes these connections and those of all channels and groups made from here."""
         if self._is_root:
@@ -137,7 +151,7 @@ class TorchDistributed(Transport):
     def _close_connections(self) -> None:
         for child in list(self._children):
             child.close()
-        if self._liveness.verdict or self._attended or self._waiting:
+        if self._liveness.verdict or self._attended or self._waiting or self._has_abandoned:
             self._hang_up()  # else a wait under way would keep its thread until its deadline, or for ever
         self._gloo = _CLOSED
 
@@ -220,12 +234,15 @@ class _Pending:
         if self._error is not None:
             return False
         liveness, peer = self._owner._liveness, self._owner._world[self._arguments[1]]
-        if peer in liveness.lost:
+        given_up = self._owner._given_up
+        if peer in liveness.lost or peer in given_up:
+            self._owner._has_abandoned = True
             return False
         self._owner._attended.add(self)
         liveness.watch(self, self._describe, ends_run=False, has_end=False)
         try:
-            self._done = _helpers.run(self._arrived, lambda: peer in liveness.lost)
+            self._done = _helpers.run(self._arrived, lambda: peer in liveness.lost or peer in given_up)
+            self._owner._has_abandoned |= not self._done
         finally:
             liveness.unwatch(self)
             self._owner._attended.discard(self)

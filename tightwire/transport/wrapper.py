@@ -64,6 +64,18 @@ class Wrapper(Transport):
         """Forwards."""
         self.inner.fail(error)
 
+    def announce(self, number: int) -> None:
+        """Forwards."""
+        self.inner.announce(number)
+
+    def announced(self, rank: int) -> int:
+        """Forwards."""
+        return self.inner.announced(rank)
+
+    def give_up(self, rank: int) -> None:
+        """Forwards."""
+        self.inner.give_up(rank)
+
     def close(self) -> None:
         """Closes the inner transport."""
         self.inner.close()

@@ -29,13 +29,15 @@ class Lost:
 
     Attributes:
         ranks: they neither send nor receive any more.
+        resting: those that made their last round before the others, and wait for these to make theirs.
     """
 
     ranks: set[int] = field(default_factory=set)
+    resting: set[int] = field(default_factory=set)
 
     def add(self, rank: int) -> None:
-        """Notes, and says, that a worker is gone."""
-        if rank not in self.ranks:
+        """Notes, and says, that a worker is gone, unless it only rests."""
+        if rank not in self.ranks | self.resting:
             self.ranks.add(rank)
             logger.warning(
                 "%s is gone; its neighbours give its weight to themselves and go on without it",
@@ -100,16 +102,21 @@ class Neighbours:
         if pushes:
             mixing = mixing.pushed
         program = round_program(mixing)
+        absent = self.lost.ranks | self.lost.resting
         self._outgoing[:HEADER_BYTES] = _bytes(_HEADER.pack(round_number, self.rank, share))
-        sources = [t for t in program.receives(self.rank) if t.src not in self.lost.ranks]
+        sources = [t for t in program.receives(self.rank) if t.src not in absent]
         receives = [(t, self._transport.irecv(self._landing(t.src), t.src, self.tag)) for t in sources]
         sends = [
             (t.dst, self._transport.isend(self._outgoing, t.dst, self.tag))
             for t in program.sends(self.rank)
-            if t.dst not in self.lost.ranks
+            if t.dst not in absent
         ]
         self.bytes_sent += len(sends) * len(self._outgoing)
         return self._arrivals(round_number, receives, sends)
+
+    def move(self, transport: Transport) -> None:
+        """Goes on over another channel, with nothing under way."""
+        self._transport = transport
 
     def _arrivals(
         self,

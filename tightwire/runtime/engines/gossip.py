@@ -33,9 +33,10 @@ class GossipEngine(BaseEngine):
 
     Gradients stay local, so replicas differ while training and only `flush` makes them equal: the exact mean of all.
     A worker with a NaN or Inf in its gradients or parameters drops that step by itself, before anybody hears of it.
-    Workers that died are done without: their neighbours say so, take their weight themselves and go on.
+    Workers that died are done without: their neighbours say so, take their weight themselves and go on. So they do,
+    until all meet, without a worker that flushes after fewer rounds than they make.
 
-    Contract: every rank makes the same number of rounds, and flushes, saves and loads after the same one.
+    Contract: every rank saves, loads and evaluates after the same round.
     """
 
     def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
@@ -61,7 +62,8 @@ class GossipEngine(BaseEngine):
             parameters, plan, context, lambda number: Neighbours(graph, channel, self._lost, tag=number)
         )
         self._survivors = Survivors(context.transport.channel(), self._lost)
-        self._thread = TalkThread("tightwire-gossip", self._awaited, context.transport)
+        self._thread = TalkThread("tightwire-gossip", self._awaited, context.transport, self._look)
+        self._meetings = 0
         self._rounds_before = 0
 
     @property
@@ -94,11 +96,45 @@ class GossipEngine(BaseEngine):
             self.exposed_s = time.perf_counter() - began_s
 
     def flush(self) -> None:
-        """Makes replicas the exact mean of all that are left, and forgets what gossip remembered."""
+        """Makes replicas the exact mean of all that are left, and forgets what gossip remembered.
+
+        A worker that comes here before the others rests until they do: neighbours make their rounds without it.
+        """
+        self._thread.wait()  # what was sent behind computation is there
+        self._channel.announce(self._mark(self._now().number))
         for slot, mean in zip(self._slots, self._means(), strict=True):
             slot.half.flat.copy_(mean)
             slot.deliver()
             slot.mixer.restart(slot.anchor.flat)
+        self._meetings += 1
+        self._even_out()
+
+    def _mark(self, rounds: int) -> int:
+        """Returns the number by which a worker tells after which round it rests, until which meeting."""
+        return (self._meetings + 1 << 32) + rounds
+
+    def _look(self) -> None:
+        """Stops waiting for those among the awaited that rest."""
+        here = self._mark(self._now().number)
+        for rank in self._awaited() - self._survivors.awaited - self._lost.ranks:
+            announced = self._channel.announced(rank)
+            if announced >> 32 == self._meetings + 1 and announced < here:
+                self._lost.resting.add(rank)
+                self._channel.give_up(rank)
+
+    def _even_out(self) -> None:
+        """Counts on from the same round on all ranks, over connections in which nothing is left of unequal ones."""
+        if self._lost.ranks:
+            return
+        number = self._now().number
+        told = [int.from_bytes(b, "little") for b in self._channel.exchange(number.to_bytes(8, "little"))]
+        self._rounds_before += max(told) - number
+        if len(set(told)) > 1:
+            before, self._channel = self._channel, self._context.transport.channel()
+            for slot in self._slots:
+                slot.mixer.neighbours.move(self._channel)
+            self._lost.resting.clear()
+            before.close()
 
     def consensus(self) -> Mapping[str, Tensor]:
         """Returns the exact mean of all that are left; every worker's own parameters stay as they are."""
