@@ -26,16 +26,6 @@ class NoWatch:
     def check(self) -> None:
         """Returns."""
 
-    def announce(self, number: int) -> None:
-        """Does nothing: there is nobody to tell."""
-
-    def announced(self, rank: int) -> int:
-        """Returns 0."""
-        return 0
-
-    def give_up(self, rank: int) -> None:
-        """Does nothing: nothing attends to anybody."""
-
     def close(self) -> None:
         """Does nothing."""
 
@@ -93,6 +83,16 @@ class Single(Transport):
 
     def fail(self, error: BaseException) -> None:
         """Does nothing: there is nobody to tell."""
+
+    def announce(self, number: int) -> None:
+        """Does nothing: there is nobody to tell."""
+
+    def announced(self, rank: int) -> int:
+        """Returns 0."""
+        return 0
+
+    def give_up(self, rank: int) -> None:
+        """Does nothing: nothing attends to anybody."""
 
     def close(self) -> None:
         """Does nothing."""
