@@ -39,6 +39,7 @@ from tightwire.cli.table import print_rows, width_of
 from tightwire.planner import Ranking, recommend
 from tightwire.planner.curves import curves, figure
 from tightwire.planner.curves import plot as plot_lines
+from tightwire.planner.quality import extra_steps
 from tightwire.planner.sweep import SweepRow, parse_axes, sweep, sweep_figure, table
 
 app = App()
@@ -54,6 +55,13 @@ class AllowChoice(StrEnum):
     STALE = "stale"
 
 
+class ByChoice(StrEnum):
+    """What plans are compared by."""
+
+    STEP = "step"
+    LOSS = "loss"
+
+
 @app.command()
 def plan(
     profile: ProfileOption = None,
@@ -65,6 +73,13 @@ def plan(
             "stale: any plan, such as steps made alone or with old gradients."
         ),
     ] = AllowChoice.LOSSLESS,
+    by: Annotated[
+        ByChoice,
+        typer.Option(
+            help="What plans are compared by. step: the time of a step. loss: the expected time to the loss that exact "
+            "means reach, by how many more steps each method was seen to need."
+        ),
+    ] = ByChoice.STEP,
     out: Annotated[
         pathlib.Path | None,
         typer.Option(help="Write the chosen plan and its reasons here.", show_default=False),
@@ -135,7 +150,7 @@ def plan(
         axes = parse_axes(sweep_over)
         _sweep(sweep(asked.read_profile(), asked.read_cluster(), axes, allow=allow.value), plot, as_json)
         return
-    ranking = recommend(asked.read_profile(), asked.read_cluster(), allow=allow.value)
+    ranking = recommend(asked.read_profile(), asked.read_cluster(), allow=allow.value, by=by.value)
     if out is not None:
         ranking.plan_file().write(out)
     if plot is not None:
@@ -185,7 +200,11 @@ def _plain(ranking: Ranking) -> dict[str, Any]:
     rows = [ranking.chosen, *(row for row in ranking.rows if row.plan != ranking.chosen.plan)]
     return {
         "ranking": [
-            row.values() | {"beats_chosen": None if row == ranking.chosen else ranking.chance(row)}
+            row.values()
+            | {
+                "beats_chosen": None if row == ranking.chosen else ranking.chance(row),
+                "more_steps": extra_steps(row.plan).factor,
+            }
             for row in rows
         ],
         "why": list(ranking.why),

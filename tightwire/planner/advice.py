@@ -7,11 +7,13 @@ import dataclasses
 from tightwire.cluster import Cluster
 from tightwire.planner.candidates import Allowance
 from tightwire.planner.explain import detail, explain
-from tightwire.planner.ranking import Ranking, rank
+from tightwire.planner.ranking import By, Ranking, rank
 from tightwire.profile import Profile
 
 
-def recommend(profile: Profile, cluster: Cluster, *, allow: Allowance = "lossless") -> Ranking:
+def recommend(
+    profile: Profile, cluster: Cluster, *, allow: Allowance = "lossless", by: By = "step"
+) -> Ranking:
     """Predicts every plan within the allowance, chooses one and explains the choice.
 
     Args:
@@ -19,6 +21,8 @@ def recommend(profile: Profile, cluster: Cluster, *, allow: Allowance = "lossles
         cluster: the wire. Where programs were measured, only those compete: formulas would flatter the others.
         allow: `lossless` keeps the exact mean gradient of every step; `lossy` may change what is sent; `stale` may also
             make steps alone, with old gradients, or with some neighbours only.
+        by: `step`: the fastest steps, of about equally fast ones those that change training least. `loss`: the least
+            expected time to the loss that exact means reach, by how many more steps a plan was seen to need.
 
     Raises:
         PlanError: an unknown allowance.
@@ -27,5 +31,5 @@ def recommend(profile: Profile, cluster: Cluster, *, allow: Allowance = "lossles
     >>> recommend(profile, Cluster.uniform(4, 10e9, 1e-6)).stays
     True
     """
-    ranking = rank(profile, cluster, allow)
+    ranking = rank(profile, cluster, allow, by)
     return dataclasses.replace(ranking, why=tuple(explain(ranking)), details=tuple(detail(ranking)))

@@ -13,6 +13,7 @@ from tightwire.planner.break_even import break_even
 from tightwire.planner.candidates import answers, keeps_optimizer
 from tightwire.planner.confidence import print_chance
 from tightwire.planner.deviation import deviation
+from tightwire.planner.quality import extra_steps
 from tightwire.planner.ranking import Ranking, least_gain, rank
 from tightwire.planner.scaling import Scaling, Usage, scaling_of
 from tightwire.planner.search import SAME_CLASS
@@ -38,6 +39,7 @@ def explain(ranking: Ranking) -> Iterator[str]:
     scaling = scaling_of(ranking) if ranking.cluster.workers > 1 else None
     yield from _verdict(ranking, scaling)
     yield _bound(ranking)
+    yield from _loss(ranking)
     if scaling is not None:
         yield from _other_uses(ranking, scaling)
     yield from break_even(ranking)
@@ -122,6 +124,19 @@ def _rate(ranking: Ranking, usage: Usage) -> str:
     if samples:
         return f"{_number(usage.passes_per_s * samples)} samples a second"
     return f"{_number(usage.passes_per_s)} batches a second"
+
+
+def _loss(ranking: Ranking) -> Iterator[str]:
+    """Yields how many more steps the chosen plan needs, and what remains of its gain."""
+    extra = extra_steps(ranking.chosen.plan)
+    if ranking.stays or (extra.factor == 1.0 and extra.spread == 0.0):
+        return
+    gain = ranking.stock.step_s / (ranking.chosen.step_s * extra.factor)
+    known = f"by {extra.source}" if extra.source else "a guess: it was not measured"
+    yield (
+        f"To the loss of plain all-reduce it needs {extra.factor:.2f} times as many steps ({extra.low:.2f} to "
+        f"{extra.high:.2f}; {known}), so it is there {gain:.2f} times as fast."
+    )
 
 
 def _number(value: float) -> str:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from tightwire.cluster import Cluster
 from tightwire.plan import Plan, PlanFile
 from tightwire.planner.candidates import Allowance, departures, keeps_optimizer
 from tightwire.planner.confidence import chance
 from tightwire.planner.deviation import deviation
+from tightwire.planner.quality import extra_steps
 from tightwire.planner.search import SAME_CLASS, Search
 from tightwire.profile import Profile
 from tightwire.simulate import Prediction
 
+By = Literal["step", "loss"]
 # Below this, a predicted gain is no reason to leave stock PyTorch.
 LEAST_GAIN = 0.02
 # Deviations this close are no reason to prefer one plan to another.
@@ -31,7 +36,8 @@ class Ranking:
         profile: what the predictions were made from.
         cluster: likewise.
         allow: what the user allowed.
-        rows: every predicted plan, fastest first.
+        by: what plans are compared by: the time of a `step`, or the expected time to a `loss` that exact means reach.
+        rows: every predicted plan, the best first.
         chosen: the one to train with.
         stock: plain all-reduce, as DistributedDataParallel does it.
         why: the verdict, its reason, what would change it, what was not measured.
@@ -48,6 +54,7 @@ class Ranking:
     stock: Prediction
     why: tuple[str, ...] = ()
     details: tuple[str, ...] = ()
+    by: By = "step"
     considered: int = 0
     pruned: int = 0
 
@@ -97,9 +104,9 @@ class Ranking:
         )
 
 
-def rank(profile: Profile, cluster: Cluster, allow: Allowance) -> Ranking:
+def rank(profile: Profile, cluster: Cluster, allow: Allowance, by: By = "step") -> Ranking:
     """Returns the ranking without its reasons."""
-    search = Search(profile, cluster, allow)
+    search = Search(profile, cluster, allow, times=more_steps if by == "loss" else lambda plan: 1.0)
     rows = search.run()
     stock = next(row for row in rows if departures(row.plan) == 0)
     return Ranking(
@@ -107,7 +114,12 @@ def rank(profile: Profile, cluster: Cluster, allow: Allowance) -> Ranking:
         cluster=cluster,
         allow=allow,
         rows=tuple(rows),
-        chosen=choose(rows, stock, least_gain(profile, stock), profile, cluster),
+        chosen=(
+            choose_by_loss(rows, stock)
+            if by == "loss"
+            else choose(rows, stock, least_gain(profile, stock), profile, cluster)
+        ),
+        by=by,
         stock=stock,
         considered=search.considered,
         pruned=search.pruned,
@@ -162,6 +174,31 @@ def choose(
         key=lambda row: (departures(row.plan), row.step_s),
     )
     return best if best.step_s < stock.step_s * (1 - least_gain) else stock
+
+
+def choose_by_loss(rows: Sequence[Prediction], stock: Prediction) -> Prediction:
+    """Returns the plan with the least expected time to the loss that exact means reach, if that is sure enough.
+
+    Plain all-reduce where no plan is likely to be faster, given how unsure it is how many more steps a plan needs.
+    """
+    able = [row for row in rows if keeps_optimizer(row.plan) and faster_to_loss(row, stock) >= SURE]
+    gains = [row for row in able if more_steps(row.plan) * row.step_s < stock.step_s * (1 - LEAST_GAIN)]
+    return min(gains, key=lambda row: more_steps(row.plan) * row.step_s, default=stock)
+
+
+def faster_to_loss(row: Prediction, stock: Prediction) -> float:
+    """Returns the probability that a plan reaches a loss sooner than plain all-reduce."""
+    extra = extra_steps(row.plan)
+    gain = math.log(stock.step_s / (extra.factor * row.step_s))
+    spread = math.hypot(
+        extra.spread, row.wire_deviation_s / row.step_s, stock.wire_deviation_s / stock.step_s
+    )
+    return statistics.NormalDist().cdf(gain / max(spread, 0.01))
+
+
+def more_steps(plan: Plan) -> float:
+    """Returns how many times as many steps a plan needs as exact means do."""
+    return extra_steps(plan).factor
 
 
 def kind_of(plan: Plan) -> tuple[str, ...]:

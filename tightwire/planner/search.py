@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from tightwire.cluster import Cluster
@@ -34,6 +34,7 @@ class Search:
 
     Attributes:
         rows: what was predicted, stock first.
+        times: by what a plan's step time is multiplied before plans are compared: how many more steps it needs.
         considered: how many plans were looked at.
         pruned: how many of them were not predicted, for their lower bound is above the best found.
     """
@@ -41,6 +42,7 @@ class Search:
     profile: Profile
     cluster: Cluster
     allow: Allowance
+    times: Callable[[Plan], float] = field(default=lambda plan: 1.0)
     rows: list[Prediction] = field(default_factory=list)
     considered: int = 0
     pruned: int = 0
@@ -68,18 +70,21 @@ class Search:
             self._predict(
                 other for plan in centres for other in neighbours(plan, size, self.allow, levelled=levelled)
             )
-        return sorted(self.rows, key=lambda row: row.step_s)
+        return sorted(self.rows, key=self._worth)
+
+    def _worth(self, row: Prediction) -> float:
+        return self.times(row.plan) * row.step_s
 
     def _best(self) -> list[Plan]:
         """Returns the fastest plans, and of those about as fast the one that changes training least."""
-        fastest = sorted((row for row in self.rows if keeps_optimizer(row.plan)), key=lambda row: row.step_s)
-        equals = [row for row in fastest if row.step_s <= fastest[0].step_s * (1 + SAME_CLASS)]
+        fastest = sorted((row for row in self.rows if keeps_optimizer(row.plan)), key=self._worth)
+        equals = [row for row in fastest if self._worth(row) <= self._worth(fastest[0]) * (1 + SAME_CLASS)]
         mildest = min(equals, key=lambda row: (deviation(row.plan), row.step_s))
         return list(dict.fromkeys([mildest.plan, *(row.plan for row in fastest[:WIDTH])]))
 
     def _predict(self, plans: Iterable[Plan]) -> None:
         """Predicts those of some plans that may be worth it, those with the lowest bounds first."""
-        best_s = min(row.step_s for row in self.rows if keeps_optimizer(row.plan))
+        best_s = min(self._worth(row) for row in self.rows if keeps_optimizer(row.plan))
         for bound_s, plan in sorted(self._bounded(plans), key=lambda pair: pair[0]):
             if bound_s > best_s * (1 + SAME_CLASS):
                 self.pruned += 1
@@ -93,7 +98,7 @@ class Search:
                 continue
             self.rows.append(found)
             if keeps_optimizer(plan):
-                best_s = min(best_s, found.step_s)
+                best_s = min(best_s, self._worth(found))
 
     def _bounded(self, plans: Iterable[Plan]) -> Iterable[tuple[float, Plan]]:
         for plan in plans:
@@ -103,7 +108,7 @@ class Search:
             self.considered += 1
             try:
                 if competes(plan, self.profile, self.cluster):
-                    yield lower_bound_s(plan, self.profile, self.cluster), plan
+                    yield self.times(plan) * lower_bound_s(plan, self.profile, self.cluster), plan
             except (PlanError, ProgramError):
                 continue
 

@@ -1,0 +1,65 @@
+"""How many more steps plans need: the table, its making, and rankings by it."""
+
+import pytest
+
+from tightwire.cluster import Cluster
+from tightwire.plan import Plan
+from tightwire.planner.quality import extra_steps, measured, steps_for, table
+from tightwire.planner.ranking import faster_to_loss, more_steps, rank
+from tightwire.profile import Profile
+
+DENSE = [(100, 3.0), (200, 2.5), (400, 2.0)]
+
+
+def factor(plan: str) -> float:
+    return extra_steps(Plan.parse(plan)).factor
+
+
+def test_exact_plans_need_no_more_steps() -> None:
+    for plan in ("bsp", "bsp/ps", "bsp/allreduce/zstd", "bsp/allreduce:ring/none/bytescheduler"):
+        found = extra_steps(Plan.parse(plan))
+        assert (found.factor, found.spread) == (1.0, 0.0), plan
+
+
+@pytest.mark.parametrize(
+    ("loss", "steps"), [(3.0, 100), (2.75, 141.4), (2.5, 200), (2.0, 400), (1.5, 800), (3.5, 50)]
+)
+def test_a_loss_is_worth_the_steps_that_dense_gradients_need_for_it(loss: float, steps: float) -> None:
+    assert steps_for(loss, DENSE) == pytest.approx(steps, rel=1e-3)
+
+
+def test_trials_become_factors_with_a_spread() -> None:
+    trials = [{"plan": "a", "steps": 400, "metric": loss, "source": "s"} for loss in (2.5, 2.5, 2.0)]
+    found = measured(trials, DENSE)["a"]
+    assert found.factor == pytest.approx(2 ** (2 / 3), rel=1e-3)
+    assert found.spread > 0.1
+    assert found.low <= found.factor <= found.high
+
+
+def test_the_table_holds_every_family_and_orders_methods_as_their_studies_do() -> None:
+    assert all(len(rows) >= 8 for rows in table().values())
+    assert (
+        factor("bsp/allreduce/int4+ef")
+        < factor("bsp/allreduce/topk:0.01+ef")
+        < factor("bsp/allreduce/terngrad")
+    )
+    assert factor("local:2") < factor("local:8") < factor("local:16") < factor("local:32")
+    assert all(row.source for rows in table().values() for row in rows.values())
+
+
+def test_what_was_not_measured_is_a_guess_with_a_wide_spread() -> None:
+    guess, known = (extra_steps(Plan.parse(f"bsp/allreduce/{text}")) for text in ("int2", "int4+ef"))
+    assert not guess.source
+    assert guess.spread > 2 * known.spread
+
+
+def test_by_loss_the_least_time_to_the_loss_is_chosen_and_only_if_sure() -> None:
+    profile = Profile.uniform(layers=8, numel_per_layer=400_000, forward_s=0.05, backward_s=0.1)
+    slow = rank(profile, Cluster.uniform(4, 12e6, 1e-4), "lossy", by="loss")
+    assert not slow.stays
+    best_s = more_steps(slow.chosen.plan) * slow.chosen.step_s
+    assert faster_to_loss(slow.chosen, slow.stock) >= 0.75
+    times = [more_steps(row.plan) * row.step_s for row in slow.rows]
+    assert times == sorted(times)
+    assert best_s <= slow.stock.step_s
+    assert rank(profile, Cluster.uniform(4, 12e9, 1e-6), "lossy", by="loss").stays
