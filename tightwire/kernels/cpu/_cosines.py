@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from tightwire.kernels.cpu._bits import F32, INFINITY, LOOP, MAGNITUDE, U32, float_of
+from tightwire.kernels.cpu._bits import F32, INFINITY, LOOP, MAGNITUDE, U32, float_of, lowest_bit
 from tightwire.kernels.cpu._blocks import select_from
 from tightwire.kernels.cpu._vectors import LANES, SIDE, largest_of_columns, transpose
 
 # Elements that are transformed together: what the nearest cache holds beside all else.
 TILE = 4096
+U64 = np.uint64
 # Beyond so many waves of a chunk, finding them chunk by chunk is faster.
-FEW = 8
-find_one, find_two, find_four, find_eight = (largest_of_columns(kept) for kept in (1, 2, 4, 8))
+FEW = 32
+find_one, find_two, find_four = (largest_of_columns(kept) for kept in (1, 2, 4))
+find_eight, find_sixteen, find_all_few = (largest_of_columns(kept) for kept in (8, 16, FEW))
 
 
 @njit(**LOOP)
@@ -74,32 +76,32 @@ def find_few(tile: Any, order: Any, kept: Any, places: Any) -> None:
             find_two(tile, order, column, places)
         elif kept <= 4:
             find_four(tile, order, column, places)
-        else:
+        elif kept <= 8:
             find_eight(tile, order, column, places)
+        elif kept <= 16:
+            find_sixteen(tile, order, column, places)
+        else:
+            find_all_few(tile, order, column, places)
 
 
 @njit(**LOOP)
 def take_few(
-    tile: Any,
-    column: Any,
-    order: Any,
-    places: Any,
-    kept: Any,
-    limit: Any,
-    first: Any,
-    indices: Any,
-    values: Any,
+    tile: Any, column: Any, order: Any, places: Any, kept: Any, limit: Any, slot: Any, out: Any, marks: Any
 ) -> None:
-    """Writes a few coefficients of a column by ascending index, from slot `first` on."""
+    """Writes a few coefficients of a column by ascending index, from a slot on; `marks` has a bit for each."""
+    indices, values = out
+    marks[:] = 0
     for j in range(kept):
-        slot = first + j
-        place = places[j, column]
-        while slot > first and indices[slot - 1] > place:
-            indices[slot] = indices[slot - 1]
-            slot -= 1
-        indices[slot] = place
-    for slot in range(first, first + kept):
-        values[slot] = limited(tile[order[indices[slot]], column], limit)
+        place = U64(places[j, column])
+        marks[place >> U64(6)] |= U64(1) << (place & U64(63))
+    for word in range(marks.size):
+        rest = marks[word]
+        while rest:
+            place = U64(64 * word) + U64(lowest_bit(rest))
+            rest &= rest - U64(1)
+            indices[slot] = place
+            values[slot] = limited(tile[U64(order[place]), U64(column)], limit)
+            slot += 1
 
 
 @njit(**LOOP)
@@ -135,7 +137,7 @@ def encode_cosines(
     indices, values = message[: 2 * total].view(np.uint16), message[2 * total :].view(np.float32)
     tile, places = np.empty((chunk, columns), np.float32), np.empty((FEW, columns), np.int32)
     coefficients, padded = np.empty(chunk, np.float32), np.zeros(TILE, np.float32)
-    low = MAGNITUDE
+    marks, low = np.zeros(chunk // 64, np.uint64), MAGNITUDE
     for first in range(0, x.size, TILE):
         here = x[first : first + TILE]
         if here.size < TILE:
@@ -154,7 +156,7 @@ def encode_cosines(
                 for j in range(kept):
                     indices[slot + j], values[slot + j] = j, F32(0)
             elif kept <= FEW:
-                take_few(tile, column, order, places, kept, limit, slot, indices, values)
+                take_few(tile, column, order, places, kept, limit, slot, (indices, values), marks)
             else:
                 for j in range(chunk):
                     coefficients[j] = tile[order[j], column]
