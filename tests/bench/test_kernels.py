@@ -73,6 +73,14 @@ def test_command_prints_one_object_last() -> None:
     assert {"kernel", "phase", "numel", "seconds", "memcpy_s", "ratio", "stock_s"} <= set(rows[0])
 
 
-@pytest.mark.parametrize("arguments", [["--codecs", "nothing"], ["--sizes", "ten"], ["--device", "abacus"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--codecs", "nothing"],
+        ["--sizes", "ten"],
+        ["--device", "abacus"],
+        ["--compile-only", "--capabilities", "7.5"],
+    ],
+)
 def test_bad_input_exits_with_one_sentence(arguments: list[str]) -> None:
     assert arguments[-1] in refused("bench", "kernels", *arguments)

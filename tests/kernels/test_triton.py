@@ -2,12 +2,12 @@
 
 # ruff: noqa: E402 (the interpreter is chosen before Triton is imported)
 
+import json
 import os
 import subprocess
 import sys
 import types
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,9 @@ from tests.kernels import test_sparse
 from tests.kernels.test_kernels import signatures
 from tests.laws.test_codecs import DTYPES, codec_of, difficult, normal
 from tightwire import kernels
+from tightwire.bench.kernels import compile_only
 from tightwire.compression import Codec
+from tightwire.errors import LabError
 from tightwire.kernels import reference
 from tightwire.kernels import triton as gpu
 from tightwire.kernels.formats import Grid
@@ -60,6 +62,8 @@ SPARSE = [
     "wangni:0.05",
     "strom:0.5",
     "stc:0.3",
+    "dct",
+    "dct:9,chunk=128",
 ]
 
 
@@ -204,6 +208,50 @@ def test_votes_are_those_of_the_reference(block: int) -> None:
         assert torch.equal(ours, defined)
 
 
+@pytest.mark.parametrize("rows", [1, 3, 5])
+def test_sketches_are_those_of_the_reference(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for numel in (1, 16, 1003):
+        x, found = normal(numel).to(DEVICE), []
+        for module in (gpu, reference):
+            table, estimates = torch.ones(rows, 16 * 9, device=DEVICE), torch.empty(numel, device=DEVICE)
+            module.add_to_sketch(x, table, 11)
+            module.estimate_from_sketch(table, estimates, 11)
+            found.append((table, estimates))
+        for ours, defined in zip(*found, strict=True):
+            assert torch.equal(ours, defined)
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64])
+def test_planes_are_those_of_the_reference(dtype: torch.dtype) -> None:
+    for numel in (1, 7, 5001):
+        bits = (torch.arange(numel) * 0x12345678ABCDEF - 7 * numel).to(dtype).to(DEVICE)
+        planes = [torch.empty(bits.nbytes, dtype=torch.uint8, device=DEVICE) for _ in range(2)]
+        for module, message in zip((gpu, reference), planes, strict=True):
+            module.split_planes(bits, message)
+        assert torch.equal(*planes)
+        back = torch.empty_like(bits)
+        gpu.join_planes(planes[0], back)
+        assert torch.equal(back, bits)
+
+
+def test_waves_that_cannot_be_change_nothing() -> None:
+    inner = torch.tensor([3, 2], dtype=torch.int16).view(torch.uint8)
+    message, out = (
+        torch.cat([inner, torch.zeros(8, dtype=torch.uint8)]).to(DEVICE),
+        torch.ones(64, device=DEVICE),
+    )
+    assert not gpu.decode_cosines(message, out, torch.ones(64, 64, device=DEVICE), 2, 0)
+    assert torch.equal(out, torch.ones_like(out))
+
+
+def test_floats_without_loss_pass_the_host() -> None:
+    x = normal(5000).to(DEVICE)
+    message, out = torch.empty(21_000, dtype=torch.uint8, device=DEVICE), torch.empty_like(x)
+    length = gpu.encode_entropy(x, message)
+    assert gpu.decode_entropy(message[:length], out)
+    assert torch.equal(out, x)
+
+
 def test_blocks_too_large_for_registers_are_left_to_torch() -> None:
     x, grid = normal(40_000).to(DEVICE), Grid(block=1 << 15, bits=8, levels=127)
     message, again = (
@@ -222,15 +270,26 @@ def test_keys_are_the_same_bits_with_a_sign() -> None:
         assert tuple(np.array(keys(seed), np.int32).view(np.uint32)) == keys_of(seed)
 
 
+@pytest.mark.timeout(600)  # half a minute of processor time; Triton keeps what it compiled
 def test_all_compile_for_cuda_without_fused_or_flushed_floats() -> None:
-    script = Path(__file__).with_name("compile_triton.py")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = "bench", "kernels", "--compile-only", "--capabilities", "9.0", "--json"
     done = subprocess.run(
-        [sys.executable, str(script)],
+        [sys.executable, "-m", "tightwire", *command],
         capture_output=True,
         text=True,
         check=False,
-        timeout=170,
+        timeout=590,
         env=environment,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads(done.stdout.splitlines()[-1])["rows"]
+    calls = {row["kernel"] for row in rows}
+    assert {"quantise", "encode_votes", "transform", "add_to_sketch", "split_planes"} <= calls
+    assert all(row["capability"] == 90 and 0 < row["registers"] <= 255 for row in rows)
+
+
+def test_interpreted_kernels_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(LabError, match="unset it"):
+        compile_only((80,))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,6 +19,8 @@ from tightwire.errors import LabError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from tightwire.kernels.triton.ahead import Compiled
 
 # Every codec with its usual settings; a codec that is not here is measured with its defaults.
 SETTINGS: dict[str, tuple[str, ...]] = {
@@ -93,6 +95,32 @@ def measure(
             on_round(text)
             bench.run(make(), rounds)
     return bench.rows
+
+
+def compile_only(
+    capabilities: Sequence[int], on_kernel: Callable[[str], None] = lambda name: None
+) -> list[Compiled]:
+    """Compiles every kernel for CUDA, which needs no GPU.
+
+    Args:
+        capabilities: of devices, as in 80 for 8.0.
+        on_kernel: is told what is compiled.
+
+    Raises:
+        LabError: there is no compiler here, or code that is not exact.
+    """
+    import importlib.util
+    import os
+
+    if importlib.util.find_spec("triton") is None:
+        raise LabError(
+            "kernels for CUDA are compiled by Triton, which is not installed: pip install tightwire[gpu]."
+        )
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+        raise LabError("TRITON_INTERPRET is set, and interpreted kernels are not compiled: unset it.")
+    from tightwire.kernels.triton.ahead import compile_all
+
+    return compile_all(capabilities, on_kernel)
 
 
 def _require(device: str) -> None:

@@ -6,6 +6,8 @@ what makes a message the same on every device.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,13 +35,33 @@ LOG_LARGEST_BLOCK = tl.constexpr(14)
 LARGEST_BLOCK = 1 << 14
 
 
+def run_on_device(
+    kernel: Any, num_programs: int, args: Sequence[Any], constants: Mapping[str, Any], warps: int
+) -> None:
+    """Runs programs on the device of the first argument, in the current stream."""
+    with torch.cuda.device_of(args[0]):
+        kernel[(num_programs,)](*args, **constants, num_warps=warps, enable_fp_fusion=False)
+
+
+Runner = Callable[[Any, int, Sequence[Any], Mapping[str, Any], int], None]
+_runners: list[Runner] = [run_on_device]
+
+
+@contextmanager
+def running_by(runner: Runner) -> Iterator[None]:
+    """Lets another function have what would be run on a device: one that only compiles it."""
+    _runners.append(runner)
+    try:
+        yield
+    finally:
+        _runners.remove(runner)
+
+
 def launch(kernel: Any, num_programs: int, x: Tensor, *args: Any, tile: int = TILE, **constants: Any) -> None:
     """Runs programs of a kernel on the device of `x`, its first argument, with as many warps as a tile keeps busy."""
-    if num_programs == 0:
-        return
-    warps = min(max(triton.next_power_of_2(tile) // 512, 4), 16)
-    with torch.cuda.device_of(x):
-        kernel[(num_programs,)](x, *args, **constants, num_warps=warps, enable_fp_fusion=False)
+    if num_programs:
+        warps = min(max(triton.next_power_of_2(tile) // 512, 4), 16)
+        _runners[-1](kernel, num_programs, (x, *args), constants, warps)
 
 
 def rows(numel: int, block: int) -> tuple[int, dict[str, int]]:

@@ -93,10 +93,7 @@ def place_values(
 ) -> bool:
     """Writes or adds the values of a message, if its indices can be; `layout` and `kind` are as for `_sparse.check`."""
     bits, constants = parts.as_integers(out)
-    fault = scratch_tensor("fault", 1, torch.int32, out.device).zero_()
-    # One more, for a message without room for indices still has a count.
-    parts.launch_by_tile(_sparse.check, message, fault, out.numel(), k, *layout, numel=k + 1, **kind)
-    if fault.item():
+    if not are_possible(message, out.numel(), k, layout, **kind):
         return False
     if not add:
         out.zero_()
@@ -107,3 +104,11 @@ def place_values(
     }
     parts.launch_by_tile(_sparse.place, bits, message, k, *layout, numel=k, **kind, ADD=add, **of)
     return True
+
+
+def are_possible(message: Tensor, numel: int, k: int, layout: tuple[int, int, int], **kind: bool) -> bool:
+    """Whether the indices of a message can be; `layout` and `kind` are as for `_sparse.check`."""
+    fault = scratch_tensor("fault", 1, torch.int32, message.device).zero_()
+    # One more, for a message without room for indices still has a count.
+    parts.launch_by_tile(_sparse.check, message, fault, numel, k, *layout, numel=k + 1, **kind)
+    return not fault.item()
