@@ -31,8 +31,9 @@ def test_what_is_printed_is_stored(tmp_path: Path) -> None:
 
 
 def test_an_unknown_table_is_refused() -> None:
-    with pytest.raises(FileError, match="--only weather is no validation; known: programs"):
-        CliRunner().invoke(app, ["--only", "weather"], catch_exceptions=False)
+    for option in ("--only", "--without"):
+        with pytest.raises(FileError, match=f"{option} weather is no validation; known: programs"):
+            CliRunner().invoke(app, [option, "weather"], catch_exceptions=False)
 
 
 def test_a_missed_target_ends_a_strict_run_with_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -29,6 +29,10 @@ def validate(
         list[str] | None,
         typer.Option("--only", help=f"One of {', '.join(TABLES)}; may be repeated.", show_default=False),
     ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(help="One to leave out, such as lab; may be repeated.", show_default=False),
+    ] = None,
     points: Annotated[bool, typer.Option(help="Print every point as well.")] = False,
     out: Annotated[
         pathlib.Path | None,
@@ -61,14 +65,15 @@ def validate(
 
     tightwire validate --only nccl-sizes --only megatron --points
 
-    tightwire validate --strict --out results/validate.json
+    tightwire validate --without lab --strict --out results/validate.json
 
     tightwire validate --utilisation --plot utilisation.html
 
     The lab's table takes about ten minutes on a quiet machine.
     """
-    if unknown := [name for name in only or () if name not in TABLES]:
-        raise FileError(f"--only {unknown[0]} is no validation; known: {', '.join(TABLES)}.")
+    for option, names in (("--only", only or ()), ("--without", without or ())):
+        if unknown := [name for name in names if name not in TABLES]:
+            raise FileError(f"{option} {unknown[0]} is no validation; known: {', '.join(TABLES)}.")
     files.require_writable(out, plot)
     if utilised:
         _utilisation(plot, as_json)
@@ -76,7 +81,7 @@ def validate(
     if plot is not None:
         raise FileError(f"--plot {plot} draws utilisation; write --utilisation as well.")
     tables = []
-    for name in only or TABLES:
+    for name in (name for name in only or TABLES if name not in (without or ())):
         typer.echo(f"{name} …", err=True)
         tables.append(TABLES[name]())
     rows = [row for table in tables for row in table.rows()]
