@@ -11,9 +11,9 @@ from tightwire.transport.blame import (
     Verdict,
     Wait,
     accuse,
+    describe,
     judge_gone,
     judge_late,
-    name_bytes,
     name_ranks,
 )
 
@@ -78,10 +78,4 @@ def test_names() -> None:
         "ranks 1 and 2",
         "ranks 1, 2 and 5",
     ]
-    assert [name_bytes(n) for n in (0, 999, 1000, 4_000_000, 5 * 10**9)] == [
-        "0 bytes",
-        "999 bytes",
-        "1.0 kB",
-        "4.0 MB",
-        "5.0 GB",
-    ]
+    assert describe("send", 4_000_000, 3) == "to send 4.00 MB, tag 3"

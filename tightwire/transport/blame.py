@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tightwire.errors import PeerError
+from tightwire.units import print_size
 
 Reason = Literal["failed", "dead", "silent", "left", "broken", "late", "cycle", "given-up", "alone"]
 
@@ -35,7 +36,7 @@ class Wait:
 
     Attributes:
         peers: world ranks whose part is missing.
-        what: as in "to receive 4.0 MB, tag 3".
+        what: as in "to receive 4.00 MB, tag 3".
     """
 
     peers: frozenset[int]
@@ -172,8 +173,8 @@ def _own_sentence(verdict: Verdict, rank: int, deadline_s: float) -> str:
 
 
 def describe(verb: str, num_bytes: int, tag: int) -> str:
-    """Returns what a point-to-point wait is for, as in "to receive 4.0 MB, tag 3"."""
-    return f"to {verb} {name_bytes(num_bytes)}, tag {tag}"
+    """Returns what a point-to-point wait is for, as in "to receive 4.00 MB, tag 3"."""
+    return f"to {verb} {print_size(num_bytes)}, tag {tag}"
 
 
 def name_ranks(ranks: Iterable[int]) -> str:
@@ -182,13 +183,3 @@ def name_ranks(ranks: Iterable[int]) -> str:
     if len(names) == 1:
         return f"rank {names[0]}"
     return f"ranks {', '.join(names[:-1])} and {names[-1]}"
-
-
-def name_bytes(num_bytes: int) -> str:
-    """Returns "17 bytes", "4.0 kB" or "16.8 MB" (powers of ten)."""
-    if num_bytes < 1000:
-        return f"{num_bytes} bytes"
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if num_bytes >= scale:
-            return f"{num_bytes / scale:.1f} {unit}"
-    raise AssertionError(num_bytes)

@@ -70,8 +70,8 @@ HEAD = (
     "p50 ms",
     "p99 ms",
     "p99/p50",
-    "kB a step",
-    "peak kB",
+    "KB a step",
+    "peak KB",
     "needs Mb/s",
     "of first peak",
 )
