@@ -641,6 +641,21 @@ def test_lbfgs_is_refused_where_it_goes_wrong(plan: str, optimizer: type[Optimiz
     on_threads(worker)
 
 
+@pytest.mark.parametrize("plan", ["local:2", "bsp/gossip:ring"])
+def test_an_optimizer_with_a_copy_of_the_parameters_is_refused_where_only_those_are_averaged(
+    plan: str,
+) -> None:
+    class ScheduleFree(SGD):
+        def train(self) -> None: ...
+        def eval(self) -> None: ...
+
+    def worker(transport: Transport) -> None:
+        with pytest.raises(AttachError, match="ScheduleFree makes parameters anew"):
+            attach(model := Net(), ScheduleFree(model.parameters()), plan, transport=transport)
+
+    on_threads(worker)
+
+
 def test_servers_train_at_a_whole_rate() -> None:
     def worker(transport: Transport) -> None:
         with job(transport, "asp/ps", optimizer=lambda p: SGD(p, lr=1)) as j:

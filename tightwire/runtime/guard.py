@@ -46,7 +46,8 @@ class Guard:
             if _differ(module._modules, children) or _differ(module._parameters, parameters):
                 raise AttachError(
                     f"the model changed after it was attached: {type(module).__name__} has other parameters or "
-                    "submodules than before. Close the run and attach the changed model."
+                    "submodules than before, as after load_state_dict(assign=True). Load without assign, or load first "
+                    "and attach then; else close the run and attach the changed model."
                 )
         for parameter, kind in self._kinds:  # a new dtype or device takes autograd's hooks with it
             if _kind(parameter) != kind:

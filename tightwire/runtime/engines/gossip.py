@@ -22,7 +22,7 @@ from tightwire.plan import Plan
 from tightwire.runtime.agreement import require_agreement
 from tightwire.runtime.context import RunContext
 from tightwire.runtime.engines.engine import BaseEngine
-from tightwire.runtime.engines.memory import drop_unless_finite
+from tightwire.runtime.engines.memory import drop_unless_finite, require_one_copy
 from tightwire.runtime.slots import Slot, build_slots
 from tightwire.runtime.talk import TalkThread
 from tightwire.transport import Transport
@@ -45,6 +45,7 @@ class GossipEngine(BaseEngine):
         self._channel = channel = context.transport.channel()
         architecture = plan.architecture
         _require_no_scaler(plan, context)
+        require_one_copy(context.optimizers.members, str(plan.architecture), "choose bsp")
         assert isinstance(architecture, Gossip), architecture
         if architecture.way.slow and context.outer is not None:
             raise AttachError(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
 
 from tightwire.averaging.bucket import BucketAverager
 from tightwire.errors import AttachError
@@ -46,6 +47,23 @@ def load_memory(averagers: Iterable[BucketAverager], state: Named) -> None:
 
 def _shapes(named: Named, name: str) -> dict[str, torch.Size]:
     return {kind: kept.shape for kind, kept in named.get(name, {}).items()}
+
+
+def require_one_copy(optimizers: Iterable[Optimizer], what: str, instead: str) -> None:
+    """Makes sure that averaging parameters averages the model.
+
+    Raises:
+        AttachError: an optimizer that keeps a second copy of the parameters (Schedule-Free's z), from which it makes
+            them anew.
+    """
+    for optimizer in optimizers:
+        if callable(getattr(type(optimizer), "eval", None)) and callable(
+            getattr(type(optimizer), "train", None)
+        ):
+            raise AttachError(
+                f"{type(optimizer).__name__} makes parameters anew from a copy of its own, which {what} would leave "
+                f"behind on each worker; {instead}."
+            )
 
 
 def drop_unless_finite(parameters: Iterable[Parameter]) -> bool:

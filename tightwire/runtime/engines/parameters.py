@@ -16,7 +16,7 @@ from tightwire.errors import AttachError
 from tightwire.plan import Plan
 from tightwire.runtime.context import RunContext
 from tightwire.runtime.engines.engine import BaseEngine
-from tightwire.runtime.engines.memory import drop_unless_finite, load_memory
+from tightwire.runtime.engines.memory import drop_unless_finite, load_memory, require_one_copy
 from tightwire.runtime.engines.segments import Segment, build_segments
 from tightwire.runtime.engines.states import States
 from tightwire.runtime.membership import Called, Roll
@@ -32,6 +32,11 @@ class ParameterEngine(BaseEngine):
     """
 
     def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
+        if plan.sync.optimizer_state != "averaged":
+            members = context.optimizers.members
+            require_one_copy(
+                members, str(plan.sync), "write state=averaged where the policy has it, or choose bsp"
+            )
         self._context = context
         assert isinstance(plan.sync, Rounds), plan.sync
         self._sync = plan.sync
