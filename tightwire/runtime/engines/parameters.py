@@ -32,14 +32,12 @@ class ParameterEngine(BaseEngine):
     """
 
     def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
-        if plan.sync.optimizer_state != "averaged":
-            members = context.optimizers.members
-            require_one_copy(
-                members, str(plan.sync), "write state=averaged where the policy has it, or choose bsp"
-            )
         self._context = context
         assert isinstance(plan.sync, Rounds), plan.sync
         self._sync = plan.sync
+        if plan.sync.optimizer_state != "averaged":
+            instead = "write state=averaged where the policy has it, or choose bsp"
+            require_one_copy(context.optimizers.members, str(plan.sync), instead)
         self._segments, self._inside = build_segments(parameters, plan, self._sync, context)
         self._trained = tuple(parameters.values())
         self._states = States(parameters, plan, context, self._sync.optimizer_state)
