@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tightwire import files
-from tightwire.cli import made, seven_methods
+from tightwire.cli import layers, made, seven_methods
 from tightwire.cli.app import App, Group
 from tightwire.cli.map import map_
 from tightwire.cli.options import JsonOption
@@ -171,5 +171,6 @@ for _study in STUDIES.values():
     if _study.race is not None:
         app.command(_study.race.name, hidden=True)(study)
 app.command(seven_methods.NAME, short_help=seven_methods.ABOUT)(seven_methods.seven_methods)
+app.command("layers", short_help=layers.ABOUT)(layers.layers)
 # It trains nothing; `tightwire map` is where one looks for it.
 app.command("map", hidden=True)(map_)

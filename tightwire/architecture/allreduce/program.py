@@ -47,6 +47,9 @@ class Program:
         goal: what it promises, by the name of one of the checker's goals.
         flows: the pieces of a chunk follow one another through the steps, as along a tree, so that a line is busy
             with several steps at once; else a rank ends a step before it begins the next.
+        piece_share: how many times smaller than those of whole messages its pieces are, where sums travel: the first
+            must have gone all the way before all lines are busy, and the streams of a rank with several partners take
+            turns more often. Measured at 1 Gb/s; smaller ones cost more wake-ups, and pay where links are uneven.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Program:
     native: bool = False
     goal: str = "all-reduce"
     flows: bool = False
+    piece_share: int = 4
 
     def steps(self) -> Iterator[tuple[int, tuple[Transfer, ...]]]:
         """Yields each step with its transfers."""

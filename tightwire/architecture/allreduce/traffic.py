@@ -11,9 +11,6 @@ from tightwire.compression.codec import Codec
 from tightwire.transport.base import native_bytes
 
 PIECE_BYTES = 1024 * 1024
-# Where sums travel, pieces are smaller by this: the first must have gone all the way before all lines are busy, and the
-# streams of a rank with several partners take turns more often. Measured at 1 Gb/s; smaller ones cost more wake-ups.
-REDUCING_SHARE = 4
 PIECE_MULTIPLE = 1024  # elements; codecs work in blocks, and this is a whole number of them
 
 ITEM_BYTES = {
@@ -69,7 +66,7 @@ def pieces_of(program: Program, codec: Codec, numel: int, itemsize: int, piece_b
     if program.gathers:
         message_bytes = codec.wire_bytes(numel, itemsize) if numel else 0
         return cut((message_bytes,) * program.num_chunks, 1, piece_bytes)
-    return cut(program.chunk_sizes(numel), itemsize, max(1, piece_bytes // REDUCING_SHARE))
+    return cut(program.chunk_sizes(numel), itemsize, max(1, piece_bytes // program.piece_share))
 
 
 def predict_bytes(

@@ -38,6 +38,10 @@ IMPROVEMENTS = 6
 CLOSE = 1.005
 # So many of the smallest counts of trees are compared by their streams too.
 SMALL_COUNTS = 3
+# Streams on the busiest link, the longest over the mean, that are alike enough.
+ALIKE = 1.05
+# Above so many ranks, the linear program is solved only where simple prices prove too little.
+MOST_SOLVED = 32
 # Slowest kinds of links that bounds are tried for.
 MOST_KINDS = 8
 
@@ -118,21 +122,28 @@ def pack(wiring: Wiring, counts: Sequence[int]) -> tuple[Packing, float, Floats]
     The first that is close to the bound is taken: fewer trees have larger chunks.
     """
     bound, prices = bound_s_per_byte(wiring)
-    found = [_improved(wiring, _greedy(wiring, count, bound), bound) for count in counts[:SMALL_COUNTS]]
-    best = min(found, key=lambda packing: _merit(wiring, packing))
-    if best.s_per_byte <= bound * CLOSE:
+    best = _best(
+        wiring, [_improved(wiring, _greedy(wiring, count, bound), bound) for count in counts[:SMALL_COUNTS]]
+    )
+    if _is_good(wiring, best, bound) or (wiring.num_ranks > MOST_SOLVED and best.s_per_byte <= bound * CLOSE):
         return best, bound, prices
     used, exact, proof = solve(wiring, best.trees)
     if exact > bound:
         bound, prices = exact, proof
     for count in counts:
-        for trees in (_shared(used, count), _greedy(wiring, count, bound)):
-            tried = _improved(wiring, trees, bound)
-            if tried.s_per_byte < best.s_per_byte * (1 - 1e-9):
-                best = tried
-        if best.s_per_byte <= bound * CLOSE:
+        shared = _improved(wiring, _shared(used, count), bound)
+        best = _best(wiring, [best, shared, _improved(wiring, _greedy(wiring, count, bound), bound)])
+        if _is_good(wiring, best, bound):
             break
     return best, bound, prices
+
+
+def _best(wiring: Wiring, packings: Sequence[Packing]) -> Packing:
+    return min(packings, key=lambda packing: _merit(wiring, packing))
+
+
+def _is_good(wiring: Wiring, packing: Packing, bound: float) -> bool:
+    return packing.s_per_byte <= bound * CLOSE and _merit(wiring, packing)[1] <= ALIKE
 
 
 def _merit(wiring: Wiring, packing: Packing) -> tuple[float, float]:

@@ -25,6 +25,9 @@ GOALS = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all")
 # As many trees as ranks make every rank a root once; more split the buffer finer where links are uneven.
 MOST_TREES = 64
 STEEPNESS = 12.0
+# Where links differ by this factor, a piece takes long on the slowest, and pieces are made smaller.
+UNEVEN = 1.5
+UNEVEN_SHARE, EVEN_SHARE = 8, 4
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ def _all_reduce(wiring: Wiring) -> Synthesis:
         for transfer in all_reduce_along(centred(tree), chunk)
     ]
     transfers.sort(key=lambda t: t.step)
-    program = Program(NAME, n, len(packing.trees), tuple(transfers), flows=True)
+    share = UNEVEN_SHARE if max(wiring.rates) > UNEVEN * min(wiring.rates) else EVEN_SHARE
+    program = Program(NAME, n, len(packing.trees), tuple(transfers), flows=True, piece_share=share)
     return Synthesis(program, _certificate(wiring, program, bound, prices))
 
 
