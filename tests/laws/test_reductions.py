@@ -19,6 +19,8 @@ SETTINGS = (
     "powersgd:1",
     "powersgd:2",
     "powersgd:4",
+    "acpsgd:1",
+    "acpsgd:3",
     "gtopk:0.01",
     "gtopk:0.3",
     "oktopk:0.01",
@@ -46,6 +48,7 @@ REDUCTIONS = listed("compression", AveragingMethod, SETTINGS)
 # Settings at which nothing is lost.
 WHOLE = (
     "powersgd:4097",
+    "acpsgd:4097",
     "gtopk:1",
     "oktopk:1",
     "sparcml:1",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tightwire.answers import Member
+from tightwire.averaging.acpsgd import ACPSGD
 from tightwire.averaging.atomo import Atomo
 from tightwire.averaging.count_sketch import CountSketch
 from tightwire.averaging.double_squeeze import DoubleSqueeze
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 MEMBERS: tuple[type[Member], ...] = (
     PowerSGD,
+    ACPSGD,
     GTopK,
     OkTopK,
     SparCML,
@@ -38,6 +40,7 @@ MEMBERS: tuple[type[Member], ...] = (
 )
 
 __all__ = [
+    "ACPSGD",
     "MEMBERS",
     "Atomo",
     "Averager",

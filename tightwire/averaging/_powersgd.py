@@ -88,7 +88,7 @@ class PowerSGDAverager:
             for i, (slot, size) in enumerate(factored)
         ]
         for m in self._matrices:
-            m.start.copy_(_noise(m.name, m.start))
+            m.start.copy_(noise(m.name, m.start))
         # Equal shapes lie together, so that what is done to small factors is done to all of them at once.
         self._p_batches = _batches(self._ps[num_plain:], [m.p for m in self._matrices])
         self._all_reduces = [
@@ -137,7 +137,7 @@ class PowerSGDAverager:
             m.start.copy_(m.q / largest)
             lost = (largest == 0).squeeze(1)
             if lost.any():
-                m.start[lost] = _noise(m.name, m.start)[lost]
+                m.start[lost] = noise(m.name, m.start)[lost]
 
     def memory(self) -> dict[str, Tensor]:
         """Returns what the next round starts from, by tensor name, (rank, columns) each; shares memory."""
@@ -182,7 +182,7 @@ def _batches(flat: Tensor, factors: Sequence[Tensor]) -> list[Tensor]:
     return _cut(flat, shapes)
 
 
-def _noise(name: str, like: Tensor) -> Tensor:
+def noise(name: str, like: Tensor) -> Tensor:
     """Draws from the tensor's name: the same on every rank and in every bucket."""
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     return torch.randn(like.shape, generator=generator, dtype=like.dtype)
