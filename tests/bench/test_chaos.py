@@ -7,20 +7,20 @@ import subprocess
 import sys
 from typing import Any
 
-from tightwire.bench.chaos import FAULTS, Campaign, draw
+from tightwire.bench.chaos import Campaign, draw
 from tightwire.bench.chaos.arena import Ended, Ending
 from tightwire.bench.chaos.campaign import judge
-from tightwire.bench.chaos.faults import FAMILIES
+from tightwire.bench.chaos.faults import FAMILIES, LOCAL_FAULTS
 from tightwire.bench.chaos.worker import Trial
 
 
 def test_a_seed_draws_every_plan_and_every_fault_alike() -> None:
-    campaign = Campaign(count=len(FAMILIES) * len(FAULTS), seed=3)
+    campaign = Campaign(count=len(FAMILIES) * len(LOCAL_FAULTS), seed=3)
     trials = list(draw(campaign))
     assert trials == list(draw(campaign))
     assert trials != list(draw(Campaign(count=campaign.count, seed=4)))
     assert {trial.plan for trial in trials} == set(FAMILIES)
-    assert {trial.fault for trial in trials} == set(FAULTS)
+    assert {trial.fault for trial in trials} == set(LOCAL_FAULTS)
     assert all("servers=1" not in trial.plan or trial.victim != 2 for trial in trials)
 
 

@@ -121,7 +121,8 @@ def test_ipv6_alone_is_enough() -> None:
         2,
         """
         t = transport.init(deadline_s=20)
-        t.channel().barrier()
+        c = t.channel()
+        c.barrier()
         answer(t._liveness.address[0])
         """,
         join=False,
@@ -170,6 +171,25 @@ def test_a_worker_that_was_frozen_learns_that_it_was_given_up() -> None:
     assert [end.answer[0] for end in ended] == [[1], [], [1]]
     assert ended[0].answer[1].startswith("rank 1 does not answer")
     assert ended[1].answer[1].startswith("the other workers gave this one (rank 1) up")
+
+
+def test_a_worker_that_is_cut_off_blames_nobody() -> None:
+    ended = run_processes(
+        3,
+        """
+        t = transport.init(deadline_s=4)
+        t.barrier()
+        if rank == 1:  # deaf and dumb
+            t._liveness._ear.send = lambda data, address: None
+        try:
+            t.irecv(torch.zeros(3), [1, 2, 1][rank], 3).wait()
+        except transport.base.TransportError as error:
+            answer([list(error.ranks), str(error)])
+        """,
+        check=False,
+    )
+    assert [end.answer[0] for end in ended] == [[1], [], [1]]
+    assert ended[1].answer[1].startswith("no other rank answers this one while this worker waited to receive")
 
 
 def test_strangers_are_not_heard() -> None:

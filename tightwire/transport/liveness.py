@@ -41,6 +41,7 @@ from tightwire.transport.seal import Seal
 # A silent rank is asked so often; most ranks asked at a time, so that a thousand do not flood each other.
 REPEAT_S: Final = 0.4
 MOST_ASKED: Final = 32
+MOST_WITNESSES: Final = 8
 # What is evidence once a connection has broken: so long without an answer, and so long alive without a word.
 BROKEN_SILENT_S: Final = 4.0
 BROKEN_ALIVE_S: Final = 8.0
@@ -285,13 +286,23 @@ class Liveness:
         known = {rank: answer.waits for rank, answer in self._answers.items()}
         self._ask(
             [r for w in suspicious if w.has_end for r in self._depends(w, known)],
-            [r for w in suspicious if not w.has_end for r in self._depends(w, known)],
+            [
+                *(r for w in suspicious if not w.has_end for r in self._depends(w, known)),
+                *self._witnesses(now),
+            ],
             now,
         )
         for waiting in sorted(suspicious, key=lambda w: w.began_s):
             if self.verdict is None:
                 self._judge(waiting, now)
         return True
+
+    def _witnesses(self, now: float) -> list[int]:
+        """Returns ranks to ask where one does not answer: if they do not either, it is this rank that is cut off."""
+        if not any(now - since > 2 * REPEAT_S for since in self._asked_s.values()):
+            return []
+        size = len(self._peers) + 1
+        return [(self.rank + step) % size for step in range(1, min(MOST_WITNESSES, size - 1) + 1)]
 
     def _is_suspicious(self, waiting: Waiting, now: float) -> bool:
         if waiting.is_broken or now - waiting.began_s >= (1.0 if waiting.is_first else self._quiet_s):
@@ -343,7 +354,7 @@ class Liveness:
         if not waiting.ends_run:
             self._lose(peers & {*self._dead, *observed.silent, *self._left} - self.lost)
         elif (verdict := judge_gone(peers, observed)) is not None:
-            self._decide(self._doubted(verdict, silent))
+            self._decide(self._doubted(verdict, now - patience_s))
             return
         if waiting.is_broken:
             if age_s >= min(BROKEN_ALIVE_S, self.deadline_s):
@@ -351,10 +362,11 @@ class Liveness:
         elif waiting.has_end and is_due:
             self._judge_late(waiting, peers - self.lost, observed, age_s)
 
-    def _doubted(self, verdict: Verdict, silent: set[int]) -> Verdict:
+    def _doubted(self, verdict: Verdict, since_s: float) -> Verdict:
         """Returns the verdict, but for a rank that hears nobody at all: then its own link may be down."""
-        others = set(self._peers) - self._left.keys()
-        if verdict.reason == "silent" and len(others) > 1 and silent >= others:
+        asked = set(self._asked_s) - self._left.keys() - self._dead
+        has_heard = any(heard_s >= since_s for heard_s in self._answered_s.values())
+        if verdict.reason == "silent" and len(asked) > 1 and not has_heard:
             return Verdict((), "alone")
         return verdict
 

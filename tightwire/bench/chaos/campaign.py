@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tightwire.bench.chaos.arena import Ended, Ending, run_trial
-from tightwire.bench.chaos.faults import FAMILIES, FAULTS
+from tightwire.bench.chaos.faults import FAMILIES, FAULTS, LOCAL_FAULTS
+from tightwire.bench.chaos.network import run_on_hosts
 from tightwire.bench.chaos.worker import Trial
 
 NONE: Final = "none"
@@ -31,7 +32,7 @@ class Campaign:
     """
 
     plans: tuple[str, ...] = tuple(FAMILIES)
-    faults: tuple[str, ...] = tuple(FAULTS)
+    faults: tuple[str, ...] = LOCAL_FAULTS
     count: int = 100
     seconds: float | None = None
     seed: int = 0
@@ -102,8 +103,8 @@ class _Judge:
                 self.hangs.append(f"rank {rank} did not end")
             elif not is_victim:
                 self._judge_survivor(rank, worker, self._must(fault.expected))
-            elif rank in worker.end.get("ranks", ()):
-                self.wrong.append(f"rank {rank} accuses itself: {worker.end.get('error')}")
+            elif blamed := worker.end.get("ranks"):  # by the victim, who may blame nobody
+                self.wrong.append(f"rank {rank}, the victim, blames {blamed}: {worker.end.get('error')}")
         self._compare()
 
     def _must(self, expected: str) -> str:
@@ -142,7 +143,7 @@ class _Judge:
             for rank, worker in enumerate(self.ending.workers)
             if worker.end.get("end") == "finished" and worker.end.get("digest")
         }
-        if self.trial.fault in ("thaw", "freeze"):  # who was given up ends with what it has
+        if self.trial.fault in ("thaw", "freeze", "cut"):  # who was given up ends with what it has
             digests.pop(self.trial.victim, None)
         if "servers=1" in self.trial.plan:
             digests.pop(self.trial.workers - 1, None)
@@ -215,7 +216,8 @@ def run_campaign(campaign: Campaign, on_outcome: Callable[[Outcome], None]) -> l
         if campaign.seconds is not None and time.monotonic() - began_s > campaign.seconds:
             break
         start_s = time.monotonic()
-        outcome = judge(trial, run_trial(trial), time.monotonic() - start_s)
+        run = run_on_hosts if FAULTS[trial.fault].on_hosts else run_trial
+        outcome = judge(trial, run(trial), time.monotonic() - start_s)
         outcomes.append(outcome)
         on_outcome(outcome)
     return outcomes

@@ -19,6 +19,7 @@ class Fault:
         about: what happens, in words.
         expected: how the others end.
         victim_ends: whether the victim's own process ends by itself.
+        on_hosts: whether it needs hosts with links of their own, as the lab makes them.
         at_start: whether it is there from the beginning, and not at a random step.
     """
 
@@ -26,6 +27,7 @@ class Fault:
     about: str
     expected: Expected
     victim_ends: bool = True
+    on_hosts: bool = False
     at_start: bool = False
 
 
@@ -37,6 +39,7 @@ FAULTS: Final = {
         Fault(name="pause", about="stopped for less than the deadline", expected="goes-on"),
         Fault(name="thaw", about="stopped for longer than the deadline, then continued", expected="loses"),
         Fault(name="slow", about="alive but late, for longer than the deadline", expected="goes-on"),
+        Fault(name="cut", about="the link is down for good", expected="loses", on_hosts=True),
         Fault(name="raise", about="an exception in user code", expected="loses"),
         Fault(name="exit", about="the program ends early, without an error", expected="loses"),
         Fault(name="nan", about="a NaN in one rank's gradients", expected="goes-on"),
@@ -52,6 +55,9 @@ FAULTS: Final = {
         ),
     )
 }  # fmt: skip
+
+# Those that need no hosts of their own.
+LOCAL_FAULTS: Final = tuple(name for name, fault in FAULTS.items() if not fault.on_hosts)
 
 # One plan of each family: what becomes of the others if one is gone, unless it is a server.
 FAMILIES: Final[dict[str, Literal["ends", "goes-on"]]] = {

@@ -7,13 +7,15 @@ import json
 import os
 import pathlib
 import signal
+import sys
 import threading
 import time
 import warnings
 from dataclasses import dataclass
 from typing import Any
 
-STEPS_APART = 4
+# What the victim prints when its link is to be cut.
+CUT_ME = "cut this worker's link"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +113,8 @@ def _strike(trial: Trial, model: Any, x: Any) -> None:
         case "kill" | "freeze" | "pause" | "thaw":
             struck = signal.SIGKILL if trial.fault == "kill" else signal.SIGSTOP
             threading.Timer(trial.step_s * trial.moment, os.kill, (os.getpid(), struck)).start()
+        case "cut":
+            print(CUT_ME, flush=True)
         case "slow":
             time.sleep(1.5 * trial.deadline_s)
         case "raise":
@@ -134,3 +138,12 @@ def _write(folder: pathlib.Path, rank: int, end: dict[str, Any]) -> None:
     part = path.with_suffix(".writing")
     part.write_text(json.dumps(end), encoding="utf-8")
     part.rename(path)
+
+
+def _main() -> None:
+    trial, folder = Trial(**json.loads(sys.argv[1])), pathlib.Path(sys.argv[2])
+    run_worker(trial, int(os.environ["RANK"]), folder)
+
+
+if __name__ == "__main__":
+    _main()

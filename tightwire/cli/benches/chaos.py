@@ -20,7 +20,10 @@ def chaos(
         typer.Option(help="Plans, separated by spaces; by default one of every family.", show_default=False),
     ] = "",
     faults: Annotated[
-        str, typer.Option(help="Kinds of faults, separated by spaces; by default all.", show_default=False)
+        str,
+        typer.Option(
+            help="Kinds of faults, separated by spaces; by default all but cut.", show_default=False
+        ),
     ] = "",
     count: Annotated[int, typer.Option(help="How many faults, each in a run of its own.", min=1)] = 100,
     minutes: Annotated[
@@ -34,7 +37,8 @@ def chaos(
     """Break runs at random moments and judge each end: ended in time, the right one named, replicas equal.
 
     Workers are processes on this host's loopback. A worker is killed, stopped, late, raises, leaves, skips a pass, or
-    has another plan, model or rate than the others; the same seed breaks the same runs at the same steps.
+    has another plan, model or rate than the others; `cut` takes its link down, on hosts of the lab. The same seed
+    breaks the same runs at the same steps.
 
         tightwire bench chaos --count 30
 
@@ -42,8 +46,9 @@ def chaos(
     """
     from tightwire.bench.chaos import FAULTS, Campaign, run_campaign
     from tightwire.bench.chaos.campaign import families
+    from tightwire.bench.chaos.faults import LOCAL_FAULTS
 
-    kinds = tuple(faults.split()) or tuple(FAULTS)
+    kinds = tuple(faults.split()) or LOCAL_FAULTS
     if unknown := [kind for kind in kinds if kind not in FAULTS]:
         raise LabError(f"--faults {' '.join(unknown)}: no such fault; there are {', '.join(FAULTS)}.")
     asked = Campaign(
