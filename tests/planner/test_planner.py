@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tightwire.catalogue import FAMILIES, catalogue, parse_member
 from tightwire.cluster import Cluster, Fit, Level
+from tightwire.cluster.presets import preset
 from tightwire.compression.recipe import Recipe
 from tightwire.errors import PlanError
 from tightwire.plan import Plan, PlanFile
@@ -25,7 +26,7 @@ from tightwire.planner import (
     recommend,
 )
 from tightwire.planner.bounds import lower_bound_s
-from tightwire.planner.break_even import chosen_among, find_change, pool_of
+from tightwire.planner.break_even import break_even, chosen_among, find_change, pool_of
 from tightwire.planner.candidates import ALLOWANCES, departures, keeps_optimizer
 from tightwire.planner.confidence import chance
 from tightwire.planner.curves import curves, plot
@@ -358,3 +359,13 @@ def test_formulas_alone_do_not_prefer_servers() -> None:
     """The same bytes over the same lines: fewer latencies are no reason to leave all-reduce."""
     ranking = rank(PROFILE, Cluster.uniform(8, 3e9, 3e-5), "lossless")
     assert ranking.chosen.plan.architecture.name == "allreduce"
+
+
+@pytest.mark.parametrize("name", ["gcp-a2-highgpu-8g", "survey-2080ti-10g", "aws-p4d", "dgx-h100"])
+def test_known_hardware_is_planned_for_with_what_ifs_beyond_what_exists(name: str) -> None:
+    small = Profile.uniform(layers=2, numel_per_layer=100_000, forward_s=0.001, backward_s=0.002)
+    ranking = rank(small, preset(name, 2), "lossless")
+    bandwidths, drawn = curves(ranking)
+    assert max(bandwidths) == pytest.approx(30 * ranking.cluster.bandwidth_bytes_per_s)
+    assert drawn
+    assert break_even(ranking)

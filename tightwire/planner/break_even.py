@@ -16,7 +16,7 @@ from tightwire.cluster import Cluster
 from tightwire.errors import PlanError, ProgramError
 from tightwire.plan import Plan
 from tightwire.planner.candidates import departures, stock_plan
-from tightwire.planner.ranking import Ranking, choose, kind_of, least_gain
+from tightwire.planner.ranking import By, Ranking, choose, choose_by_loss, kind_of, least_gain
 from tightwire.planner.scaling import smaller
 from tightwire.profile import Profile
 from tightwire.simulate import Prediction, predict
@@ -99,14 +99,17 @@ def find_change(
     return Turn(far, there, far)
 
 
-def chosen_among(plans: Sequence[Plan], profile: Profile, cluster: Cluster) -> Plan:
+def chosen_among(plans: Sequence[Plan], profile: Profile, cluster: Cluster, by: By = "step") -> Plan:
     """Returns what the planner would choose of some plans, stock PyTorch's plan among them; kinds by their first plan.
 
     A plan that differs from another in settings alone counts as the same, for which a turn tells nothing.
     """
     rows = sorted(_predicted(plans, profile, cluster), key=_step_s)
     stock = next(row for row in rows if departures(row.plan) == 0)
-    found = choose(rows, stock, least_gain(profile, stock), profile, cluster).plan
+    if by == "loss":
+        found = choose_by_loss(rows, stock).plan
+    else:
+        found = choose(rows, stock, least_gain(profile, stock), profile, cluster).plan
     if departures(found) == 0:
         return found
     return next(plan for plan in plans if departures(plan) and kind_of(plan) == kind_of(found))
@@ -115,7 +118,9 @@ def chosen_among(plans: Sequence[Plan], profile: Profile, cluster: Cluster) -> P
 def _bandwidth(ranking: Ranking, pool: Sequence[Plan]) -> Iterator[str]:
     here = ranking.cluster.bandwidth_bytes_per_s
     turns = [
-        find_change(lambda f: chosen_among(pool, ranking.profile, ranking.cluster.scaled(f)), farthest)
+        find_change(
+            lambda f: chosen_among(pool, ranking.profile, ranking.cluster.scaled(f), ranking.by), farthest
+        )
         for farthest in (FARTHEST, 1 / FARTHEST)
     ]
     said = [
@@ -147,7 +152,7 @@ def _latency(ranking: Ranking, pool: Sequence[Plan]) -> Iterator[tuple[bool, str
 
     def choice(factor: float) -> Plan:
         slower = dataclasses.replace(cluster, latency_s=here * factor)
-        return chosen_among(pool, ranking.profile, slower)
+        return chosen_among(pool, ranking.profile, slower, ranking.by)
 
     turn = find_change(choice, MAX_LATENCY_S / here, ROUGH)
     if turn.factor is None:
@@ -160,7 +165,9 @@ def _compute(ranking: Ranking, pool: Sequence[Plan]) -> Iterator[tuple[bool, str
     """Yields how many times as large a batch, or compute per step."""
     turns = [
         find_change(
-            lambda f: chosen_among(pool, slower(ranking.profile, f), ranking.cluster), farthest, ROUGH
+            lambda f: chosen_among(pool, slower(ranking.profile, f), ranking.cluster, ranking.by),
+            farthest,
+            ROUGH,
         )
         for farthest in (FARTHEST, 1 / FARTHEST)
     ]
@@ -181,14 +188,14 @@ def _workers(ranking: Ranking, pool: Sequence[Plan]) -> Iterator[tuple[bool, str
     cluster, here = ranking.cluster, ranking.cluster.workers
     if cluster.fits or cluster.links is not None:
         return
-    now = chosen_among(pool, ranking.profile, cluster)
+    now = chosen_among(pool, ranking.profile, cluster, ranking.by)
     powers = [2**power for power in range(1, MOST_WORKERS.bit_length())]
     for counts, way in (
         ([n for n in powers if n > here], "or more"),
         ([n for n in reversed(powers) if n < here], "or fewer"),
     ):
         for workers in counts:
-            other = chosen_among(pool, ranking.profile, smaller(cluster, workers))
+            other = chosen_among(pool, ranking.profile, smaller(cluster, workers), ranking.by)
             if other != now:
                 yield True, f"with {workers:,} workers {way} {_name(other)}"
                 break

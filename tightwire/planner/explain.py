@@ -179,7 +179,7 @@ def _other_uses(ranking: Ranking, scaling: Scaling) -> Iterator[str]:
 
 
 def _lossy_offer(ranking: Ranking) -> Iterator[str]:
-    best = rank(ranking.profile, ranking.cluster, "lossy").chosen
+    best = rank(ranking.profile, ranking.cluster, "lossy", ranking.by).chosen
     gain = ranking.chosen.step_s / best.step_s
     if gain < 1 + least_gain(ranking.profile, ranking.stock):
         yield f"Do not compress here: no lossy plan would be more than {SAME_CLASS:.0%} faster."
