@@ -130,3 +130,27 @@ def test_nodes_fill_sites_in_order() -> None:
     topology = Topology.parse("sites=2x3x2")
     assert [topology.site_of(topology.node(rank)) for rank in range(12)] == [0] * 6 + [1] * 6
     assert places(topology)[7] == (7, 1, 2, 3, 6, 12)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["nodes=2x4,inside=10gbit,across=1gbit", "sites=2x2x2,inside=2gbit,across=1gbit,between=50mbit"],
+)
+def test_topologies_and_clusters_are_one_language(text: str) -> None:
+    topology = Topology.parse(text)
+    cluster = topology.cluster(latency_s=1e-4)
+    assert cluster.workers == topology.workers
+    assert cluster.workers_per_node == topology.workers_per_node
+    assert cluster.latency_s == pytest.approx(1e-4)
+    assert Topology.of_cluster(cluster).workers_per_node == topology.workers_per_node
+    slow = Topology.of_cluster(cluster, 0.1)
+    assert slow.across_bytes_per_s == pytest.approx(0.1 * (topology.across_bytes_per_s or 0.0))
+    assert (slow.sites, slow.nodes) == (topology.sites, topology.nodes)
+
+
+def test_a_star_is_a_uniform_cluster_and_links_without_a_rate_are_none() -> None:
+    cluster = Topology(workers=4, rate_bytes_per_s=125e6).cluster()
+    assert not cluster.levels
+    assert Topology.of_cluster(cluster).rate_bytes_per_s == pytest.approx(125e6)
+    with pytest.raises(LabError, match="have no rate"):
+        Topology.parse("nodes=2x2,inside=1gbit").cluster()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 from dataclasses import asdict
 from enum import StrEnum
 from typing import Annotated, Any
@@ -11,6 +12,8 @@ import typer
 
 from tightwire.cli.app import App
 from tightwire.cli.options import JsonOption
+from tightwire.cluster import Cluster
+from tightwire.errors import LabError
 from tightwire.lab import Lab, Result, Slow, Topology, Traffic, parse_rate
 
 ABOUT = """Emulate a cluster on this machine: one network namespace per worker, links shaped by the kernel.
@@ -53,6 +56,14 @@ def run(
             "sites=2x2x1,inside=2gbit,across=1gbit,between=50mbit (2 sites of 2 nodes of 1 worker)."
         ),
     ] = "star",
+    cluster_file: Annotated[
+        pathlib.Path | None,
+        typer.Option("--cluster", help="Cluster file to emulate, instead of --topology.", show_default=False),
+    ] = None,
+    scale: Annotated[
+        float,
+        typer.Option(help="With --cluster: its rates times this: 0.01 makes 100 Gb/s a line of 1 Gb/s."),
+    ] = 1.0,
     mode: Annotated[
         ModeChoice,
         typer.Option(
@@ -100,12 +111,16 @@ def run(
         tightwire lab run --topology sites=2x2x1,across=1gbit,between=50mbit \\
             -- python train.py
 
+    A cluster file, at a hundredth of its rates:
+
+        tightwire lab run --cluster cluster.yaml --scale 0.01 -- python train.py
+
     Bytes per worker, as the kernel counted them:
 
         tightwire lab run --workers 2 --json -- python train.py | tail -n 1
     """
     try:
-        shape = Topology.parse(topology, workers, parse_rate(rate))
+        shape = _shape(cluster_file, scale, topology, workers, rate)
         slowed = [Slow.parse(one) for one in slow or ()]
         with Lab(
             shape, mode=mode.value, batch_scheduling=batch_scheduling, grace_s=grace, slow=slowed
@@ -120,6 +135,22 @@ def run(
     if as_json:
         typer.echo(json.dumps(summary))
     raise typer.Exit(result.exit_code)
+
+
+def _shape(
+    cluster_file: pathlib.Path | None, scale: float, topology: str, workers: int | None, rate: str
+) -> Topology:
+    """Returns what is to be emulated: a cluster of a file at a scale, or a topology.
+
+    Raises:
+        LabError: both are given, or one that cannot be emulated.
+        FileError: a cluster file that cannot be read.
+    """
+    if cluster_file is None:
+        return Topology.parse(topology, workers, parse_rate(rate))
+    if workers is not None or topology != "star":
+        raise LabError("--cluster FILE says workers and topology; leave out --workers and --topology.")
+    return Topology.of_cluster(Cluster.read(cluster_file), scale)
 
 
 def _summary(cluster: Lab, result: Result, traffic: tuple[Traffic, ...]) -> dict[str, Any]:
