@@ -9,7 +9,7 @@ from tightwire.cluster import Cluster
 from tightwire.cluster.wiring import wiring_of
 from tightwire.compression import Identity
 from tightwire.errors import LabError, PlanError
-from tightwire.lab import Topology
+from tightwire.lab import Lab, Topology
 from tightwire.plan import Plan
 
 TEXTS = (
@@ -26,6 +26,11 @@ def test_uneven_labs_are_read_and_printed(text: str) -> None:
     assert str(lab) == text
     assert Topology.parse(str(lab)) == lab
     assert len(lab.graph().workers) == lab.workers
+
+
+def test_the_shaped_transport_cannot_have_different_links() -> None:
+    with pytest.raises(LabError, match="links that differ"), Lab(Topology.parse(TEXTS[0]), mode="shaped"):
+        pass
 
 
 def test_pairs_take_both_lines() -> None:

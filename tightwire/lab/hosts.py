@@ -134,8 +134,10 @@ class Loopback(Hosts):
     master_address = "127.0.0.1"
 
     def __init__(self, topology: Topology) -> None:
-        if topology.nodes is not None:
-            raise LabError("the shaped mode has one rate for all workers, so it cannot emulate nodes")
+        if topology.nodes is not None or topology.is_uneven:
+            raise LabError(
+                "the shaped mode has one rate for all workers, so it cannot emulate nodes or links that differ"
+            )
         self._rate_bytes_per_s = topology.rate_bytes_per_s
         self._keeper, _ = start_keeper((), networks=0)
 
