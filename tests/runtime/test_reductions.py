@@ -128,3 +128,18 @@ def test_lossless_trains_as_uncompressed_does_and_counts_what_it_agreed_on(text:
     assert same(plain[0].parameters, squeezed[0].parameters)
     for end in squeezed:
         assert end.report.planned_bytes == end.report.sent_bytes > 0
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        "bsp/allreduce/{}/bytescheduler",
+        "bsp/allreduce/{}/fusion:64",
+        "local:2/allreduce/{}",
+        "delayed:1/allreduce/{}",
+    ],
+)
+def test_coded_exponents_change_no_bit_of_any_lossless_plan(plan: str) -> None:
+    plain, coded = (train_all(2, plan.format(what), optimizer=momentum) for what in ("none", "entropy"))
+    assert same(plain[0].parameters, coded[0].parameters)
+    assert all(end.report.planned_bytes == end.report.sent_bytes > 0 for end in coded)

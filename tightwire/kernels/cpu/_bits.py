@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,14 +28,11 @@ FLOOR = F32(2.0**-100)
 ROUNDER = F32(12582912.0)
 
 
-def _cast(source: Any, target: Any, operations: Any) -> Any:
+def _converted(source: Any, target: Any, convert: Callable[[Any, Any], Any]) -> Any:
     """Returns a function of compiled code that turns a `source` into a `target` by LLVM operations."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value = args[0]
-        for operation, kind in operations:
-            value = getattr(builder, operation)(value, kind)
-        return value
+        return convert(builder, args[0])
 
     def typed(typing: Any, value: Any) -> Any:
         return target(source), generate
@@ -42,11 +40,16 @@ def _cast(source: Any, target: Any, operations: Any) -> Any:
     return intrinsic(typed)
 
 
-bits_of = _cast(types.float32, types.uint32, [("bitcast", ir.IntType(32))])
-float_of = _cast(types.uint32, types.float32, [("bitcast", ir.FloatType())])
+_F32, _I32, _HALF, _I16 = ir.FloatType(), ir.IntType(32), ir.HalfType(), ir.IntType(16)
+bits_of = _converted(types.float32, types.uint32, lambda builder, x: builder.bitcast(x, _I32))
+float_of = _converted(types.uint32, types.float32, lambda builder, x: builder.bitcast(x, _F32))
 # One instruction each where the processor has it.
-to_half = _cast(types.float32, types.uint16, [("fptrunc", ir.HalfType()), ("bitcast", ir.IntType(16))])
-from_half = _cast(types.uint16, types.float32, [("bitcast", ir.HalfType()), ("fpext", ir.FloatType())])
+to_half = _converted(
+    types.float32, types.uint16, lambda builder, x: builder.bitcast(builder.fptrunc(x, _HALF), _I16)
+)
+from_half = _converted(
+    types.uint16, types.float32, lambda builder, x: builder.fpext(builder.bitcast(x, _HALF), _F32)
+)
 
 
 def _reaching(typing: Any, a: Any, first: Any, mask: Any, low: Any) -> Any:

@@ -91,7 +91,7 @@ def decode_powers(message: Any, out: Any, block: Any, add: Any) -> None:
 
 
 @njit(**LOOP)
-def round_eight(
+def round_fp8(
     block: Any, next_bits: Any, codes: Any, step: Any, inverse: Any, mantissa: Any, bias: Any
 ) -> Any:
     """Rounds a block to an 8-bit float format; returns the largest magnitude's bits of `next_bits`."""
@@ -144,7 +144,7 @@ def encode_fp8(x: Any, message: Any, block: Any, top: Any, mantissa: Any, bias: 
         steps[b] = step
         ahead = next_bits if next_bits.size == here.size else nothing[: here.size]
         target = codes[first : first + here.size]
-        largest = round_eight(here, ahead, target, step, inverse, mantissa, bias)
+        largest = round_fp8(here, ahead, target, step, inverse, mantissa, bias)
         if next_bits.size != here.size:
             largest = largest_bits(next_bits)
 
