@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, Protocol
@@ -20,6 +19,9 @@ from torch.utils.hooks import RemovableHandle
 from tightwire.errors import AttachError
 
 Closure = Callable[[], Any]
+
+# Values of options that can be compared as they are.
+_PLAIN = frozenset({bool, int, float, str, tuple, type(None)})
 
 
 class StepListener(Protocol):
@@ -58,7 +60,7 @@ class Optimizers:
         self._begun = False
         self._known: dict[Parameter, tuple[int, int]] = {}
         self._silent = False
-        self._last_key: list[tuple[Any, ...]] = []
+        self._last_keys: list[list[Any]] = []
         self._digest = 0
 
     @property
@@ -105,11 +107,11 @@ class Optimizers:
 
     def digest(self) -> int:
         """Returns 24 bits that differ where hyper-parameters do; cheap where nothing changed since the last call."""
-        key = [_key(group) for group in self.param_groups]
-        if key != self._last_key:
-            text = json.dumps(self.hyperparameters(), sort_keys=True)
-            self._digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:3], "big")
-            self._last_key = key
+        keys = [_key(group) for group in self.param_groups]
+        if keys != self._last_keys:
+            self._last_keys = keys
+            texts = (repr([float(v) if type(v) is int else v for v in key]) for key in keys)
+            self._digest = zlib.crc32("".join(texts).encode()) & 0xFFFFFF
         return self._digest
 
     def listen(self, listener: StepListener) -> None:
@@ -300,17 +302,17 @@ def _with_closure(
     return args, {**kwargs, "closure": closure}
 
 
-def _key(group: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Returns what changes where an option of a group does."""
-    return tuple(map(_comparable, group.keys(), group.values()))
+def _key(group: Mapping[str, Any]) -> list[Any]:
+    """Returns what changes where an option of a group does, and is equal on ranks whose options are."""
+    return [value if type(value) in _PLAIN else _reduced(key, value) for key, value in group.items()]
 
 
-def _comparable(key: str, value: Any) -> object:
+def _reduced(key: str, value: Any) -> object:
     if key == "params":
         return len(value)
-    if isinstance(value, Tensor):
-        return value.item() if value.numel() == 1 else id(value)
-    return value if isinstance(value, bool | int | float | str | tuple | None) else id(value)
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value.item()
+    return type(value).__name__
 
 
 def _options(group: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
