@@ -1,5 +1,6 @@
 """Lines through times: found again, no more of them than needed, and none that contradicts physics."""
 
+import itertools
 import random
 
 import pytest
@@ -25,6 +26,8 @@ def test_switches_of_protocol_are_found() -> None:
     for size in SIZES:
         seconds = [line for line in lines if line.from_bytes <= size][-1].seconds(size)
         assert seconds == pytest.approx(protocols(size), rel=0.08)
+    for before, after in itertools.pairwise(lines):
+        assert before.seconds(after.from_bytes) == pytest.approx(after.seconds(after.from_bytes), rel=0.03)
     alpha_s, beta = fit_line(points)
     assert max(abs((alpha_s + beta * size) / seconds - 1) for size, seconds in points) > 0.5
 

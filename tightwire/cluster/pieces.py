@@ -6,6 +6,7 @@ itself (NCCL's tuning.cc): each has an α and a β of its own, so that one line 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -80,10 +81,19 @@ def fit_lines(points: Sequence[Point]) -> tuple[tuple[Line, ...], float]:
     lines: list[Line] = []
     for part, before in zip(parts, [None, *parts], strict=False):
         alpha_s, beta = fit_line(part)
-        begin = 0.0 if before is None else math.sqrt(before[-1][0] * part[0][0])
-        lines.append(Line(from_bytes=begin, alpha_s=alpha_s, beta_s_per_byte=beta))
+        line = Line(from_bytes=0.0, alpha_s=alpha_s, beta_s_per_byte=beta)
+        if before is not None:
+            line = dataclasses.replace(line, from_bytes=_meeting(lines[-1], line, before[-1][0], part[0][0]))
+        lines.append(line)
     error = sum(e for part in parts for e in _squares(part))
     return tuple(lines), math.sqrt(error / max(1, len(ordered) - 2 * len(lines)))
+
+
+def _meeting(first: Line, second: Line, low: float, high: float) -> float:
+    """Returns where two lines meet, if that is between the sizes they were fitted to; else halfway on a log scale."""
+    slope = first.beta_s_per_byte - second.beta_s_per_byte
+    meeting = (second.alpha_s - first.alpha_s) / slope if slope else 0.0
+    return meeting if low < meeting <= high else math.sqrt(low * high)
 
 
 def _cuts(points: Sequence[Point]) -> list[tuple[int, ...]]:
