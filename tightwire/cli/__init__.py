@@ -59,9 +59,9 @@ def application() -> Any:
     """Builds the group; a command's module is imported only when it is asked for."""
     import typer
 
-    from tightwire.cli.app import App, Group
+    from tightwire.cli.app import App, CommandGroup
 
-    class Lazy(Group):
+    class Lazy(CommandGroup):
         def list_commands(self, ctx: Any) -> list[str]:
             return list(COMMANDS)
 

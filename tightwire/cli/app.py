@@ -22,7 +22,9 @@ class App(typer.Typer):
 
     def __init__(self, **settings: Any) -> None:
         # Completion is installed once, by `tightwire` itself.
-        super().__init__(**{"rich_markup_mode": None, "add_completion": False, "cls": Group} | settings)
+        super().__init__(
+            **{"rich_markup_mode": None, "add_completion": False, "cls": CommandGroup} | settings
+        )
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:
         """Registers a function as a command."""
@@ -37,7 +39,7 @@ class Command(TyperCommand):
         write_help(self.help or "", formatter)
 
 
-class Group(TyperGroup):
+class CommandGroup(TyperGroup):
     """A group whose help is written like a command's, with the whole first sentence of each of its commands."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:

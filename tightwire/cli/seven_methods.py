@@ -122,7 +122,7 @@ def _keep(cells: Sequence[Cell], about: dict[str, Any], path: pathlib.Path) -> l
         path.with_suffix(".md"): seven_report.markdown(cells, f"{made_by} {_how(about['experiment'])}"),
     }
     if importlib.util.find_spec("plotly") is not None:
-        texts[path.with_suffix(".html")] = seven_report.plot(cells)
+        texts[path.with_suffix(".html")] = seven_report.plot(cells, f"{made_by} {_how(about['experiment'])}")
     for file, text in texts.items():
         files.write_text(file, text)
     return list(texts)

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tightwire import files
 from tightwire.cli import layers, made, seven_methods
-from tightwire.cli.app import App, Group
+from tightwire.cli.app import App, CommandGroup
 from tightwire.cli.map import map_
 from tightwire.cli.options import JsonOption
 from tightwire.cli.table import print_rows
@@ -25,7 +25,7 @@ from tightwire.study.studies import STUDIES, find
 from tightwire.study.study import Study
 
 
-class Studies(Group):
+class Studies(CommandGroup):
     """A command per study, with the options of its kind."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:

@@ -36,7 +36,7 @@ Snapshot = tuple[float, int, list[Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class TourTraining:
     """What came of training under one plan.
 
     Attributes:
@@ -128,7 +128,7 @@ def train(
     *,
     on_progress: Callable[[float], None] = lambda _: None,
     trace: pathlib.Path | None = None,
-) -> Training:
+) -> TourTraining:
     """Trains a fresh replica under `plan` for `seconds`.
 
     Args:
@@ -147,7 +147,7 @@ def train(
         ends_s, snapshots = _train_until(CommonStop(transport, seconds, on_progress), replica, model)
         facts = account()
     steps_s = [b - a for a, b in itertools.pairwise(ends_s)]
-    return Training(
+    return TourTraining(
         plan=plan,
         steps=len(steps_s),
         seconds=ends_s[-1],

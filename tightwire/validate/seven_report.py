@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -31,6 +32,10 @@ REASONS = {
     "slices begin in one agreed order and no layer waits but for its own parameters.",
     BASE: "It is what others are compared with, and moves only as they do.",
 }
+QUESTION = (
+    "How do the methods of Shi et al., A Quantitative Survey of Communication Optimizations in Distributed Deep "
+    "Learning (arXiv:2005.13247), compare here, and is their order the published one?"
+)
 HEAD = (
     "method", "s a step", "range", f"over {BASE}", "published", "of the bound", "place", "published place",
 )  # fmt: skip
@@ -40,8 +45,7 @@ def markdown(cells: Sequence[Cell], made: str) -> str:
     """Returns the report to be kept."""
     parts = [
         "# Seven lossless methods in the lab",
-        "How do the methods of Shi et al., A Quantitative Survey of Communication Optimizations in Distributed Deep "
-        "Learning (arXiv:2005.13247), compare here, and is their order the published one?",
+        QUESTION,
         made,
         *(part for cell in cells for part in (f"## {title(cell)}", aligned(table(cell)), order(cell))),
         "## Beside the published order",
@@ -130,8 +134,8 @@ def _facts(cell: Cell) -> dict[str, Any]:
     return {**asdict(cell), "rows": rows, "spearman": rho, "regret": regret}
 
 
-def plot(cells: Sequence[Cell]) -> str:
-    """Returns a page with a step over its bound against wire/compute, model by model.
+def plot(cells: Sequence[Cell], made: str) -> str:
+    """Returns the report as a page: the words and tables of `markdown`, and a step over its bound, model by model.
 
     Raises:
         ModuleNotFoundError: plotly is not installed (`tightwire[report]`).
@@ -158,7 +162,39 @@ def plot(cells: Sequence[Cell]) -> str:
         type="log", title_text="wire / compute", tickvals=sorted({c.wire_over_compute for c in cells})
     )
     figure.update_layout(template="simple_white", yaxis_title="step / max(compute, wire)", height=480)
-    return str(figure.to_html(include_plotlyjs=True, config={"displayModeBar": False}))
+    drawn = figure.to_html(include_plotlyjs=True, full_html=False, config={"displayModeBar": False})
+    parts = [
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>Seven lossless methods</title><style>{STYLE}</style>",
+        "<h1>Seven lossless methods in the lab</h1>",
+        f"<p>{html.escape(QUESTION)}</p><p class=quiet>{html.escape(made)}</p>",
+        "<h2>A step over its bound, against wire/compute</h2>",
+        f"<p>Lower is better; 1 is the bound: the larger of compute and wire.</p>{drawn}",
+        "<h2>Beside the published order</h2><ul>",
+        *(f"<li>{html.escape(sentence)}</li>" for sentence in sentences(cells)),
+        "</ul>",
+        *(_section(cell) for cell in cells),
+    ]
+    return "".join(parts) + "\n"
+
+
+def _section(cell: Cell) -> str:
+    head, *rows = table(cell)
+    lines = [
+        "<tr>" + "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in row) + "</tr>"
+        for tag, group in (("th", [head]), ("td", rows))
+        for row in group
+    ]
+    return (
+        f"<h2>{html.escape(title(cell))}</h2><table>{''.join(lines)}</table><p>{html.escape(order(cell))}</p>"
+    )
+
+
+STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1c2128}"
+    "table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.92rem}th,td{padding:.3rem .6rem;"
+    "text-align:right;border-bottom:1px solid #e3e6ea}th:first-child,td:first-child{text-align:left}"
+    ".quiet{color:#59636e}"
+)
 
 
 COLOURS = ("#8a8f98", "#59636e", "#7fb0f5", "#1f6feb", "#7a4fbf", "#e8a27c", "#d1652b")
