@@ -130,4 +130,4 @@ def test_ranks_that_disagree_all_say_so() -> None:
     """
     messages = {end.answer for end in run_processes(3, script, preload=PRELOAD)}
     assert len(messages) == 1
-    assert "parameter weight: ranks 0, 1 has [2, 3] torch.float32; rank 2 has [3, 3]" in messages.pop()
+    assert "parameter weight: ranks 0 and 1 have [2, 3] torch.float32; rank 2 has [3, 3]" in messages.pop()
