@@ -30,6 +30,7 @@ from tightwire.planner.break_even import break_even, chosen_among, find_change, 
 from tightwire.planner.candidates import ALLOWANCES, departures, keeps_optimizer
 from tightwire.planner.confidence import chance
 from tightwire.planner.curves import curves, plot
+from tightwire.planner.explain import explain
 from tightwire.planner.ranking import rank
 from tightwire.planner.scaling import scaling_of, smaller
 from tightwire.profile import Profile
@@ -330,6 +331,16 @@ def test_the_work_of_all_is_told_against_one_and_against_fewer() -> None:
     rates = [usage.passes_per_s for usage in scaling.accumulating]
     assert rates == sorted(rates)  # a slow wire: the more passes between two exchanges, the better
     assert f"4 workers do the work of {scaling.speed_up:.1f}" in ranking.why[0]
+
+
+def test_a_price_says_what_training_costs_with_all_and_with_the_cheapest() -> None:
+    ranking = dataclasses.replace(
+        recommended("lossless"), cluster=dataclasses.replace(SLOW, price_per_worker_hour=3.6)
+    )
+    (said,) = [sentence for sentence in explain(ranking) if sentence.startswith("At 3.6 per worker")]
+    all_of_them = 1e6 * ranking.chosen.step_s * 3.6 / 3600  # each worker makes a quarter of the batches
+    assert f"{all_of_them:,.2f} with all 4 workers" in said
+    assert said.endswith(f"{1e6 * PROFILE.compute_s * 3.6 / 3600:,.2f} with 1.")
 
 
 def test_a_part_of_a_cluster_keeps_whole_groups() -> None:

@@ -95,6 +95,11 @@ TopologyOption = Annotated[
     ),
 ]
 
+PriceOption = Annotated[
+    float | None,
+    typer.Option(help="What a worker costs an hour, in any currency.", show_default=False, min=0),
+]
+
 LAYERS = 48
 DEFAULT_LATENCY = "50us"
 ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -129,6 +134,7 @@ class Asked:
     latency: str | None = None
     hardware: str | None = None
     topology: str | None = None
+    price: float | None = None
 
     def read_profile(self) -> Profile:
         """Returns the profile of a file, of a known model on a known device, or of two round numbers.
@@ -151,6 +157,17 @@ class Asked:
         return self._known_model(self.model) if self.model is not None else self._round_numbers()
 
     def read_cluster(self) -> Cluster:
+        """Returns the cluster as `--cluster`, `--hardware`, `--topology` or round numbers say, at its price.
+
+        Raises:
+            FileError: options that do not go together, or a value that cannot be.
+            LabError: a topology that cannot be read.
+            UnitError: a number that cannot be read.
+        """
+        found = self._cluster()
+        return found if self.price is None else dataclasses.replace(found, price_per_worker_hour=self.price)
+
+    def _cluster(self) -> Cluster:
         """Returns the cluster of a file, of known hardware, of a topology, or of round numbers.
 
         Raises:

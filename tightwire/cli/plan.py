@@ -27,6 +27,7 @@ from tightwire.cli.measured import (
     LatencyOption,
     LengthOption,
     ModelOption,
+    PriceOption,
     ProfileOption,
     TopologyOption,
     WorkersOption,
@@ -115,6 +116,7 @@ def plan(
     latency: LatencyOption = None,
     hardware: HardwareOption = None,
     topology: TopologyOption = None,
+    price: PriceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Choose the fastest plan for a model on a cluster, and say why; plain all-reduce or one worker may be right.
@@ -143,7 +145,7 @@ def plan(
     asked = Asked(
         profile=profile, cluster=cluster, gradients=gradients, compute=compute, model=model, device=device,
         batch=batch, length=length, dtype=dtype, workers=workers, bandwidth=bandwidth, latency=latency,
-        hardware=hardware, topology=topology,
+        hardware=hardware, topology=topology, price=price,
     )  # fmt: skip
     files.require_writable(out, plot)
     if sweep_over is not None:

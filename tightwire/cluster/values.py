@@ -91,6 +91,7 @@ class Cluster:
         pairs: measured pairs of workers, for people to look at.
         levels: from the inside out, where lines are not all alike; or
         graph: every link by itself.
+        price_per_worker_hour: what a worker costs, in any currency; 0: nobody told.
         devices: how many there are to train on; no limit if not given.
         device_memory_bytes: of each; no limit if not given.
         nccl: over what NCCL reaches other nodes, for formulas of its all-reduce where nothing was measured.
@@ -108,6 +109,7 @@ class Cluster:
     graph: Graph | None = None
     devices: int | None = None
     device_memory_bytes: int | None = None
+    price_per_worker_hour: float = 0.0
     nccl: Wire | None = None
     notes: tuple[str, ...] = ()
     version: Literal[1] = 1
@@ -116,6 +118,7 @@ class Cluster:
         require_range("workers", self.workers, 1, MAX_WORKERS)
         require_bandwidth("bandwidth_bytes_per_s", self.bandwidth_bytes_per_s)
         require_range("latency_s", self.latency_s, 0.0, MAX_LATENCY_S)
+        require_range("price_per_worker_hour", self.price_per_worker_hour, 0.0, 1e6)
         names = [fit.program for fit in self.fits]
         if len(set(names)) < len(names):
             raise FileError(f"fits: {names} names a program twice; keep one fit per program.")

@@ -42,6 +42,7 @@ def explain(ranking: Ranking) -> Iterator[str]:
     yield from _loss(ranking)
     if scaling is not None:
         yield from _other_uses(ranking, scaling)
+        yield from _cost(ranking, scaling)
     yield from break_even(ranking)
     if ranking.allow == "lossless" and ranking.cluster.workers > 1:
         yield from _lossy_offer(ranking)
@@ -176,6 +177,25 @@ def _other_uses(ranking: Ranking, scaling: Scaling) -> Iterator[str]:
         )
     if offers:
         yield f"What would use them better: {'; '.join(offers)}."
+
+
+def _cost(ranking: Ranking, scaling: Scaling) -> Iterator[str]:
+    """Yields what training costs with all workers, and with as many as are cheapest; where a price is known."""
+    price = ranking.cluster.price_per_worker_hour
+    if not price:
+        return
+
+    def cost(usage: Usage) -> str:
+        passes = 1e6 / (ranking.profile.samples or 1)
+        return f"{passes * usage.workers / usage.passes_per_s / 3600 * price:,.2f}"
+
+    what = "samples" if ranking.profile.samples else "batches"
+    fewer = scaling.cheapest
+    other = "" if fewer == scaling.chosen else f", {cost(fewer)} with {fewer.workers}"
+    yield (
+        f"At {price:g} per worker and hour, a million {what} cost {cost(scaling.chosen)} with all "
+        f"{ranking.cluster.workers} workers{other}."
+    )
 
 
 def _lossy_offer(ranking: Ranking) -> Iterator[str]:

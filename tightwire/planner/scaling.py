@@ -70,6 +70,13 @@ class Scaling:
         return usage.passes_per_s / self.alone.passes_per_s
 
     @property
+    def cheapest(self) -> Usage:
+        """The way that does most for each worker, in one pass per step: what costs least where workers cost alike."""
+        return max(
+            (self.alone, *self.fewer, self.chosen), key=lambda usage: usage.passes_per_s / usage.workers
+        )
+
+    @property
     def best_fewer(self) -> Usage:
         """The fewest workers that do the most, within 2 %; one worker alone among them."""
         most = max(usage.passes_per_s for usage in (self.alone, *self.fewer))

@@ -11,7 +11,7 @@ from tightwire.sync.sync import EngineKind, PredictorKind, Sync
 
 # D of the paper's experiments.
 LOOKS_BACK = 10
-# How much it changes what is learnt from to leave out what is small.
+# How much it changes training to leave out what is small.
 LEFT_OUT = 2.0
 
 

@@ -60,7 +60,7 @@ class Sync(SyncAnswer, abc.ABC):
     @property
     @abc.abstractmethod
     def deviation(self) -> float:
-        """How much the policy changes what is learnt from: how many steps share an agreement, or are behind it.
+        """How much the policy changes training: how many steps share an agreement, or are behind it.
 
         1: nothing. An order among policies, not a loss of accuracy.
         """
