@@ -30,7 +30,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "stc": ("stc:0.01",),
 }
 # Methods that talk while they compress, of which only what they compute is timed.
-REDUCTIONS = ("powersgd:4", "sketch:0.01")
+REDUCTIONS = ("powersgd:4", "sketch:0.01", "entropy")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -177,7 +177,31 @@ def _sketch(method: Member, x: Tensor) -> TimedKernel:
     )
 
 
-SPECIAL: dict[str, Callable[[Member, Tensor], TimedKernel]] = {"powersgd": _powersgd, "sketch": _sketch}
+def _entropy(method: Member, x: Tensor) -> TimedKernel:
+    """Times coding exponents and reading them, messages as long as they come."""
+    import torch
+
+    from tightwire import kernels
+    from tightwire.kernels.formats import entropy_bound_bytes
+
+    room = torch.empty(entropy_bound_bytes(x.numel(), x.itemsize), dtype=torch.uint8, device=x.device)
+    loops, floats = kernels.of(x), torch.empty_like(x)
+    message = room[: loops.encode_entropy(x, room)].clone()
+    return TimedKernel(
+        text=str(method),
+        numel=x.numel(),
+        ours={
+            "encode": lambda: loops.encode_entropy(x, room),
+            "decode": lambda: loops.decode_entropy(message, floats),
+        },
+    )
+
+
+SPECIAL: dict[str, Callable[[Member, Tensor], TimedKernel]] = {
+    "powersgd": _powersgd,
+    "sketch": _sketch,
+    "entropy": _entropy,
+}
 
 
 def stock_ways(codec: Codec, x: Tensor) -> Ways:
