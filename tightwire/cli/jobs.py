@@ -23,7 +23,9 @@ def jobs(
     path: Annotated[pathlib.Path, typer.Argument(help="The jobs and their cluster, as YAML.")],
     only: Annotated[
         list[str] | None,
-        typer.Option("--policy", help=f"One of {', '.join(POLICIES)}; repeatable.", show_default=False),
+        typer.Option(
+            "--policy", help=f"Network policy: one of {', '.join(POLICIES)}; repeatable.", show_default=False
+        ),
     ] = None,
     plot: Annotated[
         pathlib.Path | None, typer.Option(help="Draw a timeline here, as .html.", show_default=False)
@@ -38,6 +40,10 @@ def jobs(
         - {name: urgent, workers: [1, 3], compute_s: 0.2, exchange_bytes: 2000000}
 
     Each job computes, then its workers average so many bytes by its plan (bsp/allreduce:ring unless told).
+
+        tightwire jobs jobs.yaml
+
+        tightwire jobs jobs.yaml --policy fair --policy interleaved --plot jobs.html
     """
     built, _ = read_jobs(path)
     found = [predict_jobs(built, policy(name)) for name in only or POLICIES]

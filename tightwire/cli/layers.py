@@ -19,9 +19,12 @@ ABOUT = "The five layers: every number asked of them, measured and predicted."
 
 def layers(
     part: Annotated[
-        list[str] | None, typer.Option(help=f"One of {', '.join(PARTS)}; repeatable.", show_default=False)
+        list[str] | None,
+        typer.Option(help=f"Part to measure: one of {', '.join(PARTS)}; repeatable.", show_default=False),
     ] = None,
-    out: Annotated[pathlib.Path, typer.Option(help="File of results.")] = pathlib.Path("results/layers.json"),
+    out: Annotated[pathlib.Path, typer.Option(help="File for the results.")] = pathlib.Path(
+        "results/layers.json"
+    ),
     as_json: JsonOption = False,
 ) -> None:
     """Hold the five layers to what is asked of them: published runs, programs for uneven networks, several jobs.

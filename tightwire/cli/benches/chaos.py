@@ -25,11 +25,11 @@ def chaos(
             help="Kinds of faults, separated by spaces; by default all but cut.", show_default=False
         ),
     ] = "",
-    count: Annotated[int, typer.Option(help="How many faults, each in a run of its own.", min=1)] = 100,
+    count: Annotated[int, typer.Option(help="Number of faults, each in a run of its own.", min=1)] = 100,
     minutes: Annotated[
         float | None, typer.Option(help="Begin no other fault after this time.", show_default=False)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of which faults, where and when.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed that draws which faults come, where and when.")] = 0,
     workers: Annotated[int, typer.Option(help="Processes in each run.", min=2)] = 3,
     deadline: Annotated[float, typer.Option(help="Seconds for which a worker may be silent.", min=1)] = 4.0,
     as_json: JsonOption = False,
