@@ -40,7 +40,7 @@ def is_initialized() -> bool:
 
 
 def join_initialized(
-    *, host: str | None, secret: str, deadline_s: float, late_s: float | None
+    *, host: str | None, secret: str, attempt: int, deadline_s: float, late_s: float | None
 ) -> TorchDistributed:
     """Makes the transport of a program that has joined torch.distributed itself.
 
@@ -49,6 +49,7 @@ def join_initialized(
     Args:
         host: where the workers meet, if it is known.
         secret: the job's; "" for none.
+        attempt: of the launcher, whose store may outlive one, with the addresses of its dead.
         deadline_s: the longest that a rank may be silent, or not come.
         late_s: the longest that a rank that is alive may be waited for.
 
@@ -56,7 +57,7 @@ def join_initialized(
         PeerError: names the ranks that did not come in time.
         MismatchError: names the ranks that have another secret or another system.
     """
-    store = dist.distributed_c10d._get_default_store()
+    store = c10d.PrefixStore(f"attempt{attempt}", dist.distributed_c10d._get_default_store())
     size = dist.get_world_size()
     return join(store, dist.get_rank(), size, host=host, secret=secret, deadline_s=deadline_s, late_s=late_s)
 

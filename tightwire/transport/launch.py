@@ -122,15 +122,20 @@ class Launch:
             raise TransportError(f"RANK, WORLD_SIZE and MASTER_PORT must be whole numbers: {error}") from None
         if not 0 <= rank < size:
             raise TransportError(f"RANK is {rank} in a world of {size}: it must be from 0 to {size - 1}")
-        attempt = environment.get("TORCHELASTIC_RESTART_COUNT", "")
         return cls(
             rank=rank,
             size=size,
             host=told["MASTER_ADDR"],
             port=port,
             agent_hosts=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
-            attempt=int(attempt) if attempt.isdigit() else 0,
+            attempt=attempt_of(environment),
         )
+
+
+def attempt_of(environment: Mapping[str, str]) -> int:
+    """Returns how often torchrun has started the workers anew."""
+    told = environment.get("TORCHELASTIC_RESTART_COUNT", "")
+    return int(told) if told.isdigit() else 0
 
 
 def starter_of(environment: Mapping[str, str]) -> Starter | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tightwire.errors import TransportError
 from tightwire.transport.base import Transport
-from tightwire.transport.launch import Launch, local_rank, local_size
+from tightwire.transport.launch import Launch, attempt_of, local_rank, local_size
 from tightwire.transport.shaped import Shaped
 from tightwire.transport.single import Single
 
@@ -85,7 +85,7 @@ def _join(deadline_s: float, late_s: float | None) -> Transport:
     if join.is_initialized():
         host = os.environ.get("MASTER_ADDR")
         transport: Transport = join.join_initialized(
-            host=host, secret=secret, deadline_s=deadline_s, late_s=late_s
+            host=host, secret=secret, attempt=attempt_of(os.environ), deadline_s=deadline_s, late_s=late_s
         )
     elif launch := Launch.from_environment(os.environ):
         transport = join.join_launched(launch, secret=secret, deadline_s=deadline_s, late_s=late_s)
