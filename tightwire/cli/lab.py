@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from tightwire.cli.app import App
+from tightwire.cli.lab_jobs import lab_jobs
 from tightwire.cli.options import JsonOption
 from tightwire.cluster import Cluster
 from tightwire.errors import LabError
@@ -166,3 +167,6 @@ def _summary(cluster: Lab, result: Result, traffic: tuple[Traffic, ...]) -> dict
         "rx_bytes": [link.rx_bytes for link in traffic],
         "dropped": [link.dropped for link in traffic],
     }
+
+
+app.command("jobs")(lab_jobs)

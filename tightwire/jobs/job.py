@@ -92,6 +92,7 @@ class Job:
         rates: of every direction, in bytes per second.
         start_s: when it begins.
         workers: ranks that it runs on.
+        exchange_bytes: that they average.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Job:
     rates: tuple[float, ...] = field(repr=False)
     start_s: float = 0.0
     workers: tuple[int, ...] = ()
+    exchange_bytes: int = 0
 
     @cached_property
     def wire_s(self) -> float:
@@ -171,6 +173,7 @@ def _build(entry: JobEntry, cluster: Cluster, folder: pathlib.Path) -> Job:
         rates=wiring.rates,
         start_s=entry.start_s,
         workers=entry.workers,
+        exchange_bytes=entry.exchange_bytes or size,
     )
 
 

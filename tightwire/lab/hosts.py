@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
@@ -77,6 +77,10 @@ class Hosts(ABC):
     @abstractmethod
     def set_link(self, rank: int, up: bool) -> None:
         """Connects or cuts the worker's link."""
+
+    @abstractmethod
+    def set_priorities(self, priorities: Mapping[int, int]) -> None:
+        """Lets what workers with the least number send go first over the nodes' uplinks."""
 
     @abstractmethod
     def describe(self) -> str:
@@ -173,6 +177,10 @@ class Loopback(Hosts):
     def traffic(self) -> tuple[Traffic, ...]:
         """Nothing: the loopback is shared with the whole machine."""
         return ()
+
+    def set_priorities(self, priorities: Mapping[int, int]) -> None:
+        """Refuses: loopback has no uplinks."""
+        raise LabError("the shaped mode has no uplinks at which one job could go before another")
 
     def set_link(self, rank: int, up: bool) -> None:
         """Refuses: there is no link."""

@@ -168,6 +168,14 @@ class Lab:
         """
         self._open.set_link(self._existing(rank), up=False)
 
+    def set_priorities(self, priorities: Mapping[int, int]) -> None:
+        """Lets what some workers send go before others at the nodes' uplinks: the least number first.
+
+        Raises:
+            LabError: no nodes with uplinks of one rate.
+        """
+        self._open.set_priorities({self._existing(rank): place for rank, place in priorities.items()})
+
     def mend(self, rank: int) -> None:
         """Puts a worker's link up again."""
         self._open.set_link(self._existing(rank), up=True)

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -102,6 +102,17 @@ class Namespaces(Hosts):
     def set_link(self, rank: int, up: bool) -> None:
         """Takes the switch's end of the link up or down."""
         self._batch("ip", self._switch, [f"link set dev {_port(rank)} {'up' if up else 'down'}"])
+
+    def set_priorities(self, priorities: Mapping[int, int]) -> None:
+        """Gives every uplink a class per priority, into which packets are sorted by who sent them."""
+        rate = self._topology.across_bytes_per_s
+        if rate is None or self._topology.is_uneven or self._topology.sites:
+            raise LabError(
+                "priorities need nodes with uplinks of one rate; write for example nodes=2x2,across=200mbit."
+            )
+        for node in range(self._topology.nodes or 0):
+            for device in (f"up{node}", f"down{node}"):
+                self._batch("tc", self._switch, _classes(device, rate, priorities))
 
     def describe(self) -> str:
         """Says whose namespaces these are."""
@@ -265,6 +276,23 @@ def _second_link(topology: Topology, rank: int) -> Iterator[str]:
         if peer != rank:
             control = " congctl cubic" if has_cubic() else ""
             yield f"route replace {_address(peer)}/32 dev eth1 src {_address(rank)}{control}"
+
+
+def _classes(device: str, rate_bytes_per_s: float, priorities: Mapping[int, int]) -> Iterator[str]:
+    """One class for the line, and inside it one per priority, each of which may use all that is left."""
+    levels = sorted(set(priorities.values()))
+    bits, burst = round(rate_bytes_per_s * 8), burst_bytes(rate_bytes_per_s)
+    limit = int(max(rate_bytes_per_s * _QUEUE_S, _SMALLEST_QUEUE_BYTES))
+    yield f"qdisc replace dev {device} root handle 1: htb default {10 + len(levels) - 1}"
+    yield f"class add dev {device} parent 1: classid 1:1 htb rate {bits}bit burst {burst}b cburst {burst}b"
+    for place, level in enumerate(levels):
+        own = max(8000, bits // 100)
+        shape = f"rate {own}bit ceil {bits}bit prio {min(place, 7)} burst {burst}b cburst {burst}b"
+        yield f"class add dev {device} parent 1:1 classid 1:{10 + place} htb {shape}"
+        yield f"qdisc add dev {device} parent 1:{10 + place} bfifo limit {limit}b"
+        for rank in (rank for rank, own_level in priorities.items() if own_level == level):
+            match = f"match ip src {_address(rank)}/32"
+            yield f"filter add dev {device} parent 1: protocol ip prio 1 u32 {match} flowid 1:{10 + place}"
 
 
 def _lines(topology: Topology, device: str) -> Iterator[str]:

@@ -1,0 +1,83 @@
+"""`tightwire lab jobs`: several jobs at once on an emulated network, beside what is predicted of them."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Annotated, Any
+
+import typer
+
+from tightwire.cli.options import JsonOption
+from tightwire.cli.table import print_rows
+from tightwire.errors import LabError
+from tightwire.jobs import Job, policy, predict_jobs, read_jobs
+from tightwire.lab import Topology
+from tightwire.lab.sharing import SLACK, SharedJob, run_jobs
+
+MEASURED = ("fair", "intensity", "interleaved")
+
+
+def lab_jobs(
+    path: Annotated[
+        pathlib.Path, typer.Argument(help="The jobs and their cluster, as for `tightwire jobs`.")
+    ],
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--policy", help=f"One of {', '.join(MEASURED)}; repeatable.", show_default=False),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Of each job.", min=6)] = 12,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the jobs of a file at once on shared links: emulated compute, real exchanges around a ring.
+
+    Priorities are classes of the kernel's queues at the nodes' uplinks; shifts are obeyed by the workers.
+
+        tightwire lab jobs jobs.yaml --policy fair --policy interleaved
+    """
+    if unknown := [name for name in only or () if name not in MEASURED]:
+        raise LabError(f"--policy {unknown[0]} cannot be measured; these can: {', '.join(MEASURED)}.")
+    jobs, cluster = read_jobs(path)
+    topology = Topology.of_cluster(cluster)
+    told: list[dict[str, Any]] = []
+    for name in only or MEASURED:
+        predicted = predict_jobs(jobs, policy(name))
+        typer.echo(f"{name} …", err=True)
+        outcomes = {outcome.name: outcome for outcome in predicted.jobs}
+        shared = [_shared(job, outcomes[job.name].shift_s, outcomes[job.name].priority, jobs) for job in jobs]
+        steps_s = run_jobs(topology, shared, steps)
+        rows = [
+            {
+                "name": job.name,
+                "step_s": steps_s[job.name],
+                "alone_s": job.alone_s,
+                "slowdown": steps_s[job.name] / job.alone_s,
+                "predicted_step_s": outcomes[job.name].step_s,
+            }
+            for job in jobs
+        ]
+        told.append({"policy": name, "jobs": rows, "why": predicted.why})
+    if as_json:
+        typer.echo(json.dumps({"policies": told}))
+        return
+    keys = ("alone_s", "step_s", "slowdown", "predicted_step_s")
+    cells = [
+        (entry["policy"], row["name"], *(f"{row[key]:.3g}" for key in keys))
+        for entry in told
+        for row in entry["jobs"]
+    ]
+    print_rows(("policy", "job", "alone s", "step s", "slowdown", "predicted s"), cells, texts=2)
+
+
+def _shared(job: Job, shift_s: float | None, priority: int | None, jobs: list[Job]) -> SharedJob:
+    if job.ready_s < job.compute_s:
+        raise LabError(f"job {job.name}: the lab exchanges after compute; leave ready_s out.")
+    return SharedJob(
+        name=job.name,
+        workers=job.workers,
+        compute_s=job.compute_s,
+        exchange_bytes=job.exchange_bytes,
+        shift_s=shift_s,
+        period_s=SLACK * max(job.alone_s for job in jobs),
+        priority=priority,
+    )

@@ -1,0 +1,140 @@
+"""Several jobs at once on one emulated network: emulated compute, real exchanges, shifts obeyed by the workers.
+
+The launching half builds the lab; the working half, `python -m tightwire.lab.sharing JSON`, runs on its hosts. A worker
+begins its exchanges at its job's phase: at times that are the shift modulo a period, and re-finds it after drift.
+Priorities among jobs are classes of the kernel's queues at the nodes' uplinks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tightwire.errors import LabError
+from tightwire.lab.lab import Lab
+from tightwire.lab.topology import Topology
+
+FIRST_PORT = 31_000
+# A period longer than a step alone, so that small delays are made up for.
+SLACK = 1.03
+# An exchange this much of a period late still begins at once; a later one waits for its next turn.
+WINDOW = 0.25
+SETTLED = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedJob:
+    """A job as the lab runs it.
+
+    Attributes:
+        name: to tell it apart.
+        workers: hosts that it runs on.
+        compute_s: of a step, emulated.
+        exchange_bytes: that its workers average after it.
+        shift_s: of its exchanges within a period; None: whenever they are ready.
+        period_s: that shifts repeat after.
+        priority: of its packets at uplinks, 0 the first; all alike where none is given.
+    """
+
+    name: str
+    workers: tuple[int, ...]
+    compute_s: float
+    exchange_bytes: int
+    shift_s: float | None = None
+    period_s: float = 0.0
+    priority: int | None = None
+
+
+def run_jobs(topology: Topology, jobs: Sequence[SharedJob], steps: int = 12) -> dict[str, float]:
+    """Runs jobs at once in a lab; returns the mean settled step of each, in seconds, by name.
+
+    Raises:
+        LabError: no lab is possible here, or a worker failed.
+    """
+    asked = json.dumps({"jobs": [vars(job) for job in jobs], "steps": steps})
+    found: dict[str, float] = {}
+
+    def on_line(line: Any) -> None:
+        if line.text.startswith("{"):
+            told = json.loads(line.text)
+            found[told["name"]] = told["step_s"]
+
+    with Lab(topology, batch_scheduling=True) as lab:
+        told = {rank: job.priority for job in jobs for rank in job.workers if job.priority is not None}
+        if told:
+            lab.set_priorities(told)
+        result = lab.run(
+            [sys.executable, "-m", "tightwire.lab.sharing", asked], on_line=on_line, timeout_s=240
+        )
+    if not result.ok or len(found) < len(jobs):
+        raise LabError(f"jobs on one network: {result.describe()}")
+    return found
+
+
+def phase_wait_s(now_s: float, shift_s: float, period_s: float) -> float:
+    """Returns how long an exchange that is ready now waits for its turn.
+
+    >>> phase_wait_s(10.0, 0.0, 1.0), phase_wait_s(10.1, 0.0, 1.0), round(phase_wait_s(10.5, 0.0, 1.0), 6)
+    (0.0, 0.0, 0.5)
+    """
+    late_s = (now_s - shift_s) % period_s
+    return 0.0 if late_s <= WINDOW * period_s else period_s - late_s
+
+
+def work(asked: Mapping[str, Any]) -> None:
+    """Runs this host's part of its job."""
+    host = int(os.environ["RANK"])
+    places = [number for number, job in enumerate(asked["jobs"]) if host in job["workers"]]
+    if not places:
+        return  # no job runs on this host
+    number, job = places[0], asked["jobs"][places[0]]
+    workers = job["workers"]
+    os.environ |= {
+        "RANK": str(workers.index(host)),
+        "WORLD_SIZE": str(len(workers)),
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": f"worker{workers[0]}",
+        "MASTER_PORT": str(FIRST_PORT + number),
+    }
+    import torch
+
+    from tightwire.architecture import Runner, build
+    from tightwire.compression import Identity
+    from tightwire.transport import init, shutdown
+
+    transport = init(deadline_s=120)
+    buffer = torch.ones(job["exchange_bytes"] // 4)
+    runner = Runner(
+        build("ring", len(workers)), transport, numel=buffer.numel(), dtype=buffer.dtype, codec=Identity()
+    )
+    runner.run(buffer, buffer)
+    # All hosts of this machine share a clock: the next whole multiple of some seconds is the same for all.
+    start_s = (time.time() // 10 + 2) * 10
+    time.sleep(max(0.0, start_s - time.time()))
+    begins = []
+    for _ in range(asked["steps"]):
+        begins.append(time.time())
+        time.sleep(job["compute_s"])
+        if job["shift_s"] is not None:
+            time.sleep(
+                phase_wait_s(time.time() - start_s - job["compute_s"], job["shift_s"], job["period_s"])
+            )
+        runner.run(buffer, buffer)
+    begins.append(time.time())
+    if transport.rank == 0:
+        steps = [
+            after - before for before, after in zip(begins[SETTLED:], begins[SETTLED + 1 :], strict=False)
+        ]
+        print(json.dumps({"name": job["name"], "step_s": statistics.fmean(steps)}), flush=True)
+    shutdown()
+
+
+if __name__ == "__main__":
+    work(json.loads(sys.argv[1]))
