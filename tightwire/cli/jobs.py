@@ -34,6 +34,10 @@ def jobs(
 ) -> None:
     """Predict what jobs do to each other on one network: each job's slowdown under every network policy.
 
+        tightwire jobs jobs.yaml --plot timeline.html
+
+    The file holds, for example:
+
         cluster: cluster.yaml
         jobs:
         - {name: large, workers: [0, 2], compute_s: 0.55, exchange_bytes: 40000000}
