@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is known of the workers when reducers are built; equal on all ranks, so that all choose alike.
+    """What is known of the workers when averagers are built; equal on all ranks, so that all choose alike.
 
     Attributes:
         num_ranks: how many.

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BACKENDS_OWN = (GLOO, "native")
-TAGS = 4  # a reducer's
+TAGS = 4  # an averager's
 # Before a sample begins, in which all ranks have heard from all.
 LEAVE_S = 0.02
 # `auto` chooses among these, by what a probe finds.
@@ -197,7 +197,7 @@ class CollectivesWorker:
         from tightwire.buckets import plan_layout
 
         architecture, codec = read_program(name)
-        reducer = all_reduce_averager(
+        averager = all_reduce_averager(
             architecture,
             codec,
             self._lane(architecture),
@@ -205,8 +205,8 @@ class CollectivesWorker:
             tag=TAGS * self.bench.programs.index(name),
             setting=self._setting,
         )
-        mean = buffer if reducer.lossless else buffer.clone()
-        return lambda: reducer.run(buffer, mean, seed=0)
+        mean = buffer if averager.lossless else buffer.clone()
+        return lambda: averager.run(buffer, mean, seed=0)
 
     def _lane(self, architecture: AllReduce) -> Transport:
         """Returns a transport with as many streams as asked for; programs with one share it."""

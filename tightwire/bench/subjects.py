@@ -112,7 +112,7 @@ def _powersgd(method: Member, x: Tensor) -> TimedKernel:
     count = max(1, x.numel() // side**2)
     matrices = {f"m{i}": torch.empty(side, side, device=x.device) for i in range(count)}
     (layout,) = plan_layout(matrices, [list(range(count))])
-    reducer = PowerSGDAverager(Single(), layout, rank=method.rank, tag=0)
+    averager = PowerSGDAverager(Single(), layout, rank=method.rank, tag=0)
     bucket = x[: count * side**2]
     views = [bucket[i * side**2 : (i + 1) * side**2].view(side, side) for i in range(count)]
     p, q = (torch.randn(shape, device=x.device) for shape in ((side, method.rank), (method.rank, side)))
@@ -123,8 +123,8 @@ def _powersgd(method: Member, x: Tensor) -> TimedKernel:
             torch.mm(p.t(), m, out=q)
 
     def encode() -> None:
-        reducer.project(bucket)
-        reducer.project_back(bucket)
+        averager.project(bucket)
+        averager.project_back(bucket)
 
     q_start = q.clone()
 

@@ -133,7 +133,7 @@ class Exchange:
         return all(self.averagers[piece].finite for piece in self._pieces_of[bucket])
 
     def keep(self, bucket: int) -> None:
-        """Keeps what the round taught the stages and reducers of one bucket."""
+        """Keeps what the round taught the stages and averagers of one bucket."""
         for piece in self._pieces_of[bucket]:
             self.averagers[piece].keep()
 

@@ -1,7 +1,7 @@
 """Stages that compress gossip: what neighbours keep of each other, so that losses do not add up.
 
 Written behind a codec, `topk:0.01+choco:gamma=0.1`, or around it, `choco:topk=0.01`. The steps themselves are in
-`reducers.mixers`; here stands what a plan needs to know. x is a worker's parameters, x½ those after its own
+`mixers`; here stands what a plan needs to know. x is a worker's parameters, x½ those after its own
 optimizer's step, W the mixing matrix, C the codec.
 """
 

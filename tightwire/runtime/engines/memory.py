@@ -18,7 +18,7 @@ Named = Mapping[str, Mapping[str, Tensor]]
 
 
 def memory(averagers: Iterable[BucketAverager]) -> dict[str, dict[str, Tensor]]:
-    """Returns copies of all that stages and reducers remember, by tensor name, then by what it is called."""
+    """Returns copies of all that stages and averagers remember, by tensor name, then by what it is called."""
     return {
         name: {kind: kept.clone() for kind, kept in kinds.items()}
         for averager in averagers
