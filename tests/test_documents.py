@@ -67,7 +67,7 @@ def plans(text: str) -> Iterator[str]:
 
 
 def test_plans_on_pages_are_legal() -> None:
-    found = {plan for text in PAGES.values() for plan in plans(text)}
+    found = {plan for text in PAGES.values() for plan in plans(text) if "…" not in plan}
     assert len(found) >= 15
     for plan in found:
         Phases.parse(plan)
