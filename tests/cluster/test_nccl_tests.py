@@ -171,6 +171,7 @@ REFUSED = {
     "a world of one": (table(1), "a world of one rank"),
     "runs on two clusters": (table(4, devices=apart[:4]) + table(4, devices=apart[4:]), "holds 2 runs"),
     "nothing": (["hello"], "no line of a size"),
+    "a size of thousands of digits": (["9" * 5000 + " 1 float sum -1 1.0 1.0 1.0 0"], "no line of a size"),
     "device lines alone": (table()[:9], "no line of a size"),
     "one size": ([*table()[:10], row(2**20, 8)], "two sizes are needed"),
     "processor times": ([line.replace("time", "cputime") for line in table()], "run it without -C"),

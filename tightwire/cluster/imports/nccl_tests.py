@@ -24,9 +24,9 @@ from tightwire.errors import FileError
 from tightwire.units import print_bytes, print_rate
 
 TYPES = r"u?int(?:8|16|32|64)|half|float|double|bfloat16|bf16|fp(?:16|32|64)|(?:f8|fp8|float8)\w*"
-ROW = re.compile(rf"(?<![\w.])(\d+)\s+(\d+)\s+({TYPES})(?:\s+(.*))?$")
+ROW = re.compile(rf"(?<![\w.])(\d{{1,18}})\s+(\d{{1,18}})\s+({TYPES})(?:\s+(.*))?$")
 RANK = re.compile(
-    r"#\s+Rank\s+(\d+)\s+(?:Group\s+(\d+)\s+)?Pid\s+(\d+)\s+on\s+(\S+)\s+device\s+(\d+)\s+\[[^\]]*\]\s*(.*)"
+    r"#\s+Rank\s+(\d{1,9})\s+(?:Group\s+(\d{1,9})\s+)?Pid\s+(\d{1,18})\s+on\s+(\S+)\s+device\s+(\d{1,9})\s+\[[^\]]*\]\s*(.*)"
 )
 HEADER = re.compile(r"#\s+size\s+count\s+type\s+(.*)")
 COLLECTIVES = (
