@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from tightwire.architecture import PROGRAMS, Program, Recipe, build
+from tightwire.architecture import PROGRAMS, Program, ProgramRecipe, build
 from tightwire.architecture.gossip.graphs import GRAPHS, Graph, GraphRecipe, ring
 from tightwire.catalogue import register
 from tightwire.compression import Codec, Combine, Stage
@@ -99,7 +99,7 @@ def graph(num_ranks: int) -> Graph:
     return ring(num_ranks)
 
 
-PROGRAMS["outside-program"] = Recipe(build=program, title="A ring by another name", paper="nobody's")
+PROGRAMS["outside-program"] = ProgramRecipe(build=program, title="A ring by another name", paper="nobody's")
 GRAPHS["outside-graph"] = GraphRecipe(build=graph)
 STUDIES["outside-study"] = Study(
     name="outside-study",

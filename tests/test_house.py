@@ -153,19 +153,11 @@ def test_packages_name_what_they_offer(package: Path) -> None:
         assert hasattr(module, name)
 
 
-# Rooms still to be cleared; a name that is gone from the code may go from here.
-SHARED_NAMES = {
-    "Case", "Cell", "Cut", "Device", "Direction", "Engine", "Exchange", "Fault", "Graph", "Job", "Observed",
-    "OneBitAdam", "Outcome", "Point", "Recipe", "Run", "Search", "Segment", "Slot", "Trace", "Trial", "Turn",
-    "Watch", "Work",
-}  # fmt: skip
-
-
 def test_two_classes_do_not_share_a_name() -> None:
     places: dict[str, list[str]] = {}
     for path in FILES:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(name_of(path))
-    shared = {name: files for name, files in places.items() if len(files) > 1 and name not in SHARED_NAMES}
+    shared = {name: files for name, files in places.items() if len(files) > 1}
     assert not shared

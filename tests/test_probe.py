@@ -6,25 +6,25 @@ from hypothesis import strategies as st
 
 from tightwire.cluster import Cluster
 from tightwire.errors import ProgramError
-from tightwire.probe import Point, fit, probe, tournament
+from tightwire.probe import ProbePoint, fit, probe, tournament
 from tightwire.transport import Single, run_threads
 
 
 @given(alpha_s=st.floats(0, 1e-2), beta=st.floats(1e-12, 1e-6))
 def test_a_line_is_found_again(alpha_s: float, beta: float) -> None:
     sizes = (1_000, 10_000, 100_000, 10_000_000)
-    found = fit("ring", [Point(sent_bytes=n, seconds=alpha_s + beta * n) for n in sizes])
+    found = fit("ring", [ProbePoint(sent_bytes=n, seconds=alpha_s + beta * n) for n in sizes])
     assert found.residual < 1e-4
     assert found.alpha_s == pytest.approx(alpha_s, rel=1e-3, abs=1e-3 * beta * sizes[0])
     assert found.beta_s_per_byte == pytest.approx(beta, rel=1e-3, abs=1e-3 * alpha_s / sizes[-1])
 
 
 def test_neither_constant_is_negative() -> None:
-    burst = fit("ring", [Point(sent_bytes=n, seconds=n * 1e-8 - 5e-5) for n in (10_000, 10**5, 10**6)])
+    burst = fit("ring", [ProbePoint(sent_bytes=n, seconds=n * 1e-8 - 5e-5) for n in (10_000, 10**5, 10**6)])
     assert burst.alpha_s == 0.0
-    falling = fit("ring", [Point(sent_bytes=n, seconds=1e-3 - n * 1e-11) for n in (10**4, 10**6)])
+    falling = fit("ring", [ProbePoint(sent_bytes=n, seconds=1e-3 - n * 1e-11) for n in (10**4, 10**6)])
     assert falling.beta_s_per_byte == 0.0
-    assert fit("ring", [Point(sent_bytes=5, seconds=1e-3)] * 3).alpha_s == pytest.approx(1e-3)
+    assert fit("ring", [ProbePoint(sent_bytes=5, seconds=1e-3)] * 3).alpha_s == pytest.approx(1e-3)
 
 
 @pytest.mark.parametrize("size", range(2, 10))

@@ -46,7 +46,7 @@ Progress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class ProbePoint:
     """One measured exchange: bytes that the busiest worker sent, how long it took, and a worker's processor time."""
 
     sent_bytes: int
@@ -83,12 +83,12 @@ def probe(
     return _Probe(transport, budget_s, tuple(programs), on_progress).run()
 
 
-def fit(program: str, points: Sequence[Point]) -> Fit:
+def fit(program: str, points: Sequence[ProbePoint]) -> Fit:
     """Fits α + β · bytes by least squares weighted with 1/time, neither of them negative.
 
     Absolute errors would leave α to chance, relative ones β: a step is the sum of many buckets' times.
 
-    >>> fit("ring", [Point(sent_bytes=n, seconds=1e-3 + 1e-8 * n) for n in (0, 10**5, 10**6)]).residual < 1e-9
+    >>> fit("ring", [ProbePoint(sent_bytes=n, seconds=1e-3 + 1e-8 * n) for n in (0, 10**5, 10**6)]).residual < 1e-9
     True
     """
     alpha_s, beta = _line(points)
@@ -125,7 +125,7 @@ def tournament(size: int) -> list[list[tuple[int, int]]]:
     return rounds
 
 
-def _line(points: Sequence[Point]) -> tuple[float, float]:
+def _line(points: Sequence[ProbePoint]) -> tuple[float, float]:
     """Returns α and β that minimise Σ (α + βx − t)²/t."""
     a = sum(1 / p.seconds for p in points)
     b = sum(p.sent_bytes / p.seconds for p in points)
@@ -137,7 +137,7 @@ def _line(points: Sequence[Point]) -> tuple[float, float]:
     return (c * d - b * e) / determinant, (a * e - b * d) / determinant
 
 
-def _slope(points: Sequence[Point]) -> float:
+def _slope(points: Sequence[ProbePoint]) -> float:
     """Returns β that minimises Σ (βx − t)²/t."""
     return sum(p.sent_bytes for p in points) / sum(p.sent_bytes**2 / p.seconds for p in points)
 
@@ -254,7 +254,7 @@ class _Probe:
         targets = [SMALL_BYTES, *(max(SMALL_BYTES, round(largest * share)) for share in SHARES)]
         return fit(program.name, [self._point(program, target) for target in targets])
 
-    def _point(self, program: Program, target: int) -> Point:
+    def _point(self, program: Program, target: int) -> ProbePoint:
         """Times a program on a buffer for which the busiest worker sends about `target` bytes."""
         self._tell(f"{program.name}, {target / 1e6:.2g} MB")
         numel = max(1, round(target / _sent_per_element(program)))
@@ -266,7 +266,7 @@ class _Probe:
         samples = [self._sample(lambda: runner.run(buffer, buffer), runs) for _ in range(SAMPLES)]
         processor_s = max(self._gather((time.process_time() - began_s) / (SAMPLES * runs)))
         slowest = [max(by_rank) for by_rank in zip(*self._gather(samples), strict=True)]
-        return Point(
+        return ProbePoint(
             sent_bytes=_sent(program, numel), seconds=statistics.median(slowest), processor_s=processor_s
         )
 

@@ -16,14 +16,14 @@ from tightwire.architecture.allreduce.builders.synthesis.packing import proven, 
 from tightwire.architecture.allreduce.builders.synthesis.programs import GOALS
 from tightwire.architecture.allreduce.exports import export
 from tightwire.architecture.allreduce.exports.mscclpp import execution_plan
-from tightwire.cluster import Cluster, Graph, Level, Link, topologies
+from tightwire.cluster import Cluster, Level, Link, LinkGraph, topologies
 from tightwire.cluster.wiring import wiring_of
 from tightwire.compression import Identity
 from tightwire.errors import FileError, PlanError, ProgramError
 from tightwire.simulate.flows import program_seconds
 
 
-def graph_of(name: str) -> Graph:
+def graph_of(name: str) -> LinkGraph:
     rates = {"bandwidth_bytes_per_s": 1e9}
     return {
         "torus": lambda: topologies.torus((3, 4), **rates),
@@ -34,7 +34,7 @@ def graph_of(name: str) -> Graph:
         ),
         "dragonfly": lambda: topologies.dragonfly(3, 2, 2, global_bytes_per_s=5e8, **rates),
         "bcube": lambda: topologies.bcube(3, 2, **rates),
-        "path": lambda: Graph(
+        "path": lambda: LinkGraph(
             tuple("abcd"), tuple(Link(ends=(a, b), bandwidth_bytes_per_s=1e9) for a, b in ("ab", "bc", "cd"))
         ),
     }[name]()
@@ -113,7 +113,7 @@ def test_the_simulator_agrees_with_the_certificate() -> None:
     graph = graph_of("sites")
     found = synthesise(wiring_of(Cluster.of_graph(graph)))
     size = 1e9 / found.program.num_chunks
-    no_latency = Graph(
+    no_latency = LinkGraph(
         graph.workers,
         tuple(Link(ends=link.ends, bandwidth_bytes_per_s=link.bandwidth_bytes_per_s) for link in graph.links),
     )
@@ -129,7 +129,7 @@ def test_bad_networks_are_refused() -> None:
     with pytest.raises(ProgramError, match="cannot be synthesised; these can: all-reduce"):
         synthesise(Wiring.star([1.0, 1.0]), "barrier")
     with pytest.raises(FileError, match="disconnected"):
-        Graph(("a", "b"), (Link(ends=("a", "s"), bandwidth_bytes_per_s=1e9),))
+        LinkGraph(("a", "b"), (Link(ends=("a", "s"), bandwidth_bytes_per_s=1e9),))
 
 
 def test_a_plan_must_be_told_the_links() -> None:

@@ -11,7 +11,7 @@ from tightwire.bench.chaos import Campaign, draw
 from tightwire.bench.chaos.arena import Ended, Ending
 from tightwire.bench.chaos.campaign import judge
 from tightwire.bench.chaos.faults import FAMILIES, LOCAL_FAULTS
-from tightwire.bench.chaos.worker import Trial
+from tightwire.bench.chaos.worker import ChaosTrial
 
 
 def test_a_seed_draws_every_plan_and_every_fault_alike() -> None:
@@ -30,7 +30,7 @@ def ended(end: str = "finished", code: int | None = 0, **more: Any) -> Ended:
 
 def found(plan: str, fault: str, *workers: Ended) -> list[int]:
     """Returns how many hangs, wrong names and divergences are found where rank 1 is the victim."""
-    trial = Trial(
+    trial = ChaosTrial(
         plan=plan, fault=fault, victim=1, at_step=5, moment=0.5, workers=3, steps=24, step_s=0.0, deadline_s=4.0,
         late_s=60.0,
     )  # fmt: skip

@@ -9,13 +9,13 @@ from typer.testing import CliRunner
 
 from tightwire import attach
 from tightwire.cli.cluster import app
-from tightwire.cluster import Cluster, Graph, Link
+from tightwire.cluster import Cluster, Link, LinkGraph
 from tightwire.plan import PlanFile
 from tightwire.transport import Transport, run_threads
 
 LINES = (1e9, 2.5e8, 1e9, 1e9)
 UNEVEN = Cluster.of_graph(
-    Graph(
+    LinkGraph(
         tuple(f"w{i}" for i in range(4)),
         tuple(Link(ends=(f"w{i}", "switch"), bandwidth_bytes_per_s=rate) for i, rate in enumerate(LINES)),
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tightwire.cluster import Cluster, Graph, Level, Link
+from tightwire.cluster import Cluster, Level, Link, LinkGraph
 from tightwire.cluster import topologies as t
 from tightwire.errors import FileError
 
@@ -27,7 +27,7 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("graph", FAMILIES.values(), ids=FAMILIES)
-def test_routes_lead_from_worker_to_worker(graph: Graph) -> None:
+def test_routes_lead_from_worker_to_worker(graph: LinkGraph) -> None:
     for src, dst in itertools.permutations(range(len(graph.workers)), 2):
         route = [graph.directions[i] for i in graph.route(src, dst)]
         assert route[0].src == graph.workers[src]
@@ -38,7 +38,7 @@ def test_routes_lead_from_worker_to_worker(graph: Graph) -> None:
 
 
 @pytest.mark.parametrize("graph", FAMILIES.values(), ids=FAMILIES)
-def test_graphs_survive_their_file(graph: Graph, tmp_path: Path) -> None:
+def test_graphs_survive_their_file(graph: LinkGraph, tmp_path: Path) -> None:
     cluster = Cluster.of_graph(graph)
     cluster.write(tmp_path / "cluster.yaml")
     assert Cluster.read(tmp_path / "cluster.yaml") == cluster
@@ -68,7 +68,7 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(
         FileError, match="b among them, cannot be reached from a: the cluster is disconnected"
     ):
-        Graph(("a", "b"), (Link(ends=("a", "switch"), bandwidth_bytes_per_s=1e9),))
+        LinkGraph(("a", "b"), (Link(ends=("a", "switch"), bandwidth_bytes_per_s=1e9),))
     with pytest.raises(FileError, match="would never move anything"):
         Link(ends=("a", "b"), bandwidth_bytes_per_s=0.0)
     with pytest.raises(FileError, match="linked to itself"):

@@ -4,7 +4,7 @@ import pathlib
 import pytest
 
 from tightwire.cluster import Cluster, Fit, Level, Pair
-from tightwire.cluster.pieces import Line
+from tightwire.cluster.pieces import CostLine
 from tightwire.errors import FileError
 from tightwire.profile import Profile
 from tightwire.simulate import predict
@@ -55,8 +55,8 @@ def test_a_file_may_hold_what_is_sold_and_a_what_if_more(tmp_path: pathlib.Path)
 
 
 LINES = (
-    Line(from_bytes=0.0, alpha_s=1e-5, beta_s_per_byte=4e-10),
-    Line(from_bytes=1e5, alpha_s=3e-5, beta_s_per_byte=1e-11),
+    CostLine(from_bytes=0.0, alpha_s=1e-5, beta_s_per_byte=4e-10),
+    CostLine(from_bytes=1e5, alpha_s=3e-5, beta_s_per_byte=1e-11),
 )
 
 

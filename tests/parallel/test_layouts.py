@@ -13,7 +13,7 @@ from tightwire.parallel import (
     SHAPES,
     Accelerators,
     Layout,
-    Training,
+    TrainingCost,
     Transformer,
     memory_of,
     parallelise,
@@ -22,11 +22,11 @@ from tightwire.parallel import (
 )
 from tightwire.parallel.layout import require_legal
 from tightwire.parallel.memory import RUNTIME_BYTES, layer_bytes
-from tightwire.parallel.search import Search, check
+from tightwire.parallel.search import LayoutSearch, check
 from tightwire.parallel.written import SCHEDULES, device_mesh, torchtitan
 
 GPT = Transformer(layers=8, hidden=1024, heads=16, seq_len=2048)
-OLD = Training(batch=32, fused=False, overlaps=False)
+OLD = TrainingCost(batch=32, fused=False, overlaps=False)
 
 
 @pytest.mark.parametrize(
@@ -136,10 +136,10 @@ def test_contradictions_are_refused() -> None:
 
 
 def test_the_fastest_that_fits_is_found() -> None:
-    search = Search(
+    search = LayoutSearch(
         model=GPT,
         cluster=preset("dgx-a100", 1),
-        training=Training(batch=32),
+        training=TrainingCost(batch=32),
         memory_bytes=6e9,
         devices=Accelerators(),
     )

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tightwire.transport.blame import (
-    Observed,
+    RankObserved,
     Reason,
     Verdict,
     Wait,
@@ -31,16 +31,16 @@ from tightwire.transport.blame import (
     ],
 )  # fmt: skip
 def test_who_is_gone(peers: list[int], observed: Mapping[str, Any], expected: Verdict | None) -> None:
-    assert judge_gone(peers, Observed(**observed)) == expected
+    assert judge_gone(peers, RankObserved(**observed)) == expected
 
 
 def test_who_is_late() -> None:
     places = {2: "train.py:45 in evaluate"}
-    late = judge_late([1], Observed(waits={0: [1], 1: [2], 2: []}, places=places))
+    late = judge_late([1], RankObserved(waits={0: [1], 1: [2], 2: []}, places=places))
     assert late == Verdict((2,), "late", "train.py:45 in evaluate")
-    everybody = judge_late([1, 2, 3], Observed(waits={0: [1, 2, 3], 1: [0, 2, 3], 2: [], 3: [0, 1, 2]}))
+    everybody = judge_late([1, 2, 3], RankObserved(waits={0: [1, 2, 3], 1: [0, 2, 3], 2: [], 3: [0, 1, 2]}))
     assert everybody == Verdict((2,), "late")
-    assert judge_late([1], Observed(waits={0: [1], 1: [2], 2: [0]})) == Verdict((0, 1, 2), "cycle")
+    assert judge_late([1], RankObserved(waits={0: [1], 1: [2], 2: [0]})) == Verdict((0, 1, 2), "cycle")
 
 
 WAIT = Wait(frozenset({2}), "to receive 4.0 MB, tag 3")

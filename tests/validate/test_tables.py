@@ -6,7 +6,7 @@ import math
 import pytest
 
 from tightwire.cli.validate import missed_targets
-from tightwire.parallel import Accelerators, Layout, Training, Transformer, predict_iteration
+from tightwire.parallel import Accelerators, Layout, TrainingCost, Transformer, predict_iteration
 from tightwire.validate import Point, Table, megatron, nccl, seven_methods
 from tightwire.validate.fitting import Prior, fit
 from tightwire.validate.table import deviation_of, interval
@@ -39,7 +39,7 @@ def test_constants_are_found_again() -> None:
     true = Accelerators(flops_per_s=1.7e14, launch_s=2e-3)
     gpt = Transformer(layers=24, hidden=2048, heads=16, seq_len=1024)
     cuts = [Layout(tensor=t, data=64 // t, micro_batch=b) for t in (1, 2, 4, 8) for b in (1, 2, 4, 8)]
-    training = Training(batch=512, fused=False, overlaps=False)
+    training = TrainingCost(batch=512, fused=False, overlaps=False)
     measured = [(cut, predict_iteration(gpt, cut, training, true).seconds) for cut in cuts]
     priors = {"flops_per_s": Prior(value=3e14, spread=2.0), "launch_s": Prior(value=5e-3, spread=2.0)}
     found = fit(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tightwire.architecture.allreduce.allreduce import AllReduce
-from tightwire.architecture.allreduce.builders import COLLECTIVES, PROGRAMS, Recipe, build
+from tightwire.architecture.allreduce.builders import COLLECTIVES, PROGRAMS, ProgramRecipe, build
 from tightwire.architecture.allreduce.builders.synthesis import Wiring, synthesise
 from tightwire.architecture.allreduce.checker import ALL_GATHER, ALL_REDUCE, Goal, check
 from tightwire.architecture.allreduce.program import Program, Transfer
@@ -34,7 +34,7 @@ __all__ = [
     "Mover",
     "ParameterServer",
     "Program",
-    "Recipe",
+    "ProgramRecipe",
     "Runner",
     "Setting",
     "Transfer",

@@ -20,7 +20,7 @@ from tightwire.errors import FileError
 from tightwire.parallel import Layouts, parallelise
 from tightwire.parallel.leg import PLAIN
 from tightwire.parallel.search import print_gb
-from tightwire.parallel.time import Cut
+from tightwire.parallel.time import LayerCut
 from tightwire.parallel.transformer import SHAPES, transformer
 from tightwire.parallel.written import device_mesh, link_loads, picture, placement, torchtitan
 from tightwire.profile.devices import DEVICES, device
@@ -103,8 +103,8 @@ def _plain(found: Layouts) -> dict[str, object]:
     }
 
 
-def _cut(found: Layouts) -> Cut:
-    return Cut(found.model, found.best.how, found.training, found.devices, found.network)
+def _cut(found: Layouts) -> LayerCut:
+    return LayerCut(found.model, found.best.how, found.training, found.devices, found.network)
 
 
 def _print(found: Layouts) -> None:

@@ -1,7 +1,7 @@
 """What a cluster can do: measured facts about the wire, levels or graphs of links, and where they come from."""
 
 from tightwire.cluster.fit import PRIOR_RESIDUAL, Fit
-from tightwire.cluster.graph import Graph, Link
+from tightwire.cluster.graph import Link, LinkGraph
 from tightwire.cluster.limits import MAX_BANDWIDTH_BYTES_PER_S, require_bandwidth, require_range
 from tightwire.cluster.values import PAYLOAD_SHARE, Cluster, Level, Pair
 
@@ -11,9 +11,9 @@ __all__ = [
     "PRIOR_RESIDUAL",
     "Cluster",
     "Fit",
-    "Graph",
     "Level",
     "Link",
+    "LinkGraph",
     "Pair",
     "require_bandwidth",
     "require_range",

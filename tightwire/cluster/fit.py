@@ -11,10 +11,11 @@ from typing import ClassVar, Literal
 
 from tightwire import files
 from tightwire.cluster.limits import MAX_LATENCY_S, require_range
-from tightwire.cluster.pieces import Line
+from tightwire.cluster.pieces import CostLine
 from tightwire.errors import FileError
 
 Source = Literal["measured", "prior"]
+NcclWire = Literal["infiniband", "efa", "tcpxo"]
 MAX_RESIDUAL = 10.0
 # How far untuned formulas were from measured NCCL all-reduce in published comparisons: 20 to 78 %.
 PRIOR_RESIDUAL = 0.2
@@ -43,7 +44,7 @@ class Fit:
     program: str
     alpha_s: float
     beta_s_per_byte: float
-    lines: tuple[Line, ...] = ()
+    lines: tuple[CostLine, ...] = ()
     cpu_s_per_byte: float = 0.0
     residual: float = 0.0
     source: Source = "measured"
@@ -61,7 +62,7 @@ class Fit:
             )
 
     @classmethod
-    def of(cls, program: str, lines: Sequence[Line], residual: float, source: Source = "measured") -> Fit:
+    def of(cls, program: str, lines: Sequence[CostLine], residual: float, source: Source = "measured") -> Fit:
         """Returns the fit of one line or several, from the smallest sizes to the largest."""
         return cls(
             program=program,
@@ -72,12 +73,12 @@ class Fit:
             source=source,
         )
 
-    def at(self, sent_bytes: float) -> Line:
+    def at(self, sent_bytes: float) -> CostLine:
         """Returns α and β of exchanges in which the busiest worker sends about `sent_bytes`."""
         place = bisect.bisect_right(self.lines, sent_bytes, key=lambda line: line.from_bytes) - 1
         if self.lines:
             return self.lines[max(0, place)]
-        return Line(from_bytes=0.0, alpha_s=self.alpha_s, beta_s_per_byte=self.beta_s_per_byte)
+        return CostLine(from_bytes=0.0, alpha_s=self.alpha_s, beta_s_per_byte=self.beta_s_per_byte)
 
     def seconds(self, sent_bytes: float) -> float:
         """Returns the time of one exchange in which the busiest worker sends `sent_bytes`."""
@@ -86,7 +87,7 @@ class Fit:
     def scaled(self, factor: float) -> Fit:
         """Returns this fit on links of `factor` times the bandwidth."""
 
-        def faster(line: Line) -> Line:
+        def faster(line: CostLine) -> CostLine:
             return dataclasses.replace(line, beta_s_per_byte=line.beta_s_per_byte / factor)
 
         return dataclasses.replace(

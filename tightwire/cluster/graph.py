@@ -52,7 +52,7 @@ class Direction:
 
 
 @dataclass(frozen=True)
-class Graph:
+class LinkGraph:
     """Workers, switches and the links between them.
 
     Attributes:
@@ -98,7 +98,7 @@ class Graph:
         """Returns the latency of the route between two ranks."""
         return sum(self.directions[i].latency_s for i in self.route(src, dst))
 
-    def scaled(self, factor: float) -> Graph:
+    def scaled(self, factor: float) -> LinkGraph:
         """Returns this graph with `factor` times the bandwidth of every link."""
 
         def faster(link: Link) -> Link:
@@ -109,7 +109,7 @@ class Graph:
                 back_bytes_per_s=None if back is None else back * factor,
             )
 
-        return Graph(self.workers, tuple(map(faster, self.links)))
+        return LinkGraph(self.workers, tuple(map(faster, self.links)))
 
     def _directions(self) -> Iterator[Direction]:
         for link in self.links:

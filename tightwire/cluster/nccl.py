@@ -13,15 +13,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
 
-from tightwire.cluster.fit import Fit
-from tightwire.cluster.pieces import Line
-
-if TYPE_CHECKING:
-    from tightwire.cluster.values import Cluster
-
-Wire = Literal["infiniband", "efa", "tcpxo"]
+from tightwire.cluster.fit import Fit, NcclWire
+from tightwire.cluster.pieces import CostLine
+from tightwire.cluster.values import Cluster
 
 # Of the link's payload rate, what the best protocol reaches in the tables.
 EFFICIENCY = 0.9
@@ -46,27 +41,30 @@ class Way:
 
 INSIDE_ALPHA_S = 13e-6
 INSIDE = Way(hop_s=0.0, large_alpha_s=50e-6, slower=2.0)
-WAYS: Mapping[Wire, Way] = {
+WAYS: Mapping[NcclWire, Way] = {
     "infiniband": Way(hop_s=12e-6, large_alpha_s=62e-6, slower=1.4),
     "efa": Way(hop_s=73e-6, large_alpha_s=813e-6, slower=2.5),
     "tcpxo": Way(hop_s=55e-6, large_alpha_s=889e-6, slower=9.0),
 }
 
 
-def prior(cluster: Cluster, wire: Wire) -> Fit:
+def prior(cluster: Cluster, wire: NcclWire) -> Fit:
     """Returns what NCCL's all-reduce takes among all workers of a cluster of nodes, by formula."""
     nodes = max(1, cluster.workers // cluster.levels[0].workers) if cluster.levels else cluster.workers
     depth = math.ceil(math.log2(nodes)) if nodes > 1 else 0
     way = WAYS[wire] if depth else INSIDE
     beta = 1 / (EFFICIENCY * cluster.bandwidth_bytes_per_s)
-    small = Line(
+    small = CostLine(
         from_bytes=0.0, alpha_s=INSIDE_ALPHA_S + 2 * depth * way.hop_s, beta_s_per_byte=way.slower * beta
     )
     large_alpha_s = max(small.alpha_s, way.large_alpha_s * max(1, depth))
     crossing = (large_alpha_s - small.alpha_s) / (small.beta_s_per_byte - beta)
     if not crossing:
         return Fit.of(
-            "native", [Line(from_bytes=0.0, alpha_s=large_alpha_s, beta_s_per_byte=beta)], RESIDUAL, "prior"
+            "native",
+            [CostLine(from_bytes=0.0, alpha_s=large_alpha_s, beta_s_per_byte=beta)],
+            RESIDUAL,
+            "prior",
         )
-    large = Line(from_bytes=crossing, alpha_s=large_alpha_s, beta_s_per_byte=beta)
+    large = CostLine(from_bytes=crossing, alpha_s=large_alpha_s, beta_s_per_byte=beta)
     return Fit.of("native", [small, large], RESIDUAL, "prior")

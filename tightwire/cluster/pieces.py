@@ -25,7 +25,7 @@ SCATTER = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class CostLine:
     """α and β for messages of `from_bytes` and more, until the next line begins."""
 
     __pydantic_config__: ClassVar = files.STRICT
@@ -62,7 +62,7 @@ def fit_line(points: Sequence[Point]) -> tuple[float, float]:
     )
 
 
-def fit_lines(points: Sequence[Point]) -> tuple[tuple[Line, ...], float]:
+def fit_lines(points: Sequence[Point]) -> tuple[tuple[CostLine, ...], float]:
     """Returns as few lines as follow the points, each from where the one before ends, and the residual.
 
     Lines are chosen by dynamic programming over all places to cut (Bellman 1961), their number by the Bayesian
@@ -78,10 +78,10 @@ def fit_lines(points: Sequence[Point]) -> tuple[tuple[Line, ...], float]:
     ordered = sorted(points)
     best = min(_cuts(ordered), key=lambda cuts: _criterion(ordered, cuts))
     parts = [ordered[a:b] for a, b in itertools.pairwise((0, *best, len(ordered)))]
-    lines: list[Line] = []
+    lines: list[CostLine] = []
     for part, before in zip(parts, [None, *parts], strict=False):
         alpha_s, beta = fit_line(part)
-        line = Line(from_bytes=0.0, alpha_s=alpha_s, beta_s_per_byte=beta)
+        line = CostLine(from_bytes=0.0, alpha_s=alpha_s, beta_s_per_byte=beta)
         if before is not None:
             line = dataclasses.replace(line, from_bytes=_meeting(lines[-1], line, before[-1][0], part[0][0]))
         lines.append(line)
@@ -89,7 +89,7 @@ def fit_lines(points: Sequence[Point]) -> tuple[tuple[Line, ...], float]:
     return tuple(lines), math.sqrt(error / max(1, len(ordered) - 2 * len(lines)))
 
 
-def _meeting(first: Line, second: Line, low: float, high: float) -> float:
+def _meeting(first: CostLine, second: CostLine, low: float, high: float) -> float:
     """Returns where two lines meet, if that is between the sizes they were fitted to; else halfway on a log scale."""
     slope = first.beta_s_per_byte - second.beta_s_per_byte
     meeting = (second.alpha_s - first.alpha_s) / slope if slope else 0.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tightwire.cluster.nccl import Wire
+from tightwire.cluster.fit import NcclWire
 from tightwire.cluster.values import PAYLOAD_SHARE, Cluster, Level
 from tightwire.errors import FileError
 
@@ -38,7 +38,7 @@ class Preset:
     across_bytes_per_s: float
     latency_s: float
     device_memory_bytes: int = 0
-    nccl: Wire | None = None
+    nccl: NcclWire | None = None
     source: str
 
     def cluster(self, nodes: int) -> Cluster:

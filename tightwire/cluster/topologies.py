@@ -1,4 +1,4 @@
-"""Graphs by family: each a function from a few numbers to a `Graph`. Rates are payload, in bytes per second.
+"""Graphs by family: each a function from a few numbers to a `LinkGraph`. Rates are payload, in bytes per second.
 
 Switches forward at full rate; only links limit. Sources: Al-Fares et al. 2008 (fat-tree), Kim et al. 2008 (dragonfly),
 Guo et al. 2009 (BCube), Wang et al. 2023, arXiv:2307.12169 (rail-optimised).
@@ -9,11 +9,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 
-from tightwire.cluster.graph import Graph, Link
+from tightwire.cluster.graph import Link, LinkGraph
 from tightwire.errors import FileError
 
 
-def star(workers: int, *, bandwidth_bytes_per_s: float, latency_s: float = 0.0) -> Graph:
+def star(workers: int, *, bandwidth_bytes_per_s: float, latency_s: float = 0.0) -> LinkGraph:
     """Joins every worker to one switch. A message crosses two links.
 
     >>> star(3, bandwidth_bytes_per_s=1e9).route(0, 2)
@@ -21,7 +21,7 @@ def star(workers: int, *, bandwidth_bytes_per_s: float, latency_s: float = 0.0) 
     """
     names = _workers(workers)
     links = (_link(name, "switch", bandwidth_bytes_per_s, latency_s / 2) for name in names)
-    return Graph(names, tuple(links))
+    return LinkGraph(names, tuple(links))
 
 
 def tree(
@@ -31,7 +31,7 @@ def tree(
     bandwidth_bytes_per_s: float,
     oversubscription: float = 1.0,
     latency_s: float = 0.0,
-) -> Graph:
+) -> LinkGraph:
     """Joins racks of workers to one core switch; a rack's uplink carries its workers' sum over `oversubscription`."""
     _at_least(1.0, oversubscription=oversubscription)
     names = _workers(racks * workers_per_rack)
@@ -41,7 +41,7 @@ def tree(
         for i, name in enumerate(names)
     ]
     cores = [_link(f"rack{rack}", "core", up, latency_s / 2) for rack in range(racks)]
-    return Graph(names, (*edges, *(cores if racks > 1 else ())))
+    return LinkGraph(names, (*edges, *(cores if racks > 1 else ())))
 
 
 def fat_tree(
@@ -52,7 +52,7 @@ def fat_tree(
     bandwidth_bytes_per_s: float,
     oversubscription: float = 1.0,
     latency_s: float = 0.0,
-) -> Graph:
+) -> LinkGraph:
     """Joins racks to several spine switches; pairs of workers spread over the spines (leaf–spine, folded Clos)."""
     _at_least(1.0, oversubscription=oversubscription)
     _at_least(1, spines=spines)
@@ -67,7 +67,7 @@ def fat_tree(
         for rack in range(racks)
         for spine in range(spines)
     ]
-    return Graph(names, (*edges, *ups))
+    return LinkGraph(names, (*edges, *ups))
 
 
 def nodes(
@@ -77,7 +77,7 @@ def nodes(
     inside_bytes_per_s: float,
     across_bytes_per_s: float,
     latency_s: float = 0.0,
-) -> Graph:
+) -> LinkGraph:
     """Joins the workers of a node to a switch of its own, and nodes by one uplink each: servers of several devices."""
     names = _workers(count * workers_per_node)
     edges = [
@@ -85,7 +85,7 @@ def nodes(
         for i, name in enumerate(names)
     ]
     ups = [_link(f"node{node}", "switch", across_bytes_per_s, latency_s / 2) for node in range(count)]
-    return Graph(names, (*edges, *(ups if count > 1 else ())))
+    return LinkGraph(names, (*edges, *(ups if count > 1 else ())))
 
 
 def rail_optimised(
@@ -96,7 +96,7 @@ def rail_optimised(
     across_bytes_per_s: float,
     spine_oversubscription: float = 1.0,
     latency_s: float = 0.0,
-) -> Graph:
+) -> LinkGraph:
     """Gives every device of a node a network card; equal places of all nodes share a rail switch, rails a spine."""
     _at_least(1.0, spine_oversubscription=spine_oversubscription)
     names = _workers(count * workers_per_node)
@@ -110,10 +110,10 @@ def rail_optimised(
         ]
     up = across_bytes_per_s * count / spine_oversubscription
     links += [_link(f"rail{rail}", "spine", up, latency_s / 2) for rail in range(workers_per_node)]
-    return Graph(names, tuple(links))
+    return LinkGraph(names, tuple(links))
 
 
-def torus(shape: Sequence[int], *, bandwidth_bytes_per_s: float, latency_s: float = 0.0) -> Graph:
+def torus(shape: Sequence[int], *, bandwidth_bytes_per_s: float, latency_s: float = 0.0) -> LinkGraph:
     """Joins workers on a grid to their neighbours along each dimension, ends wrapped around; no switches."""
     _at_least(1, **{f"dimension {i}": size for i, size in enumerate(shape)})
     places = list(itertools.product(*map(range, shape)))
@@ -125,7 +125,7 @@ def torus(shape: Sequence[int], *, bandwidth_bytes_per_s: float, latency_s: floa
             pairs.add((min(rank[place], rank[there]), max(rank[place], rank[there])))
     names = _workers(len(places))
     links = (_link(names[a], names[b], bandwidth_bytes_per_s, latency_s) for a, b in sorted(pairs))
-    return Graph(names, tuple(links))
+    return LinkGraph(names, tuple(links))
 
 
 def dragonfly(
@@ -136,7 +136,7 @@ def dragonfly(
     bandwidth_bytes_per_s: float,
     global_bytes_per_s: float,
     latency_s: float = 0.0,
-) -> Graph:
+) -> LinkGraph:
     """Joins the routers of a group all to all, and every two groups by one global link, spread over their routers."""
     routers = [[f"router{g}.{r}" for r in range(routers_per_group)] for g in range(groups)]
     flat = [router for group in routers for router in group]
@@ -152,10 +152,10 @@ def dragonfly(
     for g, h in itertools.combinations(range(groups), 2):
         a, b = routers[g][(h - 1) % routers_per_group], routers[h][g % routers_per_group]
         links.append(_link(a, b, global_bytes_per_s, latency_s))
-    return Graph(names, tuple(links))
+    return LinkGraph(names, tuple(links))
 
 
-def bcube(ports: int, levels: int, *, bandwidth_bytes_per_s: float, latency_s: float = 0.0) -> Graph:
+def bcube(ports: int, levels: int, *, bandwidth_bytes_per_s: float, latency_s: float = 0.0) -> LinkGraph:
     """Builds BCube: ports^levels workers, each with one link per level to a switch of `ports` ports."""
     _at_least(2, ports=ports)
     _at_least(1, levels=levels)
@@ -165,7 +165,7 @@ def bcube(ports: int, levels: int, *, bandwidth_bytes_per_s: float, latency_s: f
         for level in range(levels):
             low, high = rank % ports**level, rank // ports ** (level + 1)
             links.append(_link(name, f"switch{level}.{high}.{low}", bandwidth_bytes_per_s, latency_s / 2))
-    return Graph(names, tuple(links))
+    return LinkGraph(names, tuple(links))
 
 
 def sites(
@@ -175,7 +175,7 @@ def sites(
     across_bytes_per_s: float,
     across_latency_s: float,
     latency_s: float = 0.0,
-) -> Graph:
+) -> LinkGraph:
     """Joins sites of workers, each a star, by one long line per site to a common backbone."""
     names = _workers(sum(workers))
     home = [site for site, count in enumerate(workers) for _ in range(count)]
@@ -187,7 +187,7 @@ def sites(
         _link(f"site{site}", "backbone", across_bytes_per_s, across_latency_s / 2)
         for site in range(len(workers))
     ]
-    return Graph(names, (*edges, *(long if len(workers) > 1 else ())))
+    return LinkGraph(names, (*edges, *(long if len(workers) > 1 else ())))
 
 
 def _workers(count: int) -> tuple[str, ...]:

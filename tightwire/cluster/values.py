@@ -11,8 +11,8 @@ from functools import cached_property
 from typing import ClassVar, Literal
 
 from tightwire import files
-from tightwire.cluster.fit import Fit
-from tightwire.cluster.graph import Graph, Link
+from tightwire.cluster.fit import Fit, NcclWire
+from tightwire.cluster.graph import Link, LinkGraph
 from tightwire.cluster.limits import (
     FASTEST_CARD_BYTES_PER_S,
     MAX_FABRIC_BYTES_PER_S,
@@ -22,7 +22,6 @@ from tightwire.cluster.limits import (
     require_plausible,
     require_range,
 )
-from tightwire.cluster.nccl import Wire
 from tightwire.errors import FileError
 from tightwire.units import print_rate
 
@@ -106,11 +105,11 @@ class Cluster:
     fits: tuple[Fit, ...] = ()
     pairs: tuple[Pair, ...] = ()
     levels: tuple[Level, ...] = ()
-    graph: Graph | None = None
+    graph: LinkGraph | None = None
     devices: int | None = None
     device_memory_bytes: int | None = None
     price_per_worker_hour: float = 0.0
-    nccl: Wire | None = None
+    nccl: NcclWire | None = None
     notes: tuple[str, ...] = ()
     version: Literal[1] = 1
 
@@ -144,7 +143,7 @@ class Cluster:
         )
 
     @classmethod
-    def of_graph(cls, graph: Graph) -> Cluster:
+    def of_graph(cls, graph: LinkGraph) -> Cluster:
         """Returns a cluster of links, of which nothing was measured."""
         far = range(1, len(graph.workers))
         return cls(
@@ -227,7 +226,7 @@ class Cluster:
         return self.levels[0].workers if len(self.levels) > 1 else 1
 
     @cached_property
-    def links(self) -> Graph | None:
+    def links(self) -> LinkGraph | None:
         """The links one by one, where lines are not all alike."""
         return self.graph or (_nested(self.levels) if self.levels else None)
 
@@ -274,7 +273,7 @@ def _require_nested(levels: Sequence[Level], workers: int) -> None:
         )
 
 
-def _nested(levels: Sequence[Level]) -> Graph:
+def _nested(levels: Sequence[Level]) -> LinkGraph:
     """Returns the graph in which every group has a switch, linked to that of the group around it."""
     total = levels[-1].workers
     members, size = tuple(f"worker{rank}" for rank in range(total)), 1
@@ -291,4 +290,4 @@ def _nested(levels: Sequence[Level]) -> Graph:
             for i, member in enumerate(members)
         ]
         members, size = groups, level.workers
-    return Graph(workers, tuple(links))
+    return LinkGraph(workers, tuple(links))

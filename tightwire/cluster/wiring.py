@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from tightwire.architecture.allreduce.builders.synthesis import Wiring
-from tightwire.cluster.graph import Graph
+from tightwire.cluster.graph import LinkGraph
 from tightwire.cluster.values import Cluster
 from tightwire.errors import FileError
 
@@ -33,7 +33,7 @@ def wiring_of(cluster: Cluster) -> Wiring:
 
 
 @lru_cache(maxsize=16)
-def _of_graph(graph: Graph) -> Wiring:
+def _of_graph(graph: LinkGraph) -> Wiring:
     n = len(graph.workers)
     routes = tuple(graph.route(src, dst) if src != dst else () for src in range(n) for dst in range(n))
     return Wiring(tuple(direction.bandwidth_bytes_per_s for direction in graph.directions), routes)

@@ -94,7 +94,7 @@ class OneBitSGD(Recipe):
 
 @final
 @dataclass(frozen=True)
-class OneBitAdam(Recipe):
+class OneBitAdamRecipe(Recipe):
     """1-bit Adam: exact until the variance is good, then signs of momenta both ways; for `tightwire.optim.OneBitAdam`.
 
     Attributes:
@@ -135,7 +135,7 @@ class OneBitLAMB(Recipe):
 
     @property
     def expression(self) -> str:  # noqa: D102
-        return OneBitAdam(self.warmup, self.beta).expression
+        return OneBitAdamRecipe(self.warmup, self.beta).expression
 
 
 @final
@@ -321,7 +321,7 @@ RECIPES: tuple[type[Recipe], ...] = (
     GradientDropping,
     EFSignSGD,
     OneBitSGD,
-    OneBitAdam,
+    OneBitAdamRecipe,
     OneBitLAMB,
     ZeroOneAdam,
     DeMo,

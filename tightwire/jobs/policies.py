@@ -18,7 +18,7 @@ from tightwire.simulate.flows import fair_rates
 
 
 @dataclass
-class Exchange:
+class JobExchange:
     """An exchange under way.
 
     Attributes:
@@ -33,7 +33,7 @@ class Exchange:
 
 
 # A number by which exchanges are ordered, the least first.
-Key = Callable[[Exchange], float]
+Key = Callable[[JobExchange], float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class Policy:
     key: Key | None = None
     interleaves: bool = False
 
-    def speeds(self, exchanges: Sequence[Exchange]) -> dict[str, float]:
+    def speeds(self, exchanges: Sequence[JobExchange]) -> dict[str, float]:
         """Returns how fast each exchange advances, as a share of its speed alone, by its job's name."""
         if not exchanges:
             return {}
@@ -74,7 +74,7 @@ def policy(name: str) -> Policy:
     return POLICIES[name]
 
 
-def _fair(exchanges: Sequence[Exchange]) -> dict[str, float]:
+def _fair(exchanges: Sequence[JobExchange]) -> dict[str, float]:
     """Shares every link max–min fairly among the jobs that cross it, each by its busiest link's need."""
     links = sorted({link for x in exchanges for link in x.job.bytes_by_link})
     place = {link: i for i, link in enumerate(links)}
@@ -93,7 +93,7 @@ def _fair(exchanges: Sequence[Exchange]) -> dict[str, float]:
     }
 
 
-def _in_order(exchanges: Sequence[Exchange]) -> dict[str, float]:
+def _in_order(exchanges: Sequence[JobExchange]) -> dict[str, float]:
     left: dict[int, float] = {}
     speeds = {}
     for x in exchanges:
@@ -110,11 +110,11 @@ def _in_order(exchanges: Sequence[Exchange]) -> dict[str, float]:
     return speeds
 
 
-def _remaining_bytes(x: Exchange) -> float:
+def _remaining_bytes(x: JobExchange) -> float:
     return x.left * sum(x.job.bytes_by_link.values())
 
 
-def _bottleneck_s(x: Exchange) -> float:
+def _bottleneck_s(x: JobExchange) -> float:
     return x.left * x.job.wire_s
 
 

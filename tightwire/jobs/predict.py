@@ -10,7 +10,7 @@ from typing import Any
 
 from tightwire.jobs.interleave import Shifts, interleave
 from tightwire.jobs.job import Job
-from tightwire.jobs.policies import Exchange, Policy
+from tightwire.jobs.policies import JobExchange, Policy
 
 STEPS = 60
 # Before that, jobs find their rhythm.
@@ -145,7 +145,7 @@ class _State:
 
     job: Job
     begins_s: float
-    exchange: Exchange | None = None
+    exchange: JobExchange | None = None
     moved_s: float | None = None
     record: list[Record] = field(default_factory=list)
 
@@ -194,6 +194,6 @@ def _advance(states: Sequence[_State], now_s: float) -> None:
             state.begins_s, state.moved_s = now_s, None
         if state.exchange is None and state.moved_s is None and state.ready_s <= now_s + DONE:
             if state.job.wire_s:
-                state.exchange = Exchange(state.job, now_s)
+                state.exchange = JobExchange(state.job, now_s)
             else:
                 state.moved_s = now_s

@@ -106,7 +106,7 @@ def _start_thread(target: Callable[..., None], *args: object) -> threading.Threa
 
 
 @final
-class Job:
+class LabJob:
     """The running workers of one command.
 
     Threads turn output and endings into events; everything is decided by the thread that calls `wait`.

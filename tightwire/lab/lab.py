@@ -14,7 +14,7 @@ from typing import Literal, Self, final, get_args
 
 from tightwire.errors import LabError
 from tightwire.lab.hosts import Hosts, Loopback, Mode, Traffic
-from tightwire.lab.job import Job, OutputLine, Result
+from tightwire.lab.job import LabJob, OutputLine, Result
 from tightwire.lab.namespaces import Namespaces
 from tightwire.lab.slow import VARIABLE, Brake, Slow
 from tightwire.lab.topology import Topology
@@ -65,7 +65,7 @@ class Lab:
         if strangers := [one for one in slow if one.rank >= topology.workers]:
             raise LabError(f"--slow {strangers[0]}: this lab has ranks 0 to {topology.workers - 1}.")
         self._hosts: Hosts | None = None
-        self._job: Job | None = None
+        self._job: LabJob | None = None
         self._why_not: list[str] = []
 
     def __enter__(self) -> Self:
@@ -131,7 +131,7 @@ class Lab:
         batch = [_found(["chrt"])[0], "--batch", "0"] if self._batch_scheduling else []
         meeting = {"MASTER_PORT": str(hosts.master_port()), "TIGHTWIRE_SECRET": secrets.token_hex(16)}
         ranks = range(self.topology.workers)
-        self._job = Job(
+        self._job = LabJob(
             hosts,
             [hosts.command(rank, [*batch, *program]) for rank in ranks],
             [self._environment(rank, {**meeting, **(env or {})}) for rank in ranks],

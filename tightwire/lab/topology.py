@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from tightwire import units
-from tightwire.cluster import PAYLOAD_SHARE, Cluster, Graph, Level, Link
+from tightwire.cluster import PAYLOAD_SHARE, Cluster, Level, Link, LinkGraph
 from tightwire.errors import LabError, UnitError
 
 MAX_WORKERS = 256
@@ -276,7 +276,7 @@ class Topology:
         """Whether links of one kind differ, or there are more of them than a tree has."""
         return bool(self.lines_bytes_per_s or self.across_lines_bytes_per_s or self.rails)
 
-    def graph(self, latency_s: float = 0.0) -> Graph:
+    def graph(self, latency_s: float = 0.0) -> LinkGraph:
         """Returns the links with their payload rates, headers taken off; links that are not shaped are fast.
 
         Args:
@@ -302,7 +302,7 @@ class Topology:
                 _link(name, f"rail{rank % self.workers_per_node}", self.across_bytes_per_s)
                 for rank, name in enumerate(names)
             ]
-        return Graph(names, tuple(links))
+        return LinkGraph(names, tuple(links))
 
     @property
     def workers_per_node(self) -> int:

@@ -4,7 +4,7 @@ from tightwire.parallel.layout import Layout
 from tightwire.parallel.memory import Memory, memory_of
 from tightwire.parallel.network import Network, RankGroup, Tier, Tiers, network_of
 from tightwire.parallel.search import Candidate, Layouts, parallelise
-from tightwire.parallel.time import Accelerators, Iteration, Training, predict_iteration
+from tightwire.parallel.time import Accelerators, Iteration, TrainingCost, predict_iteration
 from tightwire.parallel.transformer import SHAPES, Transformer, transformer
 
 __all__ = [
@@ -19,7 +19,7 @@ __all__ = [
     "RankGroup",
     "Tier",
     "Tiers",
-    "Training",
+    "TrainingCost",
     "Transformer",
     "memory_of",
     "network_of",

@@ -9,7 +9,7 @@ from tightwire.cluster import Cluster
 from tightwire.parallel.layout import Layout, layers_of_stage
 from tightwire.parallel.memory import GRADIENT_BYTES, parameters_of_rank
 from tightwire.parallel.network import RankGroup
-from tightwire.parallel.time import BACKWARD_SHARE, Cut, Iteration
+from tightwire.parallel.time import BACKWARD_SHARE, Iteration, LayerCut
 from tightwire.planner import Allowance, Ranking, recommend
 from tightwire.profile import Profile
 
@@ -36,7 +36,7 @@ class Leg:
     why: str
 
 
-def plan_leg(cut: Cut, iteration: Iteration, cluster: Cluster, allow: Allowance) -> Leg:
+def plan_leg(cut: LayerCut, iteration: Iteration, cluster: Cluster, allow: Allowance) -> Leg:
     """Returns the plan by which replicas of the same parameters average, beside what shards exchange.
 
     Where every share of the batch keeps a part of the state alone (ZeRO over all of them), their reduce-scatters and

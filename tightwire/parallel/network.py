@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from tightwire.cluster import Cluster, Graph
+from tightwire.cluster import Cluster, LinkGraph
 from tightwire.errors import PlanError
 
 MAX_ROUTED = 1024
@@ -139,7 +139,7 @@ def _swap_load(group: RankGroup, members: int) -> float:
 class Links(Network):
     """Any graph: every route counted."""
 
-    graph: Graph
+    graph: LinkGraph
 
     def ring_s_per_byte(self, group: RankGroup) -> float:  # noqa: D102
         return _seconds_per_byte(self.graph, group, False)
@@ -161,13 +161,13 @@ class Links(Network):
 
 
 @lru_cache(maxsize=4096)
-def _seconds_per_byte(graph: Graph, group: RankGroup, swaps: bool) -> float:
+def _seconds_per_byte(graph: LinkGraph, group: RankGroup, swaps: bool) -> float:
     loads = _routed(graph, group, swaps)
     return max((n / graph.directions[i].bandwidth_bytes_per_s for i, n in loads.items()), default=0.0)
 
 
 @lru_cache(maxsize=4096)
-def _routed(graph: Graph, group: RankGroup, swaps: bool) -> dict[int, float]:
+def _routed(graph: LinkGraph, group: RankGroup, swaps: bool) -> dict[int, float]:
     loads: Counter[int] = Counter()
     for ranks in groups_of(len(graph.workers), group):
         for place, src in enumerate(ranks):

@@ -25,7 +25,7 @@ from tightwire.parallel.layout import (
 from tightwire.parallel.leg import Leg, plan_leg, replicas_of
 from tightwire.parallel.memory import Memory, memory_of
 from tightwire.parallel.network import Network, network_of
-from tightwire.parallel.time import Accelerators, Cut, Iteration, Training
+from tightwire.parallel.time import Accelerators, Iteration, LayerCut, TrainingCost
 from tightwire.parallel.transformer import Transformer, transformer
 from tightwire.planner import Allowance
 from tightwire.profile.devices import DEVICES, Device
@@ -113,7 +113,7 @@ class Layouts:
 
     model: Transformer
     cluster: Cluster
-    training: Training
+    training: TrainingCost
     devices: Accelerators
     network: Network
     ranking: tuple[Candidate, ...]
@@ -136,7 +136,7 @@ def parallelise(
     device: Device | str | None = None,
     top: int = 10,
     allow: Allowance = "lossless",
-    training: Training | None = None,
+    training: TrainingCost | None = None,
 ) -> Layouts:
     """Finds how to cut a transformer over a cluster: what fits in memory, fastest first.
 
@@ -161,10 +161,10 @@ def parallelise(
     shape = transformer(model) if isinstance(model, str) else model
     on = _device(device, cluster)
     batch = sequences_of(tokens_per_batch, shape.seq_len)
-    search = Search(
+    search = LayoutSearch(
         model=shape,
         cluster=cluster,
-        training=training or Training(batch=batch),
+        training=training or TrainingCost(batch=batch),
         memory_bytes=memory_bytes or cluster.device_memory_bytes or on.memory_bytes,
         devices=Accelerators.of(on),
     )
@@ -202,12 +202,12 @@ def _device(device: Device | str | None, cluster: Cluster) -> Device:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
+class LayoutSearch:
     """One search."""
 
     model: Transformer
     cluster: Cluster
-    training: Training
+    training: TrainingCost
     memory_bytes: float
     devices: Accelerators
     _known: dict[tuple[int, int, int, Recompute], float] = field(
@@ -235,7 +235,7 @@ class Search:
             fitting += 1
             if len(best) == keep and self._bound_s(how, micro_batches) > -best[0][0]:
                 continue
-            iteration = Cut(self.model, how, self.training, self.devices, self.network).iteration(
+            iteration = LayerCut(self.model, how, self.training, self.devices, self.network).iteration(
                 micro_batches
             )
             # A plan that departs from exact steps may spare what replicas wait for: those are judged below.
@@ -347,7 +347,7 @@ class Search:
 
     def _candidate(self, entry: Entry, allow: Allowance) -> Candidate:
         _, _, how, memory, iteration = entry
-        cut = Cut(self.model, how, self.training, self.devices, self.network)
+        cut = LayerCut(self.model, how, self.training, self.devices, self.network)
         leg = plan_leg(cut, iteration, self.cluster, allow)
         step_s = iteration.seconds - iteration.data_s + leg.exposed_s
         flops = self.model_flops / self.cluster.workers / self.devices.peak_flops_per_s
@@ -365,7 +365,7 @@ class Search:
         key = (tensor, context, micro_batch, recompute)
         if key not in self._known:
             how = Layout(tensor=tensor, context=context, micro_batch=micro_batch, recompute=recompute)
-            self._known[key] = Cut(self.model, how, self.training, self.devices, self.network).layer_s
+            self._known[key] = LayerCut(self.model, how, self.training, self.devices, self.network).layer_s
         return self._known[key]
 
     @property
@@ -447,7 +447,7 @@ def print_gb(num_bytes: float) -> str:
 
 
 def check(
-    model: Transformer, how: Layout, cluster: Cluster, training: Training, memory_bytes: float
+    model: Transformer, how: Layout, cluster: Cluster, training: TrainingCost, memory_bytes: float
 ) -> Memory:
     """Checks one layout: legal on this cluster, and within memory.
 

@@ -134,7 +134,7 @@ class Iteration:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class TrainingCost:
     """How a transformer is trained, apart from its layout.
 
     Attributes:
@@ -151,7 +151,7 @@ class Training:
 def predict_iteration(
     model: Transformer,
     how: Layout,
-    training: Training,
+    training: TrainingCost,
     devices: Accelerators,
     network: Network | None = None,
 ) -> Iteration:
@@ -168,21 +168,21 @@ def predict_iteration(
         PlanError: a cut that leaves a rest: of layers, of heads, of experts, or of the batch.
 
     >>> gpt = Transformer(layers=30, hidden=3072, heads=32, seq_len=2048)
-    >>> old = Training(batch=512, fused=False, overlaps=False)
+    >>> old = TrainingCost(batch=512, fused=False, overlaps=False)
     >>> round(predict_iteration(gpt, Layout(data=64, micro_batch=8), old, Accelerators()).seconds, 1)
     3.3
     """
     micro_batches = require_legal(model, how, training.batch)
-    return Cut(model, how, training, devices, network or devices.network).iteration(micro_batches)
+    return LayerCut(model, how, training, devices, network or devices.network).iteration(micro_batches)
 
 
 @dataclass(frozen=True)
-class Cut:
+class LayerCut:
     """A transformer cut over devices: what each of its parts takes per micro-batch."""
 
     model: Transformer
     how: Layout
-    training: Training
+    training: TrainingCost
     devices: Accelerators
     network: Network
 

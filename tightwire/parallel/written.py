@@ -8,7 +8,7 @@ from typing import Any
 from tightwire.parallel.layout import Layout
 from tightwire.parallel.network import RankGroup, groups_of
 from tightwire.parallel.search import Candidate, Layouts
-from tightwire.parallel.time import Cut
+from tightwire.parallel.time import LayerCut
 
 SCHEDULES = {"1f1b": "1F1B", "interleaved": "Interleaved1F1B", "zero-bubble": "InterleavedZeroBubble"}
 SHOWN_RANKS = 16
@@ -86,7 +86,7 @@ def torchtitan(candidate: Candidate, model: str, batch: int, seq_len: int) -> st
     return "\n".join(lines)
 
 
-def link_loads(cut: Cut, layouts: Layouts) -> list[dict[str, Any]]:
+def link_loads(cut: LayerCut, layouts: Layouts) -> list[dict[str, Any]]:
     """Returns which dimension loads which level's lines: ranks that share a line, and seconds per byte.
 
     One row per dimension of more than one rank and level that it crosses: `ranks` send at once over the busiest line
@@ -102,12 +102,12 @@ def link_loads(cut: Cut, layouts: Layouts) -> list[dict[str, Any]]:
     return rows
 
 
-def placement(cut: Cut, workers: int) -> list[str]:
+def placement(cut: LayerCut, workers: int) -> list[str]:
     """Returns the picture of the placement: a row per dimension, a letter per rank; equal letters talk.
 
-    >>> from tightwire.parallel import Accelerators, Training, Transformer
+    >>> from tightwire.parallel import Accelerators, TrainingCost, Transformer
     >>> tiny = Transformer(layers=2, hidden=8, heads=2, seq_len=8)
-    >>> cut = Cut(tiny, Layout(tensor=2, data=2), Training(batch=2), Accelerators(), Accelerators().network)
+    >>> cut = LayerCut(tiny, Layout(tensor=2, data=2), TrainingCost(batch=2), Accelerators(), Accelerators().network)
     >>> print("\\n".join(placement(cut, 4)))
     tensor    AABB
     data      ABAB

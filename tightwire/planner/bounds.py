@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from tightwire.architecture import AllReduce, ParameterServer, Program
-from tightwire.cluster import Cluster, Graph
+from tightwire.cluster import Cluster, LinkGraph
 from tightwire.compression import Codec, Identity
 from tightwire.errors import PlanError, ProgramError
 from tightwire.plan import Plan
@@ -85,7 +85,7 @@ def _collective(plan: Plan, profile: Profile, cluster: Cluster) -> Collective:
     return costs_of(plan, profile, cluster).collective_for(codec, profile.num_bytes // 4, 4)
 
 
-def _busiest(program: Program, graph: Graph) -> BusiestLink | None:
+def _busiest(program: Program, graph: LinkGraph) -> BusiestLink | None:
     load: Counter[int] = Counter()
     for transfer in program.transfers:
         load.update(graph.route(transfer.src, transfer.dst))

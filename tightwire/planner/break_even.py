@@ -56,7 +56,7 @@ def pool_of(ranking: Ranking) -> tuple[Plan, ...]:
 
 
 @dataclass(frozen=True)
-class Turn:
+class BreakEven:
     """Where another plan would be chosen.
 
     Attributes:
@@ -72,7 +72,7 @@ class Turn:
 
 def find_change(
     choice: Callable[[float], Plan], farthest: float, precision: float = EXACT, start: float = 1.0
-) -> Turn:
+) -> BreakEven:
     """Returns the factor nearest to `start` at which another plan is chosen.
 
     Args:
@@ -88,7 +88,7 @@ def find_change(
             break
         near = far
     else:
-        return Turn(None, here, farthest)
+        return BreakEven(None, here, farthest)
     while max(near / far, far / near) > precision:
         middle = (near * far) ** 0.5
         found = choice(middle)
@@ -96,7 +96,7 @@ def find_change(
             near = middle
         else:
             far, there = middle, found
-    return Turn(far, there, far)
+    return BreakEven(far, there, far)
 
 
 def chosen_among(plans: Sequence[Plan], profile: Profile, cluster: Cluster, by: By = "step") -> Plan:

@@ -47,7 +47,7 @@ class Observed:
         self.proposal = [dict(ready_s), wire.latency_s, wire.bytes_per_s]
 
 
-class Watch:
+class GradientWatch:
     """Looks at the first rounds of an exchange.
 
     A piece's time is the median over rounds: one may include waiting for a rank that is late, or, as lanes side by

@@ -20,7 +20,7 @@ from tightwire.runtime.context import RunContext, require_cpu
 from tightwire.schedule import TensorFacts
 
 
-class Slot:
+class GossipBucket:
     """One bucket of parameters.
 
     Attributes:
@@ -74,7 +74,7 @@ def build_slots(
     plan: Plan,
     context: RunContext,
     neighbours: Callable[[int], Neighbours],
-) -> list[Slot]:
+) -> list[GossipBucket]:
     """Builds the buckets that the plan's schedule makes of parameters, each with the mixer of its compression.
 
     Args:
@@ -86,7 +86,7 @@ def build_slots(
     slots = []
     for number, (layout, compression) in enumerate(cut(parameters, plan, context)):
         compile_kernels(cast(Codec, compression[0]), layout.dtype)  # compiled now, not within the first step
-        slot = Slot(layout, parameters)
+        slot = GossipBucket(layout, parameters)
         slot.mixer = build_mixer(plan, compression, neighbours(number), slot.anchor.flat)
         slots.append(slot)
     return slots

@@ -6,7 +6,7 @@ from tightwire.simulate.counts import ProgramCounts, counts_of
 from tightwire.simulate.events import Computation, VirtualClock
 from tightwire.simulate.interval import COVERAGE, SIMULATION_ERROR
 from tightwire.simulate.predict import predict
-from tightwire.simulate.prediction import Bound, Prediction, Segment
+from tightwire.simulate.prediction import Bound, PredictedSegment, Prediction
 from tightwire.simulate.step import PieceTransfer, StepSimulation, Timeline
 from tightwire.simulate.stragglers import slowest_delay
 
@@ -19,9 +19,9 @@ __all__ = [
     "Computation",
     "Costs",
     "PieceTransfer",
+    "PredictedSegment",
     "Prediction",
     "ProgramCounts",
-    "Segment",
     "StepSimulation",
     "Timeline",
     "VirtualClock",

@@ -11,8 +11,8 @@ from tightwire.cluster import Cluster
 from tightwire.plan import Plan
 from tightwire.profile import Profile
 from tightwire.simulate.cost import BucketCost, total
-from tightwire.simulate.exchange import Exchange
-from tightwire.simulate.prediction import Bound, Prediction, Segment, bound_by
+from tightwire.simulate.exchange import SimulatedExchange
+from tightwire.simulate.prediction import Bound, PredictedSegment, Prediction, bound_by
 from tightwire.simulate.step import PieceTransfer, StepSimulation, Timeline
 from tightwire.simulate.stragglers import slowest_delay
 
@@ -28,7 +28,7 @@ def predict_bulk(plan: Plan, profile: Profile, cluster: Cluster, *, quick: bool 
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Bulk(Exchange):
+class _Bulk(SimulatedExchange):
     """An agreement on gradients, which overlaps with backward, and under some schedules with the next forward."""
 
     def prediction(self) -> Prediction:
@@ -83,25 +83,27 @@ class _Bulk(Exchange):
         )
         return steps.simulate(self.schedule.pacer(self.agenda))
 
-    def _critical_path(self, timeline: Timeline, before_s: float, after_s: float) -> Iterator[Segment]:
+    def _critical_path(
+        self, timeline: Timeline, before_s: float, after_s: float
+    ) -> Iterator[PredictedSegment]:
         """Yields what the end of the round waited for, in order of time."""
         if before_s > 0.0:
-            yield Segment(what="forward", start_s=0.0, end_s=before_s)
+            yield PredictedSegment(what="forward", start_s=0.0, end_s=before_s)
         if self._late_s > 0.0:
-            yield Segment(what="slowest worker", start_s=before_s, end_s=before_s + self._late_s)
+            yield PredictedSegment(what="slowest worker", start_s=before_s, end_s=before_s + self._late_s)
         begin_s = before_s + self._late_s
         moves, start_s = last_train(timeline)
         if start_s > 0.0:
-            yield Segment(what="backward", start_s=begin_s, end_s=begin_s + start_s)
+            yield PredictedSegment(what="backward", start_s=begin_s, end_s=begin_s + start_s)
         for bucket, run in itertools.groupby(moves, key=lambda move: move.bucket):
             pieces = list(run)
             from_s, to_s = min(piece.start_s for piece in pieces), pieces[-1].end_s
-            yield Segment(what=f"bucket {bucket}", start_s=begin_s + from_s, end_s=begin_s + to_s)
+            yield PredictedSegment(what=f"bucket {bucket}", start_s=begin_s + from_s, end_s=begin_s + to_s)
         end_s = begin_s + timeline.end_s
         if not moves and timeline.control_end_s > timeline.backward_end_s:
-            yield Segment(what="control message", start_s=begin_s + start_s, end_s=end_s)
+            yield PredictedSegment(what="control message", start_s=begin_s + start_s, end_s=end_s)
         if after_s > 0.0:
-            yield Segment(what="optimizer", start_s=end_s, end_s=end_s + after_s)
+            yield PredictedSegment(what="optimizer", start_s=end_s, end_s=end_s + after_s)
 
 
 def last_train(timeline: Timeline) -> tuple[list[PieceTransfer], float]:
@@ -117,7 +119,9 @@ def last_train(timeline: Timeline) -> tuple[list[PieceTransfer], float]:
     return (train, start_s) if train else ([], timeline.backward_end_s)
 
 
-def _shares(path: tuple[Segment, ...], timeline: Timeline, costs: list[BucketCost]) -> dict[Bound, float]:
+def _shares(
+    path: tuple[PredictedSegment, ...], timeline: Timeline, costs: list[BucketCost]
+) -> dict[Bound, float]:
     """Returns the seconds of the critical path by what they are spent on."""
     train, start_s = last_train(timeline)
     on_path = total(costs[move.piece] for move in train)

@@ -7,7 +7,7 @@ from functools import lru_cache
 from tightwire import architecture as architectures
 from tightwire.architecture import AllReduce, Architecture, Program, Setting, Wiring
 from tightwire.architecture.allreduce.traffic import predict_bytes
-from tightwire.cluster import PRIOR_RESIDUAL, Cluster, Fit, Graph, nccl
+from tightwire.cluster import PRIOR_RESIDUAL, Cluster, Fit, LinkGraph, nccl
 from tightwire.compression import Codec, Identity
 from tightwire.errors import ProgramError
 from tightwire.simulate.counts import CLOSED_FORMS, MAX_BUILT, ProgramCounts, busiest_rank, count, counts_of
@@ -32,7 +32,7 @@ class Collective:
         self.name, self.workers, self.program = name, workers, program
         self.counts: ProgramCounts = count(program) if program and workers > 1 else counts_of(name, workers)
         self._busiest = busiest_rank(program) if program and workers > 1 else 0
-        self._on_links: dict[Graph, Fit] = {}
+        self._on_links: dict[LinkGraph, Fit] = {}
         self._sent: dict[tuple[Codec, int, int], int] = {}
 
     @property

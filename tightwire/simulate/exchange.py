@@ -43,7 +43,7 @@ def _partition(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exchange:
+class SimulatedExchange:
     """What one agreement moves: buckets, pieces, their costs."""
 
     plan: Plan

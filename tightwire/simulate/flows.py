@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tightwire.architecture import Program
-from tightwire.cluster import PRIOR_RESIDUAL, Fit, Graph
+from tightwire.cluster import PRIOR_RESIDUAL, Fit, LinkGraph
 
 Floats = NDArray[np.float64]
 
@@ -47,7 +47,7 @@ def fair_rates(uses: Floats, counts: Floats, capacity: Floats) -> Floats:
     return rates
 
 
-def step_seconds(graph: Graph, flows: Sequence[tuple[int, int, float]]) -> float:
+def step_seconds(graph: LinkGraph, flows: Sequence[tuple[int, int, float]]) -> float:
     """Returns how long flows take that begin together: (src rank, dst rank, bytes) each."""
     flows = [flow for flow in flows if flow[2] > 0]
     latency_s = max((graph.latency_s(src, dst) for src, dst, _ in flows), default=0.0)
@@ -77,7 +77,7 @@ def _drain(uses: Floats, counts: Floats, left: Floats, capacity: Floats) -> floa
     return seconds
 
 
-def program_seconds(program: Program, graph: Graph, chunk_bytes: Sequence[float]) -> float:
+def program_seconds(program: Program, graph: LinkGraph, chunk_bytes: Sequence[float]) -> float:
     """Returns how long a program takes on a graph: step after step, or all of a pipelined program's at once.
 
     A program that flows, in small pieces, takes all its steps' latencies and the bytes of the busiest link.
@@ -99,7 +99,7 @@ def program_seconds(program: Program, graph: Graph, chunk_bytes: Sequence[float]
     return total_s
 
 
-def _flow_seconds(program: Program, graph: Graph, chunk_bytes: Sequence[float]) -> float:
+def _flow_seconds(program: Program, graph: LinkGraph, chunk_bytes: Sequence[float]) -> float:
     load: Counter[int] = Counter()
     latency_s = 0.0
     for _, transfers in program.steps():
@@ -112,7 +112,7 @@ def _flow_seconds(program: Program, graph: Graph, chunk_bytes: Sequence[float]) 
     return latency_s + busiest_s
 
 
-def fit_on(program: Program, graph: Graph, sent_share: float) -> Fit:
+def fit_on(program: Program, graph: LinkGraph, sent_share: float) -> Fit:
     """Returns α and β of a program on a graph, for chunks of equal size.
 
     Args:

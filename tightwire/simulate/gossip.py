@@ -16,7 +16,7 @@ from tightwire.profile import Profile
 from tightwire.simulate.collective import Collective
 from tightwire.simulate.flows import program_seconds
 from tightwire.simulate.interval import with_interval
-from tightwire.simulate.prediction import Bound, Prediction, Segment, bound_by
+from tightwire.simulate.prediction import Bound, PredictedSegment, Prediction, bound_by
 from tightwire.simulate.stragglers import slowest_delay
 
 # Rounds of a period that are looked at; drawn graphs have many that are alike.
@@ -64,8 +64,8 @@ class _Mixing:
             bytes_per_step=round(sent / steps),
             bound_by=bound_by(shares, compute_s, round_s - compute_s),
             critical_path=(
-                Segment(what="compute", start_s=0.0, end_s=compute_s),
-                Segment(what="round of gossip", start_s=compute_s, end_s=round_s),
+                PredictedSegment(what="compute", start_s=0.0, end_s=compute_s),
+                PredictedSegment(what="round of gossip", start_s=compute_s, end_s=round_s),
             ),
         )
         residual = max((fit.residual for fit in self._fits), default=PRIOR_RESIDUAL)

@@ -12,7 +12,7 @@ Bound = Literal["compute", "wire", "latency", "codec", "stragglers"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segment:
+class PredictedSegment:
     """One stretch of the critical path, in seconds from the start of the step."""
 
     what: str
@@ -54,7 +54,7 @@ class Prediction:
     exposed_s: float
     bytes_per_step: int
     bound_by: Bound
-    critical_path: tuple[Segment, ...]
+    critical_path: tuple[PredictedSegment, ...]
     wire_deviation_s: float = 0.0
 
     def values(self) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from tightwire.cluster import Cluster
 from tightwire.plan import Plan
 from tightwire.profile import Profile
 from tightwire.simulate.cost import FREE, BucketCost, node_of
-from tightwire.simulate.exchange import Exchange, scaled
-from tightwire.simulate.prediction import Bound, Prediction, Segment, bound_by
+from tightwire.simulate.exchange import SimulatedExchange, scaled
+from tightwire.simulate.prediction import Bound, PredictedSegment, Prediction, bound_by
 from tightwire.simulate.stragglers import slowest_delay
 
 # Local methods subtract parameters from anchors, anchors from means, and copy the result back.
@@ -31,7 +31,7 @@ def predict_rounds(plan: Plan, profile: Profile, cluster: Cluster) -> Prediction
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Delayed(Exchange):
+class _Delayed(SimulatedExchange):
     """StepSimulation with means of the step before: compute and exchange side by side, the longer one sets the pace."""
 
     def prediction(self) -> Prediction:
@@ -48,7 +48,7 @@ class _Delayed(Exchange):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Local(Exchange):
+class _Local(SimulatedExchange):
     """Rounds of parameters: several steps alone, then an exchange that all wait for, or that travels behind steps."""
 
     def prediction(self) -> Prediction:
@@ -65,9 +65,9 @@ class _Local(Exchange):
         compute_s = steps * profile.compute_s + fragments * hidden * each.stolen_s
         sent = fragments * (each.sent_bytes + self.costs.message(2).sent_bytes) + inner.sent_bytes
         path = (
-            Segment(what="compute", start_s=0.0, end_s=compute_s),
-            Segment(what="slowest worker", start_s=compute_s, end_s=compute_s + late_s),
-            Segment(what="exchange", start_s=compute_s + late_s, end_s=compute_s + exposed_s),
+            PredictedSegment(what="compute", start_s=0.0, end_s=compute_s),
+            PredictedSegment(what="slowest worker", start_s=compute_s, end_s=compute_s + late_s),
+            PredictedSegment(what="exchange", start_s=compute_s + late_s, end_s=compute_s + exposed_s),
         )
         moving = scaled(self.whole, waited_s / (fragments * each.seconds) if each.seconds else 0.0) + inner
         round_s = compute_s + exposed_s
@@ -111,7 +111,7 @@ class _Local(Exchange):
 
 
 def side_by_side(
-    exchange: Exchange, step_s: float, compute_s: float, moving: BucketCost, control_bytes: int
+    exchange: SimulatedExchange, step_s: float, compute_s: float, moving: BucketCost, control_bytes: int
 ) -> Prediction:
     """Returns the prediction of compute and exchange that nothing but the longer one of bounds."""
     is_computing = compute_s >= moving.seconds
@@ -125,6 +125,6 @@ def side_by_side(
         exposed_s=max(0.0, step_s - compute_s),
         bytes_per_step=moving.sent_bytes + control_bytes,
         bound_by="compute" if is_computing else on_wire,
-        critical_path=(Segment(what=what, start_s=0.0, end_s=step_s),),
+        critical_path=(PredictedSegment(what=what, start_s=0.0, end_s=step_s),),
     )
     return exchange.with_interval(found)

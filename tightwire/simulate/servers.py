@@ -23,7 +23,7 @@ from tightwire.profile import Profile
 from tightwire.simulate.collective import GAP
 from tightwire.simulate.cost import FREE, BucketCost
 from tightwire.simulate.interval import with_interval
-from tightwire.simulate.prediction import Bound, Prediction, Segment, bound_by
+from tightwire.simulate.prediction import Bound, PredictedSegment, Prediction, bound_by
 from tightwire.simulate.stragglers import expected_delay
 
 # A push and its answer: a request, its payload, the reply, its payload.
@@ -75,9 +75,9 @@ class _Serving:
             bytes_per_step=moving.sent_bytes,
             bound_by=bound_by(shares, compute_s, step_s - compute_s),
             critical_path=(
-                Segment(what="compute", start_s=0.0, end_s=compute_s),
-                Segment(what="waiting", start_s=compute_s, end_s=compute_s + late_s),
-                Segment(what="push and pull", start_s=compute_s + late_s, end_s=step_s),
+                PredictedSegment(what="compute", start_s=0.0, end_s=compute_s),
+                PredictedSegment(what="waiting", start_s=compute_s, end_s=compute_s + late_s),
+                PredictedSegment(what="push and pull", start_s=compute_s + late_s, end_s=step_s),
             ),
         )
         return with_interval(found, profile, self.cluster, PRIOR_RESIDUAL)

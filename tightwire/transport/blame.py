@@ -44,7 +44,7 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
+class RankObserved:
     """What one rank knows of the others when a wait of its own has failed.
 
     Attributes:
@@ -72,7 +72,7 @@ def reach(start: Iterable[int], waits: Mapping[int, Collection[int]]) -> set[int
     return reached
 
 
-def judge_gone(peers: Iterable[int], observed: Observed) -> Verdict | None:
+def judge_gone(peers: Iterable[int], observed: RankObserved) -> Verdict | None:
     """Returns who is gone among those that a wait for `peers` depends on, the likeliest cause first.
 
     A rank that said why it failed comes before one that died, which comes before one that is silent: the others may
@@ -94,7 +94,7 @@ def judge_gone(peers: Iterable[int], observed: Observed) -> Verdict | None:
     return None
 
 
-def judge_late(peers: Iterable[int], observed: Observed) -> Verdict:
+def judge_late(peers: Iterable[int], observed: RankObserved) -> Verdict:
     """Returns who is late, where all that a wait for `peers` depends on are alive; or that they wait in a cycle."""
     reached = reach(peers, observed.waits)
     late = sorted(rank for rank in reached if not observed.waits.get(rank))

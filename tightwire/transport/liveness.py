@@ -25,7 +25,7 @@ from tightwire.errors import PeerError
 from tightwire.transport import program
 from tightwire.transport.addresses import Address
 from tightwire.transport.blame import (
-    Observed,
+    RankObserved,
     Verdict,
     Wait,
     accuse,
@@ -342,7 +342,7 @@ class Liveness:
         broken_patience_s = min(BROKEN_SILENT_S, self.deadline_s / 2)
         patience_s = broken_patience_s if waiting.is_broken else self.deadline_s - self._quiet_s
         silent = {r for r, since in self._asked_s.items() if now - since >= patience_s} - self._dead
-        observed = Observed(
+        observed = RankObserved(
             waits={r: answer.waits for r, answer in self._answers.items()} | {self.rank: peers},
             dead=self._dead,
             silent=(silent | self.lost) - self._dead
@@ -370,7 +370,7 @@ class Liveness:
             return Verdict((), "alone")
         return verdict
 
-    def _judge_late(self, waiting: Waiting, peers: set[int], observed: Observed, age_s: float) -> None:
+    def _judge_late(self, waiting: Waiting, peers: set[int], observed: RankObserved, age_s: float) -> None:
         unknown = reach(peers, observed.waits) - self._answers.keys() - {self.rank}
         if unknown or not peers:
             return

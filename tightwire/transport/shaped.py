@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @final
-class Direction:
+class ShapedDirection:
     """One direction of a link: messages pass one after another, each taking its bytes over the rate."""
 
     def __init__(self, rate_bytes_per_s: float) -> None:
@@ -47,7 +47,7 @@ class Shaped(Wrapper):
         *,
         rate_bytes_per_s: float,
         latency_s: float = 0.0,
-        lines: tuple[Direction, Direction] | None = None,
+        lines: tuple[ShapedDirection, ShapedDirection] | None = None,
     ) -> None:
         """Wraps `inner`.
 
@@ -60,7 +60,7 @@ class Shaped(Wrapper):
         super().__init__(inner)
         self.rate_bytes_per_s = rate_bytes_per_s
         self.latency_s = latency_s
-        self._out, self._in = lines or (Direction(rate_bytes_per_s), Direction(rate_bytes_per_s))
+        self._out, self._in = lines or (ShapedDirection(rate_bytes_per_s), ShapedDirection(rate_bytes_per_s))
         self._clock = _Clock()
 
     def isend(self, tensor: Tensor, dst: int, tag: int) -> Work:
@@ -170,7 +170,7 @@ class _Later:
 class _Arrival:
     """A receive that is complete once its bytes have passed the incoming line."""
 
-    def __init__(self, work: Work, line: Direction, num_bytes: int) -> None:
+    def __init__(self, work: Work, line: ShapedDirection, num_bytes: int) -> None:
         self._work, self._line, self._num_bytes = work, line, num_bytes
 
     def wait(self) -> None:

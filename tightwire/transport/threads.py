@@ -19,7 +19,7 @@ from tightwire.transport.base import (
     check_message,
     check_summable,
 )
-from tightwire.transport.blame import Observed, Verdict, Wait, accuse, describe, judge_gone, judge_late
+from tightwire.transport.blame import RankObserved, Verdict, Wait, accuse, describe, judge_gone, judge_late
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,7 +116,7 @@ class World:
 
     def _decide(self, peers: frozenset[int], gone: Collection[int]) -> None:
         notes = {r: self.left.get(r) or self.notes.get(r, "") for r in gone}
-        observed = Observed(waits=self._waits, left=notes)
+        observed = RankObserved(waits=self._waits, left=notes)
         self._verdict = self._verdict or judge_gone(peers, observed) or judge_late(peers, observed)
         self.changed.notify_all()
 

@@ -44,7 +44,7 @@ STEPS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class LabCell:
     """A workload on links of one rate."""
 
     rate_bytes_per_s: float
@@ -65,14 +65,14 @@ class Calibration:
     pass_s_per_element: float
 
 
-def cells() -> tuple[Cell, ...]:
+def cells() -> tuple[LabCell, ...]:
     """Returns what is measured: wires slower than, as fast as and faster than their workloads."""
 
-    def of(model: str, rate: float, wire_over_compute: float) -> Cell:
+    def of(model: str, rate: float, wire_over_compute: float) -> LabCell:
         num_bytes = steps.bytes_for(wire_over_compute * COMPUTE_S, WORKERS, rate)
-        return Cell(rate_bytes_per_s=rate, workload=shaped_like(model, num_bytes, COMPUTE_S))
+        return LabCell(rate_bytes_per_s=rate, workload=shaped_like(model, num_bytes, COMPUTE_S))
 
-    even = Cell(rate_bytes_per_s=25e6, workload=uniform(24, 2**19, COMPUTE_S))
+    even = LabCell(rate_bytes_per_s=25e6, workload=uniform(24, 2**19, COMPUTE_S))
     return even, of("resnet50", 62.5e6, 0.8), of("bert-base", 125e6, 1.5)
 
 
@@ -174,7 +174,7 @@ def calibrate(rate_bytes_per_s: float) -> Calibration:
     )
 
 
-def _teller(cell: Cell) -> Callable[[steps.StepRow], None]:
+def _teller(cell: LabCell) -> Callable[[steps.StepRow], None]:
     def tell(row: steps.StepRow) -> None:
         print(f"{cell.name}: {row.plan} {row.step_s:.3f} s", file=sys.stderr, flush=True)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from tightwire.parallel import Accelerators, Layout, Training, Transformer, predict_iteration
+from tightwire.parallel import Accelerators, Layout, TrainingCost, Transformer, predict_iteration
 from tightwire.validate import published
 from tightwire.validate.fitting import Prior, as_numbers, fit
 from tightwire.validate.table import Point, Table, deviation_of, interval
@@ -26,7 +26,7 @@ PRIORS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class MegatronCase:
     """One measured configuration."""
 
     model: Transformer
@@ -40,9 +40,9 @@ class Case:
         return self.model.hidden, self.how.tensor, self.how.data, self.how.pipeline
 
 
-def predict(devices: Accelerators, case: Case) -> float:
+def predict(devices: Accelerators, case: MegatronCase) -> float:
     """Returns the predicted seconds of an iteration."""
-    training = Training(batch=case.global_batch, fused=False, overlaps=False)
+    training = TrainingCost(batch=case.global_batch, fused=False, overlaps=False)
     return predict_iteration(case.model, case.how, training, devices).seconds
 
 
@@ -88,11 +88,11 @@ def deviation_without(family: tuple[int, ...]) -> float:
     return deviation_of(((predict(fitted_without(case.family), case), case.seconds) for case in others), 0)
 
 
-def cases() -> Iterator[Case]:
+def cases() -> Iterator[MegatronCase]:
     """Yields what was measured."""
     for row in published.read("megatron_a100_iterations.csv"):
         number = {name: float(value) for name, value in row.items()}
-        yield Case(
+        yield MegatronCase(
             model=Transformer(
                 layers=int(number["layers"]),
                 hidden=int(number["hidden"]),

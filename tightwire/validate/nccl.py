@@ -23,7 +23,7 @@ DGX1_LINKS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class NcclCase:
     """One measured all-reduce."""
 
     table: str
@@ -128,10 +128,10 @@ def scaling_table() -> Table:
     )
 
 
-def cases() -> Iterator[Case]:
+def cases() -> Iterator[NcclCase]:
     """Yields what was measured inside nodes, sizes from 1 MiB on."""
     for row in published.read("nccl_allreduce_times.csv"):
-        yield Case(
+        yield NcclCase(
             table=f"{row['gpus']} {row['gpu']}",
             gpu=row["gpu"],
             gpus=int(row["gpus"]),
@@ -140,10 +140,10 @@ def cases() -> Iterator[Case]:
         )
 
 
-def public_cases() -> Iterator[Case]:
+def public_cases() -> Iterator[NcclCase]:
     """Yields what public logs of nccl-tests and rccl-tests show, inside nodes and across."""
     for row in published.read("nccl_tests_all_reduce.csv"):
-        yield Case(
+        yield NcclCase(
             table=row["table"],
             gpu=row["device"],
             gpus=int(row["ranks"]),
@@ -152,14 +152,14 @@ def public_cases() -> Iterator[Case]:
         )
 
 
-def _groups() -> list[list[Case]]:
-    groups: dict[str, list[Case]] = {}
+def _groups() -> list[list[NcclCase]]:
+    groups: dict[str, list[NcclCase]] = {}
     for case in (*cases(), *public_cases()):
         groups.setdefault(case.table, []).append(case)
     return list(groups.values())
 
 
-def _in_node(node: Node, case: Case) -> float:
+def _in_node(node: Node, case: NcclCase) -> float:
     n = case.gpus
     wire_s_per_byte = 2 * (n - 1) / n / (rings(case.gpu, n) * node.ring_bytes_per_s)
     steps_s = 2 * (n - 1) * node.step_s
@@ -167,7 +167,7 @@ def _in_node(node: Node, case: Case) -> float:
 
 
 def _points(
-    group: Sequence[Case], predict: Callable[[Case], float], is_held_out: Callable[[int], bool]
+    group: Sequence[NcclCase], predict: Callable[[NcclCase], float], is_held_out: Callable[[int], bool]
 ) -> list[Point]:
     return [
         Point(

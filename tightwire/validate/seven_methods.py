@@ -99,7 +99,7 @@ def priors(network: str) -> dict[str, Prior]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class SevenMethodsCase:
     """One measured run: how many samples per second all GPUs together trained on."""
 
     model: str
@@ -201,7 +201,7 @@ METHODS: Mapping[str, Method] = {
 }
 
 
-def predict(testbed: Testbed, case: Case) -> float:
+def predict(testbed: Testbed, case: SevenMethodsCase) -> float:
     """Returns the predicted samples per second."""
     step_s = METHODS[case.method](testbed, load(case.model), case.gpus)
     return case.batch_per_gpu * case.gpus / step_s
@@ -241,11 +241,11 @@ def table() -> Table:
     )
 
 
-def cases() -> Iterator[Case]:
+def cases() -> Iterator[SevenMethodsCase]:
     """Yields what was measured on more than one GPU."""
     for row in published.read("seven_methods_throughput.csv"):
         if int(row["gpus"]) > 1:
-            yield Case(
+            yield SevenMethodsCase(
                 model=row["model"],
                 network=row["network"],
                 method=row["method"],

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from tightwire.errors import PlanError
-from tightwire.parallel import Accelerators, Layout, Training, Transformer, predict_iteration, transformer
+from tightwire.parallel import Accelerators, Layout, TrainingCost, Transformer, predict_iteration, transformer
 from tightwire.parallel.layout import divisors
 from tightwire.profile.devices import DEVICES
 from tightwire.validate import megatron, published
@@ -36,7 +36,7 @@ class PublishedRun:
     source: str
     model: Transformer
     layouts: tuple[Layout, ...]
-    training: Training
+    training: TrainingCost
     device: str
     seconds: float
 
@@ -94,7 +94,7 @@ def runs() -> Iterator[PublishedRun]:
         model = dataclasses.replace(transformer(row["model"]), seq_len=int(row["seq_len"]))
         if row["heads"]:
             model = dataclasses.replace(model, heads=int(row["heads"]), vocabulary=int(row["vocabulary"]))
-        training = Training(
+        training = TrainingCost(
             batch=int(row["batch"]), fused=row["fused"] == "1", overlaps=row["overlaps"] == "1"
         )
         yield PublishedRun(

@@ -23,7 +23,7 @@ ALIGN_BYTES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class RunnerJob:
     """What a runner is for."""
 
     program: Program
@@ -61,7 +61,7 @@ class Buffers(abc.ABC):
 class DenseBuffers(Buffers):
     """Values as they are, summed in place in `mean`."""
 
-    def __init__(self, job: Job, num_slots: int) -> None:
+    def __init__(self, job: RunnerJob, num_slots: int) -> None:
         self._sizes = list(job.pieces.sizes)
         self._num_ranks = job.program.num_ranks
         self._slots = torch.empty(num_slots, max(self._sizes, default=0), dtype=job.dtype).unbind()
@@ -104,7 +104,7 @@ class MessageBuffers(Buffers):
     message; added to, it is decoded into `mean`. A finished value travels on as the message that it came in.
     """
 
-    def __init__(self, job: Job, num_slots: int) -> None:
+    def __init__(self, job: RunnerJob, num_slots: int) -> None:
         self._codec, self._num_ranks = job.codec, job.program.num_ranks
         self._sizes = list(job.pieces.sizes)
         self._bytes = message_sizes(job.program, job.codec, job.pieces, job.dtype.itemsize)
@@ -188,7 +188,7 @@ class MessageBuffers(Buffers):
 class GatherBuffers(Buffers):
     """Whole messages, one per rank, that everybody decodes and adds in rank order."""
 
-    def __init__(self, job: Job, num_slots: int) -> None:
+    def __init__(self, job: RunnerJob, num_slots: int) -> None:
         self._codec, self._rank = job.codec, job.rank
         self._messages = _aligned(
             [job.codec.wire_bytes(job.numel, job.dtype.itemsize)] * job.program.num_ranks

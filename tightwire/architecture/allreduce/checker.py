@@ -130,7 +130,7 @@ class Values:
 
 
 @dataclass
-class Trace:
+class ProgramTrace:
     """What a run on symbols saw; lists run parallel to `program.transfers`.
 
     Attributes:
@@ -154,7 +154,7 @@ class Trace:
     ends: list[int] = field(default_factory=list)
 
 
-def check(program: Program, goal: Goal | None = None) -> Trace:
+def check(program: Program, goal: Goal | None = None) -> ProgramTrace:
     """Proves that `program` reaches `goal`, by default the one it declares, and with equal bits on all ranks.
 
     Returns:
@@ -172,7 +172,7 @@ class _Machine:
     def __init__(self, program: Program, goal: Goal) -> None:
         self.program, self.goal = program, goal
         spread = () if program.gathers else (t.chunk for t in program.transfers if t.op == "copy")
-        self.trace = Trace(spread=frozenset(spread))
+        self.trace = ProgramTrace(spread=frozenset(spread))
         self.full = (1 << program.num_ranks) - 1
         self.holds: list[dict[int, int]] = [
             {
@@ -183,7 +183,7 @@ class _Machine:
             for rank in range(program.num_ranks)
         ]
 
-    def run(self) -> Trace:
+    def run(self) -> ProgramTrace:
         last_step = -1
         for step, transfers in self.program.steps():
             if step <= last_step:

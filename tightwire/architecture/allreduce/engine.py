@@ -13,7 +13,7 @@ from tightwire.transport.base import Transport, Work
 RECEIVES_AHEAD = 32
 
 
-class Engine:
+class PartRunner:
     """Moves the pieces of one part: receives posted before sends, and always some receives ahead.
 
     A send leaves as soon as the arrival that it depends on is taken in, so the reduction of a piece overlaps

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tightwire.architecture.allreduce.buffers import Buffers, Job
-from tightwire.architecture.allreduce.engine import RECEIVES_AHEAD, Engine
+from tightwire.architecture.allreduce.buffers import Buffers, RunnerJob
+from tightwire.architecture.allreduce.engine import RECEIVES_AHEAD, PartRunner
 from tightwire.architecture.allreduce.part import Receive, Send, part_of
 from tightwire.architecture.allreduce.program import Program
 from tightwire.architecture.allreduce.traffic import PIECE_BYTES, pieces_of, predict_bytes
@@ -60,12 +60,14 @@ class Mover:
         whole, codec = numel * size if self._swaps else numel, Identity()
         self.bytes_sent = predict_bytes(program, codec, whole, dtype.itemsize, transport.rank, piece_bytes)
         pieces = pieces_of(program, codec, whole, dtype.itemsize, piece_bytes)
-        job = Job(program=program, rank=transport.rank, codec=codec, numel=whole, dtype=dtype, pieces=pieces)
+        job = RunnerJob(
+            program=program, rank=transport.rank, codec=codec, numel=whole, dtype=dtype, pieces=pieces
+        )
         part = part_of(program, transport.rank, pieces, tag)
         self._buffers = SumBuffers(job, min(RECEIVES_AHEAD, len(part.receives)))
         self._of_chunk = pieces.of_chunk
         self._engine = (
-            Engine(part, transport, self._buffers, len(pieces.sizes)) if whole and size > 1 else None
+            PartRunner(part, transport, self._buffers, len(pieces.sizes)) if whole and size > 1 else None
         )
 
     def chunk(self, buffer: Tensor, chunk: int) -> Tensor:
@@ -129,7 +131,7 @@ class Mover:
 class SumBuffers(Buffers):
     """Values as they are, summed in place and not divided, wherever they were placed."""
 
-    def __init__(self, job: Job, num_slots: int) -> None:
+    def __init__(self, job: RunnerJob, num_slots: int) -> None:
         self.sizes = list(job.pieces.sizes)
         self._slots = torch.empty(num_slots, max(self.sizes, default=0), dtype=job.dtype).unbind()
         self._views: Sequence[Tensor] = ()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 
-from tightwire.architecture.allreduce.checker import Trace, check
+from tightwire.architecture.allreduce.checker import ProgramTrace, check
 from tightwire.architecture.allreduce.program import Op, Program, Transfer
 from tightwire.architecture.allreduce.traffic import Pieces
 from tightwire.errors import ProgramError
@@ -98,7 +98,7 @@ class Part:
 
 
 @lru_cache(maxsize=64)
-def trace_of(program: Program) -> Trace:
+def trace_of(program: Program) -> ProgramTrace:
     """Returns what a run of the program on symbols sees; checked once."""
     return check(program)
 

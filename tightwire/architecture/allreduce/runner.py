@@ -6,8 +6,14 @@ import torch
 from torch import Tensor
 
 from tightwire.architecture.allreduce.accuracy import error_of_mean
-from tightwire.architecture.allreduce.buffers import Buffers, DenseBuffers, GatherBuffers, Job, MessageBuffers
-from tightwire.architecture.allreduce.engine import RECEIVES_AHEAD, Engine
+from tightwire.architecture.allreduce.buffers import (
+    Buffers,
+    DenseBuffers,
+    GatherBuffers,
+    MessageBuffers,
+    RunnerJob,
+)
+from tightwire.architecture.allreduce.engine import RECEIVES_AHEAD, PartRunner
 from tightwire.architecture.allreduce.part import part_of
 from tightwire.architecture.allreduce.program import Program
 from tightwire.architecture.allreduce.traffic import PIECE_BYTES, pieces_of, predict_bytes
@@ -67,7 +73,9 @@ class Runner:
         )
         self.bytes_sent = predict_bytes(program, codec, numel, dtype.itemsize, transport.rank, piece_bytes)
         pieces = pieces_of(program, codec, numel, dtype.itemsize, piece_bytes)
-        job = Job(program=program, rank=transport.rank, codec=codec, numel=numel, dtype=dtype, pieces=pieces)
+        job = RunnerJob(
+            program=program, rank=transport.rank, codec=codec, numel=numel, dtype=dtype, pieces=pieces
+        )
         self._way = _way(job, transport, tag) if numel and transport.size > 1 else None
 
     def run(self, work: Tensor, mean: Tensor, *, seed: int = 0) -> None:
@@ -132,7 +140,7 @@ def _check_fit(program: Program, transport: Transport, codec: Codec) -> None:
         )
 
 
-def _way(job: Job, transport: Transport, tag: int) -> _Native | Engine:
+def _way(job: RunnerJob, transport: Transport, tag: int) -> _Native | PartRunner:
     if job.program.native:
         return _Native(job, transport)
     part = part_of(job.program, job.rank, job.pieces, tag)
@@ -143,13 +151,13 @@ def _way(job: Job, transport: Transport, tag: int) -> _Native | Engine:
         buffers = DenseBuffers(job, slots)
     else:
         buffers = MessageBuffers(job, slots)
-    return Engine(part, transport, buffers, len(job.pieces.sizes))
+    return PartRunner(part, transport, buffers, len(job.pieces.sizes))
 
 
 class _Native:
     """Leaves the sum to the backend."""
 
-    def __init__(self, job: Job, transport: Transport) -> None:
+    def __init__(self, job: RunnerJob, transport: Transport) -> None:
         self._transport, self._codec = transport, job.codec
         name = job.codec.sums_as or str(job.dtype).removeprefix("torch.")
         if name not in transport.native_dtypes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 
-from tightwire.architecture.allreduce.checker import Goal, Trace, check
+from tightwire.architecture.allreduce.checker import Goal, ProgramTrace, check
 from tightwire.architecture.allreduce.program import Program, Transfer
 from tightwire.architecture.gossip.mixing import Mixing
 
@@ -38,7 +38,7 @@ def mixes(mixing: Mixing) -> Goal:
     )
 
 
-def check_round(program: Program, mixing: Mixing) -> Trace:
+def check_round(program: Program, mixing: Mixing) -> ProgramTrace:
     """Proves that `program` carries out one round of `mixing`, no more and no less.
 
     Raises:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tightwire.bench.chaos.faults import FAULTS
-from tightwire.bench.chaos.worker import Trial, run_worker
+from tightwire.bench.chaos.worker import ChaosTrial, run_worker
 
 # Beyond the deadline a worker may take so long to say why it ends, and to end.
 MORE_S: Final = 10.0
@@ -57,7 +57,7 @@ class Ending:
     leftovers: tuple[str, ...]
 
 
-def run_trial(trial: Trial) -> Ending:
+def run_trial(trial: ChaosTrial) -> Ending:
     """Forks the workers, strikes from outside where the fault asks for it, and waits until all have ended.
 
     Contract: the caller has imported torch and run nothing with it: a fork takes no threads along.
@@ -77,7 +77,7 @@ def run_trial(trial: Trial) -> Ending:
     return Ending(workers=tuple(workers), leftovers=tuple(leftovers))
 
 
-def _environment(trial: Trial) -> dict[str, str]:
+def _environment(trial: ChaosTrial) -> dict[str, str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     return {
@@ -90,7 +90,7 @@ def _environment(trial: Trial) -> dict[str, str]:
     }
 
 
-def _fork(trial: Trial, rank: int, folder: pathlib.Path, environment: Mapping[str, str]) -> int:
+def _fork(trial: ChaosTrial, rank: int, folder: pathlib.Path, environment: Mapping[str, str]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -117,7 +117,7 @@ def _fork(trial: Trial, rank: int, folder: pathlib.Path, environment: Mapping[st
 
 
 def _watch(
-    trial: Trial, processes: Mapping[int, int], folder: pathlib.Path
+    trial: ChaosTrial, processes: Mapping[int, int], folder: pathlib.Path
 ) -> dict[int, tuple[int | None, float]]:
     """Returns exit code and time of each rank; continues, and at the end kills, those that are stopped."""
     fault = FAULTS.get(trial.fault)

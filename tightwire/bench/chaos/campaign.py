@@ -12,7 +12,7 @@ from typing import Final
 from tightwire.bench.chaos.arena import Ended, Ending, run_trial
 from tightwire.bench.chaos.faults import FAMILIES, FAULTS, LOCAL_FAULTS
 from tightwire.bench.chaos.network import run_on_hosts
-from tightwire.bench.chaos.worker import Trial
+from tightwire.bench.chaos.worker import ChaosTrial
 
 NONE: Final = "none"
 
@@ -41,7 +41,7 @@ class Campaign:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class TrialOutcome:
     """One fault and what was wrong with its end.
 
     Attributes:
@@ -54,7 +54,7 @@ class Outcome:
         seconds: that it took.
     """
 
-    trial: Trial
+    trial: ChaosTrial
     hangs: tuple[str, ...] = ()
     wrong_names: tuple[str, ...] = ()
     divergences: tuple[str, ...] = ()
@@ -89,7 +89,7 @@ class FamilyRow:
 class _Judge:
     """Collects what is wrong with one end."""
 
-    trial: Trial
+    trial: ChaosTrial
     ending: Ending
     hangs: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
@@ -154,7 +154,7 @@ class _Judge:
                 self.parted.append(f"rank {rank} ended with parameters that are not finite")
 
 
-def draw(campaign: Campaign) -> Iterator[Trial]:
+def draw(campaign: Campaign) -> Iterator[ChaosTrial]:
     """Yields the trials, the same for the same campaign: every plan and every fault as often as any other."""
     dice = random.Random(campaign.seed)
     plans, faults = list[str](), list[str]()
@@ -164,7 +164,7 @@ def draw(campaign: Campaign) -> Iterator[Trial]:
         plan, fault = plans.pop(), faults.pop()
         steps = 24
         servers = 1 if "servers=1" in plan else 0
-        yield Trial(
+        yield ChaosTrial(
             plan=plan,
             fault=fault,
             victim=dice.randrange(campaign.workers - servers),
@@ -178,13 +178,13 @@ def draw(campaign: Campaign) -> Iterator[Trial]:
         )
 
 
-def judge(trial: Trial, ending: Ending, seconds: float) -> Outcome:
+def judge(trial: ChaosTrial, ending: Ending, seconds: float) -> TrialOutcome:
     """Returns what was wrong with how a trial ended."""
     judging = _Judge(trial, ending)
     judging.judge()
     others = [w for rank, w in enumerate(ending.workers) if rank != trial.victim]
     trained = [w for w in others if w.end.get("steps")] or others
-    return Outcome(
+    return TrialOutcome(
         trial=trial,
         hangs=tuple(judging.hangs),
         wrong_names=tuple(judging.wrong),
@@ -195,7 +195,7 @@ def judge(trial: Trial, ending: Ending, seconds: float) -> Outcome:
     )
 
 
-def run_campaign(campaign: Campaign, on_outcome: Callable[[Outcome], None]) -> list[Outcome]:
+def run_campaign(campaign: Campaign, on_outcome: Callable[[TrialOutcome], None]) -> list[TrialOutcome]:
     """Runs the trials one after another and returns how they ended.
 
     Args:
@@ -210,7 +210,7 @@ def run_campaign(campaign: Campaign, on_outcome: Callable[[Outcome], None]) -> l
     import tightwire.planner
     import tightwire.transport.join  # noqa: F401
 
-    outcomes: list[Outcome] = []
+    outcomes: list[TrialOutcome] = []
     began_s = time.monotonic()
     for trial in draw(campaign):
         if campaign.seconds is not None and time.monotonic() - began_s > campaign.seconds:
@@ -223,7 +223,7 @@ def run_campaign(campaign: Campaign, on_outcome: Callable[[Outcome], None]) -> l
     return outcomes
 
 
-def families(outcomes: Sequence[Outcome]) -> list[FamilyRow]:
+def families(outcomes: Sequence[TrialOutcome]) -> list[FamilyRow]:
     """Returns one row per plan."""
     rows = []
     for plan in dict.fromkeys(outcome.trial.plan for outcome in outcomes):

@@ -11,7 +11,7 @@ Expected = Literal["goes-on", "named", "loses", "noticed"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fault:
+class ChaosFault:
     """One kind of fault.
 
     Attributes:
@@ -34,22 +34,22 @@ class Fault:
 FAULTS: Final = {
     fault.name: fault
     for fault in (
-        Fault(name="kill", about="the process is killed (SIGKILL)", expected="loses"),
-        Fault(name="freeze", about="the process is stopped for good", expected="loses", victim_ends=False),
-        Fault(name="pause", about="stopped for less than the deadline", expected="goes-on"),
-        Fault(name="thaw", about="stopped for longer than the deadline, then continued", expected="loses"),
-        Fault(name="slow", about="alive but late, for longer than the deadline", expected="goes-on"),
-        Fault(name="cut", about="the link is down for good", expected="loses", on_hosts=True),
-        Fault(name="raise", about="an exception in user code", expected="loses"),
-        Fault(name="exit", about="the program ends early, without an error", expected="loses"),
-        Fault(name="nan", about="a NaN in one rank's gradients", expected="goes-on"),
-        Fault(name="skip", about="a pass left out by one rank", expected="noticed"),
-        Fault(name="extra-pass", about="a backward pass too many", expected="noticed"),
-        Fault(name="other-plan", about="one rank has another plan", expected="named", at_start=True),
-        Fault(name="other-model", about="one rank has another model", expected="named", at_start=True),
-        Fault(name="other-rate", about="one rank has another learning rate", expected="named", at_start=True),
-        Fault(name="kill-joining", about="killed while the workers join", expected="named", at_start=True),
-        Fault(
+        ChaosFault(name="kill", about="the process is killed (SIGKILL)", expected="loses"),
+        ChaosFault(name="freeze", about="the process is stopped for good", expected="loses", victim_ends=False),
+        ChaosFault(name="pause", about="stopped for less than the deadline", expected="goes-on"),
+        ChaosFault(name="thaw", about="stopped for longer than the deadline, then continued", expected="loses"),
+        ChaosFault(name="slow", about="alive but late, for longer than the deadline", expected="goes-on"),
+        ChaosFault(name="cut", about="the link is down for good", expected="loses", on_hosts=True),
+        ChaosFault(name="raise", about="an exception in user code", expected="loses"),
+        ChaosFault(name="exit", about="the program ends early, without an error", expected="loses"),
+        ChaosFault(name="nan", about="a NaN in one rank's gradients", expected="goes-on"),
+        ChaosFault(name="skip", about="a pass left out by one rank", expected="noticed"),
+        ChaosFault(name="extra-pass", about="a backward pass too many", expected="noticed"),
+        ChaosFault(name="other-plan", about="one rank has another plan", expected="named", at_start=True),
+        ChaosFault(name="other-model", about="one rank has another model", expected="named", at_start=True),
+        ChaosFault(name="other-rate", about="one rank has another learning rate", expected="named", at_start=True),
+        ChaosFault(name="kill-joining", about="killed while the workers join", expected="named", at_start=True),
+        ChaosFault(
             name="freeze-joining", about="stopped while the workers join", expected="named", victim_ends=False,
             at_start=True,
         ),

@@ -11,13 +11,13 @@ from dataclasses import asdict
 from typing import Final
 
 from tightwire.bench.chaos.arena import MORE_S, START_S, Ended, Ending
-from tightwire.bench.chaos.worker import CUT_ME, Trial
+from tightwire.bench.chaos.worker import CUT_ME, ChaosTrial
 from tightwire.lab import Lab, OutputLine, Topology
 
 RATE_BYTES_PER_S: Final = 25e6
 
 
-def run_on_hosts(trial: Trial) -> Ending:
+def run_on_hosts(trial: ChaosTrial) -> Ending:
     """Runs one worker on each host, and cuts the victim's link when it says so.
 
     Raises:

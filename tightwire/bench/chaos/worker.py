@@ -19,7 +19,7 @@ CUT_ME = "cut this worker's link"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class ChaosTrial:
     """One run with one fault.
 
     Attributes:
@@ -47,7 +47,7 @@ class Trial:
     late_s: float
 
 
-def run_worker(trial: Trial, rank: int, folder: pathlib.Path) -> int:
+def run_worker(trial: ChaosTrial, rank: int, folder: pathlib.Path) -> int:
     """Trains, writes how that ended to `end{rank}.json`, and returns the exit code."""
     end: dict[str, Any] = {"end": "finished", "ranks": [], "steps": 0}
     began_s = time.monotonic()
@@ -64,7 +64,7 @@ def run_worker(trial: Trial, rank: int, folder: pathlib.Path) -> int:
     return 0
 
 
-def _train(trial: Trial, rank: int, folder: pathlib.Path, end: dict[str, Any]) -> None:
+def _train(trial: ChaosTrial, rank: int, folder: pathlib.Path, end: dict[str, Any]) -> None:
     import torch
 
     import tightwire
@@ -108,7 +108,7 @@ def _train(trial: Trial, rank: int, folder: pathlib.Path, end: dict[str, Any]) -
     tightwire.shutdown()
 
 
-def _strike(trial: Trial, model: Any, x: Any) -> None:
+def _strike(trial: ChaosTrial, model: Any, x: Any) -> None:
     match trial.fault:
         case "kill" | "freeze" | "pause" | "thaw":
             struck = signal.SIGKILL if trial.fault == "kill" else signal.SIGSTOP
@@ -141,7 +141,7 @@ def _write(folder: pathlib.Path, rank: int, end: dict[str, Any]) -> None:
 
 
 def _main() -> None:
-    trial, folder = Trial(**json.loads(sys.argv[1])), pathlib.Path(sys.argv[2])
+    trial, folder = ChaosTrial(**json.loads(sys.argv[1])), pathlib.Path(sys.argv[2])
     run_worker(trial, int(os.environ["RANK"]), folder)
 
 

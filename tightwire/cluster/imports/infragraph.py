@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tightwire import files
-from tightwire.cluster.graph import Graph, Link
+from tightwire.cluster.graph import Link, LinkGraph
 from tightwire.cluster.values import Cluster
 from tightwire.errors import FileError
 from tightwire.units import print_rate
@@ -91,7 +91,7 @@ class _Reading:
                 f"The bandwidth of {', '.join(self._unknown)} is not in the file: {print_rate(fastest)}, that of the "
                 "fastest link, is a guess."
             )
-        cluster = Cluster.of_graph(Graph(workers, links))
+        cluster = Cluster.of_graph(LinkGraph(workers, links))
         return Cluster(
             workers=cluster.workers,
             bandwidth_bytes_per_s=cluster.bandwidth_bytes_per_s,

@@ -47,7 +47,7 @@ HALVES = ("all_gather", "reduce_scatter")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Device:
+class TestedDevice:
     """One rank's line."""
 
     rank: int
@@ -71,11 +71,11 @@ class Row:
 
 
 @dataclass
-class Run:
+class NcclTestsRun:
     """One run of one test."""
 
     collective: str = ""
-    devices: list[Device] = field(default_factory=list)
+    devices: list[TestedDevice] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     broken: list[int] = field(default_factory=list)  # sizes whose lines other output cut
     empty: int = 0
@@ -105,7 +105,7 @@ def from_nccl_tests(path: str | pathlib.Path) -> Cluster:
         raise FileError(f"{path}: {files.shortened(str(error))}") from None
 
 
-def _cluster(runs: Sequence[Run]) -> Cluster:
+def _cluster(runs: Sequence[NcclTestsRun]) -> Cluster:
     if not any(run.rows for run in runs) and (broken := sum(len(run.broken) for run in runs)):
         raise FileError(
             f"all {broken} lines of sizes are cut by other output or hold no time; run it with NCCL_DEBUG=WARN."
@@ -135,7 +135,7 @@ def _cluster(runs: Sequence[Run]) -> Cluster:
     return _fitted(chosen, kind, ranks.pop(), [k for k in of_kind if k != kind and of_kind[k]])
 
 
-def _fitted(runs: Sequence[Run], kind: str, ranks: int, others: Sequence[str]) -> Cluster:
+def _fitted(runs: Sequence[NcclTestsRun], kind: str, ranks: int, others: Sequence[str]) -> Cluster:
     rows = [row for run in runs for row in run.rows]
     times = 2 if kind in HALVES else 1
     devices = runs[0].devices if len(runs[0].devices) == ranks else []
@@ -168,7 +168,7 @@ def _fitted(runs: Sequence[Run], kind: str, ranks: int, others: Sequence[str]) -
     )
 
 
-def _notes(runs: Sequence[Run], kind: str, others: Sequence[str]) -> Iterator[str]:
+def _notes(runs: Sequence[NcclTestsRun], kind: str, others: Sequence[str]) -> Iterator[str]:
     if kind in HALVES:
         yield f"Measured was {kind}: an all-reduce is taken to last twice as long, {PRIOR_RESIDUAL:.0%} off or more."
     if others:
@@ -181,9 +181,9 @@ def _notes(runs: Sequence[Run], kind: str, others: Sequence[str]) -> Iterator[st
         yield f"{len(runs)} runs of the same ranks are fitted together."
 
 
-def _require_together(run: Run) -> None:
+def _require_together(run: NcclTestsRun) -> None:
     """Refuses what was not one run, or computed wrong results."""
-    ranks: dict[int, Device] = {}
+    ranks: dict[int, TestedDevice] = {}
     for device in run.devices:
         other = ranks.setdefault(device.rank, device)
         if (other.host, other.pid, other.device) != (device.host, device.pid, device.device):
@@ -204,7 +204,7 @@ def _require_together(run: Run) -> None:
         )
 
 
-def _kind(run: Run) -> str:
+def _kind(run: NcclTestsRun) -> str:
     """Returns the collective: by its name, else by its columns and its ratio of bandwidths."""
     if run.collective or not run.rows:
         return run.collective or "all_reduce"
@@ -214,7 +214,7 @@ def _kind(run: Run) -> str:
     return "all_reduce" if ratio[1] >= 1 else "reduce_scatter"
 
 
-def _ratio(run: Run) -> tuple[float, float]:
+def _ratio(run: NcclTestsRun) -> tuple[float, float]:
     """Returns between which values bus over algorithm bandwidth is, for all rows alike."""
     low, high = 0.0, 2.0
     for row in run.rows:
@@ -223,7 +223,7 @@ def _ratio(run: Run) -> tuple[float, float]:
     return low, high
 
 
-def _ranks(run: Run, kind: str) -> int:
+def _ranks(run: NcclTestsRun, kind: str) -> int:
     """Returns how many ranks took part: as listed, where the bandwidths do not contradict; else as they tell."""
     low, high = _ratio(run)
     least, most = SHARES[kind](low) * 0.999, SHARES[kind](high) * 1.001
@@ -253,7 +253,7 @@ def _ranks(run: Run, kind: str) -> int:
     return counts[0]
 
 
-def _nodes(devices: Sequence[Device]) -> int:
+def _nodes(devices: Sequence[TestedDevice]) -> int:
     """Returns how many nodes share the ranks evenly, neighbours together; 1 where they do not."""
     if not devices:
         return 1
@@ -265,9 +265,9 @@ def _nodes(devices: Sequence[Device]) -> int:
     return len(names)
 
 
-def _tables(text: str) -> Iterator[Run]:
+def _tables(text: str) -> Iterator[NcclTestsRun]:
     """Yields the runs in a log, whatever stands before and between their lines."""
-    run = Run()
+    run = NcclTestsRun()
     named = ""
     for line in text.splitlines():
         line = COLOUR.sub("", line)
@@ -278,14 +278,14 @@ def _tables(text: str) -> Iterator[Run]:
         begins = "# nThread" in line or "Collective test starting" in line
         if begins and (run.rows or run.is_over):
             yield run
-            run = Run()
+            run = NcclTestsRun()
         if "Collective test starting" in line or (begins and named and not run.collective):
             run.collective = named
         run.is_over |= "Avg bus bandwidth" in line
         if match := RANK.search(line):
             rank, group, pid, host, device, title = match.groups()
             run.devices.append(
-                Device(
+                TestedDevice(
                     rank=int(rank),
                     group=int(group or 0),
                     pid=int(pid),
@@ -305,7 +305,7 @@ def _tables(text: str) -> Iterator[Run]:
     yield run
 
 
-def _add_row(run: Run, size: int, cells: list[str]) -> None:
+def _add_row(run: NcclTestsRun, size: int, cells: list[str]) -> None:
     redop = cells.pop(0) if cells and _number(cells[0]) is None and cells[0] != "N/A" else ""
     has_root = "root" in run.columns if run.columns else len(cells) % 4 == 1
     if has_root and cells:
@@ -333,11 +333,11 @@ def _add_row(run: Run, size: int, cells: list[str]) -> None:
         run.broken.append(size)
 
 
-def _json(text: str) -> Iterator[Run]:
+def _json(text: str) -> Iterator[NcclTestsRun]:
     """Yields the run in a report of `-J`."""
     report = files.parse_json(text, "the report")
     try:
-        run = Run(columns=("#wrong",))
+        run = NcclTestsRun(columns=("#wrong",))
         names = [str(r.get("experiment_name") or "") for r in report["results"]] + [
             json.dumps(report.get("args"))
         ]
@@ -345,7 +345,7 @@ def _json(text: str) -> Iterator[Run]:
         run.collective = found[0] if found else ""
         for device in report.get("config", {}).get("devices") or []:
             run.devices.append(
-                Device(
+                TestedDevice(
                     rank=int(device["rank"]),
                     group=int(device.get("group", 0)),
                     pid=int(device.get("pid", 0)),
@@ -361,7 +361,7 @@ def _json(text: str) -> Iterator[Run]:
     yield run
 
 
-def _add_result(run: Run, result: Mapping[str, Any]) -> None:
+def _add_result(run: NcclTestsRun, result: Mapping[str, Any]) -> None:
     size = int(result["size"])
     for place in (result.get("out_of_place"), result.get("in_place")):
         us = _number(str(place.get("time"))) if place else None

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tightwire import files
+from tightwire.cluster.fit import NcclWire
 from tightwire.cluster.imports import hardware
 from tightwire.cluster.imports.nvidia_smi import from_nvidia_smi
-from tightwire.cluster.nccl import Wire
 from tightwire.cluster.values import Cluster, Level
 from tightwire.errors import FileError
 from tightwire.units import print_rate
@@ -108,10 +108,10 @@ def from_nccl_topology(path: str | pathlib.Path, nodes: int = 1) -> Cluster:
     )
 
 
-def _wire(root: Element) -> Wire | None:
+def _wire(root: Element) -> NcclWire | None:
     """Returns what NCCL's network is, by the names that drivers give its devices."""
     names = [net.get("name") or "" for net in root.iter("net")]
-    known: tuple[tuple[str, Wire], ...] = ((r"mlx|ib", "infiniband"), (r"rdmap|efa", "efa"))
+    known: tuple[tuple[str, NcclWire], ...] = ((r"mlx|ib", "infiniband"), (r"rdmap|efa", "efa"))
     return next(
         (wire for words, wire in known if names and all(re.match(words, name) for name in names)), None
     )

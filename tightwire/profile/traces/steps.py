@@ -50,7 +50,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class TraceWork:
     """Something a device or the host did: when the host asked for it, and when it was done."""
 
     asked_s: float
@@ -203,7 +203,9 @@ def _on_host(passes: Sequence[Sequence[Event]], ready: Sequence[Gradient], end_s
     )
 
 
-def _on_device(asked: Sequence[Work], passes: Sequence[Sequence[Event]], ready: Sequence[Gradient]) -> Step:
+def _on_device(
+    asked: Sequence[TraceWork], passes: Sequence[Sequence[Event]], ready: Sequence[Gradient]
+) -> Step:
     """Returns a step by the times of what the device did; the host's tell who asked for it."""
     start_s, last_s = passes[-1][0].start_s, max(event.end_s for event in passes[-1])
     backward = [work for work in asked if start_s <= work.asked_s < last_s]
@@ -240,7 +242,7 @@ def _travelling(ready: Sequence[Gradient], passes: Sequence[Sequence[Event]]) ->
     return (*((shape, size, starts[-1]) for shape, size in missing.elements()), *last)
 
 
-def _work_on_device(trace: Trace, host: Sequence[Event]) -> list[Work]:
+def _work_on_device(trace: Trace, host: Sequence[Event]) -> list[TraceWork]:
     """Returns what devices computed, in the order in which the host asked for it; exchanges are left out."""
     kernels = [event for event in trace.events if event.is_on_device and not event.is_exchange]
     launches = {
@@ -251,13 +253,13 @@ def _work_on_device(trace: Trace, host: Sequence[Event]) -> list[Work]:
     }
     known = [k for k in kernels if k.args.get("correlation") in launches]
     if known:
-        work = [Work(launches[k.args["correlation"]], k.start_s, k.end_s) for k in known]
+        work = [TraceWork(launches[k.args["correlation"]], k.start_s, k.end_s) for k in known]
         return sorted(work, key=lambda w: (w.asked_s, w.start_s))
     operations = _leaves(host)
     if not kernels or not operations:
         return []
     times = [operations[i * len(operations) // len(kernels)].start_s for i in range(len(kernels))]
-    return [Work(asked_s, k.start_s, k.end_s) for asked_s, k in zip(times, kernels, strict=True)]
+    return [TraceWork(asked_s, k.start_s, k.end_s) for asked_s, k in zip(times, kernels, strict=True)]
 
 
 def _leaves(host: Sequence[Event]) -> list[Event]:

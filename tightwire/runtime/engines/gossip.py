@@ -23,7 +23,7 @@ from tightwire.runtime.agreement import require_agreement
 from tightwire.runtime.context import RunContext
 from tightwire.runtime.engines.engine import BaseEngine
 from tightwire.runtime.engines.memory import drop_unless_finite, require_one_copy
-from tightwire.runtime.slots import Slot, build_slots
+from tightwire.runtime.slots import GossipBucket, build_slots
 from tightwire.runtime.talk import TalkThread
 from tightwire.transport import Transport
 
@@ -232,7 +232,7 @@ class GossipEngine(BaseEngine):
         self._thread.wait()
         return means
 
-    def _do(self, what: str, slot: Slot, call: Callable[[Slot], None]) -> None:
+    def _do(self, what: str, slot: GossipBucket, call: Callable[[GossipBucket], None]) -> None:
         def traced() -> None:
             with self._context.tracer.span("communication", what):
                 call(slot)

@@ -16,7 +16,7 @@ from tightwire.runtime.context import RunContext
 from tightwire.runtime.engines.engine import BaseEngine
 from tightwire.runtime.engines.memory import have_finite_gradients, load_memory, memory
 from tightwire.runtime.gradients import Gradients, PassListener
-from tightwire.runtime.observed import Watch
+from tightwire.runtime.observed import GradientWatch
 from tightwire.runtime.overlap.forward import ForwardOverlap, NoOverlap
 
 
@@ -40,7 +40,9 @@ class GradientEngine(BaseEngine):
         )  # else a layer may still wait for its step when others are compared
         self._overlap = self._forward_overlap(str(schedule)) if overlaps else self._no_overlap()
         self.gradients = self._overlap.gradients
-        self._watch = Watch(self._exchange) if schedule.measures and context.observed.wire is None else None
+        self._watch = (
+            GradientWatch(self._exchange) if schedule.measures and context.observed.wire is None else None
+        )
 
     @property
     def last_round(self) -> int:  # type: ignore[override]

@@ -18,7 +18,7 @@ from tightwire.architecture.allreduce.builders.boxes import (
 )
 from tightwire.architecture.allreduce.builders.movements import all_gather, all_to_all, reduce_scatter
 from tightwire.architecture.allreduce.builders.recipe import (
-    Recipe,
+    ProgramRecipe,
     Shape,
     legal_shapes,
     nearly_square,
@@ -40,7 +40,7 @@ from tightwire.errors import ProgramError
 __all__ = [
     "COLLECTIVES",
     "PROGRAMS",
-    "Recipe",
+    "ProgramRecipe",
     "Shape",
     "balanced",
     "build",
@@ -61,58 +61,58 @@ def _on_equal_lines(num_ranks: int) -> Program:
 
 
 # All-reduces, as in `allreduce:NAME`.
-PROGRAMS: dict[str, Recipe] = {
-    "ring": Recipe(build=ring, title="Ring all-reduce", paper=_RING),
-    "recursive-doubling": Recipe(build=recursive_doubling, title="Recursive doubling", paper=_MPICH),
-    "halving-doubling": Recipe(
+PROGRAMS: dict[str, ProgramRecipe] = {
+    "ring": ProgramRecipe(build=ring, title="Ring all-reduce", paper=_RING),
+    "recursive-doubling": ProgramRecipe(build=recursive_doubling, title="Recursive doubling", paper=_MPICH),
+    "halving-doubling": ProgramRecipe(
         build=halving_doubling,
         title="Recursive halving and doubling",
         paper="Rabenseifner 2004, Optimization of collective reduction operations",
     ),
-    "tree": Recipe(build=tree, title="Pipelined binary tree", paper=_TREES, tried="when named"),
-    "double-tree": Recipe(
+    "tree": ProgramRecipe(build=tree, title="Pipelined binary tree", paper=_TREES, tried="when named"),
+    "double-tree": ProgramRecipe(
         build=double_tree,
         title="Two binary trees, half of the buffer each",
         paper=_TREES,
         tried="where links differ",
     ),
-    "torus": Recipe(
+    "torus": ProgramRecipe(
         build=torus,
         title="Rows, columns, rows of a 2-D torus",
         paper="Mikami et al. 2018, Massively distributed SGD: ImageNet/ResNet-50 training in a flash, 1811.05233",
         tried="where links differ",
         default_shape=nearly_square,
     ),
-    "hierarchical": Recipe(
+    "hierarchical": ProgramRecipe(
         build=hierarchical,
         title="Inside nodes, across them, inside again",
         paper="Jia et al. 2018, Highly scalable deep learning training system with mixed-precision, 1807.11205",
         tried="where links differ",
         default_shape=nearly_square,
     ),
-    "blueconnect": Recipe(
+    "blueconnect": ProgramRecipe(
         build=blueconnect,
         title="Reduce-scatter along each dimension in turn, all-gather back",
         paper="Cho, Finkler, Kung and Hunter 2019, BlueConnect, MLSys",
         tried="when named",
         default_shape=prime_sides,
     ),
-    "direct": Recipe(
+    "direct": ProgramRecipe(
         build=direct,
         title="Direct reduce-scatter and all-gather",
         paper=_DIRECT,
         tried="where links differ",
     ),
-    "synthesised": Recipe(
+    "synthesised": ProgramRecipe(
         build=_on_equal_lines,
         title="Trees packed into the links that there are",
         paper="cf. Zhao et al. 2024, ForestColl: throughput-optimal collective communications, arXiv:2402.06787",
         tried="when named",
     ),
-    "allgather": Recipe(
+    "allgather": ProgramRecipe(
         build=allgather, title="All-gather of messages, each decoded by everyone", paper=_MPICH
     ),
-    "native": Recipe(
+    "native": ProgramRecipe(
         build=native,
         title="The backend's own all-reduce",
         paper="PyTorch torch.distributed: Gloo, NCCL or MPI",
@@ -120,12 +120,12 @@ PROGRAMS: dict[str, Recipe] = {
 }
 
 # The others; `Mover` runs them.
-COLLECTIVES: dict[str, Recipe] = {
-    "reduce-scatter": Recipe(build=reduce_scatter, title="Reduce-scatter around a ring", paper=_RING),
-    "all-gather": Recipe(build=all_gather, title="All-gather around a ring", paper=_MPICH),
-    "broadcast": Recipe(build=broadcast, title="Broadcast down a pipelined binary tree", paper=_TREES),
-    "reduce": Recipe(build=reduce, title="Reduction up a pipelined binary tree", paper=_TREES),
-    "all-to-all": Recipe(build=all_to_all, title="All-to-all between pairs", paper=_DIRECT),
+COLLECTIVES: dict[str, ProgramRecipe] = {
+    "reduce-scatter": ProgramRecipe(build=reduce_scatter, title="Reduce-scatter around a ring", paper=_RING),
+    "all-gather": ProgramRecipe(build=all_gather, title="All-gather around a ring", paper=_MPICH),
+    "broadcast": ProgramRecipe(build=broadcast, title="Broadcast down a pipelined binary tree", paper=_TREES),
+    "reduce": ProgramRecipe(build=reduce, title="Reduction up a pipelined binary tree", paper=_TREES),
+    "all-to-all": ProgramRecipe(build=all_to_all, title="All-to-all between pairs", paper=_DIRECT),
 }
 
 

@@ -14,7 +14,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class ProgramRecipe:
     """A program for any number of ranks, and where it comes from.
 
     Attributes:
