@@ -19,7 +19,7 @@ from tightwire.compression import DenseEvery, Int8, Least, Momentum, TopK
 from tightwire.errors import FileError, PlanError
 from tightwire.plan import Plan, PlanFile, Route
 from tightwire.schedule import Fusion
-from tightwire.sync import Local
+from tightwire.sync import HierarchicalLocal, Local
 from tightwire.units import parse_bytes, print_bytes
 
 COUNTS = st.integers(1, 10**6)
@@ -30,7 +30,14 @@ REQUIRED = {int: st.integers(1, 64), float: RATIOS}
 
 # Members with any legal arguments; those without a line here are tried with what they must have.
 ARGUMENTS: dict[Axis, dict[str, st.SearchStrategy[Any]]] = {
-    "sync": {"local": st.builds(Local, COUNTS)},
+    "sync": {
+        "local": st.builds(Local, COUNTS),
+        "hierarchical-local": st.builds(
+            lambda inside, times: HierarchicalLocal(inside, inside * times),
+            st.integers(1, 64),
+            st.integers(1, 8),
+        ),
+    },
     "architecture": {"allreduce": st.builds(AllReduce, st.sampled_from(["auto", *PROGRAMS]))},
     "compression": {
         "int8": st.builds(Int8, BLOCKS, st.sampled_from(["nearest", "stochastic"])),

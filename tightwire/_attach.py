@@ -184,7 +184,7 @@ def _left(model: nn.Module, patterns: Iterable[str]) -> frozenset[str]:
         AttachError: a pattern that matches nothing.
     """
     names = [name for name, _ in [*model.named_parameters(), *model.named_buffers()]]
-    ignored: Iterable[str] = getattr(model, "_ddp_params_and_buffers_to_ignore", ())
+    ignored: Iterable[str] = vars(model).get("_ddp_params_and_buffers_to_ignore", ())
     left = set(ignored).intersection(names)
     for pattern in patterns:
         if not (found := fnmatch.filter(names, pattern)):

@@ -166,8 +166,8 @@ def print_ms(seconds: float) -> str:
     ('1,520 ms', '44.8 ms', '0.12 ms', '3.7 us')
     """
     ms = seconds * 1e3
-    if 0 < ms < 0.01:
-        return f"{ms * 1e3:.2g} us"
+    if 0 < ms < 0.0995:
+        return f"{ms * 1e3:.3g} us"
     digits = 0 if ms >= 99.95 else 1 if ms >= 9.995 else 2
     return f"{ms:,.{digits}f} ms"
 

@@ -314,7 +314,8 @@ def nobodys_python() -> Iterator[list[str]]:
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder, "tightwire")
         shutil.copytree(PACKAGE / "lab", package / "lab", ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(PACKAGE / "errors.py", package)
+        for module in ("errors.py", "units.py"):
+            shutil.copy(PACKAGE / module, package)
         Path(package, "__init__.py").touch()
         Path(folder).chmod(0o755)
         yield [setpriv, "--reuid=65534", "--regid=65534", "--clear-groups", "env", "-C", folder, python]

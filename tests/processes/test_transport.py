@@ -189,7 +189,16 @@ def test_a_worker_that_is_cut_off_blames_nobody() -> None:
         check=False,
     )
     assert [end.answer[0] for end in ended] == [[1], [], [1]]
-    assert ended[1].answer[1].startswith("no other rank answers this one while this worker waited to receive")
+    assert (
+        ended[1]
+        .answer[1]
+        .startswith(
+            (
+                "no other rank answers this one while this worker waited to receive",
+                "the other workers gave this one (rank 1) up",
+            )
+        )
+    )
 
 
 def test_strangers_are_not_heard() -> None:

@@ -74,4 +74,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    return vars(importlib.import_module(f"{__name__}.{_LAZY[name]}"))[name]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from tightwire.answers import Member
 from tightwire.catalogue import parse_member
 from tightwire.compression import Codec
+from tightwire.compression.dct import Cosines
 from tightwire.errors import PlanError
 
 if TYPE_CHECKING:
@@ -90,9 +91,9 @@ def _codec(codec: Codec, x: Tensor) -> TimedKernel:
 def _floors(codec: Codec, x: Tensor) -> dict[Phase, Floor]:
     import torch
 
-    chunk = getattr(codec, "chunk", None)
-    if codec.name != "dct" or chunk is None:
+    if not isinstance(codec, Cosines):
         return {}
+    chunk = codec.chunk
     chunks = x[: x.numel() // chunk * chunk].view(-1, chunk)
     matrix, out = torch.randn(chunk, chunk, device=x.device), torch.empty_like(chunks)
     return {"encode": Floor("the transform by BLAS", lambda: torch.mm(chunks, matrix, out=out))}

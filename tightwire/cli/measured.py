@@ -244,7 +244,7 @@ class Asked:
         return dataclasses.replace(profile, pass_s_per_element=TOUCHES_PER_PASS * itemsize / rate)
 
     def _refuse(self, why: str, *names: str) -> None:
-        given = [f"--{name}" for name in names if getattr(self, name) is not None]
+        given = [f"--{name}" for name in names if vars(self)[name] is not None]
         if given:
             raise FileError(f"{' and '.join(given)}: {why}; leave out one of the two.")
 

@@ -11,6 +11,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
+from typing import IO
 
 import typer
 
@@ -42,7 +43,7 @@ def print_rows(
         typer.echo("\n".join(wrapped(caption, width)), err=err)
 
 
-def width_of(stream: object) -> int | None:
+def width_of(stream: IO[str]) -> int | None:
     """Returns how many columns of text there is room for; None for a pipe or a file, which have no end.
 
     `COLUMNS` in the environment is obeyed everywhere.
@@ -52,7 +53,7 @@ def width_of(stream: object) -> int | None:
     asked = os.environ.get("COLUMNS", "")
     if asked.isdigit() and int(asked) > 0:
         return int(asked)
-    is_terminal = getattr(stream, "isatty", lambda: False)()
+    is_terminal = stream.isatty()
     return shutil.get_terminal_size().columns if is_terminal else None
 
 

@@ -40,7 +40,7 @@ class WarmUp(Stage):
         if round_number > self.rounds:
             return sender
         stretch = 4 * (round_number - 1) // self.rounds
-        ratio: float = getattr(sender, "ratio")  # noqa: B009  (refused where there is none)
+        ratio: float = vars(sender)["ratio"]  # refused where there is none
         return dataclasses.replace(sender, ratio=max(ratio, 0.25 ** (stretch + 1)))  # type: ignore[call-arg]
 
     def refusal(self, plan: Answers) -> Refusal | None:

@@ -21,10 +21,10 @@ from tightwire.averaging import Averager, BucketAverager, build_averager
 from tightwire.averaging.bucket import Spared
 from tightwire.buckets import Bucket, BucketLayout, plan_layout
 from tightwire.compression.routing import compression_for
+from tightwire.devices import device_of
 from tightwire.errors import AttachError, PlanError
 from tightwire.plan import Plan
 from tightwire.runtime.agreement import require_agreement, wire_facts
-from tightwire.runtime.context import require_cpu
 from tightwire.runtime.engines.memory import Named, load_memory, memory
 from tightwire.runtime.variance import configure_variance
 from tightwire.transport import Counting, Transport, current
@@ -163,7 +163,7 @@ class DDPHook:
         if self._names:
             raise AttachError("this hook is registered already; make one for each DistributedDataParallel.")
         named = dict(ddp.module.named_parameters())
-        require_cpu(named)
+        device_of(named)  # or refused
         settings = {"version of tightwire": version("tightwire"), "plan": self.plan, "seed": self._seed}
         require_agreement(self._world, settings | wire_facts([self.plan.compression]))
         self._channel = self._counting.channel()

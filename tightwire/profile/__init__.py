@@ -28,4 +28,4 @@ def __getattr__(name: str) -> Any:
     """Loads the measurements on first use: they need torch, and the values do not."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return vars(importlib.import_module(f"{__name__}.{_HOMES[name]}"))[name]

@@ -24,7 +24,7 @@ from tightwire.buckets import Bucket, BucketLayout, Slot, plan_layout
 from tightwire.catalogue import parse_compression
 from tightwire.compression import Codec, Identity, compile_kernels
 from tightwire.compression.routing import compression_for
-from tightwire.errors import AttachError
+from tightwire.devices import device_of
 from tightwire.plan import Plan, Route
 from tightwire.runtime.exchange import Exchange
 from tightwire.runtime.membership import Membership, Roll
@@ -99,7 +99,7 @@ class RunContext:
         Args:
             tensors: by name, in the order in which a model registers them: gradients arrive in the reverse order.
         """
-        require_cpu(tensors)
+        device = device_of(tensors)
         schedule, architecture = plan.schedule, plan.architecture
         backward = self._in_backward(tensors)
         routes = {name: self.compression_of(name, tensor, plan) for name, tensor in backward.items()}
@@ -140,7 +140,9 @@ class RunContext:
                 BucketAverager(part, compression, build, workers=channel.size, spared=self.spared)
             )
         pacer = schedule.pacer(agenda)
-        return Exchange(averagers, pacer, self.tracer, buckets=buckets, agenda=agenda, channels=lanes)
+        return Exchange(
+            averagers, pacer, self.tracer, buckets=buckets, agenda=agenda, channels=lanes, device=device
+        )
 
     def _in_backward(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns tensors in the order in which backward was seen, or else is expected, to produce gradients."""
@@ -190,18 +192,3 @@ def part_of(bucket: Bucket, piece: Piece) -> Bucket:
     flat = bucket.flat[piece.start // itemsize : piece.stop // itemsize]
     slot = Slot(name="", shape=(flat.numel(),), stride=(1,), offset=0)
     return Bucket(dataclasses.replace(bucket.layout, slots=(slot,)), flat)
-
-
-def require_cpu(tensors: Mapping[str, Tensor]) -> None:
-    """Makes sure that tensors are where they can be averaged.
-
-    Raises:
-        AttachError: names one that is not in host memory.
-    """
-    if elsewhere := {name: tensor.device for name, tensor in tensors.items() if tensor.device.type != "cpu"}:
-        name, device = next(iter(elsewhere.items()))
-        raise AttachError(
-            f"{len(elsewhere)} parameters, {name} among them, are on {device}; this release averages tensors in host "
-            "memory only: codecs have kernels for a GPU too, but no exchange of what they write has been tried on one. "
-            "Train on CPU, or stay with DistributedDataParallel for now."
-        )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from tightwire.architecture.round import Round
 from tightwire.averaging.bucket import BucketAverager
 from tightwire.buckets import Bucket
+from tightwire.devices import DEVICES, Device, Mark
 from tightwire.runtime.trace import Tracer
 from tightwire.schedule import Agenda, Scheduler
 from tightwire.transport import Transport
@@ -42,6 +43,7 @@ class Exchange:
         buckets: Sequence[Bucket] | None = None,
         agenda: Agenda | None = None,
         channels: Sequence[Transport] = (),
+        device: Device = DEVICES["cpu"],
     ) -> None:
         """Starts the threads.
 
@@ -52,7 +54,9 @@ class Exchange:
             buckets: of which the pieces are parts; by default each piece is a bucket.
             agenda: says which, and how many lanes there are.
             channels: the lanes' connections, which end with it.
+            device: where the buckets live: lanes follow who filled a bucket, and whoever waits follows the lanes.
         """
+        self._device = device
         self.averagers = tuple(averagers)
         self.buckets = tuple(buckets) if buckets is not None else tuple(a.bucket for a in averagers)
         self.spans_s = [(0.0, 0.0)] * len(self.averagers)
@@ -63,6 +67,8 @@ class Exchange:
         for piece, bucket in enumerate(self._bucket_of):
             self._pieces_of[bucket].append(piece)
         self._missing = [0] * len(self.buckets)
+        self._filled: list[Mark | None] = [None] * len(self.buckets)
+        self._moved: list[Mark | None] = [None] * len(self.averagers)
         self._channels = channels
         self._scheduler = scheduler
         self._tracer = tracer
@@ -90,17 +96,21 @@ class Exchange:
         with self._changed:
             self._now = now
             self._missing = [len(pieces) for pieces in self._pieces_of]
+            self._filled = [None] * len(self.buckets)
             self._scheduler.begin()
 
     def ready(self, bucket: int) -> None:
         """Hands a filled bucket to the threads; its memory is theirs until it was waited for."""
         with self._changed:
+            self._filled[bucket] = self._device.mark()
             self._scheduler.ready(bucket)
             self._dispatch()
 
     def end(self) -> None:
         """Tells that no more buckets will fill: all that are left move as they are."""
         with self._changed:
+            now = self._device.mark()
+            self._filled = [now if mark is None else mark for mark in self._filled]
             self._scheduler.end()
             self._dispatch()
 
@@ -117,6 +127,7 @@ class Exchange:
             TightwireError: whatever went wrong on a communication thread.
         """
         self._await(lambda: not any(self._missing))
+        self._follow(range(len(self.averagers)))
         finite = all(averager.finite for averager in self.averagers)
         if finite and keep:
             for averager in self.averagers:
@@ -130,6 +141,7 @@ class Exchange:
             TightwireError: whatever went wrong on a communication thread.
         """
         self._await(lambda: self._missing[bucket] == 0)
+        self._follow(self._pieces_of[bucket])
         return all(self.averagers[piece].finite for piece in self._pieces_of[bucket])
 
     def keep(self, bucket: int) -> None:
@@ -154,6 +166,12 @@ class Exchange:
         if self._failure is not None:
             raise self._failure
 
+    def _follow(self, pieces: Iterable[int]) -> None:
+        """Has what this thread does next begin after what lanes did with the pieces."""
+        for piece in pieces:
+            if (mark := self._moved[piece]) is not None:
+                self._device.follow(mark)
+
     def _dispatch(self) -> None:
         """Gives lanes what may start now; the caller holds the lock."""
         while (piece := self._scheduler.next()) is not None:
@@ -165,7 +183,10 @@ class Exchange:
             start_s = time.perf_counter()
             try:
                 with self._tracer.span("communication", f"bucket {self._bucket_of[piece]}"):
+                    if (filled := self._filled[self._bucket_of[piece]]) is not None:
+                        self._device.follow(filled)
                     self.averagers[piece].run(self._now)
+                    self._moved[piece] = self._device.mark()
             except BaseException as failure:  # whatever it is, the waiting thread must learn of it
                 self._failure = failure
             self.spans_s[piece] = start_s, time.perf_counter()

@@ -15,8 +15,9 @@ from tightwire.architecture.gossip.neighbours import Neighbours
 from tightwire.buckets import Bucket, BucketLayout, plan_layout
 from tightwire.compression import Codec, compile_kernels
 from tightwire.compression.checks import is_finite
+from tightwire.devices import device_of
 from tightwire.plan import Plan
-from tightwire.runtime.context import RunContext, require_cpu
+from tightwire.runtime.context import RunContext
 from tightwire.schedule import TensorFacts
 
 
@@ -96,7 +97,7 @@ def cut(
     parameters: Mapping[str, Tensor], plan: Plan, context: RunContext
 ) -> list[tuple[BucketLayout, Sequence[CompressionAnswer]]]:
     """Returns the buckets, each with how it travels."""
-    require_cpu(parameters)
+    device_of(parameters)  # or refused
     routes = {name: context.compression_of(name, p, plan) for name, p in parameters.items()}
     facts = [
         TensorFacts(num_bytes=p.numel() * p.itemsize, kind=(str(p.dtype), *map(str, routes[name])))

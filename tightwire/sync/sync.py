@@ -41,7 +41,10 @@ class Sync(SyncAnswer, abc.ABC):
         if "name" not in cls.__dict__:
             return  # a family, whose members speak for themselves
         for what, kinds in (("engine", EngineKind), ("predictor", PredictorKind)):
-            if cls.__dict__.get(what, getattr(cls, what, None)) not in get_args(kinds):
+            declared = {
+                name: value for kind in reversed(cls.__mro__) for name, value in vars(kind).items()
+            }.get(what)
+            if declared not in get_args(kinds):
                 raise TypeError(
                     f"the policy {cls.name} does not declare its {what}; set the class attribute {what} to one of "
                     f"{', '.join(get_args(kinds))}."

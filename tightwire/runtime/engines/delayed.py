@@ -82,15 +82,12 @@ class Turn:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns copies of the means that are here or on their way, which are waited for."""
-        state: dict[str, Any] = {
-            "memory": memory(self.exchange.averagers),
-            "busy": self.busy,
-            "step": self.step,
-        }
+        state: dict[str, Any] = {"busy": self.busy, "step": self.step}
         if self.busy:
             told = self.told()
             state |= {"finite": self.arrive(), "told": [told.present, told.weight, told.own.clone()]}
             state["means"] = {n: v.clone() for b in self.exchange.buckets for n, v in b.views.items()}
+        state["memory"] = memory(self.exchange.averagers)  # what the arrival left over, too
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -57,9 +57,7 @@ def require_one_copy(optimizers: Iterable[Optimizer], what: str, instead: str) -
             them anew.
     """
     for optimizer in optimizers:
-        if callable(getattr(type(optimizer), "eval", None)) and callable(
-            getattr(type(optimizer), "train", None)
-        ):
+        if hasattr(type(optimizer), "eval") and hasattr(type(optimizer), "train"):
             raise AttachError(
                 f"{type(optimizer).__name__} makes parameters anew from a copy of its own, which {what} would leave "
                 f"behind on each worker; {instead}."

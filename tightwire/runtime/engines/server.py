@@ -28,9 +28,10 @@ from tightwire.averaging.bucket import BucketAverager
 from tightwire.buckets import Bucket, plan_layout
 from tightwire.compression import Codec, Identity
 from tightwire.compression.compiling import compile_kernels
+from tightwire.devices import device_of
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
-from tightwire.runtime.context import RunContext, require_cpu
+from tightwire.runtime.context import RunContext
 from tightwire.runtime.engines.engine import BaseEngine
 from tightwire.runtime.engines.memory import have_finite_gradients, load_memory, memory
 from tightwire.schedule import TensorFacts
@@ -57,7 +58,7 @@ class ServerEngine(BaseEngine):
         self._trained = _stepped_by(optimizer, parameters)
         self._others = {n: (p, p._version) for n, p in parameters.items() if n not in self._trained}
         self._groups = _sizes(optimizer)
-        require_cpu(self._trained)
+        device_of(self._trained)  # or refused
         self._context, self._roles, self._rank = context, roles, transport.rank
         self._settings = Settings(optimizer)
         owner_of = dict(
