@@ -313,8 +313,9 @@ def nobodys_python() -> Iterator[list[str]]:
         pytest.skip(f"{python} is older than 3.11")
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder, "tightwire")
-        shutil.copytree(PACKAGE / "lab", package / "lab", ignore=shutil.ignore_patterns("__pycache__"))
-        for module in ("errors.py", "units.py"):
+        for room in ("lab", "cluster"):
+            shutil.copytree(PACKAGE / room, package / room, ignore=shutil.ignore_patterns("__pycache__"))
+        for module in ("errors.py", "files.py", "units.py"):
             shutil.copy(PACKAGE / module, package)
         Path(package, "__init__.py").touch()
         Path(folder).chmod(0o755)
