@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tightwire.errors import FileError
-from tightwire.profile.devices import DEVICES, Device, derive, device
+from tightwire.profile.devices import DEVICES, DeviceFacts, derive, device
 from tightwire.profile.models import MODELS, model_shape
 from tightwire.profile.shapes import module_shape
 
@@ -24,7 +24,9 @@ def test_every_model_on_a_device(name: str, on: str) -> None:
 
 
 def test_operations_over_the_speed_that_is_reached() -> None:
-    slow = Device(name="slow", flops_per_s=1e12, memory_bytes_per_s=1e11, memory_bytes=10**9, efficiency=0.5)
+    slow = DeviceFacts(
+        name="slow", flops_per_s=1e12, memory_bytes_per_s=1e11, memory_bytes=10**9, efficiency=0.5
+    )
     shape = model_shape("resnet50")
     assert derive(shape, slow, batch=3).forward_s == pytest.approx(3 * shape.forward_flops / 0.5e12)
 

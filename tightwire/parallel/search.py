@@ -28,7 +28,7 @@ from tightwire.parallel.network import Network, network_of
 from tightwire.parallel.time import Accelerators, Iteration, LayerCut, TrainingCost
 from tightwire.parallel.transformer import Transformer, transformer
 from tightwire.planner import Allowance
-from tightwire.profile.devices import DEVICES, Device
+from tightwire.profile.devices import DEVICES, DeviceFacts
 from tightwire.units import print_bytes
 
 MAX_MICRO_BATCH = 16
@@ -133,7 +133,7 @@ def parallelise(
     *,
     tokens_per_batch: int = 4_000_000,
     memory_bytes: int | None = None,
-    device: Device | str | None = None,
+    device: DeviceFacts | str | None = None,
     top: int = 10,
     allow: Allowance = "lossless",
     training: TrainingCost | None = None,
@@ -189,8 +189,8 @@ def sequences_of(tokens_per_batch: int, seq_len: int) -> int:
     return max(near or [int(asked)], key=lambda batch: (batch & -batch, -abs(batch - asked)))
 
 
-def _device(device: Device | str | None, cluster: Cluster) -> Device:
-    if isinstance(device, Device):
+def _device(device: DeviceFacts | str | None, cluster: Cluster) -> DeviceFacts:
+    if isinstance(device, DeviceFacts):
         return device
     if device is not None:
         from tightwire.profile.devices import device as known

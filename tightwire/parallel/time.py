@@ -16,7 +16,7 @@ from tightwire.parallel.layout import Layout, layers_of_stage, require_legal
 from tightwire.parallel.memory import GRADIENT_BYTES, WEIGHT_BYTES, layer_bytes, parameters_of_rank
 from tightwire.parallel.network import Network, RankGroup, Tier, Tiers
 from tightwire.parallel.transformer import HALF_BYTES, Transformer
-from tightwire.profile.devices import Device
+from tightwire.profile.devices import DeviceFacts
 
 # Of the peaks in data sheets, what Megatron-LM reached on A100s: the constants below, fitted on its iteration times.
 REACHED_FLOPS = 0.705
@@ -61,7 +61,7 @@ class Accelerators:
     devices_per_node: int = 8
 
     @classmethod
-    def of(cls, device: Device) -> Accelerators:
+    def of(cls, device: DeviceFacts) -> Accelerators:
         """Returns the constants of a device by its data sheet, of which it reaches what an A100 was seen to reach."""
         return cls(
             flops_per_s=REACHED_FLOPS_OF.get(device.name, REACHED_FLOPS) * device.flops_per_s,

@@ -26,7 +26,7 @@ DATA_SHEET_UNCERTAINTY = 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Device:
+class DeviceFacts:
     """What a worker trains on.
 
     Attributes:
@@ -52,7 +52,7 @@ class Device:
         require_range("efficiency", self.efficiency, 1e-3, 1.0)
 
 
-def device(name: str) -> Device:
+def device(name: str) -> DeviceFacts:
     """Returns a device by name.
 
     Raises:
@@ -63,7 +63,9 @@ def device(name: str) -> Device:
     return DEVICES[name]
 
 
-def derive(shape: ModelShape, on: Device, batch: int, *, itemsize: int = 4, noise: float = 0.02) -> Profile:
+def derive(
+    shape: ModelShape, on: DeviceFacts, batch: int, *, itemsize: int = 4, noise: float = 0.02
+) -> Profile:
     """Returns the profile that a model should have on a device.
 
     Forward takes its operations over the speed that the device reaches, backward twice that, the optimizer its traffic
@@ -110,8 +112,10 @@ def derive(shape: ModelShape, on: Device, batch: int, *, itemsize: int = 4, nois
     )
 
 
-def _nvidia(name: str, tera: float, bandwidth: float, gigabytes: int, sheet: str, **more: float) -> Device:
-    return Device(
+def _nvidia(
+    name: str, tera: float, bandwidth: float, gigabytes: int, sheet: str, **more: float
+) -> DeviceFacts:
+    return DeviceFacts(
         name=name,
         flops_per_s=tera * 1e12,
         memory_bytes_per_s=bandwidth,
@@ -121,7 +125,7 @@ def _nvidia(name: str, tera: float, bandwidth: float, gigabytes: int, sheet: str
     )
 
 
-DEVICES: dict[str, Device] = {
+DEVICES: dict[str, DeviceFacts] = {
     d.name: d
     for d in (
         _nvidia("v100", 125, 900e9, 32, "V100, half precision"),

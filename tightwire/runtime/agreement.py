@@ -71,7 +71,7 @@ def wire_facts(compressions: Iterable[Sequence[Member]]) -> dict[str, object]:
         compressions: the plan's, and those of its routes.
     """
     members = [member for compression in compressions for member in compression]
-    inner = (vars(member).get("sender") for member in members)
+    inner = (getattr(member, "sender", None) for member in members)
     senders = [*members, *(sender for sender in inner if isinstance(sender, Codec))]
     return {
         f"wire format of {sender.name}": f"version {sender.wire_version}"
