@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: tour test check docs bench clean
+.PHONY: tour test check docs bench results clean
 
 tour: .venv/ready  ## a real model on an emulated slow network, under stock DDP and under the chosen plans
 	$(BIN)/tightwire tour
@@ -17,6 +17,9 @@ check: .venv/ready
 
 docs: .venv/ready  ## the documentation, in build/site
 	$(BIN)/mkdocs build --strict
+
+results: .venv/ready  ## makes what is stale in results/ anew, for hours; started again, it goes on
+	$(BIN)/python results/make.py
 
 bench: .venv/ready  ## collectives and kernels against the stock alternative and the physical bound
 	$(BIN)/tightwire bench collectives

@@ -1,12 +1,15 @@
-"""What kept results say of their making: the command and the machine."""
+"""What kept results say of their making: the command, the machine and the commit."""
 
 from __future__ import annotations
 
 import os
+import pathlib
 import platform
 import shlex
+import subprocess
 import sys
 import time
+from importlib import metadata
 
 
 def command() -> str:
@@ -15,8 +18,27 @@ def command() -> str:
 
 
 def machine() -> str:
-    """Returns cores, versions and the date."""
+    """Returns cores, versions, the commit and the date."""
     import torch
 
     versions = f"Python {platform.python_version()}, PyTorch {torch.__version__}"
-    return f"{os.cpu_count()} cores ({platform.machine()}), {versions}, {time.strftime('%Y-%m-%d')}"
+    cores = f"{os.cpu_count()} cores ({platform.machine()})"
+    return f"{cores}, {versions}, {commit()}, {time.strftime('%Y-%m-%d')}"
+
+
+def commit() -> str:
+    """Returns the commit of the checkout that runs, with + where files differ; the version where there is none."""
+    here = pathlib.Path(__file__).parent
+    try:
+        git = ["git", "-C", str(here), "describe", "--always", "--abbrev=8", "--exclude=*", "--dirty=+"]
+        told = subprocess.run(git, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        told = None
+    if told is None or told.returncode or not _is_ours(here):
+        return f"tightwire {metadata.version('tightwire')}"
+    return f"commit {told.stdout.strip()}"
+
+
+def _is_ours(here: pathlib.Path) -> bool:
+    """Whether the checkout is of this package, and not of the project whose environment it is installed in."""
+    return (here.parents[1] / "pyproject.toml").exists()

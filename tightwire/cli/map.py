@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from tightwire import files
+from tightwire.cli import made
 from tightwire.cli.app import App, progress
 from tightwire.cli.options import JsonOption
 from tightwire.planner import landscape
@@ -57,9 +58,10 @@ def _cells() -> list[landscape.MapCell]:
 
 def _about() -> str:
     return (
-        f"# Which method is best where\n\nPredicted by the planner, not measured: `{COMMAND}`. A model of 48 equal "
-        "layers with 100 MB of gradients stands for all of one intensity (compute per byte to agree on); lines are "
-        "all alike, with a latency of 20 µs; codecs run at the memory rate of an accelerator (900 GB/s). In each "
+        f"# Which method is best where\n\nPredicted by the planner, not measured: `{COMMAND}`, {made.commit()}. "
+        "A model of 48 equal layers with 100 MB of gradients stands for all of one intensity (compute per byte "
+        "to agree on); lines are all alike, with a latency of 20 µs; codecs run at the memory rate of an "
+        "accelerator (900 GB/s). In each "
         "cell: the method that changes training least, among those within 10 % of the fastest, and how "
         "many times faster than plain all-reduce (PyTorch's default) a step is. Steps are compared, not what they are "
         "worth: a step by stale gradients, or made alone, may teach less.\n\n"

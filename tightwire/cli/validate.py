@@ -87,7 +87,8 @@ def validate(
     rows = [row for table in tables for row in table.rows()]
     if out is not None:
         files.write_text(out, json.dumps({"tables": rows, "points": stored(tables)}, indent=1) + "\n")
-        page = report.markdown(tables, [] if only else list(utilisation.needs()), made.command())
+        needs = [] if only else list(utilisation.needs())
+        page = report.markdown(tables, needs, made.command(), made.machine())
         files.write_text(out.with_suffix(".md"), page)
         typer.echo(f"Stored in {out}, and beside it as .md.", err=True)
     if as_json:

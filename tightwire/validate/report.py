@@ -9,8 +9,10 @@ from tightwire.validate.utilisation import UTILISATIONS, Need
 
 HEAD = """# Predictions held to measurements
 
-Made by `{command}`. Points that constants were fitted on and points held out are never mixed. *Covered* is the share of
-measurements inside the intervals that the predictions stated: they are to hold 80 %. *Regret* is what is lost by
+Made by `{command}` on {machine}.
+
+Points that constants were fitted on and points held out are never mixed. *Covered* is the share of measurements
+inside the intervals that the predictions stated: they are to hold 80 %. *Regret* is what is lost by
 picking what is predicted to be best. The measurements are figures that others published; the sources stand in
 `tightwire/validate/data/README.md`."""
 UTILISATION = """## Bandwidth and utilisation
@@ -20,9 +22,10 @@ of Streaming DiLoCo (arXiv:2501.18512), for models of 1, 10 and 100 billion para
 0.8 and 4.9 s of computing. Predicted, not measured; `tightwire validate --utilisation --plot FILE.html` draws it."""
 
 
-def markdown(tables: Sequence[Table], needs: Sequence[Need], command: str) -> str:
+def markdown(tables: Sequence[Table], needs: Sequence[Need], command: str, machine: str) -> str:
     """Returns the page."""
-    parts = [HEAD.format(command=command), _rows(_statistics(tables)), *(_about(table) for table in tables)]
+    head = HEAD.format(command=command, machine=machine)
+    parts = [head, _rows(_statistics(tables)), *(_about(table) for table in tables)]
     if needs:
         parts += [UTILISATION, _rows(_needed(needs))]
     return "\n\n".join(parts) + "\n"
