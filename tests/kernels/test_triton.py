@@ -51,6 +51,7 @@ DENSE = [
     "natural",
     "efsign",
     "onebit:64",
+    "eden:2,block=512",
 ]
 SPARSE = [
     "topk:0.3",

@@ -68,6 +68,9 @@ SETTINGS = [
     "sbc:0.3",
     "dct",
     "dct:9,chunk=128",
+    "eden",
+    "eden:4,block=512",
+    "eden:3,block=256,scale=nearest",
 ]
 CODECS = listed("compression", Codec, SETTINGS)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]

@@ -12,6 +12,7 @@ from tightwire.compression.compiling import compile_kernels
 from tightwire.compression.dct import Cosines
 from tightwire.compression.dense_rounds import DenseEvery, DenseFirst, DenseGrowing
 from tightwire.compression.differences import DIANA, EF21
+from tightwire.compression.eden import Eden
 from tightwire.compression.ef import ErrorFeedback
 from tightwire.compression.ema import MovingAverage
 from tightwire.compression.fp8 import Float8
@@ -60,6 +61,7 @@ MEMBERS: tuple[type[Member], ...] = (
     SBC,
     Strom,
     Cosines,
+    Eden,
     ErrorFeedback,
     EF21,
     DIANA,
@@ -96,6 +98,7 @@ __all__ = [
     "DenseFirst",
     "DenseGrowing",
     "EFSign",
+    "Eden",
     "ErrorFeedback",
     "Float8",
     "Float16",

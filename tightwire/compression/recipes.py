@@ -316,6 +316,20 @@ class SparseLoCo(Recipe):
         return f"blocktopk:{self.ratio},block={self.chunk},values={self.values}+ef:{self.decay}"
 
 
+@final
+@dataclass(frozen=True)
+class DRIVE(Recipe):
+    """One bit of every element of a randomly rotated vector; unbiased."""
+
+    name: ClassVar[str] = "drive"
+    title: ClassVar[str] = "one bit each after a random rotation, unbiased"
+    paper: ClassVar[str] = "Vargaftik et al. 2021, DRIVE, arXiv:2105.08339, section 4.2"
+
+    @property
+    def expression(self) -> str:  # noqa: D102
+        return "eden:1"
+
+
 RECIPES: tuple[type[Recipe], ...] = (
     DGC,
     GradientDropping,
@@ -330,4 +344,5 @@ RECIPES: tuple[type[Recipe], ...] = (
     LAGS,
     SparseTernary,
     SparseLoCo,
+    DRIVE,
 )

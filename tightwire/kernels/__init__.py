@@ -10,6 +10,7 @@ theme:
 | `uniform` | `quantise`, `dequantise` | a grid per block: int8, int4, int2, QSGD, NUQSGD, TernGrad |
 | `floats` | `encode_powers`, `decode_powers` | powers of two, at random |
 | | `encode_fp8`, `decode_fp8` | 8-bit floats, scaled per block |
+| `hadamard` | `rotate` | blocks rotated at random, so that elements are nearly normal |
 | `signs` | `encode_signs`, `decode_signs` | one bit each, and the mean magnitudes of a block |
 | `votes` | `encode_votes`, `count_votes`, `decode_votes` | one bit each, and what the majority of several is |
 | `planes` | `split_planes`, `join_planes` | bytes by their place in an element |

@@ -9,6 +9,7 @@ from tightwire.kernels.cpu.blocks import scatter_blocks, select_blocks
 from tightwire.kernels.cpu.cosines import decode_cosines, encode_cosines
 from tightwire.kernels.cpu.entropy import decode_entropy, encode_entropy
 from tightwire.kernels.cpu.floats import decode_fp8, decode_powers, encode_fp8, encode_powers
+from tightwire.kernels.cpu.hadamard import rotate
 from tightwire.kernels.cpu.halves import decode_half, encode_half
 from tightwire.kernels.cpu.planes import join_planes, split_planes
 from tightwire.kernels.cpu.sampling import sample_by_magnitude, shared_indices
@@ -48,6 +49,7 @@ __all__ = [
     "join_planes",
     "mean_magnitude",
     "quantise",
+    "rotate",
     "sample_by_magnitude",
     "scatter_blocks",
     "scatter_largest",

@@ -6,6 +6,7 @@ from tightwire.kernels.reference.blocks import scatter_blocks, select_blocks
 from tightwire.kernels.reference.cosines import decode_cosines, encode_cosines
 from tightwire.kernels.reference.entropy import decode_entropy, encode_entropy
 from tightwire.kernels.reference.floats import decode_fp8, decode_powers, encode_fp8, encode_powers
+from tightwire.kernels.reference.hadamard import rotate
 from tightwire.kernels.reference.halves import decode_half, encode_half
 from tightwire.kernels.reference.planes import join_planes, split_planes
 from tightwire.kernels.reference.sampling import sample_by_magnitude, shared_indices
@@ -45,6 +46,7 @@ __all__ = [
     "join_planes",
     "mean_magnitude",
     "quantise",
+    "rotate",
     "sample_by_magnitude",
     "scatter_blocks",
     "scatter_largest",

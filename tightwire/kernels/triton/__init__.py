@@ -4,12 +4,13 @@ A file holds the calls of a theme, which take tensors; the private one of the sa
 the device. All but the last lines of a call run there, in the current stream; only what a message's content decides
 (whether indices are possible, how probabilities are scaled) waits for the host.
 
-Whatever is not written here is plain torch, on the device all the same: what few plans need (sparse signs), and what no
-multiprocessor's registers hold (blocks beyond 16,384 elements). Entropy coding is the host's.
+Whatever is not written here is plain torch, on the device all the same: what few plans need (sparse signs, random
+rotations), and what no multiprocessor's registers hold (blocks beyond 16,384 elements). Entropy coding is the host's.
 """
 
 from __future__ import annotations
 
+from tightwire.kernels.reference.hadamard import rotate
 from tightwire.kernels.reference.sparse_signs import (
     decode_sparse_signs,
     encode_sparse_signs,
@@ -53,6 +54,7 @@ __all__ = [
     "join_planes",
     "mean_magnitude",
     "quantise",
+    "rotate",
     "sample_by_magnitude",
     "scatter_blocks",
     "scatter_largest",
