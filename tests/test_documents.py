@@ -171,6 +171,7 @@ TOGETHER = {
     "ddp_hook": ("torch", 2, [], "a checkpoint holds model, hook"),
     "checkpoint": ("torch", 2, ["{tmp}/run.pt"], "after step 10"),
     "with_fsdp": ("torch", 4, [], ""),
+    "two_sites": ("torch", 4, [], "2 sites agreed 4 times"),
     "with_accelerate": ("accelerate", 2, [], "exposed wait"),
     "with_lightning": ("lightning", 1, [], ""),
     "with_trainer": ("transformers", 2, [], ""),

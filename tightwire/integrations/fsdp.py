@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import warnings
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from tightwire.answers import DEFAULTS, Refusal, Sender, text_with
 from tightwire.architecture.round import Round
@@ -20,16 +19,32 @@ from tightwire.averaging import Averager, BucketAverager, build_averager
 from tightwire.averaging.bucket import Spared
 from tightwire.buckets import Bucket, BucketLayout, plan_layout
 from tightwire.errors import AttachError, PlanError
+from tightwire.integrations._shards import (
+    connect_across,
+    fsdp_modules,
+    mesh_of,
+    own_parameters,
+    sharding_groups,
+)
+from tightwire.integrations.fsdp_rounds import FSDPRounds
 from tightwire.plan import Plan
 from tightwire.runtime.agreement import require_agreement, wire_facts
 from tightwire.runtime.engines.memory import Named, load_memory, memory
+from tightwire.runtime.outer import MakeOuter
+from tightwire.sync import Rounds
 from tightwire.transport import Counting, Transport, current
 
 
 def fsdp_hook(
-    model: nn.Module, plan: Plan | str, *, transport: Transport | None = None, seed: int = 0
-) -> FSDPHook:
-    """Has groups of FSDP2 average their gradient shards with one another as `plan` says.
+    model: nn.Module,
+    plan: Plan | str,
+    *,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    outer: MakeOuter | None = None,
+    transport: Transport | None = None,
+    seed: int = 0,
+) -> FSDPHook | FSDPRounds:
+    """Has groups of FSDP2 agree with one another as `plan` says, on gradients in every step or on parameters in rounds.
 
         tw.init()
         mesh = init_device_mesh("cpu", (2, 4), mesh_dim_names=("replicas", "shards"))
@@ -38,13 +53,22 @@ def fsdp_hook(
         fully_shard(model, mesh=mesh["shards"])
         hook = tw.fsdp_hook(model, "bsp/allreduce/int8+ef")
 
-    Each group shards the model over its own mesh, one-dimensional: FSDP reduces inside it, and this hook averages each
-    shard with the same shard of the other groups, right after. Only that slow leg is compressed. Parameters and
-    buffers must be equal in all groups at the start: load or seed them alike.
+    Each group shards the model over its own mesh, one-dimensional: FSDP reduces inside it, and each shard agrees with
+    the same shard of the other groups. Only that slow leg is compressed.
+
+    Under `bsp` gradients are averaged right after FSDP has reduced them; parameters and buffers must be equal in all
+    groups at the start: load or seed them alike. Under local methods (`local:8`, `diloco:64`) every group trains alone
+    and agrees every so many steps of `optimizer`; parameters and buffers become the first group's at once:
+
+        with tw.fsdp_hook(model, "diloco:64/allreduce/int4+ef", optimizer=optimizer):
+            train()  # the loop as ever
 
     Args:
         model: after `fully_shard`; every FSDP module in it, with one parameter group each.
-        plan: of sync `bsp` over all-reduce; its schedule is left out, for FSDP orders its reductions itself.
+        plan: of sync `bsp` over all-reduce, whose schedule is left out, for FSDP orders its reductions itself; or a
+            local method over all-reduce.
+        optimizer: of the model's parameters, made after `fully_shard`; for local methods. A list: see `attach`.
+        outer: see `attach`.
         transport: between all ranks; by default the one that `tightwire.init()` joined.
         seed: of stochastic codecs, the same on every rank.
 
@@ -57,12 +81,20 @@ def fsdp_hook(
     """
     plan = Plan.parse(plan) if isinstance(plan, str) else plan
     _require_fsdp_can(plan)
-    return FSDPHook(model, plan, current() if transport is None else transport, seed)
+    transport = current() if transport is None else transport
+    if not isinstance(plan.sync, Rounds):
+        return FSDPHook(model, plan, transport, seed)
+    if optimizer is None:
+        raise AttachError(
+            f"{plan.sync} counts the optimizer's steps: tw.fsdp_hook(model, {str(plan)!r}, optimizer=optimizer)."
+        )
+    optimizers = optimizer if isinstance(optimizer, Sequence) else [optimizer]
+    return FSDPRounds(model, optimizers, plan, transport, seed=seed, outer=outer)
 
 
 @final
 class FSDPHook:
-    """Averages gradient shards between groups of FSDP2; made by `fsdp_hook`.
+    """Averages gradient shards between groups of FSDP2 in every step; made by `fsdp_hook`.
 
     All state is kept by parameter name; a rank's checkpoint holds the leftovers of its own shards. What a backward pass
     leaves over is kept when the next one begins, or a checkpoint is taken; a pass with a NaN or Inf leaves no trace.
@@ -75,11 +107,11 @@ class FSDPHook:
     def __init__(self, model: nn.Module, plan: Plan, transport: Transport, seed: int) -> None:
         self.plan, self.rounds = plan, 0
         self._world, self._seed, self._spared = transport, seed, Spared()
-        self._modules = dict(_fsdp_modules(model))
-        groups = _groups(transport, _mesh_of(model, self._modules))
+        self._modules = dict(fsdp_modules(model))
+        groups = sharding_groups(transport, mesh_of(model, self._modules))
         settings = {"version of tightwire": version("tightwire"), "plan": plan, "seed": seed}
         require_agreement(transport, settings | wire_facts([plan.compression]))
-        self._across = _across(transport, groups)
+        self._across = Counting(connect_across(transport, groups))
         self.replicas = self._across.size
         self._layouts = {name: _slots(name, module) for name, module in self._modules.items()}
         self._averagers: dict[str, BucketAverager] = {}
@@ -178,17 +210,24 @@ class FSDPHook:
 
 def _require_fsdp_can(plan: Plan) -> None:
     refusal = None
-    if str(plan.sync) != "bsp":
+    rounds = isinstance(plan.sync, Rounds)
+    if str(plan.sync) != "bsp" and not rounds:
         refusal = Refusal(
-            reason=f"FSDP cannot train by {plan.sync}: it reduces the gradients of every step.",
+            reason=f"groups of FSDP cannot train by {plan.sync}: they agree on the gradients of every step (bsp), or "
+            "on parameters every so many steps (local methods).",
             nearest=(text_with(plan, sync="bsp", schedule=DEFAULTS["schedule"]),),
+        )
+    elif isinstance(plan.sync, Rounds) and plan.sync.optimizer_state == "momenta":
+        refusal = Refusal(
+            reason=f"{plan.sync} makes momenta anew on whole parameters, and FSDP has shards of them.",
+            nearest=("local:8",),
         )
     elif plan.architecture.name != "allreduce":
         refusal = Refusal(
             reason=f"groups of FSDP agree on the mean of each shard, and {plan.architecture} brings none.",
             nearest=(text_with(plan, architecture="allreduce", schedule=DEFAULTS["schedule"]),),
         )
-    elif str(plan.schedule) != DEFAULTS["schedule"]:
+    elif not rounds and str(plan.schedule) != DEFAULTS["schedule"]:
         refusal = Refusal(
             reason=f"FSDP cannot schedule by {plan.schedule}: it reduces each module when its backward is over.",
             nearest=(text_with(plan, schedule=DEFAULTS["schedule"]),),
@@ -197,76 +236,12 @@ def _require_fsdp_can(plan: Plan) -> None:
         raise PlanError(str(refusal))
 
 
-def _is_sharded(module: nn.Module) -> bool:
-    from torch.distributed.fsdp import FSDPModule
-
-    return isinstance(module, FSDPModule)
-
-
-def _fsdp_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    for name, module in model.named_modules():
-        if _is_sharded(module) and next(_own_parameters(module), None) is not None:
-            yield name, module
-
-
-def _own_parameters(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Parameter]]:
-    """Yields the parameters that an FSDP module shards itself: those of no FSDP module inside it."""
-    yield from module.named_parameters(prefix, recurse=False)
-    for name, child in module.named_children():
-        if not _is_sharded(child):
-            yield from _own_parameters(child, f"{prefix}.{name}" if prefix else name)
-
-
-def _mesh_of(model: nn.Module, modules: Mapping[str, nn.Module]) -> list[int]:
-    """Returns the world ranks that shard the model with this one, in the order of their shards."""
-    from torch.distributed.tensor import DTensor
-
-    meshes = {
-        tuple(p.device_mesh.mesh.flatten().tolist())
-        for module in modules.values()
-        for _, p in _own_parameters(module)
-        if isinstance(p, DTensor) and p.device_mesh.ndim == 1
-    }
-    others = sum(not isinstance(p, DTensor) or p.device_mesh.ndim != 1 for p in model.parameters())
-    if not modules or others or len(meshes) != 1:
-        raise AttachError(
-            f"fsdp_hook needs a model that FSDP2 has sharded whole over one one-dimensional mesh; seen {len(modules)} "
-            f"FSDP modules, {len(meshes)} such meshes and {others} parameters outside them. Call fully_shard(module, "
-            'mesh=mesh["shards"]) with the inner dimension of a device mesh alone: with both, FSDP averages between '
-            "groups itself, uncompressed."
-        )
-    return list(next(iter(meshes)))
-
-
-def _groups(transport: Transport, mine: Sequence[int]) -> list[list[int]]:
-    """Returns the groups that shard the model, each in the order of its shards, the same on every rank."""
-    told = [json.loads(other) for other in transport.exchange(json.dumps(list(mine)).encode())]
-    groups = sorted({tuple(group) for group in told})
-    counted = Counter(rank for group in groups for rank in group)
-    whole = sorted(counted) == list(range(transport.size)) and set(counted.values()) == {1}
-    if not whole or len({len(group) for group in groups}) != 1:
-        raise AttachError(
-            f"the meshes {', '.join(map(str, groups))} do not divide {transport.size} ranks into groups of one size; "
-            "shard the model over the inner dimension of one device mesh that holds all ranks."
-        )
-    return [list(group) for group in groups]
-
-
-def _across(transport: Transport, groups: Sequence[Sequence[int]]) -> Counting:
-    """Connects this rank with those that hold the same shard in the other groups."""
-    found: Transport | None = None
-    for place in range(len(groups[0])):
-        found = transport.group([group[place] for group in groups]) or found
-    assert found is not None, "every rank holds a shard"
-    return Counting(found)
-
-
 def _slots(module_name: str, module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
     """Returns the names and shapes of a module's shards as FSDP lays them out: the first side rounded up."""
     from torch.distributed.tensor import DTensor
 
     slots = []
-    for name, parameter in _own_parameters(module, module_name):
+    for name, parameter in own_parameters(module, module_name):
         assert isinstance(parameter, DTensor)
         first, *others = parameter.shape
         slots.append((name, (math.ceil(first / parameter.device_mesh.size()), *others)))

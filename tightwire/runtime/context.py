@@ -59,6 +59,8 @@ class RunContext:
         workers_per_node: consecutive ranks on one host, as the launcher says; 0 where it does not.
         wiring: links and routes between the workers, as a plan file tells them; None where nobody told.
         costs: measured α in seconds and β in seconds per byte of programs, by name; the same on all ranks.
+        agree: from whether means are finite on this rank, says whether they are on those too that hold other shards of
+            the model; see `Exchange`.
     """
 
     transport: Counting
@@ -78,6 +80,7 @@ class RunContext:
     workers_per_node: int = 0
     wiring: Wiring | None = None
     costs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    agree: Callable[[bool], bool] = bool
 
     def over(self, transport: Counting) -> RunContext:
         """Returns the same over another transport, such as a group, of which nothing was measured."""
@@ -141,7 +144,14 @@ class RunContext:
             )
         pacer = schedule.pacer(agenda)
         return Exchange(
-            averagers, pacer, self.tracer, buckets=buckets, agenda=agenda, channels=lanes, device=device
+            averagers,
+            pacer,
+            self.tracer,
+            buckets=buckets,
+            agenda=agenda,
+            channels=lanes,
+            device=device,
+            agree=self.agree,
         )
 
     def _in_backward(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -44,6 +44,7 @@ class Exchange:
         agenda: Agenda | None = None,
         channels: Sequence[Transport] = (),
         device: Device = DEVICES["cpu"],
+        agree: Callable[[bool], bool] = bool,
     ) -> None:
         """Starts the threads.
 
@@ -55,8 +56,10 @@ class Exchange:
             agenda: says which, and how many lanes there are.
             channels: the lanes' connections, which end with it.
             device: where the buckets live: lanes follow who filled a bucket, and whoever waits follows the lanes.
+            agree: from whether all means of a round are finite here, says whether they are finite everywhere; called
+                in `wait`.
         """
-        self._device = device
+        self._device, self._agree = device, agree
         self.averagers = tuple(averagers)
         self.buckets = tuple(buckets) if buckets is not None else tuple(a.bucket for a in averagers)
         self.spans_s = [(0.0, 0.0)] * len(self.averagers)
@@ -128,7 +131,7 @@ class Exchange:
         """
         self._await(lambda: not any(self._missing))
         self._follow(range(len(self.averagers)))
-        finite = all(averager.finite for averager in self.averagers)
+        finite = self._agree(all(averager.finite for averager in self.averagers))
         if finite and keep:
             for averager in self.averagers:
                 averager.keep()

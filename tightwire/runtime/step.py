@@ -51,8 +51,19 @@ class Optimizers:
         members: in the order given.
     """
 
-    def __init__(self, members: Sequence[Optimizer]) -> None:
+    def __init__(
+        self, members: Sequence[Optimizer], stands_for: Mapping[Parameter, Parameter] | None = None
+    ) -> None:
+        """Takes the optimizers.
+
+        Args:
+            members: of one model.
+            stands_for: by a parameter that is kept in step, what the optimizers hold in its place: the DTensor of which
+                it is this rank's shard.
+        """
         self.members = tuple(members)
+        self._held = dict(stands_for or {})
+        self._shown = {held: shown for shown, held in self._held.items()}
         self._listener: StepListener | None = None
         self._handles: list[RemovableHandle] = []
         self._stepped: set[int] = set()
@@ -71,14 +82,15 @@ class Optimizers:
     def parameters(self) -> Iterator[Parameter]:
         """Yields what the optimizers update, in the order of groups."""
         for group in self.param_groups:
-            yield from group["params"]
+            yield from (self._shown.get(held, held) for held in group["params"])
 
     def state_of(self, parameter: Parameter) -> dict[str, Any]:
         """Returns what its optimizer remembers of a parameter; shares memory, and empty where it has none."""
+        held = self._held.get(parameter, parameter)
         for member in self.members:
-            if parameter in member.state:
-                kept: dict[str, Any] = member.state[parameter]
-                return kept
+            if held in member.state:
+                kept: dict[str, Any] = member.state[held]
+                return kept if held is parameter else {key: _shard_of(value) for key, value in kept.items()}
         return {}
 
     def remember(self, parameter: Parameter, kept: Mapping[str, Any]) -> None:
@@ -92,7 +104,7 @@ class Optimizers:
     def forget(self, parameter: Parameter) -> None:
         """Drops what its optimizer remembers of a parameter."""
         for member in self.members:
-            member.state.pop(parameter, None)
+            member.state.pop(self._held.get(parameter, parameter), None)
 
     def hyperparameters(self) -> dict[str, str]:
         """Returns every option of every group that must be equal on all ranks, by what it is called in errors."""
@@ -268,6 +280,12 @@ def plain_optimizer(optimizer: Optimizer) -> Optimizer:
     raise AttachError(
         f"{type(optimizer).__name__} is no torch.optim.Optimizer and wraps none; attach what makes the steps."
     )
+
+
+def _shard_of(value: Any) -> Any:
+    from torch.distributed.tensor import DTensor
+
+    return value.to_local() if isinstance(value, DTensor) else value
 
 
 def _placed(value: Any, before: Any) -> Any:
