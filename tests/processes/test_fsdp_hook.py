@@ -106,7 +106,7 @@ def plain_local(steps, H, outer):
     return torch.cat([p.detach().flatten() for p in replicas[0][0].parameters()])
 
 found = {}
-for plan in ("local:3", "diloco:3", "local:3/allreduce/int8+ef", "diloco:4/allreduce/topk:0.5+ef/streaming:2"):
+for plan in ("local:3", "local:3,state=averaged", "diloco:3", "local:3/allreduce/int8+ef", "diloco:4/allreduce/topk:0.5+ef/streaming:2"):
     model, optimizer = make(mesh["shards"])
     with torch.no_grad():
         for p in model.parameters():
@@ -127,7 +127,8 @@ for plan in ("local:3", "diloco:3", "local:3/allreduce/int8+ef", "diloco:4/allre
         resumed.load_state_dict(state)
         train(again, optimizer, [5])
     apart = float((values(model) - plain_local(6, 3, "diloco" in plan)).abs().max())
-    found[plan] = [apart, torch.equal(values(model), values(again)), float(values(model).sum()), lent]
+    kept = torch.cat([optimizer.state[p]["momentum_buffer"].full_tensor().flatten() for p in again.parameters()])
+    found[plan] = [apart, torch.equal(values(model), values(again)), float(values(model).sum()), lent, float(kept.sum()) if "averaged" in plan else 0.0]
 
 model, optimizer = make(mesh["shards"])
 hook = tw.fsdp_hook(model, "local:2", optimizer=optimizer)

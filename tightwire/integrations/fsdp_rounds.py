@@ -62,6 +62,7 @@ class FSDPRounds:
         listed = Optimizers(
             [plain_optimizer(member) for member in optimizers],
             stands_for={shard: shard.whole for shard in shards.parameters() if isinstance(shard, _Shard)},
+            shard_of=_local,
         )
         settings = {
             "version of tightwire": version("tightwire"),
@@ -201,11 +202,11 @@ class _Shard(Parameter):
 
 
 @torch.no_grad()
-def _local(tensor: Tensor) -> Tensor:
+def _local(value: Any) -> Any:
+    """Returns this rank's shard of a DTensor, sharing memory; anything else as it is."""
     from torch.distributed.tensor import DTensor
 
-    assert isinstance(tensor, DTensor)
-    return tensor.to_local().detach()
+    return value.to_local().detach() if isinstance(value, DTensor) else value
 
 
 def _shards_of(model: nn.Module) -> nn.Module:

@@ -52,7 +52,10 @@ class Optimizers:
     """
 
     def __init__(
-        self, members: Sequence[Optimizer], stands_for: Mapping[Parameter, Parameter] | None = None
+        self,
+        members: Sequence[Optimizer],
+        stands_for: Mapping[Parameter, Parameter] | None = None,
+        shard_of: Callable[[Any], Any] | None = None,
     ) -> None:
         """Takes the optimizers.
 
@@ -60,9 +63,10 @@ class Optimizers:
             members: of one model.
             stands_for: by a parameter that is kept in step, what the optimizers hold in its place: the DTensor of which
                 it is this rank's shard.
+            shard_of: returns this rank's shard of what they remember of those.
         """
         self.members = tuple(members)
-        self._held = dict(stands_for or {})
+        self._held, self._shard_of = dict(stands_for or {}), shard_of
         self._shown = {held: shown for shown, held in self._held.items()}
         self._listener: StepListener | None = None
         self._handles: list[RemovableHandle] = []
@@ -90,7 +94,8 @@ class Optimizers:
         for member in self.members:
             if held in member.state:
                 kept: dict[str, Any] = member.state[held]
-                return kept if held is parameter else {key: _shard_of(value) for key, value in kept.items()}
+                shard_of = self._shard_of
+                return kept if shard_of is None else {key: shard_of(value) for key, value in kept.items()}
         return {}
 
     def remember(self, parameter: Parameter, kept: Mapping[str, Any]) -> None:
@@ -280,12 +285,6 @@ def plain_optimizer(optimizer: Optimizer) -> Optimizer:
     raise AttachError(
         f"{type(optimizer).__name__} is no torch.optim.Optimizer and wraps none; attach what makes the steps."
     )
-
-
-def _shard_of(value: Any) -> Any:
-    from torch.distributed.tensor import DTensor
-
-    return value.to_local() if isinstance(value, DTensor) else value
 
 
 def _placed(value: Any, before: Any) -> Any:
