@@ -106,7 +106,8 @@ def plain_local(steps, H, outer):
     return torch.cat([p.detach().flatten() for p in replicas[0][0].parameters()])
 
 found = {}
-for plan in ("local:3", "local:3,state=averaged", "diloco:3", "local:3/allreduce/int8+ef", "diloco:4/allreduce/topk:0.5+ef/streaming:2"):
+plans = "local:3 local:3,state=averaged diloco:3 local:3/allreduce/int8+ef diloco:4/allreduce/topk:0.5+ef/streaming:2"
+for plan in plans.split():
     model, optimizer = make(mesh["shards"])
     with torch.no_grad():
         for p in model.parameters():
@@ -128,7 +129,8 @@ for plan in ("local:3", "local:3,state=averaged", "diloco:3", "local:3/allreduce
         train(again, optimizer, [5])
     apart = float((values(model) - plain_local(6, 3, "diloco" in plan)).abs().max())
     kept = torch.cat([optimizer.state[p]["momentum_buffer"].full_tensor().flatten() for p in again.parameters()])
-    found[plan] = [apart, torch.equal(values(model), values(again)), float(values(model).sum()), lent, float(kept.sum()) if "averaged" in plan else 0.0]
+    state = float(kept.sum()) if "averaged" in plan else 0.0
+    found[plan] = [apart, torch.equal(values(model), values(again)), float(values(model).sum()), lent, state]
 
 model, optimizer = make(mesh["shards"])
 hook = tw.fsdp_hook(model, "local:2", optimizer=optimizer)
