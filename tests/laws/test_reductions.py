@@ -43,6 +43,8 @@ SETTINGS = (
     "zstd",
     "zstd:3,delta=true",
     "entropy",
+    "thc",
+    "thc:2,granularity=5,block=128",
 )
 REDUCTIONS = listed("compression", AveragingMethod, SETTINGS)
 # Settings at which nothing is lost.

@@ -17,6 +17,7 @@ from tightwire.averaging.method import AveragingMethod
 from tightwire.averaging.oktopk import OkTopK
 from tightwire.averaging.powersgd import PowerSGD
 from tightwire.averaging.sparcml import SparCML
+from tightwire.averaging.thc import THC
 from tightwire.averaging.zstd import Zstd
 
 if TYPE_CHECKING:
@@ -37,11 +38,13 @@ MEMBERS: tuple[type[Member], ...] = (
     Atomo,
     LayerTopK,
     CountSketch,
+    THC,
 )
 
 __all__ = [
     "ACPSGD",
     "MEMBERS",
+    "THC",
     "Atomo",
     "Averager",
     "AveragingMethod",

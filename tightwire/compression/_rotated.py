@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
+from tightwire import kernels
 from tightwire.errors import PlanError
 
 if TYPE_CHECKING:
@@ -55,6 +56,44 @@ def row_sums(rows: Tensor) -> Tensor:
         half = rows.shape[1] // 2
         rows = rows[:, :half] + rows[:, half:]
     return rows
+
+
+def filled(x: Tensor, block: int) -> Tensor:
+    """Returns `x` in float32 scratch memory, filled up with zeros."""
+    import torch
+
+    y = kernels.scratch_tensor("filled", padded(x.numel(), block), torch.float32, x.device)
+    y[: x.numel()].copy_(x)
+    y[x.numel() :] = 0
+    return y
+
+
+def pack_planes(codes: Tensor, bits: int) -> Tensor:
+    """Returns integers of so many bits as planes of one bit, eight elements of a plane to a byte.
+
+    Args:
+        codes: (n,) of any integer dtype; n is a multiple of 8.
+        bits: of each.
+    """
+    import torch
+
+    rows = codes.view(-1, 8)
+    shifts = torch.arange(8, device=codes.device, dtype=torch.uint8)
+    planes = [
+        ((rows >> plane & 1).to(torch.uint8) << shifts).sum(1, dtype=torch.uint8) for plane in range(bits)
+    ]
+    return torch.cat(planes)
+
+
+def unpack_planes(packed: Tensor, bits: int) -> Tensor:
+    """Returns the integers of planes, (n,) int32."""
+    import torch
+
+    shifts = torch.arange(8, device=packed.device, dtype=torch.uint8)
+    found = torch.zeros(packed.numel() // bits, 8, dtype=torch.int32, device=packed.device)
+    for plane, bytes_of_plane in enumerate(packed.view(bits, -1)):
+        found |= (bytes_of_plane[:, None] >> shifts & 1).int() << plane
+    return found.flatten()
 
 
 # The means of a normal element's magnitude within each of 2^(bits − 1) cells, such that the cells' ends are midway

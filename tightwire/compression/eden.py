@@ -11,10 +11,13 @@ from tightwire.compression._rotated import (
     DISTORTION,
     centroids,
     check_rotated_block,
+    filled,
     num_rows,
+    pack_planes,
     padded,
     row_sums,
     rows_of,
+    unpack_planes,
 )
 from tightwire.compression.checks import check
 from tightwire.compression.codec import Codec, Combine
@@ -118,7 +121,7 @@ class Eden(Codec):
         """Writes the message of float32 `x`; blocks that are larger than the limit, or decode to more, wait."""
         import torch
 
-        y = _filled(x, self.block)
+        y = filled(x, self.block)
         largest = torch.cat([rows.abs().amax(1) for _, rows in rows_of(y, self.block)])
         sent = (largest >= LEAST_SENT) & (largest <= min(MOST_SENT, limit))
         finite = largest.isfinite()
@@ -132,7 +135,7 @@ class Eden(Codec):
             here = slice(first, first + rows.shape[0])
             scale = torch.where(sent[here], scale * largest[here], 0.0)
             scales.append(torch.where(finite[here], scale, torch.nan))
-            planes.append(_packed(codes, self.bits))
+            planes.append(pack_planes(codes.flatten(), self.bits))
         head = torch.tensor([seed - (1 << 32) * (seed >> 31)], dtype=torch.int32, device=x.device)
         scale = torch.cat(scales)
         message.copy_(torch.cat([head.view(torch.uint8), scale.view(torch.uint8), *planes]))
@@ -171,8 +174,8 @@ class Eden(Codec):
         begin = 0
         for _, rows in rows_of(y, self.block):
             num_bytes = rows.numel() * self.bits // 8
-            codes = _unpacked(payload[begin : begin + num_bytes], self.bits)
-            torch.index_select(table, 0, codes.flatten(), out=rows.view(-1))
+            codes = unpack_planes(payload[begin : begin + num_bytes], self.bits)
+            torch.index_select(table, 0, codes, out=rows.view(-1))
             begin += num_bytes
         kernels.of(y).rotate(y, self.block, seed, True)
         for first, rows in rows_of(y, self.block):
@@ -191,33 +194,3 @@ class Eden(Codec):
         lost = DISTORTION[self.bits]
         share = numel / padded(numel, self.block) if numel else 1.0
         return (lost / (1 - lost) if self.unbiased else lost) * share
-
-
-def _filled(x: Tensor, block: int) -> Tensor:
-    """Returns `x` in scratch memory, filled up with zeros."""
-    import torch
-
-    y = kernels.scratch_tensor("filled", padded(x.numel(), block), torch.float32, x.device)
-    y[: x.numel()].copy_(x)
-    y[x.numel() :] = 0
-    return y
-
-
-def _packed(codes: Tensor, bits: int) -> Tensor:
-    """Returns codes as planes of one bit, eight elements of a plane to a byte: a multiple of 8 elements."""
-    import torch
-
-    flat = codes.view(-1, 8)
-    shifts = torch.arange(8, device=codes.device, dtype=torch.uint8)
-    planes = [((flat >> plane & 1) << shifts).sum(1, dtype=torch.uint8) for plane in range(bits)]
-    return torch.cat(planes)
-
-
-def _unpacked(packed: Tensor, bits: int) -> Tensor:
-    """Returns the codes of planes, int32, flat."""
-    import torch
-
-    shifts = torch.arange(8, device=packed.device, dtype=torch.uint8)
-    planes = packed.view(bits, -1, 1) >> shifts & 1
-    weights = (1 << torch.arange(bits, device=packed.device)).view(-1, 1, 1)
-    return (planes * weights).sum(0).int().flatten()
