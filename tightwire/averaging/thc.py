@@ -102,11 +102,20 @@ class THC(AveragingMethod):
 
     def build(self, transport: Transport, bucket: BucketLayout, *, tag: int) -> Averager:
         """Builds the averager of one bucket; see `AveragingMethod.build`."""
-        from tightwire.averaging._thc import THCAverager
+        from tightwire.averaging._thc import Coding, THCAverager
 
-        shapes = [slot.shape for slot in bucket.slots]
-        num_bytes = self.bytes_sent(shapes, bucket.dtype.itemsize, transport.size, transport.rank)
-        return THCAverager(transport, bucket, self, num_bytes=num_bytes, tag=tag)
+        shapes, workers = [slot.shape for slot in bucket.slots], transport.size
+        num_bytes = self.bytes_sent(shapes, bucket.dtype.itemsize, workers, transport.rank)
+        coding = Coding(
+            table=self.table,
+            bits=self.bits,
+            sum_bits=self.sum_bits(workers),
+            reach=self.reach,
+            block=self.block,
+            error=self.error,
+        )
+        sizes = split(padded(bucket.numel, self.block), workers, PART_MULTIPLE)
+        return THCAverager(transport, bucket, coding, sizes, num_bytes=num_bytes, tag=tag)
 
 
 @functools.cache
