@@ -1,4 +1,7 @@
-"""What Tightwire costs where it has nothing to do: a world of one, steps without exchange, and the import."""
+"""What Tightwire costs where it has nothing to do: a world of one, steps without exchange, and the import.
+
+Steps are timed by the processor time of the thread that makes them, which other processes disturb least.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ import torch
 from torch import nn
 
 from tightwire._attach import attach
+from tightwire.runtime.membership import Standing
+from tightwire.runtime.options import OptionsDigest
 from tightwire.transport import Single, Transport, run_threads
 
 STEP_S = 0.02
@@ -28,6 +33,7 @@ POLICIES = (
     f"diloco:{FAR}/allreduce/none/streaming:4",
     f"fedavg:{FAR}",
 )
+GROUPS = (1, 200)
 IMPORTS = (
     "import time, torch; start = time.perf_counter(); import tightwire; print(time.perf_counter() - start)"
 )
@@ -44,6 +50,8 @@ class Overhead:
         identical: whether both ended with the same parameters, to the bit.
         import_s: what `import tightwire` adds to `import torch`.
         policy_ratios: by plan, the same ratio for steps between two workers in which nothing is exchanged.
+        comparing_s: by number of optimizer groups, what it takes in each round to have ranks compare all rates and
+            counts of passes; while a schedule changes the rate of every group in every step.
     """
 
     plain_step_s: float
@@ -52,6 +60,7 @@ class Overhead:
     identical: bool
     import_s: float
     policy_ratios: dict[str, float]
+    comparing_s: dict[int, float]
 
 
 class _Trainee:
@@ -87,6 +96,7 @@ def measure(samples: int = 200) -> Overhead:
         identical=torch.equal(plain.parameters(), attached.parameters()),
         import_s=statistics.median(_import_s() for _ in range(3)),
         policy_ratios={plan: _policy_ratio(plan, batch, max(5, samples // 4)) for plan in POLICIES},
+        comparing_s={groups: _comparing_s(groups) for groups in GROUPS},
     )
 
 
@@ -108,6 +118,25 @@ def _policy_ratio(plan: str, batch: int, samples: int) -> float:
     return statistics.median(run_threads(2, worker, deadline_s=600.0)[0])
 
 
+def _comparing_s(num_groups: int) -> float:
+    """Returns what a round takes to say what must be equal, with the rate of every group changed since the last."""
+    groups = [{"params": [nn.Parameter(torch.zeros(1))]} for _ in range(num_groups)]
+    optimizer = torch.optim.AdamW(groups)
+    digest = OptionsDigest()
+
+    def compare() -> None:
+        digits = Standing(0, digest.of(optimizer.param_groups)).digits()
+        sums = torch.tensor([*digits, *(digit * digit for digit in digits)]).tolist()
+        all(round(a) ** 2 == round(b) for a, b in zip(sums[: len(digits)], sums[len(digits) :], strict=True))
+
+    times = []
+    for step in range(200):
+        for group in optimizer.param_groups:
+            group["lr"] = 1.0 / (step + 1)
+        times.append(_seconds(compare))
+    return statistics.median(times)
+
+
 def _batch_for(seconds: float) -> int:
     """Returns the batch whose step takes about `seconds` here."""
     trial = _Trainee(256)
@@ -117,9 +146,9 @@ def _batch_for(seconds: float) -> int:
 
 
 def _seconds(work: Callable[[], None]) -> float:
-    start_s = time.perf_counter()
+    start_s = time.thread_time()
     work()
-    return time.perf_counter() - start_s
+    return time.thread_time() - start_s
 
 
 def _import_s() -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 import weakref
 from collections.abc import Mapping
+from operator import is_
 
 import torch
 from torch import nn
@@ -31,8 +32,13 @@ class Guard:
         require_attachable(model, optimizers)
         self._model = model
         self._modules = [(m, dict(m._modules), dict(m._parameters)) for m in model.modules()]
-        self._kinds = [(p, _kind(p)) for p in model.parameters()]
-        self._frozen = [p for p in model.parameters() if not p.requires_grad]
+        self._parameters = list(model.parameters())
+        self._kinds = [_kind(p) for p in self._parameters]
+        self._frozen = [p for p in self._parameters if not p.requires_grad]
+        self._tables: list[Mapping[str, object]] = [
+            table for m, _, _ in self._modules for table in (m._modules, m._parameters)
+        ]
+        self._present, self._marks = self._present_now(), self._marks_now()
         for parameter in model.parameters():
             _guards[parameter] = weakref.ref(self)
 
@@ -42,6 +48,28 @@ class Guard:
         Raises:
             AttachError: names the module or the parameter that changed, or what thawed.
         """
+        present = self._present_now()
+        if (
+            len(present) != len(self._present)
+            or not all(map(is_, present, self._present))
+            or self._marks_now() != self._marks
+        ):
+            self._compare()
+
+    def _present_now(self) -> list[object]:
+        """Returns all submodules and parameters, in one list; this and the next are asked in every step."""
+        return [value for table in self._tables for value in table.values()]
+
+    def _marks_now(self) -> list[object]:
+        """Returns what must stay equal of parameters."""
+        return [
+            *[p.dtype for p in self._parameters],
+            *[p.device for p in self._parameters],
+            *[p.shape for p in self._parameters],
+            *[p.requires_grad for p in self._frozen],
+        ]
+
+    def _compare(self) -> None:
         for module, children, parameters in self._modules:
             if _differ(module._modules, children) or _differ(module._parameters, parameters):
                 raise AttachError(
@@ -49,7 +77,8 @@ class Guard:
                     "submodules than before, as after load_state_dict(assign=True). Load without assign, or load first "
                     "and attach then; else close the run and attach the changed model."
                 )
-        for parameter, kind in self._kinds:  # a new dtype or device takes autograd's hooks with it
+        # A new dtype or device takes autograd's hooks with it.
+        for parameter, kind in zip(self._parameters, self._kinds, strict=True):
             if _kind(parameter) != kind:
                 raise AttachError(
                     f"a parameter changed after it was attached: it is now {_kind(parameter)}, it was {kind}. Convert "

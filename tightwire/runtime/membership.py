@@ -181,9 +181,10 @@ class Roll:
             leaving: whether this worker is about to leave for good.
         """
         standing = self._membership.standing() if present else None
-        digits = torch.tensor(standing.digits() if standing else [0.0] * CHECKED)
-        who = torch.tensor([float(present), float(present) if weight is None else weight, float(leaving)])
-        values = torch.cat([who, digits, digits.square(), torch.zeros(self._own) if own is None else own])
+        digits = standing.digits() if standing else [0.0] * CHECKED
+        who = [float(present), float(present) if weight is None else weight, float(leaving)]
+        told = torch.tensor([*who, *digits, *(digit * digit for digit in digits)])
+        values = torch.cat([told, torch.zeros(self._own) if own is None else own])
         return lambda: self._add_up(values, standing)
 
     def call(
@@ -212,17 +213,18 @@ class Roll:
     def _add_up(self, values: Tensor, standing: Standing | None) -> Called:
         assert values.numel() == roll_fields(self._own)
         self._control.run(values, values, seed=0)
-        who, checked, own = (values * self._transport.size).split([WHO_FIELDS, 2 * CHECKED, self._own])
-        present, weight, leaving = who.tolist()
+        told, own = (values * self._transport.size).split([WHO_FIELDS + 2 * CHECKED, self._own])
+        present, weight, leaving, *sums = told.tolist()
         called = Called(present=round(present), weight=weight, leaving=round(leaving), own=own)
-        self._compare(called.present, checked.round(), standing)
+        self._compare(called.present, [round(number) for number in sums], standing)
         self._membership.note(called, self._transport.size)
         return called
 
-    def _compare(self, present: int, sums: Tensor, standing: Standing | None) -> None:
+    def _compare(self, present: int, sums: Sequence[int], standing: Standing | None) -> None:
         """Sums of n equal numbers and of their squares: n·Σd² = (Σd)²."""
-        sum_of, sum_of_squares = sums[:CHECKED].double(), sums[CHECKED:].double()
-        if bool((present * sum_of_squares == sum_of.square()).all()):
+        if all(
+            present * squares == of * of for of, squares in zip(sums[:CHECKED], sums[CHECKED:], strict=True)
+        ):
             return
         facts = dict(self._membership.describe(standing)) if standing else {}
         told = [json.loads(other) for other in self._transport.exchange(json.dumps(facts).encode())]

@@ -391,7 +391,8 @@ class Run:
         """Hears that the optimizers are about to step; see `StepListener`."""
         if self._pilot is not None:
             self._pilot.before_step()
-        self._guard.check()
+        if not self._engine.is_silent:
+            self._guard.check()
         self._evaluation.require_over()
         if self._passes is not None:
             self._passes.hear_step()

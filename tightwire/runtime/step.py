@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, Protocol
@@ -12,16 +11,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.nn.parameter import is_lazy
 from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from tightwire.errors import AttachError
+from tightwire.runtime.options import OptionsDigest, options
 
 Closure = Callable[[], Any]
-
-# Values of options that can be compared as they are.
-_PLAIN = frozenset({bool, int, float, str, tuple, type(None)})
 
 
 class StepListener(Protocol):
@@ -75,8 +71,7 @@ class Optimizers:
         self._begun = False
         self._known: dict[Parameter, tuple[int, int]] = {}
         self._silent = False
-        self._last_keys: list[list[Any]] = []
-        self._digest = 0
+        self._digest = OptionsDigest()
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -119,17 +114,12 @@ class Optimizers:
             whose = f"optimizer {number} ({type(member).__name__})" if several else "optimizer"
             for position, group in enumerate(member.param_groups):
                 where = f"{whose}, group {position}, " if len(member.param_groups) > 1 else f"{whose}, "
-                found |= {f"{where}{key}": text for key, text in _options(group)}
+                found |= {f"{where}{key}": text for key, text in options(group)}
         return found
 
     def digest(self) -> int:
         """Returns 24 bits that differ where hyper-parameters do; cheap where nothing changed since the last call."""
-        keys = [_key(group) for group in self.param_groups]
-        if keys != self._last_keys:
-            self._last_keys = keys
-            texts = (repr([float(v) if type(v) is int else v for v in key]) for key in keys)
-            self._digest = zlib.crc32("".join(texts).encode()) & 0xFFFFFF
-        return self._digest
+        return self._digest.of(self.param_groups)
 
     def listen(self, listener: StepListener) -> None:
         """Tells `listener` of every step from now on; see `close`."""
@@ -317,27 +307,3 @@ def _with_closure(
     if len(args) > 1:
         return (args[0], closure, *args[2:]), kwargs
     return args, {**kwargs, "closure": closure}
-
-
-def _key(group: Mapping[str, Any]) -> list[Any]:
-    """Returns what changes where an option of a group does, and is equal on ranks whose options are."""
-    return [value if type(value) in _PLAIN else _reduced(key, value) for key, value in group.items()]
-
-
-def _reduced(key: str, value: Any) -> object:
-    if key == "params":
-        return len(value)
-    if isinstance(value, Tensor) and value.numel() == 1:
-        return value.item()
-    return type(value).__name__
-
-
-def _options(group: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yields the options of a group whose values can be compared between processes."""
-    for key, value in group.items():
-        if key == "params":
-            yield "parameters", str(sum(p.numel() for p in value if not is_lazy(p)))
-        elif isinstance(value, Tensor) and value.numel() == 1:
-            yield key, repr(value.item())
-        elif isinstance(value, bool | int | float | str | tuple | list | None):
-            yield key, repr(float(value) if type(value) is int else value)

@@ -44,8 +44,16 @@ def overhead(
             ("plain PyTorch", f"{found.plain_step_s * 1e3:.3f}", ""),
             ("attached, one worker", f"{found.attached_step_s * 1e3:.3f}", f"{found.ratio - 1:+.2%}"),
             *rows,
+            *(
+                (
+                    f"comparing rates and passes in a round, {n} groups",
+                    f"{s * 1e3:.3f}",
+                    f"{s / overhead_bench.STEP_S:+.2%}",
+                )
+                for n, s in found.comparing_s.items()
+            ),
         ],
-        caption="Over plain: the median over pairs of steps.",
+        caption="Processor time of the thread that steps. Over plain: the median over pairs of steps.",
     )
     typer.echo(f"parameters after both: {'the same, to the bit' if found.identical else 'DIFFERENT'}")
     typer.echo(f"`import tightwire` adds {found.import_s * 1e3:.0f} ms to `import torch`")

@@ -23,6 +23,7 @@ class Stepping(Protocol):
         exposed_s: how long the last step only waited for others.
         keeps_replicas_equal: whether parameters are equal on all ranks after every step, if all began equal.
         compares_replicas: whether they may be compared whenever a round begins.
+        is_silent: whether nothing is exchanged for the step under way, so that what others rely on is looked at later.
     """
 
     @property
@@ -41,6 +42,8 @@ class Stepping(Protocol):
     def keeps_replicas_equal(self) -> bool: ...  # noqa: D102
     @property
     def compares_replicas(self) -> bool: ...  # noqa: D102
+    @property
+    def is_silent(self) -> bool: ...  # noqa: D102
 
     def accumulating(self, on: bool) -> None:
         """Switches averaging off while gradients accumulate locally."""
@@ -143,6 +146,7 @@ class BaseEngine:
     flush_is_collective = True
     keeps_replicas_equal = False
     compares_replicas = False
+    is_silent = False
 
     def accumulating(self, on: bool) -> None:
         """Reads gradients when the optimizer steps, so that it makes no difference."""

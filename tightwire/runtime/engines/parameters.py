@@ -46,6 +46,12 @@ class ParameterEngine(BaseEngine):
         self._loss, self._losses, self._samples = 0.0, 0, 0.0
         self._is_weighed = False
         self._first_loss: float | None = None
+        self._next = 0  # the count of steps at which anything begins or lands
+        self._look_ahead()
+
+    @property
+    def is_silent(self) -> bool:  # type: ignore[override]  # noqa: D102
+        return self._clock + 1 < self._next
 
     def observe(self, *, loss: float | None = None, samples: float | None = None) -> None:  # noqa: D102
         if loss is not None and math.isfinite(loss):
@@ -77,11 +83,12 @@ class ParameterEngine(BaseEngine):
         self.exposed_s = 0.0
         for segment in self._all_segments():
             segment.alone += 1
-        if any(self._clock in (segment.due, segment.lands_at) for segment in self._all_segments()):
+        if self._clock >= self._next:
             start_s = time.perf_counter()
             self._land_due()
             for segment in self._beginning():
                 self._begin(segment, present=True)
+            self._look_ahead()
             self.exposed_s = time.perf_counter() - start_s
 
     def flush(self) -> None:  # noqa: D102
@@ -136,6 +143,7 @@ class ParameterEngine(BaseEngine):
         self._clock, self._spoiled = state["clock"], state["spoiled"]
         self._loss, self._losses, self._samples = state["heard"]
         self._first_loss = state["first_loss"]
+        self._look_ahead()
 
     def resume_at(self, rounds: int) -> None:  # noqa: D102
         for segment in self._all_segments():
@@ -150,6 +158,11 @@ class ParameterEngine(BaseEngine):
         for segment in self._all_segments():
             segment.parameters.exchange.close()
             segment.roll.close()
+
+    def _look_ahead(self) -> None:
+        """Notes at which step anything begins or lands next."""
+        times = [at for segment in self._all_segments() for at in (segment.due, segment.lands_at)]
+        self._next = min((at for at in times if at > self._clock), default=self._clock + 1)
 
     def _all_segments(self) -> Iterable[Segment]:
         return (*self._segments, self._inside) if self._inside is not None else self._segments
@@ -259,6 +272,7 @@ class ParameterEngine(BaseEngine):
             segment.restart()
         if self._inside is not None:
             self._inside.parameters.anchor_here()
+        self._look_ahead()
 
     def _seed(self, segment: Segment) -> int:
         """Of the round begun last: the same on every rank that shares in it."""
