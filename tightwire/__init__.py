@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tightwire.plan import Plan, PlanFile
     from tightwire.planner import Ranking, predict, recommend
     from tightwire.profile import Profile
-    from tightwire.runtime import Report, Run
+    from tightwire.runtime import Race, Report, Run
     from tightwire.simulate import Prediction
     from tightwire.transport import device, init, shutdown
 
@@ -27,6 +27,7 @@ _HOMES = {
     "Prediction": "simulate",
     "Profile": "profile",
     "Ranking": "planner",
+    "Race": "runtime",
     "Report": "runtime",
     "Run": "runtime",
     "TightwireError": "errors",
@@ -48,6 +49,7 @@ __all__ = [
     "PlanFile",
     "Prediction",
     "Profile",
+    "Race",
     "Ranking",
     "Report",
     "Run",

@@ -25,12 +25,14 @@ from tightwire.errors import AttachError
 from tightwire.plan import Phases, Plan, PlanFile
 from tightwire.planner import Allowance
 from tightwire.runtime.agreement import copy_from_first, model_facts, require_agreement, wire_facts
-from tightwire.runtime.auto import PROBE_BUDGET_S, WATCHED, Pilot
+from tightwire.runtime.auto import PROBE_BUDGET_S, WATCHED, Pilot, Search
 from tightwire.runtime.context import RunContext
 from tightwire.runtime.guard import require_attachable
+from tightwire.runtime.learnt import Learnt, facts_of
 from tightwire.runtime.membership import Membership
 from tightwire.runtime.outer import MakeOuter
 from tightwire.runtime.phases import spelled_out
+from tightwire.runtime.race import Race
 from tightwire.runtime.run import Buffers, Run
 from tightwire.runtime.step import Optimizers, plain_optimizer
 from tightwire.runtime.trace import Tracer
@@ -49,7 +51,7 @@ class Scaler(Protocol):
 def attach(
     model: nn.Module,
     optimizer: Optimizer | Sequence[Optimizer],
-    plan: Plan | Phases | PlanFile | str | pathlib.Path = "auto",
+    plan: Plan | Phases | PlanFile | Race | str | pathlib.Path = "auto",
     *,
     transport: Transport | None = None,
     buffers: Buffers = "start",
@@ -58,6 +60,7 @@ def attach(
     allow: Allowance = "lossless",
     outer: MakeOuter | None = None,
     leave: Iterable[str] = (),
+    keep: str | pathlib.Path | None = None,
 ) -> Run:
     """Binds a model and its optimizer to their replicas on the other ranks, as `plan` says.
 
@@ -68,17 +71,21 @@ def attach(
         optimizer: any `torch.optim` optimizer of the model's parameters, or a list of them: a step is over then when
             all have stepped. Every option of every group must be equal on all ranks, and stay so.
         plan: a plan, its text, phases (`bsp@500~local:8`: bsp up to step 500), a plan file or its path (`*.yaml`), or
-            `auto`: probe the wire now, profile the first steps, then go on with the best plan that `allow` admits.
+            `auto`: probe the wire now, profile the first steps, then go on with the best plan that `allow` admits. A
+            `Race`, or `race:BUDGET` (`race:40min`): the same, and the best few are tried on the job itself.
         transport: between the ranks; by default the one that `tightwire.init()` joined.
         buffers: `start` makes buffers equal once; `every-step` copies rank 0's after every step, as DDP does.
         scaler: the AMP GradScaler, if there is one, so that leftovers are kept in unscaled units.
         seed: of stochastic codecs, the same on every rank.
-        allow: for `auto`: `lossless` plans, `lossy` ones too, or `stale` ones as well; see `tightwire.recommend`.
+        allow: for `auto` and a race: `lossless` plans, `lossy` ones too, or `stale` ones as well; see
+            `tightwire.recommend`.
         outer: makes the outer optimizer of `diloco` and its kin from the parameters that all agreed on, such as
             `lambda agreed: torch.optim.SGD(agreed, lr=0.5)`; by default the plan says.
         leave: glob patterns over names of parameters and buffers that are each rank's own, such as `experts.*`: they
             are neither made equal nor averaged. Names on DDP's own list (`_ddp_params_and_buffers_to_ignore`) are left
             too.
+        keep: a plan file for what `auto` or a race chooses: where it exists and was made for this model, so many
+            workers, this version and about this wire, its plan is taken at once. Rank 0 reads and writes it.
 
     Contract: every rank, with the same model shapes, plan and options; blocks until all have arrived.
 
@@ -89,8 +96,9 @@ def attach(
         PeerError: a rank that did not arrive within the transport's deadline.
     """
     transport = current() if transport is None else transport
-    is_auto = plan == "auto"
-    plan_file = PlanFile(plan=WATCHED) if is_auto else _read_plan(plan)
+    race = plan if isinstance(plan, Race) else Race.parse(plan) if isinstance(plan, str) else None
+    is_auto = plan == "auto" or race is not None
+    plan_file = PlanFile(plan=WATCHED) if is_auto or isinstance(plan, Race) else _read_plan(plan)
     chosen = plan_file.phases()
     spelled_out(chosen)
     listed = optimizer if isinstance(optimizer, Sequence) else [optimizer]
@@ -99,7 +107,7 @@ def attach(
     left = _left(model, leave)
     settings: dict[str, object] = {
         "version of tightwire": version("tightwire"),
-        "plan": f"auto, {allow}" if is_auto else chosen,
+        "plan": _asked(race, allow) if is_auto else chosen,
         "routing": plan_file.routing,
         "optimizer": " and ".join(type(member).__name__ for member in optimizers.members),
         "buffers": buffers,
@@ -121,7 +129,17 @@ def attach(
     if transport.rank == 0 and transport.size > 1:
         _warn_of_sizes(chosen, model)
     counting = Counting(transport)
-    pilot = _pilot(model, optimizers, transport, allow) if is_auto else None
+    pilot = None
+    if is_auto and transport.size > 1:
+        facts = facts_of(model_facts(model, left), transport.size, workers_per_node(), _asked(race, allow))
+        learnt = Learnt(pathlib.Path(keep), facts) if keep is not None else None
+        kept = learnt.recall(transport) if learnt is not None else None
+        if kept is not None:
+            plan_file, chosen = kept, kept.phases()
+        else:
+            search = Search(allow=allow, race=race, keep=learnt.keep if learnt is not None else _forget)
+            pilot = _pilot(model, optimizers, transport, search, left)
+            chosen = Phases.parse(pilot.watched)
     context = RunContext(
         transport=counting,
         routing=plan_file.routing,
@@ -204,13 +222,24 @@ def _warn_of_sizes(phases: Phases, model: nn.Module) -> None:
         warnings.warn(remark, stacklevel=3)
 
 
-def _pilot(model: nn.Module, optimizers: Optimizers, transport: Transport, allow: Allowance) -> Pilot | None:
-    """Probes the wire for the plan that will be chosen; alone there is nothing to choose."""
+def _pilot(
+    model: nn.Module, optimizers: Optimizers, transport: Transport, search: Search, left: frozenset[str]
+) -> Pilot:
+    """Probes the wire for the plan that will be chosen."""
     from tightwire.probe import probe
 
-    if transport.size == 1:
-        return None
-    return Pilot(model, optimizers, probe(transport, budget_s=PROBE_BUDGET_S), allow)
+    trained = [p for name, p in model.named_parameters() if p.requires_grad and name not in left]
+    num_bytes = sum(p.numel() * p.itemsize for p in trained)
+    return Pilot(model, optimizers, probe(transport, budget_s=PROBE_BUDGET_S), search, num_bytes)
+
+
+def _asked(race: Race | None, allow: Allowance) -> str:
+    """Returns what all ranks must have asked for alike."""
+    return f"auto, {allow}" if race is None else f"race of {race.budget}, {race.share:g}, {allow}"
+
+
+def _forget(plan_file: PlanFile) -> None:
+    """Keeps nothing."""
 
 
 def _costs(plan_file: PlanFile) -> dict[str, tuple[float, float]]:

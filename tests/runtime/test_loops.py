@@ -719,7 +719,7 @@ def test_gossip_refuses_a_scaler() -> None:
 
 
 def test_auto_keeps_out_of_the_way_of_a_loop_that_clips(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auto, "measure_codecs", lambda texts: ())  # takes seconds
+    monkeypatch.setattr(auto, "measure_codecs", lambda texts, numel: ())  # takes seconds
 
     def worker(transport: Transport) -> str:
         with job(transport, "auto", optimizer=adam) as j:

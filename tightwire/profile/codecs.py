@@ -1,7 +1,8 @@
-"""Measures what codecs cost on this machine, under whatever load it has at the time."""
+"""Measures what codecs and averaging methods cost on this machine, under whatever load it has at the time."""
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -9,14 +10,20 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from tightwire.averaging import AveragingMethod
+from tightwire.buckets import plan_layout
 from tightwire.catalogue import parse_compression
 from tightwire.compression.codec import Codec
 from tightwire.profile.values import CodecCost
+from tightwire.transport import Transport, run_threads
 
 # What does not depend on the size is measured on a bucket of this many elements.
 SMALL_NUMEL = 1024
 # Gradients are cold when their turn comes, so codecs are timed on more than caches hold.
 COLD_NUMEL = 2**23
+# Methods talk while they compress: two threads stand for workers, and their matrix is of this many elements at most.
+METHOD_NUMEL = 2**18
+METHOD_WORKERS = 2
 
 
 def measure_codecs(
@@ -27,10 +34,10 @@ def measure_codecs(
     device: torch.device | str = "cpu",
     samples: int = 3,
 ) -> tuple[CodecCost, ...]:
-    """Times encoding and decoding of each codec; medians of `samples`.
+    """Times encoding and decoding of each codec, and a whole run of each averaging method; medians of `samples`.
 
     Args:
-        compressions: compression answers; of each only the codec is timed, stages are passes over memory.
+        compressions: compression answers; of each only the sender is timed, stages are passes over memory.
         numel: of a bucket; more than caches hold.
         dtype: of the gradients.
         device: where they are.
@@ -39,9 +46,15 @@ def measure_codecs(
     Raises:
         PlanError: a compression that cannot be read.
     """
-    codecs = dict.fromkeys(parse_compression(text)[0] for text in compressions)
+    senders = dict.fromkeys(parse_compression(text)[0] for text in compressions)
     values = _normal((numel,), device).to(dtype)
-    return tuple(_measure(codec, values, samples) for codec in codecs if isinstance(codec, Codec))
+    return tuple(
+        _measure(sender, values, samples)
+        if isinstance(sender, Codec)
+        else _measure_method(sender, values[: min(numel, METHOD_NUMEL)], samples)
+        for sender in senders
+        if isinstance(sender, Codec | AveragingMethod)
+    )
 
 
 def measure_pass(
@@ -73,6 +86,30 @@ def _measure(codec: Codec, values: Tensor, samples: int) -> CodecCost:
         encode_s_per_element=encode_s * share,
         decode_s_per_element=decode_s * share,
         fixed_s=fixed_s,
+    )
+
+
+def _measure_method(method: AveragingMethod, values: Tensor, samples: int) -> CodecCost:
+    """Times runs of a method among threads; what they wait for each other counts, and its bytes take no time."""
+    long_s, short_s = (
+        min(run_threads(METHOD_WORKERS, lambda t, x=x: _run_s(method, x, t, samples)))  # type: ignore[misc]
+        for x in (values, values[:SMALL_NUMEL])
+    )
+    return CodecCost(
+        compression=str(method),
+        encode_s_per_element=max(0.0, long_s - short_s) / values.numel(),
+        decode_s_per_element=0.0,
+        fixed_s=min(short_s, long_s),
+    )
+
+
+def _run_s(method: AveragingMethod, values: Tensor, transport: Transport, samples: int) -> float:
+    side = math.isqrt(values.numel())
+    square = values[: side * side].view(side, side).cpu()
+    averager = method.build(transport, plan_layout({"matrix": square}, [[0]])[0], tag=0)
+    bucket, mean = square.flatten(), torch.empty(side * side, dtype=square.dtype)
+    return _median_s(
+        lambda: averager.run(bucket, mean, seed=0), lambda: bucket.copy_(square.flatten()), samples
     )
 
 

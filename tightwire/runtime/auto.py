@@ -1,6 +1,6 @@
-"""plan="auto": measure the wire, the model and plain all-reduce during the first steps, then go on with the best plan.
+"""plan="auto" and plan="race": look at the wire and at the first steps, then go on with what suits them.
 
-The first steps train under lossless plans, so that measuring changes no result.
+The first steps train under a plan within the allowance that is cheap on this wire: profiling needs no dense exchange.
 """
 
 from __future__ import annotations
@@ -9,56 +9,46 @@ import dataclasses
 import json
 import logging
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import nn
 
 from tightwire.cluster import Cluster
 from tightwire.errors import AttachError
-from tightwire.plan import Plan
-from tightwire.planner import STOCK, Allowance, Ranking, candidates, recommend
+from tightwire.plan import Plan, PlanFile
+from tightwire.planner import STOCK, Allowance, Ranking, deviation, extra_steps, recommend
+from tightwire.planner.candidates import keeps_optimizer
+from tightwire.planner.ranking import By
 from tightwire.profile import Profile, Profiler, measure_codecs, measure_pass
 from tightwire.runtime.habits import Habits, obstacles
-from tightwire.runtime.report import Report
+from tightwire.runtime.lookout import Level, Lookout
+from tightwire.runtime.race import Contender, Heats, Race, plan_heats
+from tightwire.runtime.racing import Racing
 from tightwire.runtime.step import Optimizers
-from tightwire.transport import Transport
-
-
-class Trainee(Protocol):
-    """What a search for a plan needs of the run that it searches for."""
-
-    @property
-    def plan(self) -> Plan:
-        """In force at present."""
-
-    @property
-    def transport(self) -> Transport:
-        """Between this worker and the others."""
-
-    def adopt(self, plan: Plan) -> None:
-        """Goes on under another plan. Every rank that trains."""
-
-    def ask(self, answer: str) -> list[str | None]:
-        """Returns what every rank answers; None of those that are finished. Every rank that trains."""
-
-    @property
-    def forwards(self) -> int:
-        """Forward passes seen on this rank."""
-
-    def report(self) -> Report:
-        """Returns what happened so far."""
-
+from tightwire.runtime.trainee import Trainee
+from tightwire.simulate import Prediction
 
 # Nothing travels during backward under this plan, so compute is seen undisturbed.
 WATCHED = "bsp/allreduce/none/sequential"
 WARM_UP_STEPS = 2
-PROFILE_STEPS = 5
+PROFILE_STEPS = 4
 BASELINE_STEPS = 4
-PROBE_BUDGET_S = 3.0
+PROBE_BUDGET_S = 1.5
+# Where a dense exchange takes longer than this, the first steps send less, if the allowance lets them.
+CHEAP_S = 0.05
+# Dense exchanges longer than this are sent as int8 and no longer as bf16, and longer than the next by powersgd.
+MODERATE_S, LONG_S = 0.4, 2.0
+# Where it takes longer than this, plain all-reduce is not measured beside.
+BASELINE_S = 0.3
 # Plans that stay on the record.
 MOST_CONSIDERED = 20
+# Codecs that are timed: those of so many of the plans that look best without, on so many elements.
+MOST_TIMED, TIMED_NUMEL = 8, 2**18
+# Of one policy, and of one codec, so many plans contend.
+MOST_OF_A_KIND = 2
+# A plan that is expected to need so many times as long as the best one does not contend.
+MOST_BEHIND = 3.0
 
 log = logging.getLogger("tightwire")
 
@@ -71,41 +61,82 @@ class Choice:
         plan: its text.
         predicted_step_s: what a step is expected to take.
         why: the reasons.
-        considered: the fastest plans that were looked at, with what their steps are expected to take.
+        considered: the best plans that were looked at, with what their steps are expected to take.
+        contenders: of a race, the best expected first.
     """
 
     plan: str
     predicted_step_s: float
     why: tuple[str, ...]
     considered: tuple[tuple[str, float], ...] = ()
+    contenders: tuple[Contender, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """What is searched for.
+
+    Attributes:
+        allow: what plans may change about training.
+        race: whose trials decide among the best few; None: predictions decide.
+        keep: is told what was chosen, as a plan file, on rank 0.
+    """
+
+    allow: Allowance
+    race: Race | None = None
+    keep: Callable[[PlanFile], None] = lambda plan_file: None
+
+    @property
+    def by(self) -> By:
+        """What plans are compared by: exact means are worth the same in every step."""
+        return "step" if self.allow == "lossless" else "loss"
 
 
 class Pilot:
-    """Watches a run's first steps and then chooses its plan.
+    """Watches a run's first steps and then chooses its plan; has the best few race where that is asked for.
+
+        watching → (plain all-reduce, where the wire is fast) → (racing) → looking out for the loss, if it is told
 
     Contract: every rank makes one, and tells it before and after every step. The step that ends a phase blocks;
     rank 0's measurements decide.
 
     Attributes:
-        baseline_step_s: what plain all-reduce took in this run, once it is measured.
+        baseline_step_s: what plain all-reduce took in this run, once it is measured; None where it is not.
         choice: once it is made.
+        watched: the plan of the first steps.
     """
 
-    def __init__(self, model: nn.Module, optimizers: Optimizers, cluster: Cluster, allow: Allowance) -> None:
+    def __init__(
+        self, model: nn.Module, optimizers: Optimizers, cluster: Cluster, search: Search, num_bytes: int
+    ) -> None:
         self.baseline_step_s: float | None = None
         self.choice: Choice | None = None
-        self._cluster, self._allow = cluster, allow
         self.habits = Habits()
+        dense_s = dense_exchange_s(num_bytes, cluster)
+        self.watched = watched_plan(search.allow, dense_s)
+        self._cluster, self._search = cluster, search
         self._model, self._optimizers = model, optimizers
         self._profiler = Profiler(model, optimizers.members[-1])
         self._profile: Profile | None = None
+        self._plan_file: PlanFile | None = None
         self._exposed_s: list[float] = []
         self._steps = 0
+        takes_baseline = dense_s <= BASELINE_S and search.race is None
+        self._baseline_steps = BASELINE_STEPS if takes_baseline else 1
+        self._heard: list[float] = []
+        self._heard_any = False
+        self._racing: Racing | None = None
+        self._lookout: Lookout | None = None
 
     @property
     def costs(self) -> dict[str, tuple[float, float]]:
         """What programs were measured to take."""
         return self._cluster.costs
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What was done since the choice, in sentences."""
+        return tuple(self._lookout.remarks) if self._lookout is not None else ()
 
     def begin(self) -> None:
         """Starts to watch."""
@@ -120,22 +151,135 @@ class Pilot:
         if self._profile is not None:
             self.close()
 
+    def hear(self, loss: float) -> None:
+        """Takes in the loss of the step under way, or of a part of it."""
+        self._heard.append(loss)
+        self._heard_any = True
+
     def after_step(self, run: Trainee, exposed_s: float) -> None:
         """Counts a step, and acts when a phase is over."""
+        loss = statistics.fmean(self._heard) if self._heard else None
+        self._heard = []
+        if self._racing is not None:
+            self._race(run, self._racing, loss)
+        elif self._lookout is not None:
+            self._lookout.after_step(run, loss)
+        elif self.choice is None:
+            self._watch(run, exposed_s)
+
+    def _watch(self, run: Trainee, exposed_s: float) -> None:
         self._steps += 1
         self._exposed_s.append(exposed_s)
-        if self._steps == WARM_UP_STEPS + PROFILE_STEPS:
+        watched = WARM_UP_STEPS + PROFILE_STEPS
+        race = self._search.race
+        if self._steps == watched and race is not None and race.judge is None and not self._heard_any:
+            raise AttachError(
+                "the race judges plans by their loss, and no loss was told: call run.report_loss(loss) before "
+                "optimizer.step(), or give tw.Race(judge=...), which returns the loss on held-out data."
+            )
+        if self._steps == watched and self._baseline_steps > 1:
             run.adopt(Plan.parse(STOCK))
-        elif self._steps == WARM_UP_STEPS + PROFILE_STEPS + 1:  # the profiler saw the step before only now
-            self._profile = self._watched(measures=run.transport.rank == 0)
-        elif self._steps == WARM_UP_STEPS + PROFILE_STEPS + BASELINE_STEPS and self.choice is None:
-            self.baseline_step_s = run.report().step_s
-            self.choice = self._choose(run)
-            log.info("plan %s: %s", self.choice.plan, " ".join(self.choice.why))
-            self._adopt(run, self.choice)
+        if self._steps == watched + 1:  # the profiler saw the step before only now
+            self._profile = self._watched()
+        if self._steps == watched + self._baseline_steps:
+            if self._baseline_steps > 1:
+                self.baseline_step_s = run.report().step_s
+            self._choose(run)
 
-    def _adopt(self, run: Trainee, choice: Choice) -> None:
+    def _watched(self) -> Profile:
+        """Returns the profile; what came after backward held the exchange, which is no compute."""
+        profile = self._profiler.profile(warm_up=WARM_UP_STEPS)
+        exposed_s = statistics.median(self._exposed_s[WARM_UP_STEPS:-1])
+        return dataclasses.replace(profile, optimizer_s=max(0.0, profile.optimizer_s - exposed_s))
+
+    def _rank(self) -> Ranking:
+        """Ranks all plans; codecs of those that look best are timed for it, for timing compiles them."""
+        assert self._profile is not None
+        first = recommend(self._profile, self._cluster, allow=self._search.allow, by=self._search.by)
+        compressions = dict.fromkeys(row.plan.compression_text for row in first.rows)
+        likely = [text for text in compressions if text != "none"][:MOST_TIMED]
+        if not likely:
+            return first
+        profile = dataclasses.replace(
+            self._profile,
+            codecs=measure_codecs(["none", *likely], numel=TIMED_NUMEL),
+            pass_s_per_element=measure_pass(numel=TIMED_NUMEL),
+        )
+        return recommend(profile, self._cluster, allow=self._search.allow, by=self._search.by)
+
+    def _choose(self, run: Trainee) -> None:
+        """Has rank 0 choose, or name the contenders of a race, and all go on with that."""
+        mine = obstacles(self._model, self._optimizers, self.habits, run.forwards)
+        told = [json.loads(answer) for answer in run.ask(json.dumps(mine)) if answer is not None]
+        in_the_way = list(dict.fromkeys(obstacle for of_rank in told for obstacle in of_rank))
+        decision = ""
+        if run.transport.rank == 0:
+            ranking = self._rank()
+            self._plan_file = ranking.plan_file()
+            field = list(contenders(ranking, in_the_way)) if self._search.race is not None else []
+            decision = json.dumps(
+                [
+                    dataclasses.asdict(_choice(ranking, in_the_way)),
+                    ranking.stock.step_s,
+                    [dataclasses.asdict(contender) for contender in field],
+                ]
+            )
+        if (answer := run.ask(decision)[0]) is None:
+            why = "rank 0, which measures and decides, finished before a plan was chosen."
+            self._decide(run, Choice(plan=STOCK, predicted_step_s=self.baseline_step_s or 0.0, why=(why,)))
+            return
+        facts, stock_step_s, entered = json.loads(answer)
+        considered = tuple((plan, step_s) for plan, step_s in facts["considered"])
+        choice = Choice(**facts | {"why": tuple(facts["why"]), "considered": considered, "contenders": ()})
+        if self._search.race is None:
+            self._decide(run, choice)
+        else:
+            self._begin_race(
+                run, self._search.race, choice, stock_step_s, [Contender(**row) for row in entered]
+            )
+
+    def _begin_race(
+        self, run: Trainee, race: Race, choice: Choice, stock_step_s: float, field: Sequence[Contender]
+    ) -> None:
+        """Says what the race will cost, and begins it; without one where the budget is too small for any."""
+        budget_s = race.budget_s(stock_step_s)
+        heats = plan_heats(field[: race.contenders], race.share * budget_s)
+        cost = f"{race.share:.0%} of a budget of {budget_s:,.0f} s"
+        if heats.fields == (1,):
+            why = f"{cost} is too little to try two plans: the best expected one was taken, without a race."
+            best = field[0]
+            self._decide(
+                run,
+                dataclasses.replace(
+                    choice, plan=best.plan, predicted_step_s=best.predicted_step_s, why=(why,),
+                    contenders=tuple(field),
+                ),
+            )  # fmt: skip
+            return
+        log.info("%s", announced(heats, field, cost))
+        self.choice = None
+        self._entered = choice
+        self._racing = Racing(race, field, heats, race.share * budget_s)
+        self._racing.begin(run)
+
+    def _race(self, run: Trainee, racing: Racing, loss: float | None) -> None:
+        racing.after_step(run, loss)
+        if racing.winner is None:
+            return
+        winner, self._racing = racing.winner, None
+        self.choice = dataclasses.replace(
+            self._entered,
+            plan=winner.plan,
+            predicted_step_s=winner.step_s or winner.predicted_step_s,
+            why=(racing.told(),),
+            contenders=tuple(racing.contenders.values()),
+        )
+        self._tell(run, self.choice)
+        self._look_out(run, Level(winner.loss, 0.0) if winner.loss is not None else None)
+
+    def _decide(self, run: Trainee, choice: Choice) -> None:
         """Goes on with what was chosen, or with plain all-reduce if that cannot be; alike on every rank."""
+        self.choice = choice
         try:
             run.adopt(Plan.parse(choice.plan))
         except AttachError as refusal:
@@ -143,40 +287,88 @@ class Pilot:
             log.warning("plan auto: %s", why)
             self.choice = dataclasses.replace(choice, plan=STOCK, why=(*choice.why, why))
             run.adopt(Plan.parse(STOCK))
+        self._tell(run, self.choice)
+        self._look_out(run, None)
 
-    def _watched(self, *, measures: bool) -> Profile:
-        """Returns the profile; what came after backward held the exchange, which is no compute.
+    def _tell(self, run: Trainee, choice: Choice) -> None:
+        log.info("plan %s: %s", choice.plan, " ".join(choice.why))
+        if self._plan_file is not None and run.transport.rank == 0:
+            predicted = self._plan_file.predicted | {"step_s": choice.predicted_step_s}
+            self._search.keep(
+                dataclasses.replace(self._plan_file, plan=choice.plan, predicted=predicted, why=choice.why)
+            )
 
-        Args:
-            measures: whether to measure codecs too, on the rank that decides.
-        """
-        profile = self._profiler.profile(warm_up=WARM_UP_STEPS)
-        exposed_s = statistics.median(self._exposed_s[WARM_UP_STEPS:-1])
-        codecs = (
-            {plan.compression_text for plan in candidates(profile.num_bytes, "lossy")} if measures else set()
+    def _look_out(self, run: Trainee, level: Level | None) -> None:
+        """Watches over the loss from now on, where it is told and the plan changes what is learned."""
+        assert self.choice is not None
+        if self._heard_any and deviation(run.plan) > 1.0:
+            self._lookout = Lookout([c.plan for c in self.choice.contenders if not c.note], run.plan)
+            self._lookout.begin(run, level)
+
+
+def dense_exchange_s(num_bytes: int, cluster: Cluster) -> float:
+    """Returns how long exact means of all gradients occupy the wire."""
+    return 2 * (cluster.workers - 1) / cluster.workers * num_bytes / cluster.bandwidth_bytes_per_s
+
+
+def watched_plan(allow: Allowance, dense_s: float) -> str:
+    """Returns the plan of the first steps: mild, and cheap on a wire on which a dense exchange takes so long.
+
+    >>> watched_plan("lossless", 2.0), watched_plan("lossy", 0.2), watched_plan("stale", 2.0)
+    ('bsp/allreduce/none/sequential', 'bsp/allreduce/bf16/sequential', 'local:6/allreduce/int8/sequential')
+    """
+    if allow == "lossless" or dense_s <= CHEAP_S:
+        return WATCHED
+    if allow == "stale":  # one exchange, when all was seen
+        return f"local:{WARM_UP_STEPS + PROFILE_STEPS}/allreduce/int8/sequential"
+    compression = "bf16" if dense_s <= MODERATE_S else "int8+ef" if dense_s <= LONG_S else "powersgd:4+ef"
+    return f"bsp/allreduce/{compression}/sequential"
+
+
+def announced(heats: Heats, field: Sequence[Contender], cost: str) -> str:
+    """Returns what a race is about to cost, in a sentence."""
+    names = ", ".join(contender.plan for contender in field[: heats.fields[0]])
+    sizes = ", then ".join(map(str, heats.fields))
+    return (
+        f"a race of {sizes} plans takes about {heats.total_s:.1f} s, of which at most {heats.cost_s:.1f} s are lost "
+        f"({cost}); the best one's progress is kept: {names}."
+    )
+
+
+def contenders(ranking: Ranking, in_the_way: Sequence[str]) -> Iterator[Contender]:
+    """Yields plans that are worth a trial, the best expected first: few of a kind, so that kinds are compared.
+
+    Args:
+        ranking: of all plans.
+        in_the_way: why no schedule may be used under which the next forward begins early; nothing where it may.
+    """
+    rows = [
+        row
+        for row in ranking.rows
+        if keeps_optimizer(row.plan) and not (in_the_way and row.plan.schedule.overlaps_forward)
+    ]
+    seen: list[str] = []
+    best_s = min(_expected_s(row) for row in rows)
+    for row in sorted(rows, key=_expected_s):
+        plan = row.plan
+        kinds = [plan.sync.name, plan.sender.name] if ranking.allow != "lossless" else [str(plan)]
+        pair = "/".join(kinds)
+        if pair in seen or any(seen.count(kind) >= MOST_OF_A_KIND for kind in kinds if kind != "bsp"):
+            continue
+        if _expected_s(row) > MOST_BEHIND * best_s:
+            return
+        seen += [pair, *kinds] if pair not in kinds else kinds
+        yield Contender(
+            plan=str(plan),
+            predicted_step_s=row.step_s,
+            expected=extra_steps(plan).factor,
+            steps_per_round=plan.sync.steps_per_round,
+            deviation=deviation(plan),
         )
-        return dataclasses.replace(
-            profile,
-            optimizer_s=max(0.0, profile.optimizer_s - exposed_s),
-            codecs=measure_codecs(sorted(codecs)),
-            pass_s_per_element=measure_pass(),
-        )
 
-    def _choose(self, run: Trainee) -> Choice:
-        decision = ""
-        mine = obstacles(self._model, self._optimizers, self.habits, run.forwards)
-        told = [json.loads(answer) for answer in run.ask(json.dumps(mine)) if answer is not None]
-        in_the_way = list(dict.fromkeys(obstacle for of_rank in told for obstacle in of_rank))
-        if run.transport.rank == 0:
-            assert self._profile is not None
-            ranking = recommend(self._profile, self._cluster, allow=self._allow)
-            decision = json.dumps(dataclasses.asdict(_choice(ranking, in_the_way)))
-        if (answer := run.ask(decision)[0]) is None:
-            why = "rank 0, which measures and decides, finished before a plan was chosen."
-            return Choice(plan=STOCK, predicted_step_s=self.baseline_step_s or 0.0, why=(why,))
-        facts = json.loads(answer)
-        considered = tuple((plan, step_s) for plan, step_s in facts["considered"])
-        return Choice(**facts | {"why": tuple(facts["why"]), "considered": considered})
+
+def _expected_s(row: Prediction) -> float:
+    return row.step_s * extra_steps(row.plan).factor
 
 
 def _choice(ranking: Ranking, in_the_way: Sequence[str]) -> Choice:
@@ -184,10 +376,14 @@ def _choice(ranking: Ranking, in_the_way: Sequence[str]) -> Choice:
     chosen, why = ranking.chosen, ranking.why
     if in_the_way and chosen.plan.schedule.overlaps_forward:
         why = (
-            f"{chosen.plan} would be the fastest at {chosen.step_s * 1e3:.1f} ms a step, and is left out as every "
+            f"{chosen.plan} would be the best at {chosen.step_s * 1e3:.1f} ms a step, and is left out as every "
             f"schedule under which the next forward begins early: {'; '.join(in_the_way)}.",
         )
-        others = [row for row in (*ranking.rows, ranking.stock) if not row.plan.schedule.overlaps_forward]
-        chosen = min(others, key=lambda row: row.step_s)
+        others = [
+            row
+            for row in (*ranking.rows, ranking.stock)
+            if not row.plan.schedule.overlaps_forward and keeps_optimizer(row.plan)
+        ]
+        chosen = min(others, key=_expected_s if ranking.by == "loss" else lambda row: row.step_s)
     considered = tuple((str(row.plan), row.step_s) for row in ranking.rows[:MOST_CONSIDERED])
     return Choice(plan=str(chosen.plan), predicted_step_s=chosen.step_s, why=why, considered=considered)

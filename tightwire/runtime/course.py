@@ -18,6 +18,7 @@ from tightwire.runtime.meeting import News, Told, meet
 from tightwire.runtime.phases import spelled_out
 from tightwire.runtime.record import Record
 from tightwire.runtime.replicas import make_states_equal
+from tightwire.runtime.snapshot import Snapshot
 from tightwire.runtime.variance import configure_variance
 from tightwire.transport import Counting
 
@@ -78,6 +79,27 @@ class Course:
         """Goes on under another plan. Every member that trains."""
         self.asked, self._phases = Phases((plan,)), spelled_out(Phases((plan,)))
         self.turn(self._phases.at(self.step + 1), keep=True)
+
+    def go_back(self, snapshot: Snapshot, plan: Plan, *, remembering: bool) -> None:
+        """Restores a snapshot and goes on under another plan, with an engine that remembers nothing else.
+
+        Steps are counted on: they are the user's. Every member that trains, at the same step.
+
+        Args:
+            snapshot: of this member.
+            plan: the same on all of them.
+            remembering: whether the engine takes up what the snapshot's remembered.
+        """
+        self.asked, self._phases = Phases((plan,)), spelled_out(Phases((plan,)))
+        plan = self._phases.at(self.step + 1)
+        if not self.is_alone:
+            self.meet(News(why="turn", plan=str(plan)))
+        snapshot.restore()
+        self.build(plan)
+        if self.engine.keeps_replicas_equal:  # the snapshot may be of a plan that does not
+            self._make_states_equal()
+        if remembering and snapshot.engine is not None:
+            self.engine.load_state_dict(snapshot.engine)
 
     def end_step(self) -> None:
         """Meets, where the step that has just ended calls for it. Every member that trains."""

@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tightwire.runtime.race import Contender
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
@@ -26,7 +28,8 @@ class Report:
         predicted_step_s: what the planner expected; None when nothing was predicted.
         baseline_step_s: median step under plain all-reduce measured in this run; None when it was not measured.
         why: the planner's reasons.
-        considered: plans that `auto` looked at, the fastest first, with the seconds that it expected of a step.
+        considered: plans that `auto` looked at, the best first, with the seconds that it expected of a step.
+        contenders: of a race, the best expected first: what was expected of each, and what it did.
         waited_s: how long this worker only waited for others, in all.
         waited_s_by_worker: the same of every worker, by rank, as of `finish`; empty before.
         staleness: how often what was stepped with was so many steps old; empty where nothing ever is.
@@ -47,6 +50,7 @@ class Report:
     baseline_step_s: float | None = None
     why: tuple[str, ...] = ()
     considered: tuple[tuple[str, float], ...] = ()
+    contenders: tuple[Contender, ...] = ()
     waited_s: float = 0.0
     waited_s_by_worker: tuple[float, ...] = ()
     staleness: Mapping[int, int] = field(default_factory=dict)

@@ -33,6 +33,7 @@ from tightwire.runtime.passes import STEP_NEVER_SEEN, ForwardWatch
 from tightwire.runtime.record import Writer
 from tightwire.runtime.replicas import ReplicaDigest, digests_by_name
 from tightwire.runtime.report import Report, typical_step_s
+from tightwire.runtime.snapshot import Snapshot
 from tightwire.runtime.tuning import Tuner
 from tightwire.sync import Sync
 from tightwire.transport import Counting, Transport
@@ -159,6 +160,30 @@ class Run:
         told = self._course.meet(News(why="ask", answer=answer))
         return [news.answer if news.why == "ask" else None for news in told.news]
 
+    def snapshot(self, *, remembering: bool = False) -> Snapshot:
+        """Copies parameters, buffers and optimizer state as they are now, to be gone back to.
+
+        Args:
+            remembering: whether to copy what the plan's stages remember too: every rank then, and it may block.
+        """
+        engine = self._engine.state_dict() if remembering else None
+        return Snapshot(self._model, self._optimizers, engine)
+
+    def go_back(self, snapshot: Snapshot, plan: Plan, *, remembering: bool = False) -> None:
+        """Restores a snapshot to the bit, and goes on from it under a plan; steps are counted on.
+
+        Learning rates stay as they are now, and random generators are not touched.
+
+        Args:
+            snapshot: that this rank made, under any plan.
+            plan: may be another one.
+            remembering: whether stages take up what they remembered then, under the same plan; else they begin anew.
+
+        Contract: every rank that trains, at the same step; blocks.
+        """
+        self._require_open()
+        self._course.go_back(snapshot, plan, remembering=remembering)
+
     @property
     def forwards(self) -> int:
         """Forward passes seen on this rank."""
@@ -275,8 +300,14 @@ class Run:
             yield
 
     def report_loss(self, loss: float | Tensor) -> None:
-        """Tells the loss of the step under way, before `optimizer.step()`, to policies that follow it (AdaComm)."""
-        self._engine.observe(loss=float(loss.detach() if isinstance(loss, Tensor) else loss))
+        """Tells the loss of the step under way, before `optimizer.step()`.
+
+        A race judges plans by it, `auto` watches over lossy plans by it, and AdaComm follows it.
+        """
+        value = float(loss.detach() if isinstance(loss, Tensor) else loss)
+        self._engine.observe(loss=value)
+        if self._pilot is not None:
+            self._pilot.hear(value)
 
     def report_samples(self, samples: float) -> None:
         """Tells on how many samples the step under way is made, to policies that weigh workers by them (FedAvg)."""
@@ -376,8 +407,9 @@ class Run:
             exposed_s=statistics.fmean(record.exposed_s) if record.exposed_s else 0.0,
             predicted_step_s=choice.predicted_step_s if choice else self._predicted_step_s,
             baseline_step_s=self._pilot.baseline_step_s if self._pilot else None,
-            why=choice.why if choice else self._why,
+            why=(*choice.why, *(self._pilot.remarks if self._pilot else ())) if choice else self._why,
             considered=choice.considered if choice else (),
+            contenders=choice.contenders if choice else (),
             waited_s=record.waited_s,
             waited_s_by_worker=record.waited_s_by_worker,
             staleness=counts.staleness,

@@ -12,7 +12,8 @@ from typing import Any
 from tightwire.catalogue import parse_member
 from tightwire.errors import AttachError, PlanError
 from tightwire.plan import Plan
-from tightwire.runtime.auto import Choice, Trainee
+from tightwire.runtime.auto import Choice
+from tightwire.runtime.trainee import Trainee
 from tightwire.schedule import ByteScheduler
 from tightwire.schedule.auto import START, Auto
 from tightwire.transport import Transport
@@ -48,7 +49,10 @@ class Tuner:
     Attributes:
         baseline_step_s: of the start, once it is measured.
         choice: once it is made.
+        remarks: nothing is done after the choice.
     """
+
+    remarks: tuple[str, ...] = ()
 
     def __init__(self, plan: Plan, transport: Transport, seed: int = 0) -> None:
         """Prepares the search on rank 0.
@@ -77,6 +81,9 @@ class Tuner:
 
     def close(self) -> None:
         """Ends with the run."""
+
+    def hear(self, loss: float) -> None:
+        """Has no use for it: schedules change no loss."""
 
     def before_step(self) -> None:
         """Does nothing: trials change between steps."""

@@ -1,0 +1,220 @@
+"""Races: decided alike everywhere, restored to the bit, bounded, on the record; and the watch that follows."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.runtime.training import Job, adam, job, loss_of, same, values
+from tightwire.errors import AttachError, PlanError
+from tightwire.plan import Plan
+from tightwire.planner import STOCK
+from tightwire.profile import CodecCost
+from tightwire.runtime import auto
+from tightwire.runtime.auto import PROFILE_STEPS, WARM_UP_STEPS
+from tightwire.runtime.lookout import Level, Lookout
+from tightwire.runtime.race import Contender, Race, judged, order, plan_heats
+from tightwire.runtime.racing import Racing
+from tightwire.transport import Transport, run_threads
+
+FIELD = ("bsp/allreduce/int8+ef/sequential", "local:4/allreduce/none/sequential", "bsp")
+
+
+def contender(plan: str, step_s: float = 0.001, **facts: float) -> Contender:
+    rounds = Plan.parse(plan).sync.steps_per_round
+    return dataclasses.replace(Contender(plan=plan, predicted_step_s=step_s, steps_per_round=rounds), **facts)
+
+
+def step(j: Job, number: int, *, tells: bool = True, factor: float = 1.0) -> None:
+    j.optimizer.zero_grad()
+    loss = loss_of(j.model, j.rank, number) * factor
+    loss.backward()
+    if tells:
+        j.run.report_loss(loss)
+    j.optimizer.step()
+
+
+def state(j: Job) -> list[Tensor]:
+    kept = [t for s in j.optimizer.state.values() for t in s.values() if isinstance(t, Tensor)]
+    return [t.clone() for t in (*values(j.model), *kept)]
+
+
+@pytest.mark.parametrize("text", ["race:", "race", "race:40s", "race:5000 steps"])
+def test_a_race_is_asked_for_by_text(text: str) -> None:
+    assert Race.parse(text) is not None
+    assert Race.parse("bsp") is None
+
+
+def test_a_budget_is_a_time_or_steps() -> None:
+    assert Race(budget="2h").budget_s(1.0) == 7200
+    assert Race(budget="5000 steps").budget_s(0.5) == 2500
+    for budget in ("0s", "soon", "-3 steps", "0 steps"):
+        with pytest.raises(PlanError, match="race with a budget"):
+            Race(budget=budget)
+    with pytest.raises(PlanError, match="share"):
+        Race(share=0)
+
+
+def test_what_may_be_lost_bounds_the_field() -> None:
+    field = [contender(f"local:{n}", 0.1) for n in (2, 4, 8, 16)]
+    for cost_s in (0.1, 1.0, 5.0, 100.0):
+        heats = plan_heats(field, cost_s)
+        assert heats.cost_s <= cost_s + 1e-9
+    assert plan_heats(field, 100.0).fields == (4, 2)
+    assert plan_heats(field[:1], 100.0).fields == (1,)
+
+
+def test_what_was_measured_outweighs_what_was_expected_once_it_is_precise() -> None:
+    fast, slow = contender("bsp", 0.1), contender("local:8", 0.1, expected=1.3)
+    noise = [0.3 * (-1) ** i for i in range(8)]
+    told = [
+        judged(fast, [3.0] * 8, 0.1, 3.0),
+        judged(slow, [3 - 0.01 * i for i in range(8)], 0.1, 3.0),
+    ]
+    assert order(told)[0].plan == "local:8"
+    noisy = [judged(c, [3 + e for e in noise], 0.1, 3.0) for c in (slow, fast)]
+    assert order([dataclasses.replace(c, loss_per_s=0.1) for c in noisy])[0].plan == "bsp"
+
+
+def test_one_that_diverged_never_leads() -> None:
+    bad = judged(contender("bsp"), [1.0, math.nan], 0.1, 1.0)
+    good = judged(contender("local:8"), [1.0, 1.1], 0.1, 1.0)
+    assert [c.plan for c in order([bad, good])] == ["local:8", "bsp"]
+
+
+@pytest.mark.parametrize("plan", FIELD)
+def test_a_snapshot_is_gone_back_to_to_the_bit(plan: str) -> None:
+    def worker(transport: Transport) -> None:
+        with job(transport, plan, optimizer=adam) as j:
+            for number in range(4):
+                step(j, number)
+            snapshot, before = j.run.snapshot(remembering=True), state(j)
+            j.optimizer.param_groups[0]["lr"] = 0.02
+            for number in range(4, 8):
+                step(j, number)
+            after = values(j.model)
+            j.run.go_back(snapshot, Plan.parse(plan), remembering=True)
+            assert same(state(j), before)
+            assert j.optimizer.param_groups[0]["lr"] == 0.02  # the user's own
+            for number in range(4, 8):
+                step(j, number)
+            assert same(values(j.model), after)
+            j.run.go_back(snapshot, Plan.parse("bsp"))
+            step(j, 8)
+
+    run_threads(2, worker, deadline_s=20)
+
+
+def race(transport: Transport, judge: bool) -> tuple[str, list[Contender], list[Tensor]]:
+    with job(transport, FIELD[0], optimizer=adam) as j:
+        told = Race(budget="1s", judge=(lambda: float(loss_of(j.model, 0, 999))) if judge else None)
+        entered = [contender(plan) for plan in FIELD]
+        racing = Racing(told, entered, plan_heats(entered, 0.05), 1e9)
+        racing.begin(j.run)
+        number = 0
+        while racing.winner is None:
+            step(j, number)
+            racing.after_step(j.run, float(loss_of(j.model, j.rank, number).detach()))
+            number += 1
+        assert racing.winner.plan == str(j.run.plan)
+        step(j, number)
+        return racing.winner.plan, list(racing.contenders.values()), values(j.model)
+
+
+@pytest.mark.parametrize("judge", [False, True])
+def test_all_ranks_see_the_same_race(judge: bool) -> None:
+    first, second = run_threads(2, lambda t: race(t, judge), deadline_s=20)
+    assert first[:2] == second[:2]
+    winner, record, _ = first
+    assert all(c.heats and c.steps and c.loss_per_s is not None for c in record)
+    assert sum(not c.note for c in record) == 1
+    if not winner.startswith("local"):
+        assert same(first[2], second[2])
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cost(text: str) -> CodecCost:
+        return CodecCost(compression=text, encode_s_per_element=1e-9, decode_s_per_element=1e-9)
+
+    monkeypatch.setattr(auto, "measure_codecs", lambda texts, numel: tuple(map(cost, texts)))
+    monkeypatch.setattr(auto, "CHEAP_S", 0.0)  # a slow wire
+    monkeypatch.setattr("tightwire._attach.PROBE_BUDGET_S", 0.2)
+
+
+STEPS = 120
+
+
+def test_a_race_is_run_by_attach_and_kept(quick: None, tmp_path: pathlib.Path) -> None:
+    kept = tmp_path / "plan.yaml"
+
+    def worker(transport: Transport, steps: int) -> tuple[str, int, bool]:
+        with job(transport, "race:60s", optimizer=adam, allow="stale", keep=kept) as j:
+            assert (
+                steps == 1 or j.run.plan.sync.name == "local"
+            )  # nothing travels while the first steps are watched
+            for number in range(steps):
+                step(j, number)
+            return j.run.report().plan, len(j.run.report().contenders), j.run.is_settled
+
+    first, second = run_threads(2, lambda t: worker(t, STEPS), deadline_s=30)
+    assert first == second
+    assert kept.exists() == first[2]
+    if first[2]:  # chosen within these steps
+        again, _ = run_threads(2, lambda t: worker(t, 1), deadline_s=30)
+        assert again[0] == first[0] or "wire" in str(again)
+
+
+def test_a_race_needs_the_loss(quick: None) -> None:
+    def worker(transport: Transport) -> None:
+        with job(transport, "race:60s", allow="lossy") as j:
+            for number in range(WARM_UP_STEPS + PROFILE_STEPS - 1):
+                step(j, number, tells=False)
+            with pytest.raises(AttachError, match="report_loss"):
+                step(j, 99, tells=False)
+
+    run_threads(2, worker, deadline_s=30)
+
+
+def test_a_loss_that_rises_sends_training_back_to_a_milder_plan() -> None:
+    def worker(transport: Transport) -> tuple[str, list[str]]:
+        with job(transport, "bsp/allreduce/topk:0.1+ef", optimizer=adam) as j:
+            lookout = Lookout(["bsp/allreduce/int8+ef", "local:8"], j.run.plan)
+            assert lookout.milder == ["bsp/allreduce/int8+ef", STOCK]
+            lookout.begin(j.run, Level(1.0, 0.0))
+            before = state(j)
+            for number in range(lookout._planned * 5):
+                step(j, number)
+                lookout.after_step(j.run, 2.0 + 0.01 * (number % 2))
+                if lookout.remarks:
+                    assert same(state(j), before)
+                    break
+            return str(j.run.plan), lookout.remarks
+
+    first, second = run_threads(2, worker, deadline_s=20)
+    assert first == second
+    assert first[0] == str(Plan.parse("bsp/allreduce/int8+ef"))
+    assert "went back" in first[1][0]
+
+
+def test_noise_is_no_rise() -> None:
+    levels = [Level.of([2.0 + 0.3 * math.sin(7 * i + k) for i in range(40)]) for k in range(5)]
+    assert not any(a.is_above(b) for a in levels for b in levels)
+    assert Level.of([1.0, math.nan]).is_above(levels[0])
+
+
+def test_a_snapshot_holds_buffers_too() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    from tightwire.runtime.snapshot import Snapshot
+    from tightwire.runtime.step import Optimizers
+
+    snapshot = Snapshot(model, Optimizers([adam(model.parameters())]))
+    model(torch.randn(4, 2))
+    assert int(model[1].num_batches_tracked) == 1  # type: ignore[arg-type]
+    snapshot.restore()
+    assert int(model[1].num_batches_tracked) == 0  # type: ignore[arg-type]

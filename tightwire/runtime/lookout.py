@@ -1,0 +1,150 @@
+"""A watch over the loss under a lossy plan: where it falls behind, training goes back, and on under a milder plan."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tightwire.plan import Plan
+from tightwire.planner import STOCK, deviation
+from tightwire.runtime.snapshot import Snapshot
+from tightwire.runtime.trainee import Trainee
+
+# The first window; each one that goes well is followed by one of twice the steps, so that watching costs ever less.
+FIRST_STEPS, MOST_STEPS = 20, 2000
+FIRST_S = 3.0
+# A window is bad if its mean loss is above the best one's by so many standard errors of their difference, and by this
+# share of it: a loss that rises a little tells of the data, or of the rate.
+SIGMAS, SHARE = 4.0, 0.02
+# So many bad windows in a row are no chance.
+PATIENCE = 2
+
+log = logging.getLogger("tightwire")
+
+
+@dataclass(frozen=True)
+class Level:
+    """The loss in a window: mean, and standard error of the mean."""
+
+    mean: float
+    error: float
+
+    @classmethod
+    def of(cls, losses: Sequence[float]) -> Level:
+        """Returns the level of some losses."""
+        if not losses or not all(map(math.isfinite, losses)):
+            return cls(math.inf, 0.0)
+        spread = statistics.stdev(losses) if len(losses) > 1 else 0.0
+        return cls(statistics.fmean(losses), spread / math.sqrt(len(losses)))
+
+    def is_above(self, other: Level) -> bool:
+        """Whether the loss rose beyond noise.
+
+        >>> Level(2.0, 0.01).is_above(Level(1.9, 0.01)), Level(1.92, 0.01).is_above(Level(1.9, 0.01))
+        (True, False)
+        """
+        if not math.isfinite(self.mean):
+            return True
+        rise = self.mean - other.mean
+        return rise > SIGMAS * math.hypot(self.error, other.error) and rise > SHARE * abs(other.mean)
+
+
+class Lookout:
+    """Compares the loss window by window, the same on every rank.
+
+    Contract: every rank that trains makes one at the same step, and tells it of every step and loss; a step that ends a
+    window blocks.
+
+    Attributes:
+        milder: plans to fall back on, the mildest last, plain all-reduce; those that are left.
+        remarks: what was done, in sentences.
+    """
+
+    def __init__(self, plans: Sequence[str], present: Plan) -> None:
+        """Takes plans that may be fallen back on.
+
+        Args:
+            plans: their texts, in the order in which they are preferred.
+            present: in force.
+        """
+        self.remarks: list[str] = []
+        most, self.milder = deviation(present), list[str]()
+        for text in [*plans, STOCK]:
+            if (found := deviation(Plan.parse(text))) < most:
+                self.milder.append(text)
+                most = found
+        self._planned, self._window = 0, FIRST_STEPS
+        self._losses: list[float] = []
+        self._steps = 0
+        self._best: Level | None = None
+        self._snapshot: Snapshot | None = None
+        self._bad = 0
+        self._began_s = time.perf_counter()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing milder."""
+        return not self.milder
+
+    def begin(self, run: Trainee, level: Level | None = None) -> None:
+        """Takes the first snapshot, where nothing is under way. Every rank; blocks.
+
+        Args:
+            run: to watch over.
+            level: of the loss as it was measured so far; None: the first window tells.
+        """
+        self._best = level
+        self._snapshot = run.snapshot(remembering=True)
+        self._begin_window(run)
+
+    def after_step(self, run: Trainee, loss: float | None) -> None:
+        """Counts a step, and acts where a window ends. Every rank."""
+        self._steps += 1
+        if loss is not None:
+            self._losses.append(loss)
+        if self._steps == self._planned and not self.is_over:
+            self._end_window(run)
+
+    def _begin_window(self, run: Trainee) -> None:
+        rounds = math.ceil(self._window / run.plan.sync.steps_per_round)
+        self._planned, self._steps, self._losses = rounds * run.plan.sync.steps_per_round, 0, []
+        self._began_s = time.perf_counter()
+
+    def _end_window(self, run: Trainee) -> None:
+        told = json.dumps([self._losses, time.perf_counter() - self._began_s])
+        answers = [json.loads(text) for text in run.ask(told) if text is not None]
+        means = [statistics.fmean(of_step) for of_step in zip(*(a[0] for a in answers), strict=False)]
+        if not means:  # nobody tells losses: there is nothing to watch
+            self.milder = []
+            return
+        level, took_s = Level.of(means), answers[0][1]
+        if not math.isfinite(level.mean) or (self._best is not None and level.is_above(self._best)):
+            self._bad += 1
+            if self._bad == PATIENCE or not math.isfinite(level.mean):
+                self._fall_back(run, level)
+        else:
+            self._bad = 0
+            if self._best is None or level.mean < self._best.mean:
+                self._best, self._snapshot = level, run.snapshot(remembering=True)
+            if took_s > FIRST_S:
+                self._window = min(MOST_STEPS, 2 * self._window)
+            else:
+                self._window = min(MOST_STEPS, 4 * self._window)
+        self._begin_window(run)
+
+    def _fall_back(self, run: Trainee, level: Level) -> None:
+        assert self._snapshot is not None
+        before, self._bad = run.plan, 0
+        plan = Plan.parse(self.milder.pop(0))
+        run.go_back(self._snapshot, plan)
+        remark = (
+            f"under {before} the loss is {level.mean:.4g}, after {self._best.mean if self._best else math.nan:.4g} "
+            f"before: training went back to the state before, and goes on under {plan}, which changes it less."
+        )
+        self.remarks.append(remark)
+        log.warning("%s", remark)

@@ -1,0 +1,239 @@
+"""A race as a value, and its rules: who runs how long, who is out, who wins. No clock and no message is in here.
+
+Contenders run one after another from the same state, for about the same time each. The better half runs again, from the
+state that the best of them reached, so that only the time of the others is lost (successive halving, Jamieson and
+Talwalkar 2016, arXiv:1502.07943, with the leader's progress kept).
+
+A contender is judged by loss per second: the slope of its losses over the time of its steps, through the loss that all
+began with. A short trial tells little, so what was measured is weighed, by its own standard error, against what the
+planner expected.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from tightwire.errors import PlanError
+from tightwire.units import parse_seconds
+
+# A trial of fewer steps tells nothing.
+LEAST_STEPS = 4
+# How far a contender's loss per second may be from what the planner expects, as a share: its weight against trials.
+PRIOR_SPREAD = 0.5
+MOST_HEATS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Race:
+    """Asks for a race: the planner's best few plans are tried on the job itself.
+
+        tw.attach(model, optimizer, tw.Race(budget="40min"), allow="stale")
+
+    Tell the loss of every step by `run.report_loss(loss)` before `optimizer.step()`, or give `judge`.
+
+    Attributes:
+        budget: of training, as a time (`40s`, `2h`) or in steps (`5000 steps`).
+        share: of the budget that trials may cost: time that is spent on plans which do not win.
+        contenders: how many plans are tried at most.
+        judge: returns the loss on held-out data of the model as it is, on every rank; None: losses of training count.
+    """
+
+    budget: str = "10min"
+    share: float = 0.05
+    contenders: int = 6
+    judge: Callable[[], float] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise PlanError(
+                f"a race was to cost {self.share:g} of its budget; give a share above 0, up to 1."
+            )
+        if self.contenders < 1:
+            raise PlanError(f"a race of {self.contenders} plans has no winner; let at least 1 contend.")
+        self.budget_s(1.0)
+
+    @classmethod
+    def parse(cls, text: str) -> Race | None:
+        """Reads `race` or `race:BUDGET`; None where a text asks for no race.
+
+        >>> Race.parse("race:40s").budget
+        '40s'
+
+        Raises:
+            PlanError: a budget that is none.
+        """
+        name, _, budget = text.partition(":")
+        if name != "race":
+            return None
+        return cls(budget=budget.strip()) if budget else cls()
+
+    def budget_s(self, step_s: float) -> float:
+        """Returns the budget in seconds.
+
+        Args:
+            step_s: of a step, where the budget is in steps.
+
+        Raises:
+            PlanError: it is neither a time nor a number of steps, or nothing.
+        """
+        number, _, unit = self.budget.strip().partition(" ")
+        if unit in ("step", "steps") and number.isdigit() and int(number) > 0:
+            return int(number) * step_s
+        try:
+            seconds = parse_seconds(self.budget)
+        except ValueError:
+            seconds = 0.0
+        if seconds <= 0:
+            raise PlanError(
+                f"a race with a budget of {self.budget!r}: write how long training goes on, as 40s, 2h or 5000 steps."
+            )
+        return seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """A plan in a race: what was expected of it, and what it did. On the record of the run.
+
+    Attributes:
+        plan: its text.
+        predicted_step_s: what a step was expected to take.
+        expected: how many times as many steps as exact means it was expected to need for a loss.
+        steps_per_round: steps until workers agree: a trial ends with a round.
+        deviation: how much it changes training; the order of mildness.
+        step_s: what a step took in its last trial; None before any.
+        loss: the mean of the last losses of its last trial, or the judge's at its end.
+        loss_per_s: by which the loss fell per second in its last trial.
+        error: standard error of that.
+        steps: made in all its trials.
+        seconds: taken by all its trials, what was between their steps included.
+        heats: it ran in.
+        note: why it is out.
+    """
+
+    plan: str
+    predicted_step_s: float
+    expected: float = 1.0
+    steps_per_round: int = 1
+    deviation: float = 1.0
+    step_s: float | None = None
+    loss: float | None = None
+    loss_per_s: float | None = None
+    error: float = math.inf
+    steps: int = 0
+    seconds: float = 0.0
+    heats: int = 0
+    note: str = ""
+
+    @property
+    def known_step_s(self) -> float:
+        """What a step takes: measured, or else predicted."""
+        return self.step_s or self.predicted_step_s
+
+    @property
+    def prior(self) -> float:
+        """What is expected of it: steps that are worth one with exact means, per second."""
+        return 1.0 / (self.expected * self.known_step_s)
+
+    @property
+    def least_steps(self) -> int:
+        """The shortest trial that tells something: whole rounds."""
+        return math.ceil(LEAST_STEPS / self.steps_per_round) * self.steps_per_round
+
+    def steps_in(self, seconds: float) -> int:
+        """Returns the whole rounds that fit into a trial of so many seconds, at least the shortest trial."""
+        rounds = int(seconds / self.known_step_s / self.steps_per_round)
+        return max(self.least_steps, rounds * self.steps_per_round)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heats:
+    """How long a race goes on: the same for every rank, told before it begins.
+
+    Attributes:
+        trial_s: seconds of each contender's trial, by heat.
+        fields: how many contenders run, by heat.
+    """
+
+    trial_s: tuple[float, ...]
+    fields: tuple[int, ...]
+
+    @property
+    def cost_s(self) -> float:
+        """What is lost at most: the time of those who do not win."""
+        return sum(s * (n - 1) for s, n in zip(self.trial_s, self.fields, strict=True))
+
+    @property
+    def total_s(self) -> float:
+        """What all trials take."""
+        return sum(s * n for s, n in zip(self.trial_s, self.fields, strict=True))
+
+
+def plan_heats(contenders: Sequence[Contender], cost_s: float) -> Heats:
+    """Returns as large a race as a cost allows; a field of one where it allows none.
+
+    Args:
+        contenders: the best first.
+        cost_s: that may be lost, in seconds.
+
+    >>> field = [Contender(plan=f"local:{n}", predicted_step_s=0.1) for n in (2, 4, 8, 16)]
+    >>> plan_heats(field, 10.0).fields, plan_heats(field, 0.1).fields
+    ((4, 2), (1,))
+    """
+    for size in range(len(contenders), 1, -1):
+        field = contenders[:size]
+        fields = [size]
+        while fields[-1] > 2 and len(fields) < MOST_HEATS:
+            fields.append(math.ceil(fields[-1] / 2))
+        shares = [cost_s / len(fields) / (n - 1) for n in fields]
+        if shares[0] >= max(c.least_steps * c.known_step_s for c in field):
+            return Heats(trial_s=tuple(shares), fields=tuple(fields))
+    return Heats(trial_s=(0.0,), fields=(1,))
+
+
+def judged(contender: Contender, losses: Sequence[float], step_s: float, start: float) -> Contender:
+    """Returns a contender with what a trial showed.
+
+    Args:
+        contender: that ran.
+        losses: of its steps, mean over ranks, each before the step's update.
+        step_s: of a typical step.
+        start: the loss that all of the heat began with.
+
+    >>> found = judged(Contender(plan="bsp", predicted_step_s=1.0), [3.0, 2.9, 2.8, 2.7], 0.5, 3.0)
+    >>> round(found.loss_per_s, 6)
+    0.2
+    """
+    if not all(map(math.isfinite, losses)):
+        return replace(contender, step_s=step_s, loss=None, loss_per_s=-math.inf, error=0.0, note="diverged")
+    times = [number * step_s for number in range(len(losses))]
+    weight = sum(t * t for t in times)
+    slope = sum(t * (start - loss) for t, loss in zip(times, losses, strict=True)) / weight if weight else 0.0
+    rest = sum((start - slope * t - loss) ** 2 for t, loss in zip(times, losses, strict=True))
+    error = math.sqrt(rest / max(1, len(losses) - 1) / weight) if weight else math.inf
+    last = losses[-max(1, len(losses) // 4) :]
+    return replace(contender, step_s=step_s, loss=statistics.fmean(last), loss_per_s=slope, error=error)
+
+
+def order(contenders: Sequence[Contender]) -> list[Contender]:
+    """Returns the contenders of a heat, the best first: by what was measured, weighed against what was expected.
+
+    The planner says who is how many times as good, the heat as a whole how good that is.
+    """
+    ran = [c for c in contenders if c.loss_per_s is not None and math.isfinite(c.loss_per_s)]
+    scale = max(0.0, sum(c.loss_per_s or 0.0 for c in ran) / sum(c.prior for c in ran)) if ran else 0.0
+    return sorted(contenders, key=lambda c: -_believed(c, scale))
+
+
+def _believed(contender: Contender, scale: float) -> float:
+    """Returns the loss per second to expect: the mean of measured and expected, weighed by their precisions."""
+    measured, expected = contender.loss_per_s, scale * contender.prior
+    if measured is None or not math.isfinite(measured):
+        return -math.inf
+    spread = PRIOR_SPREAD * expected
+    if spread <= 0 or contender.error <= 0:
+        return measured
+    trust, doubt = 1 / contender.error**2, 1 / spread**2
+    return (trust * measured + doubt * expected) / (trust + doubt)
