@@ -25,7 +25,7 @@ from tightwire.errors import AttachError
 from tightwire.plan import Phases, Plan, PlanFile
 from tightwire.planner import Allowance
 from tightwire.runtime.agreement import copy_from_first, model_facts, require_agreement, wire_facts
-from tightwire.runtime.auto import PROBE_BUDGET_S, WATCHED, Pilot, Search
+from tightwire.runtime.auto import PROBE_BUDGET_S, WATCHED, Pilot, PlanSearch
 from tightwire.runtime.context import RunContext
 from tightwire.runtime.guard import require_attachable
 from tightwire.runtime.learnt import Learnt, facts_of
@@ -137,7 +137,7 @@ def attach(
         if kept is not None:
             plan_file, chosen = kept, kept.phases()
         else:
-            search = Search(allow=allow, race=race, keep=learnt.keep if learnt is not None else _forget)
+            search = PlanSearch(allow=allow, race=race, keep=learnt.keep if learnt is not None else _forget)
             pilot = _pilot(model, optimizers, transport, search, left)
             chosen = Phases.parse(pilot.watched)
     context = RunContext(
@@ -223,7 +223,7 @@ def _warn_of_sizes(phases: Phases, model: nn.Module) -> None:
 
 
 def _pilot(
-    model: nn.Module, optimizers: Optimizers, transport: Transport, search: Search, left: frozenset[str]
+    model: nn.Module, optimizers: Optimizers, transport: Transport, search: PlanSearch, left: frozenset[str]
 ) -> Pilot:
     """Probes the wire for the plan that will be chosen."""
     from tightwire.probe import probe

@@ -17,7 +17,7 @@ from tightwire.planner import STOCK
 from tightwire.profile import CodecCost
 from tightwire.runtime import auto
 from tightwire.runtime.auto import PROFILE_STEPS, WARM_UP_STEPS
-from tightwire.runtime.lookout import Level, Lookout
+from tightwire.runtime.lookout import Lookout, LossLevel
 from tightwire.runtime.race import Contender, Race, judged, order, plan_heats
 from tightwire.runtime.racing import Racing
 from tightwire.transport import Transport, run_threads
@@ -186,7 +186,7 @@ def test_a_loss_that_rises_sends_training_back_to_a_milder_plan() -> None:
         with job(transport, "bsp/allreduce/topk:0.1+ef", optimizer=adam) as j:
             lookout = Lookout(["bsp/allreduce/int8+ef", "local:8"], j.run.plan)
             assert lookout.milder == ["bsp/allreduce/int8+ef", STOCK]
-            lookout.begin(j.run, Level(1.0, 0.0))
+            lookout.begin(j.run, LossLevel(1.0, 0.0))
             before = state(j)
             for number in range(lookout._planned * 5):
                 step(j, number)
@@ -203,9 +203,9 @@ def test_a_loss_that_rises_sends_training_back_to_a_milder_plan() -> None:
 
 
 def test_noise_is_no_rise() -> None:
-    levels = [Level.of([2.0 + 0.3 * math.sin(7 * i + k) for i in range(40)]) for k in range(5)]
+    levels = [LossLevel.of([2.0 + 0.3 * math.sin(7 * i + k) for i in range(40)]) for k in range(5)]
     assert not any(a.is_above(b) for a in levels for b in levels)
-    assert Level.of([1.0, math.nan]).is_above(levels[0])
+    assert LossLevel.of([1.0, math.nan]).is_above(levels[0])
 
 
 def test_a_snapshot_holds_buffers_too() -> None:

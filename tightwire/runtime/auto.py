@@ -22,7 +22,7 @@ from tightwire.planner.candidates import keeps_optimizer
 from tightwire.planner.ranking import By
 from tightwire.profile import Profile, Profiler, measure_codecs, measure_pass
 from tightwire.runtime.habits import Habits, obstacles
-from tightwire.runtime.lookout import Level, Lookout
+from tightwire.runtime.lookout import Lookout, LossLevel
 from tightwire.runtime.race import Contender, Heats, Race, plan_heats
 from tightwire.runtime.racing import Racing
 from tightwire.runtime.step import Optimizers
@@ -73,7 +73,7 @@ class Choice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
+class PlanSearch:
     """What is searched for.
 
     Attributes:
@@ -107,7 +107,7 @@ class Pilot:
     """
 
     def __init__(
-        self, model: nn.Module, optimizers: Optimizers, cluster: Cluster, search: Search, num_bytes: int
+        self, model: nn.Module, optimizers: Optimizers, cluster: Cluster, search: PlanSearch, num_bytes: int
     ) -> None:
         self.baseline_step_s: float | None = None
         self.choice: Choice | None = None
@@ -275,7 +275,7 @@ class Pilot:
             contenders=tuple(racing.contenders.values()),
         )
         self._tell(run, self.choice)
-        self._look_out(run, Level(winner.loss, 0.0) if winner.loss is not None else None)
+        self._look_out(run, LossLevel(winner.loss, 0.0) if winner.loss is not None else None)
 
     def _decide(self, run: Trainee, choice: Choice) -> None:
         """Goes on with what was chosen, or with plain all-reduce if that cannot be; alike on every rank."""
@@ -298,7 +298,7 @@ class Pilot:
                 dataclasses.replace(self._plan_file, plan=choice.plan, predicted=predicted, why=choice.why)
             )
 
-    def _look_out(self, run: Trainee, level: Level | None) -> None:
+    def _look_out(self, run: Trainee, level: LossLevel | None) -> None:
         """Watches over the loss from now on, where it is told and the plan changes what is learned."""
         assert self.choice is not None
         if self._heard_any and deviation(run.plan) > 1.0:

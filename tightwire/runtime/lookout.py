@@ -28,24 +28,24 @@ log = logging.getLogger("tightwire")
 
 
 @dataclass(frozen=True)
-class Level:
+class LossLevel:
     """The loss in a window: mean, and standard error of the mean."""
 
     mean: float
     error: float
 
     @classmethod
-    def of(cls, losses: Sequence[float]) -> Level:
+    def of(cls, losses: Sequence[float]) -> LossLevel:
         """Returns the level of some losses."""
         if not losses or not all(map(math.isfinite, losses)):
             return cls(math.inf, 0.0)
         spread = statistics.stdev(losses) if len(losses) > 1 else 0.0
         return cls(statistics.fmean(losses), spread / math.sqrt(len(losses)))
 
-    def is_above(self, other: Level) -> bool:
+    def is_above(self, other: LossLevel) -> bool:
         """Whether the loss rose beyond noise.
 
-        >>> Level(2.0, 0.01).is_above(Level(1.9, 0.01)), Level(1.92, 0.01).is_above(Level(1.9, 0.01))
+        >>> LossLevel(2.0, 0.01).is_above(LossLevel(1.9, 0.01)), LossLevel(1.92, 0.01).is_above(LossLevel(1.9, 0.01))
         (True, False)
         """
         if not math.isfinite(self.mean):
@@ -81,7 +81,7 @@ class Lookout:
         self._planned, self._window = 0, FIRST_STEPS
         self._losses: list[float] = []
         self._steps = 0
-        self._best: Level | None = None
+        self._best: LossLevel | None = None
         self._snapshot: Snapshot | None = None
         self._bad = 0
         self._began_s = time.perf_counter()
@@ -91,7 +91,7 @@ class Lookout:
         """Whether there is nothing milder."""
         return not self.milder
 
-    def begin(self, run: Trainee, level: Level | None = None) -> None:
+    def begin(self, run: Trainee, level: LossLevel | None = None) -> None:
         """Takes the first snapshot, where nothing is under way. Every rank; blocks.
 
         Args:
@@ -122,7 +122,7 @@ class Lookout:
         if not means:  # nobody tells losses: there is nothing to watch
             self.milder = []
             return
-        level, took_s = Level.of(means), answers[0][1]
+        level, took_s = LossLevel.of(means), answers[0][1]
         if not math.isfinite(level.mean) or (self._best is not None and level.is_above(self._best)):
             self._bad += 1
             if self._bad == PATIENCE or not math.isfinite(level.mean):
@@ -137,7 +137,7 @@ class Lookout:
                 self._window = min(MOST_STEPS, 4 * self._window)
         self._begin_window(run)
 
-    def _fall_back(self, run: Trainee, level: Level) -> None:
+    def _fall_back(self, run: Trainee, level: LossLevel) -> None:
         assert self._snapshot is not None
         before, self._bad = run.plan, 0
         plan = Plan.parse(self.milder.pop(0))
