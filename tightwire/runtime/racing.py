@@ -26,7 +26,7 @@ log = logging.getLogger("tightwire")
 
 
 @dataclass(frozen=True)
-class Turn:
+class RaceTrial:
     """What one contender did in one heat: losses of steps, means over ranks, and what the judge said at its end."""
 
     steps: int
@@ -64,7 +64,7 @@ class Racing:
         self._judge, self._heats, self._cost_s = race.judge, heats, cost_s
         self._field = [c.plan for c in contenders[: heats.fields[0]]]
         self._heat, self._lost_s = 0, 0.0
-        self._trials: dict[str, Turn] = {}
+        self._trials: dict[str, RaceTrial] = {}
         self._queue: list[str] = []
         self._running = ""
         self._base: Snapshot | None = None
@@ -227,12 +227,12 @@ class Racing:
             return float(self._judge())
 
 
-def _together(answers: Sequence[dict[str, object]], contender: Contender, steps: int) -> Turn:
+def _together(answers: Sequence[dict[str, object]], contender: Contender, steps: int) -> RaceTrial:
     """Returns what ranks say as one trial; losses as many as every rank told."""
     first = answers[0]
     losses = [_floats(answer["losses"]) for answer in answers]
     judgements = [x for answer in answers for x in _floats([answer["judged"]])]
-    return Turn(
+    return RaceTrial(
         steps=steps,
         losses=tuple(statistics.fmean(of_step) for of_step in zip(*losses, strict=False)),
         step_s=next(iter(_floats([first["step_s"]])), contender.known_step_s),
@@ -246,7 +246,7 @@ def _floats(values: object) -> list[float]:
     return [float(value) for value in values if value is not None]
 
 
-def _by_judge(contender: Contender, trial: Turn, start: float | None) -> Contender:
+def _by_judge(contender: Contender, trial: RaceTrial, start: float | None) -> Contender:
     """Judges by the loss on held-out data, before and after: both on the same data, so that nothing is weighed."""
     assert trial.judged is not None
     assert start is not None
