@@ -23,6 +23,8 @@ from typing import Any
 import yaml
 
 from tests.cluster.test_infragraph import FILE as INFRAGRAPH
+from tests.cluster.test_nccl_ras import FOUR
+from tests.cluster.test_nccl_ras import report as report_of_ras
 from tests.cluster.test_nccl_tests import table
 from tests.cluster.test_nccl_topology import MESH, NVLINK, gpu, nic
 from tests.cluster.test_sources import record
@@ -32,6 +34,7 @@ from tightwire.cluster import Cluster, Level
 from tightwire.cluster.imports import (
     from_infragraph,
     from_nccl_inspector,
+    from_nccl_ras,
     from_nccl_tests,
     from_nccl_topology,
     from_nvidia_smi,
@@ -53,6 +56,7 @@ READERS: Mapping[str, Reader] = {
     "nccl-topology": lambda path: from_nccl_topology(path, 3),
     "nvidia-smi": from_nvidia_smi,
     "nccl-inspector": lambda path: from_nccl_inspector([path]),
+    "nccl-ras": from_nccl_ras,
     "infragraph": from_infragraph,
     "trace": profile_of_trace,
     "chakra": lambda path: cluster_of_chakra([path, path]),
@@ -81,8 +85,15 @@ def seeds(folder: Path) -> dict[str, bytes]:
     for name, value in files.items():
         value.write(folder / name)
     trace = written(two_in_turns, folder / "trace")
-    place = {"time": 12.5, "alg_bw": 1.0, "bus_bw": 1.75, "nwrong": 0}
-    results = [{"size": 2**n, "out_of_place": {**place, "time": 10.0 + 2**n / 1e5}} for n in range(20, 30)]
+    us = {2**n: 10.0 + 2**n / 1e5 for n in range(20, 30)}
+    rates = {size: size / us[size] / 1e3 for size in us}
+    results = [
+        {
+            "size": n,
+            "out_of_place": {"time": us[n], "alg_bw": rates[n], "bus_bw": 1.75 * rates[n], "nwrong": 0},
+        }
+        for n in us
+    ]
     devices = [{"rank": rank, "hostname": "a", "device": rank} for rank in range(8)]
     report = {"args": ["all_reduce_perf"], "config": {"devices": devices}, "results": results}
     topology = gpu(NVLINK) * 2 + gpu(width="0") + nic("200000", "10000")
@@ -93,6 +104,7 @@ def seeds(folder: Path) -> dict[str, bytes]:
         "nccl-topology": f'<system version="1"><cpu host_hash="1">{topology}</cpu></system>'.encode(),
         "nvidia-smi": MESH.encode(),
         "nccl-inspector": "\n".join(record(4, 0, n, 1e6 * n, 50.0 + n) for n in range(1, 5)).encode(),
+        "nccl-ras": json.dumps(report_of_ras(FOUR)).encode(),
         "infragraph": yaml.safe_dump(INFRAGRAPH).encode(),
         "trace": trace.read_bytes(),
         "chakra": chakra([(10**n, 30 + 10**n // 1000) for n in range(3, 8)]),

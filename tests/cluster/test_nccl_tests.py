@@ -70,6 +70,27 @@ OLD = [
     HEADER.replace("root", "").replace("#wrong", "error"),
     *(row(size, 8, root="", wrong="2e-07") for size in SIZES),
 ]
+MS = [
+    *(f"#  Rank {rank:2} uses device {rank:2} [0x07] Tesla V100" for rank in range(8)),
+    "#      bytes             N    type      op     time  algbw  busbw      res     time  algbw  busbw      res",
+    *(
+        f"{size:12} {size // 4:12}   float     sum" + 2 * f"  {ms:7.3f}  {gb:5.2f}  {1.75 * gb:5.2f}    1e-06"
+        for size in SIZES
+        for ms, gb in [(seconds(size) * 1e3, size / seconds(size) / 1e9)]
+    ),
+    " Out of bounds values : 0 OK",
+]
+ITERATIONS = [
+    *(device(rank) for rank in range(8)),
+    "#  size  count  type  redop  root" + "  time  algbw  busbw  #wrong  i_min  i_max  i_p99  i_cv%" * 2,
+    *(
+        f"{size} 1 float sum -1" + "     N/A     N/A     N/A     N/A     N/A     N/A     N/A     N/A"
+        f" {us:.1f} {gb:.2f} {1.75 * gb:.2f} 0 1.0 2.0 3.0 4.0"
+        for size in SIZES
+        for us, gb in [(seconds(size) * 1e6, size / seconds(size) / 1e9)]
+    ),
+]
+GROUPS = [device(rank).replace("Group  0", f"Group {rank // 8:2}") for rank in range(16)]
 NOISE = "worker-0:22:28 [0] NCCL INFO comm 0x55 rank 1 nranks 2 cudaDev 1 busId 200000 - Init COMPLETE"
 WAYS = {
     "as it is": table(),
@@ -83,6 +104,16 @@ WAYS = {
     "no device lines": table(devices=()),
     "only the last device line": table(devices=(device(7),)),
     "not validated": table(wrong="N/A"),
+    "before 2.0, in ms": MS,
+    "single iterations, in place alone": ITERATIONS,
+    "a time for each line": [f"{line}   2026-01-02 03:04:05" for line in table()],
+    "as a container's engine keeps it": [
+        json.dumps({"log": f"{line}\n", "stream": "stdout", "time": "2026-01-02T03:04:05Z"}) for line in table()
+    ],
+    "stern's tags": [f"launcher-x7k mpi {line}" for line in table()],
+    "an attempt that failed": [BEGIN, *(device(rank, pid=rank + 7) for rank in range(8)), *table()],
+    "two groups at once": table(devices=GROUPS),
+    "every type": [line for old in table() for line in (old, *([old.replace("float", "bfloat16")] * ("sum" in old)))],
     "two runs": table() + table(),
     "and other tests": [
         "# Collective test starting: all_reduce_perf", *table(),
@@ -165,7 +196,20 @@ def test_nothing_is_left_out_silently(tmp_path: Path) -> None:
 
 
 apart = [device(rank, host, pid=pid) for host, pid in (("a", 7), ("b", 8)) for rank in range(4)]
+
+
+def wrong_in_place(lines: Sequence[str]) -> list[str]:
+    return [f"{line[:-1]}3" if line.endswith(" 0") and "float" in line else line for line in lines]
+
+
 REFUSED = {
+    "wrong results in place": (wrong_in_place(table()), "14 sizes have wrong results"),
+    "wrong results, nobody knows where": ([*table()[:-1], "# Out of bounds values : 7 FAILED"], "7 results are wrong"),
+    "reduce of two, without its name": (table(2, root="       0"), "measures reduce"),
+    "broadcast of two": (table(2, root="       0", redop="none"), "measures broadcast, gather or scatter"),
+    "shifted columns": (
+        [*table()[:10], *(f"{size} 1 float sum -1 {size / 1e4:.1f} 99.00 173.25 0" for size in SIZES)], "contradict"
+    ),
     "each its own world": (table(4, devices=apart), r"rank 0 is listed on a .* and on b .*MPI=1"),
     "wrong results": (table(wrong="3"), r"14 sizes have wrong results .*1MiB, 2MiB"),
     "a world of one": (table(1), "a world of one rank"),
@@ -191,8 +235,8 @@ def test_what_is_no_measurement_is_refused(tmp_path: Path, lines: list[str], say
 
 def test_scattered_times_are_said_or_refused(tmp_path: Path) -> None:
     def scattered(by: float) -> list[str]:
-        lines = [f"{size:12} 1 float sum -1 {us:.1f} 1.00 1.75 0" for i, size in enumerate(SIZES)
-                 if (us := seconds(size) * 1e6 * (by if i % 2 else 1.0))]  # fmt: skip
+        lines = [f"{size:12} 1 float sum -1 {us:.1f} {(gb := size / us / 1e3):.2f} {1.75 * gb:.2f} 0"
+                 for i, size in enumerate(SIZES) if (us := seconds(size) * 1e6 * (by if i % 2 else 1.0))]  # fmt: skip
         return [device(rank) for rank in range(8)] + lines
 
     assert "predictions from this file may be off by as much" in read(tmp_path, scattered(1.4)).notes[-1]

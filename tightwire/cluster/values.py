@@ -145,11 +145,13 @@ class Cluster:
     @classmethod
     def of_graph(cls, graph: LinkGraph) -> Cluster:
         """Returns a cluster of links, of which nothing was measured."""
-        far = range(1, len(graph.workers))
+        far = range(
+            1, len(graph.workers)
+        )  # to rank 0, not from it: routes are searched once for each destination
         return cls(
             workers=len(graph.workers),
             bandwidth_bytes_per_s=min(link.bandwidth_bytes_per_s for link in graph.links),
-            latency_s=max((graph.latency_s(0, rank) for rank in far), default=0.0),
+            latency_s=max((graph.latency_s(rank, 0) for rank in far), default=0.0),
             graph=graph,
         )
 

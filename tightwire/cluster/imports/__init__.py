@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from tightwire.cluster.imports.infragraph import from_infragraph
 from tightwire.cluster.imports.measured import measured_all_reduce
 from tightwire.cluster.imports.nccl_inspector import from_nccl_inspector
+from tightwire.cluster.imports.nccl_ras import from_nccl_ras
 from tightwire.cluster.imports.nccl_tests import from_nccl_tests
 from tightwire.cluster.imports.nccl_topology import from_nccl_topology
 from tightwire.cluster.imports.nvidia_smi import from_nvidia_smi
@@ -82,6 +83,10 @@ SOURCES: Mapping[str, Source] = {
         read=lambda paths, nodes: refuse_nodes(from_nccl_inspector(paths), paths, nodes),
         takes_many=True,
     ),
+    "nccl-ras": Source(
+        what="the JSON report of NCCL's RAS (ncclras -f json): nodes and ranks, no speeds",
+        read=_measured(from_nccl_ras),
+    ),
     "infragraph": Source(
         what="an InfraGraph YAML or JSON file",
         read=lambda paths, nodes: refuse_nodes(from_infragraph(paths[0]), paths, nodes),
@@ -93,6 +98,7 @@ __all__ = [
     "Source",
     "from_infragraph",
     "from_nccl_inspector",
+    "from_nccl_ras",
     "from_nccl_tests",
     "from_nccl_topology",
     "from_nvidia_smi",

@@ -41,7 +41,9 @@ def from_nccl_inspector(paths: Sequence[str | pathlib.Path]) -> Cluster:
             rank = int(header.get("rank", 0))
             nodes[ranks] = int(header.get("nnodes", header.get("n_nodes", 1)))
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-            raise FileError(f"{place} is no record of NCCL Inspector: {error!r} while reading it.") from None
+            raise FileError(
+                f"{place} is no record of NCCL Inspector: {files.shortened(repr(error))} while reading it."
+            ) from None
         if not (0 < point[0] < 1e15 and 0 < point[1] < 1e5 and 0 < ranks < 10**6):
             continue
         calls = least.setdefault(ranks, {})
@@ -77,8 +79,8 @@ def _records(paths: Iterable[str | pathlib.Path]) -> Iterator[tuple[str, Mapping
         text = files.read_text(path)
         if '"communicators"' in text[:100_000] and '"coll_perf"' not in text[:100_000]:
             raise FileError(
-                f"{path} is a report of NCCL RAS: it tells who takes part, not how fast; NCCL Inspector, nccl-tests "
-                "or `tightwire probe` tell that."
+                f"{path} is a report of NCCL RAS: it tells who takes part, not how fast (`tightwire cluster import "
+                "nccl-ras`); NCCL Inspector, nccl-tests or `tightwire probe` tell that."
             )
         for number, line in enumerate(text.splitlines(), 1):
             if not line.strip():

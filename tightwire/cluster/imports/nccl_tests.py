@@ -1,7 +1,8 @@
 """nccl-tests and rccl-tests: the tables of every version, and their JSON.
 
 Columns and formats: src/common.cu and src/util.cu of NVIDIA/nccl-tests; bus bandwidth: doc/PERFORMANCE.md. Before 2.11
-there is no root column; times lose their decimals from 10 ms and become powers of ten beyond seven digits; device lines
+there is no root column where no rank is a root; before 2.0 times are in ms; from 2.19 each half may have four columns
+of single iterations. Times lose their decimals from 10 ms and become powers of ten beyond seven digits; device lines
 name host and process; launchers put tags before every line, and NCCL writes lines of its own between.
 """
 
@@ -12,7 +13,7 @@ import math
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tightwire import files
@@ -28,7 +29,8 @@ ROW = re.compile(rf"(?<![\w.])(\d{{1,18}})\s+(\d{{1,18}})\s+({TYPES})(?:\s+(.*))
 RANK = re.compile(
     r"#\s+Rank\s+(\d{1,9})\s+(?:Group\s+(\d{1,9})\s+)?Pid\s+(\d{1,18})\s+on\s+(\S+)\s+device\s+(\d{1,9})\s+\[[^\]]*\]\s*(.*)"
 )
-HEADER = re.compile(r"#\s+size\s+count\s+type\s+(.*)")
+HEADER = re.compile(r"#\s+(?:size\s+count|bytes\s+N)\s+type\s+(.*)")
+BOUNDS = re.compile(r"Out of bounds values\s*:\s*(\d{1,18})\b")
 COLLECTIVES = (
     "all_reduce|all_gather|reduce_scatter|alltoallv?|broadcast|reduce|sendrecv|gather|scatter|hypercube"
 )
@@ -60,14 +62,28 @@ class TestedDevice:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One size's line; out of place where that was measured, else in place. Bandwidths in GB/s, as printed."""
+    """One size's line; out of place where that was measured, else in place. Bandwidths in GB/s, as printed.
+
+    `wrong`: how many results are, of both places. `of`: its words between size and times.
+    """
 
     size: int
-    redop: str
+    of: tuple[str, ...]
+    us: tuple[float, float]  # lowest and highest that are printed so
     seconds: float
-    algbw: tuple[float, float]  # lowest and highest that are printed so
+    algbw: tuple[float, float]
     busbw: tuple[float, float]
     wrong: float = 0.0
+
+    @property
+    def redop(self) -> str:
+        """The reduction, "none" for collectives without; empty where none is printed."""
+        return self.of[1] if len(self.of) > 1 else ""
+
+    @property
+    def has_root(self) -> bool:
+        """Whether one rank sends to all, or receives from all."""
+        return len(self.of) > 2 and self.of[2].lstrip("+").isdigit()
 
 
 @dataclass
@@ -80,6 +96,8 @@ class NcclTestsRun:
     broken: list[int] = field(default_factory=list)  # sizes whose lines other output cut
     empty: int = 0
     columns: tuple[str, ...] = ()
+    out_of_bounds: int = 0
+    attempts: int = 1
     is_over: bool = False
 
     @property
@@ -99,6 +117,7 @@ def from_nccl_tests(path: str | pathlib.Path) -> Cluster:
     """
     text = files.read_text(path, most_bytes=10**8, strict=False)
     try:
+        text = _unpacked(text)
         runs = list(_json(text) if text.lstrip().startswith("{") else _tables(text))
         return _cluster([run for run in runs if run.rows or run.broken or run.devices])
     except FileError as error:
@@ -124,6 +143,8 @@ def _cluster(runs: Sequence[NcclTestsRun]) -> Cluster:
             "told; run all_reduce_perf."
         )
     chosen = of_kind[kind]
+    for run in chosen:
+        _require_consistent(run)
     ranks = {_ranks(run, kind) for run in chosen}
     places = {run.hosts for run in chosen}
     if len(ranks) > 1 or len(places) > 1:
@@ -138,11 +159,18 @@ def _cluster(runs: Sequence[NcclTestsRun]) -> Cluster:
 def _fitted(runs: Sequence[NcclTestsRun], kind: str, ranks: int, others: Sequence[str]) -> Cluster:
     rows = [row for run in runs for row in run.rows]
     times = 2 if kind in HALVES else 1
-    devices = runs[0].devices if len(runs[0].devices) == ranks else []
+    groups = len({device.group for device in runs[0].devices})
+    listed = [device for device in runs[0].devices if device.group == runs[0].devices[0].group]
+    devices = listed if len(listed) == ranks else []
     nodes = _nodes(devices)
     inside = inside_of_device(devices[0].title) if nodes > 1 else None
     notes = list(_notes(runs, kind, others))
-    if len(runs[0].devices) != ranks:
+    if groups > 1 and devices:
+        notes.append(
+            f"{groups} groups of {ranks} ranks ran at the same time: this is one of them, as fast as it is beside the "
+            "others."
+        )
+    elif len(runs[0].devices) != ranks:
         notes.append(
             f"{len(runs[0].devices)} of {ranks} ranks are listed (as bus over algorithm bandwidth tells), so that "
             "nodes are not known."
@@ -177,6 +205,8 @@ def _notes(runs: Sequence[NcclTestsRun], kind: str, others: Sequence[str]) -> It
         yield f"{len(broken)} lines are cut by other output or hold no time, and left out: {_sizes(broken)}."
     if empty := sum(run.empty for run in runs):
         yield f"{empty} lines of 0 bytes are left out."
+    if attempts := sum(run.attempts - 1 for run in runs):
+        yield f"{attempts} attempts that ended before their first size are left out."
     if len(runs) > 1:
         yield f"{len(runs)} runs of the same ranks are fitted together."
 
@@ -186,14 +216,26 @@ def _require_together(run: NcclTestsRun) -> None:
     ranks: dict[int, TestedDevice] = {}
     for device in run.devices:
         other = ranks.setdefault(device.rank, device)
-        if (other.host, other.pid, other.device) != (device.host, device.pid, device.device):
+        if (other.host, other.pid, other.device) == (device.host, device.pid, device.device):
+            continue
+        if run.attempts > 1 and _has_each_size_once(run):  # two worlds would each have printed theirs
+            ranks[device.rank] = device
+        else:
             raise FileError(
                 f"rank {device.rank} is listed on {other.host} (process {other.pid}) and on {device.host} (process "
                 f"{device.pid}): the processes ran on their own, each a world of its own. Build nccl-tests with MPI=1 "
                 "and launch it with mpirun or srun."
             )
     run.devices = [ranks[rank] for rank in sorted(ranks)]
-    if wrong := [row.size for row in run.rows if row.wrong > 0]:
+    if run.attempts > 1 and len(ranks) == len(run.devices):
+        run.attempts = 1
+    wrong = [row.size for row in run.rows if row.wrong > 0]
+    if run.out_of_bounds and not wrong:
+        raise FileError(
+            f"{run.out_of_bounds} results are wrong (out of bounds), and it does not say of which sizes. Times of "
+            "wrong results say nothing; look for the broken device, cable or library first."
+        )
+    if wrong:
         raise FileError(
             f"{len(wrong)} sizes have wrong results (#wrong is above 0): {_sizes(wrong)}. Times of wrong results say "
             "nothing; look for the broken device, cable or library first."
@@ -204,11 +246,36 @@ def _require_together(run: NcclTestsRun) -> None:
         )
 
 
+def _has_each_size_once(run: NcclTestsRun) -> bool:
+    return len({(row.size, row.of) for row in run.rows}) == len(run.rows) > 0
+
+
+def _require_consistent(run: NcclTestsRun) -> None:
+    """Makes sure that bandwidths are those of the times; times in ms, as before 2.0, are converted."""
+    for unit_us in (1.0, 1e3):
+        if all(_fits(row, unit_us) for row in run.rows):
+            run.rows = [replace(row, seconds=row.seconds * unit_us) for row in run.rows]
+            return
+    wrong = [row.size for row in run.rows if not _fits(row, 1.0)]
+    raise FileError(
+        f"{len(wrong)} of {len(run.rows)} lines contradict themselves: algbw is not size over time in {_sizes(wrong)}. "
+        "Columns are shifted, or the file was edited; give the output as it was printed."
+    )
+
+
+def _fits(row: Row, unit_us: float) -> bool:
+    """Whether the printed bandwidth is size over time, but for rounding."""
+    low, high = (row.size / (us * unit_us) / 1e3 if us > 0 else math.inf for us in reversed(row.us))
+    return row.algbw[0] * 0.98 <= high and low <= row.algbw[1] * 1.02 + 0.01
+
+
 def _kind(run: NcclTestsRun) -> str:
     """Returns the collective: by its name, else by its columns and its ratio of bandwidths."""
     if run.collective or not run.rows:
         return run.collective or "all_reduce"
     ratio = _ratio(run)
+    if run.rows[0].has_root:
+        return "broadcast, gather or scatter" if run.rows[0].redop in ("", "none") else "reduce"
     if run.rows[0].redop == "none":
         return "broadcast, all_gather or alltoall"
     return "all_reduce" if ratio[1] >= 1 else "reduce_scatter"
@@ -265,6 +332,17 @@ def _nodes(devices: Sequence[TestedDevice]) -> int:
     return len(names)
 
 
+def _unpacked(text: str) -> str:
+    """Returns the log in JSON lines, as container engines keep it (`{"log": …, "stream": …}`); else the text."""
+    first, *_ = text.lstrip().splitlines() or [""]
+    key = next((key for key in ("log", "message", "textPayload") if f'"{key}"' in first), None)
+    if key is None or not (first.startswith("{") and first.rstrip().endswith("}")):
+        return text
+    lines = (line for line in text.splitlines() if line.strip())
+    records = [files.parse_json(line, f"line {number}") for number, line in enumerate(lines, 1)]
+    return "\n".join(str(record.get(key, "")).rstrip("\n") for record in records if isinstance(record, dict))
+
+
 def _tables(text: str) -> Iterator[NcclTestsRun]:
     """Yields the runs in a log, whatever stands before and between their lines."""
     run = NcclTestsRun()
@@ -279,9 +357,12 @@ def _tables(text: str) -> Iterator[NcclTestsRun]:
         if begins and (run.rows or run.is_over):
             yield run
             run = NcclTestsRun()
+        run.attempts += "# nThread" in line and bool(run.devices)
         if "Collective test starting" in line or (begins and named and not run.collective):
             run.collective = named
         run.is_over |= "Avg bus bandwidth" in line
+        if bounds := BOUNDS.search(line):
+            run.out_of_bounds += int(bounds[1])
         if match := RANK.search(line):
             rank, group, pid, host, device, title = match.groups()
             run.devices.append(
@@ -301,36 +382,50 @@ def _tables(text: str) -> Iterator[NcclTestsRun]:
                     "its times are of the processor (-C 1), not of the exchange; run it without -C."
                 )
         elif (match := ROW.search(line)) and "NCCL INFO" not in line[: match.start()]:
-            _add_row(run, int(match[1]), (match[4] or "").split())
+            _add_row(run, int(match[1]), match[3], (match[4] or "").split())
     yield run
 
 
-def _add_row(run: NcclTestsRun, size: int, cells: list[str]) -> None:
-    redop = cells.pop(0) if cells and _number(cells[0]) is None and cells[0] != "N/A" else ""
+def _add_row(run: NcclTestsRun, size: int, kind: str, cells: list[str]) -> None:
+    words = [kind, ""]
+    if cells and _number(cells[0]) is None and cells[0] != "N/A":
+        words[1] = cells.pop(0)
     has_root = "root" in run.columns if run.columns else len(cells) % 4 == 1
     if has_root and cells:
-        cells.pop(0)
-    groups = [cells[start : start + 4] for start in (0, 4) if len(cells) >= start + 3]
-    for time, algbw, busbw, *wrong in groups:
-        us = _number(time)
-        if us is not None and _is_possible(size, us):
-            is_count = "#wrong" in run.columns
-            count = _number(wrong[0]) if wrong and is_count else None
-            run.rows.append(
-                Row(
-                    size=size,
-                    redop=redop,
-                    seconds=us / 1e6,
-                    algbw=_printed(algbw),
-                    busbw=_printed(busbw),
-                    wrong=count or 0.0,
-                )
-            )
+        words.append(cells.pop(0))
+    names = [name for name in run.columns if name not in ("redop", "op", "root", "timestamp")]
+    width = len(names) // 2 if names.count("time") == 2 else 4
+    halves = [cells[start : start + 4] for start in (0, width) if len(cells) >= start + 3]
+    is_count = "#wrong" in run.columns
+    wrong = max((_number(half[3]) or 0.0 for half in halves if is_count and len(half) > 3), default=0.0)
+    for time, algbw, busbw, *_ in halves:
+        if _add(run, size, tuple(words), (time, algbw, busbw), wrong):
             return
     if size == 0:
         run.empty += 1
     else:
         run.broken.append(size)
+
+
+def _add(
+    run: NcclTestsRun, size: int, words: tuple[str, ...], printed: tuple[str, str, str], wrong: float
+) -> bool:
+    """Adds a row of time, algbw and busbw, unless they are not to be had; returns whether they were."""
+    time, algbw, busbw = printed
+    us = _number(time)
+    if us is None or not _is_possible(size, us):
+        return False
+    row = Row(
+        size=size,
+        of=words,
+        us=_printed(time),
+        seconds=us / 1e6,
+        algbw=_printed(algbw),
+        busbw=_printed(busbw),
+        wrong=wrong,
+    )
+    run.rows.append(row)
+    return True
 
 
 def _json(text: str) -> Iterator[NcclTestsRun]:
@@ -356,26 +451,22 @@ def _json(text: str) -> Iterator[NcclTestsRun]:
             )
         for result in report["results"]:
             _add_result(run, result)
+        run.out_of_bounds = int((report.get("out_of_bounds") or {}).get("count") or 0)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise FileError(f"this is no report of nccl-tests -J: {error!r} while reading it.") from None
+        raise FileError(
+            f"this is no report of nccl-tests -J: {files.shortened(repr(error))} while reading it."
+        ) from None
     yield run
 
 
 def _add_result(run: NcclTestsRun, result: Mapping[str, Any]) -> None:
     size = int(result["size"])
-    for place in (result.get("out_of_place"), result.get("in_place")):
-        us = _number(str(place.get("time"))) if place else None
-        if place and us and _is_possible(size, us):
-            run.rows.append(
-                Row(
-                    size=size,
-                    redop=str(result.get("redop", "")),
-                    seconds=us / 1e6,
-                    algbw=_printed(f"{float(place['alg_bw']):.6f}"),
-                    busbw=_printed(f"{float(place['bus_bw']):.6f}"),
-                    wrong=_number(str(place.get("nwrong"))) or 0.0,
-                )
-            )
+    words = tuple(str(result.get(key, "")).strip() for key in ("type", "redop", "root"))
+    places = [place for key in ("out_of_place", "in_place") if (place := result.get(key))]
+    wrong = max((_number(str(place.get("nwrong"))) or 0.0 for place in places), default=0.0)
+    for place in places:
+        algbw, busbw = (f"{float(place[key]):.6f}" for key in ("alg_bw", "bus_bw"))
+        if _add(run, size, words, (str(place.get("time")), algbw, busbw), wrong):
             return
     if size == 0:
         run.empty += 1
@@ -400,7 +491,8 @@ def _printed(text: str) -> tuple[float, float]:
     value = _number(text)
     if value is None:
         return 0.0, math.inf
-    half = 0.5 * 10.0 ** -len(text.partition(".")[2]) if "e" not in text else abs(value) * 0.05
+    mantissa, _, power = text.lower().partition("e")
+    half = 0.5 * 10.0 ** (int(power or 0) - len(mantissa.partition(".")[2]))
     return max(0.0, value - half), value + half
 
 
