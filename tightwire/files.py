@@ -353,3 +353,8 @@ def _short(value: Any) -> str:
 def shortened(text: str, most: int = 400) -> str:
     """Returns a text that fits into a sentence, whatever a file holds."""
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def told(error: Exception) -> str:
+    """Returns an error of Python, which holds what a file does, as a part of a sentence."""
+    return shortened(repr(error))

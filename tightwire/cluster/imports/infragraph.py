@@ -46,9 +46,7 @@ def from_infragraph(path: str | pathlib.Path) -> Cluster:
     except FileError as error:
         raise FileError(f"{path}: {files.shortened(str(error))}") from None
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-        raise FileError(
-            f"{path} is no InfraGraph file: {files.shortened(repr(error))} while reading it."
-        ) from None
+        raise FileError(f"{path} is no InfraGraph file: {files.told(error)} while reading it.") from None
 
 
 class _Reading:

@@ -42,7 +42,7 @@ def from_nccl_inspector(paths: Sequence[str | pathlib.Path]) -> Cluster:
             nodes[ranks] = int(header.get("nnodes", header.get("n_nodes", 1)))
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise FileError(
-                f"{place} is no record of NCCL Inspector: {files.shortened(repr(error))} while reading it."
+                f"{place} is no record of NCCL Inspector: {files.told(error)} while reading it."
             ) from None
         if not (0 < point[0] < 1e15 and 0 < point[1] < 1e5 and 0 < ranks < 10**6):
             continue

@@ -48,7 +48,7 @@ def from_nccl_ras(path: str | pathlib.Path) -> Cluster:
         return _shaped(int(largest["size"]), [*present, *missing], notes)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FileError(
-            f"{path} is no report of NCCL RAS ({files.shortened(repr(error))} while reading it); write it with `ncclras -f json`."
+            f"{path} is no report of NCCL RAS ({files.told(error)} while reading it); write it with `ncclras -f json`."
         ) from None
 
 

@@ -454,7 +454,7 @@ def _json(text: str) -> Iterator[NcclTestsRun]:
         run.out_of_bounds = int((report.get("out_of_bounds") or {}).get("count") or 0)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise FileError(
-            f"this is no report of nccl-tests -J: {files.shortened(repr(error))} while reading it."
+            f"this is no report of nccl-tests -J: {files.told(error)} while reading it."
         ) from None
     yield run
 
