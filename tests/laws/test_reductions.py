@@ -45,6 +45,8 @@ SETTINGS = (
     "entropy",
     "thc",
     "thc:2,granularity=5,block=128",
+    "meansign",
+    "meansign:64",
 )
 REDUCTIONS = listed("compression", AveragingMethod, SETTINGS)
 # Settings at which nothing is lost.

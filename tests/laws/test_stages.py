@@ -51,6 +51,8 @@ SETTINGS = [
     "topk:0.1+variance:1.5",
     "dct:2+ef:0.9+signed",
     "none+signed",
+    "meansign+lion:0.8,beta2=0.9",
+    "none+lion+signed",
     "powersgd:2+ef+momentum:0.9+dense-every:3",
     "topk:0.1+ef+momentum:0.9+clip:0.5+warmup:8+dense-first:2+dense-every:5",
 ]
@@ -161,7 +163,7 @@ def test_the_loss_scale_changes_nothing(text: str) -> None:
 
 
 # These change what is sent: its sum is another than that of what was put in.
-CHANGING = ("momentum", "signed", "ef21", "clip")
+CHANGING = ("momentum", "lion", "signed", "ef21", "clip")
 FED_BACK = [text for text in STAGED if "+ef" in text and not any(name in text for name in CHANGING)]
 
 

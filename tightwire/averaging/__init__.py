@@ -13,6 +13,7 @@ from tightwire.averaging.entropy import Entropy
 from tightwire.averaging.gtopk import GTopK
 from tightwire.averaging.layertopk import LayerTopK
 from tightwire.averaging.majority_vote import MajorityVote
+from tightwire.averaging.mean_sign import MeanSign
 from tightwire.averaging.method import AveragingMethod
 from tightwire.averaging.oktopk import OkTopK
 from tightwire.averaging.powersgd import PowerSGD
@@ -39,6 +40,7 @@ MEMBERS: tuple[type[Member], ...] = (
     LayerTopK,
     CountSketch,
     THC,
+    MeanSign,
 )
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "GTopK",
     "LayerTopK",
     "MajorityVote",
+    "MeanSign",
     "OkTopK",
     "PowerSGD",
     "SparCML",

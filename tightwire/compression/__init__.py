@@ -17,6 +17,7 @@ from tightwire.compression.ef import ErrorFeedback
 from tightwire.compression.ema import MovingAverage
 from tightwire.compression.fp8 import Float8
 from tightwire.compression.integers import Int2, Int4, Int8
+from tightwire.compression.lion import Lion
 from tightwire.compression.momentum import Momentum
 from tightwire.compression.natural import Natural
 from tightwire.compression.nuqsgd import NUQSGD
@@ -67,6 +68,7 @@ MEMBERS: tuple[type[Member], ...] = (
     DIANA,
     Momentum,
     MovingAverage,
+    Lion,
     Clip,
     WarmUp,
     DenseFirst,
@@ -107,6 +109,7 @@ __all__ = [
     "Int4",
     "Int8",
     "Least",
+    "Lion",
     "Momentum",
     "MovingAverage",
     "Natural",

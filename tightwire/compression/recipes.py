@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from tightwire.compression.recipe import Recipe
+from tightwire.errors import PlanError
 
 
 @final
@@ -330,6 +331,35 @@ class DRIVE(Recipe):
         return "eden:1"
 
 
+@final
+@dataclass(frozen=True)
+class DistributedLion(Recipe):
+    """Lion's direction as one bit from every worker; for plain SGD with Lion's rate and weight decay.
+
+    Attributes:
+        outcome: `majority`: one bit back; `mean`: the mean of signs, in log₂(2n + 2) bits.
+        beta1: share of the momentum in what is sent.
+        beta2: share of the momentum that stays.
+    """
+
+    name: ClassVar[str] = "distributed-lion"
+    title: ClassVar[str] = "Lion by signs: majority vote, or their mean"
+    paper: ClassVar[str] = "Liu et al. 2024, Distributed Lion, arXiv:2404.00438, Algorithm 1"
+
+    outcome: str = "majority"
+    beta1: float = 0.9
+    beta2: float = 0.99
+
+    def __post_init__(self) -> None:
+        if self.outcome not in ("majority", "mean"):
+            raise PlanError(f"distributed-lion:{self.outcome} is neither majority nor mean.")
+
+    @property
+    def expression(self) -> str:  # noqa: D102
+        sender = "sign" if self.outcome == "majority" else "meansign"
+        return f"{sender}+lion:{self.beta1},beta2={self.beta2}"
+
+
 RECIPES: tuple[type[Recipe], ...] = (
     DGC,
     GradientDropping,
@@ -345,4 +375,5 @@ RECIPES: tuple[type[Recipe], ...] = (
     SparseTernary,
     SparseLoCo,
     DRIVE,
+    DistributedLion,
 )

@@ -117,6 +117,7 @@ def _onebit_adam(lr: float) -> TrainingSettings:
 OWN_SETTINGS = (
     # What is applied is a vote, or a sign: the learning rate is the step itself.
     _of("sign", digits=_sgd(0.005), text=_sgd(0.005)),
+    _of("meansign", digits=_sgd(0.005), text=_sgd(0.005)),
     _of("signed", digits=_sgd(0.005), text=_sgd(0.005)),
     # 1-bit Adam and its kin replace the optimizer, and average with its momentum.
     _of("ema", digits=_onebit_adam(0.003), text=_onebit_adam(0.03)),
