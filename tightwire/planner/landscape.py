@@ -230,7 +230,7 @@ def grids(cells: Sequence[MapCell]) -> Iterator[tuple[Allowance, int, list[list[
 def lines(cells: Sequence[MapCell]) -> Iterator[str]:
     """Yields the maps as Markdown that reads as text: a letter per cell, and how much faster than plain all-reduce."""
     for allow, workers, rows in grids(cells):
-        yield f"### {allow}, {workers} workers"
+        yield f"## {allow}, {workers} workers"
         yield ""
         yield "| compute per 100 MB | " + " | ".join(f"{g:>5g} Gb/s" for g in GIGABITS) + " |"
         yield "|---|" + "---|" * len(GIGABITS)
@@ -238,12 +238,12 @@ def lines(cells: Sequence[MapCell]) -> Iterator[str]:
             printed = (f"{cell.letter} {cell.speedup:>6.1f} ×  " for cell in row)
             yield f"| {compute_s * 1e3:>15,g} ms | " + " | ".join(printed) + " |"
         yield ""
-    yield "### Letters"
+    yield "## Letters"
     yield ""
     for idea in IDEAS:
         yield f"- {idea.letter}: {idea.title} (`{'`, `'.join(idea.plans)}`)"
     yield ""
-    yield "### Where known models stand"
+    yield "## Where known models stand"
     yield ""
     for name, compute_s in landmarks():
         yield f"- {name}: {compute_s * 1e3:,.0f} ms of compute per 100 MB"

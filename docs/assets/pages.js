@@ -1,0 +1,8 @@
+// What scrolls can be scrolled from the keyboard; the search has a name.
+const name = () => {
+  document.querySelectorAll(".md-typeset__scrollwrap, .md-sidebar__scrollwrap").forEach((box) => { box.tabIndex = 0; });
+  document.querySelectorAll("[role=dialog]").forEach((box) => box.setAttribute("aria-label", "Search"));
+  document.querySelectorAll(".md-toggle").forEach((box) => box.setAttribute("aria-label", box.id.replaceAll("_", "")));
+};
+name();
+new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
