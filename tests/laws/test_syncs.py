@@ -62,6 +62,7 @@ GRADIENT_SETTINGS = [
     "lag:0.1",
     "lag:5/allreduce/none/fusion:64",
     "gaia:0.05",
+    "sparta:0.3",
     "gaia:0.5/allreduce/none/fusion:64",
 ]
 LOCAL = listed("sync", Rounds, LOCAL_SETTINGS)
@@ -138,6 +139,7 @@ def test_a_world_of_one_is_plain_pytorch() -> None:
         ("delayed:0", "bsp"),
         ("lag:0", "bsp"),
         ("gaia:0", "bsp"),
+        ("sparta:1", "bsp"),
         ("local:1,state=averaged", "local:1"),
         ("local:1,doubling=3", "local:1"),
         ("local:4,doubling=99", "local:1"),

@@ -17,6 +17,7 @@ from tightwire.averaging.averager import StatelessAverager
 from tightwire.buckets import BucketLayout
 from tightwire.compression._rotated import pack_planes, unpack_planes
 from tightwire.compression.votes import VoteMessage
+from tightwire.compression.widened import widened
 
 if TYPE_CHECKING:
     from tightwire.transport import Transport
@@ -63,7 +64,8 @@ class MeanSignAverager(StatelessAverager):
             bucket.zero_()
             return
         rank, size = transport.rank, transport.size
-        for r, (part, message) in enumerate(zip(bucket.split(self._sizes), self._votes, strict=True)):
+        wide = bucket if bucket.dtype == torch.float32 else widened(bucket)
+        for r, (part, message) in enumerate(zip(wide.split(self._sizes), self._votes, strict=True)):
             codec.encode(part, message, seed=message_seed(seed, rank + 1, r))
         swap_all(transport, self._votes, self._received, self._tag)
         self._received[rank].copy_(self._votes[rank])
@@ -86,7 +88,7 @@ class MeanSignAverager(StatelessAverager):
         return pack_planes(codes, self._bits)
 
     def _read(self, message: Tensor, numel: int) -> Tensor:
-        """Returns means, (numel,) float32."""
+        """Returns means, (numel,) float64."""
         size = self._transport.size
         codes = unpack_planes(message, self._bits)[:numel]
-        return torch.where(codes <= 2 * size, (codes - size) / size, torch.nan)
+        return torch.where(codes <= 2 * size, (codes.double() - size) / size, torch.nan)

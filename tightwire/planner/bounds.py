@@ -48,7 +48,7 @@ def wire_floor_s(plan: Plan, profile: Profile, cluster: Cluster) -> float:
         return server_wire_s(plan.having(sync=final), profile, cluster)
     itemsize = profile.parameters[0].itemsize
     whole = costs_of(plan, profile, cluster).bucket(profile.num_bytes // itemsize, itemsize, sender)
-    return whole.wire_s / final.steps_per_round
+    return whole.wire_s * final.share_sent / final.steps_per_round
 
 
 @dataclass(frozen=True, kw_only=True)

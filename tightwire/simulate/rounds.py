@@ -55,7 +55,8 @@ class _Local(SimulatedExchange):
         """Adds up a round, and shares it among its steps."""
         profile, steps = self.profile, self.plan.sync.steps_per_round
         fragments, behind_s = self.schedule.num_fragments, self._steps_behind * profile.compute_s
-        each = dataclasses.replace(scaled(self.whole, 1 / fragments), latency_s=self.whole.latency_s)
+        share = self.plan.sync.share_sent / fragments
+        each = dataclasses.replace(scaled(self.whole, share), latency_s=self.whole.latency_s)
         passes_s = self._passes * self.numel * profile.pass_s_per_element
         inner = self._inner
         waited_s = fragments * max(0.0, each.seconds + self.costs.message(2).seconds - behind_s)
@@ -69,7 +70,7 @@ class _Local(SimulatedExchange):
             PredictedSegment(what="slowest worker", start_s=compute_s, end_s=compute_s + late_s),
             PredictedSegment(what="exchange", start_s=compute_s + late_s, end_s=compute_s + exposed_s),
         )
-        moving = scaled(self.whole, waited_s / (fragments * each.seconds) if each.seconds else 0.0) + inner
+        moving = scaled(each, waited_s / each.seconds if each.seconds else 0.0) + inner
         round_s = compute_s + exposed_s
         shares: dict[Bound, float] = {
             "compute": compute_s + passes_s,

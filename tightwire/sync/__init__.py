@@ -16,6 +16,7 @@ from tightwire.sync.postlocal import PostLocal
 from tightwire.sync.rounds import Outer, Rounds
 from tightwire.sync.served import Served
 from tightwire.sync.slowmo import SlowMo
+from tightwire.sync.sparta import Sparta
 from tightwire.sync.ssp import Ssp
 from tightwire.sync.sync import Sync
 
@@ -32,6 +33,7 @@ MEMBERS: tuple[type[Sync], ...] = (
     Delayed,
     Lag,
     Gaia,
+    Sparta,
     Backup,
     Ssp,
     Asp,
@@ -56,6 +58,7 @@ __all__ = [
     "Rounds",
     "Served",
     "SlowMo",
+    "Sparta",
     "Ssp",
     "Sync",
 ]

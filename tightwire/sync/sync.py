@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, get_args
 from tightwire.answers import Answers, Refusal, SyncAnswer, text_with
 
 # What carries a policy out at run time over an all-reduce or behind servers; see `tightwire.runtime.engines`.
-EngineKind = Literal["gradients", "delayed", "lazy", "significance", "rounds", "server"]
+EngineKind = Literal["gradients", "delayed", "lazy", "significance", "shares", "rounds", "server"]
 # How a policy's steps are predicted; see `tightwire.simulate`.
 PredictorKind = Literal["bulk", "delayed", "rounds", "server"]
 
@@ -67,6 +67,11 @@ class Sync(SyncAnswer, abc.ABC):
 
         1: nothing. An order among policies, not a loss of accuracy.
         """
+
+    @property
+    def share_sent(self) -> float:
+        """What share of the model an exchange carries, in the mean."""
+        return 1.0
 
     @property
     def steps_late(self) -> int:

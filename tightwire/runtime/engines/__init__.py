@@ -19,6 +19,7 @@ from tightwire.runtime.engines.gradients import GradientEngine
 from tightwire.runtime.engines.lazy import LazyEngine
 from tightwire.runtime.engines.parameters import ParameterEngine
 from tightwire.runtime.engines.server import ServerEngine
+from tightwire.runtime.engines.shares import ShareEngine
 from tightwire.runtime.engines.significance import SignificanceEngine
 
 __all__ = ["Counts", "Engine", "LoneEngine", "Stepping", "build_engine"]
@@ -29,6 +30,7 @@ ENGINES: Mapping[str, Callable[[Mapping[str, Parameter], Plan, RunContext], Engi
     "delayed": DelayedEngine,
     "lazy": LazyEngine,
     "significance": SignificanceEngine,
+    "shares": ShareEngine,
     "rounds": ParameterEngine,
     "server": ServerEngine,
     "gossip": GossipEngine,
