@@ -13,6 +13,7 @@ test: .venv/gpu check  ## lint, types and all tests
 check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 
 docs: .venv/ready  ## the documentation, in build/site

@@ -18,6 +18,7 @@ from tightwire.architecture.gossip import GRAPHS
 from tightwire.catalogue import FAMILIES, arguments, catalogue, parse_compression
 from tightwire.cli.methods import AXES, describe
 from tightwire.compression import Codec
+from tightwire.planner import quality
 
 ROOT = pathlib.Path(__file__).parents[1]
 NUMEL = 10**6
@@ -86,7 +87,19 @@ def _member(member: type[Member], row: dict[str, Any]) -> Iterator[str]:
         yield f"- **Bytes**: {_bytes(member)}"
     if member.paper:
         yield f"- **Paper**: {member.paper}"
+    yield from _measured(row["axis"], member.name)
     yield from _partners(row)
+
+
+def _measured(axis: Axis, name: str) -> Iterator[str]:
+    """Yields what the studies found of a method: how many more steps it needs, and where that stands."""
+    for text, row in quality.table().get(axis, {}).items():
+        if name in {part.partition(":")[0] for part in text.split("+")}:
+            page = f"../{row.source.removesuffix('.json')}.md"
+            yield (
+                f"- **Measured**: `{text}` needs {row.factor:.2f} times as many steps as exact means to the same loss "
+                f"(80 %: {row.low:.2f} to {row.high:.2f}); [text task]({page})"
+            )
 
 
 def _partners(row: dict[str, Any]) -> Iterator[str]:
