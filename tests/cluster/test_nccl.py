@@ -1,5 +1,6 @@
 """NCCL's formulas: near the public tables that they were read off, and never a ring's latency."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -39,3 +40,12 @@ def test_more_bytes_take_longer(name: str) -> None:
         times = [fit.seconds(2.0**power) for power in range(40)]
         assert all(a < b * 1.0001 for a, b in itertools.pairwise(times))
     assert {known.nccl for known in PRESETS.values()} == {None, *WAYS}
+
+
+def test_no_program_of_messages_is_flattered_against_the_librarys_own() -> None:
+    cluster = preset("aws-p4d", 4)
+    bare = dataclasses.replace(cluster, nccl=None)
+    own, free = (by_name("halving-doubling", 32).prior(c) for c in (cluster, bare))
+    assert own.beta_s_per_byte == pytest.approx(free.beta_s_per_byte / 0.9)
+    assert own.alpha_s == pytest.approx(free.alpha_s * 73 / 20)
+    assert own.residual >= prior(cluster, "efa").residual

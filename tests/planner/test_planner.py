@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tightwire.catalogue import FAMILIES, catalogue, parse_member
-from tightwire.cluster import Cluster, Fit, Level
+from tightwire.cluster import Cluster, Fit, Level, Prices
 from tightwire.cluster.presets import preset
 from tightwire.compression.recipe import Recipe
 from tightwire.errors import PlanError
@@ -335,12 +335,12 @@ def test_the_work_of_all_is_told_against_one_and_against_fewer() -> None:
 
 def test_a_price_says_what_training_costs_with_all_and_with_the_cheapest() -> None:
     ranking = dataclasses.replace(
-        recommended("lossless"), cluster=dataclasses.replace(SLOW, price_per_worker_hour=3.6)
+        recommended("lossless"), cluster=dataclasses.replace(SLOW, prices=Prices(per_worker_hour=3.6))
     )
     (said,) = [sentence for sentence in explain(ranking) if sentence.startswith("At 3.6 per worker")]
     all_of_them = 1e6 * ranking.chosen.step_s * 3.6 / 3600  # each worker makes a quarter of the batches
-    assert f"{all_of_them:,.2f} with all 4 workers" in said
-    assert said.endswith(f"{1e6 * PROFILE.compute_s * 3.6 / 3600:,.2f} with 1.")
+    assert f"a million batches {Prices().show(all_of_them)}" in said
+    assert said.endswith(f"({Prices().show(1e6 * PROFILE.compute_s * 3.6 / 3600)} with one worker alone).")
 
 
 def test_a_part_of_a_cluster_keeps_whole_groups() -> None:

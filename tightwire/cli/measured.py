@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from tightwire.cli.table import print_rows, width_of
-from tightwire.cluster import PAYLOAD_SHARE, Cluster
+from tightwire.cluster import PAYLOAD_SHARE, Cluster, Prices
 from tightwire.cluster.presets import PRESETS, preset
 from tightwire.errors import FileError
 from tightwire.lab import Topology
@@ -99,6 +99,14 @@ PriceOption = Annotated[
     float | None,
     typer.Option(help="What a worker costs an hour, in any currency.", show_default=False, min=0),
 ]
+TrafficPriceOption = Annotated[
+    float | None,
+    typer.Option(
+        help="What a GB costs that leaves a zone: a node or a site of levels, else a worker.",
+        show_default=False,
+        min=0,
+    ),
+]
 
 LAYERS = 48
 DEFAULT_LATENCY = "50us"
@@ -135,6 +143,7 @@ class Asked:
     hardware: str | None = None
     topology: str | None = None
     price: float | None = None
+    price_per_gb: float | None = None
 
     def read_profile(self) -> Profile:
         """Returns the profile of a file, of a known model on a known device, or of two round numbers.
@@ -165,7 +174,16 @@ class Asked:
             UnitError: a number that cannot be read.
         """
         found = self._cluster()
-        return found if self.price is None else dataclasses.replace(found, price_per_worker_hour=self.price)
+        if self.price is None and self.price_per_gb is None:
+            return found
+        prices = found.prices or Prices()
+        if self.price is not None:  # instead of what the file or the hardware said, wherever that came from
+            prices = Prices(per_worker_hour=self.price, per_gb_across=prices.per_gb_across)
+            alike = tuple(dataclasses.replace(kind, price_per_hour=None) for kind in found.kinds)
+            found = dataclasses.replace(found, kinds=alike)
+        if self.price_per_gb is not None:
+            prices = dataclasses.replace(prices, per_gb_across=self.price_per_gb)
+        return dataclasses.replace(found, prices=prices)
 
     def _cluster(self) -> Cluster:
         """Returns the cluster of a file, of known hardware, of a topology, or of round numbers.
@@ -287,18 +305,21 @@ def say(sentences: Sequence[str]) -> None:
         typer.echo(textwrap.fill(sentence, width) if width else sentence)
 
 
-def print_table(rows: Sequence[Prediction], chances: Sequence[float] = ()) -> None:
+def print_table(rows: Sequence[Prediction], chances: Sequence[float] = (), costs: Sequence[str] = ()) -> None:
     """Prints the first predictions as a table.
 
     Args:
         rows: the chosen one first, if one was chosen.
         chances: of each to be faster than the chosen one, if one was chosen.
+        costs: of a thousand steps by each, where prices are known.
     """
-    head = ["plan", "step", "from", "to", "waiting", "sent", "bound by", *(["faster?"] if chances else [])]
+    head = ["plan", "step", "from", "to", "waiting", "sent", "bound by"]
+    head += [*(["faster?"] if chances else []), *(["1,000 steps"] if costs else [])]
     cells = []
     for place, row in enumerate(rows[:MOST_ROWS]):
         times = map(print_ms, (row.step_s, row.low_s, row.high_s, row.exposed_s))
         sure = [] if not chances else ["chosen" if place == 0 else print_chance(chances[place])]
+        sure += [costs[place]] if costs else []
         cells.append([str(row.plan), *times, print_size(row.bytes_per_step), row.bound_by, *sure])
     captions = ["From and to: the step's 80 % interval."]
     if chances:

@@ -30,6 +30,7 @@ from tightwire.cli.measured import (
     PriceOption,
     ProfileOption,
     TopologyOption,
+    TrafficPriceOption,
     WorkersOption,
     print_table,
     say,
@@ -37,11 +38,15 @@ from tightwire.cli.measured import (
 from tightwire.cli.options import JsonOption
 from tightwire.cli.pictures import write_picture
 from tightwire.cli.table import print_rows, width_of
+from tightwire.cluster import Prices
 from tightwire.planner import Ranking, recommend
 from tightwire.planner.curves import curves, figure
 from tightwire.planner.curves import plot as plot_lines
+from tightwire.planner.explain_workers import batch_shares
+from tightwire.planner.money import cost_per_step, steps_per_epoch
 from tightwire.planner.quality import extra_steps
 from tightwire.planner.sweep import SweepRow, parse_axes, sweep, sweep_figure, table
+from tightwire.simulate import Prediction
 
 app = App()
 # The drawing in text is as wide as this.
@@ -61,6 +66,14 @@ class ByChoice(StrEnum):
 
     STEP = "step"
     LOSS = "loss"
+    COST = "cost"
+
+
+class SharesChoice(StrEnum):
+    """How the batch is shared among workers of several kinds."""
+
+    EQUAL = "equal"
+    SPEED = "speed"
 
 
 @app.command()
@@ -78,7 +91,8 @@ def plan(
         ByChoice,
         typer.Option(
             help="What plans are compared by. step: the time of a step. loss: the expected time to the loss that exact "
-            "means reach, by how many more steps each method was seen to need."
+            "means reach, by how many more steps each method was seen to need. cost: what a step costs, by the prices "
+            "of workers and of traffic."
         ),
     ] = ByChoice.STEP,
     out: Annotated[
@@ -104,6 +118,19 @@ def plan(
         bool,
         typer.Option("--explain", help="Say more: what each answer buys, the runner-up, memory, a drawing."),
     ] = False,
+    shares: Annotated[
+        SharesChoice,
+        typer.Option(
+            help="Of the batch, among workers of several kinds. equal, or as the cluster file says; speed: each gets "
+            "what it computes in the same time."
+        ),
+    ] = SharesChoice.EQUAL,
+    samples_per_epoch: Annotated[
+        int,
+        typer.Option(
+            help="Tell what an epoch of so many samples takes and costs.", show_default=False, min=0
+        ),
+    ] = 0,
     gradients: GradientsOption = None,
     compute: ComputeOption = None,
     model: ModelOption = None,
@@ -117,6 +144,7 @@ def plan(
     hardware: HardwareOption = None,
     topology: TopologyOption = None,
     price: PriceOption = None,
+    price_per_gb: TrafficPriceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Choose the fastest plan for a model on a cluster, and say why; plain all-reduce or one worker may be right.
@@ -138,6 +166,11 @@ def plan(
         tightwire plan --gradients 100MB --compute 300ms --workers 8 \\
             --bandwidth 10gbit --sweep bandwidth=1gbit..400gbit,workers=8..512
 
+    By what it costs, where hardware has a price, or --price and --price-per-gb tell one:
+
+        tightwire plan --model gpt2 --device a100 --batch 8 --hardware aws-p4d:4 \\
+            --by cost --samples-per-epoch 1000000
+
     Then train with it:
 
         tw.attach(model, optimizer, plan="plan.yaml")
@@ -145,14 +178,23 @@ def plan(
     asked = Asked(
         profile=profile, cluster=cluster, gradients=gradients, compute=compute, model=model, device=device,
         batch=batch, length=length, dtype=dtype, workers=workers, bandwidth=bandwidth, latency=latency,
-        hardware=hardware, topology=topology, price=price,
+        hardware=hardware, topology=topology, price=price, price_per_gb=price_per_gb,
     )  # fmt: skip
     files.require_writable(out, plot)
     if sweep_over is not None:
         axes = parse_axes(sweep_over)
-        _sweep(sweep(asked.read_profile(), asked.read_cluster(), axes, allow=allow.value), plot, as_json)
+        found = asked.read_cluster()
+        shared = found.balanced() if shares is SharesChoice.SPEED else found
+        _sweep(sweep(asked.read_profile(), shared, axes, allow=allow.value, by=by.value), plot, as_json)
         return
-    ranking = recommend(asked.read_profile(), asked.read_cluster(), allow=allow.value, by=by.value)
+    ranking = recommend(
+        asked.read_profile(),
+        asked.read_cluster(),
+        allow=allow.value,
+        by=by.value,
+        shares=shares.value,
+        samples_per_epoch=samples_per_epoch,
+    )
     if out is not None:
         ranking.plan_file().write(out)
     if plot is not None:
@@ -183,7 +225,7 @@ def print_all(ranking: Ranking, *, explain: bool) -> None:
     say(ranking.why)
     typer.echo()
     rows = ranking.shortlist
-    print_table(rows, [ranking.chance(row) for row in rows[:MOST_ROWS]])
+    print_table(rows, [ranking.chance(row) for row in rows[:MOST_ROWS]], _costs(ranking, rows[:MOST_ROWS]))
     looked = f"{ranking.considered} plans looked at, {ranking.pruned} of them left out by their lower bound."
     say([looked if explain else f"{looked} More with --explain."])
     if not explain:
@@ -197,6 +239,25 @@ def print_all(ranking: Ranking, *, explain: bool) -> None:
             typer.echo(line)
 
 
+def _costs(ranking: Ranking, rows: Sequence[Prediction]) -> list[str]:
+    """Returns what a thousand steps cost by each plan; nothing where nobody told a price."""
+    cluster = ranking.cluster
+    if not cluster.price_per_hour:
+        return []
+    return [(cluster.prices or Prices()).show(1000 * cost_per_step(row, cluster)) for row in rows]
+
+
+def _money(ranking: Ranking, row: Prediction) -> dict[str, float]:
+    """Returns what a plan costs, where prices are known."""
+    if not ranking.cluster.price_per_hour:
+        return {}
+    each = cost_per_step(row, ranking.cluster)
+    if not ranking.samples_per_epoch:
+        return {"cost_per_step": each}
+    steps = steps_per_epoch(ranking.profile, ranking.cluster.workers, ranking.samples_per_epoch)
+    return {"cost_per_step": each, "cost_per_epoch": steps * each}
+
+
 def _plain(ranking: Ranking) -> dict[str, Any]:
     """Returns all rows, the chosen one first."""
     rows = [ranking.chosen, *(row for row in ranking.rows if row.plan != ranking.chosen.plan)]
@@ -207,6 +268,7 @@ def _plain(ranking: Ranking) -> dict[str, Any]:
                 "beats_chosen": None if row == ranking.chosen else ranking.chance(row),
                 "more_steps": extra_steps(row.plan).factor,
             }
+            | _money(ranking, row)
             for row in rows
         ],
         "why": list(ranking.why),
@@ -215,4 +277,5 @@ def _plain(ranking: Ranking) -> dict[str, Any]:
         "runner_up": ranking.runner_up and str(ranking.runner_up.plan),
         "considered": ranking.considered,
         "pruned": ranking.pruned,
+        "batch_shares": batch_shares(ranking.cluster, ranking.profile.samples),
     }

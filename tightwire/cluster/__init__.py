@@ -2,8 +2,11 @@
 
 from tightwire.cluster.fit import PRIOR_RESIDUAL, Fit
 from tightwire.cluster.graph import Link, LinkGraph
+from tightwire.cluster.levels import Level
 from tightwire.cluster.limits import MAX_BANDWIDTH_BYTES_PER_S, require_bandwidth, require_range
-from tightwire.cluster.values import PAYLOAD_SHARE, Cluster, Level, Pair
+from tightwire.cluster.prices import Prices
+from tightwire.cluster.values import PAYLOAD_SHARE, Cluster, Pair
+from tightwire.cluster.workers import WorkerKind
 
 __all__ = [
     "MAX_BANDWIDTH_BYTES_PER_S",
@@ -15,6 +18,8 @@ __all__ = [
     "Link",
     "LinkGraph",
     "Pair",
+    "Prices",
+    "WorkerKind",
     "require_bandwidth",
     "require_range",
 ]

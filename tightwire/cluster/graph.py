@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ class Link:
         bandwidth_bytes_per_s: payload from the first end to the second.
         back_bytes_per_s: payload from the second end to the first; as much as the other way if not given.
         latency_s: that it adds to a message.
+        charged: whether what goes over it is paid for by the gigabyte, as between zones, regions or sites.
     """
 
     __pydantic_config__: ClassVar = files.STRICT
@@ -31,6 +33,7 @@ class Link:
     bandwidth_bytes_per_s: float
     back_bytes_per_s: float | None = None
     latency_s: float = 0.0
+    charged: bool = False
 
     def __post_init__(self) -> None:
         require_bandwidth(f"links: {'–'.join(self.ends)}: bandwidth_bytes_per_s", self.bandwidth_bytes_per_s)
@@ -97,6 +100,20 @@ class LinkGraph:
     def latency_s(self, src: int, dst: int) -> float:
         """Returns the latency of the route between two ranks."""
         return sum(self.directions[i].latency_s for i in self.route(src, dst))
+
+    @cached_property
+    def zones(self) -> tuple[int, ...]:
+        """The zone of every worker: those that reach each other without a charged link share one."""
+        free = [link.ends for link in self.links if not link.charged]
+        zone = {end: place for place, end in enumerate(dict.fromkeys(itertools.chain(self.workers, *free)))}
+        changed = True
+        while changed:
+            changed = False
+            for a, b in free:
+                if zone[a] != zone[b]:
+                    zone[a] = zone[b] = min(zone[a], zone[b])
+                    changed = True
+        return tuple(zone[worker] for worker in self.workers)
 
     def scaled(self, factor: float) -> LinkGraph:
         """Returns this graph with `factor` times the bandwidth of every link."""

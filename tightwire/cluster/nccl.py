@@ -10,6 +10,7 @@ what is said here, for each byte crosses once each way.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,3 +69,18 @@ def prior(cluster: Cluster, wire: NcclWire) -> Fit:
         )
     large = CostLine(from_bytes=crossing, alpha_s=large_alpha_s, beta_s_per_byte=beta)
     return Fit.of("native", [small, large], RESIDUAL, "prior")
+
+
+def over(fit: Fit, cluster: Cluster, wire: NcclWire) -> Fit:
+    """Returns what a program of sends and receives takes by NCCL, given what the bare links would allow.
+
+    Each message pays what a level of NCCL's trees was seen to pay on this wire, and bytes move at the share of the
+    line's rate that NCCL's own best protocol reaches: no program is flattered against the library's own.
+    """
+    slower = max(1.0, WAYS[wire].hop_s / cluster.latency_s) if cluster.latency_s else 1.0
+    return dataclasses.replace(
+        fit,
+        alpha_s=fit.alpha_s * slower,
+        beta_s_per_byte=fit.beta_s_per_byte / EFFICIENCY,
+        residual=RESIDUAL,
+    )

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tightwire.cluster.fit import NcclWire
-from tightwire.cluster.values import PAYLOAD_SHARE, Cluster, Level
+from tightwire.cluster.levels import Level
+from tightwire.cluster.values import PAYLOAD_SHARE, Cluster
 from tightwire.errors import FileError
 
 GIGABIT = 1e9 / 8

@@ -24,6 +24,16 @@ def star(workers: int, *, bandwidth_bytes_per_s: float, latency_s: float = 0.0) 
     return LinkGraph(names, tuple(links))
 
 
+def star_of(lines_bytes_per_s: Sequence[float], *, latency_s: float = 0.0) -> LinkGraph:
+    """Joins workers to one switch, each by a line of its own rate."""
+    names = _workers(len(lines_bytes_per_s))
+    links = (
+        _link(name, "switch", rate, latency_s / 2)
+        for name, rate in zip(names, lines_bytes_per_s, strict=True)
+    )
+    return LinkGraph(names, tuple(links))
+
+
 def tree(
     racks: int,
     workers_per_rack: int,
@@ -84,7 +94,10 @@ def nodes(
         _link(name, f"node{i // workers_per_node}", inside_bytes_per_s, latency_s / 2)
         for i, name in enumerate(names)
     ]
-    ups = [_link(f"node{node}", "switch", across_bytes_per_s, latency_s / 2) for node in range(count)]
+    ups = [
+        _link(f"node{node}", "switch", across_bytes_per_s, latency_s / 2, charged=True)
+        for node in range(count)
+    ]
     return LinkGraph(names, (*edges, *(ups if count > 1 else ())))
 
 
@@ -184,7 +197,7 @@ def sites(
         for name, site in zip(names, home, strict=True)
     ]
     long = [
-        _link(f"site{site}", "backbone", across_bytes_per_s, across_latency_s / 2)
+        _link(f"site{site}", "backbone", across_bytes_per_s, across_latency_s / 2, charged=True)
         for site in range(len(workers))
     ]
     return LinkGraph(names, (*edges, *(long if len(workers) > 1 else ())))
@@ -195,8 +208,10 @@ def _workers(count: int) -> tuple[str, ...]:
     return tuple(f"worker{i}" for i in range(count))
 
 
-def _link(a: str, b: str, bandwidth_bytes_per_s: float, latency_s: float) -> Link:
-    return Link(ends=(a, b), bandwidth_bytes_per_s=bandwidth_bytes_per_s, latency_s=latency_s)
+def _link(a: str, b: str, bandwidth_bytes_per_s: float, latency_s: float, charged: bool = False) -> Link:
+    return Link(
+        ends=(a, b), bandwidth_bytes_per_s=bandwidth_bytes_per_s, latency_s=latency_s, charged=charged
+    )
 
 
 def _at_least(least: float, **values: float) -> None:

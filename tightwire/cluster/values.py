@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import pathlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal
 
 from tightwire import files
 from tightwire.cluster.fit import Fit, NcclWire
-from tightwire.cluster.graph import Link, LinkGraph
+from tightwire.cluster.graph import LinkGraph
+from tightwire.cluster.levels import Level, nested, require_nested
 from tightwire.cluster.limits import (
     FASTEST_CARD_BYTES_PER_S,
     MAX_FABRIC_BYTES_PER_S,
@@ -22,6 +21,9 @@ from tightwire.cluster.limits import (
     require_plausible,
     require_range,
 )
+from tightwire.cluster.prices import Prices
+from tightwire.cluster.topologies import star_of
+from tightwire.cluster.workers import WorkerKind, by_speed, each_line, require_kinds
 from tightwire.errors import FileError
 from tightwire.units import print_rate
 
@@ -54,31 +56,6 @@ class Pair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Level:
-    """Groups of workers that are joined in the same way: a node, a rack, a site, the whole.
-
-    Attributes:
-        name: such as `node`.
-        workers: in one group; a multiple of the level below's, the outermost level's is the whole cluster's.
-        bandwidth_bytes_per_s: payload, each way, between each member (a worker in the innermost level, a group of
-            the level below in the others) and the rest of its group.
-        latency_s: that crossing this level adds to a message.
-    """
-
-    __pydantic_config__: ClassVar = files.STRICT
-
-    name: str
-    workers: int
-    bandwidth_bytes_per_s: float
-    latency_s: float = 0.0
-
-    def __post_init__(self) -> None:
-        require_range(f"levels: {self.name}: workers", self.workers, 1, MAX_WORKERS)
-        require_bandwidth(f"levels: {self.name}: bandwidth_bytes_per_s", self.bandwidth_bytes_per_s)
-        require_range(f"levels: {self.name}: latency_s", self.latency_s, 0.0, MAX_LATENCY_S)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Cluster:
     """Workers, each on a line of its own, and how long programs take among them.
 
@@ -90,7 +67,8 @@ class Cluster:
         pairs: measured pairs of workers, for people to look at.
         levels: from the inside out, where lines are not all alike; or
         graph: every link by itself.
-        price_per_worker_hour: what a worker costs, in any currency; 0: nobody told.
+        kinds: of workers, in the order of their ranks, where they are not all alike.
+        prices: of workers and of traffic; None: nobody told.
         devices: how many there are to train on; no limit if not given.
         device_memory_bytes: of each; no limit if not given.
         nccl: over what NCCL reaches other nodes, for formulas of its all-reduce where nothing was measured.
@@ -108,7 +86,8 @@ class Cluster:
     graph: LinkGraph | None = None
     devices: int | None = None
     device_memory_bytes: int | None = None
-    price_per_worker_hour: float = 0.0
+    kinds: tuple[WorkerKind, ...] = ()
+    prices: Prices | None = None
     nccl: NcclWire | None = None
     notes: tuple[str, ...] = ()
     version: Literal[1] = 1
@@ -117,7 +96,6 @@ class Cluster:
         require_range("workers", self.workers, 1, MAX_WORKERS)
         require_bandwidth("bandwidth_bytes_per_s", self.bandwidth_bytes_per_s)
         require_range("latency_s", self.latency_s, 0.0, MAX_LATENCY_S)
-        require_range("price_per_worker_hour", self.price_per_worker_hour, 0.0, 1e6)
         names = [fit.program for fit in self.fits]
         if len(set(names)) < len(names):
             raise FileError(f"fits: {names} names a program twice; keep one fit per program.")
@@ -125,7 +103,8 @@ class Cluster:
             if pair.workers[0] == pair.workers[1] or not all(0 <= w < self.workers for w in pair.workers):
                 raise FileError(f"pairs: {pair.workers} are not two different ranks below {self.workers}.")
         self._require_consistent()
-        _require_nested(self.levels, self.workers)
+        require_nested(self.levels, self.workers)
+        require_kinds(self.kinds, self.workers)
 
     @classmethod
     def of_levels(cls, *levels: Level) -> Cluster:
@@ -203,6 +182,9 @@ class Cluster:
         require_plausible("bandwidth_bytes_per_s", self.bandwidth_bytes_per_s)
         for pair in self.pairs:
             require_plausible("pairs: bandwidth_bytes_per_s", pair.bandwidth_bytes_per_s)
+        for kind in self.kinds:
+            field = f"kinds: {kind.name}: bandwidth_bytes_per_s"
+            require_plausible(field, kind.bandwidth_bytes_per_s or self.bandwidth_bytes_per_s)
         for level in self.levels:
             field = f"levels: {level.name}: bandwidth_bytes_per_s"
             require_plausible(field, level.bandwidth_bytes_per_s, MAX_FABRIC_BYTES_PER_S)
@@ -230,7 +212,56 @@ class Cluster:
     @cached_property
     def links(self) -> LinkGraph | None:
         """The links one by one, where lines are not all alike."""
-        return self.graph or (_nested(self.levels) if self.levels else None)
+        if self.graph is not None:
+            return self.graph
+        lines = each_line(self.kinds, self.inner_bytes_per_s) if self.has_own_lines else ()
+        if self.levels:
+            return nested(self.levels, lines)
+        return star_of(lines, latency_s=self.latency_s) if lines else None
+
+    @property
+    def has_own_lines(self) -> bool:
+        """Whether some workers' lines are not as the cluster's."""
+        return any(kind.bandwidth_bytes_per_s is not None for kind in self.kinds)
+
+    @property
+    def inner_bytes_per_s(self) -> float:
+        """What a worker's own line carries, unless its kind says otherwise."""
+        return self.levels[0].bandwidth_bytes_per_s if self.levels else self.bandwidth_bytes_per_s
+
+    @property
+    def slowest_bytes_per_s(self) -> float:
+        """What the slowest line carries that every byte of a worker may have to pass."""
+        own = (kind.bandwidth_bytes_per_s for kind in self.kinds if kind.bandwidth_bytes_per_s is not None)
+        return min([self.bandwidth_bytes_per_s, *own])
+
+    @cached_property
+    def zones(self) -> tuple[int, ...]:
+        """The zone of every rank: what leaves one is paid for, where traffic has a price."""
+        if self.graph is not None:
+            return self.graph.zones
+        size = self.levels[-2].workers if len(self.levels) > 1 else 1
+        return tuple(rank // size for rank in range(self.workers))
+
+    @property
+    def charges_traffic(self) -> bool:
+        """Whether what leaves a zone has a price."""
+        return self.prices is not None and self.prices.per_gb_across > 0
+
+    @property
+    def price_per_hour(self) -> float:
+        """What all workers together cost; 0: nobody told."""
+        each = self.prices.per_worker_hour if self.prices else 0.0
+        if not self.kinds:
+            return self.workers * each
+        return sum(
+            kind.workers * (each if kind.price_per_hour is None else kind.price_per_hour)
+            for kind in self.kinds
+        )
+
+    def balanced(self) -> Cluster:
+        """Returns this cluster with the batch shared by speed, so that all workers compute for equally long."""
+        return dataclasses.replace(self, kinds=by_speed(self.kinds)) if self.kinds else self
 
     def scaled(self, factor: float) -> Cluster:
         """Returns this cluster with `factor` times the bandwidth, measured programs sped up alike."""
@@ -243,6 +274,13 @@ class Cluster:
                 for level in self.levels
             ),
             graph=self.graph and self.graph.scaled(factor),
+            kinds=tuple(
+                dataclasses.replace(
+                    kind,
+                    bandwidth_bytes_per_s=kind.bandwidth_bytes_per_s and kind.bandwidth_bytes_per_s * factor,
+                )
+                for kind in self.kinds
+            ),
         )
 
     def _require_consistent(self) -> None:
@@ -253,43 +291,18 @@ class Cluster:
             )
         if self.device_memory_bytes is not None:
             require_range("device_memory_bytes", self.device_memory_bytes, 1e6, 1e13)
+        if self.graph is not None and self.has_own_lines:
+            raise FileError(
+                "kinds, graph: both say what a worker's line carries; keep it in the graph's links."
+            )
+        if self.charges_traffic and self.graph and len(set(self.graph.zones)) == 1:
+            raise FileError(
+                "prices: per_gb_across is paid on charged links, and the graph has none that parts workers: write "
+                "charged: true on those between zones."
+            )
         if self.levels and self.graph is not None:
             raise FileError("levels, graph: both say how workers are joined; keep one of them.")
         if self.graph is not None and len(self.graph.workers) != self.workers:
             raise FileError(
                 f"graph: it joins {len(self.graph.workers)} workers, and workers is {self.workers}; make them equal."
             )
-
-
-def _require_nested(levels: Sequence[Level], workers: int) -> None:
-    for inner, outer in itertools.pairwise(levels):
-        if outer.workers % inner.workers or outer.workers <= inner.workers:
-            raise FileError(
-                f"levels: a {outer.name} of {outer.workers} workers does not hold whole groups of {inner.name} "
-                f"({inner.workers} workers); go from the inside out, each a multiple of the one before."
-            )
-    if levels and levels[-1].workers != workers:
-        raise FileError(
-            f"levels: the outermost, {levels[-1].name}, holds {levels[-1].workers} workers, and workers is {workers}; "
-            "make them equal."
-        )
-
-
-def _nested(levels: Sequence[Level]) -> LinkGraph:
-    """Returns the graph in which every group has a switch, linked to that of the group around it."""
-    total = levels[-1].workers
-    members, size = tuple(f"worker{rank}" for rank in range(total)), 1
-    workers, links = members, []
-    for level in levels:
-        joined = level.workers // size
-        groups = tuple(f"{level.name}{group}" for group in range(total // level.workers))
-        links += [
-            Link(
-                ends=(member, groups[i // joined]),
-                bandwidth_bytes_per_s=level.bandwidth_bytes_per_s,
-                latency_s=level.latency_s / 2,
-            )
-            for i, member in enumerate(members)
-        ]
-        members, size = groups, level.workers
-    return LinkGraph(workers, tuple(links))

@@ -13,6 +13,29 @@ from tightwire.errors import FileError
 MAX_WIRED = 1024
 
 
+def wiring_up_to_scale(cluster: Cluster) -> Wiring:
+    """Returns the links and routes for which a program of this cluster is made.
+
+    A program depends on how links compare with each other, and not on how fast all of them are: clusters that differ in
+    that alone, as in what-ifs over bandwidth, get the links of the first of them, and so the same program.
+
+    Raises:
+        FileError: too many workers.
+    """
+    wiring = wiring_of(cluster)
+    most = max(wiring.rates)
+    like = _like(tuple(round(rate / most, 9) for rate in wiring.rates), wiring.routes)
+    if not like:
+        like.append(wiring)
+    return like[0]
+
+
+@lru_cache(maxsize=64)
+def _like(relative: tuple[float, ...], routes: tuple[tuple[int, ...], ...]) -> list[Wiring]:
+    """Returns where the first wiring of these proportions is kept."""
+    return []
+
+
 def wiring_of(cluster: Cluster) -> Wiring:
     """Returns the links and routes of a cluster; equal lines to one switch where it has no links of its own.
 

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from tightwire.cluster import Cluster
 from tightwire.planner.candidates import Allowance
 from tightwire.planner.explain import detail, explain
+from tightwire.planner.money import steps_per_epoch
 from tightwire.planner.ranking import By, Ranking, rank
 from tightwire.profile import Profile
 
+Shares = Literal["equal", "speed"]
+
 
 def recommend(
-    profile: Profile, cluster: Cluster, *, allow: Allowance = "lossless", by: By = "step"
+    profile: Profile,
+    cluster: Cluster,
+    *,
+    allow: Allowance = "lossless",
+    by: By = "step",
+    shares: Shares = "equal",
+    samples_per_epoch: int = 0,
 ) -> Ranking:
     """Predicts every plan within the allowance, chooses one and explains the choice.
 
@@ -23,13 +33,20 @@ def recommend(
             make steps alone, with old gradients, or with some neighbours only.
         by: `step`: the fastest steps, of about equally fast ones those that change training least. `loss`: the least
             expected time to the loss that exact means reach, by how many more steps a plan was seen to need.
+            `cost`: the cheapest steps, by the cluster's prices of workers and traffic.
+        shares: of the batch, where workers are of several kinds: `equal`, or as the cluster says; `speed`: each worker
+            gets what it computes in the same time.
+        samples_per_epoch: to tell what an epoch takes and costs; 0: nothing is told.
 
     Raises:
-        PlanError: an unknown allowance.
+        PlanError: an unknown allowance, no price to go by, or an epoch of a step whose samples nobody told.
 
     >>> profile = Profile.uniform(layers=8, numel_per_layer=100_000, forward_s=0.1, backward_s=0.2)
     >>> recommend(profile, Cluster.uniform(4, 10e9, 1e-6)).stays
     True
     """
-    ranking = rank(profile, cluster, allow, by)
+    if samples_per_epoch:
+        steps_per_epoch(profile, cluster.workers, samples_per_epoch)  # refused before anything is predicted
+    shared = cluster.balanced() if shares == "speed" else cluster
+    ranking = dataclasses.replace(rank(profile, shared, allow, by), samples_per_epoch=samples_per_epoch)
     return dataclasses.replace(ranking, why=tuple(explain(ranking)), details=tuple(detail(ranking)))

@@ -28,13 +28,14 @@ def lower_bound_s(plan: Plan, profile: Profile, cluster: Cluster) -> float:
         PlanError: a plan that cannot be had on this cluster.
         ProgramError: likewise.
     """
-    return max(compute_floor_s(plan, profile), MARGIN * wire_floor_s(plan, profile, cluster))
+    return max(compute_floor_s(plan, profile, cluster), MARGIN * wire_floor_s(plan, profile, cluster))
 
 
-def compute_floor_s(plan: Plan, profile: Profile) -> float:
-    """Returns a step's compute; where servers step, without the optimizer."""
+def compute_floor_s(plan: Plan, profile: Profile, cluster: Cluster) -> float:
+    """Returns a step's compute, on the workers that are fastest with it; where servers step, without the optimizer."""
     served = not isinstance(plan.architecture, AllReduce) or plan.sync.is_served
-    return profile.forward_s + profile.backward_s + (0.0 if served else profile.optimizer_s)
+    alone_s = profile.forward_s + profile.backward_s + (0.0 if served else profile.optimizer_s)
+    return alone_s * min((kind.batch_share / kind.speed for kind in cluster.kinds), default=1.0)
 
 
 def wire_floor_s(plan: Plan, profile: Profile, cluster: Cluster) -> float:
@@ -73,13 +74,19 @@ def busiest_link(plan: Plan, profile: Profile, cluster: Cluster) -> BusiestLink 
     if cluster.links is None or cluster.workers == 1:
         return None
     try:
-        collective = _collective(plan, profile, cluster)
+        collective = collective_of_plan(plan, profile, cluster)
     except (PlanError, ProgramError):
         return None
     return None if collective.program is None else _busiest(collective.program, cluster.links)
 
 
-def _collective(plan: Plan, profile: Profile, cluster: Cluster) -> Collective:
+def collective_of_plan(plan: Plan, profile: Profile, cluster: Cluster) -> Collective:
+    """Returns the program that carries most of a plan's bytes.
+
+    Raises:
+        PlanError: a plan that cannot be had on this cluster.
+        ProgramError: likewise.
+    """
     sender = plan.compression[0]
     codec = sender if isinstance(sender, Codec) else Identity()
     return costs_of(plan, profile, cluster).collective_for(codec, profile.num_bytes // 4, 4)

@@ -16,7 +16,7 @@ from tightwire.cluster import Cluster
 from tightwire.errors import PlanError, ProgramError
 from tightwire.plan import Plan
 from tightwire.planner.candidates import departures, stock_plan
-from tightwire.planner.ranking import By, Ranking, choose, choose_by_loss, kind_of, least_gain
+from tightwire.planner.ranking import By, Ranking, choose_by, kind_of
 from tightwire.planner.scaling import smaller
 from tightwire.profile import Profile
 from tightwire.simulate import Prediction, predict
@@ -106,10 +106,7 @@ def chosen_among(plans: Sequence[Plan], profile: Profile, cluster: Cluster, by: 
     """
     rows = sorted(_predicted(plans, profile, cluster), key=_step_s)
     stock = next(row for row in rows if departures(row.plan) == 0)
-    if by == "loss":
-        found = choose_by_loss(rows, stock).plan
-    else:
-        found = choose(rows, stock, least_gain(profile, stock), profile, cluster).plan
+    found = choose_by(by, rows, stock, profile, cluster).plan
     if departures(found) == 0:
         return found
     return next(plan for plan in plans if departures(plan) and kind_of(plan) == kind_of(found))
@@ -186,7 +183,7 @@ def _compute(ranking: Ranking, pool: Sequence[Plan]) -> Iterator[tuple[bool, str
 def _workers(ranking: Ranking, pool: Sequence[Plan]) -> Iterator[tuple[bool, str]]:
     """Yields the nearest power of two of workers, where lines are all alike and nothing was measured."""
     cluster, here = ranking.cluster, ranking.cluster.workers
-    if cluster.fits or cluster.links is not None:
+    if cluster.fits or cluster.kinds or cluster.links is not None:
         return
     now = chosen_among(pool, ranking.profile, cluster, ranking.by)
     powers = [2**power for power in range(1, MOST_WORKERS.bit_length())]

@@ -13,6 +13,9 @@ from tightwire.planner.break_even import break_even
 from tightwire.planner.candidates import answers, keeps_optimizer
 from tightwire.planner.confidence import print_chance
 from tightwire.planner.deviation import deviation
+from tightwire.planner.explain_money import explain_cost
+from tightwire.planner.explain_workers import explain_workers
+from tightwire.planner.money import cost_per_step
 from tightwire.planner.quality import extra_steps
 from tightwire.planner.ranking import Ranking, least_gain, rank
 from tightwire.planner.scaling import Scaling, Usage, scaling_of
@@ -42,7 +45,8 @@ def explain(ranking: Ranking) -> Iterator[str]:
     yield from _loss(ranking)
     if scaling is not None:
         yield from _other_uses(ranking, scaling)
-        yield from _cost(ranking, scaling)
+    yield from explain_workers(ranking)
+    yield from explain_cost(ranking, scaling)
     yield from break_even(ranking)
     if ranking.allow == "lossless" and ranking.cluster.workers > 1:
         yield from _lossy_offer(ranking)
@@ -76,10 +80,12 @@ def _verdict(ranking: Ranking, scaling: Scaling | None) -> Iterator[str]:
         return
     if scaling.speed_up < 1.0:
         one = (
-            "one worker alone" if scaling.best_fewer.workers == 1 else f"{scaling.best_fewer.workers} of them"
+            "one worker alone makes"
+                if scaling.best_fewer.workers == 1
+                else f"{scaling.best_fewer.workers} of them make"
         )
         yield (
-            f"Do not train this model on these {workers} workers: {one} makes {_rate(ranking, scaling.best_fewer)}, "
+            f"Do not train this model on these {workers} workers: {one} {_rate(ranking, scaling.best_fewer)}, "
             f"and all {workers} together, with the best plan allowed ({chosen.plan}, {print_ms(chosen.step_s)} a "
             f"step), make {_rate(ranking, scaling.chosen)}."
         )
@@ -90,6 +96,13 @@ def _verdict(ranking: Ranking, scaling: Scaling | None) -> Iterator[str]:
     )
     if ranking.stays:
         yield f"Stay with plain all-reduce ({stock.plan}, {_interval(stock)}): {_why_stay(ranking)}. {worth}"
+        return
+    if ranking.by == "cost":
+        less = 1 - cost_per_step(chosen, ranking.cluster) / cost_per_step(stock, ranking.cluster)
+        yield (
+            f"Train with {chosen.plan}: a step costs {less:.0%} less than by plain all-reduce ({stock.plan}), and "
+            f"takes {_interval(chosen)}, instead of {print_ms(stock.step_s)}. {worth}"
+        )
         return
     yield (
         f"Train with {chosen.plan}: {_interval(chosen)}, {stock.step_s / chosen.step_s:.2f} times as fast as plain "
@@ -171,31 +184,12 @@ def _other_uses(ranking: Ranking, scaling: Scaling) -> Iterator[str]:
         )
     fewer = scaling.best_fewer
     if fewer.passes_per_s >= 0.9 * scaling.chosen.passes_per_s:
-        who = "one worker alone" if fewer.workers == 1 else f"{fewer.workers} workers"
+        who = "one worker alone makes" if fewer.workers == 1 else f"{fewer.workers} workers make"
         offers.append(
-            f"{who} makes {_rate(ranking, fewer)}, and leaves {ranking.cluster.workers - fewer.workers} free"
+            f"{who} {_rate(ranking, fewer)}, and leaves {ranking.cluster.workers - fewer.workers} free"
         )
     if offers:
         yield f"What would use them better: {'; '.join(offers)}."
-
-
-def _cost(ranking: Ranking, scaling: Scaling) -> Iterator[str]:
-    """Yields what training costs with all workers, and with as many as are cheapest; where a price is known."""
-    price = ranking.cluster.price_per_worker_hour
-    if not price:
-        return
-
-    def cost(usage: Usage) -> str:
-        passes = 1e6 / (ranking.profile.samples or 1)
-        return f"{passes * usage.workers / usage.passes_per_s / 3600 * price:,.2f}"
-
-    what = "samples" if ranking.profile.samples else "batches"
-    fewer = scaling.cheapest
-    other = "" if fewer == scaling.chosen else f", {cost(fewer)} with {fewer.workers}"
-    yield (
-        f"At {price:g} per worker and hour, a million {what} cost {cost(scaling.chosen)} with all "
-        f"{ranking.cluster.workers} workers{other}."
-    )
 
 
 def _lossy_offer(ranking: Ranking) -> Iterator[str]:
@@ -264,7 +258,7 @@ def _link(ranking: Ranking) -> Iterator[str]:
 def _distance(ranking: Ranking) -> Iterator[str]:
     """Yields how far the choice is from what no order of its transfers could beat."""
     plan = ranking.chosen.plan
-    compute_s = compute_floor_s(plan, ranking.profile)
+    compute_s = compute_floor_s(plan, ranking.profile, ranking.cluster)
     wire_s = wire_floor_s(plan, ranking.profile, ranking.cluster)
     bound_s = max(compute_s, wire_s)
     if bound_s <= 0.0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import statistics
 from collections.abc import Sequence
@@ -14,12 +15,13 @@ from tightwire.plan import Plan, PlanFile
 from tightwire.planner.candidates import Allowance, departures, keeps_optimizer
 from tightwire.planner.confidence import chance
 from tightwire.planner.deviation import deviation
+from tightwire.planner.money import require_prices, toll_s
 from tightwire.planner.quality import extra_steps
 from tightwire.planner.search import SAME_CLASS, Search
 from tightwire.profile import Profile
 from tightwire.simulate import Prediction
 
-By = Literal["step", "loss"]
+By = Literal["step", "loss", "cost"]
 # Below this, a predicted gain is no reason to leave stock PyTorch.
 LEAST_GAIN = 0.02
 # Deviations this close are no reason to prefer one plan to another.
@@ -36,7 +38,8 @@ class Ranking:
         profile: what the predictions were made from.
         cluster: likewise.
         allow: what the user allowed.
-        by: what plans are compared by: the time of a `step`, or the expected time to a `loss` that exact means reach.
+        by: what plans are compared by: the time of a `step`, the expected time to a `loss` that exact means reach, or
+            the `cost` of a step.
         rows: every predicted plan, the best first.
         chosen: the one to train with.
         stock: plain all-reduce, as DistributedDataParallel does it.
@@ -44,6 +47,7 @@ class Ranking:
         details: further sentences, for those who ask.
         considered: how many plans were looked at.
         pruned: how many of them were not predicted, for their lower bound is above the best found.
+        samples_per_epoch: for what an epoch costs and takes; 0: nobody asked.
     """
 
     profile: Profile
@@ -57,6 +61,7 @@ class Ranking:
     by: By = "step"
     considered: int = 0
     pruned: int = 0
+    samples_per_epoch: int = 0
 
     @property
     def stays(self) -> bool:
@@ -105,8 +110,17 @@ class Ranking:
 
 
 def rank(profile: Profile, cluster: Cluster, allow: Allowance, by: By = "step") -> Ranking:
-    """Returns the ranking without its reasons."""
-    search = Search(profile, cluster, allow, times=more_steps if by == "loss" else lambda plan: 1.0)
+    """Returns the ranking without its reasons.
+
+    Raises:
+        PlanError: an unknown allowance, a model that does not fit the memory of the devices, or no price to go by.
+    """
+    search = Search(profile, cluster, allow)
+    if by == "loss":
+        search.times = more_steps
+    elif by == "cost":
+        require_prices(cluster)
+        search.toll_s = functools.partial(toll_s, cluster=cluster)
     rows = search.run()
     stock = next(row for row in rows if departures(row.plan) == 0)
     return Ranking(
@@ -114,16 +128,35 @@ def rank(profile: Profile, cluster: Cluster, allow: Allowance, by: By = "step") 
         cluster=cluster,
         allow=allow,
         rows=tuple(rows),
-        chosen=(
-            choose_by_loss(rows, stock)
-            if by == "loss"
-            else choose(rows, stock, least_gain(profile, stock), profile, cluster)
-        ),
+        chosen=choose_by(by, rows, stock, profile, cluster),
         by=by,
         stock=stock,
         considered=search.considered,
         pruned=search.pruned,
     )
+
+
+def choose_by(
+    by: By, rows: Sequence[Prediction], stock: Prediction, profile: Profile, cluster: Cluster
+) -> Prediction:
+    """Returns the plan to train with, by what plans are compared by; `stock` is among the rows, the best come first."""
+    if by == "loss":
+        return choose_by_loss(rows, stock)
+    if by == "step" or not cluster.charges_traffic:
+        return choose(rows, stock, least_gain(profile, stock), profile, cluster)
+    # A toll is as if the step took longer, for as long as workers could be had for it.
+    tolled = {
+        row.plan: dataclasses.replace(row, step_s=row.step_s + toll_s(row, cluster)) for row in (*rows, stock)
+    }
+    plain = tolled[stock.plan]
+    found = choose(
+        sorted(tolled.values(), key=lambda row: row.step_s),
+        plain,
+        least_gain(profile, plain),
+        profile,
+        cluster,
+    )
+    return next(row for row in (*rows, stock) if row.plan == found.plan)
 
 
 def least_gain(profile: Profile, stock: Prediction) -> float:

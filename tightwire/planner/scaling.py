@@ -6,9 +6,11 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tightwire.cluster import Cluster
+from tightwire.cluster import Cluster, WorkerKind
+from tightwire.cluster.workers import first_of
 from tightwire.errors import PlanError, ProgramError
 from tightwire.plan import Plan
+from tightwire.planner.money import cost_per_step
 from tightwire.planner.ranking import Ranking
 from tightwire.profile import Profile
 from tightwire.simulate import Prediction, predict
@@ -27,16 +29,23 @@ class Usage:
         workers: how many.
         passes: forward and backward passes of each worker per step; more than one accumulates gradients.
         prediction: of a step.
+        cost_per_step: of all of them, traffic included; 0: nobody told a price.
     """
 
     workers: int
     passes: int
     prediction: Prediction
+    cost_per_step: float = 0.0
 
     @property
     def passes_per_s(self) -> float:
         """Passes of all workers together; times the samples of a pass, it is samples per second."""
         return self.workers * self.passes / self.prediction.step_s
+
+    @property
+    def cost_per_pass(self) -> float:
+        """What a pass of one worker costs; as its share of all workers where nobody told a price."""
+        return (self.cost_per_step or self.prediction.step_s * self.workers) / (self.passes * self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +80,8 @@ class Scaling:
 
     @property
     def cheapest(self) -> Usage:
-        """The way that does most for each worker, in one pass per step: what costs least where workers cost alike."""
-        return max(
-            (self.alone, *self.fewer, self.chosen), key=lambda usage: usage.passes_per_s / usage.workers
-        )
+        """The way in which a pass costs least, with one pass per step."""
+        return min((self.alone, *self.fewer, self.chosen), key=lambda usage: usage.cost_per_pass)
 
     @property
     def best_fewer(self) -> Usage:
@@ -89,11 +96,19 @@ def scaling_of(ranking: Ranking) -> Scaling:
     plans = list(dict.fromkeys(row.plan for row in (chosen, ranking.stock, *ranking.shortlist[:TRIED])))
     alone = _best(plans[:2], profile, smaller(cluster, 1), 1)
     assert alone is not None
-    fewer = (_best(plans, profile, smaller(cluster, n), 1) for n in _counts(cluster))
+    parts = [smaller(cluster, n) for n in _counts(cluster)]
+    if (rest := without_slowest(cluster)) is not None:
+        parts = sorted([*parts, rest], key=lambda part: part.workers)
+    fewer = (_best(plans, profile, part, 1) for part in parts)
     accumulating = (_best(plans, accumulated(profile, k), cluster, k) for k in ACCUMULATED)
     return Scaling(
         alone=alone,
-        chosen=Usage(workers=cluster.workers, passes=1, prediction=chosen),
+        chosen=Usage(
+            workers=cluster.workers,
+            passes=1,
+            prediction=chosen,
+            cost_per_step=cost_per_step(chosen, cluster),
+        ),
         fewer=tuple(usage for usage in fewer if usage),
         accumulating=tuple(usage for usage in accumulating if usage),
     )
@@ -119,6 +134,8 @@ def smaller(cluster: Cluster, workers: int) -> Cluster:
         bandwidth_bytes_per_s=cluster.bandwidth_bytes_per_s,
         latency_s=cluster.latency_s,
         device_memory_bytes=cluster.device_memory_bytes,
+        kinds=first_of(cluster.kinds, workers),
+        prices=cluster.prices,
     )
     if workers == 1 or not (cluster.levels or cluster.graph):
         return plain
@@ -134,6 +151,33 @@ def smaller(cluster: Cluster, workers: int) -> Cluster:
         levels=tuple(levels),
         bandwidth_bytes_per_s=min(level.bandwidth_bytes_per_s for level in levels),
         latency_s=sum(level.latency_s for level in levels),
+    )
+
+
+def without_slowest(cluster: Cluster) -> Cluster | None:
+    """Returns a cluster without the kind of workers that holds the others up for longest; None where links are given.
+
+    By computing where it differs, else by the line.
+    """
+    if len(cluster.kinds) < 2 or cluster.levels or cluster.graph:
+        return None
+    paces = {kind.batch_share / kind.speed for kind in cluster.kinds}
+
+    def held_up(kind: WorkerKind) -> float:
+        if len(paces) > 1:
+            return kind.batch_share / kind.speed
+        return -(kind.bandwidth_bytes_per_s or cluster.bandwidth_bytes_per_s)
+
+    slowest = max(cluster.kinds, key=held_up)
+    kinds = tuple(kind for kind in cluster.kinds if kind is not slowest)
+    workers = sum(kind.workers for kind in kinds)
+    return dataclasses.replace(
+        cluster,
+        workers=workers,
+        kinds=first_of(kinds, workers),
+        fits=(),
+        pairs=(),
+        bandwidth_bytes_per_s=min(k.bandwidth_bytes_per_s or cluster.bandwidth_bytes_per_s for k in kinds),
     )
 
 
@@ -155,4 +199,9 @@ def _best(plans: Sequence[Plan], profile: Profile, cluster: Cluster, passes: int
     if not found:
         return None
     fastest = min(found, key=lambda row: row.step_s)
-    return Usage(workers=cluster.workers, passes=passes, prediction=fastest)
+    return Usage(
+        workers=cluster.workers,
+        passes=passes,
+        prediction=fastest,
+        cost_per_step=cost_per_step(fastest, cluster),
+    )

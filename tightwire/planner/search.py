@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from tightwire.architecture import AllReduce
 from tightwire.cluster import Cluster
 from tightwire.compression import Codec
 from tightwire.errors import PlanError, ProgramError
@@ -24,6 +25,8 @@ from tightwire.simulate import Prediction, fit_of, predict
 
 # Of plans this close to the fastest, the one that changes training least is taken.
 SAME_CLASS = 0.10
+# Programs are made for a cluster's links within a second among so many workers; beyond, only when named.
+MAX_MADE = 32
 # How many of the fastest are looked around in each round, and how many rounds are made at most.
 WIDTH, ROUNDS = 2, 4
 
@@ -35,6 +38,7 @@ class Search:
     Attributes:
         rows: what was predicted, stock first.
         times: by what a plan's step time is multiplied before plans are compared: how many more steps it needs.
+        toll_s: what is added to it: for how long workers could be had for the price of its traffic.
         considered: how many plans were looked at.
         pruned: how many of them were not predicted, for their lower bound is above the best found.
     """
@@ -43,6 +47,7 @@ class Search:
     cluster: Cluster
     allow: Allowance
     times: Callable[[Plan], float] = field(default=lambda plan: 1.0)
+    toll_s: Callable[[Prediction], float] = field(default=lambda row: 0.0)
     rows: list[Prediction] = field(default_factory=list)
     considered: int = 0
     pruned: int = 0
@@ -73,7 +78,7 @@ class Search:
         return sorted(self.rows, key=self._worth)
 
     def _worth(self, row: Prediction) -> float:
-        return self.times(row.plan) * row.step_s
+        return self.times(row.plan) * row.step_s + self.toll_s(row)
 
     def _best(self) -> list[Plan]:
         """Returns the fastest plans, and of those about as fast the one that changes training least."""
@@ -122,6 +127,9 @@ def competes(plan: Plan, profile: Profile, cluster: Cluster) -> bool:
     """
     if departures(plan) == 0:
         return True
+    architecture = plan.architecture
+    if isinstance(architecture, AllReduce) and architecture.is_made and cluster.workers > MAX_MADE:
+        return False
     sender = plan.compression[0]
     if (
         profile.codecs

@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from tightwire.cluster import Cluster
+from tightwire.cluster.workers import first_of
 from tightwire.errors import PlanError, ProgramError
 from tightwire.plan import Plan
 from tightwire.planner.break_even import pool_of, slower
 from tightwire.planner.candidates import Allowance, departures, stock_plan
-from tightwire.planner.ranking import choose, least_gain, rank
+from tightwire.planner.money import cost_per_step
+from tightwire.planner.ranking import By, choose_by, rank
 from tightwire.planner.scaling import smaller
 from tightwire.profile import Profile
 from tightwire.simulate import Prediction, predict
+from tightwire.simulate.stragglers import paced
 from tightwire.units import of_option, parse_rate, parse_seconds, print_rate
 
 # How many points a range of anything but workers has; of workers, each twice the one before.
@@ -40,6 +43,8 @@ class SweepRow:
         workers: how many.
         chosen: the prediction of the plan that would be chosen there.
         stock_step_s: what a step takes by plain all-reduce.
+        cost_per_step: of all workers, with the plan chosen; 0: nobody told a price.
+        samples_per_step: of all workers; 0: not known.
     """
 
     bandwidth_bytes_per_s: float
@@ -48,6 +53,13 @@ class SweepRow:
     workers: int
     chosen: Prediction
     stock_step_s: float
+    cost_per_step: float = 0.0
+    samples_per_step: int = 0
+
+    @property
+    def cost_per_million(self) -> float:
+        """What a million samples cost; batches of one worker where nobody told how many samples one has."""
+        return self.cost_per_step / (self.samples_per_step or self.workers) * 1e6
 
     @property
     def efficiency(self) -> float:
@@ -63,6 +75,8 @@ class SweepRow:
             "workers": self.workers,
             "stock_step_s": self.stock_step_s,
             "efficiency": self.efficiency,
+            "cost_per_step": self.cost_per_step or None,
+            "cost_per_million": self.cost_per_million or None,
             **self.chosen.values(),
         }
 
@@ -73,6 +87,7 @@ def sweep(
     axes: Mapping[str, Sequence[float]],
     *,
     allow: Allowance = "lossless",
+    by: By = "step",
     plans: Sequence[Plan | str] = (),
 ) -> tuple[SweepRow, ...]:
     """Predicts a few plans at every point of a grid, and chooses at each as `recommend` would.
@@ -82,11 +97,12 @@ def sweep(
         cluster: the wire at the point from which axes depart.
         axes: values of `bandwidth` (bytes per second of payload), `latency` and `compute` (seconds), `workers`.
         allow: as in `recommend`.
+        by: likewise; by `cost`, points come back with the cheapest samples first.
         plans: to choose among, beside plain all-reduce; none: the best of each kind at the present point and on a slow
             wire.
 
     Raises:
-        PlanError: an axis that does not exist, or that cannot be changed on this cluster.
+        PlanError: an axis that does not exist, or that cannot be changed on this cluster; or no price to go by.
 
     >>> profile = Profile.uniform(layers=4, numel_per_layer=250_000, forward_s=0.1, backward_s=0.2)
     >>> rows = sweep(profile, Cluster.uniform(4, 1e8, 1e-4), {"workers": [2, 8]}, plans=["bsp/allreduce/none/mgwfbp"])
@@ -96,12 +112,12 @@ def sweep(
     if unknown := [axis for axis in axes if axis not in READ]:
         raise PlanError(f"a sweep over {unknown[0]} is not known; known: {', '.join(READ)}.")
     parsed = [Plan.parse(plan) if isinstance(plan, str) else plan for plan in plans]
-    pool = [stock_plan(), *parsed] if parsed else pool_of(rank(profile, cluster, allow))
+    pool = [stock_plan(), *parsed] if parsed else pool_of(rank(profile, cluster, allow, by))
     rows = []
     for values in itertools.product(*axes.values()):
         there = dict(zip(axes, values, strict=True))
-        rows.append(_row(_profile_at(profile, there), _cluster_at(cluster, there), pool))
-    return tuple(rows)
+        rows.append(_row(_profile_at(profile, there), _cluster_at(cluster, there), pool, by))
+    return tuple(sorted(rows, key=lambda row: row.cost_per_million) if by == "cost" else rows)
 
 
 def parse_axes(text: str) -> dict[str, tuple[float, ...]]:
@@ -137,7 +153,16 @@ def parse_axes(text: str) -> dict[str, tuple[float, ...]]:
 
 def table(rows: Sequence[SweepRow]) -> tuple[list[str], list[list[str]]]:
     """Returns the head and the cells of a table for people."""
-    head = ["plan", "workers", "line", "step s", "x stock", "of one each"]
+    has_prices = any(row.cost_per_step for row in rows)
+    head = [
+        "plan",
+        "workers",
+        "line",
+        "step s",
+        "x stock",
+        "of one each",
+        *(["1M cost"] if has_prices else []),
+    ]
     cells = [
         [
             str(row.chosen.plan),
@@ -146,6 +171,7 @@ def table(rows: Sequence[SweepRow]) -> tuple[list[str], list[list[str]]]:
             f"{row.chosen.step_s:.3g}",
             f"{row.stock_step_s / row.chosen.step_s:.2f}",
             f"{row.efficiency:.0%}",
+            *([f"{row.cost_per_million:,.3g}"] if has_prices else []),
         ]
         for row in rows
     ]
@@ -207,7 +233,14 @@ def _cluster_at(cluster: Cluster, there: Mapping[str, float]) -> Cluster:
                 )
             cluster = smaller(cluster, workers)
         else:
-            cluster = dataclasses.replace(cluster, workers=workers, devices=None, fits=(), pairs=())
+            kinds = first_of(cluster.kinds, workers)
+            if kinds and workers > cluster.workers:
+                raise PlanError(
+                    f"{workers} workers are more than this cluster's {cluster.workers}, whose kinds are given."
+                )
+            cluster = dataclasses.replace(
+                cluster, workers=workers, devices=None, fits=(), pairs=(), kinds=kinds
+            )
     if "latency" in there:
         cluster = dataclasses.replace(cluster, latency_s=there["latency"])
     if "bandwidth" in there:
@@ -215,7 +248,7 @@ def _cluster_at(cluster: Cluster, there: Mapping[str, float]) -> Cluster:
     return cluster
 
 
-def _row(profile: Profile, cluster: Cluster, pool: Sequence[Plan]) -> SweepRow:
+def _row(profile: Profile, cluster: Cluster, pool: Sequence[Plan], by: By) -> SweepRow:
     found = []
     for plan in pool:
         try:
@@ -225,11 +258,14 @@ def _row(profile: Profile, cluster: Cluster, pool: Sequence[Plan]) -> SweepRow:
                 raise
     found.sort(key=lambda row: row.step_s)
     stock = next(row for row in found if departures(row.plan) == 0)
+    chosen = choose_by(by, found, stock, profile, cluster)
     return SweepRow(
         bandwidth_bytes_per_s=cluster.bandwidth_bytes_per_s,
         latency_s=cluster.latency_s,
-        compute_s=profile.compute_s,
+        compute_s=paced(profile, cluster).compute_s,
         workers=cluster.workers,
-        chosen=choose(found, stock, least_gain(profile, stock), profile, cluster),
+        chosen=chosen,
         stock_step_s=stock.step_s,
+        cost_per_step=cost_per_step(chosen, cluster),
+        samples_per_step=profile.samples * cluster.workers,
     )

@@ -14,7 +14,7 @@ from tightwire.simulate.cost import BucketCost, total
 from tightwire.simulate.exchange import SimulatedExchange
 from tightwire.simulate.prediction import Bound, PredictedSegment, Prediction, bound_by
 from tightwire.simulate.step import PieceTransfer, StepSimulation, Timeline
-from tightwire.simulate.stragglers import slowest_delay
+from tightwire.simulate.stragglers import late_s
 
 # Gradients are copied into buckets as they appear, which reads, writes and turns the caches over.
 FILLING_PASSES = 4
@@ -54,13 +54,14 @@ class _Bulk(SimulatedExchange):
             bytes_per_step=self.whole.sent_bytes + self.costs.control.sent_bytes,
             bound_by=bound_by(shares, compute_s, exposed_s),
             critical_path=path,
+            across_bytes_per_step=round(self.whole.across_bytes),
         )
         return self.with_interval(found)
 
     @property
     def _late_s(self) -> float:
         """How much later than the others the slowest worker arrives."""
-        return slowest_delay(self.cluster.workers) * self.profile.noise * self.profile.compute_s
+        return late_s(self.profile, self.cluster)
 
     @property
     def _filling_s(self) -> float:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 
 from tightwire import architecture as architectures
@@ -34,6 +37,25 @@ class Collective:
         self._busiest = busiest_rank(program) if program and workers > 1 else 0
         self._on_links: dict[LinkGraph, Fit] = {}
         self._sent: dict[tuple[Codec, int, int], int] = {}
+
+    def across_share(self, zones: Sequence[int]) -> float:
+        """Returns what all workers together send from zone to zone, over the size of a message of the whole buffer.
+
+        Where the program is too large to be built, as if every pair of workers exchanged equally much; a ring's
+        neighbours sit in one zone but for one pair per zone.
+
+        Args:
+            zones: of every rank.
+        """
+        if self.workers == 1:
+            return 0.0
+        if self.program is not None:
+            crossing = sum(zones[t.src] != zones[t.dst] for t in self.program.transfers)
+            return crossing / self.counts.chunks
+        each = self.counts.sends / self.counts.chunks
+        if self.name in ("ring", "native"):
+            return each * sum(a != b for a, b in itertools.pairwise((*zones, zones[0])))
+        return each * self.workers * pairs_apart(zones)
 
     @property
     def _at_once(self) -> int:
@@ -70,14 +92,26 @@ class Collective:
             if cluster.links not in self._on_links:
                 sent_share = self.counts.sends / self.counts.chunks
                 self._on_links[cluster.links] = fit_on(self.program, cluster.links, sent_share)
-            return self._on_links[cluster.links]
+            found = self._on_links[cluster.links]
+            return nccl.over(found, cluster, cluster.nccl) if cluster.nccl else found
         return Fit(
             program=self.name,
             alpha_s=(self.counts.steps + GAP * self._at_once) * cluster.latency_s,
-            beta_s_per_byte=1 / cluster.bandwidth_bytes_per_s,
+            beta_s_per_byte=1 / cluster.slowest_bytes_per_s,
             residual=PRIOR_RESIDUAL,
             source="prior",
         )
+
+
+def pairs_apart(zones: Sequence[int]) -> float:
+    """Returns which share of the pairs of different workers sit in different zones.
+
+    >>> round(pairs_apart((0, 0, 1, 1)), 3)
+    0.667
+    """
+    n = len(zones)
+    together = sum(count * (count - 1) for count in Counter(zones).values())
+    return 1 - together / (n * (n - 1)) if n > 1 else 0.0
 
 
 @lru_cache(maxsize=1024)

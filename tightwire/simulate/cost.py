@@ -15,7 +15,7 @@ from tightwire.architecture import AllReduce, Architecture, Setting
 from tightwire.architecture.allreduce.traffic import PIECE_BYTES
 from tightwire.averaging import AveragingMethod
 from tightwire.cluster import Cluster, Fit
-from tightwire.cluster.wiring import wiring_of
+from tightwire.cluster.wiring import wiring_up_to_scale
 from tightwire.compression import Codec, Identity, Stage
 from tightwire.errors import PlanError
 from tightwire.plan import Plan
@@ -39,6 +39,7 @@ class BucketCost:
         wire_s: the part that does.
         sent_bytes: payload that the busiest worker sends.
         stolen_s: compute time that it costs while both overlap, where workers share cores.
+        across_bytes: payload that all workers together send from zone to zone; 0 where traffic has no price.
     """
 
     codec_s: float
@@ -46,6 +47,7 @@ class BucketCost:
     wire_s: float
     sent_bytes: int
     stolen_s: float = 0.0
+    across_bytes: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -60,21 +62,23 @@ class BucketCost:
             wire_s=self.wire_s + other.wire_s,
             sent_bytes=self.sent_bytes + other.sent_bytes,
             stolen_s=self.stolen_s + other.stolen_s,
+            across_bytes=self.across_bytes + other.across_bytes,
         )
 
 
 def total(costs: Iterable[BucketCost]) -> BucketCost:
     """Returns all of them, one after the other."""
-    rows = [(c.codec_s, c.latency_s, c.wire_s, c.sent_bytes, c.stolen_s) for c in costs]
+    rows = [(c.codec_s, c.latency_s, c.wire_s, c.sent_bytes, c.stolen_s, c.across_bytes) for c in costs]
     if not rows:
         return FREE
-    codec_s, latency_s, wire_s, sent_bytes, stolen_s = map(sum, zip(*rows, strict=True))
+    codec_s, latency_s, wire_s, sent_bytes, stolen_s, across_bytes = map(sum, zip(*rows, strict=True))
     return BucketCost(
         codec_s=codec_s,
         latency_s=latency_s,
         wire_s=wire_s,
         sent_bytes=int(sent_bytes),
         stolen_s=stolen_s,
+        across_bytes=across_bytes,
     )
 
 
@@ -122,7 +126,7 @@ class Costs:
         setting = Setting(num_ranks=workers, costs=self.cluster.costs)
         name = architecture.choose(codec, numel, itemsize, setting)
         told = AllReduce(name) if architecture.by == "auto" else architecture
-        wiring = wiring_of(self.cluster) if told.is_made and workers > 1 else None
+        wiring = wiring_up_to_scale(self.cluster) if told.is_made and workers > 1 else None
         return collective_of(told, name, workers, self.cluster.workers_per_node, wiring)
 
     @cached_property
@@ -170,6 +174,7 @@ class Costs:
             wire_s=wire_s,
             sent_bytes=sent,
             stolen_s=self._stolen_s(codec_s + passes_s, fit.cpu_s_per_byte * sent),
+            across_bytes=_across(collective, cluster, codec.wire_bytes(numel, itemsize)),
         )
 
     def _decoded(self, numel: int, itemsize: int, codec: Codec) -> BucketCost:
@@ -195,7 +200,9 @@ class Costs:
         ):
             collective = collective_of(AllReduce(name), name, cluster.workers)
             legs.append(self._leg(collective, cluster, size, itemsize, sender))
-        return total(legs)
+        # Every place of a node exchanges a shard of its own with its likes.
+        paid = inside * _across(collective, self.cluster, codec.wire_bytes(shard, itemsize), every=inside)
+        return dataclasses.replace(total(legs), across_bytes=paid)
 
     @property
     def _workers_inside(self) -> int:
@@ -229,6 +236,9 @@ class Costs:
             wire_s=line.beta_s_per_byte * sent,
             sent_bytes=sent,
             stolen_s=self._stolen_s(work_s, fit.cpu_s_per_byte * sent),
+            across_bytes=_across(
+                dense, self.cluster, sent * dense.counts.chunks / max(1, dense.counts.sends)
+            ),
         )
 
     def _codec_s(self, collective: Collective, codec: Codec, numel: int) -> float:
@@ -261,6 +271,13 @@ class Costs:
         """Returns the time of checking the mean, and of bringing lossy work into memory of its own and back."""
         passes = 1 if lossless else LOSSY_PASSES
         return passes * numel * self.profile.pass_s_per_element
+
+
+def _across(collective: Collective, cluster: Cluster, message_bytes: float, every: int = 1) -> float:
+    """Returns what leaves zones, where somebody pays for it; of every so many ranks, one takes part."""
+    if not cluster.charges_traffic:
+        return 0.0
+    return collective.across_share(cluster.zones[::every]) * message_bytes
 
 
 def costs_of(plan: Plan, profile: Profile, cluster: Cluster) -> Costs:

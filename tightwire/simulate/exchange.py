@@ -152,4 +152,5 @@ def scaled(cost: BucketCost, factor: float) -> BucketCost:
         wire_s=factor * cost.wire_s,
         sent_bytes=round(factor * cost.sent_bytes),
         stolen_s=factor * cost.stolen_s,
+        across_bytes=factor * cost.across_bytes,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +16,7 @@ from tightwire.simulate.collective import Collective
 from tightwire.simulate.flows import program_seconds
 from tightwire.simulate.interval import with_interval
 from tightwire.simulate.prediction import Bound, PredictedSegment, Prediction, bound_by
-from tightwire.simulate.stragglers import slowest_delay
+from tightwire.simulate.stragglers import late_s
 
 # Rounds of a period that are looked at; drawn graphs have many that are alike.
 MOST_ROUNDS = 16
@@ -42,15 +41,15 @@ class _Mixing:
         moving_s, sent = self._round_s, self._round_bytes
         work_s = self._work_s
         # A worker waits for its neighbours, and so, over rounds, nearly for the slowest of all.
-        late_s = slowest_delay(self.cluster.workers) * profile.noise * profile.compute_s * math.sqrt(steps)
+        place = 0 if self._gossip.asynchronous else None
+        waited_for_s = late_s(profile, self.cluster, steps=steps, place=place)
         if self._gossip.asynchronous:  # behind the steps; waits only for the line
-            round_s = max(compute_s, moving_s + work_s)
-            late_s = 0.0
+            round_s = max(compute_s + waited_for_s, moving_s + work_s)
         else:
-            round_s = compute_s + moving_s + work_s + late_s
+            round_s = compute_s + moving_s + work_s + waited_for_s
         shares: dict[Bound, float] = {
             "compute": compute_s,
-            "stragglers": late_s,
+            "stragglers": waited_for_s,
             "wire": moving_s - self._latency_s,
             "latency": self._latency_s,
             "codec": work_s,
@@ -67,6 +66,7 @@ class _Mixing:
                 PredictedSegment(what="compute", start_s=0.0, end_s=compute_s),
                 PredictedSegment(what="round of gossip", start_s=compute_s, end_s=round_s),
             ),
+            across_bytes_per_step=round(self._across_bytes / steps),
         )
         residual = max((fit.residual for fit in self._fits), default=PRIOR_RESIDUAL)
         return with_interval(found, profile, self.cluster, residual, steps=steps)
@@ -99,6 +99,14 @@ class _Mixing:
         itemsize = self.profile.parameters[0].itemsize
         message = self._codec.wire_bytes(self._numel, itemsize)
         return message * statistics.fmean(collective.counts.sends for collective in self._rounds)
+
+    @property
+    def _across_bytes(self) -> float:
+        """What all workers' messages of a round carry from zone to zone, in the mean."""
+        if not self.cluster.charges_traffic:
+            return 0.0
+        message = self._codec.wire_bytes(self._numel, self.profile.parameters[0].itemsize)
+        return message * statistics.fmean(c.across_share(self.cluster.zones) for c in self._rounds)
 
     @cached_property
     def _fits(self) -> list[Fit]:

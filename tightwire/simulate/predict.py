@@ -15,6 +15,7 @@ from tightwire.simulate.gossip import predict_gossip
 from tightwire.simulate.prediction import Prediction
 from tightwire.simulate.rounds import predict_delayed, predict_rounds
 from tightwire.simulate.servers import predict_served
+from tightwire.simulate.stragglers import paced
 from tightwire.sync.sync import PredictorKind
 
 
@@ -22,7 +23,8 @@ def predict(plan: Plan | str, profile: Profile, cluster: Cluster, *, quick: bool
     """Predicts the step time of a plan, with an interval and reasons.
 
     Compute runs as profiled; where workers share cores, it loses the processor time of what moves meanwhile. Of N
-    workers whose compute varies as profiled, the slowest sets the pace of all who wait for it. Pieces of buckets move
+    workers whose compute varies as profiled, or as the kinds of workers say that the cluster has, the slowest sets the
+    pace of all who wait for it. Pieces of buckets move
     in the order that the plan's own scheduler decides; a piece costs encoding, α + β · bytes of its program, decoding.
     A policy that changes in the course of training is predicted for the long run; what a policy sends only when it is
     worth it (lag, gaia) is counted as sent.
@@ -44,6 +46,7 @@ def predict(plan: Plan | str, profile: Profile, cluster: Cluster, *, quick: bool
     """
     asked = Plan.parse(plan) if isinstance(plan, str) else plan
     require_memory(profile, cluster)
+    profile = paced(profile, cluster)
     final, _ = asked.sync.stretches()[-1]
     lasting = asked if final == asked.sync else asked.having(sync=final)
     predictor = _predictor(lasting)

@@ -42,6 +42,8 @@ class Prediction:
         bytes_per_step: payload that the busiest worker sends.
         bound_by: what most of the critical path is made of; never compute where workers wait for longer than that.
         critical_path: what the end of the step waited for, back to its start.
+        across_bytes_per_step: payload that all workers together send from zone to zone, where the cluster gives it a
+            price; else 0.
         wire_deviation_s: standard deviation of what is waited for, for the errors of the program's fit.
     """
 
@@ -56,6 +58,7 @@ class Prediction:
     bound_by: Bound
     critical_path: tuple[PredictedSegment, ...]
     wire_deviation_s: float = 0.0
+    across_bytes_per_step: int = 0
 
     def values(self) -> dict[str, Any]:
         """Returns what files and JSON say of it: plain values, the plan as text, without the critical path."""

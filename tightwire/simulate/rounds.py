@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 
 from tightwire.cluster import Cluster
@@ -12,7 +11,7 @@ from tightwire.profile import Profile
 from tightwire.simulate.cost import FREE, BucketCost, node_of
 from tightwire.simulate.exchange import SimulatedExchange, scaled
 from tightwire.simulate.prediction import Bound, PredictedSegment, Prediction, bound_by
-from tightwire.simulate.stragglers import slowest_delay
+from tightwire.simulate.stragglers import late_s
 
 # Local methods subtract parameters from anchors, anchors from means, and copy the result back.
 LOCAL_PASSES = 3
@@ -42,8 +41,7 @@ class _Delayed(SimulatedExchange):
         )  # gradients go into their slot, means come back
         compute_s = profile.compute_s + passes_s + whole.stolen_s
         moving_s = max(whole.seconds, control.seconds)
-        late_s = slowest_delay(self.cluster.workers) * profile.noise * profile.compute_s
-        step_s = max(compute_s, moving_s) + late_s
+        step_s = max(compute_s, moving_s) + late_s(profile, self.cluster)
         return side_by_side(self, step_s, compute_s, whole, control.sent_bytes)
 
 
@@ -60,21 +58,21 @@ class _Local(SimulatedExchange):
         passes_s = self._passes * self.numel * profile.pass_s_per_element
         inner = self._inner
         waited_s = fragments * max(0.0, each.seconds + self.costs.message(2).seconds - behind_s)
-        late_s = slowest_delay(self.cluster.workers) * profile.noise * profile.compute_s * math.sqrt(steps)
-        exposed_s = waited_s + inner.seconds + late_s + passes_s
+        waited_for_s = late_s(profile, self.cluster, steps=steps)
+        exposed_s = waited_s + inner.seconds + waited_for_s + passes_s
         hidden = min(1.0, behind_s / each.seconds) if each.seconds else 0.0
         compute_s = steps * profile.compute_s + fragments * hidden * each.stolen_s
         sent = fragments * (each.sent_bytes + self.costs.message(2).sent_bytes) + inner.sent_bytes
         path = (
             PredictedSegment(what="compute", start_s=0.0, end_s=compute_s),
-            PredictedSegment(what="slowest worker", start_s=compute_s, end_s=compute_s + late_s),
-            PredictedSegment(what="exchange", start_s=compute_s + late_s, end_s=compute_s + exposed_s),
+            PredictedSegment(what="slowest worker", start_s=compute_s, end_s=compute_s + waited_for_s),
+            PredictedSegment(what="exchange", start_s=compute_s + waited_for_s, end_s=compute_s + exposed_s),
         )
         moving = scaled(each, waited_s / each.seconds if each.seconds else 0.0) + inner
         round_s = compute_s + exposed_s
         shares: dict[Bound, float] = {
             "compute": compute_s + passes_s,
-            "stragglers": late_s,
+            "stragglers": waited_for_s,
             "wire": moving.wire_s,
             "latency": moving.latency_s,
             "codec": moving.codec_s,
@@ -88,6 +86,7 @@ class _Local(SimulatedExchange):
             bytes_per_step=round(sent / steps),
             bound_by=bound_by(shares, compute_s + passes_s, exposed_s - passes_s),
             critical_path=path,
+            across_bytes_per_step=round((self.whole.across_bytes + inner.across_bytes) / steps),
         )
         return self.with_interval(found, steps)
 
@@ -127,5 +126,6 @@ def side_by_side(
         bytes_per_step=moving.sent_bytes + control_bytes,
         bound_by="compute" if is_computing else on_wire,
         critical_path=(PredictedSegment(what=what, start_s=0.0, end_s=step_s),),
+        across_bytes_per_step=round(moving.across_bytes),
     )
     return exchange.with_interval(found)

@@ -9,7 +9,6 @@ workers, not within one.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,7 +23,7 @@ from tightwire.simulate.collective import GAP
 from tightwire.simulate.cost import FREE, BucketCost
 from tightwire.simulate.interval import with_interval
 from tightwire.simulate.prediction import Bound, PredictedSegment, Prediction, bound_by
-from tightwire.simulate.stragglers import expected_delay
+from tightwire.simulate.stragglers import late_s
 
 # A push and its answer: a request, its payload, the reply, its payload.
 MESSAGES = 2
@@ -53,16 +52,18 @@ class _Serving:
     def prediction(self) -> Prediction:
         profile, moving = self.profile, self._moving
         compute_s = profile.forward_s + profile.backward_s + self._optimizer_s
-        late_s = self._lateness * profile.noise * profile.compute_s
+        waited_for_s = self._waited_for_s
         line_s = self._busiest_line_s
         if self._pushes_together:  # all push at once, and then all pull: the busiest line is busy twice
-            step_s = compute_s + late_s + moving.latency_s + moving.codec_s + max(moving.wire_s, 2 * line_s)
+            step_s = (
+                compute_s + waited_for_s + moving.latency_s + moving.codec_s + max(moving.wire_s, 2 * line_s)
+            )
         else:  # some push while others compute; lines that carry all workers' bytes may still be the slower ones
-            step_s = max(compute_s + moving.seconds, line_s) + late_s
+            step_s = max(compute_s + moving.seconds, line_s) + waited_for_s
         shares: dict[Bound, float] = {
             "compute": compute_s,
-            "stragglers": late_s,
-            "wire": step_s - compute_s - late_s - moving.latency_s - moving.codec_s,
+            "stragglers": waited_for_s,
+            "wire": step_s - compute_s - waited_for_s - moving.latency_s - moving.codec_s,
             "latency": moving.latency_s,
             "codec": moving.codec_s,
         }
@@ -71,14 +72,15 @@ class _Serving:
             step_s=step_s,
             compute_s=compute_s,
             codec_s=moving.codec_s,
-            exposed_s=step_s - compute_s,
+            exposed_s=max(0.0, step_s - compute_s),
             bytes_per_step=moving.sent_bytes,
-            bound_by=bound_by(shares, compute_s, step_s - compute_s),
+            bound_by=bound_by(shares, compute_s, max(0.0, step_s - compute_s)),
             critical_path=(
                 PredictedSegment(what="compute", start_s=0.0, end_s=compute_s),
-                PredictedSegment(what="waiting", start_s=compute_s, end_s=compute_s + late_s),
-                PredictedSegment(what="push and pull", start_s=compute_s + late_s, end_s=step_s),
+                PredictedSegment(what="waiting", start_s=compute_s, end_s=compute_s + waited_for_s),
+                PredictedSegment(what="push and pull", start_s=compute_s + waited_for_s, end_s=step_s),
             ),
+            across_bytes_per_step=round(self._across_bytes),
         )
         return with_interval(found, profile, self.cluster, PRIOR_RESIDUAL)
 
@@ -129,7 +131,7 @@ class _Serving:
         if self.cluster.workers == 1:
             return FREE
         roles, one_way = self._roles, self._remote_share * self._message_bytes
-        wire_s = 2 * one_way / self.cluster.bandwidth_bytes_per_s
+        wire_s = 2 * one_way / self.cluster.slowest_bytes_per_s
         owners = len(roles.owners) - (roles.workers[-1] in roles.owners)
         serves = len(roles.workers) - 1 if roles.workers[0] in roles.owners else 0
         own = 1 - self._remote_share
@@ -140,6 +142,21 @@ class _Serving:
             sent_bytes=round(one_way + serves * own * self._message_bytes)
             + MESSAGES * HEADER_BYTES * (owners + serves),
         )
+
+    @property
+    def _across_bytes(self) -> float:
+        """What pushes and pulls of all workers carry from zone to zone; owners are where the ranks are."""
+        if not self.cluster.charges_traffic:
+            return 0.0
+        roles, zones = self._roles, self.cluster.zones
+        whole = sum(roles.weights) or 1.0
+        apart = sum(
+            weight / whole
+            for worker in roles.workers
+            for owner, weight in zip(roles.owners, roles.weights, strict=True)
+            if zones[worker] != zones[owner]
+        )
+        return 2 * apart * self._message_bytes
 
     @property
     def _codec_s(self) -> float:
@@ -157,7 +174,7 @@ class _Serving:
         share = max(roles.weights) / sum(roles.weights)
         from_others = len(roles.workers) - (roles.owners[0] in roles.workers)
         own = self._remote_share if roles.owners[0] in roles.workers else 0.0
-        return (from_others * share + own) * self._message_bytes / self.cluster.bandwidth_bytes_per_s
+        return (from_others * share + own) * self._message_bytes / self.cluster.slowest_bytes_per_s
 
     @property
     def _optimizer_s(self) -> float:
@@ -169,9 +186,11 @@ class _Serving:
         return self.profile.optimizer_s * updates * max(roles.weights) / sum(roles.weights)
 
     @property
-    def _lateness(self) -> float:
-        """How many standard deviations of a step a worker waits for others, in the mean over its steps."""
+    def _waited_for_s(self) -> float:
+        """How long a worker waits for others, in the mean over its steps."""
         sync, workers = self.plan.sync, len(self._roles.workers)
-        place = sync.awaited(workers)
-        late = max(0.0, expected_delay(place, workers)) if place else 0.0
-        return late / math.sqrt(sync.steps_between_waits)
+        steps = sync.steps_between_waits
+        return (
+            late_s(self.profile, self.cluster, steps=steps, place=sync.awaited(workers), ranks=workers)
+            / steps
+        )

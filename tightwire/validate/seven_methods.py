@@ -50,7 +50,8 @@ class Testbed:
         hook_s: that ByteScheduler's hooks hold each layer's forward over all-reduce.
         slice_s: that ByteScheduler adds to a slice over the server.
         gradient_s_per_byte: of work on gradients beside their exchange, which nothing hides.
-        slowdown: share of compute's speed that an exchange beside it takes.
+        slowdown: share of compute's speed that an all-reduce beside it takes, for NCCL's kernels run on the GPU.
+            Servers take none: host processors add up (BytePS, Jiang et al. 2020).
     """
 
     inside_bytes_per_s: float
@@ -132,7 +133,15 @@ class Load:
 Method = Callable[[Testbed, Load, int], float]
 
 
-def _exchange(testbed: Testbed, load: Load, schedule: Schedule, wire: Wire, *, hooks_s: float = 0.0) -> float:
+def _exchange(
+    testbed: Testbed,
+    load: Load,
+    schedule: Schedule,
+    wire: Wire,
+    *,
+    hooks_s: float = 0.0,
+    slowdown: float = 0.0,
+) -> float:
     """Returns the step time under a schedule."""
     buckets = schedule.partition(load.tensors, wire)
     facts = [
@@ -150,7 +159,7 @@ def _exchange(testbed: Testbed, load: Load, schedule: Schedule, wire: Wire, *, h
             latency_s=wire.latency_s,
             wire_s=seconds,
             sent_bytes=0,
-            stolen_s=testbed.slowdown * (wire.latency_s + seconds),
+            stolen_s=slowdown * (wire.latency_s + seconds),
         )
         for seconds in moving_s
     ]
@@ -171,7 +180,9 @@ def _exchange(testbed: Testbed, load: Load, schedule: Schedule, wire: Wire, *, h
 
 
 def _over_all_reduce(schedule: Schedule) -> Method:
-    return lambda testbed, load, gpus: _exchange(testbed, load, schedule, testbed.all_reduce(gpus))
+    return lambda testbed, load, gpus: _exchange(
+        testbed, load, schedule, testbed.all_reduce(gpus), slowdown=testbed.slowdown
+    )
 
 
 def _over_server(schedule: Schedule) -> Method:
@@ -180,7 +191,8 @@ def _over_server(schedule: Schedule) -> Method:
 
 def _bytescheduler_over_all_reduce(testbed: Testbed, load: Load, gpus: int) -> float:
     hooks_s = testbed.hook_s * load.modules
-    return _exchange(testbed, load, BYTESCHEDULER, testbed.all_reduce(gpus), hooks_s=hooks_s)
+    wire, slowdown = testbed.all_reduce(gpus), testbed.slowdown
+    return _exchange(testbed, load, BYTESCHEDULER, wire, hooks_s=hooks_s, slowdown=slowdown)
 
 
 def _bytescheduler_over_server(testbed: Testbed, load: Load, gpus: int) -> float:
@@ -235,7 +247,7 @@ def table() -> Table:
         name="seven methods",
         points=tuple(points),
         better="high",
-        target={"mape": 0.10, "spearman": 0.9, "regret": 0.05},
+        target={"mape": 0.06, "spearman": 0.9, "regret": 0.02},
         note=f"Constants per network fitted on {FITTED_MODEL} at 4 and 8 GPUs; samples per second.",
         constants=constants,
     )

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tightwire.cluster.fit import Fit, Source
+from tightwire.cluster.levels import Level
 from tightwire.cluster.limits import MAX_LATENCY_S
 from tightwire.cluster.pieces import Point, fit_lines
-from tightwire.cluster.values import Cluster, Level
+from tightwire.cluster.values import Cluster
 from tightwire.errors import FileError
 
 # Residuals of quiet machines stay below the first; beyond the second there is no pattern to predict by.

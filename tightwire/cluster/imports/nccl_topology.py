@@ -17,7 +17,8 @@ from tightwire import files
 from tightwire.cluster.fit import NcclWire
 from tightwire.cluster.imports import hardware
 from tightwire.cluster.imports.nvidia_smi import from_nvidia_smi
-from tightwire.cluster.values import Cluster, Level
+from tightwire.cluster.levels import Level
+from tightwire.cluster.values import Cluster
 from tightwire.errors import FileError
 from tightwire.units import print_rate
 

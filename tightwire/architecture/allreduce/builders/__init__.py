@@ -107,7 +107,7 @@ PROGRAMS: dict[str, ProgramRecipe] = {
         build=_on_equal_lines,
         title="Trees packed into the links that there are",
         paper="cf. Zhao et al. 2024, ForestColl: throughput-optimal collective communications, arXiv:2402.06787",
-        tried="when named",
+        tried="where links differ",
     ),
     "allgather": ProgramRecipe(
         build=allgather, title="All-gather of messages, each decoded by everyone", paper=_MPICH
