@@ -20,7 +20,7 @@ from tightwire.cli.table import entries, width_of
 from tightwire.cluster import Cluster
 from tightwire.cluster.imports import SOURCES as CLUSTER_SOURCES
 from tightwire.cluster.imports import Source, refuse_nodes
-from tightwire.cluster.presets import PRESETS, preset
+from tightwire.cluster.presets import PRESETS, NodePrice, preset
 from tightwire.cluster.wiring import wiring_of
 from tightwire.errors import FileError
 from tightwire.profile.traces import cluster_of_chakra, cluster_of_traces
@@ -62,12 +62,27 @@ def hardware(as_json: JsonOption = False) -> None:
     tightwire cluster hardware --json
     """
     if as_json:
-        rows = [{"name": n, "title": known.title, "source": known.source} for n, known in PRESETS.items()]
+        rows = [
+            {
+                "name": name,
+                "title": known.title,
+                "source": known.source,
+                "price": known.price and dataclasses.asdict(known.price),
+            }
+            for name, known in PRESETS.items()
+        ]
         typer.echo(json.dumps({"hardware": rows}))
         return
-    known_ones = [(name, [known.title, known.source]) for name, known in PRESETS.items()]
+    known_ones = [
+        (name, [known.title, known.source, *([_price(known.price)] if known.price else [])])
+        for name, known in PRESETS.items()
+    ]
     for line in entries(known_ones, width_of(sys.stdout)):
         typer.echo(line)
+
+
+def _price(price: NodePrice) -> str:
+    return f"{price.per_hour:g} USD per node and hour ({price.source}, from {price.date})"
 
 
 @app.command("new")

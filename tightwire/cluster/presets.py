@@ -10,12 +10,28 @@ from dataclasses import dataclass
 
 from tightwire.cluster.fit import NcclWire
 from tightwire.cluster.levels import Level
+from tightwire.cluster.prices import Prices
 from tightwire.cluster.values import PAYLOAD_SHARE, Cluster
 from tightwire.errors import FileError
 
 GIGABIT = 1e9 / 8
 # RoCE and InfiniBand at MTU 4096 carry 4096 payload bytes in about 4170.
 RDMA_SHARE = 4096 / 4170
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodePrice:
+    """What a node costs on demand, in US dollars; a list price, which changes: `--price` beats it.
+
+    Attributes:
+        per_hour: of a whole node.
+        source: whose list, and of which region.
+        date: from which on the maintainers know it.
+    """
+
+    per_hour: float
+    source: str
+    date: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +47,7 @@ class Preset:
         device_memory_bytes: of each device; 0: not a device of its own.
         nccl: over what NCCL reaches other nodes, if its ways over it are known.
         source: where the figures come from.
+        price: of a node by the hour, where somebody rents it out.
     """
 
     title: str
@@ -41,6 +58,7 @@ class Preset:
     device_memory_bytes: int = 0
     nccl: NcclWire | None = None
     source: str
+    price: NodePrice | None = None
 
     def cluster(self, nodes: int) -> Cluster:
         """Returns `nodes` of them, joined by one non-blocking switch.
@@ -63,6 +81,12 @@ class Preset:
             latency_s=self.latency_s,
         )
         memory_bytes = self.device_memory_bytes or None
+        prices = self.price and Prices(
+            per_worker_hour=self.price.per_hour / self.devices,
+            currency="USD",
+            source=self.price.source,
+            date=self.price.date,
+        )
         if self.devices == 1:
             return Cluster(
                 workers=nodes,
@@ -79,6 +103,7 @@ class Preset:
             levels=levels,
             devices=self.devices * nodes,
             device_memory_bytes=memory_bytes,
+            prices=prices,
             nccl=self.nccl,
         )
 
@@ -152,6 +177,9 @@ PRESETS: dict[str, Preset] = {
         device_memory_bytes=40 * 10**9,
         nccl="efa",
         source="Amazon EC2 P4 instances, product details",
+        price=NodePrice(
+            per_hour=21.96, source="AWS on demand, US East, after its cut of 33 %", date="2025-06-05"
+        ),
     ),
     "aws-p5": Preset(
         title="p5.48xlarge: 8 H100 on NVSwitch, 3,200 Gb/s EFA",
@@ -162,6 +190,9 @@ PRESETS: dict[str, Preset] = {
         device_memory_bytes=80 * 10**9,
         nccl="efa",
         source="Amazon EC2 P5 instances, product details",
+        price=NodePrice(
+            per_hour=55.04, source="AWS on demand, US East, after its cut of 44 %", date="2025-06-05"
+        ),
     ),
     "aws-g5.12xlarge": Preset(
         title="g5.12xlarge: 4 A10G on PCIe, 40 Gb/s Ethernet",
@@ -171,6 +202,7 @@ PRESETS: dict[str, Preset] = {
         latency_s=5e-5,
         device_memory_bytes=24 * 10**9,
         source="Amazon EC2 G5 instances, product details; PCIe 4.0 × 8",
+        price=NodePrice(per_hour=5.672, source="AWS on demand, US East", date="2024-06-01"),
     ),
     "azure-nd-a100-v4": Preset(
         title="ND96asr A100 v4: 8 A100 on NVSwitch, 8 × 200 Gb/s InfiniBand",
@@ -181,6 +213,7 @@ PRESETS: dict[str, Preset] = {
         device_memory_bytes=40 * 10**9,
         nccl="infiniband",
         source="Microsoft Azure, NDasrA100_v4 sizes series",
+        price=NodePrice(per_hour=27.20, source="Azure pay as you go, East US", date="2024-06-01"),
     ),
     "gcp-a2-highgpu-8g": Preset(
         title="a2-highgpu-8g: 8 A100 on NVSwitch, 100 Gb/s Ethernet",
@@ -190,6 +223,7 @@ PRESETS: dict[str, Preset] = {
         latency_s=5e-5,
         device_memory_bytes=40 * 10**9,
         source="Google Cloud, GPU machine types: network bandwidth",
+        price=NodePrice(per_hour=29.39, source="Google Cloud on demand, us-central1", date="2024-06-01"),
     ),
     "gcp-a3-highgpu-8g": Preset(
         title="a3-highgpu-8g: 8 H100 on NVSwitch, 1,000 Gb/s GPUDirect-TCPX",
@@ -199,6 +233,7 @@ PRESETS: dict[str, Preset] = {
         latency_s=5e-5,
         device_memory_bytes=80 * 10**9,
         source="Google Cloud, GPU machine types: four 200 Gb/s NICs for GPUs",
+        price=NodePrice(per_hour=88.49, source="Google Cloud on demand, us-central1", date="2024-06-01"),
     ),
     "gcp-a3-megagpu-8g": Preset(
         title="a3-megagpu-8g: 8 H100 on NVSwitch, 1,600 Gb/s GPUDirect-TCPXO",

@@ -81,8 +81,8 @@ def _verdict(ranking: Ranking, scaling: Scaling | None) -> Iterator[str]:
     if scaling.speed_up < 1.0:
         one = (
             "one worker alone makes"
-                if scaling.best_fewer.workers == 1
-                else f"{scaling.best_fewer.workers} of them make"
+            if scaling.best_fewer.workers == 1
+            else f"{scaling.best_fewer.workers} of them make"
         )
         yield (
             f"Do not train this model on these {workers} workers: {one} {_rate(ranking, scaling.best_fewer)}, "
