@@ -33,6 +33,12 @@ class NodePrice:
     source: str
     date: str
 
+    def shared(self, devices: int) -> Prices:
+        """Returns the prices of a cluster of such nodes with so many workers each."""
+        return Prices(
+            per_worker_hour=self.per_hour / devices, currency="USD", source=self.source, date=self.date
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
@@ -81,12 +87,7 @@ class Preset:
             latency_s=self.latency_s,
         )
         memory_bytes = self.device_memory_bytes or None
-        prices = self.price and Prices(
-            per_worker_hour=self.price.per_hour / self.devices,
-            currency="USD",
-            source=self.price.source,
-            date=self.price.date,
-        )
+        prices = self.price.shared(self.devices) if self.price else None
         if self.devices == 1:
             return Cluster(
                 workers=nodes,

@@ -14,7 +14,8 @@ from typing import Any
 
 from tightwire import files
 from tightwire.cluster.imports import hardware
-from tightwire.cluster.values import Cluster, Level
+from tightwire.cluster.levels import Level
+from tightwire.cluster.values import Cluster
 from tightwire.errors import FileError
 from tightwire.units import print_rate
 
