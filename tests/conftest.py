@@ -1,6 +1,7 @@
 """Settings for all tests: nothing is judged by the clock, and runs are repeatable."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,3 +17,11 @@ torch.set_num_threads(1)  # tests run side by side, and worker threads share the
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--many`: laws on damaged messages make a million of each."""
     parser.addoption("--many", action="store_true", help="a million damaged messages for each decoder")
+    parser.addoption(
+        "--traced", action="store_true", help="make the traced device: tests/traced alone, in one process"
+    )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves the traced device out unless asked: torch has one such device, and all tests of a process would see it."""
+    return True if collection_path.name == "traced" and not config.getoption("--traced") else None

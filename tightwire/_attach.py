@@ -21,6 +21,7 @@ from tightwire.architecture import AllReduce, ParameterServer, Wiring, synthesis
 from tightwire.catalogue import parse_compression
 from tightwire.cluster import Cluster
 from tightwire.cluster.wiring import wiring_of
+from tightwire.devices import kinds_of, require_one_device
 from tightwire.errors import AttachError
 from tightwire.plan import Phases, Plan, PlanFile
 from tightwire.planner import Allowance
@@ -39,6 +40,7 @@ from tightwire.runtime.trace import Tracer
 from tightwire.runtime.tuning import Tuner
 from tightwire.schedule import Auto
 from tightwire.transport import Counting, Transport, current, workers_per_node
+from tightwire.transport.pinned import reaching
 
 
 class Scaler(Protocol):
@@ -124,8 +126,11 @@ def attach(
     ]
     for phase in chosen.plans:
         _require_servable(phase, transport.size, buffers)
+    settings["kind of device"] = kinds_of(model.parameters())
     require_agreement(transport, settings | wire_facts(compressions) | model_facts(model, left))
     require_attachable(model, optimizers)
+    device = require_one_device(dict(model.named_parameters()))
+    transport = reaching(transport, device)
     if transport.rank == 0 and transport.size > 1:
         _warn_of_sizes(chosen, model)
     counting = Counting(transport)

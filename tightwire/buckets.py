@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -95,6 +95,11 @@ def plan_layout(tensors: Mapping[str, Tensor], partition: Sequence[Sequence[int]
             f"a partition must name each of {len(names)} tensors exactly once; seen {partition}."
         )
     return tuple(_plan_bucket({names[p]: tensors[names[p]] for p in bucket}) for bucket in partition)
+
+
+def on_host(layout: Layout) -> Layout:
+    """Returns the same layout in host memory."""
+    return tuple(replace(bucket, device=torch.device("cpu")) for bucket in layout)
 
 
 def _plan_bucket(tensors: Mapping[str, Tensor]) -> BucketLayout:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterable
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from tightwire.architecture.round import Round
 from tightwire.averaging import BucketAverager, build_averager
 from tightwire.buckets import Bucket, plan_layout
 from tightwire.catalogue import parse_compression
-from tightwire.devices import DEVICES, Device, Mark, device_of
+from tightwire.devices import DEVICES, Device, DeviceMemory, Mark, device_of, require_one_device
+from tightwire.devices.pool import PinnedPool
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
 from tightwire.runtime.exchange import Exchange
@@ -28,6 +32,8 @@ class Numbered(Mark):
 class Recording(Device):
     """Notes which thread follows whose mark."""
 
+    kind, is_host = "cpu", True
+
     def __init__(self) -> None:
         self.followed: list[tuple[str, str]] = []
 
@@ -38,10 +44,31 @@ class Recording(Device):
         assert isinstance(mark, Numbered)
         self.followed.append((threading.current_thread().name, mark.thread))
 
+    def wait(self, mark: Mark) -> None:
+        raise AssertionError("nothing here waits on the host")
+
+    def side(self, like: torch.device) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def pinned(self, num_bytes: int) -> Tensor:
+        return torch.empty(num_bytes, dtype=torch.uint8)
+
+    def give_back(self, memory: Tensor, after: Mark | None = None) -> None:
+        pass
+
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        target.copy_(source)
+
+    def memory(self, devices: Iterable[torch.device]) -> DeviceMemory:
+        return DeviceMemory(allocated_bytes=0, peak_bytes=0, pinned_bytes=0)
+
+    def require_usable(self, device: torch.device) -> None:
+        pass
+
 
 def test_host_memory_is_known_and_other_devices_are_refused_by_name() -> None:
     assert device_of({"w": torch.zeros(2)}) is DEVICES["cpu"]
-    with pytest.raises(AttachError, match=r"head\.weight among them, are on meta"):
+    with pytest.raises(AttachError, match=r"head\.weight is on the meta device"):
         device_of({"head.weight": torch.empty(2, device="meta")})
 
 
@@ -74,3 +101,20 @@ def test_lanes_follow_who_filled_a_bucket_and_waiters_follow_the_lanes(filled: b
     main, lane = threading.current_thread().name, "tightwire-communication-0"
     assert device.followed.count((lane, main)) == 2
     assert device.followed.count((main, lane)) == 2
+
+
+def test_a_model_on_two_devices_is_refused_by_name() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta"))
+    with pytest.raises(AttachError, match=r"1\.weight is on the meta device"):
+        require_one_device(dict(model.named_parameters()))
+
+
+def test_pinned_memory_is_handed_out_again_only_after_the_copy_behind_it() -> None:
+    waited: list[Mark] = []
+    pool = PinnedPool(lambda n: torch.empty(n, dtype=torch.uint8), waited.append)
+    first, mark = pool.take(5000), Numbered("copy")
+    pool.put(first, mark)
+    assert pool.take(100).data_ptr() != first.data_ptr()  # of another size
+    assert pool.take(6000).data_ptr() == first.data_ptr()
+    assert waited == [mark]
+    assert pool.num_bytes == 8192 + 4096

@@ -72,7 +72,7 @@ class ACPSGDAverager(StatelessAverager):
                 name=slot.name,
                 elements=elements_of(slot),
                 size=size,
-                state=torch.zeros(1 + rank * sum(size), dtype=dtype),
+                state=torch.zeros(1 + rank * sum(size), dtype=dtype, device=bucket.device),
             )
             for slot, size in sizes
             if size
@@ -83,9 +83,12 @@ class ACPSGDAverager(StatelessAverager):
             [*(e.stop - e.start for e in self._plain), *(m.factor(which).numel() for m in self._matrices)]
             for which in (0, 1)
         ]
-        self._sent = [torch.zeros(sum(lengths), dtype=dtype) for lengths in self._lengths]
+        self._sent = [
+            torch.zeros(sum(lengths), dtype=dtype, device=bucket.device) for lengths in self._lengths
+        ]
         self._all_reduces = [
-            exact_runner(transport, flat.numel(), dtype, tag + i) for i, flat in enumerate(self._sent)
+            exact_runner(transport, flat.numel(), dtype, tag + i, bucket.device)
+            for i, flat in enumerate(self._sent)
         ]
         self._last = 0  # whose turn it was in the last run
         self.bytes_sent = max(runner.bytes_sent for runner in self._all_reduces)

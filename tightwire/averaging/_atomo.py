@@ -40,11 +40,13 @@ class AtomoAverager(StatelessAverager):
         sizes = [matrix(memory_shape(slot), rank) for slot in bucket.slots]
         self._plain = [elements_of(slot) for slot, size in zip(bucket.slots, sizes, strict=True) if not size]
         self._matrices = [(elements_of(s), size) for s, size in zip(bucket.slots, sizes, strict=True) if size]
-        self._plain_values = torch.zeros(sum(e.stop - e.start for e in self._plain), dtype=dtype)
-        self._all_reduce = exact_runner(transport, self._plain_values.numel(), dtype, tag)
+        self._plain_values = torch.zeros(
+            sum(e.stop - e.start for e in self._plain), dtype=dtype, device=bucket.device
+        )
+        self._all_reduce = exact_runner(transport, self._plain_values.numel(), dtype, tag, bucket.device)
         # Of each matrix rank rows and then rank columns, of every worker.
         self._lengths = [rank * length for _, size in self._matrices for length in size]
-        self._messages = torch.zeros(transport.size, sum(self._lengths), dtype=dtype)
+        self._messages = torch.zeros(transport.size, sum(self._lengths), dtype=dtype, device=bucket.device)
         self.bytes_sent = num_bytes
 
     def run(self, bucket: Tensor, mean: Tensor, *, seed: int) -> None:

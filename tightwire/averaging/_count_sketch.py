@@ -52,13 +52,13 @@ class CountSketchAverager(StatelessAverager):
         """
         rows, columns = table
         self._size, self._exact, self._kept = transport.size, exact, kept
-        self._table = torch.zeros(rows, columns)
-        self._taken = torch.zeros(0 if exact else rows, columns)
-        self._sketches = exact_runner(transport, self._table.numel(), torch.float32, tag)
-        self._values = torch.zeros(kept, dtype=bucket.dtype)
-        self._hitters = exact_runner(transport, kept, bucket.dtype, tag + 1)
-        self._estimates = torch.zeros(bucket.numel)
-        self._found = torch.empty(8 * kept, dtype=torch.uint8)
+        self._table = torch.zeros(rows, columns, device=bucket.device)
+        self._taken = torch.zeros(0 if exact else rows, columns, device=bucket.device)
+        self._sketches = exact_runner(transport, self._table.numel(), torch.float32, tag, bucket.device)
+        self._values = torch.zeros(kept, dtype=bucket.dtype, device=bucket.device)
+        self._hitters = exact_runner(transport, kept, bucket.dtype, tag + 1, bucket.device)
+        self._estimates = torch.zeros(bucket.numel, device=bucket.device)
+        self._found = torch.empty(8 * kept, dtype=torch.uint8, device=bucket.device)
         self.bytes_sent = num_bytes
 
     def run(self, bucket: Tensor, mean: Tensor, *, seed: int) -> None:

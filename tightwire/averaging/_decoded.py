@@ -34,7 +34,7 @@ class DecodedAverager(StatelessAverager):
         """
         self._codec, self._exact, self._rank = codec, exact, transport.rank
         num_bytes = codec.wire_bytes(bucket.numel, bucket.dtype.itemsize)
-        self._message = torch.empty(num_bytes, dtype=torch.uint8)
+        self._message = torch.empty(num_bytes, dtype=torch.uint8, device=bucket.device)
         self.delivery = codec.delivery
         self.error = codec.normal_error(bucket.numel)
         self.bytes_sent = exact.bytes_sent

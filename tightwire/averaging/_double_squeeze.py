@@ -39,7 +39,7 @@ class DoubleSqueezeAverager(StatelessAverager):
         self._transport, self._tag, self._codec = transport, tag << TAG_BITS, codec
         self._sizes = list(split(bucket.numel, transport.size, PIECE_MULTIPLE))
         sizes = [codec.wire_bytes(size, itemsize) for size in self._sizes]
-        self._outgoing = [torch.empty(size, dtype=torch.uint8) for size in sizes]
+        self._outgoing = [torch.empty(size, dtype=torch.uint8, device=bucket.device) for size in sizes]
         self._parts = [torch.empty_like(self._outgoing[transport.rank]) for _ in sizes]
         self._sums = [torch.empty_like(message) for message in self._outgoing]
         self.delivery = codec.delivery

@@ -41,8 +41,10 @@ class MajorityVoteAverager(StatelessAverager):
         self._transport, self._tag, self._codec = transport, tag << TAG_BITS, codec
         self._sizes = list(split(bucket.numel, transport.size, PIECE_MULTIPLE))
         sizes = [codec.wire_bytes(size) for size in self._sizes]
-        self._votes = [torch.empty(size, dtype=torch.uint8) for size in sizes]
-        self._received = torch.empty(transport.size, sizes[transport.rank], dtype=torch.uint8)
+        self._votes = [torch.empty(size, dtype=torch.uint8, device=bucket.device) for size in sizes]
+        self._received = torch.empty(
+            transport.size, sizes[transport.rank], dtype=torch.uint8, device=bucket.device
+        )
         self._outcomes = [torch.empty_like(message) for message in self._votes]
         self.bytes_sent = num_bytes
 

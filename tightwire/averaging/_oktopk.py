@@ -45,10 +45,13 @@ class OkTopKAverager(StatelessAverager):
         """
         self._transport, self._tag, self._count = transport, (tag + 1) << TAG_BITS, count
         self._kept, size = kept, count * (4 + bucket.dtype.itemsize)
-        self._selected = torch.empty(kept * (4 + bucket.dtype.itemsize), dtype=torch.uint8)
-        self._boundaries = exact_runner(transport, transport.size - 1, torch.float64, tag)
+        self._selected = torch.empty(
+            kept * (4 + bucket.dtype.itemsize), dtype=torch.uint8, device=bucket.device
+        )
+        self._boundaries = exact_runner(transport, transport.size - 1, torch.float64, tag, bucket.device)
         self._outgoing, self._landing = (
-            list(torch.empty(transport.size, size, dtype=torch.uint8).unbind()) for _ in range(2)
+            list(torch.empty(transport.size, size, dtype=torch.uint8, device=bucket.device).unbind())
+            for _ in range(2)
         )
         self.bytes_sent = num_bytes
 

@@ -75,8 +75,12 @@ class PowerSGDAverager:
         factored = [(slot, size) for slot in slots if (size := sizes[slot.name])]
         self._plain = [elements_of(slot) for slot in slots if not sizes[slot.name]]
         num_plain = sum(s.stop - s.start for s in self._plain)
-        self._ps = torch.zeros(num_plain + rank * sum(rows for _, (rows, _) in factored), dtype=dtype)
-        self._qs = torch.zeros(rank * sum(columns for _, (_, columns) in factored), dtype=dtype)
+        self._ps = torch.zeros(
+            num_plain + rank * sum(rows for _, (rows, _) in factored), dtype=dtype, device=bucket.device
+        )
+        self._qs = torch.zeros(
+            rank * sum(columns for _, (_, columns) in factored), dtype=dtype, device=bucket.device
+        )
         self._starts = torch.zeros_like(self._qs)
         self._plain_ps = self._ps[:num_plain]
         p = _cut(self._ps[num_plain:], [(rows, rank) for _, (rows, _) in factored])
@@ -92,7 +96,7 @@ class PowerSGDAverager:
         # Equal shapes lie together, so that what is done to small factors is done to all of them at once.
         self._p_batches = _batches(self._ps[num_plain:], [m.p for m in self._matrices])
         self._all_reduces = [
-            exact_runner(transport, flat.numel(), dtype, tag + i)
+            exact_runner(transport, flat.numel(), dtype, tag + i, bucket.device)
             for i, flat in enumerate((self._ps, self._qs))
         ]
 
@@ -185,4 +189,4 @@ def _batches(flat: Tensor, factors: Sequence[Tensor]) -> list[Tensor]:
 def noise(name: str, like: Tensor) -> Tensor:
     """Draws from the tensor's name: the same on every rank and in every bucket."""
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype)
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)

@@ -46,7 +46,9 @@ class SparseDoublingAverager(StatelessAverager):
         self._capacity, self._transport, self._tag = capacity, transport, tag << TAG_BITS
         self._numel, self._itemsize = bucket.numel, bucket.dtype.itemsize
         self._moves = doubling_moves(transport.size, transport.rank)
-        self._outgoing, self._landing = torch.empty(2, bucket.num_bytes, dtype=torch.uint8).unbind()
+        self._outgoing, self._landing = torch.empty(
+            2, bucket.num_bytes, dtype=torch.uint8, device=bucket.device
+        ).unbind()
         self.bytes_sent = num_bytes
         if capacity(self._numel, self._itemsize, 1) is None:  # nobody selects anything: all is sent
             self.delivery = "rounded"

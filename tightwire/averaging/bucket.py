@@ -13,9 +13,10 @@ from tightwire.answers import CompressionAnswer, Sender
 from tightwire.architecture.round import Round
 from tightwire.averaging.averager import Averager
 from tightwire.buckets import Bucket, BucketLayout
-from tightwire.compression.checks import is_finite
+from tightwire.compression.checks import FiniteCheck
 from tightwire.compression.codec import Codec
 from tightwire.compression.stage import Outcome, Stage, StageMemory, sender_at, sender_of, wide_dtype
+from tightwire.devices import device_named
 
 
 class Spared:
@@ -47,7 +48,6 @@ class BucketAverager:
 
     Attributes:
         bucket: holds this worker's values before `run` and the mean after it.
-        finite: whether the last mean was finite; the same on every rank.
     """
 
     def __init__(
@@ -72,7 +72,8 @@ class BucketAverager:
             PlanError: a stage that would not work around this sender over its program.
         """
         self.bucket = bucket
-        self.finite = True
+        self._check: FiniteCheck | None = None  # of the last mean
+        self._is_host = device_named(bucket.layout.device).is_host
         self._spared = spared
         self._compression = tuple(compression)
         self._build = build
@@ -97,6 +98,11 @@ class BucketAverager:
         )
         self._sent: Tensor | None = None
 
+    @property
+    def finite(self) -> bool:
+        """Whether the last mean was finite, the same on every rank; the host waits for it here, if it must."""
+        return self._check is None or bool(self._check)
+
     def bytes_in(self, round_number: int) -> int:
         """Returns the payload bytes that this rank sends in a round."""
         return self._averager_at(round_number).bytes_sent
@@ -117,7 +123,7 @@ class BucketAverager:
         else:
             assert self._work is not None
             self._averager.run(self._work.copy_(flat), flat, seed=now.seed)
-        self.finite = is_finite(flat)
+        self._check = FiniteCheck(flat, is_host=self._is_host)
         if self._spared is not None:
             self._spared.add(self._averager.spared_bytes)
 

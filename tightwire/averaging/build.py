@@ -10,8 +10,10 @@ from tightwire.averaging._decoded import DecodedAverager
 from tightwire.averaging.averager import Averager
 from tightwire.averaging.hierarchical import HierarchicalAverager
 from tightwire.averaging.method import TAGS, AveragingMethod
+from tightwire.averaging.on_host import OnHostAverager
 from tightwire.buckets import BucketLayout
 from tightwire.compression import Codec, Identity
+from tightwire.devices import device_named
 from tightwire.transport import Transport
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,8 @@ def build_averager(
         setting: what is known of the workers; by default, how many.
     """
     if isinstance(sender, AveragingMethod):
+        if sender.on_host and not device_named(bucket.device).is_host:
+            return OnHostAverager(sender, transport, bucket, tag=number * TAGS)
         return sender.build(transport, bucket, tag=number * TAGS)
     assert isinstance(sender, Codec), sender
     return all_reduce_averager(
@@ -73,7 +77,15 @@ def all_reduce_averager(
             return HierarchicalAverager(architecture.nodes(setting), codec, transport, bucket, tag)
         if architecture.travels_decoded(codec, numel, itemsize, transport.size):
             program = architecture.program_for(Identity(), numel, itemsize, setting)
-            exact = Runner(program, transport, numel=numel, dtype=bucket.dtype, codec=Identity(), tag=tag)
+            exact = Runner(
+                program,
+                transport,
+                numel=numel,
+                dtype=bucket.dtype,
+                codec=Identity(),
+                tag=tag,
+                device=bucket.device,
+            )
             logger.info(
                 "%s: gathered over %d workers its messages of %d elements would send more bytes than the values do; "
                 "they travel decoded",
@@ -81,4 +93,6 @@ def all_reduce_averager(
             )  # fmt: skip
             return DecodedAverager(codec, exact, transport, bucket)
     program = architecture.program_for(codec, numel, itemsize, setting)
-    return Runner(program, transport, numel=numel, dtype=bucket.dtype, codec=codec, tag=tag)
+    return Runner(
+        program, transport, numel=numel, dtype=bucket.dtype, codec=codec, tag=tag, device=bucket.device
+    )

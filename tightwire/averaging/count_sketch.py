@@ -91,7 +91,7 @@ class CountSketch(AveragingMethod):
 
         columns = self.columns(bucket.numel)
         if columns is None:
-            return exact_runner(transport, bucket.numel, bucket.dtype, tag)
+            return exact_runner(transport, bucket.numel, bucket.dtype, tag, bucket.device)
         shapes = [slot.shape for slot in bucket.slots]
         return CountSketchAverager(
             transport,

@@ -47,6 +47,7 @@ class Entropy(AveragingMethod):
     lossless: ClassVar[bool] = True
     unbiased: ClassVar[bool] = True
     bounded: ClassVar[bool] = True
+    on_host: ClassVar[bool] = True
 
     def bytes_sent(self, shapes: Sequence[Shape], itemsize: int, workers: int, rank: int) -> int:
         """Returns the bytes of one run where nothing shrinks; see `AveragingMethod.bytes_sent`."""

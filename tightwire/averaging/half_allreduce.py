@@ -10,7 +10,8 @@ from tightwire.architecture import Runner, build
 from tightwire.architecture.round import Round
 from tightwire.buckets import Bucket
 from tightwire.compression import Identity
-from tightwire.compression.checks import is_finite
+from tightwire.compression.checks import FiniteCheck
+from tightwire.devices import device_named
 from tightwire.transport import Transport
 
 PROGRAMS = {"scatter": "reduce-scatter", "gather": "all-gather"}
@@ -23,7 +24,6 @@ class HalfAllReduce:
 
     Attributes:
         bucket: holds this worker's values before the scatter, and the mean after the gather.
-        finite: whether the mean is finite, the same on every rank; before the gather nobody knows, and it is True.
     """
 
     def __init__(
@@ -38,7 +38,8 @@ class HalfAllReduce:
             tag: tells runners over one transport apart; the same on every rank.
         """
         self.bucket = bucket
-        self.finite = True
+        self._check: FiniteCheck | None = None
+        self._is_host = device_named(bucket.layout.device).is_host
         self._gathers = half == "gather"
         self._runner = Runner(
             build(PROGRAMS[half], transport.size),
@@ -47,7 +48,13 @@ class HalfAllReduce:
             dtype=bucket.layout.dtype,
             codec=Identity(),
             tag=tag,
+            device=bucket.layout.device,
         )
+
+    @property
+    def finite(self) -> bool:
+        """Whether the mean is finite, the same on every rank; before the gather nobody knows, and it is True."""
+        return self._check is None or bool(self._check)
 
     def bytes_in(self, round_number: int) -> int:
         """Returns the payload bytes that this rank sends in a round."""
@@ -58,7 +65,7 @@ class HalfAllReduce:
         flat = self.bucket.flat
         self._runner.run(flat, flat, seed=now.seed)
         if self._gathers:
-            self.finite = is_finite(flat)
+            self._check = FiniteCheck(flat, is_host=self._is_host)
 
     def keep(self) -> None:
         """Has learnt nothing."""

@@ -56,14 +56,34 @@ class HierarchicalAverager(StatelessAverager):
         across = Subset(transport, [other[inside.rank] for other in nodes])
         numel, dtype = bucket.numel, bucket.dtype
         self._size, self._rank = inside.size, inside.rank
-        self._scatter = Mover(build("reduce-scatter", inside.size), inside, numel=numel, dtype=dtype, tag=tag)
-        self._gather = Mover(build("all-gather", inside.size), inside, numel=numel, dtype=dtype, tag=tag + 1)
+        self._scatter = Mover(
+            build("reduce-scatter", inside.size),
+            inside,
+            numel=numel,
+            dtype=dtype,
+            tag=tag,
+            device=bucket.device,
+        )
+        self._gather = Mover(
+            build("all-gather", inside.size),
+            inside,
+            numel=numel,
+            dtype=dtype,
+            tag=tag + 1,
+            device=bucket.device,
+        )
         shard = self._scatter.program.chunk_sizes(numel)[self._rank]
         name = AllReduce().program_name(codec, across.size, shard, dtype.itemsize)
         self._across: Averager = Runner(
-            build(name, across.size), across, numel=shard, dtype=dtype, codec=codec, tag=tag + 2
+            build(name, across.size),
+            across,
+            numel=shard,
+            dtype=dtype,
+            codec=codec,
+            tag=tag + 2,
+            device=bucket.device,
         )
-        self._own = torch.empty(shard, dtype=dtype)
+        self._own = torch.empty(shard, dtype=dtype, device=bucket.device)
         self.delivery, self.error = codec.delivery, self._across.error
         self.bytes_sent = self._scatter.bytes_sent + self._across.bytes_sent + self._gather.bytes_sent
 

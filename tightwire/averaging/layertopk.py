@@ -68,7 +68,15 @@ class LayerTopK(AveragingMethod):
 
         codec = self._codec(tuple(slot.numel for slot in bucket.slots))
         program = build("allgather", transport.size)
-        return Runner(program, transport, numel=bucket.numel, dtype=bucket.dtype, codec=codec, tag=tag)
+        return Runner(
+            program,
+            transport,
+            numel=bucket.numel,
+            dtype=bucket.dtype,
+            codec=codec,
+            tag=tag,
+            device=bucket.device,
+        )
 
     def _codec(self, sizes: tuple[int, ...]) -> LayeredTopK:
         return LayeredTopK(ratio=self.ratio, by=self.by, sizes=tuple(filter(None, sizes)))

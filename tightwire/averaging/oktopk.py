@@ -61,7 +61,7 @@ class OkTopK(TopKMethod):
         itemsize = bucket.dtype.itemsize
         count = self.capacity(bucket.numel, itemsize, transport.size)
         if count is None:
-            return exact_runner(transport, bucket.numel, bucket.dtype, tag)
+            return exact_runner(transport, bucket.numel, bucket.dtype, tag, bucket.device)
         shapes = [slot.shape for slot in bucket.slots]
         num_bytes = self.bytes_sent(shapes, itemsize, transport.size, transport.rank)
         kept = self.kept(bucket.numel)

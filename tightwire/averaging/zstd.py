@@ -45,6 +45,7 @@ class Zstd(AveragingMethod):
     lossless: ClassVar[bool] = True
     unbiased: ClassVar[bool] = True
     bounded: ClassVar[bool] = True
+    on_host: ClassVar[bool] = True
 
     level: int = 1
     delta: bool = False

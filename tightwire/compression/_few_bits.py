@@ -7,8 +7,9 @@ sent of an element is never further from it than nothing would be.
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING
+
+from tightwire import kernels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +71,7 @@ def unpacked(message: Tensor, count: int, bits: int) -> Tensor:
     return numbers.int()
 
 
-@functools.lru_cache(maxsize=64)
+@kernels.per_thread
 def _places(bits: int, device: object) -> Tensor:
     import torch
 

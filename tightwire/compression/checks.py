@@ -83,6 +83,28 @@ def check_ratio(member: Member, ratio: float) -> None:
         )
 
 
+class FiniteCheck:
+    """Whether every element of a tensor is finite, asked for now and looked at later.
+
+    Where the memory is the host's the answer is there at once. Elsewhere the sum is queued behind what fills the
+    tensor, and the host waits for it where it asks: nothing waits while averages are still on their way.
+    """
+
+    def __init__(self, x: Tensor, *, is_host: bool) -> None:
+        """Begins; `x` stays as it is until somebody has asked."""
+        self._x = x
+        self._finite = is_finite(x) if is_host or x.numel() == 0 else None
+        self._sum = x.sum() if self._finite is None else None
+
+    def __bool__(self) -> bool:
+        """Waits for the answer; asked by whoever follows what filled the tensor."""
+        if self._finite is None:
+            assert self._sum is not None
+            self._finite = math.isfinite(self._sum.item()) or is_finite(self._x)
+            self._sum = None
+        return self._finite
+
+
 def is_finite(x: Tensor) -> bool:
     """Whether every element is finite; allocates nothing of its size.
 

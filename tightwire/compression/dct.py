@@ -109,8 +109,14 @@ class Cosines(Codec):
         return _normal.selecting(self.kept / self.chunk)
 
 
-@functools.cache
+@kernels.per_thread
 def _waves(chunk: int, device: Any) -> Tensor:
+    """Returns `_waves_on_host`, on a device."""
+    return _waves_on_host(chunk).to(device)
+
+
+@functools.cache
+def _waves_on_host(chunk: int) -> Tensor:
     """Returns the wave of each coefficient, (chunk, chunk) float32.
 
     Scaled so that no coefficient is larger than the largest element.
@@ -122,4 +128,4 @@ def _waves(chunk: int, device: Any) -> Tensor:
         dtype=torch.float64,
     )
     waves[0] *= math.sqrt(0.5)
-    return (2 * waves).float().to(device)
+    return (2 * waves).float()

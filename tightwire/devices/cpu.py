@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import final
+import contextlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, final
 
-from tightwire.devices.device import Device, Mark
+from tightwire.devices.device import Device, DeviceMemory, Mark
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @final
@@ -19,9 +25,39 @@ _PAST = HostMark()
 class Cpu(Device):
     """The null object among devices."""
 
+    kind = "cpu"
+    is_host = True
+
     def mark(self) -> Mark:
         """Marks nothing."""
         return _PAST
 
     def follow(self, mark: Mark) -> None:
         """Has nothing to follow."""
+
+    def wait(self, mark: Mark) -> None:
+        """Has nothing to wait for."""
+
+    def side(self, like: torch.device) -> contextlib.AbstractContextManager[None]:
+        """Changes nothing: there are no streams."""
+        return contextlib.nullcontext()
+
+    def pinned(self, num_bytes: int) -> Tensor:
+        """Returns ordinary memory."""
+        import torch
+
+        return torch.empty(num_bytes, dtype=torch.uint8)
+
+    def give_back(self, memory: Tensor, after: Mark | None = None) -> None:
+        """Leaves it to the allocator."""
+
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        """Copies."""
+        target.copy_(source)
+
+    def memory(self, devices: Iterable[torch.device]) -> DeviceMemory:
+        """Counts nothing."""
+        return DeviceMemory(allocated_bytes=0, peak_bytes=0, pinned_bytes=0)
+
+    def require_usable(self, device: torch.device) -> None:
+        """Accepts."""

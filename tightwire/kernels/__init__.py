@@ -35,23 +35,32 @@ import functools
 import importlib
 import importlib.util
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tightwire.kernels._scratch import scratch_tensor
+from tightwire.kernels._scratch import per_thread, scratch_tensor
 
 if TYPE_CHECKING:
     from types import ModuleType
 
     from torch import Tensor
 
-__all__ = ["of", "scratch_tensor"]
+__all__ = ["install", "of", "per_thread", "scratch_tensor"]
 
 _PACKAGES = {"cpu": "cpu", "cuda": "triton"}
+_INSTALLED: dict[str, Any] = {}
 
 
-def of(tensor: Tensor) -> ModuleType:
+def install(kind: str, functions: Any) -> None:
+    """Has tensors on devices of a kind use other functions, as attributes of one object; for devices made elsewhere."""
+    _INSTALLED[kind] = functions
+
+
+def of(tensor: Tensor) -> Any:
     """Returns the kernels for the device that `tensor` is on; plain torch where there are none of its own."""
-    return _module(_PACKAGES.get(tensor.device.type, "reference"))
+    kind = tensor.device.type
+    if kind in _PACKAGES:
+        return _module(_PACKAGES[kind])
+    return _INSTALLED[kind] if kind in _INSTALLED else _module("reference")
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -87,6 +88,7 @@ class Exchange:
             )
             for lane, queue in enumerate(self._queues)
         ]
+        self._where = [averager.bucket.layout.device for averager in self.averagers]
         for thread in self._threads:
             thread.start()
 
@@ -182,6 +184,12 @@ class Exchange:
         self._changed.notify_all()
 
     def _serve(self, queue: deque[int]) -> None:
+        with contextlib.ExitStack() as stack:
+            for where in self._where[:1]:
+                stack.enter_context(self._device.side(where))  # a stream of the lane's own
+            self._move(queue)
+
+    def _move(self, queue: deque[int]) -> None:
         while (piece := self._await_work(queue)) is not None:
             start_s = time.perf_counter()
             try:

@@ -12,10 +12,9 @@ from torch.nn import Parameter
 from tightwire.answers import CompressionAnswer
 from tightwire.architecture.gossip.mixers import SGP, Mixer, build_mixer
 from tightwire.architecture.gossip.neighbours import Neighbours
-from tightwire.buckets import Bucket, BucketLayout, plan_layout
+from tightwire.buckets import Bucket, BucketLayout, on_host, plan_layout
 from tightwire.compression import Codec, compile_kernels
 from tightwire.compression.checks import is_finite
-from tightwire.devices import device_of
 from tightwire.plan import Plan
 from tightwire.runtime.context import RunContext
 from tightwire.schedule import TensorFacts
@@ -97,11 +96,11 @@ def cut(
     parameters: Mapping[str, Tensor], plan: Plan, context: RunContext
 ) -> list[tuple[BucketLayout, Sequence[CompressionAnswer]]]:
     """Returns the buckets, each with how it travels."""
-    device_of(parameters)  # or refused
     routes = {name: context.compression_of(name, p, plan) for name, p in parameters.items()}
     facts = [
         TensorFacts(num_bytes=p.numel() * p.itemsize, kind=(str(p.dtype), *map(str, routes[name])))
         for name, p in parameters.items()
     ]
-    layouts = plan_layout(parameters, plan.schedule.partition(facts))
+    # Neighbours' values are mixed on the host, wherever the parameters are.
+    layouts = on_host(plan_layout(parameters, plan.schedule.partition(facts)))
     return [(layout, routes[layout.slots[0].name]) for layout in layouts]

@@ -80,6 +80,9 @@ class Transport(abc.ABC):
         deadline_s: the longest that a rank may be silent while it is waited for.
         late_s: the longest that a rank may be waited for that is alive; a warning names it after `deadline_s`.
         native_dtypes: torch dtype names, as in "float32", that `all_reduce` can sum.
+        moves: types of devices, as in "cpu", whose memory it moves.
+        is_ordered: whether messages are told apart by the order in which both sides ask for them, and not by tags: what
+            is asked for between two waits then starts together, and must be able to end together.
     """
 
     rank: int
@@ -87,6 +90,8 @@ class Transport(abc.ABC):
     deadline_s: float
     late_s: float
     native_dtypes: frozenset[str]
+    moves: frozenset[str] = frozenset({"cpu"})
+    is_ordered: bool = False
 
     @abc.abstractmethod
     def isend(self, tensor: Tensor, dst: int, tag: int) -> Work:

@@ -22,6 +22,7 @@ class Wrapper(Transport):
         self.size = inner.size
         self.deadline_s, self.late_s = inner.deadline_s, inner.late_s
         self.native_dtypes = inner.native_dtypes
+        self.moves, self.is_ordered = inner.moves, inner.is_ordered
 
     @abc.abstractmethod
     def wrap(self, child: Transport, ranks: Sequence[int]) -> Transport:

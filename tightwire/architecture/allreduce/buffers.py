@@ -32,6 +32,7 @@ class RunnerJob:
     numel: int
     dtype: torch.dtype
     pieces: Pieces
+    device: torch.device
 
 
 class Buffers(abc.ABC):
@@ -64,7 +65,9 @@ class DenseBuffers(Buffers):
     def __init__(self, job: RunnerJob, num_slots: int) -> None:
         self._sizes = list(job.pieces.sizes)
         self._num_ranks = job.program.num_ranks
-        self._slots = torch.empty(num_slots, max(self._sizes, default=0), dtype=job.dtype).unbind()
+        self._slots = torch.empty(
+            num_slots, max(self._sizes, default=0), dtype=job.dtype, device=job.device
+        ).unbind()
         self._views: Sequence[Tensor] = ()
 
     def begin(self, work: Tensor, mean: Tensor, seed: int) -> None:
@@ -108,8 +111,8 @@ class MessageBuffers(Buffers):
         self._codec, self._num_ranks = job.codec, job.program.num_ranks
         self._sizes = list(job.pieces.sizes)
         self._bytes = message_sizes(job.program, job.codec, job.pieces, job.dtype.itemsize)
-        self._messages = _aligned(self._bytes)
-        self._slots = _aligned([max(self._bytes, default=0)] * num_slots)
+        self._messages = _aligned(self._bytes, job.device)
+        self._slots = _aligned([max(self._bytes, default=0)] * num_slots, job.device)
         self._work: Sequence[Tensor] = ()
         self._mean: Sequence[Tensor] = ()
         self._seed = 0
@@ -191,7 +194,7 @@ class GatherBuffers(Buffers):
     def __init__(self, job: RunnerJob, num_slots: int) -> None:
         self._codec, self._rank = job.codec, job.rank
         self._messages = _aligned(
-            [job.codec.wire_bytes(job.numel, job.dtype.itemsize)] * job.program.num_ranks
+            [job.codec.wire_bytes(job.numel, job.dtype.itemsize)] * job.program.num_ranks, job.device
         )
         self._pieces: list[Tensor] = []
         for message, of_chunk in zip(self._messages, job.pieces.of_chunk, strict=True):
@@ -222,10 +225,10 @@ class GatherBuffers(Buffers):
         self._mean.div_(len(self._messages))
 
 
-def _aligned(sizes: Sequence[int]) -> list[Tensor]:
+def _aligned(sizes: Sequence[int], device: torch.device) -> list[Tensor]:
     """Allocates byte buffers in one block, each where any dtype may begin."""
     padded = [-(-size // ALIGN_BYTES) * ALIGN_BYTES for size in sizes]
-    block = torch.empty(sum(padded), dtype=torch.uint8)
+    block = torch.empty(sum(padded), dtype=torch.uint8, device=device)
     return (
         [view[:size] for view, size in zip(block.split_with_sizes(padded), sizes, strict=True)]
         if sizes

@@ -22,12 +22,17 @@ def exact_bytes(numel: int, itemsize: int, workers: int, rank: int) -> int:
     return predict_bytes(_program(numel * itemsize, workers), Identity(), numel, itemsize, rank)
 
 
-def exact_runner(transport: Transport, numel: int, dtype: torch.dtype, tag: int) -> Runner:
-    """Builds an exact all-reduce; see `Runner`."""
+def exact_runner(
+    transport: Transport, numel: int, dtype: torch.dtype, tag: int, device: torch.device | None = None
+) -> Runner:
+    """Builds an exact all-reduce of buffers on a device, the host by default; see `Runner`."""
     from tightwire.architecture import Runner
+    from tightwire.architecture.allreduce.runner import HOST
 
     program = _program(numel * dtype.itemsize, transport.size)
-    return Runner(program, transport, numel=numel, dtype=dtype, codec=Identity(), tag=tag)
+    return Runner(
+        program, transport, numel=numel, dtype=dtype, codec=Identity(), tag=tag, device=device or HOST
+    )
 
 
 def _program(num_bytes: int, workers: int) -> Program:

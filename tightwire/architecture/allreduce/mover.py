@@ -11,6 +11,7 @@ from tightwire.architecture.allreduce.buffers import Buffers, RunnerJob
 from tightwire.architecture.allreduce.engine import RECEIVES_AHEAD, PartRunner
 from tightwire.architecture.allreduce.part import Receive, Send, part_of
 from tightwire.architecture.allreduce.program import Program
+from tightwire.architecture.allreduce.runner import HOST
 from tightwire.architecture.allreduce.traffic import PIECE_BYTES, pieces_of, predict_bytes
 from tightwire.compression import Identity
 from tightwire.errors import ProgramError, TensorError
@@ -34,6 +35,7 @@ class Mover:
         dtype: torch.dtype,
         tag: int = 0,
         piece_bytes: int = PIECE_BYTES,
+        device: torch.device = HOST,
     ) -> None:
         """Allocates all that runs will need.
 
@@ -44,6 +46,7 @@ class Mover:
             dtype: theirs.
             tag: tells what is under way on one transport together apart; the same on all ranks.
             piece_bytes: chunks travel in pieces of about this size at most.
+            device: where the buffers are.
 
         Raises:
             ProgramError: a program that is wrong or for other numbers of ranks, or a size that cannot be shared.
@@ -61,7 +64,13 @@ class Mover:
         self.bytes_sent = predict_bytes(program, codec, whole, dtype.itemsize, transport.rank, piece_bytes)
         pieces = pieces_of(program, codec, whole, dtype.itemsize, piece_bytes)
         job = RunnerJob(
-            program=program, rank=transport.rank, codec=codec, numel=whole, dtype=dtype, pieces=pieces
+            program=program,
+            rank=transport.rank,
+            codec=codec,
+            numel=whole,
+            dtype=dtype,
+            pieces=pieces,
+            device=device,
         )
         part = part_of(program, transport.rank, pieces, tag)
         self._buffers = SumBuffers(job, min(RECEIVES_AHEAD, len(part.receives)))
@@ -133,7 +142,9 @@ class SumBuffers(Buffers):
 
     def __init__(self, job: RunnerJob, num_slots: int) -> None:
         self.sizes = list(job.pieces.sizes)
-        self._slots = torch.empty(num_slots, max(self.sizes, default=0), dtype=job.dtype).unbind()
+        self._slots = torch.empty(
+            num_slots, max(self.sizes, default=0), dtype=job.dtype, device=job.device
+        ).unbind()
         self._views: Sequence[Tensor] = ()
 
     def place(self, where: Tensor | Sequence[Tensor]) -> None:

@@ -22,6 +22,9 @@ from tightwire.compression.codec import Codec
 from tightwire.errors import ProgramError, TensorError
 from tightwire.transport.base import Transport
 
+# Where buffers are unless something else is said.
+HOST = torch.device("cpu")
+
 
 class Runner:
     """Averages buffers of one size and dtype over all ranks, by a program and a codec.
@@ -49,6 +52,7 @@ class Runner:
         codec: Codec,
         tag: int = 0,
         piece_bytes: int = PIECE_BYTES,
+        device: torch.device = HOST,
     ) -> None:
         """Allocates all that runs will need.
 
@@ -60,6 +64,7 @@ class Runner:
             codec: whose messages the program can carry.
             tag: tells runners apart that are under way on one transport together; the same on all ranks.
             piece_bytes: chunks travel in pieces of at most this size: one is added while the next arrives.
+            device: where the buffers are.
 
         Raises:
             ProgramError: a program that is wrong, cannot carry the codec, or is for other numbers of ranks.
@@ -74,7 +79,13 @@ class Runner:
         self.bytes_sent = predict_bytes(program, codec, numel, dtype.itemsize, transport.rank, piece_bytes)
         pieces = pieces_of(program, codec, numel, dtype.itemsize, piece_bytes)
         job = RunnerJob(
-            program=program, rank=transport.rank, codec=codec, numel=numel, dtype=dtype, pieces=pieces
+            program=program,
+            rank=transport.rank,
+            codec=codec,
+            numel=numel,
+            dtype=dtype,
+            pieces=pieces,
+            device=device,
         )
         self._way = _way(job, transport, tag) if numel and transport.size > 1 else None
 
@@ -168,7 +179,7 @@ class _Native:
         self._sums_as = dtype_named(name)
         in_place = job.codec.sums_as == "" and job.codec.lossless
         num_bytes = 0 if in_place else job.codec.wire_bytes(job.numel, job.dtype.itemsize)
-        self._message = None if in_place else torch.empty(num_bytes, dtype=torch.uint8)
+        self._message = None if in_place else torch.empty(num_bytes, dtype=torch.uint8, device=job.device)
 
     def run(self, work: Tensor, mean: Tensor, seed: int) -> None:
         if self._message is None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
 from tightwire.kernels._rotations import cosine_network, cosine_scale
-from tightwire.kernels._scratch import scratch_tensor
+from tightwire.kernels._scratch import per_thread, scratch_tensor
 from tightwire.kernels.triton import _cosines
 from tightwire.kernels.triton import _parts as parts
 from tightwire.kernels.triton.blocks import select_blocks
@@ -33,7 +31,7 @@ def encode_cosines(
     _add_waves(message, x, backward, kept, -1)
 
 
-@functools.cache
+@per_thread
 def _network(chunk: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns partners, weights and order of the network, on the device."""
     network = cosine_network(chunk)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
+from tightwire.kernels._scratch import per_thread
 from tightwire.kernels.formats import Fp8
 from tightwire.kernels.reference import floats as reference
 from tightwire.kernels.reference.floats import FP8_DTYPES
@@ -49,7 +48,7 @@ def decode_fp8(message: Tensor, out: Tensor, block: int, form: Fp8, add: bool) -
     )
 
 
-@functools.cache
+@per_thread
 def _values(form: Fp8, device: torch.device) -> Tensor:
     """Returns the float32 that each byte stands for."""
     return torch.arange(256, dtype=torch.uint8).view(FP8_DTYPES[form]).float().to(device)

@@ -25,10 +25,9 @@ from tightwire.architecture.server.parameter_server import Roles
 from tightwire.architecture.server.service import Service
 from tightwire.architecture.server.shard import Shard
 from tightwire.averaging.bucket import BucketAverager
-from tightwire.buckets import Bucket, plan_layout
+from tightwire.buckets import Bucket, on_host, plan_layout
 from tightwire.compression import Codec, Identity
 from tightwire.compression.compiling import compile_kernels
-from tightwire.devices import device_of
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
 from tightwire.runtime.context import RunContext
@@ -58,7 +57,6 @@ class ServerEngine(BaseEngine):
         self._trained = _stepped_by(optimizer, parameters)
         self._others = {n: (p, p._version) for n, p in parameters.items() if n not in self._trained}
         self._groups = _sizes(optimizer)
-        device_of(self._trained)  # or refused
         self._context, self._roles, self._rank = context, roles, transport.rank
         self._settings = Settings(optimizer)
         owner_of = dict(
@@ -246,7 +244,8 @@ class ServerEngine(BaseEngine):
             TensorFacts(num_bytes=p.numel() * p.itemsize, kind=(str(p.dtype), *map(str, routes[name])))
             for name, p in tensors.items()
         ]
-        layout = plan_layout(tensors, plan.schedule.partition(facts))
+        # Shards and what travels to them are on the host, wherever the parameters are.
+        layout = on_host(plan_layout(tensors, plan.schedule.partition(facts)))
         compressions = tuple(routes[bucket.slots[0].name] for bucket in layout)
         for bucket, compression in zip(layout, compressions, strict=True):
             if isinstance(compression[0], Codec):
@@ -258,7 +257,7 @@ class ServerEngine(BaseEngine):
         return Shard(
             layout,
             policy,
-            {name: self._trained[name].detach() for name in layout.names},
+            {name: self._trained[name].detach().cpu() for name in layout.names},
             self._optimizer,
             {id(p): name for name, p in self._trained.items()},
             workers=self._roles.workers,

@@ -1,0 +1,54 @@
+"""Pinned host memory that is handed out again and again: making it costs more than a copy does."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tightwire.devices.device import Mark
+
+SMALLEST_BYTES = 4096
+
+
+class PinnedPool:
+    """Blocks of host memory by size, a power of two; a block is handed out once the last copy behind it is over.
+
+    Attributes:
+        num_bytes: that exist, handed out or not.
+    """
+
+    def __init__(self, make: Callable[[int], Tensor], wait: Callable[[Mark], None]) -> None:
+        """Keeps how memory is made, from its size in bytes, and how the host waits for a mark."""
+        self.num_bytes = 0
+        self._make, self._wait = make, wait
+        self._free: dict[int, list[tuple[Tensor, Mark | None]]] = {}
+        self._blocks: dict[int, Tensor] = {}
+        self._lock = threading.Lock()
+
+    def take(self, num_bytes: int) -> Tensor:
+        """Returns (num_bytes,) uint8; blocks only where the oldest free block still has a copy behind it."""
+        size = max(SMALLEST_BYTES, 1 << max(num_bytes - 1, 0).bit_length())
+        with self._lock:
+            waiting = self._free.setdefault(size, [])
+            found = waiting.pop(0) if waiting else None
+            if found is None:
+                self.num_bytes += size
+        if found is None:
+            block = self._make(size)
+            with self._lock:
+                self._blocks[block.data_ptr()] = block
+        else:
+            block, after = found
+            if after is not None:
+                self._wait(after)
+        return block[:num_bytes]
+
+    def put(self, memory: Tensor, after: Mark | None) -> None:
+        """Takes a block back."""
+        with self._lock:
+            block = self._blocks[memory.data_ptr()]
+            self._free[block.numel()].append((block, after))

@@ -1,0 +1,209 @@
+"""A device for tests, without a GPU: it does everything late, in any order that streams allow, and finds races.
+
+`traced` is a torch device (`model.to("traced")`) with streams, events and pinned memory of its own. A read that does
+not wait for the write before it is a wrong number, because the write has not happened, and a race with both lines
+named, because neither agent's vector clock knew of the other.
+
+It is never registered unless a test or `tightwire bench gpu --emulate` asks: torch has one such device per process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from types import SimpleNamespace
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from tightwire import kernels
+from tightwire.devices import DEVICES
+from tightwire.devices.device import Device, DeviceMemory, Mark
+from tightwire.devices.pool import PinnedPool
+from tightwire.devices.traced.backend import KIND, Backend
+from tightwire.devices.traced.clocks import Clock, Race
+from tightwire.devices.traced.streams import StreamEvent, Streams
+
+__all__ = ["KIND", "Race", "TracedDevice", "install"]
+
+
+@final
+class TracedMark(Mark):
+    """Events, and what the thread that made them knew."""
+
+    def __init__(self, events: list[StreamEvent], known: Clock) -> None:
+        self.events, self.known = events, known
+
+
+@final
+class TracedDevice(Device):
+    """The emulated device; `omit` leaves out one wait, to see that it is missed.
+
+    Attributes:
+        omitted: the sites whose waits are left out: `follow` or `wait`, and the line that calls it.
+        sites: all that were met.
+    """
+
+    kind = KIND
+    is_host = False
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.omitted: frozenset[str] = frozenset()
+        self.sites: set[str] = set()
+        self._local = threading.local()
+        self._pool = PinnedPool(backend.pin, self.wait)
+
+    def restart(self, *, seed: int = 0, haste: float = 0.0) -> None:
+        """Forgets all memory, and begins a run in which streams progress as `Streams` says."""
+        self._backend.restart(seed, haste)
+        self._pool = PinnedPool(self._backend.pin, self.wait)
+        self.sites = set()
+
+    @property
+    def scheduler(self) -> Streams:
+        """Of the present run."""
+        return self._backend.scheduler
+
+    @property
+    def races(self) -> list[Race]:
+        """Found so far in the present run."""
+        return self.scheduler.memory.races
+
+    def mark(self) -> Mark:
+        """Records an event on this thread's stream of the device that it last used."""
+        events = [self.scheduler.record(self.scheduler.current(i)) for i in self._indices()]
+        return TracedMark(events, self.scheduler.knowledge())
+
+    def follow(self, mark: Mark) -> None:
+        """Has this thread's streams begin after the mark."""
+        assert isinstance(mark, TracedMark)
+        if self._omits("follow"):
+            return
+        self.scheduler.learn(mark.known)
+        for event in mark.events:
+            for i in self._indices():
+                self.scheduler.follow(self.scheduler.current(i), event)
+
+    def wait(self, mark: Mark) -> None:
+        """Does what the mark marks."""
+        assert isinstance(mark, TracedMark)
+        if self._omits("wait"):
+            return
+        self.scheduler.learn(mark.known)
+        for event in mark.events:
+            self.scheduler.wait(event)
+
+    @contextlib.contextmanager
+    def side(self, like: torch.device) -> Iterator[None]:
+        """Makes a stream current in this thread."""
+        index = like.index or 0
+        self.scheduler.make_current(index, self.scheduler.stream(threading.current_thread().name))
+        try:
+            yield
+        finally:
+            self.scheduler.make_current(index, None)
+
+    def pinned(self, num_bytes: int) -> Tensor:
+        """Returns memory from the pool."""
+        return self._pool.take(num_bytes)
+
+    def give_back(self, memory: Tensor, after: Mark | None = None) -> None:
+        """Returns it to the pool."""
+        self._pool.put(memory, after or TracedMark([], self.scheduler.knowledge()))
+
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        """Queues a copy."""
+        target.copy_(source, non_blocking=True)
+
+    def memory(self, devices: Iterable[torch.device]) -> DeviceMemory:
+        """Counts pinned memory alone: blocks of a run are given back together."""
+        return DeviceMemory(allocated_bytes=0, peak_bytes=0, pinned_bytes=self._pool.num_bytes)
+
+    def require_usable(self, device: torch.device) -> None:
+        """Accepts."""
+
+    def host_reads(self, tensor: Tensor) -> None:
+        """Notes that this thread reads pinned memory, as a transport does that sends it."""
+        self.scheduler.touch_on_host(self._backend.spans(tensor), [], "sent by the host")
+
+    def host_writes(self, tensor: Tensor) -> None:
+        """Notes that this thread writes pinned memory, as a transport does that receives into it."""
+        self.scheduler.touch_on_host([], self._backend.spans(tensor), "received by the host")
+
+    def _indices(self) -> tuple[int, ...]:
+        return (0,)
+
+    def _omits(self, kind: str) -> bool:
+        frame = inspect.currentframe()
+        while frame is not None and "/devices/" in frame.f_code.co_filename:
+            frame = frame.f_back
+        name = frame.f_code.co_qualname if frame is not None else "nobody"
+        site = f"{kind} in {name}"
+        self.sites.add(site)
+        return site in self.omitted
+
+
+# Arguments that kernels of these names only read.
+_READ_ONLY = {
+    "decode": ("message", "backward"),
+    "scatter": ("message",),
+    "dequantise": ("message",),
+    "count_votes": ("messages",),
+    "join_planes": ("message",),
+    "split_planes": ("bits",),
+    "estimate": ("table",),
+    "add_to_sketch": ("x",),
+    "mean_magnitude": ("values",),
+    "encode": ("backward", "found"),
+}
+
+
+class _Kernels(SimpleNamespace):
+    """The CPU's kernels, queued; those that return a value wait for the stream, as on CUDA."""
+
+    def __init__(self, backend: Backend) -> None:
+        super().__init__()
+        self._backend = backend
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        from tightwire.kernels import cpu
+
+        function: Callable[..., Any] = vars(cpu)[name]
+        answers = inspect.signature(function).return_annotation not in (None, "None")
+        backend = self._backend
+
+        def launch(*args: Any, **kwargs: Any) -> Any:
+            tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+            lowered = [backend.on_host(x) if isinstance(x, Tensor) else x for x in args]
+            named = {k: backend.on_host(x) if isinstance(x, Tensor) else x for k, x in kwargs.items()}
+            results: list[Any] = []
+            bound = inspect.signature(function).bind(*args, **kwargs).arguments
+            untouched = next((names for prefix, names in _READ_ONLY.items() if name.startswith(prefix)), ())
+            written = [x for k, x in bound.items() if isinstance(x, Tensor) and k not in untouched]
+            backend.launch(lambda: results.append(function(*lowered, **named)), tensors, written, name)
+            if not answers:
+                return None
+            backend.wait_for_stream(tensors)
+            return results[0]
+
+        setattr(self, name, launch)
+        return launch
+
+
+_installed: list[TracedDevice] = []
+
+
+def install() -> TracedDevice:
+    """Makes the device known to torch and to Tightwire, once in a process, and returns it."""
+    if not _installed:
+        backend = Backend()
+        backend.register()
+        device = TracedDevice(backend)
+        DEVICES[KIND] = device
+        kernels.install(KIND, _Kernels(backend))
+        _installed.append(device)
+    return _installed[0]
