@@ -24,10 +24,10 @@ from tightwire.devices import DEVICES
 from tightwire.devices.device import Device, DeviceMemory, Mark
 from tightwire.devices.pool import PinnedPool
 from tightwire.devices.traced.backend import KIND, Backend
-from tightwire.devices.traced.clocks import Clock, Race
+from tightwire.devices.traced.clocks import AccessRace, Clock
 from tightwire.devices.traced.streams import StreamEvent, Streams
 
-__all__ = ["KIND", "Race", "TracedDevice", "install"]
+__all__ = ["KIND", "AccessRace", "TracedDevice", "install"]
 
 
 @final
@@ -69,7 +69,7 @@ class TracedDevice(Device):
         return self._backend.scheduler
 
     @property
-    def races(self) -> list[Race]:
+    def races(self) -> list[AccessRace]:
         """Found so far in the present run."""
         return self.scheduler.memory.races
 

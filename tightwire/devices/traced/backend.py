@@ -4,7 +4,7 @@ Torch's own seam for devices made elsewhere (`PrivateUse1`) sends every operatio
 one function. Views are made at once, for they touch no values; what waits for values (`item`, a copy to ordinary
 host memory) drains the stream first, as on CUDA; everything else is queued, and done on the bytes later.
 
-Once made, the device belongs to the process: torch has one such name. TouchedMemory of a run is given back together.
+Once made, the device belongs to the process: torch has one such name. Memory of a run is given back together.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _SYNCHRONOUS: Final = frozenset(
 
 
 class Backend:
-    """TouchedMemory and operations of the device.
+    """Memory and operations of the device.
 
     Attributes:
         scheduler: of the present run.

@@ -58,7 +58,7 @@ class Access:
 
 
 @dataclass(frozen=True)
-class Race:
+class AccessRace:
     """Two accesses to the same bytes, one of them a write, that nothing orders."""
 
     first: Access
@@ -81,7 +81,7 @@ class TouchedMemory:
     """
 
     def __init__(self) -> None:
-        self.races: list[Race] = []
+        self.races: list[AccessRace] = []
         self._last: dict[int, list[Access]] = {}
 
     def touch(self, block: int, access: Access, known: Clock) -> None:
@@ -99,7 +99,7 @@ class TouchedMemory:
                 continue
             is_known = known.knows(other.agent, other.count)
             if (access.writes or other.writes) and not is_known:
-                self.races.append(Race(other, access))
+                self.races.append(AccessRace(other, access))
             # Whatever comes after this access comes after all that it covers and knew of.
             is_covered = access.start <= other.start and other.stop <= access.stop
             if not (is_covered and is_known and (access.writes or not other.writes)):
