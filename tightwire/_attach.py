@@ -9,7 +9,7 @@ import fnmatch
 import hashlib
 import pathlib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Protocol
 
@@ -27,6 +27,7 @@ from tightwire.plan import Phases, Plan, PlanFile
 from tightwire.planner import Allowance
 from tightwire.runtime.agreement import copy_from_first, model_facts, require_agreement, wire_facts
 from tightwire.runtime.auto import PROBE_BUDGET_S, WATCHED, Pilot, PlanSearch
+from tightwire.runtime.carried import Carried, Stateful
 from tightwire.runtime.context import RunContext
 from tightwire.runtime.guard import require_attachable
 from tightwire.runtime.learnt import Learnt, facts_of
@@ -39,7 +40,7 @@ from tightwire.runtime.step import Optimizers, plain_optimizer
 from tightwire.runtime.trace import Tracer
 from tightwire.runtime.tuning import Tuner
 from tightwire.schedule import Auto
-from tightwire.transport import Counting, Transport, current, workers_per_node
+from tightwire.transport import Counting, Single, Transport, current, workers_per_node
 from tightwire.transport.pinned import reaching
 
 
@@ -63,6 +64,7 @@ def attach(
     outer: MakeOuter | None = None,
     leave: Iterable[str] = (),
     keep: str | pathlib.Path | None = None,
+    carry: Mapping[str, Stateful] | None = None,
 ) -> Run:
     """Binds a model and its optimizer to their replicas on the other ranks, as `plan` says.
 
@@ -88,6 +90,8 @@ def attach(
             too.
         keep: a plan file for what `auto` or a race chooses: where it exists and was made for this model, so many
             workers, this version and about this wire, its plan is taken at once. Rank 0 reads and writes it.
+        carry: after `init(elastic=True)`, what a worker that joins later is given besides the model and the optimizer,
+            by any names: its data's place (a `StatefulDataLoader`), a learning-rate scheduler.
 
     Contract: every rank, with the same model shapes, plan and options; blocks until all have arrived.
 
@@ -101,6 +105,7 @@ def attach(
     race = plan if isinstance(plan, Race) else Race.parse(plan) if isinstance(plan, str) else None
     is_auto = plan == "auto" or race is not None
     plan_file = PlanFile(plan=WATCHED) if is_auto or isinstance(plan, Race) else _read_plan(plan)
+    entrance = transport.door if isinstance(transport, Single) else None
     chosen = plan_file.phases()
     spelled_out(chosen)
     listed = optimizer if isinstance(optimizer, Sequence) else [optimizer]
@@ -127,7 +132,13 @@ def attach(
     for phase in chosen.plans:
         _require_servable(phase, transport.size, buffers)
     settings["kind of device"] = kinds_of(model.parameters())
-    require_agreement(transport, settings | wire_facts(compressions) | model_facts(model, left))
+    common = settings | wire_facts(compressions) | model_facts(model, left)
+    if entrance is None:
+        require_agreement(transport, common)
+    else:
+        _require_elastic(chosen, is_auto)
+        # Newcomers get the options that optimizers have by then.
+        common = {key: fact for key, fact in common.items() if key not in optimizers.hyperparameters()}
     require_attachable(model, optimizers)
     device = require_one_device(dict(model.named_parameters()))
     transport = reaching(transport, device)
@@ -153,7 +164,7 @@ def attach(
         gradient_scale=scaler.get_scale if scaler is not None else lambda: 1.0,
         model=model,
         optimizers=optimizers,
-        membership=Membership(tuple(range(transport.size))),
+        membership=Membership(tuple(range(transport.size)), door=entrance),
         left=left,
         habits=pilot.habits if pilot is not None else None,
         awaits_means=scaler is not None,
@@ -163,7 +174,8 @@ def attach(
         costs=pilot.costs if pilot is not None else _costs(plan_file),
     )
     named = [*model.named_parameters(), *model.named_buffers()]
-    copy_from_first(transport, [tensor for name, tensor in named if name not in left])
+    if entrance is None:
+        copy_from_first(transport, [tensor for name, tensor in named if name not in left])
     return Run(
         model,
         chosen,
@@ -172,7 +184,28 @@ def attach(
         predicted_step_s=plan_file.predicted.get("step_s"),
         why=plan_file.why,
         pilot=pilot or _tuner(chosen, transport, seed),
+        facts=common,
+        carried=Carried(carry) if carry else None,
     )
+
+
+def _require_elastic(chosen: Phases, is_auto: bool) -> None:
+    """Makes sure that a plan can be carried out by members who come and go.
+
+    Raises:
+        AttachError: it is searched for by all together, or needs whole nodes.
+    """
+    if is_auto or any(isinstance(plan.schedule, Auto) for plan in chosen.plans):
+        raise AttachError(
+            "tightwire.init(elastic=True) was asked for with plan or schedule auto, which all workers "
+            "search for together while none may come or go; find a plan without elastic=True, or by `tightwire plan`, "
+            "and name it."
+        )
+    if levelled := [str(plan) for plan in chosen.plans if plan.architecture.is_levelled]:
+        raise AttachError(
+            f"tightwire.init(elastic=True) was asked for with {levelled[0]}, which needs whole nodes, and workers come "
+            "and go alone; choose a program without levels, such as bsp/allreduce:ring."
+        )
 
 
 def _require_servable(plan: Plan, num_ranks: int, buffers: Buffers) -> None:

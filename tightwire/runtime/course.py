@@ -8,19 +8,34 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch.nn import Parameter
 
-from tightwire.errors import AttachError
+from tightwire.devices import device_of
+from tightwire.errors import AttachError, PeerError
 from tightwire.plan import Phases, Plan
+from tightwire.runtime.agreement import assign
+from tightwire.runtime.carried import Carried
 from tightwire.runtime.context import RunContext
 from tightwire.runtime.engines import Engine, LoneEngine, build_engine
+from tightwire.runtime.engines.engine import Position
 from tightwire.runtime.meeting import News, Told, meet
 from tightwire.runtime.phases import spelled_out
 from tightwire.runtime.record import Record
+from tightwire.runtime.renewal import (
+    Card,
+    Cards,
+    digest_of_facts,
+    hand_over,
+    refuse_strangers,
+    show_cards,
+)
 from tightwire.runtime.replicas import make_states_equal
 from tightwire.runtime.snapshot import Snapshot
 from tightwire.runtime.variance import configure_variance
-from tightwire.transport import Counting
+from tightwire.transport import Counting, Transport
+from tightwire.transport.door import Door
+from tightwire.transport.pinned import reaching
 
 log = logging.getLogger("tightwire")
 
@@ -31,6 +46,8 @@ class Course:
         training --finish()--> meeting until all are finished --> training (evaluate, save, go on) or closed
         training --end of a phase, adopt(), a schedule that has measured--> meeting --> training under the next engine
         training --leave()--> meeting after the next round --> closed here, training without this rank elsewhere
+        training, meeting --a member is lost--> renewal (elastic members alone) --> where it was, among the others
+        training --somebody waits outside--> meeting --> renewal --> training among more
 
     A meeting is an engine's flush, after which nothing is under way, and a message in which every member says why it
     came (`meeting.News`). A member that is finished follows what those that train on are about to do.
@@ -53,14 +70,18 @@ class Course:
         context: RunContext,
         parameters: Callable[[], Mapping[str, Parameter]],
         on_members: Callable[[RunContext], None],
+        facts: Mapping[str, object] | None = None,
+        carried: Carried | None = None,
     ) -> None:
-        """Begins with no engine; see `build`.
+        """Begins with no engine; see `build`, and `renew` where members are elastic.
 
         Args:
             phases: plans and their last steps.
             context: over the members.
             parameters: returns those that are kept in step, by name.
             on_members: is told of the context when members have changed.
+            facts: what must be equal on all members, also newcomers.
+            carried: what newcomers are given.
         """
         self.asked, self._phases = phases, spelled_out(phases)
         self.plan = self._phases.at(1)
@@ -69,11 +90,17 @@ class Course:
         self.step = 0
         self.has_left = False
         self._parameters, self._on_members = parameters, on_members
+        self._facts, self._carried = dict(facts or {}), carried
+        self._is_new = self._trains = True
+        self._has_missed = False  # a meeting that others have had
+        self._is_lost = False  # the round that was under way at the last renewal
+        self._told: Told | None = None  # at the last meeting
+        context.membership.renew = self.renew
 
     @property
     def is_alone(self) -> bool:
-        """Whether this is a world of one."""
-        return self.context.transport.size == 1
+        """Whether this is a world of one that nobody can join."""
+        return self.context.transport.size == 1 and not self.context.membership.is_elastic
 
     def adopt(self, plan: Plan) -> None:
         """Goes on under another plan. Every member that trains."""
@@ -103,8 +130,13 @@ class Course:
 
     def end_step(self) -> None:
         """Meets, where the step that has just ended calls for it. Every member that trains."""
-        if self.context.membership.calls_meeting:
-            self.meet(News(why="stay"))
+        membership = self.context.membership
+        if membership.calls_meeting:
+            door = membership.door
+            leaves = membership.leaving or (door is not None and door.notice.is_set())
+            self.meet(News(why="leave" if leaves else "join" if membership.wants_meeting else "stay"))
+        if self.has_left:
+            return
         if self.engine.needs_rebuild():
             self._rebuild(self.meet(News(why="rebuild", measured=self.context.observed.proposal)))
 
@@ -124,11 +156,13 @@ class Course:
 
         Every member, when its data is over.
         """
+        self._trains = False
         while not (told := self.meet(News(why="finish"))).are_finished:
             if turn := told.first("turn"):
                 self._go_on(Plan.parse(turn.plan), keep=False)
             elif told.of("rebuild"):
                 self._rebuild(told)
+        self._trains = True
         return max(range(len(told.news)), key=lambda rank: told.news[rank].step)
 
     def leave(self) -> None:
@@ -151,26 +185,59 @@ class Course:
             plan: the same on all of them.
             keep: whether to keep what stages remember, where it means the same.
         """
+        number = self.context.membership.number
         if not self.is_alone:
             self.meet(News(why="turn", plan=str(plan)))
-        self._go_on(plan, keep=keep)
+        if (
+            number == self.context.membership.number or self.plan != plan
+        ):  # else the others took this worker along
+            self._go_on(plan, keep=keep)
 
     def meet(self, news: News) -> Told:
         """Flushes, as all members do now, and hears why; whoever leaves is gone afterwards. Every member."""
+        if self.is_alone:
+            return self._come(news)
+        membership = self.context.membership
+        while True:
+            number, came = membership.number, list[Told]()
+
+            def come(came: list[Told] = came) -> None:
+                came.append(self._come(news))
+
+            membership.guard(come)
+            if membership.number == number:  # nobody was lost
+                self._told = told = came[0]
+                membership.met()
+                break
+            if self._has_missed and self._told is not None:  # the others have met already
+                told = self._told
+                break
+        self.record.waited_s_by_worker = tuple(other.waited_s for other in told.news)
+        if membership.number == number:
+            self._follow(told)
+        return told
+
+    def _come(self, news: News) -> Told:
+        """Flushes, and hears why all have come."""
         self.engine.flush()
         news = replace(news, step=self.step, waited_s=self.record.waited_s)
         if self.is_alone or not self.engine.flush_is_collective:
             return Told((replace(news, why="finish"),))
         told = meet(self.context.transport.inner, news)
-        if (
-            self.context.membership.uneven and self.engine.keeps_replicas_equal
-        ):  # parameters are equal already
-            self._make_states_equal()
-        self.context.membership.met()
-        self.record.waited_s_by_worker = tuple(other.waited_s for other in told.news)
-        if leaving := told.of("leave"):
-            self._go_on_without(leaving)
+        if self.context.membership.uneven and self.engine.keeps_replicas_equal:
+            self._make_states_equal()  # parameters are equal already
         return told
+
+    def _follow(self, told: Told) -> None:
+        """Goes on among those who stay and come."""
+        leaving, rank = told.of("leave"), self.context.transport.rank
+        if self.context.membership.is_elastic and told.of("join"):
+            if rank in leaving:
+                self.has_left = True
+            else:
+                self.renew()
+        elif leaving:
+            self.context.membership.guard(lambda: self._go_on_without(leaving))
 
     def build(self, plan: Plan) -> dict[str, Any]:
         """Replaces the engine, in which nothing is under way; returns what it remembered. Every member."""
@@ -182,10 +249,167 @@ class Course:
         self.record.begin_plan(self.engine)
         self.engine = LoneEngine()
         if not self.is_alone:
-            self.engine = build_engine(self._parameters(), plan, self.context)
-            if self.engine.keeps_replicas_equal and not were_equal:
-                self._make_states_equal()
+            self.context.membership.guard(lambda: self._begin_plan(plan, were_equal))
         return state
+
+    def _begin_plan(self, plan: Plan, were_equal: bool) -> None:
+        self.engine = self._new_engine(plan)
+        if self.engine.keeps_replicas_equal and not were_equal:
+            self._make_states_equal()
+
+    def renew(self) -> None:
+        """Goes on in another world, with those who live and those who came; see `renewal`.
+
+        What was under way is repeated among them or dropped on all alike. Every member that lives.
+
+        Raises:
+            PeerError: nobody lets this worker in.
+            MismatchError: this worker is new, and is about to train something else.
+        """
+        door = self.context.membership.door
+        assert door is not None
+        self._has_missed = False
+        while True:
+            position, state = self.engine.position(), {}
+            if not self._is_new:
+                self.context.transport.inner.close()  # so that nothing waits for ever, here or elsewhere
+                self.engine.close()
+                state = self.engine.salvage()
+                self.record.begin_plan(self.engine)
+            while not self._enter(door, position, state):
+                pass
+            try:
+                self._is_new = False
+                self.engine.go_on(position, is_lost=self._is_lost)
+                return
+            except PeerError as error:
+                log.info("another member was lost: %s", error)
+
+    def _enter(self, door: Door, position: Position, state: Mapping[str, Any]) -> bool:
+        """Takes this worker into the next world; returns whether it came about."""
+        admission = door.enter(position.agreed)
+        transport, membership = admission.transport, self.context.membership
+        try:
+            card = Card(
+                agreed=position.agreed,
+                begun=position.begun,
+                step=self.step,
+                is_new=self._is_new,
+                trains=self._trains,
+                meetings=membership.meetings,
+                plan=str(self.plan),
+                facts=digest_of_facts(self._facts),
+            )
+            cards = show_cards(transport, card)
+            self._has_missed |= card.meetings < cards.by_rank[cards.source].meetings
+            if refuse_strangers(transport, cards, self._facts):
+                return False
+            self._settle(transport, cards, state)
+        except PeerError as error:
+            log.info("another member was lost: %s", error)
+            return False
+        door.watches = transport.rank == 0
+        if not self._is_new:
+            log.warning(
+                "members changed after step %d: %d now, this worker is rank %d%s.",
+                self.step,
+                transport.size,
+                transport.rank,
+                "; the round under way is dropped on all" if self._is_lost else "",
+            )
+        return True
+
+    def _settle(self, transport: Transport, cards: Cards, state: Mapping[str, Any]) -> None:
+        """Gives and takes what members lack, and builds the engine."""
+        source, furthest, lacking = cards.source, cards.by_rank[cards.source], cards.lacking()
+        luggage = self._luggage(state) if transport.rank == source and lacking else None
+        received = hand_over(transport, source, lacking, luggage) if lacking else None
+        self._is_lost = cards.is_round_lost
+        membership = self.context.membership
+        membership.begin_anew(transport.size, furthest.meetings)
+        membership.lost_rounds += self._is_lost
+        reached = reaching(transport, device_of(self._parameters()))
+        self.context = self.context.over(Counting(reached, tally=self.context.transport.tally))
+        self._on_members(self.context)
+        takes_all = self._is_new or str(self.plan) != furthest.plan
+        if received is not None:
+            self._unpack(received)
+        self.engine = LoneEngine()
+        self.engine = engine = self._new_engine(self.plan)
+        if received is None:
+            if not self._is_new:
+                engine.take_up(state, furthest.agreed)
+            return
+        own = engine.salvage() if takes_all else state
+        theirs = received["engine"] or engine.salvage()
+        caught_up, names = engine.catch_up(own, theirs, is_new=takes_all)
+        parameters, outcome = self._parameters(), received["outcome"]
+        with torch.no_grad():
+            for name in names:
+                parameters[name].copy_(outcome[name])
+        if engine.keeps_replicas_equal or takes_all:
+            self._load_optimizers(received["optimizers"])
+        if self._is_new and self._carried is not None and not furthest.is_new:
+            self._carried.load_state_dict(received["carried"])
+        engine.take_up(caught_up, furthest.agreed)
+
+    def _luggage(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns all that others may lack."""
+        model, left = self.context.model, self.context.left
+        shared = [*model.named_parameters(), *model.named_buffers()]
+        agreed = self.engine.outcome(state) if state else None
+        return {
+            "model": {name: tensor.detach() for name, tensor in shared if name not in left},
+            "outcome": {
+                n: (p if agreed is None else agreed[n]).detach() for n, p in self._parameters().items()
+            },
+            "optimizers": [member.state_dict() for member in self.context.optimizers.members],
+            "engine": dict(state),
+            "step": self.step,
+            "plans": [str(self.asked), str(self.plan)],
+            "observed": self.context.observed.state(),
+            "told": None if self._told is None else self._told.to_list(),
+            "carried": {} if self._carried is None else self._carried.state_dict(self.step),
+        }
+
+    @torch.no_grad()
+    def _unpack(self, received: Mapping[str, Any]) -> None:
+        """Takes what does not depend on the engine."""
+        self._told = None if received["told"] is None else Told.of_list(received["told"])
+        self.asked = Phases.parse(received["plans"][0])
+        self._phases, self.plan = spelled_out(self.asked), Plan.parse(received["plans"][1])
+        self.context.observed.take(received["observed"])
+        if not self._is_new:
+            return
+        model = self.context.model
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if name in received["model"]:
+                assign(tensor, received["model"][name].to(tensor.device))
+        self.step = received["step"]
+
+    def _load_optimizers(self, states: Sequence[dict[str, Any]]) -> None:
+        for member, kept in zip(self.context.optimizers.members, states, strict=True):
+            orders = [list(group) for group in member.param_groups]
+            member.load_state_dict(kept)
+            for group, order in zip(member.param_groups, orders, strict=True):
+                options = {key: group[key] for key in [*order, *group] if key in group}
+                group.clear()
+                group.update(options)  # options are compared in their order
+
+    def _new_engine(self, plan: Plan) -> Engine:
+        """Builds what carries out a plan. Every member.
+
+        Raises:
+            AttachError: members are elastic, and the plan cannot do without one that dies.
+        """
+        engine = build_engine(self._parameters(), plan, self.context)
+        if self.context.membership.is_elastic and not engine.survives:
+            engine.close()
+            raise AttachError(
+                f"tightwire.init(elastic=True) was asked for, and {plan} cannot yet do without a worker that dies; bsp "
+                "with a schedule that waits for means (wfbp, mgwfbp, p3), and local methods (local:8, diloco:30) can."
+            )
+        return engine
 
     def _make_states_equal(self) -> None:
         transport = self.context.transport.inner
@@ -198,8 +422,9 @@ class Course:
 
     def _rebuild(self, told: Told) -> None:
         """Builds the engine anew, with what was measured."""
-        self.context.observed.take(told.measured)
-        self._go_on(self.plan, keep=True)
+        is_news = self.context.observed.take(told.measured)
+        if is_news or not self.context.membership.is_elastic:
+            self._go_on(self.plan, keep=True)
 
     def _carry_over(self, state: Mapping[str, Any], before: Plan) -> None:
         """Takes up what was remembered under the plan before, if it means the same under this one."""

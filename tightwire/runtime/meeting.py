@@ -10,8 +10,9 @@ from typing import Any, Literal
 from tightwire.transport import Transport
 
 # finish: its data is over. turn: goes on under another plan. rebuild: goes on under the same plan, with what was
-# measured. ask: wants an answer from the rank that knows. stay, leave: some leave for good, and the others stay.
-Why = Literal["finish", "turn", "rebuild", "ask", "stay", "leave"]
+# measured. ask: wants an answer from the rank that knows. stay, leave: some leave for good, and the others stay. join:
+# somebody waits to be let in.
+Why = Literal["finish", "turn", "rebuild", "ask", "stay", "leave", "join"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,15 @@ class Told:
         """Returns what the lowest rank said that came for a reason."""
         ranks = self.of(why)
         return self.news[ranks[0]] if ranks else None
+
+    def to_list(self) -> list[dict[str, Any]]:
+        """Returns plain values; see `of_list`."""
+        return [asdict(news) for news in self.news]
+
+    @classmethod
+    def of_list(cls, told: Sequence[dict[str, Any]]) -> Told:
+        """Returns what `to_list` was called on."""
+        return cls(tuple(News(**other) for other in told))
 
     @property
     def measured(self) -> list[Any] | None:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from tightwire.averaging import Averager
-from tightwire.errors import MismatchError
+from tightwire.errors import MismatchError, PeerError
 from tightwire.runtime.agreement import copy_from_longest, differences
 from tightwire.sync.roll import CHECKED, DIGIT, WHO_FIELDS, roll_fields
 from tightwire.transport import Transport
+from tightwire.transport.door import Door
 
 REMEDY = (
     "Give every rank the same rates at the same time; a rank that leaves out a backward pass calls run.skip() in its "
@@ -72,9 +73,9 @@ def _no_buffers() -> None:
 class Membership:
     """Who trains, who is finished, who leaves: a value with a number.
 
-    Today ranks only leave: members are those that the launcher started, less those that left (*static*). A member that
-    is *finished* takes part in the others' rounds, counting nothing, until all are. Members change between rounds,
-    never within one, and all of them alike.
+    *Static*: members are those that the launcher started, less those that left. *Elastic*: a door lets members in, and
+    a death is survived. A member that is *finished* takes part in the others' rounds, counting nothing, until all are.
+    Members change between rounds, never within one, and all of them alike.
 
     Attributes:
         ranks: the members, as the launcher numbers them, in their present order.
@@ -87,6 +88,10 @@ class Membership:
         calls_meeting: whether a round said that somebody leaves, so that all must meet now.
         meetings: how often all have met.
         uneven: whether rounds were made, since all met last, without workers that are finished.
+        door: lets members in; None where they are static.
+        renew: goes on among those who are there, after somebody was lost in what was under way.
+        renewals: how often members changed.
+        lost_rounds: how many rounds were dropped because they lost a member.
     """
 
     ranks: tuple[int, ...]
@@ -99,8 +104,35 @@ class Membership:
     calls_meeting: bool = False
     uneven: bool = False
     meetings: int = 0
+    door: Door | None = None
+    renew: Callable[[], None] = _no_buffers
+    renewals: int = 0
+    lost_rounds: int = 0
     _weight: float | None = None
     _usual_weight: float = 1.0
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether members may die and join."""
+        return self.door is not None
+
+    @property
+    def wants_meeting(self) -> bool:
+        """Whether this worker leaves, or knows of one that waits to be let in."""
+        return self.leaving or (self.door is not None and (self.door.notice.is_set() or self.door.knocks()))
+
+    def guard(self, act: Callable[[], None]) -> None:
+        """Does something that every member does; where it loses one, goes on among the others without the rest of it.
+
+        Raises:
+            PeerError: members are static.
+        """
+        try:
+            act()
+        except PeerError:
+            if self.door is None:
+                raise
+            self.renew()
 
     def weigh(self, weight: float) -> None:
         """Takes this worker's weight in the next mean; see `Run.weigh`."""
@@ -133,6 +165,16 @@ class Membership:
         """Goes on without some members, by their present numbers."""
         self.ranks = tuple(rank for number, rank in enumerate(self.ranks) if number not in leaving)
         self.number += 1
+        self.renewals += 1
+
+    def begin_anew(self, size: int, meetings: int) -> None:
+        """Goes on with other members, who take up their count of meetings from the furthest."""
+        self.ranks = tuple(range(size))
+        self.number += 1
+        self.renewals += 1
+        self.meetings = meetings + 1
+        self.calls_meeting = False
+        self._weight, self._usual_weight = None, 1.0
 
     def even_out(self, transport: Transport, tensors: Iterable[Tensor], rounds: int) -> int:
         """Makes tensors those of the rank that trained longest, where some trained on alone; returns the bytes sent.
@@ -180,6 +222,7 @@ class Roll:
             weight: in the round's mean; by default 1 if this worker is present.
             leaving: whether this worker is about to leave for good.
         """
+        leaving = leaving or (present and self._membership.wants_meeting)
         standing = self._membership.standing() if present else None
         digits = standing.digits() if standing else [0.0] * CHECKED
         who = [float(present), float(present) if weight is None else weight, float(leaving)]

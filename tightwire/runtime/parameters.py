@@ -142,6 +142,10 @@ class Parameters:
             self.arrive()
             self.under_way = False
 
+    def abandon(self) -> None:
+        """Forgets what is under way, and will never arrive."""
+        self.under_way, self._finite = False, None
+
     def agreed(self) -> dict[str, Tensor]:
         """Returns the parameters agreed on last, by name; shares memory."""
         return dict(self._views(self.anchors))

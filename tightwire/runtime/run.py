@@ -12,7 +12,7 @@ import warnings
 import weakref
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, NoReturn, Self
 
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -22,6 +22,7 @@ from tightwire.plan import Phases, Plan
 from tightwire.runtime.agreement import copy_from_first
 from tightwire.runtime.auto import Pilot
 from tightwire.runtime.buffers import BufferSync
+from tightwire.runtime.carried import Carried
 from tightwire.runtime.context import RunContext
 from tightwire.runtime.course import Course
 from tightwire.runtime.engines import Engine
@@ -36,7 +37,7 @@ from tightwire.runtime.report import Report, typical_step_s
 from tightwire.runtime.snapshot import Snapshot
 from tightwire.runtime.tuning import Tuner
 from tightwire.sync import Sync
-from tightwire.transport import Counting, Transport
+from tightwire.transport import Counting, Transport, shutdown
 
 Buffers = Literal["start", "every-step"]
 
@@ -69,10 +70,12 @@ class Run:
         predicted_step_s: float | None = None,
         why: tuple[str, ...] = (),
         pilot: Pilot | Tuner | None = None,
+        facts: Mapping[str, object] | None = None,
+        carried: Carried | None = None,
     ) -> None:
         self._predicted_step_s, self._why, self._pilot = predicted_step_s, why, pilot
         self._model, self._optimizers = model, context.optimizers
-        self._course = Course(phases, context, self._shared_parameters, self._move)
+        self._course = Course(phases, context, self._shared_parameters, self._move, facts, carried)
         self._closed = False
         self._accumulated_at = (
             -1
@@ -93,7 +96,10 @@ class Run:
         self._passes = ForwardWatch(model, context.tracer)
         self._watch_members(self._passes)
         try:
-            self._course.build(self.plan)
+            if context.membership.is_elastic:
+                self._course.renew()
+            else:
+                self._course.build(self.plan)
             if pilot is not None:
                 pilot.begin()
         except BaseException:
@@ -429,7 +435,7 @@ class Run:
         if self._passes is not None:
             self._passes.hear_step()
         self._step_start_s = time.perf_counter()
-        self._engine.before_step()
+        self._context.membership.guard(self._engine.before_step)
 
     def more_gradients(self) -> None:
         """Hears that gradients were computed anew within a step; see `StepListener`."""
@@ -441,18 +447,27 @@ class Run:
         course.step += 1
         self._accumulated_at = -1
         self._context.tracer.record("compute", "optimizer", self._step_start_s, time.perf_counter())
-        self._engine.after_step(self.step)
+        self._context.membership.guard(lambda: self._engine.after_step(course.step))
         if self._syncs_buffers:
-            self._buffers.settle(trains=True)
+            self._context.membership.guard(lambda: self._buffers.settle(trains=True))
         exposed_s = self._engine.exposed_s
         course.record.note_wait(exposed_s)
         course.end_step()
+        if course.has_left:
+            self._go_by_notice()
         if self._pilot is not None:
             self._pilot.after_step(self, exposed_s)
         if self._writer is not None:
             course.record.log(self._writer, self._engine, self._context.transport.bytes_sent, self.step)
         course.end_phase()
         course.record.end_step()
+
+    def _go_by_notice(self) -> NoReturn:
+        """Ends this worker, which was told to leave (SIGTERM) and has left; the others go on."""
+        self.close()
+        shutdown()
+        log.warning("this worker was told to leave, and leaves after step %d; the others go on.", self.step)
+        raise SystemExit(0)
 
     @property
     def _engine(self) -> Engine:

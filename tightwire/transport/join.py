@@ -57,7 +57,8 @@ def join_initialized(
         PeerError: names the ranks that did not come in time.
         MismatchError: names the ranks that have another secret or another system.
     """
-    store = c10d.PrefixStore(f"attempt{attempt}", dist.distributed_c10d._get_default_store())
+    prefix = f"attempt{attempt}/{next(_generations)}"
+    store = c10d.PrefixStore(prefix, dist.distributed_c10d._get_default_store())
     size = dist.get_world_size()
     return join(store, dist.get_rank(), size, host=host, secret=secret, deadline_s=deadline_s, late_s=late_s)
 
@@ -75,7 +76,8 @@ def join_launched(
         TransportError: the rendezvous is impossible: its port is taken, or its host has no address.
     """
     # A store that the launcher keeps outlives an attempt, with the addresses of its dead.
-    store = c10d.PrefixStore(f"attempt{launch.attempt}", rendezvous(launch, deadline_s=deadline_s))
+    prefix = f"attempt{launch.attempt}/{next(_generations)}"
+    store = c10d.PrefixStore(prefix, rendezvous(launch, deadline_s=deadline_s))
     rank, size = launch.rank, launch.size
     transport = join(store, rank, size, host=launch.host, secret=secret, deadline_s=deadline_s, late_s=late_s)
 
@@ -108,7 +110,7 @@ def join(
     """Makes the world's transport once all ranks have come.
 
     Args:
-        store: any torch.distributed store.
+        store: any torch.distributed store, under a prefix that no other world has.
         rank: this process.
         size: number of processes.
         host: where the store is, if it is known.
@@ -120,7 +122,7 @@ def join(
         PeerError: names the ranks that did not come in time.
         MismatchError: names the ranks that have another secret or another system.
     """
-    own = c10d.PrefixStore(f"tightwire/{next(_generations)}", store)
+    own = c10d.PrefixStore("tightwire", store)
     meeting = _Meeting(own, rank, size, Seal(secret, "meeting"), fingerprint(secret), deadline_s)
     cards = meeting.exchange(
         "here", {"system": _system(), "nonce": secrets.token_hex(8), "at": own_candidates(host).to_dict()}

@@ -15,6 +15,7 @@ from tightwire.transport.base import (
     check_summable,
 )
 from tightwire.transport.blame import Wait
+from tightwire.transport.door import Door
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,8 +44,15 @@ class Single(Transport):
         {"float32", "float64", "float16", "bfloat16", "uint8", "int8", "int32", "int64"}
     )
 
-    def __init__(self, *, deadline_s: float = 30.0) -> None:
+    def __init__(self, *, deadline_s: float = 30.0, door: Door | None = None) -> None:
+        """Is alone.
+
+        Args:
+            deadline_s: of nothing.
+            door: by which this worker may join others, which `attach` does.
+        """
         self.deadline_s = self.late_s = deadline_s
+        self.door = door
 
     def isend(self, tensor: Tensor, dst: int, tag: int) -> Work:
         """Refuses: there is nobody to send to."""
@@ -95,4 +103,6 @@ class Single(Transport):
         """Does nothing: nothing attends to anybody."""
 
     def close(self) -> None:
-        """Does nothing."""
+        """Goes away from the door, if there is one."""
+        if self.door is not None:
+            self.door.close()

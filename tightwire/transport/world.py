@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from tightwire.errors import TransportError
 from tightwire.transport.base import Transport
+from tightwire.transport.door import Door
 from tightwire.transport.launch import Launch, attempt_of, local_rank, local_size
 from tightwire.transport.shaped import Shaped
 from tightwire.transport.single import Single
@@ -17,7 +21,13 @@ if TYPE_CHECKING:
 _current: Transport | None = None
 
 
-def init(*, deadline_s: float = 30.0, late_s: float | None = None) -> Transport:
+def init(
+    *,
+    deadline_s: float = 30.0,
+    late_s: float | None = None,
+    elastic: bool = False,
+    min_workers: int | None = None,
+) -> Transport:
     """Joins torchrun's group and returns this worker's transport; a world of one without torchrun.
 
     Uses torch.distributed if it is initialised already, else initialises it (Gloo, and NCCL beside it where
@@ -27,19 +37,29 @@ def init(*, deadline_s: float = 30.0, late_s: float | None = None) -> Transport:
     The job's secret, TIGHTWIRE_SECRET, keeps strangers out of who-is-alive; `tightwire lab run` makes one, and under
     other launchers the user may. Without it, whoever reads the store of the rendezvous can speak for the job.
 
-    Contract: every worker calls it; blocks until all have joined.
+    With `elastic`, workers may die, leave and join while others train; torchft's lighthouse, whose address is in
+    TORCHFT_LIGHTHOUSE, says who is in. This worker is alone until `attach`, which lets it in: `run.transport` has its
+    rank and the number of workers then, until they change. torch.distributed is not initialised, for its groups
+    cannot lose a member. SIGTERM has this worker finish its round, leave, and exit with 0.
+
+    Contract: every worker calls it; blocks until all have joined; with `elastic` it does not block.
 
     Args:
         deadline_s: the longest that a rank may be silent while it is waited for, or not have joined.
         late_s: the longest that a rank that is alive may be waited for, as while it saves or evaluates; after
             `deadline_s` a warning names it, and where in its program it is. By default 20 deadlines.
+        elastic: see above.
+        min_workers: with `elastic`, how many must have come before any trains; by default TIGHTWIRE_MIN_WORKERS, or 1.
 
     Raises:
         PeerError: some workers did not join in time; names them.
-        TransportError: the rendezvous is impossible: its port is taken, or an address is wrong.
+        TransportError: the rendezvous is impossible: its port is taken, or an address is wrong; with `elastic`, there
+            is no lighthouse.
     """
     global _current
-    if _current is None:
+    if _current is None and elastic:
+        _current = Single(deadline_s=deadline_s, door=_find_door(deadline_s, late_s, min_workers))
+    elif _current is None:
         _current = _join(deadline_s, late_s)
     return _current
 
@@ -92,3 +112,33 @@ def _join(deadline_s: float, late_s: float | None) -> Transport:
     else:
         return Single(deadline_s=deadline_s)
     return Shaped(transport, rate_bytes_per_s=float(rate)) if rate else transport
+
+
+def _find_door(deadline_s: float, late_s: float | None, min_workers: int | None) -> Door:
+    from tightwire.transport.lighthouse import VARIABLE, Lighthouse
+
+    if not (address := os.environ.get(VARIABLE, "")):
+        raise TransportError(
+            f"elastic=True asks a lighthouse who is in, and {VARIABLE} does not say where it is: start one with "
+            "`python -m tightwire.transport.lighthouse --port 29510`, and set the variable to http://HOST:29510 on all "
+            "workers; `tightwire lab run --elastic` does both."
+        )
+    told = os.environ.get("TIGHTWIRE_MIN_WORKERS", "1") if min_workers is None else str(min_workers)
+    if not told.isdigit() or int(told) < 1:
+        raise TransportError(
+            f"min_workers (TIGHTWIRE_MIN_WORKERS) is {told}; it must be a whole number from 1."
+        )
+    found = Lighthouse(
+        address,
+        min_workers=int(told),
+        secret=os.environ.get("TIGHTWIRE_SECRET", ""),
+        deadline_s=deadline_s,
+        late_s=late_s,
+    )
+    if threading.current_thread() is threading.main_thread():
+
+        def leave(signum: int, frame: FrameType | None) -> None:
+            found.notice.set()
+
+        signal.signal(signal.SIGTERM, leave)
+    return found

@@ -129,8 +129,73 @@ class Remembering(Protocol):
         """Counts on from a checkpoint's rounds, and begins anew from the present parameters, equal on all ranks."""
 
 
-class Engine(Stepping, Remembering, Protocol):
-    """Both. Engines have `BaseEngine` for a base, not this."""
+@dataclass(frozen=True)
+class Position:
+    """How far a worker is.
+
+    Attributes:
+        agreed: rounds of whose outcome it has.
+        begun: rounds that it has begun; one more than `agreed` within a round that it must not repeat.
+    """
+
+    agreed: int
+    begun: int
+
+
+class Surviving(Protocol):
+    """Goes on when a member is lost within a round, and takes newcomers in between rounds.
+
+    After a loss the transport is closed; then come, in this order: `position` and `salvage` of the old engine, its
+    `close`, and `take_up` and `go_on` of the new one, which was built over the new world.
+
+    Attributes:
+        survives: whether it can.
+    """
+
+    survives: bool
+
+    def position(self) -> Position:
+        """Returns how far this worker is."""
+
+    def salvage(self) -> dict[str, Any]:
+        """Returns what this worker goes on with, in the form of `state_dict`; waits for nothing.
+
+        Rounds under way are as if they had not begun.
+        """
+
+    def outcome(self, salvaged: Mapping[str, Any]) -> Mapping[str, Tensor] | None:
+        """Returns the parameters that all who agreed alike have in common; None: the model's own. Shares memory."""
+
+    def catch_up(
+        self, own: Mapping[str, Any], theirs: Mapping[str, Any], *, is_new: bool
+    ) -> tuple[dict[str, Any], frozenset[str]]:
+        """Returns what a worker that lacks the outcome of a round goes on with, from what the source goes on with.
+
+        Args:
+            own: what was salvaged here, or the state of a new engine.
+            theirs: what the source salvaged.
+            is_new: whether this worker lacks everything.
+
+        Returns:
+            The state, and the names of parameters that become the source's.
+        """
+
+    def take_up(self, state: Mapping[str, Any], agreed: int) -> None:
+        """Takes up what was salvaged or caught up, after so many rounds agreed on."""
+
+    def go_on(self, position: Position, *, is_lost: bool) -> None:
+        """Makes good for what was interrupted.
+
+        Args:
+            position: where this worker was.
+            is_lost: whether the round under way is dropped, for nobody has anything to repeat.
+
+        Contract: every member; blocks where a round is repeated.
+        """
+
+
+class Engine(Stepping, Remembering, Surviving, Protocol):
+    """All three. Engines have `BaseEngine` for a base, not this."""
 
 
 class BaseEngine:
@@ -147,6 +212,31 @@ class BaseEngine:
     keeps_replicas_equal = False
     compares_replicas = False
     is_silent = False
+    survives = False
+
+    def position(self) -> Position:
+        """Has agreed on all that it began."""
+        return Position(self.rounds, self.rounds)
+
+    def salvage(self) -> dict[str, Any]:
+        """Remembers nothing."""
+        return {}
+
+    def outcome(self, salvaged: Mapping[str, Any]) -> Mapping[str, Tensor] | None:
+        """Has the model's own."""
+        return None
+
+    def catch_up(
+        self, own: Mapping[str, Any], theirs: Mapping[str, Any], *, is_new: bool
+    ) -> tuple[dict[str, Any], frozenset[str]]:
+        """Remembers nothing."""
+        return dict(own), frozenset()
+
+    def take_up(self, state: Mapping[str, Any], agreed: int) -> None:
+        """Remembers nothing."""
+
+    def go_on(self, position: Position, *, is_lost: bool) -> None:
+        """Has nothing to repeat."""
 
     def accumulating(self, on: bool) -> None:
         """Reads gradients when the optimizer steps, so that it makes no difference."""

@@ -13,8 +13,14 @@ from tightwire.architecture.round import Round
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
 from tightwire.runtime.context import RunContext
-from tightwire.runtime.engines.engine import BaseEngine
-from tightwire.runtime.engines.memory import have_finite_gradients, load_memory, memory
+from tightwire.runtime.engines.engine import BaseEngine, Position
+from tightwire.runtime.engines.memory import (
+    fitting,
+    have_finite_gradients,
+    load_memory,
+    memory,
+    shared_part,
+)
 from tightwire.runtime.gradients import Gradients, PassListener
 from tightwire.runtime.observed import GradientWatch
 from tightwire.runtime.overlap.forward import ForwardOverlap, NoOverlap
@@ -26,6 +32,7 @@ class GradientEngine(BaseEngine):
     keeps_replicas_equal = True
 
     def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
+        self._plan = plan
         _require_lossless_for_lbfgs(plan, context)
         self._context = context
         self._exchange = context.exchange(parameters, plan)
@@ -33,11 +40,13 @@ class GradientEngine(BaseEngine):
         self._parameters = parameters
         self._rounds_before, self._steps_late = 0, plan.sync.steps_late
         self._trained_rounds = 0
+        self._arrived = 0  # rounds whose means are here
         schedule = plan.schedule
         overlaps = schedule.overlaps_forward
         self.compares_replicas = (
             not overlaps
         )  # else a layer may still wait for its step when others are compared
+        self.survives = not overlaps
         self._overlap = self._forward_overlap(str(schedule)) if overlaps else self._no_overlap()
         self.gradients = self._overlap.gradients
         self._watch = (
@@ -120,13 +129,42 @@ class GradientEngine(BaseEngine):
     def resume_at(self, rounds: int) -> None:  # noqa: D102
         self._rounds_before = rounds - self.rounds
 
+    def position(self) -> Position:  # noqa: D102
+        return Position(self._rounds_before + self._arrived, self._rounds_before + self.rounds)
+
+    def salvage(self) -> dict[str, Any]:
+        """Drops the gradients of the step under way, on all ranks alike."""
+        self.gradients.keep()
+        self.gradients.forget()
+        return {"memory": memory(self._exchange.averagers)}
+
+    def catch_up(  # noqa: D102
+        self, own: Mapping[str, Any], theirs: Mapping[str, Any], *, is_new: bool
+    ) -> tuple[dict[str, Any], frozenset[str]]:
+        # What its message carried, this worker does not know, so that its leftovers would count twice.
+        return {"memory": shared_part(own["memory"], theirs["memory"])}, frozenset(self._parameters)
+
+    def take_up(self, state: Mapping[str, Any], agreed: int) -> None:  # noqa: D102
+        averagers = self._exchange.averagers
+        load_memory(averagers, fitting(averagers, state["memory"], what=str(self._plan)))
+        self._rounds_before = agreed
+
+    def go_on(self, position: Position, *, is_lost: bool) -> None:
+        """Takes part, with nothing of this worker's, in the round that others are still to make."""
+        if is_lost:
+            self._rounds_before += 1
+        elif position.begun > max(position.agreed, self._rounds_before):
+            self.gradients.skip()
+
     def close(self) -> None:  # noqa: D102
         self._overlap.close()
         self._exchange.close()
         self._roll.close()
 
     def _no_overlap(self) -> NoOverlap:
-        return NoOverlap(self._make, self._begin_round, self._count_users, self._context.habits)
+        return NoOverlap(
+            self._make, self._begin_round, self._count_users, self._context.habits, self._collect
+        )
 
     def _forward_overlap(self, schedule: str) -> ForwardOverlap:
         context = self._context
@@ -143,6 +181,15 @@ class GradientEngine(BaseEngine):
             awaits_means=context.awaits_means,
             habits=context.habits,
         )
+
+    def _collect(self, collect: Callable[[], None]) -> None:
+        """Ends a pass, or loses it."""
+
+        def act() -> None:
+            collect()
+            self._arrived += 1
+
+        self._context.membership.guard(act)
 
     def _make(self, listener: PassListener) -> Gradients:
         weight = self._context.membership.take_share
@@ -176,6 +223,7 @@ class GradientEngine(BaseEngine):
             bucket.flat.zero_()
         self._exchange.end()
         self._exchange.wait()
+        self._arrived += 1
 
 
 def _require_lossless_for_lbfgs(plan: Plan, context: RunContext) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -46,6 +47,43 @@ def load_memory(averagers: Iterable[BucketAverager], state: Named) -> None:
     for name, kinds in present.items():
         for kind, kept in kinds.items():
             kept.copy_(state[name][kind])
+
+
+def fitting(averagers: Iterable[BucketAverager], state: Named, *, what: str) -> Named:
+    """Returns what was remembered, if it means the same among other members; else what is remembered now.
+
+    Args:
+        averagers: new ones.
+        state: that was remembered.
+        what: for the warning that says what is dropped.
+    """
+    present = memory(averagers)
+    if all(_shapes(present, name) == _shapes(state, name) for name in {*present, *state}):
+        return state
+    warnings.warn(
+        f"leftovers and momenta of {what} are dropped: they mean nothing among other members.", stacklevel=2
+    )
+    return present
+
+
+def shared_part(own: Named, theirs: Named) -> dict[str, dict[str, Tensor]]:
+    """Returns memory of nothing but what all have in common: zeros, and what averagers remember alike on all ranks.
+
+    Args:
+        own: whose kinds and shapes there are here.
+        theirs: of the rank that has it.
+    """
+    return {
+        name: {
+            kind: theirs[name][kind].clone() if _is_shared(kind, name, theirs) else torch.zeros_like(kept)
+            for kind, kept in kinds.items()
+        }
+        for name, kinds in own.items()
+    }
+
+
+def _is_shared(kind: str, name: str, theirs: Named) -> bool:
+    return kind == "averager" and kind in theirs.get(name, {})
 
 
 def _shapes(named: Named, name: str) -> dict[str, torch.Size]:

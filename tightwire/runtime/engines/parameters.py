@@ -15,8 +15,14 @@ from tightwire.architecture.round import Round
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
 from tightwire.runtime.context import RunContext
-from tightwire.runtime.engines.engine import BaseEngine
-from tightwire.runtime.engines.memory import drop_unless_finite, load_memory, require_one_copy
+from tightwire.runtime.engines.engine import BaseEngine, Position
+from tightwire.runtime.engines.memory import (
+    drop_unless_finite,
+    fitting,
+    load_memory,
+    require_one_copy,
+    shared_part,
+)
 from tightwire.runtime.engines.segments import Segment, build_segments
 from tightwire.runtime.engines.states import States
 from tightwire.runtime.membership import Called, Roll
@@ -32,13 +38,14 @@ class ParameterEngine(BaseEngine):
     """
 
     def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
-        self._context = context
+        self._context, self._plan = context, plan
         assert isinstance(plan.sync, Rounds), plan.sync
         self._sync = plan.sync
         if plan.sync.optimizer_state != "averaged":
             instead = "write state=averaged where the policy has it, or choose bsp"
             require_one_copy(context.optimizers.members, str(plan.sync), instead)
         self._segments, self._inside = build_segments(parameters, plan, self._sync, context)
+        self.survives = self._inside is None
         self._trained = tuple(parameters.values())
         self._states = States(parameters, plan, context, self._sync.optimizer_state)
         self._spoiled = False
@@ -46,6 +53,7 @@ class ParameterEngine(BaseEngine):
         self._loss, self._losses, self._samples = 0.0, 0, 0.0
         self._is_weighed = False
         self._first_loss: float | None = None
+        self._told = (0.0, 0, 0.0)  # loss, losses and samples of the round begun last
         self._next = 0  # the count of steps at which anything begins or lands
         self._look_ahead()
 
@@ -84,12 +92,16 @@ class ParameterEngine(BaseEngine):
         for segment in self._all_segments():
             segment.alone += 1
         if self._clock >= self._next:
-            start_s = time.perf_counter()
-            self._land_due()
-            for segment in self._beginning():
-                self._begin(segment, present=True)
-            self._look_ahead()
-            self.exposed_s = time.perf_counter() - start_s
+            self._come_to_rounds()
+
+    def _come_to_rounds(self) -> None:
+        """Lands and begins what is due."""
+        start_s = time.perf_counter()
+        self._land_due()
+        for segment in self._beginning():
+            self._begin(segment, present=True)
+        self._look_ahead()
+        self.exposed_s = time.perf_counter() - start_s
 
     def flush(self) -> None:  # noqa: D102
         self._take_part_until_all_are_here()
@@ -145,11 +157,69 @@ class ParameterEngine(BaseEngine):
         self._first_loss = state["first_loss"]
         self._look_ahead()
 
+    def position(self) -> Position:
+        """Has begun no round that could not be repeated: what a worker did since the last one is still there."""
+        landed = sum(segment.landed for segment in self._segments)
+        return Position(landed, landed)
+
+    def salvage(self) -> dict[str, Any]:  # noqa: D102
+        if any(segment.parameters.under_way for segment in self._segments):
+            loss, losses, samples = self._told
+            self._loss, self._losses, self._samples = (
+                self._loss + loss,
+                self._losses + losses,
+                self._samples + samples,
+            )
+        for segment in self._segments:
+            segment.interrupt(self._clock)
+        return self.state_dict()
+
+    def outcome(self, salvaged: Mapping[str, Any]) -> Mapping[str, Tensor]:  # noqa: D102
+        anchors: Mapping[str, Tensor] = salvaged["anchors"]
+        return anchors
+
+    def catch_up(  # noqa: D102
+        self, own: Mapping[str, Any], theirs: Mapping[str, Any], *, is_new: bool
+    ) -> tuple[dict[str, Any], frozenset[str]]:
+        missed = [
+            there if is_new or there["landed"] > here["landed"] else None
+            for here, there in zip(own["segments"], theirs["segments"], strict=True)
+        ]
+        names = frozenset(
+            name
+            for segment, news in zip(self._segments, missed, strict=True)
+            if news is not None
+            for name in segment.parameters.agreed()
+        )
+        caught_up = {
+            **own,
+            "memory": shared_part(own["memory"], theirs["memory"]),
+            "first_loss": theirs["first_loss"],
+            "segments": [
+                here if news is None else {**news, "alone": 0}
+                for here, news in zip(own["segments"], missed, strict=True)
+            ],
+            "clock": theirs["clock"] if is_new else own["clock"],
+        }
+        for kind in ("anchors", "outer"):
+            others = {name: kept for name, kept in own[kind].items() if name not in names}
+            caught_up[kind] = others | {n: kept for n, kept in theirs[kind].items() if n in names}
+        return caught_up, names
+
+    def take_up(self, state: Mapping[str, Any], agreed: int) -> None:  # noqa: D102
+        averagers = [a for segment in self._segments for a in segment.parameters.exchange.averagers]
+        kept = fitting(averagers, state["memory"], what=str(self._plan))
+        self.load_state_dict({**state, "memory": kept})
+
+    def go_on(self, position: Position, *, is_lost: bool) -> None:
+        """Repeats the rounds that were interrupted."""
+        self._come_to_rounds()
+
     def resume_at(self, rounds: int) -> None:  # noqa: D102
         for segment in self._all_segments():
             segment.parameters.drop()
         for segment in self._segments:
-            segment.number = rounds // len(self._segments)
+            segment.number = segment.landed = rounds // len(self._segments)
             segment.parameters.anchor_here()
         self._restart()
 
@@ -225,9 +295,11 @@ class ParameterEngine(BaseEngine):
 
     def _start(self, segment: Segment, mine: float, called: Called) -> None:
         segment.number += 1
+        segment.counts = mine > 0
         segment.alone, segment.present, segment.lands_at = 0, called.weight, self._clock + segment.late
         share = mine * segment.workers / called.weight if called.weight else 0.0
         self.rounds += 1
+        self._told = (self._loss, self._losses, self._samples)
         self._loss, self._losses, self._samples = 0.0, 0, 0.0
         self.planned_bytes += segment.parameters.exchange.bytes_in(segment.number)
         now = Round(number=segment.number, seed=self._seed(segment))
@@ -238,8 +310,10 @@ class ParameterEngine(BaseEngine):
             self.planned_bytes += self._states.treat(now, share)
 
     def _land(self, segment: Segment, *, waited: bool = False) -> None:
+        finite = segment.parameters.land(segment.present, waited=waited)
+        self.skipped += not finite
         segment.lands_at = 0
-        self.skipped += not segment.parameters.land(segment.present, waited=waited)
+        segment.landed += 1
         for inner in segment.covers:
             inner.alone = 0
             inner.parameters.anchor_here()

@@ -40,6 +40,8 @@ class Segment:
         number: rounds begun, counted on from a checkpoint.
         alone: steps since the last round began.
         present: weight of those whose changes are under way.
+        counts: whether this worker's are among them.
+        landed: rounds whose outcome is here, counted on from a checkpoint.
     """
 
     def __init__(
@@ -50,6 +52,8 @@ class Segment:
         self.covers: tuple[Segment, ...] = ()
         self.number = 0
         self.present = 0.0
+        self.counts = False
+        self.landed = 0
         self.restart()
 
     def restart(self) -> None:
@@ -64,12 +68,22 @@ class Segment:
             "alone": self.alone,
             "number": self.number,
             "present": self.present,
+            "landed": self.landed,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state_dict` returned."""
         self.due, self.lands_at, self.alone = state["due"], state["lands_at"], state["alone"]
         self.number, self.present = state["number"], state["present"]
+        self.landed = state.get("landed", self.number)
+
+    def interrupt(self, clock: int) -> None:
+        """Takes a round under way as one that is still to begin, at once."""
+        if self.parameters.under_way:
+            self.parameters.abandon()
+            self.number -= 1
+            self.due, self.lands_at = clock, 0
+            self.alone = max(self.alone, int(self.counts))
 
 
 def build_segments(

@@ -52,8 +52,10 @@ class NoOverlap:
         begin: Begin,
         count_users: CountUsers,
         habits: TouchListener | None,
+        collect: Callable[[Callable[[], None]], None] = lambda collect: collect(),
     ) -> None:
         self._begin, self._count_users, self._habits = begin, count_users, habits
+        self._collect = collect
         self.gradients = make(self)
 
     def before_pass(self) -> None:  # noqa: D102
@@ -68,7 +70,7 @@ class NoOverlap:
 
     def end(self, used: Tensor) -> None:  # noqa: D102
         count = self._count_users(used)
-        self.gradients.collect(lambda: count().tolist())
+        self._collect(lambda: self.gradients.collect(lambda: count().tolist()))
         if self._habits is not None:
             self._habits.hold(self.gradients.averaged())
 

@@ -1,0 +1,144 @@
+"""An elastic job on threads: workers that die, leave and join, and a lobby in the place of torchft's lighthouse."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tightwire.transport import Faulty, Single, Threads, Transport, Work
+from tightwire.transport.door import Admission
+from tightwire.transport.faulty import Fault, Send
+from tightwire.transport.threads import Mailboxes, World
+
+
+class DiedError(Exception):
+    """Ends a worker's thread."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Die(Fault):
+    """The worker dies in the place of a send: the first of its threads that sends, and then all of them."""
+
+    def strike(self, transport: Transport, send: Send) -> Work:
+        raise DiedError
+
+
+class Lobby:
+    """Lets all in that live and have come, once nobody that lives in the world before is missing."""
+
+    def __init__(self, deadline_s: float = 10.0) -> None:
+        self.changed = threading.Condition()
+        self.deadline_s = deadline_s
+        self.living: set[str] = set()
+        self.waiting: dict[str, Worker] = {}
+        self.inside: tuple[str, ...] = ()
+        self.number = 0
+        self.expected = 0
+        self.worlds: dict[int, tuple[World, tuple[str, ...]]] = {}
+
+    def gone(self, name: str) -> None:
+        with self.changed:
+            self.living.discard(name)
+            self.waiting.pop(name, None)
+            for world, names in self.worlds.values():
+                if name in names:
+                    world.leave(names.index(name))
+            self._admit()
+            self.changed.notify_all()
+
+    def admit(self, worker: Worker) -> Admission:
+        with self.changed:
+            self.living.add(worker.name)
+            worker.admission = None
+            self.waiting[worker.name] = worker
+            self._admit()
+            ends_s = time.monotonic() + self.deadline_s
+            while worker.admission is None:
+                assert self.changed.wait(ends_s - time.monotonic()), f"{worker.name} was not let in"
+            return worker.admission
+
+    def _admit(self) -> None:
+        missing = self.living & set(self.inside) - set(self.waiting)
+        if missing or len(self.waiting) < self.expected or not self.waiting:
+            return
+        names = tuple(sorted(self.waiting))
+        self.number, self.inside, self.expected = self.number + 1, names, 0
+        world = World(len(names), self.deadline_s)
+        self.worlds[self.number] = world, names
+        boxes = Mailboxes(world, tuple(range(len(names))), world.left)
+        for rank, name in enumerate(names):
+            worker = self.waiting.pop(name)
+            transport: Transport = Threads(rank, boxes)
+            if worker.dies_at is not None:
+                transport = Faulty(
+                    transport, Die(rank=0, at_send=worker.dies_at), world_rank=0, sends=worker.sends
+                )
+            worker.admission = Admission(number=self.number, names=names, transport=transport)
+        self.changed.notify_all()
+
+
+class Worker:
+    """The door of one worker, and how it ends."""
+
+    def __init__(self, lobby: Lobby, name: str, dies_at: int | None) -> None:
+        self.name, self.lobby, self.dies_at = name, lobby, dies_at
+        self.watches, self.notice = False, threading.Event()
+        self.sends = itertools.count()
+        self.admission: Admission | None = None
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def enter(self, rounds: int) -> Admission:
+        self.watches = False
+        return self.lobby.admit(self)
+
+    def knocks(self) -> bool:
+        return self.watches and bool(set(self.lobby.waiting) - set(self.lobby.inside))
+
+    def close(self) -> None:
+        self.lobby.gone(self.name)
+
+
+class Elastic:
+    """Starts workers, some of which die; `join` waits for all and returns what those that lived returned."""
+
+    def __init__(
+        self, train: Callable[[Transport, Worker], Any], *, start: int, dies_at: Sequence[int | None]
+    ) -> None:
+        self.lobby = Lobby()
+        self.lobby.expected = start
+        self.train, self.workers, self.threads = train, list[Worker](), list[threading.Thread]()
+        for number in range(start):
+            self.start(dies_at[number] if number < len(dies_at) else None)
+
+    def start(self, dies_at: int | None = None) -> Worker:
+        worker = Worker(self.lobby, f"worker {len(self.workers)}", dies_at)
+        thread = threading.Thread(target=self._run, args=(worker,), name=worker.name, daemon=True)
+        self.workers.append(worker)
+        self.threads.append(thread)
+        thread.start()
+        return worker
+
+    def join(self, timeout_s: float = 30.0) -> list[Any]:
+        for thread in self.threads:  # newcomers are appended meanwhile
+            thread.join(timeout_s)
+            assert not thread.is_alive(), f"{thread.name} hangs"
+        for worker in self.workers:
+            if worker.error is not None:
+                raise worker.error
+        return [worker.result for worker in self.workers if worker.result is not None]
+
+    def _run(self, worker: Worker) -> None:
+        try:
+            worker.result = self.train(Single(door=worker), worker)
+        except DiedError:
+            pass
+        except SystemExit:
+            pass
+        except BaseException as error:
+            worker.error = error
+        self.lobby.gone(worker.name)

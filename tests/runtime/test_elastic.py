@@ -1,0 +1,168 @@
+"""Law 12: after a death, a departure or an arrival, replicas are equal, and the mean is over those who took part."""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from tests.lobby import Elastic, Worker
+from tests.runtime.training import Trained, adam, job, momentum, same, values
+from tightwire._attach import attach
+from tightwire.errors import AttachError, MismatchError
+from tightwire.transport import Transport
+
+PLANS = [
+    "bsp",
+    "bsp/allreduce:ring/none/fusion:64",
+    "bsp/allreduce:halving-doubling",
+    "bsp/allreduce/topk:0.2+ef",
+    "bsp/allreduce/powersgd:1+ef",
+    "local:3",
+    "diloco:3",
+    "diloco:4/allreduce/int8+ef",
+    "local:3,state=averaged",
+    "diloco:4/allreduce/none/streaming:2",
+]
+
+
+def trainer(plan: str, steps: int = 12, **options: object):  # noqa: ANN201
+    def train(transport: Transport, worker: Worker) -> Trained:
+        with job(transport, plan, **options) as j:  # type: ignore[arg-type]
+            while j.run.step < steps:
+                j.step(j.run.step)
+            j.run.finish()
+            return Trained(values(j.model), j.seen, j.run.report())
+
+    return train
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("dies_at", [1, 20])
+def test_survivors_of_a_death_are_equal_and_train_to_the_end(plan: str, dies_at: int) -> None:
+    ends = Elastic(trainer(plan, optimizer=momentum), start=4, dies_at=[None, dies_at]).join()
+    assert len(ends) == 3
+    assert all(same(ends[0].parameters, end.parameters) for end in ends[1:])
+    assert all(end.report.steps == 12 and end.report.workers == 3 for end in ends)
+    assert all(torch.isfinite(p).all() for p in ends[0].parameters)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_two_deaths_and_two_newcomers(plan: str) -> None:
+    def train(transport: Transport, worker: Worker) -> Trained:
+        with job(transport, plan, optimizer=adam) as j:
+            while j.run.step < 40:
+                if worker.name == "worker 0" and j.run.step in (9, 21):
+                    elastic.start()
+                    while not worker.lobby.waiting and not worker.knocks():
+                        time.sleep(0.002)
+                j.step(j.run.step)
+            j.run.finish()
+            return Trained(values(j.model), j.seen, j.run.report())
+
+    elastic = Elastic(train, start=3, dies_at=[None, 13, 37])
+    ends = elastic.join()
+    assert len(ends) == 3
+    assert all(same(ends[0].parameters, end.parameters) for end in ends[1:])
+    assert all(end.report.steps == 40 for end in ends[:1])
+    assert {end.report.workers for end in ends} == {3}
+
+
+@pytest.mark.parametrize("plan", ["bsp", "local:3", "diloco:3"])
+def test_who_is_told_to_leave_ends_its_round_and_goes(plan: str) -> None:
+    def train(transport: Transport, worker: Worker) -> Trained:
+        with job(transport, plan) as j:
+            while j.run.step < 12:
+                if worker.name == "worker 1" and j.run.step == 4:
+                    worker.notice.set()
+                j.step(j.run.step)
+            j.run.finish()
+            return Trained(values(j.model), j.seen, j.run.report())
+
+    ends = Elastic(train, start=3, dies_at=[]).join()
+    assert len(ends) == 2
+    assert same(ends[0].parameters, ends[1].parameters)
+
+
+class OneHot(nn.Module):
+    """A parameter whose gradient is 1 at the place of the worker, so that a mean tells who took part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(4))
+
+
+@pytest.mark.parametrize("dies_at", range(0, 24, 3))
+def test_means_are_over_those_who_took_part_and_no_gradient_counts_twice(dies_at: int) -> None:
+    def train(transport: Transport, worker: Worker) -> list[list[float]]:
+        model, number = OneHot(), int(worker.name[-1])
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        seen = []
+        with attach(model, optimizer, "bsp/allreduce:ring", transport=transport) as run:
+            while run.step < 6:
+                optimizer.zero_grad()
+                model.weight[number].backward()
+                optimizer.step()
+                seen.append(model.weight.tolist())
+        return seen
+
+    ends = Elastic(train, start=4, dies_at=[None, None, dies_at]).join()
+    assert len(ends) == 3
+    assert all(end[-1] == ends[0][-1] for end in ends)
+    for before, after in itertools.pairwise([[0.0] * 4, *ends[0]]):
+        moved = [b - a for a, b in zip(after, before, strict=True)]
+        took_part = sum(m != 0 for m in moved)
+        assert all(m == pytest.approx(1 / took_part) for m in moved if m), moved
+
+
+def test_a_newcomer_that_trains_something_else_is_refused_and_the_others_go_on() -> None:
+    def train(transport: Transport, worker: Worker) -> Trained | str:
+        if worker.name == "worker 2":
+            with pytest.raises(MismatchError, match="plan: rank"), job(transport, "local:3"):
+                pass
+            return "refused"
+        with job(transport, "bsp") as j:
+            while j.run.step < 8:
+                if worker.name == "worker 0" and j.run.step == 3:
+                    elastic.start()
+                    while not worker.lobby.waiting:
+                        time.sleep(0.002)
+                j.step(j.run.step)
+            j.run.finish()
+            return Trained(values(j.model), j.seen, j.run.report())
+
+    elastic = Elastic(train, start=2, dies_at=[])
+    one, two, refused = elastic.join()
+    assert refused == "refused"
+    assert same(one.parameters, two.parameters)
+    assert one.report.workers == 2
+
+
+def test_a_newcomer_is_given_what_the_user_carries() -> None:
+    def train(transport: Transport, worker: Worker) -> float:
+        model = torch.nn.Linear(2, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+        with attach(model, optimizer, "bsp", transport=transport, carry={"rate": scheduler}) as run:
+            while run.step < 6:
+                if worker.name == "worker 0" and run.step == 3:
+                    elastic.start()
+                    while not worker.lobby.waiting:
+                        time.sleep(0.002)
+                optimizer.zero_grad()
+                model(torch.ones(1, 2)).sum().backward()
+                optimizer.step()
+                scheduler.step()
+        return float(scheduler.get_last_lr()[0])
+
+    elastic = Elastic(train, start=2, dies_at=[])
+    assert elastic.join() == [2.0**-6] * 3
+
+
+@pytest.mark.parametrize("plan", ["asp/ps", "bsp/gossip:ring", "bsp/allreduce/none/dear"])
+def test_what_cannot_be_survived_yet_is_refused(plan: str) -> None:
+    with pytest.raises(AttachError, match="cannot yet do without"):
+        Elastic(trainer(plan), start=2, dies_at=[]).join()

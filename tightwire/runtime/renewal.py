@@ -1,0 +1,171 @@
+"""What members of an elastic job tell each other when a new world begins, and what those who lack something are given.
+
+A world begins when somebody died, left or joined. Each member then says how far it is; who is furthest is the
+*source*. Whoever is behind, because a round reached the source and not it, takes the outcome from the source; whoever
+is new takes all. So a round that lost a member counts for all or for none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tightwire.errors import MismatchError
+from tightwire.runtime.agreement import differences
+from tightwire.transport import Transport
+
+LUGGAGE_TAG = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """How far one member is.
+
+    Attributes:
+        agreed: rounds of whose outcome it has.
+        begun: rounds that it has begun; one more than `agreed` within a round.
+        step: optimizer steps made.
+        is_new: whether it has trained with nobody yet.
+        trains: whether its data is not over.
+        meetings: how often it has met all others.
+        plan: in force.
+        facts: a digest of what must be equal on all.
+    """
+
+    agreed: int = 0
+    begun: int = 0
+    step: int = 0
+    is_new: bool = True
+    trains: bool = True
+    meetings: int = 0
+    plan: str = ""
+    facts: str = ""
+
+
+@dataclass(frozen=True)
+class Cards:
+    """Those of all members, by rank: the same on every member."""
+
+    by_rank: tuple[Card, ...]
+
+    @property
+    def source(self) -> int:
+        """The rank that is furthest."""
+        return max(range(len(self.by_rank)), key=lambda rank: (*self._distance(self.by_rank[rank]), -rank))
+
+    @property
+    def are_all_new(self) -> bool:
+        """Whether the job begins."""
+        return all(card.is_new for card in self.by_rank)
+
+    def lacking(self) -> list[int]:
+        """Returns the ranks that take the outcome of a round, or all, from the source."""
+        furthest = self.by_rank[self.source]
+        return [
+            rank
+            for rank, card in enumerate(self.by_rank)
+            if rank != self.source
+            and (
+                card.is_new
+                or (card.trains and card.agreed < furthest.agreed)
+                or card.meetings < furthest.meetings
+                or card.plan != furthest.plan
+            )
+        ]
+
+    @property
+    def is_round_lost(self) -> bool:
+        """Whether all that train had begun the round after the last one agreed on: nobody has anything to repeat."""
+        furthest = self.by_rank[self.source]
+        old = [card for card in self.by_rank if card.trains and not card.is_new]
+        return bool(old) and all(card.begun > furthest.agreed for card in old)
+
+    def strangers(self) -> list[int]:
+        """Returns newcomers that are about to train something else."""
+        facts = self.by_rank[self.source].facts
+        return [rank for rank, card in enumerate(self.by_rank) if card.facts != facts]
+
+    @staticmethod
+    def _distance(card: Card) -> tuple[bool, bool, int, int, int]:
+        return not card.is_new, card.trains, card.agreed, card.meetings, card.step
+
+
+def show_cards(transport: Transport, card: Card) -> Cards:
+    """Tells all members, and returns what all tell. Contract: every member; blocks."""
+    told = transport.exchange(json.dumps(asdict(card)).encode())
+    return Cards(tuple(Card(**json.loads(other)) for other in told))
+
+
+def digest_of_facts(facts: Mapping[str, object]) -> str:
+    """Returns what is equal where all facts are."""
+    return hashlib.sha256(_text(facts)).hexdigest()[:32]
+
+
+def refuse_strangers(transport: Transport, cards: Cards, facts: Mapping[str, object]) -> bool:
+    """Returns whether there are strangers, without whom the others go on.
+
+    Contract: every member; blocks if there are.
+
+    Raises:
+        MismatchError: on a stranger, with the difference; where the job begins, on all alike.
+    """
+    strangers = cards.strangers()
+    if not strangers:
+        return False
+    told = [json.loads(other) for other in transport.exchange(_text(facts))]
+    if transport.rank in strangers or cards.are_all_new:
+        whom = {rank: told[rank] for rank in sorted({cards.source, *strangers})}
+        raise MismatchError(
+            f"workers disagree about what to train; give every one the same. {differences(whom)}"
+        )
+    return True
+
+
+def hand_over(
+    transport: Transport, source: int, lacking: Sequence[int], luggage: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """Sends from the source to those that lack something; returns what was received, None where nothing was.
+
+    Args:
+        transport: between all members.
+        source: the rank that has it.
+        lacking: the ranks that get it.
+        luggage: plain values and tensors; on the source alone.
+
+    Contract: every member, at once; those concerned block. Nothing is unpickled but plain values and tensors.
+    """
+    packed = (
+        _pack(luggage)
+        if transport.rank == source and luggage is not None
+        else torch.empty(0, dtype=torch.uint8)
+    )
+    sizes = transport.exchange(packed.numel().to_bytes(8, "little"))
+    if transport.rank == source:
+        for work in [transport.isend(packed, rank, LUGGAGE_TAG) for rank in lacking]:
+            work.wait()
+        return None
+    if transport.rank not in lacking:
+        return None
+    packed = torch.empty(int.from_bytes(sizes[source], "little"), dtype=torch.uint8)
+    transport.irecv(packed, source, LUGGAGE_TAG).wait()
+    received: dict[str, Any] = torch.load(
+        io.BytesIO(packed.numpy().tobytes()), map_location="cpu", weights_only=True
+    )
+    return received
+
+
+def _pack(luggage: Mapping[str, Any]) -> Tensor:
+    file = io.BytesIO()
+    torch.save(dict(luggage), file)
+    return torch.frombuffer(bytearray(file.getbuffer()), dtype=torch.uint8)
+
+
+def _text(facts: Mapping[str, object]) -> bytes:
+    return json.dumps({key: str(value) for key, value in facts.items()}, sort_keys=True).encode()

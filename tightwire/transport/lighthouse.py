@@ -1,0 +1,271 @@
+"""torchft's lighthouse as the door of an elastic job: it hears who lives, and says who is in.
+
+Each worker tells it every `BEAT_S` that it lives. When the members of a world want another one, because somebody died,
+left or waits outside, each asks for a quorum; the lighthouse answers all at once, when all that live have asked.
+Members then meet at a store of the first one's, under the quorum's own prefix, so that the death of any worker, also
+of the first, ends no job. The lighthouse itself may not die: without it nobody can enter and no death be survived,
+though training goes on until then.
+
+Run as a program (`python -m tightwire.transport.lighthouse --port 29510`) it is a lighthouse; so is torchft's own
+`torchft_lighthouse --min_replicas 1 --heartbeat_timeout_ms 2000 --join_timeout_ms 2000`.
+
+Source: torchft 0.2.0, github.com/meta-pytorch/torchft, src/lighthouse.rs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import os
+import re
+import secrets
+import signal
+import socket
+import threading
+import time
+import urllib.request
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final, final
+from urllib.parse import urlsplit
+
+import torch.distributed as dist
+
+from tightwire.errors import PeerError, TransportError
+from tightwire.transport.addresses import own_candidates
+from tightwire.transport.base import Transport
+from tightwire.transport.door import Admission
+from tightwire.transport.join import join, within
+
+c10d: Final[Any] = dist  # torch does not type its stores
+VARIABLE: Final = "TORCHFT_LIGHTHOUSE"  # torchft's own name for its address
+BEAT_S: Final = 0.2
+LOOK_S: Final = 1.0
+# Without a beat for so long, a worker is dead; so long the others wait for one that lives and does not ask.
+DEAD_MS: Final = 2000
+JOIN_MS: Final = 2000
+# A page of the lighthouse: who beats at present. Its client has no call for it.
+_BEATS: Final = re.compile(r'<li class="heartbeat\s*(old)?\s*">\s*(\S+): seen')
+
+log = logging.getLogger("tightwire")
+
+
+@final
+class Lighthouse:
+    """The door of one worker; see `Door`.
+
+    Attributes:
+        name: host, process, and a number of its own.
+        watches: whether this worker looks for those who wait outside; one of a world does.
+        notice: set once this worker is to leave.
+    """
+
+    def __init__(
+        self, address: str, *, min_workers: int, secret: str, deadline_s: float, late_s: float | None
+    ) -> None:
+        """Finds the lighthouse; nobody is told yet that this worker lives.
+
+        Args:
+            address: as in "http://host:29510".
+            min_workers: how many must have come before any trains.
+            secret: the job's; "" for none.
+            deadline_s: see `init`.
+            late_s: see `init`.
+
+        Raises:
+            TransportError: torchft is not installed, or there is no lighthouse at the address.
+        """
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._address, self._min_workers = address, min_workers
+        self._secret, self._deadline_s, self._late_s = secret, deadline_s, late_s
+        self._host = urlsplit(address).hostname or ""
+        self._client = self._connect()
+        candidates = own_candidates(self._host)
+        mine = candidates.named or candidates.route or "127.0.0.1"
+        self._store = c10d.TCPStore(
+            mine, 0, None, True, timedelta(seconds=deadline_s), wait_for_workers=False
+        )
+        self._place = f"{mine}:{self._store.port}"
+        self._world: Transport | None = None
+        self._members: frozenset[str] = frozenset()
+        self.watches = False
+        self.notice = threading.Event()
+        self._knocks = False
+        self._ended = threading.Event()
+        self._beats: threading.Thread | None = None
+
+    def enter(self, rounds: int) -> Admission:
+        """Asks for a quorum until all its members have met."""
+        self.watches = False
+        self._close_world()
+        self._begin_to_beat()
+        ends_s = time.monotonic() + (self._late_s or 20 * self._deadline_s)
+        while True:
+            quorum = self._ask(rounds, ends_s)
+            members = list(quorum.participants)
+            names = tuple(member.replica_id for member in members)
+            if self.name not in names:
+                continue
+            if len(names) < self._min_workers and not any(member.step for member in members):
+                time.sleep(BEAT_S)  # nobody trains yet, and some are still to come
+                continue
+            try:
+                world = self._meet(quorum, names)
+            except PeerError as error:
+                log.info("a world of %d did not come about: %s", len(names), error)
+                continue
+            self._world, self._members, self._knocks = world, frozenset(names), False
+            return Admission(number=int(quorum.quorum_id), names=names, transport=world)
+
+    def knocks(self) -> bool:
+        """Tells what the beating thread saw last; the first member alone looks."""
+        return self._knocks
+
+    def close(self) -> None:
+        """Ends the beats, and leaves the world."""
+        self._ended.set()
+        self._close_world()
+
+    def _ask(self, rounds: int, ends_s: float) -> Any:
+        while True:
+            try:
+                return self._client.quorum(
+                    self.name, timedelta(seconds=self._deadline_s), store_address=self._place, step=rounds
+                )
+            except (RuntimeError, TimeoutError) as error:
+                if time.monotonic() > ends_s:
+                    raise PeerError(
+                        f"no other worker let this one in ({self.name}): the lighthouse at {self._address} is down, or "
+                        f"the others are in a step that does not end ({error}). Look at its log.",
+                        [],
+                    ) from error
+                time.sleep(BEAT_S)
+
+    def _meet(self, quorum: Any, names: tuple[str, ...]) -> Transport:
+        host, _, port = quorum.participants[0].store_address.rpartition(":")
+        limit = timedelta(seconds=self._deadline_s)
+        place = (host, int(port), None, False, limit)
+        store = self._store
+        if names[0] != self.name:
+            try:
+                store = within(
+                    self._deadline_s, lambda: c10d.TCPStore(*place, wait_for_workers=False, multi_tenant=True)
+                )
+            except dist.DistError as error:
+                raise PeerError(f"rank 0 died while the workers met: {error}", [0]) from error
+        # The same members may meet again under the same number, so the moment of the decision is part of the prefix.
+        made = quorum.created
+        store = c10d.PrefixStore(f"quorum/{quorum.quorum_id}/{made.seconds}.{made.nanos}", store)
+        rank, size = names.index(self.name), len(names)
+        return join(
+            store,
+            rank,
+            size,
+            host=self._host,
+            secret=self._secret,
+            deadline_s=self._deadline_s,
+            late_s=self._late_s,
+        )
+
+    def _close_world(self) -> None:
+        if self._world is not None:
+            self._world.close()
+            self._world = None
+
+    def _connect(self) -> Any:
+        limit = timedelta(seconds=self._deadline_s)
+        try:
+            return native().LighthouseClient(self._address, limit)
+        except (RuntimeError, TimeoutError) as error:
+            raise TransportError(
+                f"asked the lighthouse at {self._address} ({VARIABLE}) for a place in the job, and it does not answer: "
+                f"{error}. Start it (python -m tightwire.transport.lighthouse), or mend the address."
+            ) from error
+
+    def _begin_to_beat(self) -> None:
+        if self._beats is None:
+            self._beats = threading.Thread(target=self._beat, name="tightwire heartbeat", daemon=True)
+            self._beats.start()
+
+    def _beat(self) -> None:
+        looked_s, is_told = time.monotonic(), False
+        while not self._ended.is_set():
+            try:
+                self._client.heartbeat(self.name, timedelta(seconds=BEAT_S * 5))
+                is_told = False
+                if self.watches and time.monotonic() - looked_s > LOOK_S:
+                    looked_s = time.monotonic()
+                    self._knocks = bool(self._beating() - self._members)
+            except (OSError, RuntimeError, TimeoutError) as error:
+                if not is_told:
+                    is_told = True
+                    log.warning(
+                        "the lighthouse at %s does not answer (%s): training goes on, but until it does nobody can "
+                        "join, and no death is survived.",
+                        self._address,
+                        error,
+                    )
+            self._ended.wait(BEAT_S)
+
+    def _beating(self) -> set[str]:
+        with urllib.request.urlopen(f"{self._address}/status", timeout=BEAT_S * 5) as page:
+            text = page.read(1 << 20).decode(errors="replace")
+        return {name for old, name in _BEATS.findall(text) if not old}
+
+
+def native() -> ModuleType:
+    """Returns the part of torchft that is the lighthouse and its client; the rest of it takes seconds to import.
+
+    Raises:
+        TransportError: torchft is not installed.
+    """
+    os.environ.setdefault("RUST_LOG", "warn")  # else it logs every quorum
+    package = importlib.util.find_spec("torchft")
+    places = package.submodule_search_locations if package is not None else None
+    for place in places or ():
+        for file in Path(place).glob("_torchft*.so"):
+            spec = importlib.util.spec_from_file_location("torchft._torchft", file)
+            if spec is not None and spec.loader is not None:
+                module = importlib.util.module_from_spec(spec)
+                spec.loader.exec_module(module)
+                return module
+    raise TransportError(
+        "elastic=True lets torchft's lighthouse say who is in, and torchft is not installed: "
+        "pip install 'tightwire[ft]'."
+    )
+
+
+def serve(bind: str, *, dead_ms: int = DEAD_MS, join_ms: int = JOIN_MS) -> Any:
+    """Starts a lighthouse in this process; it ends with what is returned.
+
+    Args:
+        bind: as in "0.0.0.0:29510".
+        dead_ms: without a beat for so long, a worker is dead.
+        join_ms: so long the others wait for one that lives and does not ask.
+    """
+    return native().LighthouseServer(
+        bind=bind, min_replicas=1, join_timeout_ms=join_ms, quorum_tick_ms=20, heartbeat_timeout_ms=dead_ms
+    )
+
+
+def main() -> None:
+    """Is a lighthouse until SIGTERM or SIGINT."""
+    parser = argparse.ArgumentParser(description="A lighthouse: says who is in an elastic job.")
+    parser.add_argument("--host", default="0.0.0.0", help="address to listen on")
+    parser.add_argument("--port", type=int, default=29510)
+    parser.add_argument(
+        "--dead-ms", type=int, default=DEAD_MS, help="without a beat for so long, a worker is dead"
+    )
+    options = parser.parse_args()
+    serving = serve(f"{options.host}:{options.port}", dead_ms=options.dead_ms)
+    print(f"lighthouse: {serving.address()}", flush=True)
+    with suppress(KeyboardInterrupt):
+        signal.sigwait({signal.SIGTERM, signal.SIGINT})
+    serving.shutdown()
+
+
+if __name__ == "__main__":
+    main()
