@@ -379,6 +379,75 @@ def test_channels_last_and_checkpointing(plan: str) -> None:
     on_threads(worker)
 
 
+class Segments(nn.Module):
+    """Every layer is in a reentrant checkpoint, so that each has its gradient in a backward pass of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(5, 5) for _ in range(3))
+        initialise(self, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.tanh(checkpoint(layer, x, use_reentrant=True))  # type: ignore[arg-type]
+        return x
+
+
+@pytest.mark.parametrize("plan", [*EXACT, "bsp/allreduce:ring/none/p3"])
+def test_nested_passes_of_one_backward_are_one_round(plan: str) -> None:
+    def loss(model: nn.Module, rank: int, step: int) -> Tensor:
+        out: Tensor = model(batch(rank, step).requires_grad_())
+        return out.square().mean()
+
+    def worker(transport: Transport) -> int:
+        with job(transport, plan, model=Segments()) as j:
+            for step in range(2):
+                j.optimizer.zero_grad()
+                loss(j.model, transport.rank, step).backward()
+                j.run.wait()
+                assert_gradients(j.model, mean_gradients(j.model, loss, (step,)))
+                j.optimizer.step()
+        return j.run.report().rounds
+
+    assert on_threads(worker) == [2] * N
+
+
+def test_a_pass_that_raised_before_any_gradient_leaves_the_next_whole() -> None:
+    def fail(gradient: Tensor) -> Tensor:
+        raise ValueError("once")
+
+    def worker(transport: Transport) -> None:
+        model = nn.Sequential(nn.Linear(5, 3), nn.Tanh())
+        initialise(model, 0)
+        with job(transport, "bsp", model=model):
+            handle = model[0].register_forward_hook(lambda m, args, out: out.register_hook(fail) and None)
+            with pytest.raises(ValueError, match="once"):
+                loss_of(model, transport.rank, 0).backward()
+            handle.remove()
+            loss_of(model, transport.rank, 0).backward()
+            assert_gradients(model, mean_gradients(model))
+
+    on_threads(worker)
+
+
+def test_several_passes_are_told_how_to_be_one(caplog: pytest.LogCaptureFixture) -> None:
+    def worker(transport: Transport) -> int:
+        with job(transport, "bsp") as j:
+            for _ in range(3):
+                for step in (0, 1):
+                    loss_of(j.model, transport.rank, step).backward()
+                j.optimizer.step()
+            for _ in range(3):
+                with j.run.accumulate():
+                    loss_of(j.model, transport.rank, 0).backward()
+                loss_of(j.model, transport.rank, 1).backward()
+                j.optimizer.step()
+        return j.run.report().rounds
+
+    assert on_threads(worker) == [9] * N
+    assert sum("run.accumulate()" in message for message in caplog.messages) == N
+
+
 def test_reentrant_checkpointing_costs_rounds_not_truth() -> None:
     def loss(model: nn.Module, rank: int, step: int) -> Tensor:
         out: Tensor = checkpoint(model, batch(rank, step).requires_grad_(), use_reentrant=True)

@@ -182,6 +182,27 @@ def test_an_optimizer_inside_a_wrapper_is_taken_out() -> None:
         attach(model, [[]], "bsp", transport=Single())  # type: ignore[list-item]
 
 
+def test_a_forward_pass_of_one_rank_alone() -> None:
+    def worker(transport: Transport, look: Callable[[Job], Any]) -> None:
+        with job(transport, "bsp") as j:
+            for step in range(3):
+                j.step(step)
+                look(j)
+
+    def in_training(j: Job) -> None:
+        if j.rank == 0:
+            loss_of(j.model, 0, 9)
+
+    def evaluating(j: Job) -> None:
+        with j.run.evaluating():
+            in_training(j)
+
+    on_threads(lambda t: worker(t, torch.no_grad()(in_training)))
+    on_threads(lambda t: worker(t, evaluating))
+    with pytest.raises(MismatchError, match=r"rank 0 has 1; rank 1 has 0\..*under torch\.no_grad"):
+        on_threads(lambda t: worker(t, in_training))
+
+
 @pytest.mark.parametrize(
     "plan", ["bsp", "bsp/allreduce:ring/none/p3", "delayed:1", "lag:0", "local:1", "gaia:0.01"]
 )

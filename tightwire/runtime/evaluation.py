@@ -23,6 +23,7 @@ class Evaluation:
 
     Attributes:
         planned_bytes: what this rank sent for means so far, by formula.
+        is_lent: whether the model holds agreed parameters now.
     """
 
     def __init__(self, model: nn.Module, context: RunContext) -> None:
@@ -30,7 +31,7 @@ class Evaluation:
         self._model, self._context = model, context
         self._exchanges: dict[str, Exchange] = {}
         self._rounds = 0
-        self._lent = False
+        self.is_lent = False
 
     @contextlib.contextmanager
     def of(self, agreed: Mapping[str, Tensor] | None, buffers: Mapping[str, Tensor]) -> Iterator[None]:
@@ -51,11 +52,11 @@ class Evaluation:
         places = {**parameters, **buffers}
         own = {name: places[name].detach().clone() for name in lent}
         _copy(lent, places)
-        self._lent = True
+        self.is_lent = True
         try:
             yield
         finally:
-            self._lent = False
+            self.is_lent = False
             _copy(own, places)
 
     def require_over(self) -> None:
@@ -64,7 +65,7 @@ class Evaluation:
         Raises:
             AttachError: they are lent.
         """
-        if self._lent:
+        if self.is_lent:
             raise AttachError(
                 "optimizer.step() inside run.evaluating() would be undone when it ends; leave the block first."
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -38,7 +39,8 @@ class Gradients:
     """Averages gradients in every backward pass; after `backward()` returns, `p.grad` is the mean.
 
     Each pass averages what that pass (and any `accumulate` passes before it) added: a gradient that was averaged
-    before is set aside and added back, so several passes per step sum up, whatever the codec.
+    before is set aside and added back, so several passes per step sum up, whatever the codec. A pass that is nested in
+    another, as reentrant checkpointing makes them, is part of that one where the model's own outputs led to it.
 
     A parameter that took part on some ranks counts as zero on the others; one that took part on no rank keeps
     the gradient it had, None included, as in plain PyTorch.
@@ -92,6 +94,9 @@ class Gradients:
         self._arrived: set[str] = set()
         self._missing: list[int] = []
         self._running = False
+        self._outermost = (
+            -1
+        )  # the backward pass at whose end all that is nested in it ends, by autograd's number
         self._begun_s = 0.0
         self._exposed_s = 0.0
         self._versions: dict[str, int] = {}
@@ -107,6 +112,14 @@ class Gradients:
                 _Hook(self, name, "_on_gradient")
             )
         self._handles += self._hook_of.values()
+
+    def begin_backward(self) -> None:
+        """Hears that a backward pass came to the model's outputs: what is nested in it ends with it."""
+        task = torch._C._current_graph_task_id()
+        if self._running or task == self._outermost:
+            return
+        self._outermost = task
+        _at_end_of_backward(functools.partial(self._end_outermost, task))
 
     def accumulate(self, on: bool) -> None:
         """Switches averaging off and on."""
@@ -156,6 +169,7 @@ class Gradients:
                 "the last backward pass did not end: it raised, and its gradients were not averaged. Close the run, "
                 "load a checkpoint and attach again."
             )
+        self._outermost = -1
         self.keep()
         for name, aside in self._aside.items():
             if (gradient := self._parameters[name].grad) is not None:
@@ -262,8 +276,8 @@ class Gradients:
             return
         if not self._running:
             self._open(weight=self._weight_of_next())
-            # The engine's own end-of-backward callback, which DDP and FSDP rely on as well.
-            torch.autograd.Variable._execution_engine.queue_callback(self._end)
+            if self._outermost < 0:
+                _at_end_of_backward(self._end_unless_nested)
         if name in self._arrived:
             raise AttachError(
                 f"parameter {name} got a gradient twice in one backward pass; use checkpoint(use_reentrant=False). If "
@@ -293,6 +307,15 @@ class Gradients:
             self._parameters[name].grad = view
         if self._weight != 1.0:
             view.mul_(self._weight)
+
+    def _end_unless_nested(self) -> None:
+        if self._running and self._outermost < 0:
+            self._end()
+
+    def _end_outermost(self, task: int) -> None:
+        if self._outermost == task:
+            self._outermost = -1
+            self._end_unless_nested()
 
     def _end(self) -> None:
         self._running = False
@@ -333,6 +356,11 @@ class _Hook:
 
     def __deepcopy__(self, memo: object) -> _Hook:
         return _Hook(None, "", "")
+
+
+def _at_end_of_backward(call: Callable[[], None]) -> None:
+    """Has autograd call at the end of the backward pass under way, as DDP and FSDP do."""
+    torch.autograd.Variable._execution_engine.queue_callback(call)
 
 
 def _make_last(parameter: Parameter, handle: RemovableHandle) -> None:

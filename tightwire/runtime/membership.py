@@ -18,7 +18,8 @@ from tightwire.transport.door import Door
 
 REMEDY = (
     "Give every rank the same rates at the same time; a rank that leaves out a backward pass calls run.skip() in its "
-    "place, and then steps as the others do."
+    "place, and then steps as the others do; a forward pass of one rank that is not for training (an evaluation, a "
+    "sample) runs under torch.no_grad(), in model.eval() or inside run.evaluating()."
 )
 
 

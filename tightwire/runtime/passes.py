@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -33,9 +33,13 @@ class ForwardWatch:
         count: passes seen.
         skipped: training passes, so far, that no backward pass followed.
         saw_changes: before how many training passes parameters were found changed, though no step was seen.
+        on_backward: called when a backward pass comes to the outputs of a training pass.
+        pauses: whether passes do not count at present, as those of an evaluation.
     """
 
     def __init__(self, model: nn.Module, tracer: Tracer) -> None:
+        self.on_backward: Callable[[], None] = _ignore
+        self.pauses: Callable[[], bool] = bool
         self.skipped = 0
         self.saw_changes = self.count = 0
         self._model, self._is_step_seen, self._versions = model, False, -1
@@ -90,11 +94,11 @@ class ForwardWatch:
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._started_s:
             self._tracer.record("compute", "forward", self._started_s.pop(), time.perf_counter())
-        if not (module.training and torch.is_grad_enabled()):
+        if not (module.training and torch.is_grad_enabled()) or self.pauses():
             return
         tensors = [t for t in _tensors(output) if t.requires_grad][:MOST_OUTPUTS]
         if tensors:
-            reached = _Reached()
+            reached = _Reached(self)
             for tensor in tensors:
                 tensor.register_hook(reached)
             self._open.append(reached)
@@ -103,11 +107,12 @@ class ForwardWatch:
 class _Reached:
     """Whether a backward pass came to a tensor."""
 
-    def __init__(self) -> None:
-        self._is_reached = False
+    def __init__(self, watch: ForwardWatch) -> None:
+        self._watch, self._is_reached = watch, False
 
     def __call__(self, gradient: Tensor) -> None:
         self._is_reached = True
+        self._watch.on_backward()
 
     def __bool__(self) -> bool:
         return self._is_reached
@@ -129,6 +134,10 @@ class _Hook:
 
     def __deepcopy__(self, memo: object) -> _Hook:
         return _Hook()
+
+
+def _ignore() -> None:
+    pass
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:

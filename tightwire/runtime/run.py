@@ -488,6 +488,8 @@ class Run:
         membership = self._context.membership
         membership.standing = lambda: Standing(passes.judge(), self._digest())
         membership.describe = self._describe
+        passes.on_backward = lambda: self._engine.begin_backward()
+        passes.pauses = lambda: self._evaluation.is_lent
         if self._syncs_buffers:
             membership.heard = lambda present: self._buffers.note(present)
             membership.settle = lambda: self._buffers.settle(trains=False)

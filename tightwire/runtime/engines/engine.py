@@ -51,6 +51,9 @@ class Stepping(Protocol):
     def skip(self) -> None:
         """Takes part in the pass that others make, with nothing of this worker's."""
 
+    def begin_backward(self) -> None:
+        """Called when a backward pass comes to the model's outputs."""
+
     def before_step(self) -> None:
         """Called before the step of the user's optimizers; gradients are those that it will use."""
 
@@ -242,6 +245,9 @@ class BaseEngine:
         """Reads gradients when the optimizer steps, so that it makes no difference."""
 
     def skip(self) -> None:
+        """Meets nobody in a pass."""
+
+    def begin_backward(self) -> None:
         """Meets nobody in a pass."""
 
     def before_step(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,6 +26,13 @@ from tightwire.runtime.gradients import Gradients, PassListener
 from tightwire.runtime.observed import GradientWatch
 from tightwire.runtime.overlap.forward import ForwardOverlap, NoOverlap
 
+HINT = (
+    "%d backward passes before one step are as many rounds, each with the bytes of all gradients: with all but the "
+    "last inside `with run.accumulate():` it is one round, of the same sum."
+)
+
+log = logging.getLogger("tightwire")
+
 
 class GradientEngine(BaseEngine):
     """Every backward pass ends with the mean gradient, or with the means on their way (bsp)."""
@@ -39,8 +47,9 @@ class GradientEngine(BaseEngine):
         self._roll = context.roll(len(parameters))
         self._parameters = parameters
         self._rounds_before, self._steps_late = 0, plan.sync.steps_late
-        self._trained_rounds = 0
         self._arrived = 0  # rounds whose means are here
+        self._trained_rounds = self._rounds_stepped = 0
+        self._is_hinted = False
         schedule = plan.schedule
         overlaps = schedule.overlaps_forward
         self.compares_replicas = (
@@ -69,6 +78,9 @@ class GradientEngine(BaseEngine):
     def skip(self) -> None:  # noqa: D102
         self.gradients.skip()
 
+    def begin_backward(self) -> None:  # noqa: D102
+        self.gradients.begin_backward()
+
     def weigh(self, weight: float) -> None:  # noqa: D102
         self._context.membership.weigh(weight)
 
@@ -89,6 +101,10 @@ class GradientEngine(BaseEngine):
 
     def after_step(self, step: int) -> None:  # noqa: D102
         self._overlap.after_step()
+        passes, self._rounds_stepped = self.rounds - self._rounds_stepped, self.rounds
+        if passes > 1 and not self._is_hinted:
+            self._is_hinted = True
+            log.warning(HINT, passes)
 
     def needs_rebuild(self) -> bool:  # noqa: D102
         if self._watch is None or not self._watch.note(self.gradients.ready_s):
