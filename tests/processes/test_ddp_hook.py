@@ -87,6 +87,7 @@ for step in range(5):
     cuts.append(sorted(hook._averagers))
     for total, p in zip(arrived, model.parameters()):
         total += p.grad
+    torch.optim.SGD(model.parameters(), lr=0.0).step()
 memory = hook.state_dict()["memory"]
 assert set(memory) == {name for name, _ in model.named_parameters()}
 left = []
@@ -116,6 +117,22 @@ after = hook.state_dict()["memory"]
 poisoned = any(bool(p.grad.isnan().any()) for p in model.parameters())
 same = all(torch.equal(before[n][k], after[n][k]) for n in before for k in before[n])
 
+# Of a pass whose gradients were dropped nothing enters later steps; of passes that add up, everything does.
+kept = {}
+for name, extra in {"none": (), "dropped": (7, "drop"), "added": (7,)}.items():
+    ours = make()
+    wrapped, its = hooked(ours, "bsp/allreduce/topk:0.2+ef")
+    steps = sgd(ours)
+    train(wrapped, range(2), steps)
+    steps.zero_grad()
+    for what in extra:
+        steps.zero_grad() if what == "drop" else loss_of(wrapped, what).backward()
+    loss_of(wrapped, 8).backward()
+    steps.step()
+    kept[name] = [ours, torch.cat([m["ef"].flatten() for m in its.state_dict()["memory"].values()])]
+dropped = apart(kept["none"][0], kept["dropped"][0]) + float((kept["none"][1] - kept["dropped"][1]).abs().max())
+added = float((kept["none"][1] - kept["added"][1]).abs().max())
+
 refused = []
 for wrong in ("local:4", "bsp/allreduce/none/fusion:1MB"):
     try:
@@ -132,7 +149,7 @@ with warnings.catch_warnings(record=True) as caught:
 tw.shutdown()
 answer({
     "recut": cuts[0] != cuts[-1], "left": max(left), "resumed": apart(model, other), "poisoned": poisoned,
-    "same": same, "refused": refused, "warned": [str(w.message) for w in caught],
+    "same": same, "dropped": dropped, "added": added, "refused": refused, "warned": [str(w.message) for w in caught],
 })
 """
 
@@ -151,6 +168,8 @@ def test_state_outlives_new_buckets_and_checkpoints() -> None:
         assert found["resumed"] == 0.0
         assert found["poisoned"]
         assert found["same"]
+        assert found["dropped"] == 0.0
+        assert found["added"] > 0.0
         assert "Nearest legal: bsp. Or use" in found["refused"][0]
         assert "cuts buckets itself" in found["refused"][1]
         assert "registered already" in found["refused"][2]

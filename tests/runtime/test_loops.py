@@ -182,6 +182,28 @@ def test_an_optimizer_inside_a_wrapper_is_taken_out() -> None:
         attach(model, [[]], "bsp", transport=Single())  # type: ignore[list-item]
 
 
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [
+        ("bsp/gossip:ring", r"unlike each other in gossip round 3.*Here: optimizer.*, lr 0\.(1|05)"),
+        ("bsp/gossip:ring/choco:topk=0.5", "gossip round 3"),
+        ("ssp:0/ps", r"train with other rates in their step 3: lr of group 0 is 0\.(1|05) and 0\.(1|05)"),
+        ("asp/ps", "other rates in their step 3"),
+    ],
+)
+def test_rates_that_part_where_there_is_no_roll(plan: str, said: str) -> None:
+    def worker(transport: Transport, changes: Callable[[int, int], bool]) -> None:
+        with job(transport, plan) as j:
+            for step in range(5):
+                if changes(step, transport.rank):
+                    j.optimizer.param_groups[0]["lr"] = 0.05
+                j.step(step)
+
+    on_threads(lambda t: worker(t, lambda step, rank: step == 2))
+    with pytest.raises((MismatchError, PeerError), match=said):
+        on_threads(lambda t: worker(t, lambda step, rank: (step, rank) == (2, 1)))
+
+
 def test_a_forward_pass_of_one_rank_alone() -> None:
     def worker(transport: Transport, look: Callable[[Job], Any]) -> None:
         with job(transport, "bsp") as j:

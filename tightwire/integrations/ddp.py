@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Protocol, cast, final
 
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.futures import Future
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
 
 from tightwire._attach import Scaler
 from tightwire.answers import DEFAULTS, CompressionAnswer, Refusal, Sender, text_with
@@ -26,8 +30,12 @@ from tightwire.errors import AttachError, PlanError
 from tightwire.plan import Plan
 from tightwire.runtime.agreement import require_agreement, wire_facts
 from tightwire.runtime.engines.memory import Named, load_memory, memory
+from tightwire.runtime.gradients import accumulator_of
 from tightwire.runtime.variance import configure_variance
 from tightwire.transport import Counting, Transport, current
+
+# So many passes may be dropped between two steps; after more, steps are made by something that nobody sees.
+MOST_DROPPED = 16
 
 
 class GradBucket(Protocol):
@@ -119,6 +127,10 @@ class DDPHook:
     under other buckets. A mean with a NaN or Inf leaves no trace in what is remembered; it reaches the optimizer on
     all ranks alike, where a GradScaler skips the step, as in stock DDP. A world of one is stock DDP.
 
+    What a pass taught is kept when a `torch.optim` optimizer has stepped with its means, or another pass adds to them;
+    of a pass whose gradients were set to None instead (`zero_grad()`), nothing is. Where no such optimizer steps, every
+    pass counts.
+
     Contract: every rank registers, trains and checkpoints alike.
 
     Attributes:
@@ -139,6 +151,13 @@ class DDPHook:
         self._averagers: dict[tuple[str, ...], list[BucketAverager]] = {}
         self._saved: dict[str, Mapping[str, Tensor]] = {}  # for averagers still to be built
         self._under_way: list[BucketAverager] = []
+        self._undecided: list[BucketAverager] = []  # of the last pass, until its means are used or dropped
+        self._passes_without_step = 0
+        self._parameters: dict[str, Tensor] = {}
+        self._accumulators: list[
+            Node
+        ] = []  # autograd keeps them, and their hooks, only while someone else does
+        self._handles: list[RemovableHandle] = []
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tightwire-ddp")
 
     @property
@@ -168,6 +187,8 @@ class DDPHook:
         require_agreement(self._world, settings | wire_facts([self.plan.compression]))
         self._channel = self._counting.channel()
         self._names = {parameter: name for name, parameter in named.items()}
+        self._parameters = {**named}
+        self._watch()
         ddp.register_comm_hook(self, lambda state, bucket: state.run(bucket))
 
     def configure_variance(self, optimizer: Optimizer) -> None:
@@ -206,6 +227,7 @@ class DDPHook:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns this rank's part of a checkpoint, by parameter name; tensors are copies."""
+        self._decide()
         return {
             "version": 1,
             "plan": str(self.plan),
@@ -232,6 +254,7 @@ class DDPHook:
                 f"{self._world.rank} loads version 1 of its own."
             )
         self.rounds = state["rounds"]
+        self._undecided.clear()
         self._averagers.clear()
         self._saved = dict(state["memory"])
         if state["workers"] != self._world.size:
@@ -244,6 +267,9 @@ class DDPHook:
 
     def close(self) -> None:
         """Ends the thread. Local; training with the hook is over then."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
         self._thread.shutdown(wait=False)
 
     def _serve(self, job: _Job) -> None:
@@ -264,7 +290,52 @@ class DDPHook:
     def _end_round(self) -> None:
         under_way, self._under_way = self._under_way, []
         if all(averager.finite for averager in under_way):
-            for averager in under_way:
+            self._undecided = under_way
+
+    def _watch(self) -> None:
+        """Sees optimizers step, and passes begin."""
+        if self._world.size == 1:
+            return
+        this = weakref.ref(self)
+
+        def stepped(optimizer: Optimizer, args: object, kwargs: object) -> None:
+            if (hook := this()) is not None:
+                hook._hear_step(optimizer)
+
+        def begins(gradients: object) -> None:
+            if (hook := this()) is not None and hook._undecided:
+                hook._hear_pass()
+
+        self._handles.append(register_optimizer_step_post_hook(stepped))
+        for parameter in self._parameters.values():
+            if parameter.requires_grad:
+                self._accumulators.append(accumulator_of(parameter))
+                self._handles.append(self._accumulators[-1].register_prehook(begins))
+
+    def _hear_step(self, optimizer: Optimizer) -> None:
+        stepped = {self._names.get(p) for group in optimizer.param_groups for p in group["params"]}
+        if not stepped.isdisjoint(self._parameters):
+            self._passes_without_step = 0
+            self._decide(lambda names: not stepped.isdisjoint(names))
+
+    def _hear_pass(self) -> None:
+        """Hears, before autograd adds to any gradient, that the last pass was not stepped with."""
+        self._passes_without_step += 1
+        if self._passes_without_step > MOST_DROPPED:  # something else than torch.optim updates the parameters
+            for averager in self._undecided:
+                averager.keep()
+            self._undecided.clear()
+        self._decide()
+        self._undecided.clear()
+
+    def _decide(self, concerns: Callable[[Iterable[str]], bool] = lambda names: True) -> None:
+        """Keeps what the last pass taught, of buckets whose gradients are still there."""
+        undecided, self._undecided = self._undecided, []
+        for averager in undecided:
+            names = averager.bucket.views
+            if not concerns(names):
+                self._undecided.append(averager)
+            elif any(self._parameters[name].grad is not None for name in names):
                 averager.keep()
 
     def _averagers_of(self, index: int, gradients: Mapping[str, Tensor]) -> list[BucketAverager]:

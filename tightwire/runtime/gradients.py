@@ -101,7 +101,7 @@ class Gradients:
         self._exposed_s = 0.0
         self._versions: dict[str, int] = {}
         # Autograd keeps a parameter's accumulator, and so its hook, only while someone else does.
-        self._accumulators = {name: _accumulator(parameter) for name, parameter in parameters.items()}
+        self._accumulators = {name: accumulator_of(parameter) for name, parameter in parameters.items()}
         self._handles: list[RemovableHandle] = []
         self._hook_of: dict[str, RemovableHandle] = {}
         for name, parameter in parameters.items():
@@ -371,7 +371,7 @@ def _make_last(parameter: Parameter, handle: RemovableHandle) -> None:
 
 
 @torch.enable_grad()
-def _accumulator(parameter: Parameter) -> Node:
+def accumulator_of(parameter: Tensor) -> Node:
     """Returns the node that adds to a parameter's gradient; unlike the parameter, it is silent in `autograd.grad`."""
     alias = parameter.expand_as(parameter).grad_fn
     assert alias is not None

@@ -1,4 +1,7 @@
-"""What precedes every gossip message: its round and its sender as 32-bit integers, and a push-sum weight in 64 bits."""
+"""What precedes every gossip message.
+
+Its round in 32 bits, its sender in 16, 16 of a digest of what must be equal on all workers, a push-sum weight in 64.
+"""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,13 +13,13 @@ from torch import Tensor
 from tightwire.architecture.allreduce.program import Transfer
 from tightwire.architecture.gossip import Graph, round_program
 from tightwire.architecture.gossip.header import HEADER_BYTES
-from tightwire.errors import TransportError
+from tightwire.errors import MismatchError, TransportError
 from tightwire.transport import Transport
 from tightwire.transport.base import Work
 from tightwire.transport.blame import name_ranks
 
 logger = logging.getLogger(__name__)
-_HEADER = struct.Struct("<iid")
+_HEADER = struct.Struct("<iHHd")  # round, sender, what must be equal, push-sum weight
 assert _HEADER.size == HEADER_BYTES
 
 
@@ -43,6 +43,19 @@ class Lost:
                 "%s is gone; its neighbours give its weight to themselves and go on without it",
                 name_ranks([rank]),
             )
+
+
+@dataclass
+class Standing:
+    """What must be equal on all workers in a round; shared by all buckets.
+
+    Attributes:
+        digest: 16 bits of it.
+        words: the same in words, for the error.
+    """
+
+    digest: int = 0
+    words: Callable[[], str] = str
 
 
 @dataclass(frozen=True)
@@ -74,8 +87,12 @@ class Neighbours:
         awaited: whom a message is awaited from or being sent to at present; for whoever waits for this.
     """
 
-    def __init__(self, graph: Graph, transport: Transport, lost: Lost, *, tag: int) -> None:
+    def __init__(
+        self, graph: Graph, transport: Transport, lost: Lost, *, tag: int, standing: Standing | None = None
+    ) -> None:
         self.graph, self.rank, self.lost = graph, transport.rank, lost
+        self._standing = standing or Standing()
+        self._digest = 0
         self.bytes_sent = 0
         self.awaited: frozenset[int] = frozenset()
         self._transport, self.tag = transport, tag
@@ -97,13 +114,15 @@ class Neighbours:
 
         Raises:
             TransportError: a message of another round or sender than was due.
+            MismatchError: a neighbour's rates are not this worker's, or it left out a pass.
         """
         mixing = self.graph.at(round_number)
         if pushes:
             mixing = mixing.pushed
         program = round_program(mixing)
         absent = self.lost.ranks | self.lost.resting
-        self._outgoing[:HEADER_BYTES] = _bytes(_HEADER.pack(round_number, self.rank, share))
+        self._digest = self._standing.digest
+        self._outgoing[:HEADER_BYTES] = _bytes(_HEADER.pack(round_number, self.rank, self._digest, share))
         sources = [t for t in program.receives(self.rank) if t.src not in absent]
         receives = [(t, self._transport.irecv(self._landing(t.src), t.src, self.tag)) for t in sources]
         sends = [
@@ -144,12 +163,18 @@ class Neighbours:
         return self._landings[src]
 
     def _read(self, landing: Tensor, src: int, round_number: int) -> float:
-        seen_round, seen_rank, share = _HEADER.unpack(landing[:HEADER_BYTES].numpy().tobytes())
+        seen_round, seen_rank, digest, share = _HEADER.unpack(landing[:HEADER_BYTES].numpy().tobytes())
         if (seen_round, seen_rank) != (round_number, src):
             raise TransportError(
                 f"rank {self.rank} waited for rank {src}'s message of gossip round {round_number}, and one of rank "
                 f"{seen_rank}, round {seen_round} came: workers are not in the same step. Load the same checkpoint on "
                 "all, and give each the same number of batches; nothing was applied."
+            )
+        if digest != self._digest:
+            raise MismatchError(
+                f"rank {src} and rank {self.rank} train unlike each other in gossip round {round_number}: their rates "
+                f"differ, or one has left out a pass. Here: {self._standing.words()}. Compare with the message of rank "
+                f"{src}; give every rank the same rates at the same time, and call run.skip() for a pass left out."
             )
         if not 0 < share < float("inf"):
             raise TransportError(

@@ -58,6 +58,14 @@ class Settings:
         """How many there are; as many on every rank."""
         return len(self._places)
 
+    def differences(self, one: Sequence[float], other: Sequence[float]) -> str:
+        """Returns in words where two readings differ; empty where they do not."""
+        return "; ".join(
+            f"{key} of group {number} is {a!r} and {b!r}"
+            for (number, key, _), a, b in zip(self._places, one, other, strict=True)
+            if a != b and not (a != a and b != b)
+        )
+
     def read(self) -> list[float]:
         """Returns them, in an order that every rank shares."""
         return [float(_item(self._groups[number][key], index)) for number, key, index in self._places]

@@ -35,6 +35,9 @@ log = logging.getLogger("tightwire")
 # How many times a waiting worker hears within a deadline that its server lives.
 SIGNS_OF_LIFE = 4
 
+# Of so many steps, the newest, the rates are remembered, to be compared with those of workers that come later.
+MOST_TOLD = 256
+
 
 @dataclass(eq=False)
 class Seat:
@@ -118,6 +121,10 @@ class Shard:
         self._landed = [bucket.flat.clone() for bucket in self._values]
         self._landings = 0
         self._dropped_in: set[int] = set()
+        self._told: dict[
+            int, tuple[int, list[float]]
+        ] = {}  # rates by count of steps, and who told them first
+        self._are_even = True  # whether all workers have made as many steps whenever all landed
         self.updates = 0
         self.late = 0
         self.leads: dict[int, int] = {}
@@ -299,6 +306,7 @@ class Shard:
         for place, (seat, payload) in enumerate(pushes):
             here, settings, messages = self._layout.open_push(payload, seat.clock)
             used |= here
+            self._compare(seat, settings.tolist())
             if place == 0:
                 self._settings.write(settings.tolist(), rate=rate)
             codecs = self._layout.codecs(seat.clock)
@@ -316,6 +324,25 @@ class Shard:
                 return Flag.DROPPED
         self._step(used.tolist())
         return NO_FLAG
+
+    def _compare(self, seat: Seat, settings: list[float]) -> None:
+        """Makes sure that workers step with the same rates at the same count of steps.
+
+        Raises:
+            PeerError: they do not; every worker is to learn of it.
+        """
+        if not self._are_even:
+            return
+        rank, told = self._told.setdefault(seat.clock, (seat.rank, settings))
+        if len(self._told) > MOST_TOLD:
+            del self._told[min(self._told)]
+        if told != settings and (where := self._settings.differences(told, settings)):
+            self._failure = (
+                f"rank {rank} and rank {seat.rank} train with other rates in their step {seat.clock}: {where}. Give "
+                "every rank the same rates at the same step, and attach again."
+            )
+            self._changed.notify_all()
+            raise PeerError(self._failure, [seat.rank])
 
     def _compensate(self, seat: Seat) -> None:
         """Makes g into g + λ g⊙g⊙(x_now − x_read)."""
@@ -397,6 +424,8 @@ class Shard:
         self._landed = [bucket.flat.clone() for bucket in self._values]
         self._landings += 1
         clock = max(seat.clock for seat in self._seats)
+        self._are_even &= all(seat.clock == clock for seat in self._seats)
+        self._told.clear()
         for seat in self._seats:
             seat.clock, seat.read_at, seat.read_in = clock, self.updates, self._round
             if seat.state == "left":

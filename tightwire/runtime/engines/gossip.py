@@ -12,7 +12,7 @@ from torch.nn import Parameter
 from torch.optim import LBFGS
 
 from tightwire.architecture.gossip import Gossip, Graph
-from tightwire.architecture.gossip.neighbours import Lost, Neighbours
+from tightwire.architecture.gossip.neighbours import Lost, Neighbours, Standing
 from tightwire.architecture.gossip.rates import measure_rates, probed_bytes
 from tightwire.architecture.gossip.survivors import Survivors
 from tightwire.architecture.round import Round
@@ -42,6 +42,7 @@ class GossipEngine(BaseEngine):
     def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
         self._sync, self._context, self._parameters = plan.sync, context, parameters
         self._lost = Lost()
+        self._standing = Standing(words=self._words)
         self._channel = channel = context.transport.channel()
         architecture = plan.architecture
         _require_no_scaler(plan, context)
@@ -60,7 +61,10 @@ class GossipEngine(BaseEngine):
         )
         _agree_on(graph, channel)
         self._slots = build_slots(
-            parameters, plan, context, lambda number: Neighbours(graph, channel, self._lost, tag=number)
+            parameters,
+            plan,
+            context,
+            lambda number: Neighbours(graph, channel, self._lost, tag=number, standing=self._standing),
         )
         self._survivors = Survivors(context.transport.channel(), self._lost)
         self._thread = TalkThread("tightwire-gossip", self._awaited, context.transport, self._look)
@@ -205,6 +209,7 @@ class GossipEngine(BaseEngine):
 
     def _round(self, now: Round) -> None:
         self._thread.wait()  # for what was prepared behind computation
+        self._standing.digest = self._context.membership.standing().folded
         finite = [slot.fill() for slot in self._slots]
         if not all(finite):
             self.skipped += 1
@@ -242,6 +247,10 @@ class GossipEngine(BaseEngine):
     def _awaited(self) -> frozenset[int]:
         talking = [slot.mixer.neighbours.awaited for slot in self._slots]
         return frozenset().union(*talking, self._survivors.awaited)
+
+    def _words(self) -> str:
+        membership = self._context.membership
+        return ", ".join(f"{k} {v}" for k, v in membership.describe(membership.standing()).items())
 
     def _memory(self) -> list[tuple[str, str, Tensor]]:
         return [entry for slot in self._slots for entry in slot.memory()]
