@@ -513,6 +513,83 @@ def test_nothing_moves_at_rate_0_after_a_resume_on_fewer_workers(plan: str) -> N
         on_threads(second)
 
 
+GATHERED = ["bsp", "bsp/allreduce/topk:0.1+ef", "bsp/allreduce/powersgd:1+ef", "local:4", "diloco:4,overlap=1",
+            "easgd:2", "lag:0.1", "delayed:1/allreduce/int8+ef", "gaia:0.1", "ssp:0/ps",
+            "bsp/gossip:ring/int8+choco"]  # fmt: skip
+
+
+def in_file(job: Job) -> Any:
+    """Returns what a file holds that rank 0 writes for all."""
+    states = job.model.state_dict(), job.optimizer.state_dict(), job.run.state_dict(gather=True)
+    file = io.BytesIO()
+    torch.save(states, file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+
+
+def take_up(job: Job, states: Any) -> None:
+    job.model.load_state_dict(states[0])
+    job.optimizer.load_state_dict(states[1])
+    job.run.load_state_dict(states[2])
+
+
+@pytest.mark.parametrize("plan", GATHERED)
+def test_one_file_continues_on_as_many_workers(plan: str) -> None:
+    def first(transport: Transport) -> Any:
+        with job(transport, plan, optimizer=adam) as j:
+            for step in range(5):
+                j.step(step)
+            saved = in_file(j)
+            j.step(5)
+            j.step(6)
+        return saved, values(j.model)
+
+    firsts = on_threads(first)
+    assert firsts[1][0][2] == {}
+
+    def second(transport: Transport) -> list[Tensor]:
+        with job(transport, plan, model=Net(77), optimizer=adam) as j:
+            take_up(j, copy.deepcopy(firsts[0][0]))
+            j.step(5)
+            j.step(6)
+        return values(j.model)
+
+    assert same(firsts[0][1], on_threads(second)[0])
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 3), (3, 1), (3, 2)])
+@pytest.mark.parametrize("plan", GATHERED)
+def test_one_file_continues_on_any_number_of_workers(plan: str, n: int, m: int) -> None:
+    def first(transport: Transport) -> Any:
+        with job(transport, plan) as j:
+            for step in range(5):
+                j.step(step)
+            return in_file(j)
+
+    saved = on_threads(first, n)[0]
+    parts = saved[2]["parts"]
+
+    def second(transport: Transport) -> tuple[list[Tensor], Any, list[Tensor]]:
+        with job(transport, plan, model=Net(77), optimizer=lambda p: SGD(p, lr=0.0)) as j:
+            j.model.load_state_dict(saved[0])
+            j.run.load_state_dict(copy.deepcopy(saved[2]))
+            begun = values(j.model)
+            assert j.run.step == 5
+            remembered = j.run.state_dict()["engine"].get("memory", {})
+        return begun, remembered, values(j.model)
+
+    ends = on_threads(second, m)
+    for begun, remembered, ended in ends:
+        assert same(ended, ends[0][2])
+        for number, name in enumerate(dict(Net().named_parameters())):
+            if name in parts[0]["model"]:  # replicas differed: all begin from their mean
+                assert_close([begun[number]], [sum(part["model"][name] for part in parts) / n])
+            for kind, kept in remembered.get(name, {}).items() if plan.endswith("+ef") and m > 1 else ():
+                owed = sum(part["run"]["engine"]["memory"][name][kind] for part in parts) / n
+                assert_close([kept], [owed])
+    if plan == "local:4":  # what was done since the last round is not lost
+        assert_close(ends[0][2], ends[0][0])
+
+
 def test_slow_momentum_keeps_the_last_steps_when_the_rate_reaches_0() -> None:
     def worker(transport: Transport) -> None:
         with job(transport, "slowmo:2,beta=0") as j:

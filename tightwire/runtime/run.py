@@ -17,8 +17,10 @@ from typing import Any, Literal, NoReturn, Self
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from tightwire.architecture import ParameterServer
 from tightwire.errors import AttachError, PeerError
 from tightwire.plan import Phases, Plan
+from tightwire.runtime import checkpoint
 from tightwire.runtime.agreement import copy_from_first
 from tightwire.runtime.auto import Pilot
 from tightwire.runtime.buffers import BufferSync
@@ -338,12 +340,42 @@ class Run:
         self._evaluation.close()
         self._guard.release()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, gather: bool = False) -> dict[str, Any]:
         """Returns this rank's part of a checkpoint, to be saved beside the model's and the optimizer's.
 
         What is under way arrives first, is part of the checkpoint, and lands once, whether training goes on or is
         resumed. Everything by parameter name; tensors are copies. Loading it and continuing equals continuing.
+
+            state = run.state_dict(gather=True)  # on every rank
+            if rank == 0:
+                torch.save([model.state_dict(), optimizer.state_dict(), state], "checkpoint.pt")
+
+        Args:
+            gather: have rank 0 return the parts of all, to be saved in one file that any number of workers loads; the
+                others return nothing. It then holds parameters and optimizer states too where replicas differ, and
+                buffers and what is left to each rank in any case.
+
+        Contract: every rank, at the same step; local, but under servers and with `gather`, which sends every rank's
+        part to rank 0, and needs memory for all of them there.
+
+        Raises:
+            AttachError: `gather` under a plan with dedicated servers, which are not there to answer.
         """
+        if not gather:
+            return self._part()
+        self._require_open()
+        if isinstance(self.plan.architecture, ParameterServer) and self.plan.architecture.servers:
+            raise AttachError(
+                f"{self.plan} has servers that do not train, and nobody would answer for them; let every worker save "
+                "its own run.state_dict(), or attach with servers that train too (ps:shards=2)."
+            )
+        part = {"run": self._part()}
+        agrees = self._engine.keeps_replicas_equal or not self._engine.flush_is_collective
+        part |= checkpoint.own_tensors(self._model, self._optimizers, agrees=agrees, left=self._left)
+        parts = checkpoint.gather(self.transport, part)
+        return {"version": 1, "parts": parts} if parts else {}
+
+    def _part(self) -> dict[str, Any]:
         return {
             "version": 1,
             "plan": str(self._course.asked),
@@ -355,29 +387,41 @@ class Run:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues from what `state_dict` returned on this rank. Every rank; blocks.
+        """Continues from what `state_dict` returned on this rank, or gathered from all. Every rank; blocks.
 
         Load the model's and the optimizer's state after attaching too, and before this: attaching makes parameters
         rank 0's. The rest of the plan may have changed since if its stages remember the same. What is under way is
-        dropped. After a change of the number of workers only the counters of steps and rounds are kept: leftovers and
-        momenta are dropped, with a warning, and all begin from the parameters that rank 0 has now.
+        dropped.
+
+        On another number of workers, from what was gathered: replicas that differed begin from their mean, momenta and
+        leftovers are the mean of the old ones, so that what the mean is still owed stays owed, and outer steps go on;
+        what belongs to one rank is that of old rank `rank % workers`. From one rank's part only the counters of steps
+        and rounds are kept: leftovers and momenta are dropped, with a warning, and all begin from the parameters that
+        rank 0 has now.
 
         Raises:
             AttachError: a checkpoint of another sync, rank or model, or of stages that remember something else.
         """
         self._require_open()
         transport = self._context.transport
-        if state.get("version") != 1 or _syncs(Phases.parse(state["plan"])) != _syncs(self._course.asked):
-            raise AttachError(
-                f"this checkpoint was made under the plan {state.get('plan')} (version {state.get('version')}), this "
-                f"run's is {self._course.asked} (version 1); attach with the plan of the checkpoint, or one "
-                f"of the same sync."
-            )
+        if parts := state.get("parts"):
+            self._require_same_sync(parts[0]["run"])
+            rank, size = transport.rank, transport.size
+            checkpoint.put_back(self._model, self._optimizers, parts, rank=rank, size=size, left=self._left)
+            if len(parts) == size:
+                self.load_state_dict(parts[rank]["run"])
+                return
+            self._course.go_to(parts[0]["run"]["step"])
+            copy_from_first(self.transport, self._shared_parameters().values())
+            self._engine.load_merged([part["run"]["engine"] for part in parts])
+            return
+        self._require_same_sync(state)
         self._course.go_to(state["step"])
         if state["workers"] != transport.size:
             warnings.warn(
                 f"the checkpoint was made by {state['workers']} workers, this run has {transport.size}: leftovers "
-                "and momenta are dropped, and what they held of old gradients is lost.",
+                "and momenta are dropped, and what they held of old gradients is lost; run.state_dict(gather=True) "
+                "keeps them.",
                 stacklevel=2,
             )
             copy_from_first(self.transport, self._shared_parameters().values())
@@ -386,11 +430,19 @@ class Run:
         if state["rank"] != transport.rank:
             raise AttachError(
                 f"this is rank {state['rank']}'s checkpoint, loaded by rank {transport.rank}; every rank saves and "
-                "loads its own."
+                "loads its own, or run.state_dict(gather=True)."
             )
         if self._context.observed.take(state.get("observed")):
             self._course.turn(self.plan, keep=False)
         self._engine.load_state_dict(state["engine"])
+
+    def _require_same_sync(self, state: Mapping[str, Any]) -> None:
+        if state.get("version") != 1 or _syncs(Phases.parse(state["plan"])) != _syncs(self._course.asked):
+            raise AttachError(
+                f"this checkpoint was made under the plan {state.get('plan')} (version {state.get('version')}), this "
+                f"run's is {self._course.asked} (version 1); attach with the plan of the checkpoint, or one "
+                f"of the same sync."
+            )
 
     def report(self) -> Report:
         """Returns what happened so far on this worker. Local."""

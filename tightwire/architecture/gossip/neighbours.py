@@ -46,7 +46,7 @@ class Lost:
 
 
 @dataclass
-class Standing:
+class Likeness:
     """What must be equal on all workers in a round; shared by all buckets.
 
     Attributes:
@@ -88,10 +88,10 @@ class Neighbours:
     """
 
     def __init__(
-        self, graph: Graph, transport: Transport, lost: Lost, *, tag: int, standing: Standing | None = None
+        self, graph: Graph, transport: Transport, lost: Lost, *, tag: int, standing: Likeness | None = None
     ) -> None:
         self.graph, self.rank, self.lost = graph, transport.rank, lost
-        self._standing = standing or Standing()
+        self._standing = standing or Likeness()
         self._digest = 0
         self.bytes_sent = 0
         self.awaited: frozenset[int] = frozenset()

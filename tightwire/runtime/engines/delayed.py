@@ -18,6 +18,7 @@ from tightwire.buckets import Bucket
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
 from tightwire.runtime.background import Background
+from tightwire.runtime.checkpoint import merged
 from tightwire.runtime.context import RunContext
 from tightwire.runtime.engines.engine import BaseEngine
 from tightwire.runtime.engines.memory import load_memory, memory
@@ -188,6 +189,16 @@ class DelayedEngine(BaseEngine):
         for turn, kept in zip(self._turns, state["turns"], strict=True):
             turn.load_state_dict(kept)
         self._number, self._steps = state["rounds"], state["steps"]
+
+    def load_merged(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Takes up means on their way too, as if as many workers had sent them as there are now."""
+        state = merged(states)
+        share = self._context.transport.size / len(states)
+        for turn in state["turns"]:
+            if turn["busy"]:
+                present, weight, own = turn["told"]
+                turn["told"] = [round(present * share), weight * share, own]
+        self.load_state_dict(state)
 
     def resume_at(self, rounds: int) -> None:  # noqa: D102
         for turn in self._turns:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from tightwire.errors import AttachError
+from tightwire.runtime.checkpoint import merged
 
 
 class Stepping(Protocol):
@@ -127,6 +128,12 @@ class Remembering(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state_dict` returned; what is under way is waited for and dropped."""
+
+    def load_merged(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Takes up what `state_dict` returned on all ranks of a run with another number of them.
+
+        Parameters are loaded already, and equal on all ranks: where replicas differed, the mean.
+        """
 
     def resume_at(self, rounds: int) -> None:
         """Counts on from a checkpoint's rounds, and begins anew from the present parameters, equal on all ranks."""
@@ -287,6 +294,13 @@ class BaseEngine:
             "run.weigh() is for plans that average gradients in backward (bsp, delayed) or parameters in rounds "
             "(local methods); under this plan every worker counts alike."
         )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Remembers nothing."""
+
+    def load_merged(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Takes up the mean of what differs; see `merged`."""
+        self.load_state_dict(merged(states))
 
     def require_leavable(self) -> None:
         """Refuses."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.nn import Parameter
 from torch.optim import LBFGS
 
 from tightwire.architecture.gossip import Gossip, Graph
-from tightwire.architecture.gossip.neighbours import Lost, Neighbours, Standing
+from tightwire.architecture.gossip.neighbours import Likeness, Lost, Neighbours
 from tightwire.architecture.gossip.rates import measure_rates, probed_bytes
 from tightwire.architecture.gossip.survivors import Survivors
 from tightwire.architecture.round import Round
@@ -42,7 +42,7 @@ class GossipEngine(BaseEngine):
     def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
         self._sync, self._context, self._parameters = plan.sync, context, parameters
         self._lost = Lost()
-        self._standing = Standing(words=self._words)
+        self._standing = Likeness(words=self._words)
         self._channel = channel = context.transport.channel()
         architecture = plan.architecture
         _require_no_scaler(plan, context)
@@ -187,6 +187,10 @@ class GossipEngine(BaseEngine):
         self._count_from(state["rounds"])
         if state["rounds"]:
             self._prepare(self._now())
+
+    def load_merged(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Begins from the mean, as after a flush: what neighbours were told has no meaning among others."""
+        self.resume_at(states[0]["rounds"])
 
     def resume_at(self, rounds: int) -> None:  # noqa: D102
         self._count_from(rounds)

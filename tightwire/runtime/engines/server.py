@@ -30,6 +30,7 @@ from tightwire.compression import Codec, Identity
 from tightwire.compression.compiling import compile_kernels
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
+from tightwire.runtime.checkpoint import merged
 from tightwire.runtime.context import RunContext
 from tightwire.runtime.engines.engine import BaseEngine
 from tightwire.runtime.engines.memory import have_finite_gradients, load_memory, memory
@@ -188,6 +189,28 @@ class ServerEngine(BaseEngine):
         self._clock, self.rounds = state["clock"], state["rounds"]
         self.flush()
         load_memory([a for share in self._shares for a in share.averagers], state["memory"])
+
+    def load_merged(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Takes up all shards, however parameters are shared out now. Every worker."""
+        shards = [shard for state in states for shard in state["shards"].values()]
+        values = {name: value for shard in shards for name, value in shard["values"].items()}
+        optimizer = {name: kept for shard in shards for name, kept in shard["optimizer"].items()}
+        self._clock, self.rounds = (max(state[key] for state in states) for key in ("clock", "rounds"))
+        if self._shard is not None:
+            names = self._layouts[self._rank].names
+            self._shard.load_state_dict(
+                {
+                    "values": {name: values[name] for name in names},
+                    "optimizer": {name: optimizer[name] for name in names if name in optimizer},
+                    "updates": max(shard["updates"] for shard in shards),
+                    "clock": self._clock,
+                }
+            )
+        self.flush()
+        load_memory(
+            [a for share in self._shares for a in share.averagers],
+            merged([state["memory"] for state in states]),
+        )
 
     def resume_at(self, rounds: int) -> None:
         """Counts on from a checkpoint's rounds, with this rank's parameters in its own shard. Every worker."""

@@ -1,0 +1,104 @@
+"""One checkpoint for all ranks: every rank's part brought to rank 0, and taken up by any number of workers."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tightwire.runtime.step import Optimizers
+from tightwire.transport import Transport
+
+TAG = 0
+
+
+def gather(transport: Transport, part: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns every rank's part on rank 0, by rank, and nothing on the others.
+
+    Args:
+        transport: between all ranks.
+        part: this rank's: tensors, numbers, texts, lists and dicts of them.
+
+    Contract: every rank, with nothing under way; blocks; sends the part to rank 0, which holds all of them.
+    """
+    file = io.BytesIO()
+    torch.save(dict(part), file)
+    mine = torch.frombuffer(bytearray(file.getbuffer()), dtype=torch.uint8)
+    told = transport.exchange(len(mine).to_bytes(8, "little"))
+    if transport.rank:
+        transport.isend(mine, 0, TAG).wait()
+        return []
+    parts = [mine]
+    for rank in range(1, transport.size):
+        parts.append(torch.empty(int.from_bytes(told[rank], "little"), dtype=torch.uint8))
+        transport.irecv(parts[-1], rank, TAG).wait()
+    return [torch.load(io.BytesIO(other.numpy().data), weights_only=True) for other in parts]
+
+
+def own_tensors(
+    model: nn.Module, optimizers: Optimizers, *, agrees: bool, left: Collection[str]
+) -> dict[str, Any]:
+    """Returns what each rank has for itself: all where replicas differ, else buffers and what is left to it.
+
+    Args:
+        model: the user's.
+        optimizers: the user's.
+        agrees: whether the plan keeps parameters equal.
+        left: names of what is each rank's own in any case.
+    """
+    own = {*dict(model.named_buffers()), *left}
+    state = model.state_dict()
+    found: dict[str, Any] = {"model": {n: t for n, t in state.items() if not agrees or n in own}}
+    if not agrees or any(name in left for name, _ in model.named_parameters()):
+        found["optimizers"] = [member.state_dict() for member in optimizers.members]
+    return found
+
+
+def put_back(
+    model: nn.Module,
+    optimizers: Optimizers,
+    parts: Sequence[Mapping[str, Any]],
+    *,
+    rank: int,
+    size: int,
+    left: Collection[str],
+) -> None:
+    """Loads what `own_tensors` returned on every rank.
+
+    Where there are as many ranks as parts, each has its own again. Else all get the mean of the parts; what is left to
+    each rank has no mean, and becomes that of one of the old ranks.
+    """
+    mine = dict(parts[rank % len(parts)])
+    if size != len(parts):
+        kept = {name: tensor for name, tensor in mine["model"].items() if name in left}
+        mine["model"] = merged([part["model"] for part in parts]) | kept
+        if "optimizers" in mine and not kept:
+            mine["optimizers"] = merged([part["optimizers"] for part in parts])
+    model.load_state_dict(mine["model"], strict=False)
+    for member, state in zip(optimizers.members, mine.get("optimizers", ()), strict=False):
+        member.load_state_dict(state)
+
+
+def merged(states: Sequence[Any]) -> Any:
+    """Returns one state for what several ranks remembered.
+
+    What is equal stays as it is. Of floating-point tensors that differ (leftovers, momenta, parameters) it is the
+    mean: what the mean of all workers is owed, stays owed, whatever their number. Of all else it is the first rank's.
+    """
+    first = states[0]
+    if isinstance(first, Mapping):
+        keys = dict.fromkeys(key for state in states for key in state)
+        return {key: merged([state[key] for state in states if key in state]) for key in keys}
+    if isinstance(first, list | tuple) and len({len(state) for state in states}) == 1:
+        return [merged(items) for items in zip(*states, strict=True)]
+    if not isinstance(first, Tensor) or not first.is_floating_point() or _are_equal(states):
+        return first
+    mean = torch.stack([state.double() for state in states]).mean(0)
+    return mean.to(first.dtype)
+
+
+def _are_equal(states: Sequence[Any]) -> bool:
+    return all(torch.equal(states[0], other) for other in states[1:])
