@@ -25,6 +25,13 @@ ITEM_BYTES: Mapping[str, int] = {
 # What kineto writes for numbers that are none, and JSON does not know.
 BARE = re.compile(r"(:\s*)(?:[-+]?(?:inf(?:inity)?|nan)|N/A)(?=\s*[,}\]])", re.IGNORECASE)
 DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
+# Categories as PyTorch wrote them before 1.11.
+OLD_CATEGORIES = {
+    "operator": "cpu_op",
+    "runtime": "cuda_runtime",
+    "memcpy": "gpu_memcpy",
+    "memset": "gpu_memset",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +120,10 @@ def _event(event: Mapping[str, Any]) -> Event | None:
     start, length = _number(event.get("ts")), _number(event.get("dur"))
     if event.get("ph") != "X" or start is None or length is None or length < 0:
         return None
-    args = event.get("args")
+    args, category = event.get("args"), str(event.get("cat", "")).lower()
     return Event(
         name=str(event.get("name", "")),
-        category=str(event.get("cat", "")).lower(),
+        category=OLD_CATEGORIES.get(category, category),
         thread=(str(event.get("pid")), str(event.get("tid"))),
         start_s=start / 1e6,
         end_s=(start + length) / 1e6,

@@ -248,8 +248,7 @@ def _work_on_device(trace: Trace, host: Sequence[Event]) -> list[TraceWork]:
     launches = {
         event.args["correlation"]: event.start_s
         for event in host
-        if event.category in ("cuda_runtime", "cuda_driver", "hip_runtime", "xpu_runtime")
-        and isinstance(event.args.get("correlation"), int)
+        if event.category.endswith(("_runtime", "_driver")) and isinstance(event.args.get("correlation"), int)
     }
     known = [k for k in kernels if k.args.get("correlation") in launches]
     if known:
