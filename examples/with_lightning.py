@@ -24,9 +24,11 @@ class Regression(pl.LightningModule):
 
 
 x = torch.randn(256, 32)
+workers, here = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
 trainer = pl.Trainer(
     accelerator="cpu",
-    devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+    devices=here,
+    num_nodes=workers // here,
     strategy=TightwireStrategy(plan="local:4/allreduce/int8+ef"),
     max_epochs=1,
     logger=False,

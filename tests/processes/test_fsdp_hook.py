@@ -166,6 +166,53 @@ answer([
 """
 
 
+# A stand-in for torchtitan's ModelSpec and ParallelDims, by which it wraps HSDP; gradients add up, as there.
+TITAN = """
+import dataclasses, types
+from tightwire.integrations.torchtitan import between_groups
+
+@dataclasses.dataclass
+class Spec:
+    parallelize_fn: object
+    post_optimizer_build_fn: object
+
+def parallelise(model, *, parallel_dims):
+    inner = mesh if parallel_dims.dp_replicate > 1 else mesh["shards"]
+    for module in (model[2], model):
+        fully_shard(module, mesh=inner)
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
+    return model
+
+def trained(spec, steps):
+    dims = types.SimpleNamespace(dp_replicate=2)
+    model = spec.parallelize_fn(net(), parallel_dims=dims)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    if spec.post_optimizer_build_fn is not None:
+        spec.post_optimizer_build_fn([optimizer], [model], dims)
+    train(model, optimizer, range(steps))
+    return values(model)
+
+hooks = []
+stock = Spec(parallelise, None)
+native = trained(stock, 4)
+found = [
+    float((trained(between_groups(stock, plan, on_hook=hooks.append), 4) - native).abs().max())
+    for plan in ("bsp", "local:1", "diloco:2/allreduce/int8+ef")
+]
+assert [hook.rounds for hook in hooks] == [4, 4, 2]
+answer(found)
+"""
+
+
+def test_torchtitan_adds_up_what_groups_of_fsdp_send() -> None:
+    for end in run_processes(4, SETUP + TITAN, preload=PRELOAD):
+        bsp, local, diloco = end.answer
+        assert bsp < 1e-5
+        assert local < 1e-5  # SGD is linear in the gradient
+        assert 0 < diloco < 1
+
+
 def test_lossless_it_trains_as_native_hsdp() -> None:
     for end in run_processes(4, SETUP + COMPARE, preload=PRELOAD):
         assert end.answer < 1e-5

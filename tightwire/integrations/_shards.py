@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import nn
 
 from tightwire.errors import AttachError
@@ -84,3 +86,23 @@ def connect_inside(transport: Transport, groups: Sequence[Sequence[int]]) -> Tra
     """Connects this rank with those that hold the other shards of its group. Every rank; blocks."""
     found = [transport.group(group) for group in groups]
     return next(group for group in found if group is not None)
+
+
+@torch.no_grad()
+def local_part(value: Any) -> Any:
+    """Returns this rank's shard of a DTensor, sharing memory; anything else as it is."""
+    from torch.distributed.tensor import DTensor
+
+    return value.to_local().detach() if isinstance(value, DTensor) else value
+
+
+def sums_gradients(module: nn.Module) -> bool:
+    """Whether an FSDP module adds gradients up and divides by a factor of the user's, as token-weighted losses want it.
+
+    Native HSDP adds them up between groups too then, where it takes the mean otherwise.
+    """
+    state = module._get_fsdp_state()  # type: ignore[operator]  # there is no public way to ask
+    groups = vars(state).get("_fsdp_param_groups") or [
+        vars(state).get("_fsdp_param_group")
+    ]  # before torch 2.13
+    return any(group is not None and group.gradient_divide_factor is not None for group in groups)

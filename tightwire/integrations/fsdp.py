@@ -22,13 +22,15 @@ from tightwire.errors import AttachError, PlanError
 from tightwire.integrations._shards import (
     connect_across,
     fsdp_modules,
+    local_part,
     mesh_of,
     own_parameters,
     sharding_groups,
+    sums_gradients,
 )
 from tightwire.integrations.fsdp_rounds import FSDPRounds
 from tightwire.plan import Plan
-from tightwire.runtime.agreement import require_agreement, wire_facts
+from tightwire.runtime.agreement import copy_from_first, require_agreement, wire_facts
 from tightwire.runtime.engines.memory import Named, load_memory, memory
 from tightwire.runtime.outer import MakeOuter
 from tightwire.sync import Rounds
@@ -56,9 +58,10 @@ def fsdp_hook(
     Each group shards the model over its own mesh, one-dimensional: FSDP reduces inside it, and each shard agrees with
     the same shard of the other groups. Only that slow leg is compressed.
 
-    Under `bsp` gradients are averaged right after FSDP has reduced them; parameters and buffers must be equal in all
-    groups at the start: load or seed them alike. Under local methods (`local:8`, `diloco:64`) every group trains alone
-    and agrees every so many steps of `optimizer`; parameters and buffers become the first group's at once:
+    Parameters and buffers become the first group's at once, unless they are on the meta device: load or seed those
+    alike. Under `bsp` gradients are averaged right after FSDP has reduced them; where the model has a
+    `set_gradient_divide_factor` of its own, they are added up, as native HSDP does. Under local methods (`local:8`,
+    `diloco:64`) every group trains alone and agrees every so many steps of `optimizer`:
 
         with tw.fsdp_hook(model, "diloco:64/allreduce/int4+ef", optimizer=optimizer):
             train()  # the loop as ever
@@ -111,7 +114,11 @@ class FSDPHook:
         groups = sharding_groups(transport, mesh_of(model, self._modules))
         settings = {"version of tightwire": version("tightwire"), "plan": plan, "seed": seed}
         require_agreement(transport, settings | wire_facts([plan.compression]))
-        self._across = Counting(connect_across(transport, groups))
+        across = connect_across(transport, groups)
+        tensors = [local_part(tensor) for tensor in (*model.parameters(), *model.buffers())]
+        if not any(tensor.is_meta for tensor in tensors):
+            copy_from_first(across, tensors)
+        self._across = Counting(across)
         self.replicas = self._across.size
         self._layouts = {name: _slots(name, module) for name, module in self._modules.items()}
         self._averagers: dict[str, BucketAverager] = {}
@@ -181,6 +188,8 @@ class FSDPHook:
         self._announced_bytes += averager.bytes_in(self.rounds)
         averager.run(Round(number=self.rounds, seed=self._seed + self.rounds))
         shard.copy_(averager.bucket.flat)
+        if sums_gradients(self._modules[name]):
+            shard.mul_(self.replicas)
         self._under_way[name] = averager
 
     def _end_round(self) -> None:

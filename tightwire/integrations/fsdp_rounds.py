@@ -8,7 +8,6 @@ from importlib.metadata import version
 from types import TracebackType
 from typing import Any, Self, final
 
-import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -18,6 +17,7 @@ from tightwire.integrations._shards import (
     connect_across,
     connect_inside,
     fsdp_modules,
+    local_part,
     mesh_of,
     sharding_groups,
 )
@@ -62,7 +62,7 @@ class FSDPRounds:
         listed = Optimizers(
             [plain_optimizer(member) for member in optimizers],
             stands_for={shard: shard.whole for shard in shards.parameters() if isinstance(shard, _Shard)},
-            shard_of=_local,
+            shard_of=local_part,
         )
         settings = {
             "version of tightwire": version("tightwire"),
@@ -187,7 +187,7 @@ class _Shard(Parameter):
     def grad(self) -> Tensor | None:
         """The gradient's part; None drops the whole gradient."""
         self._follow()
-        return None if self.whole.grad is None else _local(self.whole.grad)
+        return None if self.whole.grad is None else local_part(self.whole.grad)
 
     @grad.setter
     def grad(self, value: Tensor | None) -> None:
@@ -196,24 +196,16 @@ class _Shard(Parameter):
 
     def _follow(self) -> None:
         """Takes up memory that FSDP or a `load_state_dict(assign=True)` has put in the place of the old."""
-        local = _local(self.whole)
+        local = local_part(self.whole)
         if local.data_ptr() != self.data_ptr():
             self.data = local
-
-
-@torch.no_grad()
-def _local(value: Any) -> Any:
-    """Returns this rank's shard of a DTensor, sharing memory; anything else as it is."""
-    from torch.distributed.tensor import DTensor
-
-    return value.to_local().detach() if isinstance(value, DTensor) else value
 
 
 def _shards_of(model: nn.Module) -> nn.Module:
     """Returns a module of the model's names, with this rank's shards for parameters, and its buffers."""
     root = nn.Module()
     for name, parameter in model.named_parameters():
-        shard = _Shard(_local(parameter), parameter.requires_grad)
+        shard = _Shard(local_part(parameter), parameter.requires_grad)
         shard.whole = parameter
         place, last = _place(root, name)
         place.register_parameter(last, shard)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any, final
 
 import torch
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -48,6 +50,9 @@ class TightwireStrategy(DDPStrategy):
             attach_options: its other options.
             options: of Lightning's `DDPStrategy`, except those for DDP itself.
         """
+        if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= set(os.environ):
+            # Lightning counts ranks itself unless torchrun is the launcher; others set the same variables.
+            options.setdefault("cluster_environment", TorchElasticEnvironment())
         super().__init__(**options)
         self.run: Run | None = None
         self._plan, self._attach_options = plan, dict(attach_options or {})
