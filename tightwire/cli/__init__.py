@@ -16,6 +16,7 @@ COMMANDS = {
     "cluster": "tightwire.cli.cluster",
     "plan": "tightwire.cli.plan",
     "simulate": "tightwire.cli.simulate",
+    "race": "tightwire.cli.race",
     "parallel": "tightwire.cli.parallel",
     "map": "tightwire.cli.map",
     "jobs": "tightwire.cli.jobs",

@@ -6,8 +6,10 @@ The first steps train under a plan within the allowance that is cheap on this wi
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
+import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -336,7 +338,7 @@ def announced(heats: Heats, field: Sequence[Contender], cost: str) -> str:
 
 
 def contenders(ranking: Ranking, in_the_way: Sequence[str]) -> Iterator[Contender]:
-    """Yields plans that are worth a trial, the best expected first: few of a kind, so that kinds are compared.
+    """Yields plans that are worth a trial: few of a kind, bulk-synchronous ones and others in turn, the best first.
 
     Args:
         ranking: of all plans.
@@ -347,24 +349,35 @@ def contenders(ranking: Ranking, in_the_way: Sequence[str]) -> Iterator[Contende
         for row in ranking.rows
         if keeps_optimizer(row.plan) and not (in_the_way and row.plan.schedule.overlaps_forward)
     ]
-    seen: list[str] = []
-    best_s = min(_expected_s(row) for row in rows)
-    for row in sorted(rows, key=_expected_s):
-        plan = row.plan
-        kinds = [plan.sync.name, plan.sender.name] if ranking.allow != "lossless" else [str(plan)]
-        pair = "/".join(kinds)
-        if pair in seen or any(seen.count(kind) >= MOST_OF_A_KIND for kind in kinds if kind != "bsp"):
-            continue
-        if _expected_s(row) > MOST_BEHIND * best_s:
-            return
-        seen += [pair, *kinds] if pair not in kinds else kinds
+    if ranking.allow == "lossless":  # what is learned is the same, and steps differ little between kinds
+        found = sorted(rows, key=_expected_s)
+    else:
+        kinds = [_few_of_a_kind([r for r in rows if r.plan.sync.is_bulk is bulk]) for bulk in (True, False)]
+        kinds.sort(key=lambda found: _expected_s(found[0]) if found else math.inf)
+        found = [row for turn in itertools.zip_longest(*kinds) for row in turn if row is not None]
+    for row in found:
         yield Contender(
-            plan=str(plan),
+            plan=str(row.plan),
             predicted_step_s=row.step_s,
-            expected=extra_steps(plan).factor,
-            steps_per_round=plan.sync.steps_per_round,
-            deviation=deviation(plan),
+            expected=extra_steps(row.plan).factor,
+            steps_per_round=row.plan.sync.steps_per_round,
+            deviation=deviation(row.plan),
         )
+
+
+def _few_of_a_kind(rows: Sequence[Prediction]) -> list[Prediction]:
+    """Returns the best expected of some plans: of one policy, and of one codec, a few; none that is far behind."""
+    seen: list[str] = []
+    found: list[Prediction] = []
+    for row in sorted(rows, key=_expected_s):
+        kinds = [row.plan.sync.name, row.plan.sender.name]
+        pair = "/".join(kinds)
+        if _expected_s(row) > MOST_BEHIND * _expected_s(found[0] if found else row):
+            break
+        if pair not in seen and all(seen.count(kind) < MOST_OF_A_KIND for kind in kinds if kind != "bsp"):
+            seen += [pair, *kinds]
+            found.append(row)
+    return found
 
 
 def _expected_s(row: Prediction) -> float:

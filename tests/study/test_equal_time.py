@@ -1,0 +1,77 @@
+"""Equal-time comparisons: twelve jobs that learn, results that are resumed, verdicts that are right."""
+
+from __future__ import annotations
+
+import pathlib
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tightwire.study import equal_time
+from tightwire.study.equal_time import Kept, asked, cells, markdown, verdicts
+from tightwire.study.jobs import JOBS
+from tightwire.study.task import Place
+from tightwire.study.timed import TimedTrial
+
+
+def test_there_are_twelve() -> None:
+    assert len(JOBS) == 12
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_every_job_can_be_learnt_and_judged(name: str) -> None:
+    one, other = (JOBS[name].replica(Place(rank=rank, workers=4)) for rank in (0, 1))
+    assert all(
+        torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True)
+    )
+    batch = one.batch()
+    assert not torch.equal(batch[0], other.batch()[0])
+    one.loss(one.model, tuple(t[:2] for t in batch)).backward()
+    assert all(p.grad is not None for p in one.model.parameters())
+
+
+def trial(who: str, loss: float, reached: float, job: str = "lstm") -> TimedTrial:
+    curve = ((reached / 2, 1, 4.0), (reached, 2, 2.0), (40.0, 3, loss))
+    return TimedTrial(
+        job=job,
+        rate_bytes_per_s=25e6,
+        seconds=40.0,
+        contestant=who,
+        loss=loss,
+        curve=curve,
+        steps=3,
+        plan=who,
+    )
+
+
+def test_the_time_to_a_loss_is_between_points() -> None:
+    assert trial("ddp", 2.0, 20.0).first_at(3.0) == 15.0
+    assert trial("ddp", 2.0, 20.0).first_at(1.0) is None
+
+
+def test_verdicts_say_who_is_behind() -> None:
+    by_hand = equal_time.BY_HAND[0]
+    rows = cells(
+        [
+            trial("ddp", 2.0, 40.0),
+            trial(by_hand, 1.5, 10.0),
+            trial("auto-lossy", 2.2, 20.0),
+            trial("race-stale", 1.5, 11.0),
+        ]
+    )
+    said = verdicts(rows)
+    assert "auto-lossy: behind stock DDP at equal time in 1 of 1: lstm at 200 Mb/s (+10.0%)." in said
+    assert "race-stale: behind stock DDP at equal time in 0 of 1." in said
+    assert any("1.10 × that of the best plan" in sentence for sentence in said)
+    assert "| lstm | race-stale |" in markdown(rows, 4)
+
+
+def test_what_was_made_is_not_made_again(tmp_path: pathlib.Path) -> None:
+    wanted = asked(["lstm"], [25e6], ["ddp", "bsp"], 40.0, [0])
+    kept = Kept(tmp_path / "race.json")
+    kept.add(trial("ddp", 2.0, 20.0))
+    kept.add(replace(trial("bsp", 2.0, 20.0), error="failed"))
+    again = Kept(tmp_path / "race.json")
+    assert [t.contestant for t in again.missing(wanted)] == ["bsp"]
+    assert len(again.of(wanted)) == 2
