@@ -136,7 +136,9 @@ def _of_answer(family: str, plan: Plan) -> ExtraSteps:
     if text in known:
         return known[text]
     name, keeps_rest = _name(text)
-    kin = [(other, row) for other, row in known.items() if _name(other) == (name, keeps_rest)]
+    kin = [(other, row) for other, row in known.items() if _stages(other) == _stages(text)]
+    if not kin:
+        kin = [(other, row) for other, row in known.items() if _name(other) == (name, keeps_rest)]
     if not kin and keeps_rest:  # without feedback it is no better
         kin = [(other, row) for other, row in known.items() if _name(other)[0] == name]
     if kin:
@@ -170,6 +172,15 @@ def _name(text: str) -> tuple[str, bool]:
     """Returns what relatives share: the member's name, and whether feedback makes up for what it does not send."""
     first, *stages = text.split("+")
     return first.partition(":")[0], any(stage.partition(":")[0] in ("ef", "ef21") for stage in stages)
+
+
+def _stages(text: str) -> tuple[str, ...]:
+    """Returns the names of a text's members: those that differ in settings alone are the nearest relatives.
+
+    >>> _stages("topk:0.01+ef")
+    ('topk', 'ef')
+    """
+    return tuple(part.partition(":")[0] for part in text.split("+"))
 
 
 def _read(folder: pathlib.Path) -> dict[str, dict[str, ExtraSteps]]:

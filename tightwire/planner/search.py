@@ -127,6 +127,8 @@ def competes(plan: Plan, profile: Profile, cluster: Cluster) -> bool:
     """
     if departures(plan) == 0:
         return True
+    if plan.sync.steps_inside and cluster.workers_per_node < 2:  # no worker has a node to average with
+        return False
     architecture = plan.architecture
     if isinstance(architecture, AllReduce) and architecture.is_made and cluster.workers > MAX_MADE:
         return False
