@@ -36,9 +36,10 @@ def tour(
     plans: Annotated[
         str,
         typer.Option(
-            help="Plans, separated by spaces: ddp; lossless, lossy, stale (the best of each); or a plan."
+            help="Plans, separated by spaces: ddp; ddp+powersgd:4; lossless, lossy, stale (the best of each); race; "
+            "or a plan."
         ),
-    ] = "ddp lossless stale",
+    ] = " ".join(tours.SHOWN),
     out: Annotated[
         pathlib.Path, typer.Option(help="Folder for the report, measurements and traces.")
     ] = pathlib.Path("out"),
@@ -116,6 +117,6 @@ def _line(event: dict[str, Any]) -> str:
 def _print(result: TourResult) -> None:
     print_rows(
         tour_report.COLUMNS,
-        [tour_report.cells(plan) for plan in result.plans],
+        [tour_report.cells(plan, result) for plan in result.plans],
         caption=tour_report.verdict(result),
     )

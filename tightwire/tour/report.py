@@ -5,12 +5,13 @@ from __future__ import annotations
 import html
 import itertools
 import json
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from tightwire import files
-from tightwire.tour.tour import DDP, PlanResult, TourResult
+from tightwire.tour.tour import DDP, DDP_POWERSGD, PlanResult, TourResult
 from tightwire.units import print_ms, print_rate, print_size
 
 COLOURS = {"ddp": "#8a8f98", "lossless": "#1f6feb", "lossy": "#d1652b"}
@@ -23,12 +24,12 @@ th, td { padding: .35rem .6rem; text-align: right; border-bottom: 1px solid #e3e
 th:first-child, td:first-child { text-align: left } th { font-weight: 600; border-bottom: 2px solid #1c2128 }
 code { font: .9em ui-monospace, monospace } .verdict { font-size: 1.15rem } .quiet { color: #59636e }
 """
-COLUMNS = ("plan", "steps", "step", "predicted", "exposed", "sent per step", "held-out loss")
+COLUMNS = ("plan", "steps", "step", "predicted", "exposed", "sent per step", "held-out loss", "to DDP's loss")
 
 
 def verdict(result: TourResult) -> str:
     """Returns the tour in one sentence."""
-    stock = next((p for p in result.plans if p.role == DDP), None)
+    stock = result.stock
     others = [p for p in result.plans if p.role != DDP]
     if stock is None or not others:
         return "Stock DDP was not compared: nothing here can slow it down with the rest."
@@ -37,20 +38,31 @@ def verdict(result: TourResult) -> str:
     loss = f"held-out loss {best.heldout_loss:.3f} against {stock.heldout_loss:.3f} nats per byte"
     if times < 1.02:
         return f"Stay with stock DDP: in the same time the best plan made {times:.2f}× its steps ({loss})."
-    return f"In the same time, {best.plan} made {times:.1f}× the steps of stock DDP: {loss}."
+    said = f"In the same time, {best.plan} made {times:.1f}× the steps of stock DDP: {loss}."
+    quickest = min(others, key=lambda p: result.to_ddp_loss_s(p) or math.inf)
+    if (reached_s := result.to_ddp_loss_s(quickest)) is not None:
+        said += f" What stock DDP had learnt after {stock.seconds:.0f} s, {quickest.plan} had after {reached_s:.0f} s."
+    return said
 
 
-def cells(plan: PlanResult) -> tuple[str, ...]:
+def cells(plan: PlanResult, result: TourResult) -> tuple[str, ...]:
     """Returns one plan's cells under `COLUMNS`."""
+    reached_s = result.to_ddp_loss_s(plan)
     return (
-        "stock DDP" if plan.role == DDP else plan.plan,
+        label(plan),
         str(plan.steps),
         print_ms(plan.step_s),
         f"{print_ms(plan.predicted_step_s)} ({plan.prediction_error:+.0%})",
         print_ms(plan.exposed_s),
         print_size(plan.bytes_per_step),
         f"{plan.heldout_loss:.3f}",
+        "–" if reached_s is None else f"{reached_s:.1f} s",
     )
+
+
+def label(plan: PlanResult) -> str:
+    """Returns what a plan is called."""
+    return {DDP: "stock DDP", DDP_POWERSGD: "stock DDP, PowerSGD hook"}.get(plan.plan, plan.plan)
 
 
 def write(result: TourResult, path: pathlib.Path) -> None:
@@ -68,7 +80,7 @@ def _page(result: TourResult) -> str:
     sections = [
         f"<h1>Tightwire tour</h1><p class=quiet>{html.escape(about)}</p>",
         f"<p class=verdict>{html.escape(verdict(result))}</p>",
-        _table(result.plans),
+        _table(result),
         "<h2>Loss against time</h2>" + _figure(_curves(result.plans), with_library=True),
         "<h2>One step, seen from rank 0</h2>" + _figure(_timeline(result)),
         "<h2>Why these plans</h2>" + "".join(_reasons(allow, why) for allow, why in result.why.items()),
@@ -77,9 +89,12 @@ def _page(result: TourResult) -> str:
     return f"<!doctype html><meta charset=utf-8><title>Tightwire tour</title><style>{STYLE}</style>{''.join(sections)}"
 
 
-def _table(plans: Sequence[PlanResult]) -> str:
+def _table(result: TourResult) -> str:
     head = "".join(f"<th>{name}</th>" for name in COLUMNS)
-    rows = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in cells(p)) + "</tr>" for p in plans)
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in cells(p, result)) + "</tr>"
+        for p in result.plans
+    )
     return f"<table><tr>{head}</tr>{rows}</table>"
 
 
@@ -118,7 +133,7 @@ def _curves(plans: Sequence[PlanResult]) -> Any:
             x=seconds,
             y=losses,
             text=[f"step {s}" for s in steps],
-            name=cells(plan)[0],
+            name=label(plan),
             mode="lines+markers",
             line={"color": COLOURS[plan.role], "width": 2.5},
         )
@@ -136,7 +151,7 @@ def _timeline(result: TourResult) -> Any:
     for plan in reversed(result.plans):
         for row, kind, start_s, end_s in _bars(plan, result.facts["compute_s"]):
             figure.add_bar(
-                y=[f"{cells(plan)[0]} · {row}"],
+                y=[f"{label(plan)} · {row}"],
                 x=[(end_s - start_s) * 1e3],
                 base=[start_s * 1e3],
                 orientation="h",

@@ -5,6 +5,7 @@ The network is emulated on this machine; everything else is real.
 
 from __future__ import annotations
 
+import itertools
 import json
 import pathlib
 import sys
@@ -17,10 +18,11 @@ from tightwire.errors import LabError
 from tightwire.lab import Lab, OutputLine, Topology
 from tightwire.plan import Plan
 
-DDP = "ddp"
-# Texts of plans apart, what a tour can be asked for; a tour that is not asked shows the best of all.
-WANTED = (DDP, "lossless", "lossy", "stale")
-SHOWN = (DDP, "lossless", "stale")
+DDP, DDP_POWERSGD, RACE = "ddp", "ddp+powersgd:4", "race"
+STOCK = (DDP, DDP_POWERSGD)
+# Texts of plans apart, what a tour can be asked for; a tour that is not asked shows what most would choose between.
+WANTED = (*STOCK, "lossless", "lossy", "stale", RACE)
+SHOWN = (*STOCK, "lossless", RACE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,8 @@ class TourOptions:
         workers: in the emulated cluster.
         rate_bytes_per_s: of each worker's link, each way, headers included.
         seconds: of training per plan.
-        plans: texts of plans, `ddp` for stock DDP, an allowance for the best plan that it admits.
+        plans: texts of plans, `ddp` for stock DDP, `ddp+powersgd:4` for stock DDP with the stock PowerSGD hook, an
+            allowance for the best plan that it admits, `race` for the one that wins a race among all.
         out: folder for the report, the measurements, the plan files and the traces.
     """
 
@@ -74,6 +77,17 @@ class PlanResult:
         """Predicted over measured step time, less 1."""
         return self.predicted_step_s / self.step_s - 1
 
+    def first_at(self, loss: float) -> float | None:
+        """Returns the seconds until the curve first reaches a held-out loss, straight between its points; None: never.
+
+        Args:
+            loss: such as stock DDP's at the end.
+        """
+        for (before_s, _, before), (after_s, _, after) in itertools.pairwise(self.curve):
+            if after <= loss:
+                return before_s + (after_s - before_s) * (before - loss) / (before - after)
+        return None
+
 
 @dataclass(kw_only=True)
 class TourResult:
@@ -94,6 +108,15 @@ class TourResult:
     why: dict[str, list[str]] = field(default_factory=dict)
     plans: list[PlanResult] = field(default_factory=list)
 
+    @property
+    def stock(self) -> PlanResult | None:
+        """Stock DDP as it comes; None where it was not compared."""
+        return next((plan for plan in self.plans if plan.plan == DDP), None)
+
+    def to_ddp_loss_s(self, plan: PlanResult) -> float | None:
+        """Returns the seconds that a plan needed to the loss that stock DDP ended with; None if it never got there."""
+        return None if self.stock is None else plan.first_at(self.stock.heldout_loss)
+
     def to_json(self) -> dict[str, Any]:
         """Returns the object of `tightwire tour --json`."""
         return {
@@ -102,7 +125,9 @@ class TourResult:
             "lab": self.lab,
             "why": self.why,
             **self.facts,
-            "plans": [_plain(asdict(plan)) for plan in self.plans],
+            "plans": [
+                _plain(asdict(plan)) | {"to_ddp_loss_s": self.to_ddp_loss_s(plan)} for plan in self.plans
+            ],
         }
 
 
@@ -130,7 +155,7 @@ def run(options: TourOptions, on_event: Callable[[Event], None] = lambda _: None
         result.lab = lab.describe()
         plans = options.plans
         if not lab.shapes_everything:
-            result.compared, plans = False, tuple(p for p in plans if p != DDP)
+            result.compared, plans = False, tuple(p for p in plans if p not in STOCK)
         on_event({"event": "lab", "lab": result.lab})
         _work(lab, plans, result, on_event)
     return result
@@ -178,7 +203,7 @@ def _take(event: Event, result: TourResult) -> None:
 def _row(event: Event, result: TourResult) -> PlanResult:
     training, prediction = event["training"], event["prediction"]
     step_s, payload = training["step_s"], training["payload_bytes"]
-    is_ddp = event["role"] == DDP
+    is_stock = event["role"] == DDP
     return PlanResult(
         plan=training["plan"],
         role=event["role"],
@@ -186,9 +211,9 @@ def _row(event: Event, result: TourResult) -> PlanResult:
         seconds=training["seconds"],
         step_s=step_s,
         predicted_step_s=prediction["step_s"],
-        bytes_per_step=prediction["bytes_per_step"] if is_ddp else payload // training["steps"],
-        exposed_s=step_s - result.facts["compute_s"] if is_ddp else training["exposed_s"],
+        bytes_per_step=prediction["bytes_per_step"] if is_stock else payload // training["steps"],
+        exposed_s=step_s - result.facts["compute_s"] if is_stock else training["exposed_s"],
         heldout_loss=training["curve"][-1][2],
         curve=tuple((t, s, loss) for t, s, loss in training["curve"]),
-        trace=None if is_ddp else result.options.out / f"trace-{event['number']}.json",
+        trace=None if is_stock else result.options.out / f"trace-{event['number']}.json",
     )

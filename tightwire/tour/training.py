@@ -20,16 +20,18 @@ from torch import Tensor, nn
 
 from tightwire._attach import attach
 from tightwire.plan import Plan
+from tightwire.runtime import Race
 from tightwire.runtime.report import typical_step_s
+from tightwire.study.trial import stock
+from tightwire.tour.tour import RACE, STOCK
 from tightwire.transport import Transport
 from tightwire.workloads.text import Corpus, draw
 from tightwire.workloads.transformer import ByteTransformer
 
-DDP = "ddp"
 SEQUENCES = 4
 LEARNING_RATE = 1e-3
 HELDOUT_SEQUENCES = 64
-SNAPSHOTS = 8
+SNAPSHOTS = 15
 CHECK_EVERY_S = 1.0
 
 Snapshot = tuple[float, int, list[Tensor]]
@@ -40,9 +42,9 @@ class TourTraining:
     """What came of training under one plan.
 
     Attributes:
-        plan: its text, or `ddp`.
+        plan: its text, or the name of a way of stock DDP; of a race the winner.
         steps: made.
-        seconds: taken for them, snapshots included, judging them not.
+        seconds: taken for them, snapshots and a race included, judging them not.
         step_s: of a typical step, exchanges in proportion.
         curve: (seconds, steps, held-out loss) at regular times, the start and the end included; rank 0 only.
         exposed_s: mean wait per step with nothing to compute; None under DDP, which does not tell.
@@ -101,11 +103,15 @@ class TourReplica:
             generator=torch.Generator().manual_seed(0),
         )
 
-    def step(self, model: nn.Module | None = None) -> None:
-        """Makes one training step, through the wrapped `model` where there is one."""
+    def step(
+        self, model: nn.Module | None = None, hear: Callable[[Tensor], None] = lambda loss: None
+    ) -> None:
+        """Makes one training step, through the wrapped `model` where there is one, and tells its loss."""
         passages = draw(self._text, sequences=SEQUENCES, length=self.model.length, generator=self._generator)
         self.optimizer.zero_grad()
-        (model or self.model)(passages).backward()
+        loss = (model or self.model)(passages)
+        loss.backward()
+        hear(loss)
         self.optimizer.step()
 
     def snapshot(self) -> list[Tensor]:
@@ -132,8 +138,8 @@ def train(
     """Trains a fresh replica under `plan` for `seconds`.
 
     Args:
-        plan: a plan's text, or `ddp` for stock DDP with its default buckets.
-        seconds: until the step that ends after them.
+        plan: a plan's text, `race`, or a way of stock DDP: `ddp` with its default buckets, or `ddp+powersgd:4`.
+        seconds: until the step that ends after them; a race is run within them.
         transport: between the workers.
         corpus: what to learn, and what to be judged by.
         on_progress: told the seconds that have passed, about once a second.
@@ -142,32 +148,38 @@ def train(
     Contract: every rank; blocks. Rank 0 judges its snapshots when time is up.
     """
     replica = TourReplica(corpus, transport.rank)
-    with _bound(plan, replica, transport, trace) as (model, account):
-        transport.barrier()
-        ends_s, snapshots = _train_until(CommonStop(transport, seconds, on_progress), replica, model)
+    transport.barrier()
+    clock = CommonStop(transport, seconds, on_progress)
+    with _bound(plan, replica, transport, trace, seconds) as (model, hear, account):
+        if plan != RACE:  # of which attaching is a part
+            transport.barrier()
+            clock = CommonStop(transport, seconds, on_progress)
+        ends_s, snapshots = _train_until(clock, replica, model, hear)
         facts = account()
     steps_s = [b - a for a, b in itertools.pairwise(ends_s)]
+    plan = facts.pop("plan", plan)
+    found_s = facts.pop("step_s", None)
     return TourTraining(
         plan=plan,
         steps=len(steps_s),
         seconds=ends_s[-1],
-        step_s=typical_step_s(steps_s[1:] or steps_s, _steps_per_round(plan)) or math.nan,
+        step_s=found_s or typical_step_s(steps_s[1:] or steps_s, _steps_per_round(plan)) or math.nan,
         curve=tuple((t, s, replica.judge(x)) for t, s, x in snapshots) if transport.rank == 0 else (),
         **facts,
     )
 
 
 def _steps_per_round(plan: str) -> int:
-    return 1 if plan == DDP else Plan.parse(plan).sync.steps_per_round
+    return 1 if plan in STOCK else Plan.parse(plan).sync.steps_per_round
 
 
 def _train_until(
-    clock: CommonStop, replica: TourReplica, model: nn.Module
+    clock: CommonStop, replica: TourReplica, model: nn.Module, hear: Callable[[Tensor], None]
 ) -> tuple[list[float], list[Snapshot]]:
     """Returns when each step ended, and snapshots at regular times."""
     ends_s, snapshots = [0.0], [(0.0, 0, replica.snapshot())]
     while len(ends_s) == 1 or not clock.is_over(len(ends_s) - 1):
-        replica.step(model)
+        replica.step(model, hear)
         ends_s.append(clock.elapsed_s)
         if ends_s[-1] >= len(snapshots) * clock.seconds / SNAPSHOTS:
             snapshots.append((ends_s[-1], len(ends_s) - 1, replica.snapshot()))
@@ -178,19 +190,21 @@ def _train_until(
 
 @contextlib.contextmanager
 def _bound(
-    plan: str, replica: TourReplica, transport: Transport, trace: pathlib.Path | None
-) -> Iterator[tuple[nn.Module, Callable[[], dict[str, Any]]]]:
-    """Binds the replica to the others; yields the module to call, and an account of what was sent."""
-    if plan == DDP:
-        yield nn.parallel.DistributedDataParallel(replica.model), dict
+    plan: str, replica: TourReplica, transport: Transport, trace: pathlib.Path | None, seconds: float
+) -> Iterator[tuple[nn.Module, Callable[[Tensor], None], Callable[[], dict[str, Any]]]]:
+    """Binds the replica to the others; yields the module to call, who hears losses, and an account of what was sent."""
+    if plan in STOCK:
+        yield stock(plan, replica.model), lambda loss: None, dict
         return
-    with attach(replica.model, replica.optimizer, plan, transport=transport) as run:
+    wanted = Race(budget=f"{seconds:g}s") if plan == RACE else plan
+    with attach(replica.model, replica.optimizer, wanted, transport=transport, allow="stale") as run:
 
         def account() -> dict[str, Any]:
             run.finish()
             if trace is not None:
                 run.trace(trace)
             report = run.report()
-            return {"exposed_s": report.exposed_s, "payload_bytes": report.sent_bytes}
+            facts = {"exposed_s": report.exposed_s, "payload_bytes": report.sent_bytes}
+            return facts | ({"plan": report.plan, "step_s": report.step_s} if plan == RACE else {})
 
-        yield replica.model, account
+        yield replica.model, run.report_loss, account

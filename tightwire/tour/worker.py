@@ -18,12 +18,16 @@ from tightwire.planner import STOCK, Allowance, Ranking, candidates, is_lossless
 from tightwire.probe import probe
 from tightwire.profile import Profile, measure, measure_codecs, measure_pass
 from tightwire.simulate import predict
-from tightwire.tour.training import DDP, TourReplica, train
+from tightwire.tour.tour import DDP, DDP_POWERSGD, RACE
+from tightwire.tour.tour import STOCK as STOCK_DDP
+from tightwire.tour.training import TourReplica, train
 from tightwire.transport import Transport, init, shutdown
 from tightwire.workloads.text import Corpus, standard_library
 
 PROBE_BUDGET_S = 12.0
 PROFILE_STEPS = 8
+# What is predicted for stock DDP.
+STANDS_FOR = {DDP: STOCK, DDP_POWERSGD: "bsp/allreduce/powersgd:4+ef/fusion:1GiB"}
 
 
 @dataclass(frozen=True)
@@ -72,11 +76,15 @@ def main() -> None:
             transport,
             corpus,
             on_progress=lambda s: teller.tell("progress", seconds=s),
-            trace=out / f"trace-{number}.json" if transport.rank == 0 and plan != DDP else None,
+            trace=out / f"trace-{number}.json" if transport.rank == 0 and plan not in STOCK_DDP else None,
         )
-        prediction = predict(STOCK if plan == DDP else plan, profile, cluster)
+        prediction = predict(STANDS_FOR.get(plan, training.plan), profile, cluster)
         teller.tell(
-            "trained", role=role, training=asdict(training), prediction=prediction.values(), number=number
+            "trained",
+            role="lossy" if plan == RACE and not is_lossless(Plan.parse(training.plan)) else role,
+            training=asdict(training),
+            prediction=prediction.values(),
+            number=number,
         )
     shutdown()
 
@@ -141,8 +149,10 @@ def _choose(
 
 
 def _role(plan: str) -> str:
-    if plan == DDP:
+    if plan in STOCK_DDP:
         return DDP
+    if plan == RACE:
+        return "lossless"
     return "lossless" if is_lossless(Plan.parse(plan)) else "lossy"
 
 
