@@ -40,7 +40,7 @@ from tightwire.runtime.step import Optimizers, plain_optimizer
 from tightwire.runtime.trace import Tracer
 from tightwire.runtime.tuning import Tuner
 from tightwire.schedule import Auto
-from tightwire.transport import Counting, Single, Transport, current, workers_per_node
+from tightwire.transport import Counting, Single, Transport, current, switch, workers_per_node
 from tightwire.transport.pinned import reaching
 
 
@@ -129,8 +129,15 @@ def attach(
         *(phase.compression for phase in chosen.plans),
         *(parse_compression(r.compression) for r in plan_file.routing),
     ]
+    adder = switch()
     for phase in chosen.plans:
         _require_servable(phase, transport.size, buffers)
+        if (
+            isinstance(phase.architecture, AllReduce)
+            and phase.architecture.is_switched
+            and transport.size > 1
+        ):
+            settings["switch that adds"] = phase.architecture.require_switch(adder).address
     settings["kind of device"] = kinds_of(model.parameters())
     common = settings | wire_facts(compressions) | model_facts(model, left)
     if entrance is None:
@@ -171,6 +178,7 @@ def attach(
         outer=outer,
         workers_per_node=workers_per_node(),
         wiring=_wiring(plan_file, chosen),
+        switch=adder,
         costs=pilot.costs if pilot is not None else _costs(plan_file),
     )
     named = [*model.named_parameters(), *model.named_buffers()]

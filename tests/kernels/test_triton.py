@@ -3,6 +3,7 @@
 # ruff: noqa: E402 (the interpreter is chosen before Triton is imported)
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -220,6 +221,23 @@ def test_sketches_are_those_of_the_reference(rows: int, monkeypatch: pytest.Monk
             found.append((table, estimates))
         for ours, defined in zip(*found, strict=True):
             assert torch.equal(ours, defined)
+
+
+@pytest.mark.parametrize(("codes", "levels"), [(torch.int8, 127), (torch.int32, 2**28)])
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_shared_steps_are_those_of_the_reference(codes: torch.dtype, levels: int, stochastic: bool) -> None:
+    x, found = normal(2500), []
+    step = 2.0 ** math.ceil(math.log2(float(x.abs().max()))) / levels
+    for module in (gpu, reference, kernels.of(torch.empty(0))):
+        left, sent, out = x.clone(), torch.empty(2500, dtype=codes), torch.empty(2500)
+        if module is gpu:
+            left, sent, out = left.to(DEVICE), sent.to(DEVICE), out.to(DEVICE)
+        module.encode_fixed(left, sent, step, levels, stochastic, 7)
+        module.decode_fixed(sent.to(torch.int16 if levels == 127 else torch.int32), out, step)
+        found.append((sent.cpu(), left.cpu(), out.cpu()))
+    for others in found[1:]:
+        assert all(torch.equal(mine, defined) for mine, defined in zip(found[0], others, strict=True))
+    assert (found[0][1].abs() <= step * (1 if stochastic else 0.5001)).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64])

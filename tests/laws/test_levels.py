@@ -125,7 +125,7 @@ def test_several_streams_carry_the_same_mean() -> None:
     architecture = AllReduce("halving-doubling", streams=3)
 
     def worker(transport: Transport) -> Outcome:
-        striped = architecture.connect(transport)
+        striped = architecture.connect(transport, Setting(num_ranks=transport.size))
         assert isinstance(striped, Striped)
         return average(striped, architecture, "none", 300_001, 0)
 

@@ -11,6 +11,7 @@ from tightwire.answers import ArchitectureAnswer
 from tightwire.architecture.allreduce.builders.synthesis.wiring import Wiring
 from tightwire.architecture.allreduce.program import Program
 from tightwire.compression.codec import Codec
+from tightwire.transport.switched import Switch
 
 if TYPE_CHECKING:
     from tightwire.transport.base import Transport
@@ -24,12 +25,14 @@ class Setting:
         num_ranks: how many.
         workers_per_node: consecutive ranks on one host; 0 where nobody told. The last host may have fewer.
         wiring: links and routes between the ranks; None where nobody told.
+        switch: that adds for the workers; None where there is none.
         costs: measured α in seconds and β in seconds per byte that the busiest rank sends, by program.
     """
 
     num_ranks: int
     workers_per_node: int = 0
     wiring: Wiring | None = None
+    switch: Switch | None = None
     costs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
@@ -64,6 +67,10 @@ class Architecture(ArchitectureAnswer, abc.ABC):
         """
         return self.program(codec, setting.num_ranks)
 
-    def connect(self, transport: Transport) -> Transport:
-        """Opens the connections for one lane of buckets. Every rank, in the same order."""
+    def connect(self, transport: Transport, setting: Setting) -> Transport:
+        """Opens the connections for one lane of buckets. Every rank, in the same order.
+
+        Raises:
+            PlanError: a setting that does not tell what the connections need.
+        """
         return transport.channel()

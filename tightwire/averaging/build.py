@@ -9,6 +9,7 @@ from tightwire.architecture import AllReduce, Architecture, Runner, Setting
 from tightwire.averaging._decoded import DecodedAverager
 from tightwire.averaging.averager import Averager
 from tightwire.averaging.hierarchical import HierarchicalAverager
+from tightwire.averaging.in_network import InNetworkAverager
 from tightwire.averaging.method import TAGS, AveragingMethod
 from tightwire.averaging.on_host import OnHostAverager
 from tightwire.buckets import BucketLayout
@@ -73,6 +74,8 @@ def all_reduce_averager(
     setting = setting or Setting(num_ranks=transport.size)
     numel, itemsize = bucket.numel, bucket.dtype.itemsize
     if isinstance(architecture, AllReduce):
+        if architecture.is_switched and transport.size > 1:
+            return InNetworkAverager(codec, transport, bucket, tag)
         if architecture.is_levelled and not codec.lossless and transport.size > 1:
             return HierarchicalAverager(architecture.nodes(setting), codec, transport, bucket, tag)
         if architecture.travels_decoded(codec, numel, itemsize, transport.size):

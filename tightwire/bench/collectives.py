@@ -23,6 +23,7 @@ from tightwire.bench.programs import (
     GLOO,
     ITEM_BYTES,
     is_gossip,
+    is_switched,
     own_bound_s,
     read_program,
     require_known,
@@ -32,9 +33,9 @@ from tightwire.bench.ranks import run_ranks
 from tightwire.cluster import Cluster
 from tightwire.cluster.wiring import wiring_of
 from tightwire.errors import PlanError
-from tightwire.lab import Lab, Topology
+from tightwire.lab import AddingSwitch, Lab, Topology
 from tightwire.transport import Transport
-from tightwire.transport.world import workers_per_node
+from tightwire.transport.world import switch, workers_per_node
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -143,7 +144,8 @@ def measure(
         else:
             rows.append(CollectiveRow(**message["row"]))
 
-    with Lab(bench.lab, batch_scheduling=True) as lab:
+    adder = AddingSwitch() if any(map(is_switched, bench.programs)) else None
+    with Lab(bench.lab, batch_scheduling=True, switch=adder) as lab:
         description = lab.describe()
         if not lab.shapes_everything:
             bench = replace(bench, programs=tuple(p for p in bench.programs if p not in BACKENDS_OWN))
@@ -162,7 +164,7 @@ class CollectivesWorker:
 
         torch.set_num_threads(1)
         self.bench, self.transport = bench, transport.init()
-        self._lanes: dict[int, Transport] = {}
+        self._lanes: dict[tuple[int, bool], Transport] = {}
         self._setting = self._measured()
 
     def run(self) -> None:
@@ -209,12 +211,13 @@ class CollectivesWorker:
         return lambda: averager.run(buffer, mean, seed=0)
 
     def _lane(self, architecture: AllReduce) -> Transport:
-        """Returns a transport with as many streams as asked for; programs with one share it."""
-        if architecture.streams == 1:
+        """Returns a transport with as many streams as asked for, or a line to the switch; others share one."""
+        if architecture.streams == 1 and not architecture.is_switched:
             return self.transport
-        if architecture.streams not in self._lanes:
-            self._lanes[architecture.streams] = architecture.connect(self.transport)
-        return self._lanes[architecture.streams]
+        kind = architecture.streams, architecture.is_switched
+        if kind not in self._lanes:
+            self._lanes[kind] = architecture.connect(self.transport, self._setting)
+        return self._lanes[kind]
 
     def _measured(self) -> Setting:
         """Returns what the launcher says, and what programs take here where `auto` is to choose among them."""
@@ -227,6 +230,7 @@ class CollectivesWorker:
             num_ranks=self.transport.size,
             workers_per_node=workers_per_node(),
             wiring=wiring_of(Cluster.of_graph(self.bench.lab.graph())),
+            switch=switch(),
             costs=costs,
         )
 

@@ -7,6 +7,7 @@ import statistics
 from collections import Counter
 
 from tightwire.architecture import AllReduce, Gossip, Setting, Wiring, synthesise
+from tightwire.architecture.allreduce.switched import integer_bytes
 from tightwire.architecture.gossip import GRAPHS, build_graph, round_program
 from tightwire.cluster import Cluster
 from tightwire.cluster.wiring import wiring_of
@@ -14,6 +15,7 @@ from tightwire.compression import Codec, Identity
 from tightwire.errors import PlanError
 from tightwire.lab import Topology
 from tightwire.plan import Plan
+from tightwire.transport.adding import SUM_BYTES
 
 GLOO = "gloo"
 PAYLOAD_SHARE = 1448 / 1514  # TCP on Ethernet with MTU 1500
@@ -61,6 +63,11 @@ def is_gossip(program: str) -> bool:
     return program.partition(":")[0] == Gossip.name and program.partition(":")[2] in GRAPHS
 
 
+def is_switched(program: str) -> bool:
+    """Whether a switch adds."""
+    return program != GLOO and not is_gossip(program) and read_program(program)[0].is_switched
+
+
 def wire_bound_s(program: str, num_bytes: int, lab: Topology) -> float:
     """Returns the least time in which the busiest line can carry what any all-reduce must send over it.
 
@@ -82,6 +89,9 @@ def own_bound_s(program: str, num_bytes: int, lab: Topology) -> float:
     """Returns the time in which the busiest line carries what `program` itself sends over it, uncompressed."""
     if program == GLOO or is_gossip(program):
         return wire_bound_s(program, num_bytes, lab)
+    if is_switched(program):
+        sums = SUM_BYTES[integer_bytes(read_program(program)[1])]
+        return num_bytes // ITEM_BYTES * sums / _payload_rate(lab.rate_bytes_per_s)
     setting = Setting(num_ranks=lab.workers, workers_per_node=lab.workers_per_node, wiring=_wiring(lab))
     numel = num_bytes // ITEM_BYTES
     built = read_program(program)[0].program_for(Identity(), numel, ITEM_BYTES, setting)

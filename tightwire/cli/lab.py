@@ -15,7 +15,7 @@ from tightwire.cli.lab_jobs import lab_jobs
 from tightwire.cli.options import JsonOption
 from tightwire.cluster import Cluster
 from tightwire.errors import LabError
-from tightwire.lab import Lab, Result, Slow, Topology, Traffic, parse_rate
+from tightwire.lab import AddingSwitch, Lab, Result, Slow, Topology, Traffic, parse_rate
 
 ABOUT = """Emulate a cluster on this machine: one network namespace per worker, links shaped by the kernel.
 
@@ -91,6 +91,13 @@ def run(
             show_default=False,
         ),
     ] = None,
+    switch: Annotated[
+        str,
+        typer.Option(
+            help="adds: the switch adds for allreduce:in-network; adds,slots=64,slot=64KiB says with what memory.",
+            show_default=False,
+        ),
+    ] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Run a command once per worker, each on a host of its own, as torchrun would.
@@ -116,6 +123,10 @@ def run(
 
         tightwire lab run --cluster cluster.yaml --scale 0.01 -- python train.py
 
+    A switch that adds up what workers send:
+
+        tightwire lab run --workers 4 --switch adds,slots=64,slot=64KiB -- python train.py
+
     Bytes per worker, as the kernel counted them:
 
         tightwire lab run --workers 2 --json -- python train.py | tail -n 1
@@ -123,8 +134,14 @@ def run(
     try:
         shape = _shape(cluster_file, scale, topology, workers, rate)
         slowed = [Slow.parse(one) for one in slow or ()]
+        adder = AddingSwitch.parse(switch) if switch else None
         with Lab(
-            shape, mode=mode.value, batch_scheduling=batch_scheduling, grace_s=grace, slow=slowed
+            shape,
+            mode=mode.value,
+            batch_scheduling=batch_scheduling,
+            grace_s=grace,
+            slow=slowed,
+            switch=adder,
         ) as cluster:
             typer.echo(f"lab: {cluster.describe()}", err=True)
             result = cluster.run(command, timeout_s=timeout)

@@ -47,6 +47,10 @@ class Identity(Codec):
         """Returns nothing lost."""
         return 0.0
 
+    def shared_levels(self, num_ranks: int) -> int:
+        """Returns a power of two of which so many fit 31 bits; see `Codec.shared_levels`."""
+        return 1 << (30 - (num_ranks - 1).bit_length())
+
 
 @dataclass(frozen=True)
 class _HalfCodec(WidenedCodec):

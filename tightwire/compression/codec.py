@@ -90,6 +90,13 @@ class Codec(Sender, abc.ABC):
         """Returns δ of E‖x − decode(encode(x))‖² ≤ (1 − δ)‖x‖², or None where no such bound holds."""
         return 1.0 if self.lossless else None
 
+    def shared_levels(self, num_ranks: int) -> int | None:
+        """Returns L where values may travel as integers from −L to L, multiples of a step that all ranks share.
+
+        A switch adds those of `num_ranks` workers without decoding them. None where a message is no such thing.
+        """
+        return None
+
     @property
     def delivery(self) -> Delivery:
         """What arrives of a bucket."""

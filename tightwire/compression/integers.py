@@ -77,6 +77,10 @@ class Int8(_AbsmaxCodec):
     paper: ClassVar[str] = "Dettmers 2016, arXiv:1511.04561"
     bits: ClassVar[int] = 8
 
+    def shared_levels(self, num_ranks: int) -> int | None:
+        """Returns 127, of which 256 fit 16 bits; see `Codec.shared_levels`."""
+        return self.grid().levels if num_ranks <= 256 else None
+
 
 @final
 @dataclass(frozen=True)

@@ -11,9 +11,11 @@ from tightwire.lab.hosts import Mode, Traffic
 from tightwire.lab.job import OutputLine, Result
 from tightwire.lab.lab import Lab
 from tightwire.lab.slow import Slow, slowdown
+from tightwire.lab.switch import AddingSwitch
 from tightwire.lab.topology import Topology, format_rate, parse_rate
 
 __all__ = [
+    "AddingSwitch",
     "Lab",
     "Mode",
     "OutputLine",

@@ -79,8 +79,20 @@ class Hosts(ABC):
         """Connects or cuts the worker's link."""
 
     @abstractmethod
+    def set_loss(self, rank: int, one_in: int) -> None:
+        """Loses one in so many of the packets that come to the worker."""
+
+    @abstractmethod
     def set_priorities(self, priorities: Mapping[int, int]) -> None:
         """Lets what workers with the least number send go first over the nodes' uplinks."""
+
+    @abstractmethod
+    def switch_command(self, argv: Sequence[str]) -> tuple[list[str], str]:
+        """The command that runs `argv` in the switch of all hosts, and the address that hosts reach it by.
+
+        Raises:
+            LabError: There is no such place.
+        """
 
     @abstractmethod
     def describe(self) -> str:
@@ -178,6 +190,12 @@ class Loopback(Hosts):
         """Nothing: the loopback is shared with the whole machine."""
         return ()
 
+    def set_loss(self, rank: int, one_in: int) -> None:
+        """Loopback loses nothing."""
+        raise LabError(
+            "packets cannot be lost in the mode shaped: all workers share this machine's loopback."
+        )
+
     def set_priorities(self, priorities: Mapping[int, int]) -> None:
         """Refuses: loopback has no uplinks."""
         raise LabError("the shaped mode has no uplinks at which one job could go before another")
@@ -185,6 +203,12 @@ class Loopback(Hosts):
     def set_link(self, rank: int, up: bool) -> None:
         """Refuses: there is no link."""
         raise LabError("a worker on loopback has no link to cut; that needs the mode root or userns.")
+
+    def switch_command(self, argv: Sequence[str]) -> tuple[list[str], str]:
+        """There is no switch."""
+        raise LabError(
+            "a switch that adds needs network namespaces of its own, and this machine allows none (mode shaped)."
+        )
 
     def describe(self) -> str:
         """Says that only Tightwire's own transport is slow."""

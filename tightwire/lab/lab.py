@@ -17,6 +17,7 @@ from tightwire.lab.hosts import Hosts, Loopback, Mode, Traffic
 from tightwire.lab.job import LabJob, OutputLine, Result
 from tightwire.lab.namespaces import Namespaces
 from tightwire.lab.slow import VARIABLE, Brake, Slow
+from tightwire.lab.switch import AddingSwitch, SwitchProcess
 from tightwire.lab.topology import Topology
 
 
@@ -41,6 +42,7 @@ class Lab:
             processor of its own. For measuring messages; with real compute the default is better.
         grace_s: how long the others may go on, in seconds, after one worker failed.
         slow: workers that take longer than the others.
+        switch: memory with which the switch adds for the workers; None: it does not.
 
     Raises:
         LabError: The mode is unknown, or (when the block is entered) not possible here; with the reason.
@@ -54,6 +56,7 @@ class Lab:
         batch_scheduling: bool = False,
         grace_s: float = 5.0,
         slow: Sequence[Slow] = (),
+        switch: AddingSwitch | None = None,
     ) -> None:
         if mode not in ("auto", *get_args(Mode)):
             raise LabError(f"mode {mode!r} is unknown. Known: auto, {', '.join(get_args(Mode))}.")
@@ -64,12 +67,20 @@ class Lab:
         self._slow = tuple(slow)
         if strangers := [one for one in slow if one.rank >= topology.workers]:
             raise LabError(f"--slow {strangers[0]}: this lab has ranks 0 to {topology.workers - 1}.")
+        self._switch = switch
+        self._adder: SwitchProcess | None = None
         self._hosts: Hosts | None = None
         self._job: LabJob | None = None
         self._why_not: list[str] = []
 
     def __enter__(self) -> Self:
         self._hosts = self._open_first() if self._wanted == "auto" else self._open_wanted(self._wanted)
+        if self._switch is not None:
+            try:
+                self._adder = SwitchProcess(self._switch, self._hosts)
+            except BaseException:
+                self._hosts.close()
+                raise
         return self
 
     def __exit__(
@@ -77,6 +88,7 @@ class Lab:
     ) -> None:
         if self._job is not None:
             self._job.stop()
+        self.kill_switch()
         if self._hosts is not None:
             self._hosts.close()
         self._hosts = None
@@ -95,6 +107,7 @@ class Lab:
         """What this lab is, what was not possible and why, in a sentence or two."""
         scheduling = ", under SCHED_BATCH" if self._batch_scheduling else ""
         scheduling += "".join(f", rank {one.rank} slowed ({one})" for one in self._slow)
+        scheduling += f", a switch that {self._switch}" if self._switch else ""
         reasons = f" Not possible here: {'; '.join(self._why_not)}." if self._why_not else ""
         return f"{self.topology.workers} workers, {self._open.describe()}{scheduling}.{reasons}"
 
@@ -152,6 +165,12 @@ class Lab:
         """Kills a worker of the running command at once (SIGKILL); from `on_line` or from another thread."""
         self._signal(rank, signal.SIGKILL)
 
+    def kill_switch(self) -> None:
+        """Kills what adds in the switch, if it does; packets go on as before."""
+        if self._adder is not None:
+            self._adder.stop()
+            self._adder = None
+
     def freeze(self, rank: int) -> None:
         """Stops a worker of the running command where it is (SIGSTOP); its connections stay open."""
         self._signal(rank, signal.SIGSTOP)
@@ -167,6 +186,14 @@ class Lab:
             LabError: The mode is `shaped`, where a worker has no link.
         """
         self._open.set_link(self._existing(rank), up=False)
+
+    def lose(self, rank: int, one_in: int) -> None:
+        """Loses one in so many of the packets that come to a worker; a power of two.
+
+        Raises:
+            LabError: another number, or the mode is `shaped`.
+        """
+        self._open.set_loss(self._existing(rank), one_in)
 
     def set_priorities(self, priorities: Mapping[int, int]) -> None:
         """Lets what some workers send go before others at the nodes' uplinks: the least number first.
@@ -223,6 +250,7 @@ class Lab:
         about = {"TIGHTWIRE_LAB": self._about()}
         place = self.topology.environment(rank)
         told = [str(one) for one in self._slow if one.rank == rank and one.emulated]
+        switch = {"TIGHTWIRE_SWITCH": str(self._adder.address)} if self._adder else {}
         slow = {VARIABLE: told[-1]} if told else {}
         return {
             **defaults,
@@ -233,6 +261,7 @@ class Lab:
             **hosts.environment(),
             **about,
             **slow,
+            **switch,
             **extra,
         }
 

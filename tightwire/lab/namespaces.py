@@ -23,6 +23,7 @@ _PACKAGES = {
 }
 _ADMIN_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 _FIRST_PORT = 29500
+_SWITCH_ADDRESS = "10.77.255.254"
 
 # What a link lets through at once after a pause. More would let short messages pass unshaped; less than the
 # kernel's timers are late would cost bandwidth: with 0.25 ms a loaded machine lost a quarter of 1 Gb/s.
@@ -65,9 +66,12 @@ class Namespaces(Hosts):
 
     def command(self, rank: int, argv: Sequence[str]) -> list[str]:
         """Enters the worker's namespaces first."""
+        return self._inside(self._hosts[rank], argv)
+
+    def _inside(self, network: str, argv: Sequence[str]) -> list[str]:
         keeper = f"/proc/{self._keeper_pid}/ns"
         inside = [f"--pid={keeper}/pid", f"--mount={keeper}/mnt"]
-        return [*self._enter(self._hosts[rank]), *inside, self._tools["env"], "-C", str(Path.cwd()), *argv]
+        return [*self._enter(network), *inside, self._tools["env"], "-C", str(Path.cwd()), *argv]
 
     def environment(self) -> dict[str, str]:
         """Nothing: the kernel does all."""
@@ -103,6 +107,15 @@ class Namespaces(Hosts):
         """Takes the switch's end of the link up or down."""
         self._batch("ip", self._switch, [f"link set dev {_port(rank)} {'up' if up else 'down'}"])
 
+    def set_loss(self, rank: int, one_in: int) -> None:
+        """Has the switch's end of the link drop packets whose number says so; there is no netem everywhere."""
+        rate = self._topology.line_bytes_per_s(rank)
+        if rate is None or one_in & (one_in - 1) or not 2 <= one_in <= 1 << 15:
+            raise LabError(
+                f"one packet in {one_in}: links with a rate lose one in a power of two, 2 to 32768."
+            )
+        self._batch("tc", self._switch, _losing(_port(rank), rate, one_in))
+
     def set_priorities(self, priorities: Mapping[int, int]) -> None:
         """Gives every uplink a class per priority, into which packets are sorted by who sent them."""
         rate = self._topology.across_bytes_per_s
@@ -113,6 +126,19 @@ class Namespaces(Hosts):
         for node in range(self._topology.nodes or 0):
             for device in (f"up{node}", f"down{node}"):
                 self._batch("tc", self._switch, _classes(device, rate, priorities))
+
+    def switch_command(self, argv: Sequence[str]) -> tuple[list[str], str]:
+        """Enters the namespace of the switch, and gives it an address on the network that it switches."""
+        if self._topology.nodes is not None:
+            raise LabError(
+                f"a switch that adds sits where all workers' links end, and {self._topology} has several switches; "
+                "take a star."
+            )
+        lines = [f"address replace {_SWITCH_ADDRESS}/16 dev core", "link set dev lo up"]
+        if has_cubic():
+            lines.append(f"route replace 10.77.0.0/16 dev core src {_SWITCH_ADDRESS} congctl cubic")
+        self._batch("ip", self._switch, lines)
+        return self._inside(self._switch, argv), _SWITCH_ADDRESS
 
     def describe(self) -> str:
         """Says whose namespaces these are."""
@@ -160,7 +186,7 @@ class Namespaces(Hosts):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise LabError(f"the lab's counters cannot be read: {done.stderr.strip() or 'the lab has ended'}")
-        return {queue["dev"]: queue for queue in json.loads(done.stdout)}
+        return {queue["dev"]: queue for queue in reversed(json.loads(done.stdout))}
 
 
 def child_of(pid: int) -> int:
@@ -311,6 +337,19 @@ def _lines(topology: Topology, device: str) -> Iterator[str]:
                 line = next(i for i in range(len(topology.across_lines_bytes_per_s)) if f"line{i}" in names)
                 match = f"match ip src {_address(src)}/32 match ip dst {_address(dst)}/32"
                 yield f"filter add dev {device} parent 1: protocol ip prio 1 u32 {match} flowid 1:{line + 1}"
+
+
+def _losing(device: str, rate_bytes_per_s: float, one_in: int) -> Iterator[str]:
+    """A class of the line's rate, and one without room, for a share of packets by IP number; a handshake's is 0."""
+    bits, burst = round(rate_bytes_per_s * 8), burst_bytes(rate_bytes_per_s)
+    limit = int(max(rate_bytes_per_s * _QUEUE_S, _SMALLEST_QUEUE_BYTES))
+    shape = f"rate {bits}bit burst {burst}b cburst {burst}b"
+    yield f"qdisc replace dev {device} root handle 1: htb default 1"
+    yield f"class add dev {device} parent 1: classid 1:1 htb {shape}"
+    yield f"qdisc add dev {device} parent 1:1 bfifo limit {limit}b"
+    yield f"class add dev {device} parent 1: classid 1:2 htb {shape}"
+    yield f"qdisc add dev {device} parent 1:2 pfifo limit 0"
+    yield f"filter add dev {device} parent 1: protocol ip prio 1 u32 match u16 1 {one_in - 1:#x} at 4 flowid 1:2"
 
 
 def _switch_queues(topology: Topology) -> Iterator[str]:

@@ -34,7 +34,7 @@ from tightwire.runtime.step import Optimizers
 from tightwire.runtime.trace import Tracer, traced
 from tightwire.schedule import BucketFacts, Piece, TensorFacts
 from tightwire.sync.roll import roll_fields
-from tightwire.transport import Counting, Transport
+from tightwire.transport import Counting, Switch, Transport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,7 @@ class RunContext:
         outer: makes the outer optimizer of local methods from the agreed parameters; None: as the plan says.
         workers_per_node: consecutive ranks on one host, as the launcher says; 0 where it does not.
         wiring: links and routes between the workers, as a plan file tells them; None where nobody told.
+        switch: that adds for the workers, as the launcher says; None where it does not.
         costs: measured α in seconds and β in seconds per byte of programs, by name; the same on all ranks.
         agree: from whether means are finite on this rank, says whether they are on those too that hold other shards of
             the model; see `Exchange`.
@@ -79,8 +80,15 @@ class RunContext:
     outer: Callable[[list[Parameter]], Optimizer] | None = None
     workers_per_node: int = 0
     wiring: Wiring | None = None
+    switch: Switch | None = None
     costs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     agree: Callable[[bool], bool] = bool
+
+    @property
+    def what_the_switch_did(self) -> str:
+        """For people; empty where no lane had a line to one."""
+        account = self.switch.account if self.switch is not None else None
+        return str(account) if account and (account.added or account.lost or account.refused) else ""
 
     def over(self, transport: Counting) -> RunContext:
         """Returns the same over another transport, such as a group, of which nothing was measured."""
@@ -129,7 +137,9 @@ class RunContext:
             ],
             wire,
         )
-        lanes = [architecture.connect(self.transport) for _ in range(agenda.lanes)]
+        lanes = [
+            architecture.connect(self.transport, self._setting(self.transport)) for _ in range(agenda.lanes)
+        ]
         averagers: list[BucketAverager] = []
         for number, piece in enumerate(agenda.pieces):
             part, channel = part_of(buckets[piece.bucket], piece), lanes[number % len(lanes)]
@@ -171,14 +181,17 @@ class RunContext:
         if not isinstance(sender, Codec):
             return build_averager(architecture, sender, channel, bucket=layout, number=number)
         compile_kernels(sender, layout.dtype)  # kernels are compiled now, not within the first step
-        setting = Setting(
-            num_ranks=channel.size,
+        codec, setting = traced(sender, self.tracer), self._setting(channel)
+        return build_averager(architecture, codec, channel, bucket=layout, number=number, setting=setting)
+
+    def _setting(self, transport: Transport) -> Setting:
+        return Setting(
+            num_ranks=transport.size,
             workers_per_node=self.workers_per_node,
             wiring=self.wiring,
+            switch=self.switch,
             costs=self.costs,
         )
-        codec = traced(sender, self.tracer)
-        return build_averager(architecture, codec, channel, bucket=layout, number=number, setting=setting)
 
     def roll(self, own: int) -> Roll:
         """Builds what calls the roll of rounds, on a channel of its own. Every rank, in the same order.

@@ -32,6 +32,7 @@ class Report:
         contenders: of a race, the best expected first: what was expected of each, and what it did.
         waited_s: how long this worker only waited for others, in all.
         waited_s_by_worker: the same of every worker, by rank, as of `finish`; empty before.
+        switch: what a switch that adds did for this worker, and what the hosts added in its place; empty without one.
         staleness: how often what was stepped with was so many steps old; empty where nothing ever is.
     """
 
@@ -53,6 +54,7 @@ class Report:
     contenders: tuple[Contender, ...] = ()
     waited_s: float = 0.0
     waited_s_by_worker: tuple[float, ...] = ()
+    switch: str = ""
     staleness: Mapping[int, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -77,6 +79,8 @@ class Report:
             rows.append(("staleness", ", ".join(f"{age}: {times}×" for age, times in self.staleness.items())))
         if self.buffer_bytes:
             rows.append(("buffers", f"{self.buffer_bytes:,} bytes sent besides, to keep them in step"))
+        if self.switch:
+            rows.append(("switch", self.switch))
         if self.late:
             rows.append(
                 ("late", f"{self.late} of this worker's gradients came after their round, and were dropped")

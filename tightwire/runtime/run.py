@@ -471,6 +471,7 @@ class Run:
             waited_s=record.waited_s,
             waited_s_by_worker=record.waited_s_by_worker,
             staleness=counts.staleness,
+            switch=self._context.what_the_switch_did,
         )
 
     def trace(self, path: str | pathlib.Path) -> None:

@@ -110,6 +110,10 @@ class Traced(Codec):
         """Returns the codec's own; see `Codec.normal_error`."""
         return self._codec.normal_error(numel)
 
+    def shared_levels(self, num_ranks: int) -> int | None:
+        """Returns the codec's own; see `Codec.shared_levels`."""
+        return self._codec.shared_levels(num_ranks)
+
     def encode(self, x: Tensor, message: Tensor, *, seed: int = 0) -> None:
         """Encodes within a span; see `Codec.encode`."""
         with self._tracer.span("codec", f"encode {self._codec}"):

@@ -5,8 +5,9 @@ from tightwire.transport.counting import Counting, Tally
 from tightwire.transport.faulty import Cut, Delay, Drop, Fault, Faulty, Freeze, Kill
 from tightwire.transport.shaped import Shaped
 from tightwire.transport.single import Single
+from tightwire.transport.switched import Switch, Switched
 from tightwire.transport.threads import Threads, run_threads
-from tightwire.transport.world import current, device, init, shutdown, workers_per_node
+from tightwire.transport.world import current, device, init, shutdown, switch, workers_per_node
 
 __all__ = [
     "DONE",
@@ -21,6 +22,8 @@ __all__ = [
     "Kill",
     "Shaped",
     "Single",
+    "Switch",
+    "Switched",
     "Tally",
     "Threads",
     "Transport",
@@ -31,5 +34,6 @@ __all__ = [
     "native_bytes",
     "run_threads",
     "shutdown",
+    "switch",
     "workers_per_node",
 ]

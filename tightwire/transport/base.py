@@ -173,6 +173,10 @@ class Transport(abc.ABC):
     def give_up(self, rank: int) -> None:
         """Ends all that attends to `rank` on this channel, now and later, which is then incomplete for good; local."""
 
+    def count_sent(self, num_bytes: int) -> None:
+        """Notes payload that this rank sent beside the transport, as to a switch, for whoever counts; local."""
+        return
+
     @abc.abstractmethod
     def close(self) -> None:
         """Gives back connections and threads; the transport is unusable afterwards. Local.

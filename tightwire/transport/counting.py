@@ -79,6 +79,10 @@ class Counting(Wrapper):
         self.tally.control_bytes += len(payload) * (self.size - 1)
         return self.inner.exchange(payload)
 
+    def count_sent(self, num_bytes: int) -> None:
+        """Counts what went beside the transport as one message."""
+        self._count(num_bytes)
+
     def wrap(self, child: Transport, ranks: Sequence[int]) -> Transport:
         """Counts a channel or a group in the same tally."""
         return Counting(child, tally=self.tally, ranks=[self._ranks[r] for r in ranks])

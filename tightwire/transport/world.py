@@ -9,11 +9,13 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from tightwire.errors import TransportError
+from tightwire.transport.adding import SwitchAddress
 from tightwire.transport.base import Transport
 from tightwire.transport.door import Door
 from tightwire.transport.launch import Launch, attempt_of, local_rank, local_size
 from tightwire.transport.shaped import Shaped
 from tightwire.transport.single import Single
+from tightwire.transport.switched import Switch
 
 if TYPE_CHECKING:
     import torch
@@ -95,6 +97,16 @@ def device() -> torch.device:
 def workers_per_node() -> int:
     """Returns how many consecutive ranks share a host, as the launcher says (LOCAL_WORLD_SIZE); 0 where it does not."""
     return local_size(os.environ)
+
+
+def switch() -> Switch | None:
+    """Returns the switch that adds for this worker, as the launcher says (TIGHTWIRE_SWITCH); None where it does not.
+
+    Raises:
+        TransportError: a value that cannot be read.
+    """
+    told = os.environ.get("TIGHTWIRE_SWITCH")
+    return Switch(SwitchAddress.parse(told)) if told else None
 
 
 def _join(deadline_s: float, late_s: float | None) -> Transport:

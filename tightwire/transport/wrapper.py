@@ -77,6 +77,10 @@ class Wrapper(Transport):
         """Forwards."""
         self.inner.give_up(rank)
 
+    def count_sent(self, num_bytes: int) -> None:
+        """Forwards."""
+        self.inner.count_sent(num_bytes)
+
     def close(self) -> None:
         """Closes the inner transport."""
         self.inner.close()

@@ -18,6 +18,7 @@ from tightwire.compression.casts import Identity
 from tightwire.compression.codec import Codec
 from tightwire.errors import PlanError, ProgramError
 from tightwire.transport.striped import Striped
+from tightwire.transport.switched import Switch, connect
 
 if TYPE_CHECKING:
     from tightwire.transport.base import Transport
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 GATHERING = ("allgather",)
 LEVELLED = ("hierarchical",)
 MADE = "synthesised"
+SWITCHED = "in-network"
 # Where nothing was measured: up to here a message costs its latency, and recursive doubling has the fewest.
 SMALL_BYTES = 32 * 1024
 MAX_STREAMS = 16
@@ -49,11 +51,14 @@ class AllReduce(Architecture):
 
     `synthesised` is made for the cluster's own links, as a plan file tells them.
 
+    `in-network` leaves the addition to a switch that the launcher tells of (SwitchML, 1903.06701; ATP, NSDI 2021):
+    of values as they are, rounded to integers of a step that all share, or of `int8`.
+
     `hierarchical` takes its nodes from the launcher unless it has a shape; compression then applies across nodes
     alone: inside them values travel as they are.
 
     Attributes:
-        by: how; the name of one of `PROGRAMS`, or `auto`.
+        by: how; the name of one of `PROGRAMS`, `auto` or `in-network`.
         shape: of programs that see the ranks as a box: its sides joined by x, the last one counting neighbours in
             rank; by default nearly square, or the launcher's nodes.
         streams: connections between every two ranks, used in turn.
@@ -72,14 +77,15 @@ class AllReduce(Architecture):
     balanced: bool = False
 
     def __post_init__(self) -> None:
-        if self.by != "auto" and self.by not in PROGRAMS:
-            known = ", ".join(("auto", *sorted(PROGRAMS)))
+        of_its_own = self.by in ("auto", SWITCHED)
+        if not of_its_own and self.by not in PROGRAMS:
+            known = ", ".join(("auto", SWITCHED, *sorted(PROGRAMS)))
             raise PlanError(f"allreduce:{self.by} is no known program; known: {known}.")
         if not re.fullmatch(r"(\d+(x\d+)+)?", self.shape):
             raise PlanError(
                 f"shape={self.shape} is no shape; write its sides joined by x, for example shape=2x4."
             )
-        if self.shape and (self.by == "auto" or PROGRAMS[self.by].default_shape is None):
+        if self.shape and (of_its_own or PROGRAMS[self.by].default_shape is None):
             shaped = ", ".join(name for name, recipe in PROGRAMS.items() if recipe.default_shape)
             raise PlanError(
                 f"allreduce:{self.by} has no shape, and {self.shape} was asked for; {shaped} have one."
@@ -88,13 +94,17 @@ class AllReduce(Architecture):
             raise PlanError(
                 f"streams={self.streams} is outside 1…{MAX_STREAMS} connections between two ranks."
             )
+        if self.is_switched and self.streams != 1:
+            raise PlanError(
+                f"allreduce:{SWITCHED} has one line to the switch; leave out streams={self.streams}."
+            )
         if self.balanced and (self.by not in LEVELLED or self.shape.count("x") > 1):
             raise PlanError(
                 f"allreduce:{self.by} cannot be balanced: hierarchical of two levels can, as in "
                 "allreduce:hierarchical,balanced=true."
             )
         ranks = self._order()
-        if sorted(ranks) != list(range(len(ranks))) or (ranks and self.by in ("auto", "native")):
+        if sorted(ranks) != list(range(len(ranks))) or (ranks and self.by in ("auto", "native", SWITCHED)):
             raise PlanError(
                 f"order={self.order}: write every rank once, joined by -, such as 0-2-1-3, for a program of our own."
             )
@@ -114,8 +124,15 @@ class AllReduce(Architecture):
         """Whether it is made for the links that there are, and must be told them."""
         return self.by == MADE
 
+    @property
+    def is_switched(self) -> bool:
+        """Whether a switch adds, and must be told."""
+        return self.by == SWITCHED
+
     def program_name(self, codec: Codec, num_ranks: int, numel: int = LARGE_NUMEL, itemsize: int = 4) -> str:
         """Returns the program that carries a bucket of `codec`: the one asked for, or what `auto` stands for."""
+        if self.is_switched:
+            return "native"  # what the hosts fall back on
         if self.by != "auto":
             return self.by
         if codec.combine == "none":
@@ -167,10 +184,25 @@ class AllReduce(Architecture):
             return False
         return not _gathers_less(codec, numel, itemsize, num_ranks)
 
-    def connect(self, transport: Transport) -> Transport:  # noqa: D102
+    def connect(self, transport: Transport, setting: Setting) -> Transport:  # noqa: D102
+        if self.is_switched and transport.size > 1:
+            return connect(transport, self.require_switch(setting.switch))
         if self.streams == 1:
             return transport.channel()
         return Striped([transport.channel() for _ in range(self.streams)])
+
+    def require_switch(self, switch: Switch | None) -> Switch:
+        """Returns the switch that adds.
+
+        Raises:
+            PlanError: there is none.
+        """
+        if switch is None:
+            raise PlanError(
+                f"{self} needs a switch that adds, and no launcher told of one (TIGHTWIRE_SWITCH=host:port,slots=64,"
+                "slot=64KiB): in the lab, tightwire lab run --switch adds,slots=64,slot=64KiB …; or take allreduce."
+            )
+        return switch
 
     def nodes(self, setting: Setting) -> list[list[int]]:
         """Returns the ranks of each node: by the shape's last side, or by what the setting knows.
@@ -197,6 +229,8 @@ class AllReduce(Architecture):
                 f"{codec} cannot travel by balanced parts: compression applies across nodes, where some begin.",
                 "allreduce:hierarchical",
             )
+        if self.is_switched:
+            return self._unsummable(plan, codec)
         if self.by in ("auto", *GATHERING, *LEVELLED) or not isinstance(codec, Codec):
             return None
         if codec.combine == "none":
@@ -206,6 +240,15 @@ class AllReduce(Architecture):
                 plan, f"{codec} cannot travel by native: no backend sums its messages.", "allreduce:ring"
             )
         return None
+
+    def _unsummable(self, plan: Answers, codec: object) -> Refusal | None:
+        if not isinstance(codec, Codec) or codec.shared_levels(2) is not None:
+            return None
+        return Refusal(
+            reason=f"{codec} cannot travel by {SWITCHED}: a switch adds integers of a step that all workers share, and "
+            "its messages are none.",
+            nearest=(text_with(plan, compression="none"), text_with(plan, architecture="allreduce")),
+        )
 
     def _shape(self) -> Shape:
         return tuple(map(int, self.shape.split("x"))) if self.shape else ()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from tightwire.kernels.cpu.blocks import scatter_blocks, select_blocks
 from tightwire.kernels.cpu.cosines import decode_cosines, encode_cosines
 from tightwire.kernels.cpu.entropy import decode_entropy, encode_entropy
+from tightwire.kernels.cpu.fixed import decode_fixed, encode_fixed
 from tightwire.kernels.cpu.floats import decode_fp8, decode_powers, encode_fp8, encode_powers
 from tightwire.kernels.cpu.hadamard import rotate
 from tightwire.kernels.cpu.halves import decode_half, encode_half
@@ -30,6 +31,7 @@ __all__ = [
     "count_votes",
     "decode_cosines",
     "decode_entropy",
+    "decode_fixed",
     "decode_fp8",
     "decode_half",
     "decode_powers",
@@ -39,6 +41,7 @@ __all__ = [
     "dequantise",
     "encode_cosines",
     "encode_entropy",
+    "encode_fixed",
     "encode_fp8",
     "encode_half",
     "encode_powers",

@@ -20,6 +20,7 @@ from tightwire.kernels.reference.sparse_signs import (
 from tightwire.kernels.triton.blocks import scatter_blocks, select_blocks
 from tightwire.kernels.triton.cosines import decode_cosines, encode_cosines
 from tightwire.kernels.triton.entropy import decode_entropy, encode_entropy
+from tightwire.kernels.triton.fixed import decode_fixed, encode_fixed
 from tightwire.kernels.triton.floats import decode_fp8, decode_powers, encode_fp8, encode_powers
 from tightwire.kernels.triton.halves import decode_half, encode_half
 from tightwire.kernels.triton.planes import join_planes, split_planes
@@ -35,6 +36,7 @@ __all__ = [
     "count_votes",
     "decode_cosines",
     "decode_entropy",
+    "decode_fixed",
     "decode_fp8",
     "decode_half",
     "decode_powers",
@@ -44,6 +46,7 @@ __all__ = [
     "dequantise",
     "encode_cosines",
     "encode_entropy",
+    "encode_fixed",
     "encode_fp8",
     "encode_half",
     "encode_powers",

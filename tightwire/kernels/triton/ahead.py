@@ -33,6 +33,7 @@ _KINDS = {
     torch.float32: "*fp32",
     torch.float64: "*fp64",
     torch.uint8: "*u8",
+    torch.int8: "*i8",
     torch.int16: "*i16",
     torch.int32: "*i32",
     torch.int64: "*i64",
@@ -180,6 +181,9 @@ def call_all() -> None:
     for half in (torch.float16, torch.bfloat16):
         kernels.encode_half(x, message[:10000], half)
         kernels.decode_half(message[:10000], x, half, True)
+    for codes, sums in ((torch.int8, torch.int16), (torch.int32, torch.int32)):
+        kernels.encode_fixed(x, torch.zeros(5000, dtype=codes), 0.1, 127, codes == torch.int8, 1)
+        kernels.decode_fixed(torch.zeros(5000, dtype=sums), x, 0.1)
     kernels.encode_powers(x, message, 1024, 1)
     kernels.decode_powers(message, x, 1024, True)
     for form in (E4M3, E5M2):
