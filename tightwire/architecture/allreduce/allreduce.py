@@ -79,7 +79,7 @@ class AllReduce(Architecture):
     def __post_init__(self) -> None:
         of_its_own = self.by in ("auto", SWITCHED)
         if not of_its_own and self.by not in PROGRAMS:
-            known = ", ".join(("auto", SWITCHED, *sorted(PROGRAMS)))
+            known = ", ".join(("auto", *sorted((SWITCHED, *PROGRAMS))))
             raise PlanError(f"allreduce:{self.by} is no known program; known: {known}.")
         if not re.fullmatch(r"(\d+(x\d+)+)?", self.shape):
             raise PlanError(
