@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import tightwire as tw
 from tightwire.architecture import AllReduce, Setting
 from tightwire.architecture.allreduce.switched import switched_bytes
 from tightwire.averaging import Averager, all_reduce_averager
@@ -185,6 +186,29 @@ def test_what_is_not_finite_reaches_all_and_what_is_tiny_is_left(text: str) -> N
         assert one.mean[4_000:].isnan().any()
         assert torch.equal(one.mean[:1024], torch.zeros(1024))
         assert torch.equal(one.left[:1024], one.given[:1024])
+
+
+def test_a_run_says_what_the_switch_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(transport: Transport) -> tuple[tw.Report, Tensor]:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(30, 50)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with tw.attach(model, optimizer, "bsp/allreduce:in-network", transport=transport) as run:
+            for step in range(4):
+                optimizer.zero_grad()
+                model(
+                    gradient(10 * transport.rank + step, 60, torch.float32).view(2, 30)
+                ).square().sum().backward()
+                optimizer.step()
+        return run.report(), model.weight.detach()
+
+    with adder(8) as made:
+        monkeypatch.setenv("TIGHTWIRE_SWITCH", str(switch_at(made, 8).address))
+        found = run_threads(2, train, deadline_s=20)
+    for report, weight in found:
+        assert report.planned_bytes == report.sent_bytes
+        assert "added by the switch" in str(report)
+        assert torch.equal(weight, found[0][1])
 
 
 def test_what_cannot_be_is_refused() -> None:

@@ -91,6 +91,12 @@ class InNetworkAverager(StatelessAverager):
         """Averages `bucket` into `mean`; see `Averager.run`."""
         if not self._numel:
             return
+        if not bucket.is_cpu:  # the line to the switch begins at the host
+            host, whole = bucket.cpu(), torch.empty(bucket.shape, dtype=bucket.dtype)
+            self.run(host, whole, seed=seed)
+            bucket.copy_(host)
+            mean.copy_(whole)
+            return
         self._work, self._mean, self._seed = bucket, mean, seed
         self._encoded.clear()
         lane, found = self._lane, Streamed(window=0)

@@ -13,6 +13,7 @@ import typer
 
 from tightwire.answers import Axis, text_with
 from tightwire.architecture import PROGRAMS
+from tightwire.architecture.allreduce.switched import SWITCHED, SWITCHED_PAPER, SWITCHED_TITLE
 from tightwire.architecture.gossip import GRAPHS
 from tightwire.catalogue import FAMILIES, arguments, catalogue
 from tightwire.cli.app import App
@@ -73,6 +74,10 @@ def describe() -> Iterator[dict[str, Any]]:
             yield _row(axis, name, member.title, member.paper, member.example or name, arguments(member))
         for name, recipe in PROGRAMS.items() if axis == "architecture" else ():
             yield _row(axis, f"allreduce:{name}", recipe.title, recipe.paper, f"allreduce:{name}", [])
+        if axis == "architecture":
+            yield _row(
+                axis, f"allreduce:{SWITCHED}", SWITCHED_TITLE, SWITCHED_PAPER, f"allreduce:{SWITCHED}", []
+            )
         for name, graph in GRAPHS.items() if axis == "architecture" else ():
             yield _row(axis, f"gossip:{name}", graph.title, graph.paper, f"gossip:{name}", [])
 
@@ -132,7 +137,7 @@ def _texts() -> Iterator[tuple[Axis, str]]:
     for axis in FAMILIES:
         for name, member in catalogue(axis).items():
             yield axis, member.example or name
-    for name in PROGRAMS:
+    for name in (*PROGRAMS, SWITCHED):
         yield "architecture", f"allreduce:{name}"
     for name in GRAPHS:
         yield "architecture", f"gossip:{name}"

@@ -1,5 +1,6 @@
 """What a cluster can do: measured facts about the wire, levels or graphs of links, and where they come from."""
 
+from tightwire.cluster.adding import Adding
 from tightwire.cluster.fit import PRIOR_RESIDUAL, Fit
 from tightwire.cluster.graph import Link, LinkGraph
 from tightwire.cluster.levels import Level
@@ -12,6 +13,7 @@ __all__ = [
     "MAX_BANDWIDTH_BYTES_PER_S",
     "PAYLOAD_SHARE",
     "PRIOR_RESIDUAL",
+    "Adding",
     "Cluster",
     "Fit",
     "Level",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tightwire.cluster.adding import Adding
 from tightwire.cluster.fit import NcclWire
 from tightwire.cluster.levels import Level
 from tightwire.cluster.prices import Prices
@@ -51,6 +52,7 @@ class Preset:
         across_bytes_per_s: the node's payload rate to others, each way.
         latency_s: of a small message between nodes.
         device_memory_bytes: of each device; 0: not a device of its own.
+        adds: whether its switches add: inside the node (NVLink SHARP) and between nodes (SHARP).
         nccl: over what NCCL reaches other nodes, if its ways over it are known.
         source: where the figures come from.
         price: of a node by the hour, where somebody rents it out.
@@ -62,6 +64,7 @@ class Preset:
     across_bytes_per_s: float
     latency_s: float
     device_memory_bytes: int = 0
+    adds: bool = False
     nccl: NcclWire | None = None
     source: str
     price: NodePrice | None = None
@@ -106,6 +109,7 @@ class Preset:
             device_memory_bytes=memory_bytes,
             prices=prices,
             nccl=self.nccl,
+            adding=Adding(levels=tuple(level.name for level in levels)) if self.adds else None,
         )
 
 
@@ -168,6 +172,17 @@ PRESETS: dict[str, Preset] = {
         device_memory_bytes=80 * 10**9,
         nccl="infiniband",
         source="NVIDIA DGX H100 data sheet: NVLink 900 GB/s both ways per GPU, 8 ConnectX-7",
+    ),
+    "dgx-h100-sharp": Preset(
+        title="DGX H100 with switches that add: NVLink SHARP inside, SHARP over 8 × 400 Gb/s InfiniBand",
+        devices=8,
+        inside_bytes_per_s=450e9,
+        across_bytes_per_s=8 * 400 * GIGABIT * RDMA_SHARE,
+        latency_s=2e-6,
+        device_memory_bytes=80 * 10**9,
+        adds=True,
+        nccl="infiniband",
+        source="NVIDIA DGX H100 data sheet; Graham et al. 2020, SHARP streaming-aggregation, ISC",
     ),
     "aws-p4d": Preset(
         title="p4d.24xlarge: 8 A100 on NVSwitch, 400 Gb/s EFA",

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import ClassVar, Literal
 
 from tightwire import files
+from tightwire.cluster.adding import Adding
 from tightwire.cluster.fit import Fit, NcclWire
 from tightwire.cluster.graph import LinkGraph
 from tightwire.cluster.levels import Level, nested, require_nested
@@ -72,6 +73,7 @@ class Cluster:
         devices: how many there are to train on; no limit if not given.
         device_memory_bytes: of each; no limit if not given.
         nccl: over what NCCL reaches other nodes, for formulas of its all-reduce where nothing was measured.
+        adding: which of its switches add for the workers; None: none does.
         notes: what a reader must know: what was guessed, converted or left out, a sentence each.
     """
 
@@ -89,6 +91,7 @@ class Cluster:
     kinds: tuple[WorkerKind, ...] = ()
     prices: Prices | None = None
     nccl: NcclWire | None = None
+    adding: Adding | None = None
     notes: tuple[str, ...] = ()
     version: Literal[1] = 1
 

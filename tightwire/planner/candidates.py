@@ -46,7 +46,9 @@ SMALLEST_FUSION_BYTES = 2**18
 MAX_RATIO_WITHOUT_FEEDBACK = 2.0
 
 
-def candidates(gradient_bytes: int, allow: Allowance, *, levelled: bool = False) -> Iterator[Plan]:
+def candidates(
+    gradient_bytes: int, allow: Allowance, *, levelled: bool = False, adding: bool = False
+) -> Iterator[Plan]:
     """Yields every plan to begin a search with: each member somewhere, stock PyTorch's plan first.
 
     Plans that differ from these in several answers at once are found from them: see `neighbours`.
@@ -56,6 +58,7 @@ def candidates(gradient_bytes: int, allow: Allowance, *, levelled: bool = False)
         allow: `lossless`: every step is made with the exact mean gradient; `lossy`: with what is left of it after
             compression; `stale`: anything, such as steps made alone, with old gradients, or with some neighbours'.
         levelled: whether links are not all alike, so that programs that know who sits with whom are worth a try.
+        adding: whether a switch adds.
 
     Raises:
         PlanError: an unknown allowance.
@@ -63,7 +66,7 @@ def candidates(gradient_bytes: int, allow: Allowance, *, levelled: bool = False)
     if allow not in ALLOWANCES:
         raise PlanError(f"allow={allow!r} is no allowance; known: {', '.join(ALLOWANCES)}.")
     seen: set[str] = set()
-    for text in _texts(gradient_bytes, levelled):
+    for text in _texts(gradient_bytes, levelled, adding):
         plan = legal(text)
         if plan is not None and str(plan) not in seen and is_allowed(plan, allow):
             seen.add(str(plan))
@@ -71,12 +74,12 @@ def candidates(gradient_bytes: int, allow: Allowance, *, levelled: bool = False)
 
 
 def neighbours(
-    plan: Plan, gradient_bytes: int, allow: Allowance, *, levelled: bool = False
+    plan: Plan, gradient_bytes: int, allow: Allowance, *, levelled: bool = False, adding: bool = False
 ) -> Iterator[Plan]:
     """Yields the plans that differ from `plan` in one answer, or in the setting of one, within the allowance."""
     answers_tried = {
         "sync": sync_texts() if allow == "stale" else ["bsp"],
-        "architecture": architecture_texts(levelled, allow == "stale"),
+        "architecture": architecture_texts(levelled, allow == "stale", adding),
         "compression": compression_texts(),
         "schedule": schedule_texts(gradient_bytes),
     }
@@ -142,13 +145,13 @@ def answers(plan: Plan) -> tuple[str, ...]:
     return str(plan.sync), str(plan.architecture), plan.compression_text, str(plan.schedule)
 
 
-def _texts(gradient_bytes: int, levelled: bool) -> Iterator[str]:
+def _texts(gradient_bytes: int, levelled: bool, adding: bool) -> Iterator[str]:
     """Yields the texts of candidates, legal or not, within no allowance."""
     base = Plan.parse(BASE)
     yield STOCK
     for schedule in schedule_texts(gradient_bytes):
         yield text_with(base, schedule=schedule)
-    for architecture in architecture_texts(levelled, True):
+    for architecture in architecture_texts(levelled, True, adding):
         for schedule in ("mgwfbp", "fusion:25MiB"):
             yield text_with(base, architecture=architecture, schedule=schedule)
     for compression in compression_texts():
@@ -202,7 +205,7 @@ def sync_texts() -> tuple[str, ...]:
     )
 
 
-def architecture_texts(levelled: bool, gossips: bool) -> tuple[str, ...]:
+def architecture_texts(levelled: bool, gossips: bool, adding: bool = False) -> tuple[str, ...]:
     """Returns the architectures worth a try. Dedicated servers are not: they take workers away from training."""
     places = ("anywhere", "where links differ") if levelled else ("anywhere",)
     programs = (f"allreduce:{name}" for name, recipe in PROGRAMS.items() if recipe.tried in places)
@@ -213,7 +216,8 @@ def architecture_texts(levelled: bool, gossips: bool) -> tuple[str, ...]:
         if name not in ("allreduce", "ps", "gossip")
     ]
     gossip = [*graphs, *(f"gossip:{method}" for method in GOSSIP_METHODS)] if gossips else []
-    return ("allreduce", *programs, "ps", *gossip, *others)
+    switched = ("allreduce:in-network",) if adding else ()
+    return ("allreduce", *switched, *programs, "ps", *gossip, *others)
 
 
 @functools.lru_cache(maxsize=64)

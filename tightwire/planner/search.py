@@ -64,8 +64,8 @@ class Search:
         self._seen.add(str(stock))
         self.considered = 1
         levelled = self.cluster.links is not None
-        size = self.profile.num_bytes
-        self._predict(candidates(size, self.allow, levelled=levelled))
+        size, adding = self.profile.num_bytes, self.cluster.adding is not None
+        self._predict(candidates(size, self.allow, levelled=levelled, adding=adding))
         looked_around: set[str] = set()
         for _ in range(ROUNDS):
             centres = [plan for plan in self._best() if str(plan) not in looked_around]
@@ -73,7 +73,9 @@ class Search:
                 break
             looked_around.update(map(str, centres))
             self._predict(
-                other for plan in centres for other in neighbours(plan, size, self.allow, levelled=levelled)
+                other
+                for plan in centres
+                for other in neighbours(plan, size, self.allow, levelled=levelled, adding=adding)
             )
         return sorted(self.rows, key=self._worth)
 

@@ -9,10 +9,12 @@ from functools import lru_cache
 
 from tightwire import architecture as architectures
 from tightwire.architecture import AllReduce, Architecture, Program, Setting, Wiring
+from tightwire.architecture.allreduce.switched import SWITCHED
 from tightwire.architecture.allreduce.traffic import predict_bytes
 from tightwire.cluster import PRIOR_RESIDUAL, Cluster, Fit, LinkGraph, nccl
 from tightwire.compression import Codec, Identity
 from tightwire.errors import ProgramError
+from tightwire.simulate import switched
 from tightwire.simulate.counts import CLOSED_FORMS, MAX_BUILT, ProgramCounts, busiest_rank, count, counts_of
 from tightwire.simulate.flows import fit_on
 
@@ -33,7 +35,11 @@ class Collective:
 
     def __init__(self, name: str, workers: int, program: Program | None) -> None:
         self.name, self.workers, self.program = name, workers, program
-        self.counts: ProgramCounts = count(program) if program and workers > 1 else counts_of(name, workers)
+        self.is_switched = name == SWITCHED and workers > 1
+        if self.is_switched:
+            self.counts: ProgramCounts = switched.COUNTS
+        else:
+            self.counts = count(program) if program and workers > 1 else counts_of(name, workers)
         self._busiest = busiest_rank(program) if program and workers > 1 else 0
         self._on_links: dict[LinkGraph, Fit] = {}
         self._sent: dict[tuple[Codec, int, int], int] = {}
@@ -69,6 +75,8 @@ class Collective:
         """
         if self.workers == 1:
             return 0
+        if self.is_switched:
+            return switched.sent_bytes(codec, numel, self.workers)
         if self.program is None:
             return round(self.counts.sends * codec.wire_bytes(numel, itemsize) / self.counts.chunks)
         key = (codec, numel, itemsize)
@@ -76,12 +84,19 @@ class Collective:
             self._sent[key] = predict_bytes(self.program, codec, numel, itemsize, self._busiest)
         return self._sent[key]
 
+    def moved_bytes(self, codec: Codec, numel: int, itemsize: int) -> float:
+        """Returns what the busier direction of the busiest line carries: what is sent, as a rule."""
+        sent = self.sent_bytes(codec, numel, itemsize)
+        return sent * switched.share_of_sent(codec) if self.is_switched else sent
+
     def fit(self, cluster: Cluster) -> Fit:
         """Returns how long it takes on a cluster: as measured, by the cluster's links, or by its α–β formula."""
         return cluster.fit(self.name) or self.prior(cluster)
 
     def prior(self, cluster: Cluster) -> Fit:
         """Returns how long it takes by the links, or by its formula: latency per step, bytes over the line."""
+        if self.is_switched:
+            return switched.prior(cluster, self.name)
         if (
             cluster.nccl is not None
             and (self.name, self.workers) == ("native", cluster.workers)
@@ -137,6 +152,8 @@ def collective_of(
     """
     if workers == 1:
         return Collective("ring", 1, None)
+    if isinstance(architecture, AllReduce) and architecture.is_switched:
+        return Collective(SWITCHED, workers, None)
     plain = isinstance(architecture, AllReduce) and not (architecture.shape or architecture.order)
     if plain and workers > MAX_BUILT and name in CLOSED_FORMS:
         return Collective(name, workers, None)

@@ -164,7 +164,7 @@ class Costs:
     ) -> BucketCost:
         fit, sent = collective.fit(cluster), collective.sent_bytes(codec, numel, itemsize)
         line = fit.at(sent)
-        wire_s = line.beta_s_per_byte * sent
+        wire_s = line.beta_s_per_byte * collective.moved_bytes(codec, numel, itemsize)
         codec_s = self._codec_s(collective, codec, numel)
         hidden_s = self._hidden_s(collective, numel * itemsize, codec_s, wire_s)
         passes_s = self._passes_s(codec.lossless, numel)

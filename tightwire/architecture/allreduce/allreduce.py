@@ -12,6 +12,7 @@ from tightwire.architecture.allreduce.accuracy import error_by_name
 from tightwire.architecture.allreduce.builders import PROGRAMS, Shape, balanced, build, uneven_hierarchical
 from tightwire.architecture.allreduce.builders.synthesis import synthesise
 from tightwire.architecture.allreduce.program import Program
+from tightwire.architecture.allreduce.switched import SWITCHED
 from tightwire.architecture.allreduce.traffic import predict_bytes
 from tightwire.architecture.architecture import Architecture, Setting
 from tightwire.compression.casts import Identity
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 GATHERING = ("allgather",)
 LEVELLED = ("hierarchical",)
 MADE = "synthesised"
-SWITCHED = "in-network"
 # Where nothing was measured: up to here a message costs its latency, and recursive doubling has the fewest.
 SMALL_BYTES = 32 * 1024
 MAX_STREAMS = 16
@@ -131,8 +131,6 @@ class AllReduce(Architecture):
 
     def program_name(self, codec: Codec, num_ranks: int, numel: int = LARGE_NUMEL, itemsize: int = 4) -> str:
         """Returns the program that carries a bucket of `codec`: the one asked for, or what `auto` stands for."""
-        if self.is_switched:
-            return "native"  # what the hosts fall back on
         if self.by != "auto":
             return self.by
         if codec.combine == "none":
@@ -147,6 +145,8 @@ class AllReduce(Architecture):
         return "allgather" if is_noisy and _gathers_less(codec, numel, itemsize, num_ranks) else "direct"
 
     def program(self, codec: Codec, num_ranks: int) -> Program:  # noqa: D102
+        if self.is_switched:
+            return self._built("native", num_ranks, ())  # what the hosts fall back on
         return self._ordered(self._built(self.program_name(codec, num_ranks), num_ranks, self._shape()))
 
     def program_for(self, codec: Codec, numel: int, itemsize: int, setting: Setting) -> Program:  # noqa: D102

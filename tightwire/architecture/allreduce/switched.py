@@ -9,7 +9,11 @@ from __future__ import annotations
 from tightwire.compression.codec import Codec
 from tightwire.transport.adding import SUM_BYTES
 
-DEFAULT_SLOTS = 64
+SWITCHED = "in-network"
+SWITCHED_TITLE = "A switch adds: once up and once down"
+SWITCHED_PAPER = (
+    "Sapio et al. 2021, SwitchML, arXiv:1903.06701; Lao et al. 2021, ATP, NSDI; Li et al. 2024, THC, NSDI"
+)
 DEFAULT_SLOT_BYTES = 64 * 1024
 # Magnitudes of a chunk, as agreed on; what ranks tell one another at the end of a run.
 LARGEST_BYTES, OUTCOME_BYTES = 4, 8
