@@ -29,6 +29,7 @@ from tightwire.runtime.agreement import copy_from_first, model_facts, require_ag
 from tightwire.runtime.auto import PROBE_BUDGET_S, WATCHED, Pilot, PlanSearch
 from tightwire.runtime.carried import Carried, Stateful
 from tightwire.runtime.context import RunContext
+from tightwire.runtime.groups import Groups, form, resolve
 from tightwire.runtime.guard import require_attachable
 from tightwire.runtime.learnt import Learnt, facts_of
 from tightwire.runtime.membership import Membership
@@ -63,6 +64,7 @@ def attach(
     allow: Allowance = "lossless",
     outer: MakeOuter | None = None,
     leave: Iterable[str] = (),
+    groups: Groups | None = None,
     keep: str | pathlib.Path | None = None,
     carry: Mapping[str, Stateful] | None = None,
 ) -> Run:
@@ -88,6 +90,9 @@ def attach(
         leave: glob patterns over names of parameters and buffers that are each rank's own, such as `experts.*`: they
             are neither made equal nor averaged. Names on DDP's own list (`_ddp_params_and_buffers_to_ignore`) are left
             too.
+        groups: parameters that this rank shares with some ranks only, as experts are: by a glob pattern over their
+            names or a module of the model, the ranks of the group (`{"experts.*": [0, 2]}`) or their process group.
+            They are made equal and averaged within it.
         keep: a plan file for what `auto` or a race chooses: where it exists and was made for this model, so many
             workers, this version and about this wire, its plan is taken at once. Rank 0 reads and writes it.
         carry: after `init(elastic=True)`, what a worker that joins later is given besides the model and the optimizer,
@@ -112,6 +117,8 @@ def attach(
     optimizers = Optimizers([plain_optimizer(member) for member in listed])
     model = _uncompiled(model)
     left = _left(model, leave)
+    shared = resolve(model, groups or {}, transport)
+    left |= shared.keys()
     settings: dict[str, object] = {
         "version of tightwire": version("tightwire"),
         "plan": _asked(race, allow) if is_auto else chosen,
@@ -152,6 +159,7 @@ def attach(
     if transport.rank == 0 and transport.size > 1:
         _warn_of_sizes(chosen, model)
     counting = Counting(transport)
+    sharings = form(counting, shared) if entrance is None else ()
     pilot = None
     if is_auto and transport.size > 1:
         facts = facts_of(model_facts(model, left), transport.size, workers_per_node(), _asked(race, allow))
@@ -173,6 +181,7 @@ def attach(
         optimizers=optimizers,
         membership=Membership(tuple(range(transport.size)), door=entrance),
         left=left,
+        groups=sharings,
         habits=pilot.habits if pilot is not None else None,
         awaits_means=scaler is not None,
         outer=outer,
@@ -181,6 +190,11 @@ def attach(
         switch=adder,
         costs=pilot.costs if pilot is not None else _costs(plan_file),
     )
+    for sharing in sharings:
+        others = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
+        require_agreement(sharing.transport.inner, model_facts(model, others - {*sharing.names}))
+        ours = [p for name, p in model.named_parameters() if name in sharing.names]
+        copy_from_first(sharing.transport.inner, ours)
     named = [*model.named_parameters(), *model.named_buffers()]
     if entrance is None:
         copy_from_first(transport, [tensor for name, tensor in named if name not in left])

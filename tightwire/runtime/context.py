@@ -27,6 +27,7 @@ from tightwire.compression.routing import compression_for
 from tightwire.devices import device_of
 from tightwire.plan import Plan, Route
 from tightwire.runtime.exchange import Exchange
+from tightwire.runtime.groups import Sharing
 from tightwire.runtime.membership import Membership, Roll
 from tightwire.runtime.observed import Observed
 from tightwire.runtime.overlap.touch import TouchListener
@@ -53,6 +54,7 @@ class RunContext:
         membership: who takes part.
         habits: is told what the loop does with gradients, while `auto` watches; else None.
         left: names of parameters and buffers that are left as they are on each rank.
+        groups: what this rank shares with some ranks only; its names are in `left` too.
         awaits_means: whether gradients are looked at between backward and step, as AMP's scaler does.
         observed: what was measured in this run, for schedules that decide by it.
         outer: makes the outer optimizer of local methods from the agreed parameters; None: as the plan says.
@@ -75,6 +77,7 @@ class RunContext:
     membership: Membership
     habits: TouchListener | None = None
     left: frozenset[str] = frozenset()
+    groups: tuple[Sharing, ...] = ()
     awaits_means: bool = False
     observed: Observed = field(default_factory=Observed)
     outer: Callable[[list[Parameter]], Optimizer] | None = None

@@ -97,6 +97,8 @@ class Gradients:
         self._outermost = (
             -1
         )  # the backward pass at whose end all that is nested in it ends, by autograd's number
+        self._led: tuple[Gradients, ...] = ()
+        self._is_led = False
         self._begun_s = 0.0
         self._exposed_s = 0.0
         self._versions: dict[str, int] = {}
@@ -112,6 +114,12 @@ class Gradients:
                 _Hook(self, name, "_on_gradient")
             )
         self._handles += self._hook_of.values()
+
+    def lead(self, others: Sequence[Gradients]) -> None:
+        """Has the passes of others, for other parameters of the same model, be part of the passes here."""
+        self._led = tuple(others)
+        for other in others:
+            other._is_led = True
 
     def begin_backward(self) -> None:
         """Hears that a backward pass came to the model's outputs: what is nested in it ends with it."""
@@ -276,7 +284,7 @@ class Gradients:
             return
         if not self._running:
             self._open(weight=self._weight_of_next())
-            if self._outermost < 0:
+            if self._outermost < 0 and not self._is_led:
                 _at_end_of_backward(self._end_unless_nested)
         if name in self._arrived:
             raise AttachError(
@@ -328,6 +336,14 @@ class Gradients:
         self._listener.end(torch.tensor(used, dtype=torch.float32))
         self._exposed_s += time.perf_counter() - waiting_since_s
         self._tracer.record("compute", "wait for means", waiting_since_s, time.perf_counter())
+        for other in self._led:
+            other._end_with(self._weight)
+
+    def _end_with(self, leaders_weight: float) -> None:
+        """Ends the pass that belongs to another's, whether or not it reached a parameter here."""
+        if not self._running:
+            self._open(weight=self._weight_of_next() if leaders_weight else 0.0)
+        self._end()
 
     def _complete(self, name: str, parameter: Parameter) -> bool:
         """Fills the slot of a parameter that this pass did not reach; returns whether it has anything to average."""

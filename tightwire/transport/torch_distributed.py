@@ -6,7 +6,7 @@ import atexit
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Final, NoReturn, final
@@ -352,3 +352,16 @@ class _Closed:
 
 
 _CLOSED: Final = _Closed()
+
+
+def ranks_of(group: object) -> list[int]:
+    """Returns the ranks of a process group in the world, or the ranks of a list of them.
+
+    Raises:
+        TypeError: neither.
+    """
+    if isinstance(group, Iterable):
+        return [int(rank) for rank in group]
+    if not isinstance(group, dist.ProcessGroup):
+        raise TypeError(f"{group!r} is neither a list of ranks nor a process group.")
+    return dist.get_process_group_ranks(group)

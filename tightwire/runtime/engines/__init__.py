@@ -16,6 +16,7 @@ from tightwire.runtime.engines.delayed import DelayedEngine
 from tightwire.runtime.engines.engine import Counts, Engine, LoneEngine, Stepping
 from tightwire.runtime.engines.gossip import GossipEngine
 from tightwire.runtime.engines.gradients import GradientEngine
+from tightwire.runtime.engines.grouped import GroupedEngine
 from tightwire.runtime.engines.lazy import LazyEngine
 from tightwire.runtime.engines.parameters import ParameterEngine
 from tightwire.runtime.engines.server import ServerEngine
@@ -40,4 +41,7 @@ ENGINES: Mapping[str, Callable[[Mapping[str, Parameter], Plan, RunContext], Engi
 
 def build_engine(parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> Engine:
     """Builds what carries out `plan`. Every rank, in the same order: it opens channels."""
-    return ENGINES[plan.architecture.engine or plan.sync.engine](parameters, plan, context)
+    build = ENGINES[plan.architecture.engine or plan.sync.engine]
+    if context.groups:
+        return GroupedEngine(parameters, plan, context, build)
+    return build(parameters, plan, context)

@@ -124,6 +124,13 @@ class GradientEngine(BaseEngine):
         )
         self.gradients.scale_means(1.0)
 
+    def follow(self) -> None:
+        """Takes part in one round of ranks whose training goes on, if there are any. Every rank that is finished."""
+        called = self._roll.call(present=False)
+        self.planned_bytes += self._roll.bytes_sent
+        if called.present:
+            self._send_zeros()
+
     def consensus(self) -> Mapping[str, Tensor]:  # noqa: D102
         self._overlap.land_everything()
         return {}

@@ -332,13 +332,22 @@ class ParameterEngine(BaseEngine):
         """Follows the others' rounds, counting nothing once what was done alone is handed in."""
         done: set[int] = set()  # rolls all of whose workers are here
         while id(self._segments[0].roll) not in done:
-            open_segments = [segment for segment in self._all_segments() if id(segment.roll) not in done]
-            self._clock = max(self._clock, min(segment.due for segment in open_segments))
-            self._land_due()
-            for segment in self._beginning():
-                if id(segment.roll) not in done and not self._begin(segment, present=False):
-                    done.add(id(segment.roll))
+            self.follow(done)
             self._context.membership.settle()
+
+    def follow(self, done: set[int] | None = None) -> None:
+        """Takes part in the next rounds of ranks whose training goes on, if there are any.
+
+        Args:
+            done: rolls all of whose workers are finished; others are added.
+        """
+        done = set() if done is None else done
+        open_segments = [segment for segment in self._all_segments() if id(segment.roll) not in done]
+        self._clock = max(self._clock, min(segment.due for segment in open_segments))
+        self._land_due()
+        for segment in self._beginning():
+            if id(segment.roll) not in done and not self._begin(segment, present=False):
+                done.add(id(segment.roll))
 
     def _restart(self) -> None:
         self._clock = 0
