@@ -177,6 +177,9 @@ TOGETHER = {
     "with_trainer": ("transformers", 2, [], ""),
 }
 
+# Run elsewhere: by tests/processes/test_ray.py and tests/integrations/test_launchers.py.
+ELSEWHERE = ("with_ray", "with_torchtitan")
+
 
 def run_example(command: list[str], arguments: list[str], tmp_path: Path) -> str:
     done = subprocess.run(
@@ -207,7 +210,7 @@ def test_an_example_runs_together(name: str, tmp_path: Path) -> None:
 
 
 def test_every_example_is_run() -> None:
-    assert {path.stem for path in EXAMPLES} == set(ALONE) | set(TOGETHER)
+    assert {path.stem for path in EXAMPLES} == {*ALONE, *TOGETHER, *ELSEWHERE}
 
 
 def test_the_version_is_one() -> None:

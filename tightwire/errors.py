@@ -70,3 +70,6 @@ class PeerError(TransportError):
     def __init__(self, message: str, ranks: Sequence[int]) -> None:
         super().__init__(message)
         self.ranks: tuple[int, ...] = tuple(sorted(ranks))
+
+    def __reduce__(self) -> tuple[type[PeerError], tuple[str, tuple[int, ...]]]:
+        return PeerError, (str(self), self.ranks)  # launchers and trainers pass errors between processes

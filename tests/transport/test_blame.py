@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
+from tightwire.errors import PeerError
 from tightwire.transport.blame import (
     RankObserved,
     Reason,
@@ -79,3 +81,8 @@ def test_names() -> None:
         "ranks 1, 2 and 5",
     ]
     assert describe("send", 4_000_000, 3) == "to send 4.00 MB, tag 3"
+
+
+def test_an_error_that_blames_can_be_sent_to_another_process() -> None:
+    error = pickle.loads(pickle.dumps(PeerError("rank 1 died", [1])))
+    assert (str(error), error.ranks) == ("rank 1 died", (1,))

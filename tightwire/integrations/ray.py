@@ -1,0 +1,81 @@
+"""Tightwire inside Ray Train: checkpoints that hold every worker's part, for the function of a `TorchTrainer`.
+
+Training itself needs nothing: `TorchTrainer` starts a process group, which `tightwire.init` joins. Leave out
+`ray.train.torch.prepare_model`, which would wrap the model in DDP; or stay with it and use `tightwire.ddp_hook`.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from ray import train
+from torch import nn
+from torch.optim import Optimizer
+
+from tightwire.integrations._parts import part_of, take_up
+from tightwire.runtime import Run
+
+SHARED = "tightwire.pt"
+
+
+def report(
+    metrics: Mapping[str, Any],
+    run: Run,
+    model: nn.Module,
+    optimizer: Optimizer | Sequence[Optimizer],
+    **extra: Any,
+) -> None:
+    """Reports metrics to Ray with a checkpoint of the model, the optimizer and every worker's part of the run.
+
+    Args:
+        metrics: numbers; Ray keeps rank 0's.
+        run: of `tightwire.attach`.
+        model: that is attached.
+        optimizer: its own, or all of them.
+        extra: what `resume` is to return, such as the epoch; of tensors and plain values.
+
+    Contract: every worker, between two steps; blocks until all have arrived.
+    """
+    optimizers = optimizer if isinstance(optimizer, Sequence) else [optimizer]
+    with tempfile.TemporaryDirectory() as folder:
+        place = pathlib.Path(folder)
+        torch.save(part_of(run, model, optimizers), place / _own(run))
+        if run.transport.rank == 0:
+            states = [member.state_dict() for member in optimizers]
+            shared = {"model": model.state_dict(), "optimizers": states, "extra": extra, "step": run.step}
+            torch.save(shared, place / SHARED)
+        train.report(dict(metrics), checkpoint=train.Checkpoint.from_directory(folder))
+
+
+def resume(run: Run, model: nn.Module, optimizer: Optimizer | Sequence[Optimizer]) -> dict[str, Any]:
+    """Continues from Ray's latest checkpoint, if there is one: after a failure, or of an earlier run.
+
+    Returns:
+        What was given to `report` as `extra`; empty where training begins.
+
+    Contract: every worker, right after `tightwire.attach`; blocks.
+    """
+    checkpoint = train.get_checkpoint()
+    if checkpoint is None:
+        return {}
+    optimizers = optimizer if isinstance(optimizer, Sequence) else [optimizer]
+    with checkpoint.as_directory() as folder:
+        place = pathlib.Path(folder)
+        shared = torch.load(place / SHARED, weights_only=True)
+        model.load_state_dict(shared["model"])
+        for member, state in zip(optimizers, shared["optimizers"], strict=True):
+            member.load_state_dict(state)
+        own = place / _own(run)
+        # Among more workers than wrote it: rank 0's part tells the counters, and the run drops the rest.
+        part = torch.load(own if own.exists() else place / "tightwire_0.pt", weights_only=True)
+        take_up(part, run, model, optimizers)
+    extra: dict[str, Any] = shared["extra"]
+    return extra
+
+
+def _own(run: Run) -> str:
+    return f"tightwire_{run.transport.rank}.pt"
