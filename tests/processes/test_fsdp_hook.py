@@ -22,6 +22,7 @@ def net():
 def make(inner):
     model = net()
     fully_shard(model[2], mesh=inner)
+    fully_shard([model[1], model[3]], mesh=inner)  # a unit of several modules
     fully_shard(model, mesh=inner)
     return model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 

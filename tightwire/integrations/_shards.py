@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,41 +16,91 @@ from tightwire.errors import AttachError
 from tightwire.transport import Transport
 
 
-def _is_sharded(module: nn.Module) -> bool:
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """What FSDP2 gathers and reduces at once: one call of `fully_shard`, on a module or on a list of them.
+
+    Attributes:
+        name: of its first module.
+        modules: that it holds.
+        slots: names and shapes of this rank's shards, padded, in the order in which FSDP lays them out.
+        adds_up: whether gradients are added up and divided by a factor of the user's, as token-weighted losses want it.
+            Native HSDP adds them up between groups too then, where it takes the mean otherwise.
+    """
+
+    name: str
+    modules: tuple[nn.Module, ...]
+    slots: tuple[tuple[str, tuple[int, ...]], ...]
+    adds_up: Callable[[], bool]
+
+
+def fsdp_units(model: nn.Module) -> list[Unit]:
+    """Returns how FSDP2 has sharded a model; empty where it has not.
+
+    Raises:
+        AttachError: a module whose parameters are in several groups of their own, as experts on other meshes are.
+    """
     from torch.distributed.fsdp import FSDPModule
 
-    return isinstance(module, FSDPModule)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    by_state: dict[int, list[tuple[str, nn.Module]]] = {}
+    for member in model.named_modules():
+        if isinstance(member[1], FSDPModule):
+            by_state.setdefault(id(member[1]._get_fsdp_state()), []).append(member)
+    units = []
+    for members in by_state.values():
+        name, first = members[0]
+        groups = _param_groups(first)
+        if len(groups) > 1:
+            raise AttachError(
+                f"{name or 'the model'} has parameters on {len(groups)} meshes, which FSDP reduces apart; shard all "
+                "of it over one."
+            )
+        for group in groups:
+            slots = tuple(
+                (names[p.sharded_param], tuple(p.padded_sharded_param_size)) for p in group.fsdp_params
+            )
+            units.append(
+                Unit(
+                    name=name,
+                    modules=tuple(module for _, module in members),
+                    slots=slots,
+                    adds_up=functools.partial(_has_factor, group),
+                )
+            )
+    return units
 
 
-def fsdp_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yields the modules that FSDP2 shards, each with parameters of its own, by name."""
-    for name, module in model.named_modules():
-        if _is_sharded(module) and next(own_parameters(module), None) is not None:
-            yield name, module
+def _param_groups(module: nn.Module) -> list[Any]:
+    """Returns FSDP's own account of a module's parameters: there is no public way to ask for their layout."""
+    state = module._get_fsdp_state()  # type: ignore[operator]
+    several = vars(state).get("_fsdp_param_groups")
+    if several is not None:
+        return list(several)
+    return [
+        group for group in [vars(state).get("_fsdp_param_group")] if group is not None
+    ]  # before torch 2.13
 
 
-def own_parameters(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Parameter]]:
-    """Yields the parameters that an FSDP module shards itself: those of no FSDP module inside it."""
-    yield from module.named_parameters(prefix, recurse=False)
-    for name, child in module.named_children():
-        if not _is_sharded(child):
-            yield from own_parameters(child, f"{prefix}.{name}" if prefix else name)
+def _has_factor(group: Any) -> bool:
+    return group.gradient_divide_factor is not None
 
 
-def mesh_of(model: nn.Module, modules: Mapping[str, nn.Module]) -> list[int]:
-    """Returns the world ranks that shard the model with this one, in the order of their shards."""
+def mesh_of(model: nn.Module, units: Sequence[Unit]) -> list[int]:
+    """Returns the world ranks that shard the model with this one, in the order of their shards.
+
+    Raises:
+        AttachError: no FSDP, native HSDP (a mesh of two dimensions), several meshes, or parameters that are whole.
+    """
     from torch.distributed.tensor import DTensor
 
-    meshes = {
-        tuple(p.device_mesh.mesh.flatten().tolist())
-        for module in modules.values()
-        for _, p in own_parameters(module)
-        if isinstance(p, DTensor) and p.device_mesh.ndim == 1
-    }
-    others = sum(not isinstance(p, DTensor) or p.device_mesh.ndim != 1 for p in model.parameters())
-    if not modules or others or len(meshes) != 1:
+    parameters = list(model.parameters())
+    sharded = [p for p in parameters if isinstance(p, DTensor) and p.device_mesh.ndim == 1]
+    meshes = {tuple(p.device_mesh.mesh.flatten().tolist()) for p in sharded}
+    others = len(parameters) - len(sharded)
+    if not units or others or len(meshes) != 1:
         raise AttachError(
-            f"fsdp_hook needs a model that FSDP2 has sharded whole over one one-dimensional mesh; seen {len(modules)} "
+            f"fsdp_hook needs a model that FSDP2 has sharded whole over one one-dimensional mesh; seen {len(units)} "
             f"FSDP modules, {len(meshes)} such meshes and {others} parameters outside them. Call fully_shard(module, "
             'mesh=mesh["shards"]) with the inner dimension of a device mesh alone: with both, FSDP averages between '
             "groups itself, uncompressed."
@@ -94,15 +146,3 @@ def local_part(value: Any) -> Any:
     from torch.distributed.tensor import DTensor
 
     return value.to_local().detach() if isinstance(value, DTensor) else value
-
-
-def sums_gradients(module: nn.Module) -> bool:
-    """Whether an FSDP module adds gradients up and divides by a factor of the user's, as token-weighted losses want it.
-
-    Native HSDP adds them up between groups too then, where it takes the mean otherwise.
-    """
-    state = module._get_fsdp_state()  # type: ignore[operator]  # there is no public way to ask
-    groups = vars(state).get("_fsdp_param_groups") or [
-        vars(state).get("_fsdp_param_group")
-    ]  # before torch 2.13
-    return any(group is not None and group.gradient_divide_factor is not None for group in groups)

@@ -21,12 +21,10 @@ from tightwire.buckets import Bucket, BucketLayout, plan_layout
 from tightwire.errors import AttachError, PlanError
 from tightwire.integrations._shards import (
     connect_across,
-    fsdp_modules,
+    fsdp_units,
     local_part,
     mesh_of,
-    own_parameters,
     sharding_groups,
-    sums_gradients,
 )
 from tightwire.integrations.fsdp_rounds import FSDPRounds
 from tightwire.plan import Plan
@@ -110,8 +108,8 @@ class FSDPHook:
     def __init__(self, model: nn.Module, plan: Plan, transport: Transport, seed: int) -> None:
         self.plan, self.rounds = plan, 0
         self._world, self._seed, self._spared = transport, seed, Spared()
-        self._modules = dict(fsdp_modules(model))
-        groups = sharding_groups(transport, mesh_of(model, self._modules))
+        self._units = {unit.name: unit for unit in fsdp_units(model)}
+        groups = sharding_groups(transport, mesh_of(model, list(self._units.values())))
         settings = {"version of tightwire": version("tightwire"), "plan": plan, "seed": seed}
         require_agreement(transport, settings | wire_facts([plan.compression]))
         across = connect_across(transport, groups)
@@ -120,14 +118,14 @@ class FSDPHook:
             copy_from_first(across, tensors)
         self._across = Counting(across)
         self.replicas = self._across.size
-        self._layouts = {name: _slots(name, module) for name, module in self._modules.items()}
         self._averagers: dict[str, BucketAverager] = {}
         self._under_way: dict[str, BucketAverager] = {}
         self._saved: dict[str, Mapping[str, Tensor]] = {}
         self._announced_bytes = 0
         if self.replicas > 1:
-            for name, module in self._modules.items():
-                module.set_all_reduce_hook(functools.partial(self._average, name))  # type: ignore[operator]
+            for name, unit in self._units.items():
+                first: Any = unit.modules[0]
+                first.set_all_reduce_hook(functools.partial(self._average, name))
 
     @property
     def sent_bytes(self) -> int:
@@ -188,7 +186,7 @@ class FSDPHook:
         self._announced_bytes += averager.bytes_in(self.rounds)
         averager.run(Round(number=self.rounds, seed=self._seed + self.rounds))
         shard.copy_(averager.bucket.flat)
-        if sums_gradients(self._modules[name]):
+        if self._units[name].adds_up():
             shard.mul_(self.replicas)
         self._under_way[name] = averager
 
@@ -200,8 +198,8 @@ class FSDPHook:
 
     def _averager_of(self, name: str, shard: Tensor) -> BucketAverager:
         if name not in self._averagers:
-            layout = _layout(self._layouts[name], shard)
-            number = list(self._modules).index(name)
+            layout = _layout(self._units[name].slots, shard)
+            number = list(self._units).index(name)
             build = functools.partial(self._build, layout, number)
             bucket = Bucket(layout)
             averager = BucketAverager(
@@ -245,29 +243,17 @@ def _require_fsdp_can(plan: Plan) -> None:
         raise PlanError(str(refusal))
 
 
-def _slots(module_name: str, module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
-    """Returns the names and shapes of a module's shards as FSDP lays them out: the first side rounded up."""
-    from torch.distributed.tensor import DTensor
-
-    slots = []
-    for name, parameter in own_parameters(module, module_name):
-        assert isinstance(parameter, DTensor)
-        first, *others = parameter.shape
-        slots.append((name, (math.ceil(first / parameter.device_mesh.size()), *others)))
-    return slots
-
-
 def _layout(slots: Sequence[tuple[str, tuple[int, ...]]], shard: Tensor) -> BucketLayout:
     """Returns the layout of a module's flat shard.
 
     Raises:
-        AttachError: FSDP's own layout is another one, as with other placements than along the first dimension.
+        AttachError: FSDP's own layout is another one.
     """
     sizes = [math.prod(shape) for _, shape in slots]
     if sum(sizes) != shard.numel():
         raise AttachError(
             f"FSDP hands over {shard.numel()} elements where the shards of {slots[0][0]} and its like have "
-            f"{sum(sizes)}: parameters are frozen in part, or sharded along another dimension than the first."
+            f"{sum(sizes)}: a part of them is frozen. Give frozen parameters a fully_shard of their own."
         )
     parts = zip(slots, shard.split(sizes), strict=True)
     return plan_layout({name: part.view(shape) for (name, shape), part in parts}, [range(len(slots))])[0]

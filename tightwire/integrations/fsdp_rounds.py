@@ -16,7 +16,7 @@ from tightwire.errors import AttachError
 from tightwire.integrations._shards import (
     connect_across,
     connect_inside,
-    fsdp_modules,
+    fsdp_units,
     local_part,
     mesh_of,
     sharding_groups,
@@ -56,8 +56,8 @@ class FSDPRounds:
         outer: MakeOuter | None = None,
     ) -> None:
         self.plan, self._world = plan, transport
-        self._modules = dict(fsdp_modules(model))
-        groups = sharding_groups(transport, mesh_of(model, self._modules))
+        self._units = fsdp_units(model)
+        groups = sharding_groups(transport, mesh_of(model, self._units))
         shards = _shards_of(model)
         listed = Optimizers(
             [plain_optimizer(member) for member in optimizers],
@@ -170,8 +170,9 @@ class FSDPRounds:
         return all(other == b"\1" for other in self._inside.exchange(b"\1" if finite else b"\0"))
 
     def _reshard(self) -> None:
-        for module in self._modules.values():
-            module.reshard()  # type: ignore[operator]
+        for unit in self._units:
+            first: Any = unit.modules[0]
+            first.reshard()
 
 
 class _Shard(Parameter):

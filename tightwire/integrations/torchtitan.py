@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.optim import Optimizer
 
-from tightwire.integrations._shards import fsdp_modules
+from tightwire.integrations._shards import fsdp_units
 from tightwire.integrations.fsdp import FSDPHook, fsdp_hook
 from tightwire.integrations.fsdp_rounds import FSDPRounds
 from tightwire.plan import Plan
@@ -62,8 +62,9 @@ def between_groups(
         for part in parts:
             hook = fsdp_hook(part, plan, optimizer=_of(part, members), seed=seed)
             if isinstance(hook, FSDPRounds):
-                for _, module in fsdp_modules(part):
-                    module.set_gradient_divide_factor(1 / hook.replicas)  # type: ignore[operator]
+                for unit in fsdp_units(part):
+                    first: Any = unit.modules[0]
+                    first.set_gradient_divide_factor(1 / hook.replicas)
             on_hook(hook)
 
     wrapped: Spec = dataclasses.replace(
