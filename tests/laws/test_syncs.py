@@ -59,6 +59,7 @@ GRADIENT_SETTINGS = [
     "delayed:1",
     "delayed:3",
     "delayed:1/allreduce/topk:0.3+ef/fusion:64",
+    "delayed:1/allreduce/cocktail",
     "lag:0.1",
     "lag:5/allreduce/none/fusion:64",
     "gaia:0.05",

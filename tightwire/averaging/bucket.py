@@ -162,6 +162,7 @@ class BucketAverager:
         if now.scale != 1.0:
             x.div_(now.scale)
         for memory in self._active:
+            memory.begin(now.number)
             x = memory.before(x, work)
         if x is not work:
             work.copy_(x)

@@ -18,6 +18,7 @@ from tightwire.compression.ema import MovingAverage
 from tightwire.compression.fp8 import Float8
 from tightwire.compression.integers import Int2, Int4, Int8
 from tightwire.compression.lion import Lion
+from tightwire.compression.loco import LoCo
 from tightwire.compression.momentum import Momentum
 from tightwire.compression.natural import Natural
 from tightwire.compression.nuqsgd import NUQSGD
@@ -26,6 +27,7 @@ from tightwire.compression.randomk import RandomK
 from tightwire.compression.recipe import Recipe
 from tightwire.compression.recipes import RECIPES
 from tightwire.compression.routing import Least
+from tightwire.compression.sampled import Sampled
 from tightwire.compression.sbc import SBC
 from tightwire.compression.signed import Signed
 from tightwire.compression.signs import EFSign, OneBit
@@ -57,6 +59,7 @@ MEMBERS: tuple[type[Member], ...] = (
     BlockTopK,
     Threshold,
     RandomK,
+    Sampled,
     Wangni,
     STC,
     SBC,
@@ -64,6 +67,7 @@ MEMBERS: tuple[type[Member], ...] = (
     Cosines,
     Eden,
     ErrorFeedback,
+    LoCo,
     EF21,
     DIANA,
     Momentum,
@@ -110,12 +114,14 @@ __all__ = [
     "Int8",
     "Least",
     "Lion",
+    "LoCo",
     "Momentum",
     "MovingAverage",
     "Natural",
     "OneBit",
     "RandomK",
     "Recipe",
+    "Sampled",
     "Signed",
     "Stage",
     "StageMemory",

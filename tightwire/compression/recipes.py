@@ -360,6 +360,35 @@ class DistributedLion(Recipe):
         return f"{sender}+lion:{self.beta1},beta2={self.beta2}"
 
 
+@final
+@dataclass(frozen=True)
+class Cocktail(Recipe):
+    """A tenth of the elements at random, the largest quarter of these, in four bits, with error feedback.
+
+    The paper applies the mean one step late, behind the next step's computation, and reports about a hundredth of the
+    bytes and training over 500 Mb/s at nearly the speed of data-centre networks. Whole it is
+
+        delayed:1/allreduce/cocktail
+
+    Attributes:
+        ratio: of the elements that are drawn.
+        top: of the drawn ones that are sent.
+        values: in how many bits.
+    """
+
+    name: ClassVar[str] = "cocktail"
+    title: ClassVar[str] = "random, then largest, then few bits, with feedback"
+    paper: ClassVar[str] = "Wang et al. 2023, CocktailSGD, ICML"
+
+    ratio: float = 0.1
+    top: float = 0.25
+    values: str = "int4"
+
+    @property
+    def expression(self) -> str:  # noqa: D102
+        return f"sampled:{self.ratio},top={self.top},values={self.values}+ef"
+
+
 RECIPES: tuple[type[Recipe], ...] = (
     DGC,
     GradientDropping,
@@ -376,4 +405,5 @@ RECIPES: tuple[type[Recipe], ...] = (
     SparseLoCo,
     DRIVE,
     DistributedLion,
+    Cocktail,
 )

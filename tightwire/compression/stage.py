@@ -53,7 +53,7 @@ class Outcome:
 class StageMemory(abc.ABC):
     """What a stage does with one bucket's values, and remembers of them.
 
-    A round calls `before`, lets the averager run, and calls `after`; `keep` follows only if the round counts, so
+    A round calls `begin` and `before`, lets the averager run, and calls `after`; `keep` follows only if the round counts, so
     that one which was dropped leaves no trace. All tensors are flat, of the bucket's size, and of its dtype or, where
     that has 16 bits, float32.
 
@@ -65,6 +65,10 @@ class StageMemory(abc.ABC):
 
     reads_sent: ClassVar[bool] = False
     sends_exactly: ClassVar[bool] = False
+
+    def begin(self, round_number: int) -> None:
+        """Learns which round comes, counted from 1."""
+        return
 
     @abc.abstractmethod
     def before(self, x: Tensor, out: Tensor) -> Tensor:
