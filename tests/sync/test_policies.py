@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.runtime.training import Net, batch, job, same, train, train_all, values
+from tests.runtime.training import Net, adam, batch, job, same, train, train_all, values
 from tightwire._attach import attach
 from tightwire.errors import AttachError, PlanError, TightwireError
 from tightwire.plan import Phases, Plan, PlanFile, Route
@@ -28,6 +28,9 @@ from tightwire.transport import Single, Transport, run_threads
         ("local:4,doubling=3/gossip:ring", "those of gossip have one length"),
         ("local:4,doubling=3/allreduce/none/streaming:2", "those of streaming:2 have one length"),
         ("local:4,state=momenta/allreduce/int8+ema:0.9", "momenta, which are averages already"),
+        ("local:4,momenta=-1", "numbers of rounds"),
+        ("local:4,momenta=3,state=reset", "leave out state and overlap"),
+        ("local:4,variances=3,overlap=1", "leave out state and overlap"),
         ("slowmo:4,state=momenta", "none of kept, averaged, reset"),
         ("postlocal:0,start=9", "never agree"),
         ("postlocal:4,start=0", "never is bsp; write local:4"),
@@ -187,6 +190,25 @@ def test_reset_and_averaged_state() -> None:
     assert kept_0 != kept_1
     assert averaged_0 == averaged_1 == pytest.approx((kept_0 + kept_1) / 2, abs=1e-6)
     assert reset_0 != reset_0  # there is none
+
+
+def test_parts_of_the_state_are_averaged_each_with_a_period_of_its_own() -> None:
+    """Des-LOC: whose moments differ and whose are equal after each of six rounds, and what that costs."""
+
+    def worker(transport: Transport) -> list[tuple[bytes, bytes]]:
+        seen = []
+        with job(transport, "local:1,momenta=2,variances=3", optimizer=adam) as j:
+            for step in range(6):
+                j.step(step)
+                kept = j.optimizer.state[j.model.scale]  # type: ignore[index]
+                seen.append((kept["exp_avg"].numpy().tobytes(), kept["exp_avg_sq"].numpy().tobytes()))
+        return seen
+
+    for number, ((m_0, v_0), (m_1, v_1)) in enumerate(
+        zip(*run_threads(2, worker, deadline_s=20), strict=True), 1
+    ):
+        assert (m_0 == m_1) == (number % 2 == 0)
+        assert (v_0 == v_1) == (number % 3 == 0)
 
 
 class Recorder:

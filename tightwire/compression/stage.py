@@ -53,9 +53,9 @@ class Outcome:
 class StageMemory(abc.ABC):
     """What a stage does with one bucket's values, and remembers of them.
 
-    A round calls `begin` and `before`, lets the averager run, and calls `after`; `keep` follows only if the round counts, so
-    that one which was dropped leaves no trace. All tensors are flat, of the bucket's size, and of its dtype or, where
-    that has 16 bits, float32.
+    A round calls `begin` and `before`, lets the averager run, and calls `after`; `keep` follows only if the round
+    counts, so that one which was dropped leaves no trace. All tensors are flat, of the bucket's size, and of its dtype
+    or, where that has 16 bits, float32.
 
     Class attributes:
         reads_sent: whether `keep` looks at which elements were sent.

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from tightwire.cluster import Cluster
+from tightwire.compression import Identity
 from tightwire.plan import Plan
 from tightwire.profile import Profile
 from tightwire.simulate.cost import FREE, BucketCost, node_of
@@ -56,7 +57,7 @@ class _Local(SimulatedExchange):
         share = self.plan.sync.share_sent / fragments
         each = dataclasses.replace(scaled(self.whole, share), latency_s=self.whole.latency_s)
         passes_s = self._passes * self.numel * profile.pass_s_per_element
-        inner = self._inner
+        inner = self._inner + self._states
         waited_s = fragments * max(0.0, each.seconds + self.costs.message(2).seconds - behind_s)
         waited_for_s = late_s(profile, self.cluster, steps=steps)
         exposed_s = waited_s + inner.seconds + waited_for_s + passes_s
@@ -98,6 +99,14 @@ class _Local(SimulatedExchange):
     @property
     def _passes(self) -> int:
         return LOCAL_PASSES + (OUTER_PASSES if self.plan.sync.has_outer_step else 0)
+
+    @property
+    def _states(self) -> BucketCost:
+        """What is averaged of the optimizer's state, as it is."""
+        if not (sent := self.plan.sync.states_sent):
+            return FREE
+        itemsize = self.profile.parameters[0].itemsize
+        return scaled(self.costs.bucket(self.profile.num_bytes // itemsize, itemsize, Identity()), sent)
 
     @property
     def _inner(self) -> BucketCost:

@@ -22,6 +22,11 @@ class Local(Rounds):
 
         bsp/allreduce/zero-one-adam@12500~local:16,doubling=2000,state=momenta/allreduce/doublesqueeze+ef
 
+    With `momenta=3,variances=6` it is Desynced Low Communication (Des-LOC): of the optimizer's state first moments are
+    averaged in every third round and second moments, which change slowest, in every sixth, at half the bytes of
+    averaging all in every round (1/3 + 1/6 of the model more than local:H), and, the paper reports, with the loss of
+    `state=averaged`, also where keeping momenta local diverges.
+
     Args:
         H: local steps per round; 1 is bsp, up to rounding, for an optimizer that is linear in the gradient.
         overlap: steps made while the exchange travels; what they changed is added to the mean when it lands. H is
@@ -30,13 +35,16 @@ class Local(Rounds):
             analyse SGD, which has none), `averaged` like the parameters, or `reset`; `momenta`: see above.
         doubling: rounds after which their length doubles, from 1 step up to H (T_u of 0/1 Adam, whose paper doubles
             when the learning rate has halved); 0: it is H from the start.
+        momenta: rounds from one average of the optimizer's first moments to the next; 0: as `state` says.
+        variances: the same of its second moments.
     """
 
     name: ClassVar[str] = "local"
     title: ClassVar[str] = "H local steps, then average the parameters"
     paper: ClassVar[str] = (
         "Stich, Local SGD Converges Fast, arXiv:1805.09767; Yu et al., PR-SGD, arXiv:1807.06629; overlapped: "
-        "Shen et al., CoCoD-SGD, arXiv:1906.12043; of momenta: Lu et al., 0/1 Adam, arXiv:2202.06009"
+        "Shen et al., CoCoD-SGD, arXiv:1906.12043; of momenta: Lu et al., 0/1 Adam, arXiv:2202.06009; with periods: "
+        "Iacob et al. 2025, Des-LOC, arXiv:2505.22549"
     )
     example: ClassVar[str] = "local:8"
     needs_agreement: ClassVar[bool] = False
@@ -47,6 +55,8 @@ class Local(Rounds):
     overlap: int = 0
     state: str = "kept"
     doubling: int = 0
+    momenta: int = 0
+    variances: int = 0
 
     def __post_init__(self) -> None:
         require_steps(self, "H", self.H)
@@ -57,6 +67,27 @@ class Local(Rounds):
                 f"{self}: rounds double after a number of them, 0 for never, and begin with a single step, behind "
                 "which no exchange could travel; leave out doubling, or overlap."
             )
+
+        if min(self.momenta, self.variances) < 0:
+            raise PlanError(f"{self}: momenta and variances are numbers of rounds, 0 for never.")
+        if self.has_periods and (self.state != "kept" or self.overlap):
+            raise PlanError(
+                f"{self}: periods of momenta and variances say what becomes of the optimizer's state, in rounds that "
+                "all wait for; leave out state and overlap, or the periods."
+            )
+
+    @property
+    def has_periods(self) -> bool:
+        """Whether parts of the optimizer's state are averaged, each with a period of its own."""
+        return self.momenta > 0 or self.variances > 0
+
+    @property
+    def state_periods(self) -> tuple[int, int]:  # noqa: D102
+        return (self.momenta, self.variances) if self.has_periods else super().state_periods
+
+    @property
+    def states_sent(self) -> float:  # noqa: D102
+        return sum(1 / period for period in (self.momenta, self.variances) if period)
 
     @property
     def steps_per_round(self) -> int:
@@ -80,6 +111,8 @@ class Local(Rounds):
 
     @property
     def optimizer_state(self) -> State:  # noqa: D102
+        if self.has_periods:
+            return "averaged"
         return require_state(self, self.state, known=(*USUAL, "momenta"))
 
     def refusal(self, plan: Answers) -> Refusal | None:

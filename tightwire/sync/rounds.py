@@ -87,6 +87,11 @@ class Rounds(Sync, abc.ABC):
         return "kept"
 
     @property
+    def state_periods(self) -> tuple[int, int]:
+        """Rounds from one average of first moments to the next, and of second moments, where state is averaged."""
+        return 1, 1
+
+    @property
     def outer(self) -> Outer:
         """The step that follows the mean."""
         return Outer()

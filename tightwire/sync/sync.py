@@ -74,6 +74,11 @@ class Sync(SyncAnswer, abc.ABC):
         return 1.0
 
     @property
+    def states_sent(self) -> float:
+        """How many tensors of the optimizer's state travel with each parameter in a round, in the mean."""
+        return 0.0
+
+    @property
     def steps_late(self) -> int:
         """How many steps are made while an exchange travels; 0: all wait for it."""
         return 0

@@ -47,7 +47,8 @@ class ParameterEngine(BaseEngine):
         self._segments, self._inside = build_segments(parameters, plan, self._sync, context)
         self.survives = self._inside is None
         self._trained = tuple(parameters.values())
-        self._states = States(parameters, plan, context, self._sync.optimizer_state)
+        policy, periods = self._sync.optimizer_state, self._sync.state_periods
+        self._states = States(parameters, plan, context, policy, periods)
         self._spoiled = False
         self._clock = 0  # steps since all agreed last, at the same count on all ranks
         self._loss, self._losses, self._samples = 0.0, 0, 0.0
