@@ -17,6 +17,7 @@ from tightwire.averaging.mean_sign import MeanSign
 from tightwire.averaging.method import AveragingMethod
 from tightwire.averaging.oktopk import OkTopK
 from tightwire.averaging.powersgd import PowerSGD
+from tightwire.averaging.robust import Median, TrimmedMean
 from tightwire.averaging.sparcml import SparCML
 from tightwire.averaging.thc import THC
 from tightwire.averaging.zstd import Zstd
@@ -41,6 +42,8 @@ MEMBERS: tuple[type[Member], ...] = (
     CountSketch,
     THC,
     MeanSign,
+    Median,
+    TrimmedMean,
 )
 
 __all__ = [
@@ -58,9 +61,11 @@ __all__ = [
     "LayerTopK",
     "MajorityVote",
     "MeanSign",
+    "Median",
     "OkTopK",
     "PowerSGD",
     "SparCML",
+    "TrimmedMean",
     "Zstd",
     "all_reduce_averager",
     "build_averager",
