@@ -52,6 +52,9 @@ LOCAL_SETTINGS = [
     "diloco:4/allreduce/none/streaming:4",
     "diloco:4/allreduce/int8+ef/streaming:2,overlap=0",
     "diloco:3/allreduce/topk:0.3+ef/fusion:64",
+    "edit:2,clip=0.01",
+    "edit:4/allreduce/int8+ef/streaming:2,overlap=1",
+    "diloco:2/allreduce/trimmed:0.25",
     "fedavg:2,0.5",
     "fedavg:2,0.5,state=kept",
 ]

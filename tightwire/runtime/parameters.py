@@ -39,6 +39,7 @@ class Parameters:
         late: bool = False,
         blend: float | None = None,
         pull: float = 0.0,
+        clip: float = math.inf,
     ) -> None:
         """Takes the present parameters as agreed.
 
@@ -49,12 +50,13 @@ class Parameters:
             late: whether workers go on between `start` and `land`.
             blend: when late, x ← blend · x + (1 − blend) · x_start; None: what x changed since is added to x_start.
             pull: above 0, workers are not set to x_start but drawn towards the old one by this share of their distance.
+            clip: norm that a mean is shortened to.
         """
         self.exchange = exchange
         self.under_way = False
         self._parameters = parameters
         self._outer = outer
-        self._blend, self._pull = blend, pull
+        self._blend, self._pull, self._clip = blend, pull, clip
         self._finite: bool | None = None
         layouts = [bucket.layout for bucket in exchange.buckets]
         self.anchors = tuple(map(Bucket, layouts))
@@ -114,6 +116,7 @@ class Parameters:
             for name, anchor in self._views(self.anchors):
                 self._parameters[name].lerp_(anchor, self._pull)
         if finite:
+            self._shorten()
             self._outer.step(self.exchange.buckets, present)
         else:
             self._outer.abandon()
@@ -129,6 +132,22 @@ class Parameters:
             for name, anchor in self._views(self.anchors):
                 self._parameters[name].sub_(sent[name]).add_(anchor)
         return finite
+
+    def _shorten(self) -> None:
+        """Clips the mean, alike on every rank."""
+        if self._clip == math.inf:
+            return
+        flats = [bucket.flat for bucket in self.exchange.buckets if bucket.flat.numel()]
+        norm = math.hypot(*(float(torch.linalg.vector_norm(flat)) for flat in flats))
+        if norm > self._clip:
+            for flat in flats:
+                flat.mul_(self._clip / norm)
+
+    @torch.no_grad()
+    def distance(self) -> float:
+        """Returns the norm of what this worker changed since the last agreement."""
+        pairs = ((anchor, self._parameters[name]) for name, anchor in self._views(self.anchors))
+        return math.sqrt(sum(float((anchor - p).double().square().sum()) for anchor, p in pairs))
 
     @torch.no_grad()
     def go_to_anchor(self) -> None:

@@ -58,12 +58,12 @@ class _Local(SimulatedExchange):
         each = dataclasses.replace(scaled(self.whole, share), latency_s=self.whole.latency_s)
         passes_s = self._passes * self.numel * profile.pass_s_per_element
         inner = self._inner + self._states
-        waited_s = fragments * max(0.0, each.seconds + self.costs.message(2).seconds - behind_s)
+        waited_s = fragments * max(0.0, each.seconds + self._told.seconds - behind_s)
         waited_for_s = late_s(profile, self.cluster, steps=steps)
         exposed_s = waited_s + inner.seconds + waited_for_s + passes_s
         hidden = min(1.0, behind_s / each.seconds) if each.seconds else 0.0
         compute_s = steps * profile.compute_s + fragments * hidden * each.stolen_s
-        sent = fragments * (each.sent_bytes + self.costs.message(2).sent_bytes) + inner.sent_bytes
+        sent = fragments * (each.sent_bytes + self._told.sent_bytes) + inner.sent_bytes
         path = (
             PredictedSegment(what="compute", start_s=0.0, end_s=compute_s),
             PredictedSegment(what="slowest worker", start_s=compute_s, end_s=compute_s + waited_for_s),
@@ -99,6 +99,11 @@ class _Local(SimulatedExchange):
     @property
     def _passes(self) -> int:
         return LOCAL_PASSES + (OUTER_PASSES if self.plan.sync.has_outer_step else 0)
+
+    @property
+    def _told(self) -> BucketCost:
+        """The message that begins a round."""
+        return self.costs.message(self.plan.sync.roll_numbers)
 
     @property
     def _states(self) -> BucketCost:

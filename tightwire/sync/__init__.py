@@ -7,13 +7,14 @@ from tightwire.sync.bsp import Bsp
 from tightwire.sync.delayed import Delayed
 from tightwire.sync.diloco import DiLoCo
 from tightwire.sync.easgd import EASGD
+from tightwire.sync.edit import EDiT
 from tightwire.sync.fedavg import FedAvg
 from tightwire.sync.gaia import Gaia
 from tightwire.sync.hierarchical_local import HierarchicalLocal
 from tightwire.sync.lag import Lag
 from tightwire.sync.local import Local
 from tightwire.sync.postlocal import PostLocal
-from tightwire.sync.rounds import Outer, Rounds
+from tightwire.sync.rounds import Guard, Outer, Rounds
 from tightwire.sync.served import Served
 from tightwire.sync.slowmo import SlowMo
 from tightwire.sync.sparta import Sparta
@@ -29,6 +30,7 @@ MEMBERS: tuple[type[Sync], ...] = (
     EASGD,
     SlowMo,
     DiLoCo,
+    EDiT,
     FedAvg,
     Delayed,
     Lag,
@@ -48,8 +50,10 @@ __all__ = [
     "Bsp",
     "Delayed",
     "DiLoCo",
+    "EDiT",
     "FedAvg",
     "Gaia",
+    "Guard",
     "HierarchicalLocal",
     "Lag",
     "Local",

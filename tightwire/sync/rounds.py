@@ -46,6 +46,26 @@ class Outer:
         return self.lr == 1.0 and self.momentum == 0.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """What keeps odd pseudo-gradients out of a mean.
+
+    Attributes:
+        z: standard deviations above the moving mean of norms from which a pseudo-gradient does not count.
+        clip: norm that the mean is shortened to.
+    """
+
+    z: float
+    clip: float
+
+    def __post_init__(self) -> None:
+        if not (self.z > 0 and self.clip > 0):
+            raise PlanError(
+                f"a guard with z={self.z} and clip={self.clip} lets nothing through: both are above 0, as in "
+                "edit:64,z=3,clip=10."
+            )
+
+
 @dataclass(frozen=True)
 class Rounds(Sync, abc.ABC):
     """A local method. What travels is the pseudo-gradient x_start − x_end, so any codec serves.
@@ -95,6 +115,16 @@ class Rounds(Sync, abc.ABC):
     def outer(self) -> Outer:
         """The step that follows the mean."""
         return Outer()
+
+    @property
+    def guard(self) -> Guard | None:
+        """What keeps odd pseudo-gradients out of the mean, or None."""
+        return None
+
+    @property
+    def roll_numbers(self) -> int:
+        """The sum of reported losses, and how many; under a guard also how many norms, their sum, that of squares."""
+        return 5 if self.guard is not None else super().roll_numbers
 
     @property
     def has_outer_step(self) -> bool:  # noqa: D102

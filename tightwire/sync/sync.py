@@ -79,6 +79,11 @@ class Sync(SyncAnswer, abc.ABC):
         return 0.0
 
     @property
+    def roll_numbers(self) -> int:
+        """How many numbers of its own the message has that begins a round of parameters."""
+        return 2
+
+    @property
     def steps_late(self) -> int:
         """How many steps are made while an exchange travels; 0: all wait for it."""
         return 0

@@ -25,7 +25,7 @@ from tightwire.runtime.engines.memory import (
 )
 from tightwire.runtime.engines.segments import Segment, build_segments
 from tightwire.runtime.engines.states import States
-from tightwire.runtime.membership import Called, Roll
+from tightwire.runtime.membership import Called
 from tightwire.sync import Rounds
 
 
@@ -109,7 +109,7 @@ class ParameterEngine(BaseEngine):
         self._land_all()
         for segment in self._segments:
             mine = self._weight_in(segment, final=True)
-            called = self._call(segment.roll, mine, present=False)
+            called = self._call(segment, mine, present=False)
             if called.weight > 0:
                 self._start(segment, mine, called)
                 self._land(segment, waited=True)
@@ -252,7 +252,7 @@ class ParameterEngine(BaseEngine):
     def _begin(self, segment: Segment, *, present: bool) -> bool:
         """Calls the roll, and starts a round of a segment if anybody's training goes on; returns whether it did."""
         mine = self._weight_in(segment)
-        called = self._call(segment.roll, mine, present=present)
+        called = self._call(segment, mine, present=present)
         if called.present == 0:
             return False
         steps = segment.period if segment is self._inside else self._steps_after(segment, called)
@@ -272,19 +272,26 @@ class ParameterEngine(BaseEngine):
             final or self._sync.takes_part(rank, segment.workers, self._seed(segment) + 1)
         )
         weighs = self._sync.weighs_samples or self._is_weighed
-        return float(counts) * ((self._samples or 1.0) if weighs else 1.0)
+        weight = float(counts) * ((self._samples or 1.0) if weighs else 1.0)
+        if weight and segment.watch is not None:
+            weight *= segment.watch.weigh(segment.parameters.distance())
+        return weight
 
-    def _call(self, roll: Roll, weight: float, *, present: bool) -> Called:
-        self.planned_bytes += roll.bytes_sent
-        own = torch.tensor([self._loss, float(self._losses)])
+    def _call(self, segment: Segment, weight: float, *, present: bool) -> Called:
+        self.planned_bytes += segment.roll.bytes_sent
+        told = [] if segment.watch is None else segment.watch.told()
+        own = torch.tensor([self._loss, float(self._losses), *told])
         leaving = self._context.membership.leaving
-        return roll.call(own, present=present, weight=weight, leaving=leaving)
+        called = segment.roll.call(own, present=present, weight=weight, leaving=leaving)
+        if segment.watch is not None:
+            segment.watch.learn(called.own[2:].tolist())
+        return called
 
     def _steps_after(self, segment: Segment, called: Called) -> int:
         """Returns the length of the round after the one that begins now."""
         if not self._sync.follows_loss:
             return self._sync.steps_of(segment.number + 2)
-        loss, losses = called.own.tolist()
+        loss, losses, *_ = called.own.tolist()
         if losses < 0.5:
             raise AttachError(
                 f"{self._sync} follows the loss, and no worker reported one in this round: call "
@@ -305,7 +312,8 @@ class ParameterEngine(BaseEngine):
         self.planned_bytes += segment.parameters.exchange.bytes_in(segment.number)
         now = Round(number=segment.number, seed=self._seed(segment))
         spoiled = self._spoiled and mine > 0
-        segment.parameters.start(now, share=share, spoiled=spoiled)
+        nobody_counts = segment.watch is not None and called.weight == 0  # all are odd
+        segment.parameters.start(now, share=share, spoiled=spoiled or nobody_counts)
         self._spoiled = self._spoiled and not spoiled
         if segment is not self._inside:
             self.planned_bytes += self._states.treat(now, share)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,12 +17,10 @@ from tightwire.runtime.membership import Roll
 from tightwire.runtime.momenta import Momenta
 from tightwire.runtime.outer import Elastic, OuterStep, TakeMean, outer_step
 from tightwire.runtime.parameters import Parameters
+from tightwire.runtime.watch import Watch
 from tightwire.schedule import Sequential, Streaming, TensorFacts
 from tightwire.sync import EASGD, HierarchicalLocal, Rounds
 from tightwire.transport import Counting
-
-# The sum of reported losses, and how many there are.
-OWN_NUMBERS = 2
 
 
 class Segment:
@@ -42,14 +41,24 @@ class Segment:
         present: weight of those whose changes are under way.
         counts: whether this worker's are among them.
         landed: rounds whose outcome is here, counted on from a checkpoint.
+        watch: weighs this worker's changes by their norm, or None.
     """
 
     def __init__(
-        self, parameters: Parameters, roll: Roll, workers: int, *, period: int, first: int, late: int = 0
+        self,
+        parameters: Parameters,
+        roll: Roll,
+        workers: int,
+        *,
+        period: int,
+        first: int,
+        late: int = 0,
+        watch: Watch | None = None,
     ) -> None:
         self.parameters, self.roll, self.workers = parameters, roll, workers
         self.period, self.first, self.late = period, first, late
         self.covers: tuple[Segment, ...] = ()
+        self.watch = watch
         self.number = 0
         self.present = 0.0
         self.counts = False
@@ -69,6 +78,7 @@ class Segment:
             "number": self.number,
             "present": self.present,
             "landed": self.landed,
+            "watch": None if self.watch is None else self.watch.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -76,6 +86,8 @@ class Segment:
         self.due, self.lands_at, self.alone = state["due"], state["lands_at"], state["alone"]
         self.number, self.present = state["number"], state["present"]
         self.landed = state.get("landed", self.number)
+        if self.watch is not None:
+            self.watch.load_state_dict(state["watch"])
 
     def interrupt(self, clock: int) -> None:
         """Takes a round under way as one that is still to begin, at once."""
@@ -93,7 +105,7 @@ def build_segments(
 
     Contract: every rank, in the same order: it opens channels.
     """
-    roll = context.roll(OWN_NUMBERS)
+    roll = context.roll(sync.roll_numbers)
     if isinstance(plan.schedule, Streaming):
         return _fragments(parameters, plan, sync, plan.schedule, context, roll), None
     everything = Segment(
@@ -103,6 +115,7 @@ def build_segments(
         period=sync.steps_per_round,
         first=sync.steps_of(1),
         late=sync.steps_late,
+        watch=_watch(sync),
     )
     inside = _inside(parameters, plan, sync, context) if sync.steps_inside else None
     if inside is not None:
@@ -120,7 +133,13 @@ def _parameters(
     blend: float | None = None,
 ) -> Parameters:
     step, pull = _outer_step(parameters, sync, context)
-    return Parameters(parameters, context.exchange(parameters, plan), step, late=late, blend=blend, pull=pull)
+    clip = sync.guard.clip if sync.guard is not None else math.inf
+    exchange = context.exchange(parameters, plan)
+    return Parameters(parameters, exchange, step, late=late, blend=blend, pull=pull, clip=clip)
+
+
+def _watch(sync: Rounds) -> Watch | None:
+    return None if sync.guard is None else Watch(sync.guard)
 
 
 def _outer_step(
@@ -158,8 +177,9 @@ def _fragments(
         blend = streaming.alpha if late else None
         made = _parameters(fragment, whole, sync, context, late=late, blend=blend)
         first = period * turn // streaming.fragments
+        workers, watch = context.transport.size, _watch(sync)
         segments.append(
-            Segment(made, roll, context.transport.size, period=period, first=first, late=streaming.overlap)
+            Segment(made, roll, workers, period=period, first=first, late=streaming.overlap, watch=watch)
         )
     return tuple(segments)
 
@@ -181,4 +201,6 @@ def _inside(parameters: Mapping[str, Parameter], plan: Plan, sync: Rounds, conte
     small = context.over(group)
     exchange = small.exchange(parameters, plan)
     made = Parameters(parameters, exchange, TakeMean())
-    return Segment(made, small.roll(OWN_NUMBERS), node, period=sync.steps_inside, first=sync.steps_inside)
+    return Segment(
+        made, small.roll(sync.roll_numbers), node, period=sync.steps_inside, first=sync.steps_inside
+    )
