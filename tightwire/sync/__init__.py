@@ -13,6 +13,7 @@ from tightwire.sync.gaia import Gaia
 from tightwire.sync.hierarchical_local import HierarchicalLocal
 from tightwire.sync.lag import Lag
 from tightwire.sync.local import Local
+from tightwire.sync.muloco import MuLoCo
 from tightwire.sync.postlocal import PostLocal
 from tightwire.sync.rounds import Guard, Outer, Rounds
 from tightwire.sync.served import Served
@@ -31,6 +32,7 @@ MEMBERS: tuple[type[Sync], ...] = (
     SlowMo,
     DiLoCo,
     EDiT,
+    MuLoCo,
     FedAvg,
     Delayed,
     Lag,
@@ -57,6 +59,7 @@ __all__ = [
     "HierarchicalLocal",
     "Lag",
     "Local",
+    "MuLoCo",
     "Outer",
     "PostLocal",
     "Rounds",
