@@ -49,6 +49,7 @@ LOCAL_SETTINGS = [
     "slowmo:3,state=kept/allreduce/none/streaming:2",
     "diloco:3",
     "diloco:2,overlap=2",
+    "diloco:2,overlap=2,eager=true",
     "diloco:4/allreduce/none/streaming:4",
     "diloco:4/allreduce/int8+ef/streaming:2,overlap=0",
     "diloco:3/allreduce/topk:0.3+ef/fusion:64",
@@ -332,6 +333,7 @@ def test_any_torch_optimizer_takes_the_outer_step() -> None:
 
 
 @pytest.mark.parametrize("plan", ["diloco:4", "slowmo:4", "local:4", "easgd:2", "local:4,overlap=4", "delayed:1",
+                                  "diloco:4,overlap=4,eager=true",
                                   "diloco:4/allreduce/none/streaming:1"])  # fmt: skip
 def test_it_finds_the_minimum_of_the_sum(plan: str) -> None:
     for x in run_threads(2, lambda t: descend(t, plan, 400), deadline_s=20):

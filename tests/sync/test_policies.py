@@ -45,6 +45,7 @@ from tightwire.transport import Single, Transport, run_threads
         ("diloco:8,outer_lr=0", "rate 0.0"),
         ("diloco:8,outer_lr=-0.7", "rate -0.7"),
         ("diloco:8,outer_momentum=1.5", "momentum 1.5 cannot be"),
+        ("diloco:8,overlap=2,eager=true", "write overlap=8"),
         ("fedavg:4,fraction=0", "above 0 and at most 1"),
         ("fedavg:4,fraction=1.5", "above 0 and at most 1"),
         ("delayed:-1", "before they exist"),

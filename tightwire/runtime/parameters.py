@@ -13,6 +13,7 @@ from torch.nn import Parameter
 from tightwire.architecture.round import Round
 from tightwire.buckets import Bucket
 from tightwire.errors import AttachError
+from tightwire.runtime.ahead import PREFIX, Ahead
 from tightwire.runtime.engines.memory import memory
 from tightwire.runtime.exchange import Exchange
 from tightwire.runtime.outer import OuterStep
@@ -40,6 +41,7 @@ class Parameters:
         blend: float | None = None,
         pull: float = 0.0,
         clip: float = math.inf,
+        ahead: Ahead | None = None,
     ) -> None:
         """Takes the present parameters as agreed.
 
@@ -51,6 +53,7 @@ class Parameters:
             blend: when late, x ← blend · x + (1 − blend) · x_start; None: what x changed since is added to x_start.
             pull: above 0, workers are not set to x_start but drawn towards the old one by this share of their distance.
             clip: norm that a mean is shortened to.
+            ahead: goes on with this worker's own change when a round starts; None: when it lands.
         """
         self.exchange = exchange
         self.under_way = False
@@ -61,13 +64,18 @@ class Parameters:
         layouts = [bucket.layout for bucket in exchange.buckets]
         self.anchors = tuple(map(Bucket, layouts))
         self._sent = tuple(map(Bucket, layouts)) if late and blend is None else ()
+        self._ahead = ahead
         outer.begin(self.anchors)
+        if ahead is not None:
+            ahead.begin(self.anchors, parameters)
         self.anchor_here()
 
     @torch.no_grad()
     def anchor_here(self) -> None:
         """Takes the present parameters, equal on all ranks, as the agreed ones."""
         self._pack(self.anchors)
+        if self._ahead is not None:
+            self._ahead.forget()
 
     @torch.no_grad()
     def start(self, now: Round, *, share: float = 1.0, spoiled: bool = False) -> None:
@@ -84,14 +92,21 @@ class Parameters:
         self._pack(self._sent)
         self.exchange.begin(now)
         for number, (anchor, bucket) in enumerate(zip(self.anchors, self.exchange.buckets, strict=True)):
-            for name, difference in bucket.views.items():
-                self._outer.measure(name, anchor.views[name], self._parameters[name], difference)
+            if self._ahead is not None:
+                self._ahead.measure(number, bucket)
+            else:
+                for name, difference in bucket.views.items():
+                    self._outer.measure(name, anchor.views[name], self._parameters[name], difference)
             if spoiled:
                 bucket.flat.fill_(math.nan)
             elif share != 1.0:
                 bucket.flat.mul_(share)
+            if self._ahead is not None and not spoiled:
+                self._ahead.send(number, bucket.flat)
             self.exchange.ready(number)
         self.exchange.end()
+        if self._ahead is not None and not spoiled:
+            self._ahead.go_on()
 
     def arrive(self) -> bool:
         """Waits until the mean is here; returns whether it is finite, the same on every rank."""
@@ -122,6 +137,8 @@ class Parameters:
             self._outer.abandon()
         if finite and self._pull:
             return True
+        if self._ahead is not None and finite and not waited:
+            return True  # it goes on from there when the next round starts
         if not finite or waited or (self._blend is None and not self._sent):
             self.go_to_anchor()
         elif self._blend is not None:
@@ -154,6 +171,8 @@ class Parameters:
         """Makes parameters the agreed ones."""
         for anchor in self.anchors:
             anchor.unpack({name: self._parameters[name] for name in anchor.views})
+        if self._ahead is not None:
+            self._ahead.forget()
 
     def drop(self) -> None:
         """Waits for what is under way, and forgets it."""
@@ -164,6 +183,8 @@ class Parameters:
     def abandon(self) -> None:
         """Forgets what is under way, and will never arrive."""
         self.under_way, self._finite = False, None
+        if self._ahead is not None:
+            self._ahead.owe()
 
     def agreed(self) -> dict[str, Tensor]:
         """Returns the parameters agreed on last, by name; shares memory."""
@@ -175,7 +196,7 @@ class Parameters:
         return {
             "memory": memory(self.exchange.averagers),
             "anchors": _copies(self._views(self.anchors)),
-            "outer": self._outer.state_dict(),
+            "outer": self._outer_state(),
             "pending": pending,
         }
 
@@ -189,7 +210,13 @@ class Parameters:
         self.drop()
         for anchor in self.anchors:
             anchor.pack({name: state["anchors"][name] for name in anchor.views})
-        self._outer.load_state_dict(state["outer"])
+        outer = state["outer"]
+        if self._ahead is not None:
+            self._ahead.load_state_dict(outer)
+            outer = {
+                n: {k: v for k, v in kept.items() if not k.startswith(PREFIX)} for n, kept in outer.items()
+            }
+        self._outer.load_state_dict({name: kept for name, kept in outer.items() if kept})
         means, sent = state["pending"]["means"], state["pending"]["sent"]
         buckets = self.exchange.buckets
         names = {name for bucket in buckets for name in bucket.views}
@@ -205,6 +232,13 @@ class Parameters:
             bucket.pack({name: means[name] for name in bucket.views})
         for bucket in self._sent if held else ():
             bucket.pack({name: sent[name] for name in bucket.views})
+
+    def _outer_state(self) -> dict[str, dict[str, Tensor]]:
+        state = self._outer.state_dict()
+        if self._ahead is not None:
+            for name, kept in self._ahead.state_dict().items():
+                state[name] = state.get(name, {}) | kept
+        return state
 
     def _pending(self) -> dict[str, Any]:
         finite = self.arrive()

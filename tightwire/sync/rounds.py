@@ -117,6 +117,11 @@ class Rounds(Sync, abc.ABC):
         return Outer()
 
     @property
+    def is_eager(self) -> bool:
+        """Whether a worker steps with its own change before the mean of all is there."""
+        return False
+
+    @property
     def guard(self) -> Guard | None:
         """What keeps odd pseudo-gradients out of the mean, or None."""
         return None

@@ -12,6 +12,7 @@ from torch.nn import Parameter
 from tightwire.errors import AttachError
 from tightwire.optim import OneBitAdam
 from tightwire.plan import Plan
+from tightwire.runtime.ahead import Ahead
 from tightwire.runtime.context import RunContext
 from tightwire.runtime.membership import Roll
 from tightwire.runtime.momenta import Momenta
@@ -135,7 +136,20 @@ def _parameters(
     step, pull = _outer_step(parameters, sync, context)
     clip = sync.guard.clip if sync.guard is not None else math.inf
     exchange = context.exchange(parameters, plan)
-    return Parameters(parameters, exchange, step, late=late, blend=blend, pull=pull, clip=clip)
+    ahead = _ahead(sync, context)
+    return Parameters(parameters, exchange, step, late=late, blend=blend, pull=pull, clip=clip, ahead=ahead)
+
+
+def _ahead(sync: Rounds, context: RunContext) -> Ahead | None:
+    """Returns what goes on before means are there, where the policy is eager."""
+    if not sync.is_eager:
+        return None
+    if context.outer is not None:
+        raise AttachError(
+            f"{sync} takes the outer step apart, which is right for SGD with momentum only: leave out `outer`, or "
+            "eager=true."
+        )
+    return Ahead(outer_step(sync.outer, None, context.optimizers), context.transport.size)
 
 
 def _watch(sync: Rounds) -> Watch | None:
