@@ -14,7 +14,7 @@ from typing import Any
 import tightwire
 from tightwire.answers import Axis, Member
 from tightwire.architecture import PROGRAMS
-from tightwire.architecture.gossip import GRAPHS
+from tightwire.architecture.gossip import GRAPHS, METHODS
 from tightwire.catalogue import FAMILIES, arguments, catalogue, parse_compression
 from tightwire.cli.methods import AXES, describe
 from tightwire.compression import Codec
@@ -61,12 +61,14 @@ def family_page(axis: Axis) -> str:
     lines += [f"| [`{name}`](#{anchor(name)}) | {row['title']} |" for name, row in rows.items()]
     for name, member in catalogue(axis).items():
         lines += ["", f"## {name} {{ #{anchor(name)} }}", "", *_member(member, rows[name])]
-    made = [(f"allreduce:{n}", r) for n, r in PROGRAMS.items()] + [
-        (f"gossip:{n}", g) for n, g in GRAPHS.items()
+    made = [
+        *((f"allreduce:{n}", r) for n, r in PROGRAMS.items()),
+        *((f"gossip:{n}", g) for n, g in (*GRAPHS.items(), *METHODS.items())),
     ]
     for name, recipe in made if axis == "architecture" else ():
         lines += ["", f"## {name} {{ #{anchor(name)} }}", "", _sentence(recipe.title), ""]
         lines += [f"- **Paper**: {recipe.paper}"] if recipe.paper else []
+        lines += [f"- **Rate**: {_rate(rows[name]['rate'])}"]
         lines += _partners(rows[name])
     return "\n".join(lines) + "\n"
 
@@ -87,8 +89,16 @@ def _member(member: type[Member], row: dict[str, Any]) -> Iterator[str]:
         yield f"- **Bytes**: {_bytes(member)}"
     if member.paper:
         yield f"- **Paper**: {member.paper}"
+    yield f"- **Rate**: {_rate(row['rate'])}"
     yield from _measured(row["axis"], member.name)
     yield from _partners(row)
+
+
+def _rate(rate: dict[str, str] | str) -> str:
+    """Returns how fast a method is proven to converge; T counts steps, n workers."""
+    if isinstance(rate, str):
+        return rate
+    return f"{rate['bound']}; assumes: {rate['assumes']}; speed-up in workers: {rate['speed_up']} ({rate['paper']})"
 
 
 def _measured(axis: Axis, name: str) -> Iterator[str]:

@@ -30,6 +30,23 @@ DEFAULTS: dict[Axis, str] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """How fast a method is proven to converge; T counts steps, n workers.
+
+    Attributes:
+        bound: of the mean squared norm of the gradient, E‖∇f‖², unless it says of what.
+        assumes: of the loss, the gradients and the settings.
+        speed_up: how many workers' worth of progress n workers make.
+        paper: where it is proven, with the theorem.
+    """
+
+    bound: str
+    assumes: str
+    speed_up: str
+    paper: str
+
+
 @dataclass(frozen=True)
 class Member:
     """One answer, or one stage of it. Subclasses are frozen dataclasses and final.
@@ -43,6 +60,8 @@ class Member:
     axis: ClassVar[Axis]
     title: ClassVar[str]
     paper: ClassVar[str]
+    # What is proven of its convergence; None where its paper and those after it prove nothing that applies.
+    proven: ClassVar[Rate | None] = None
     # A text that shows the member in use, where its bare name cannot stand alone.
     example: ClassVar[str] = ""
     # The field that `other=value` is the value `other:value` of, as in `choco:topk=0.01`.

@@ -30,6 +30,20 @@ def test_every_method_says_what_it_is_and_where_it_comes_from() -> None:
         assert row["combines_with"], row
 
 
+def test_every_method_says_how_fast_it_is_proven_to_be_or_that_it_is_not() -> None:
+    done = tightwire("methods", "--rates")
+    assert done.returncode == 0, done.stderr
+    known = 0
+    for row in describe():
+        rate = row["rate"]
+        assert row["name"] in done.stdout
+        if isinstance(rate, dict):
+            known += 1
+            assert all(rate.values()), row["name"]
+            assert rate["bound"] in done.stdout
+    assert known >= 35
+
+
 def test_the_last_line_is_one_object() -> None:
     done = tightwire("methods", "--json")
     assert done.returncode == 0, done.stderr

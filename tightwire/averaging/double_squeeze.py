@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
+from tightwire.answers import Rate
 from tightwire.architecture.allreduce.program import split
 from tightwire.architecture.allreduce.traffic import PIECE_MULTIPLE
 from tightwire.averaging.method import AveragingMethod, Shape
@@ -36,6 +37,12 @@ class DoubleSqueeze(AveragingMethod):
     name: ClassVar[str] = "doublesqueeze"
     title: ClassVar[str] = "compressed to the owners and back"
     paper: ClassVar[str] = "Tang et al. 2019, arXiv:1905.05957"
+    proven: ClassVar[Rate | None] = Rate(
+        bound="O(1/√(nT) + 1/T^(2/3) + 1/T)",
+        assumes="smooth non-convex loss, bounded variance, bounded errors of the codec",
+        speed_up="linear: n, once T is above n³",
+        paper="Tang et al. 2019, arXiv:1905.05957, corollary 2",
+    )
     example: ClassVar[str] = "doublesqueeze:topk:0.01+ef"
 
     codec: str = "efsign"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
-from tightwire.answers import Answers, Refusal, text_with
+from tightwire.answers import Answers, Rate, Refusal, text_with
 from tightwire.architecture.allreduce.program import split
 from tightwire.architecture.allreduce.traffic import PIECE_MULTIPLE
 from tightwire.averaging.method import AveragingMethod, Shape
@@ -37,6 +37,12 @@ class MajorityVote(AveragingMethod):
     name: ClassVar[str] = "sign"
     title: ClassVar[str] = "signs, by majority vote"
     paper: ClassVar[str] = "Bernstein et al. 2019, arXiv:1810.05291, Algorithm 1"
+    proven: ClassVar[Rate | None] = Rate(
+        bound="O(1/√T) of the 1-norm of the gradient, squared",
+        assumes="smooth loss, noise that is unimodal and symmetric in every element, batches that grow",
+        speed_up="√n less noise, as for SGD",
+        paper="Bernstein et al. 2019, arXiv:1810.05291, theorem 2",
+    )
     example: ClassVar[str] = "sign+momentum:0.9"
     votes: ClassVar[bool] = True
     keeps_optimizer: ClassVar[bool] = False

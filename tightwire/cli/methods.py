@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from tightwire.answers import Axis, text_with
+from tightwire.answers import ArchitectureAnswer, Axis, CompressionAnswer, Member, ScheduleAnswer, text_with
 from tightwire.architecture import PROGRAMS
 from tightwire.architecture.allreduce.switched import SWITCHED, SWITCHED_PAPER, SWITCHED_TITLE
-from tightwire.architecture.gossip import GRAPHS
+from tightwire.architecture.gossip import GRAPHS, METHODS
 from tightwire.catalogue import FAMILIES, arguments, catalogue
 from tightwire.cli.app import App
 from tightwire.cli.options import JsonOption
@@ -31,6 +31,9 @@ def methods(
         list[str] | None, typer.Argument(help="Methods to show in full.", show_default=False)
     ] = None,
     matrix: Annotated[bool, typer.Option("--matrix", help="Show what may be combined with what.")] = False,
+    rates: Annotated[
+        bool, typer.Option("--rates", help="Show how fast each method is proven to converge.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """List every method: what it does, its paper, and what it may be combined with.
@@ -40,6 +43,8 @@ def methods(
     tightwire methods diloco topk
 
     tightwire methods --matrix
+
+    tightwire methods --rates
 
     tightwire methods --json | tail -n 1
     """
@@ -53,7 +58,9 @@ def methods(
         typer.echo(json.dumps({"methods": [_flat(row) for row in chosen], "legality": cases}))
         return
     width = width_of(sys.stdout)
-    if matrix:
+    if rates:
+        _print_rates(chosen, width)
+    elif matrix:
         _print_matrix(rows, width)
         _print_policies(width)
     elif names:
@@ -71,15 +78,38 @@ def describe() -> Iterator[dict[str, Any]]:
     """Yields every member, program and graph, with the texts on other axes that it goes with, by axis."""
     for axis in FAMILIES:
         for name, member in catalogue(axis).items():
-            yield _row(axis, name, member.title, member.paper, member.example or name, arguments(member))
+            row = _row(axis, name, member.title, member.paper, member.example or name, arguments(member))
+            yield row | {"rate": proven(member)}
         for name, recipe in PROGRAMS.items() if axis == "architecture" else ():
-            yield _row(axis, f"allreduce:{name}", recipe.title, recipe.paper, f"allreduce:{name}", [])
+            row = _row(axis, f"allreduce:{name}", recipe.title, recipe.paper, f"allreduce:{name}", [])
+            yield row | {"rate": EXACT}
         if axis == "architecture":
-            yield _row(
-                axis, f"allreduce:{SWITCHED}", SWITCHED_TITLE, SWITCHED_PAPER, f"allreduce:{SWITCHED}", []
-            )
+            text = f"allreduce:{SWITCHED}"
+            yield _row(axis, text, SWITCHED_TITLE, SWITCHED_PAPER, text, []) | {"rate": EXACT}
         for name, graph in GRAPHS.items() if axis == "architecture" else ():
-            yield _row(axis, f"gossip:{name}", graph.title, graph.paper, f"gossip:{name}", [])
+            row = _row(axis, f"gossip:{name}", graph.title, graph.paper, f"gossip:{name}", [])
+            yield row | {"rate": "that of the method that gossips over it, by its gap ρ"}
+        for name, method in METHODS.items() if axis == "architecture" else ():
+            row = _row(axis, f"gossip:{name}", method.title, method.paper, f"gossip:{name}", [])
+            yield row | {"rate": UNKNOWN if method.proven is None else asdict(method.proven)}
+
+
+# What is said of methods without a rate of their own.
+EXACT = "that of the rest of the plan: the mean is exact"
+UNKNOWN = "none known that applies"
+
+
+def proven(member: type[Member]) -> dict[str, str] | str:
+    """Returns how fast a member is proven to converge, or why there is nothing to say."""
+    if member.proven is not None:
+        return asdict(member.proven)
+    if issubclass(member, ScheduleAnswer):
+        return "that of the rest of the plan: an order changes no step"
+    if issubclass(member, ArchitectureAnswer):
+        return "that of the method, see gossip:NAME" if member.name == "gossip" else EXACT
+    if issubclass(member, CompressionAnswer) and member.lossless is True:
+        return EXACT
+    return UNKNOWN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,8 +213,33 @@ def _print_one(row: dict[str, Any], width: int | None) -> None:
         if axis in row["combines_with"]
     ]
     said = [("what it does", [row["title"]]), ("arguments", row["arguments"]), ("paper", [row["paper"]])]
+    if isinstance(row["rate"], str):
+        said.append(("rate", [row["rate"]]))
+    else:
+        said += [
+            (f"rate: {what}".replace("rate: bound", "rate").replace("_", "-"), [text])
+            for what, text in row["rate"].items()
+        ]
     for line in entries([*said, *partners], width):
         typer.echo(line)
+
+
+def _print_rates(rows: list[dict[str, Any]], width: int | None) -> None:
+    typer.echo("How fast each method is proven to converge; T counts steps, n workers.\n")
+    for axis, question in AXES.items():
+        typer.echo(f"{axis}: {question}")
+        for row in (row for row in rows if row["axis"] == axis):
+            rate = row["rate"]
+            said = (
+                [rate]
+                if isinstance(rate, str)
+                else [
+                    f"{rate['bound']}; speed-up: {rate['speed_up']}; assumes: {rate['assumes']}; {rate['paper']}"
+                ]
+            )
+            for line in entries([(row["name"], said)], width):
+                typer.echo(line)
+        typer.echo()
 
 
 def _print_matrix(rows: list[dict[str, Any]], width: int | None) -> None:

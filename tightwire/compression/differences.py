@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
-from tightwire.answers import Answers, Refusal, Sender
+from tightwire.answers import Answers, Rate, Refusal, Sender
 from tightwire.compression.codec import Codec
 from tightwire.compression.ef import ErrorFeedback
 from tightwire.compression.stage import Outcome, Stage, StageMemory, refuse, zeros
@@ -29,6 +29,12 @@ class EF21(Stage):
     name: ClassVar[str] = "ef21"
     title: ClassVar[str] = "sends changes of the gradient, for contractive codecs"
     paper: ClassVar[str] = "Richtárik, Sokolov and Fatkhullin 2021, arXiv:2106.05203, Algorithm 2"
+    proven: ClassVar[Rate | None] = Rate(
+        bound="O(1/T); linear under Polyak–Łojasiewicz",
+        assumes="smooth loss, whole gradients (no noise), unlike data",
+        speed_up="none proven",
+        paper="Richtárik, Sokolov & Fatkhullin 2021, arXiv:2106.05203, theorems 1 and 2",
+    )
     example: ClassVar[str] = "topk:0.01+ef21"
     place: ClassVar[int] = 0
 
@@ -67,6 +73,12 @@ class DIANA(Stage):
     name: ClassVar[str] = "diana"
     title: ClassVar[str] = "sends differences to a memory, for unbiased codecs"
     paper: ClassVar[str] = "Mishchenko, Gorbunov, Takáč and Richtárik 2019, arXiv:1901.09269, Algorithm 1"
+    proven: ClassVar[Rate | None] = Rate(
+        bound="O(√((1 + ω)/(nT))); linear to a ball where strongly convex",
+        assumes="smooth non-convex loss, bounded variance, unlike data",
+        speed_up="linear: n, at (1 + ω) times the variance",
+        paper="Mishchenko et al. 2019, arXiv:1901.09269, theorems 1 and 4",
+    )
     example: ClassVar[str] = "qsgd:127+diana:0.1"
     place: ClassVar[int] = 0
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
+from tightwire.answers import Rate
 from tightwire.compression.stage import Outcome, Stage, StageMemory, zeros
 from tightwire.errors import PlanError
 
@@ -30,6 +31,12 @@ class ErrorFeedback(Stage):
     name: ClassVar[str] = "ef"
     title: ClassVar[str] = "error feedback"
     paper: ClassVar[str] = "Seide et al. 2014, Interspeech; Karimireddy et al. 2019, arXiv:1901.09847"
+    proven: ClassVar[Rate | None] = Rate(
+        bound="O(1/√(nT)) + O(1/(δ²T)), δ being the codec's contraction",
+        assumes="smooth non-convex loss, bounded variance, bounded gradients",
+        speed_up="linear: n, once T is above n/δ⁴",
+        paper="Karimireddy et al. 2019, arXiv:1901.09847, theorem 2; Stich & Karimireddy 2020, arXiv:1909.05350",
+    )
     example: ClassVar[str] = "topk:0.01+ef"
     place: ClassVar[int] = 0
 

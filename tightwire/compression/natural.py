@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 from tightwire import kernels
+from tightwire.answers import Rate
 from tightwire.compression import _normal
 from tightwire.compression.checks import check_block
 from tightwire.compression.codec import Combine
@@ -30,6 +31,12 @@ class Natural(WidenedCodec):
     name: ClassVar[str] = "natural"
     title: ClassVar[str] = "random rounding to powers of two"
     paper: ClassVar[str] = "Horváth et al. 2019, arXiv:1905.10988"
+    proven: ClassVar[Rate | None] = Rate(
+        bound="O(√((1 + 1/8)/(nT)))",
+        assumes="smooth non-convex loss, bounded variance",
+        speed_up="linear: n, at 9/8 of the variance",
+        paper="Horváth et al. 2019, arXiv:1905.10988, theorems 1 and 4",
+    )
     combine: ClassVar[Combine] = "lossy"
     unbiased: ClassVar[bool] = True
 

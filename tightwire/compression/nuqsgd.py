@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
+from tightwire.answers import Rate
 from tightwire.compression import _normal
 from tightwire.compression._uniform import _UniformCodec
 from tightwire.compression.checks import check_block
@@ -32,6 +33,12 @@ class NUQSGD(_UniformCodec):
     name: ClassVar[str] = "nuqsgd"
     title: ClassVar[str] = "random rounding to levels that double, on the scale of the norm"
     paper: ClassVar[str] = "Ramezani-Kebrya et al. 2021, NUQSGD, arXiv:1908.06077"
+    proven: ClassVar[Rate | None] = Rate(
+        bound="O(√((1 + ω)/(nT))), ω = O(√d) at few levels",
+        assumes="smooth loss, unbiased gradients of bounded second moment",
+        speed_up="linear: n, at (1 + ω) times the variance",
+        paper="Ramezani-Kebrya et al. 2021, arXiv:1908.06077, theorems 1 and 4",
+    )
     unbiased: ClassVar[bool] = True
 
     s: int = 6

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
+from tightwire.answers import Rate
 from tightwire.compression import _normal
 from tightwire.compression._uniform import _UniformCodec
 from tightwire.compression.checks import check_block
@@ -32,6 +33,12 @@ class QSGD(_UniformCodec):
     name: ClassVar[str] = "qsgd"
     title: ClassVar[str] = "random rounding on the scale of the norm"
     paper: ClassVar[str] = "Alistarh et al. 2017, arXiv:1610.02132"
+    proven: ClassVar[Rate | None] = Rate(
+        bound="O(√((1 + ω)/(nT))), ω = min(d/s², √d/s)",
+        assumes="smooth loss, unbiased gradients of bounded second moment",
+        speed_up="linear: n, at (1 + ω) times the variance",
+        paper="Alistarh et al. 2017, arXiv:1610.02132, theorems 3.4 and 3.5",
+    )
     unbiased: ClassVar[bool] = True
 
     s: int = 127

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+from tightwire.answers import Rate
 from tightwire.compression.recipe import Recipe
 from tightwire.errors import PlanError
 
@@ -106,6 +107,12 @@ class OneBitAdamRecipe(Recipe):
     name: ClassVar[str] = "onebit-adam"
     title: ClassVar[str] = "1-bit Adam: signs of momenta both ways, after a dense start"
     paper: ClassVar[str] = "Tang et al. 2021, arXiv:2102.02888, Algorithm 1"
+    proven: ClassVar[Rate | None] = Rate(
+        bound="O(1/√(nT)) after the dense start",
+        assumes="smooth non-convex loss, bounded variance, bounded errors of the codec; the variance frozen",
+        speed_up="linear: n",
+        paper="Tang et al. 2021, arXiv:2102.02888, corollary 1",
+    )
 
     warmup: int = 1000
     beta: float = 0.9
@@ -157,6 +164,12 @@ class ZeroOneAdam(Recipe):
     name: ClassVar[str] = "zero-one-adam"
     title: ClassVar[str] = "0/1 Adam: signs of momenta both ways, between dense rounds ever further apart"
     paper: ClassVar[str] = "Lu et al. 2022, arXiv:2202.06009, Algorithm 1"
+    proven: ClassVar[Rate | None] = Rate(
+        bound="O(1/√(nT))",
+        assumes="smooth non-convex loss, bounded variance, bounded gradients",
+        speed_up="linear: n",
+        paper="Lu et al. 2022, arXiv:2202.06009, theorem 1",
+    )
 
     kappa: int = 16
     beta: float = 0.9
@@ -206,6 +219,12 @@ class SketchedSGD(Recipe):
     name: ClassVar[str] = "sketched-sgd"
     title: ClassVar[str] = "heavy hitters of a summed sketch, with feedback"
     paper: ClassVar[str] = "Ivkin et al. 2019, Sketched-SGD, arXiv:1903.04488, Algorithm 2"
+    proven: ClassVar[Rate | None] = Rate(
+        bound="O(1/T) of the distance to the optimum's value",
+        assumes="smooth strongly convex loss, bounded gradients",
+        speed_up="not stated",
+        paper="Ivkin et al. 2019, arXiv:1903.04488, theorem 1",
+    )
 
     ratio: float = 0.01
 
@@ -231,6 +250,12 @@ class FetchSGD(Recipe):
     name: ClassVar[str] = "fetchsgd"
     title: ClassVar[str] = "heavy hitters as a summed sketch estimates them, with momentum and feedback"
     paper: ClassVar[str] = "Rothchild et al. 2020, FetchSGD, arXiv:2007.07682, Algorithm 1"
+    proven: ClassVar[Rate | None] = Rate(
+        bound="O(1/√T) where gradients have heavy hitters, else O(1/T^(1/3))",
+        assumes="smooth non-convex loss, bounded gradients",
+        speed_up="not stated",
+        paper="Rothchild et al. 2020, arXiv:2007.07682, theorems 1 and 2",
+    )
 
     ratio: float = 0.01
     momentum: float = 0.9
@@ -253,6 +278,12 @@ class LAGS(Recipe):
     name: ClassVar[str] = "lags"
     title: ClassVar[str] = "layer-wise top-k with feedback"
     paper: ClassVar[str] = "Shi et al. 2020, LAGS-SGD, arXiv:1911.08727; OMGS-SGD, INFOCOM 2020"
+    proven: ClassVar[Rate | None] = Rate(
+        bound="O(1/√T)",
+        assumes="smooth non-convex loss, bounded variance, bounded gradients; top-k no worse than random-k",
+        speed_up="not stated",
+        paper="Shi et al. 2020, arXiv:1911.08727, theorem 1",
+    )
 
     ratio: float = 0.001
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
+from tightwire.answers import Rate
 from tightwire.compression import _normal
 from tightwire.compression._uniform import _UniformCodec
 from tightwire.compression.checks import check_block
@@ -31,6 +32,12 @@ class TernGrad(_UniformCodec):
     name: ClassVar[str] = "terngrad"
     title: ClassVar[str] = "random ternary gradients"
     paper: ClassVar[str] = "Wen et al. 2017, arXiv:1705.07878"
+    proven: ClassVar[Rate | None] = Rate(
+        bound="→ 0 almost surely",
+        assumes="one minimum, bounded gradients (by max-norm times 1-norm), rates that fall",
+        speed_up="not stated",
+        paper="Wen et al. 2017, arXiv:1705.07878, theorem 1",
+    )
 
     clip: float = 2.5
     block: int = 1024

@@ -6,6 +6,7 @@ import math
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
+from tightwire.answers import Rate
 from tightwire.sync.rounds import Rounds, State, require_state, require_steps
 
 
@@ -24,6 +25,12 @@ class AdaComm(Rounds):
     name: ClassVar[str] = "adacomm"
     title: ClassVar[str] = "local SGD whose rounds shorten as the loss falls"
     paper: ClassVar[str] = "Wang & Joshi, Adaptive Communication Strategies, arXiv:1810.08313"
+    proven: ClassVar[Rate | None] = Rate(
+        bound="→ 0 for rates with Σητ = ∞, Ση²τ < ∞, Ση³τ² < ∞",
+        assumes="smooth non-convex loss, bounded variance",
+        speed_up="not stated",
+        paper="Wang & Joshi 2019, arXiv:1810.08313, theorem 3",
+    )
     example: ClassVar[str] = "adacomm:8"
     follows_loss: ClassVar[bool] = True
 

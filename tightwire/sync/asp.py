@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
-from tightwire.answers import Answers, Refusal
+from tightwire.answers import Answers, Rate, Refusal
 from tightwire.sync.served import Served, require
 
 RATES = ("mean", "staleness", "full")
@@ -30,6 +30,12 @@ class Asp(Served):
     name: ClassVar[str] = "asp"
     title: ClassVar[str] = "nobody waits; options for stale gradients"
     paper: ClassVar[str] = "Dean et al. 2012, Downpour SGD; Zheng et al. 2017, DC-ASGD, arXiv:1609.08326"
+    proven: ClassVar[Rate | None] = Rate(
+        bound="O(1/√(nT)) for delays up to O(√(T/n))",
+        assumes="smooth non-convex loss, bounded variance",
+        speed_up="linear: n, while delays are not longer",
+        paper="Lian et al. 2015, arXiv:1506.08272, corollary 2",
+    )
 
     rate_by: str = field(default="mean", kw_only=True)
     dc: float = field(default=0.0, kw_only=True)

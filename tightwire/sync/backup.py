@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+from tightwire.answers import Rate
 from tightwire.errors import PlanError
 from tightwire.sync.served import LATE_ANSWER, Served, require
 
@@ -24,6 +25,12 @@ class Backup(Served):
     name: ClassVar[str] = "backup"
     title: ClassVar[str] = "bsp with backup workers: go on with the first n − b gradients"
     paper: ClassVar[str] = "Chen et al. 2016, Revisiting distributed synchronous SGD, arXiv:1604.00981"
+    proven: ClassVar[Rate | None] = Rate(
+        bound="O(1/√((n − b)T))",
+        assumes="smooth non-convex loss, bounded variance; who is late does not depend on the data",
+        speed_up="linear: n − b",
+        paper="as bsp: Ghadimi & Lan 2013, arXiv:1309.5549",
+    )
     example: ClassVar[str] = "backup:1"
 
     b: int

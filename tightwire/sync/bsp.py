@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from tightwire.answers import Rate
 from tightwire.sync.sync import EngineKind, PredictorKind, Sync
 
 
@@ -15,6 +16,12 @@ class Bsp(Sync):
     name: ClassVar[str] = "bsp"
     title: ClassVar[str] = "agree on the mean gradient every step"
     paper: ClassVar[str] = "Valiant, A Bridging Model for Parallel Computation, CACM 1990"
+    proven: ClassVar[Rate | None] = Rate(
+        bound="O(1/√(nT))",
+        assumes="smooth non-convex loss, bounded variance",
+        speed_up="linear: n",
+        paper="Ghadimi & Lan 2013, arXiv:1309.5549, corollary 2.2",
+    )
     engine: ClassVar[EngineKind] = "gradients"
     predictor: ClassVar[PredictorKind] = "bulk"
     is_bulk: ClassVar[bool] = True

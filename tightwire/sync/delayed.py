@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from tightwire.answers import Rate
 from tightwire.errors import PlanError
 from tightwire.sync.bsp import Bsp
 from tightwire.sync.sync import EngineKind, PredictorKind, Sync
@@ -27,6 +28,12 @@ class Delayed(Sync):
     name: ClassVar[str] = "delayed"
     title: ClassVar[str] = "step with the mean of the step before, while this one's travels"
     paper: ClassVar[str] = "Li et al., Pipe-SGD, arXiv:1811.03619; OD-SGD, arXiv:2005.06728"
+    proven: ClassVar[Rate | None] = Rate(
+        bound="O(σ/√T + delay/T)",
+        assumes="smooth non-convex loss, bounded variance",
+        speed_up="linear in the first term, whose σ² falls by n",
+        paper="Stich & Karimireddy 2020, arXiv:1909.05350, theorem 16",
+    )
     example: ClassVar[str] = "delayed:1"
     engine: ClassVar[EngineKind] = "delayed"
     predictor: ClassVar[PredictorKind] = "delayed"

@@ -7,6 +7,7 @@ import random
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
+from tightwire.answers import Rate
 from tightwire.errors import PlanError
 from tightwire.sync.rounds import Rounds, State, require_state, require_steps
 
@@ -29,6 +30,12 @@ class FedAvg(Rounds):
     title: ClassVar[str] = "local SGD of a sampled fraction of workers, weighted by samples"
     paper: ClassVar[str] = (
         "McMahan et al., Communication-Efficient Learning of Deep Networks, arXiv:1602.05629"
+    )
+    proven: ClassVar[Rate | None] = Rate(
+        bound="O(H²/T) of the distance to the optimum's value",
+        assumes="smooth strongly convex loss, bounded gradients, unlike data, rates that fall",
+        speed_up="none proven where a fraction takes part",
+        paper="Li et al. 2020, arXiv:1907.02189, theorems 1 to 3",
     )
     example: ClassVar[str] = "fedavg:8,fraction=0.5"
     weighs_samples: ClassVar[bool] = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tightwire.answers import Answers, Refusal, text_with
+from tightwire.answers import Answers, Rate, Refusal, text_with
 from tightwire.errors import PlanError
 from tightwire.sync.lag import LEFT_OUT, refuse_architecture, refuse_compression
 from tightwire.sync.sync import EngineKind, PredictorKind, Sync
@@ -28,6 +28,12 @@ class Gaia(Sync):
     name: ClassVar[str] = "gaia"
     title: ClassVar[str] = "send only updates that are significant relative to the value"
     paper: ClassVar[str] = "Hsieh et al., Gaia: Geo-Distributed Machine Learning, NSDI 2017"
+    proven: ClassVar[Rate | None] = Rate(
+        bound="O(√T) regret",
+        assumes="convex Lipschitz loss, bounded distances",
+        speed_up="not stated",
+        paper="Hsieh et al. 2017, NSDI, theorem 1",
+    )
     example: ClassVar[str] = "gaia:0.01"
     engine: ClassVar[EngineKind] = "significance"
     predictor: ClassVar[PredictorKind] = "rounds"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tightwire.answers import Answers, Refusal, text_with
+from tightwire.answers import Answers, Rate, Refusal, text_with
 from tightwire.errors import PlanError
 from tightwire.sync.sync import EngineKind, PredictorKind, Sync
 
@@ -32,6 +32,12 @@ class Lag(Sync):
     name: ClassVar[str] = "lag"
     title: ClassVar[str] = "a worker sends its gradient only when it has changed"
     paper: ClassVar[str] = "Chen et al., LAG: Lazily Aggregated Gradient, arXiv:1805.09965"
+    proven: ClassVar[Rate | None] = Rate(
+        bound="O(1/T); linear where strongly convex",
+        assumes="smooth loss, whole gradients (no noise)",
+        speed_up="not stated: it saves uploads",
+        paper="Chen et al. 2018, arXiv:1805.09965, theorems 1 to 3",
+    )
     example: ClassVar[str] = "lag:0.1"
     engine: ClassVar[EngineKind] = "lazy"
     predictor: ClassVar[PredictorKind] = "bulk"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
-from tightwire.answers import Answers, Refusal, text_with
+from tightwire.answers import Answers, Rate, Refusal, text_with
 from tightwire.errors import PlanError
 from tightwire.sync.rounds import USUAL, Rounds, State, require_late, require_state, require_steps
 
@@ -45,6 +45,12 @@ class Local(Rounds):
         "Stich, Local SGD Converges Fast, arXiv:1805.09767; Yu et al., PR-SGD, arXiv:1807.06629; overlapped: "
         "Shen et al., CoCoD-SGD, arXiv:1906.12043; of momenta: Lu et al., 0/1 Adam, arXiv:2202.06009; with periods: "
         "Iacob et al. 2025, Des-LOC, arXiv:2505.22549"
+    )
+    proven: ClassVar[Rate | None] = Rate(
+        bound="O(1/√(nT)) for H up to T^(1/4)/n^(3/4)",
+        assumes="smooth non-convex loss, bounded variance, bounded gradients, like data; SGD",
+        speed_up="linear: n, while H is not longer",
+        paper="Yu et al. 2019, arXiv:1807.06629, corollary 1",
     )
     example: ClassVar[str] = "local:8"
     needs_agreement: ClassVar[bool] = False

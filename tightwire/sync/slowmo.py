@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
+from tightwire.answers import Rate
 from tightwire.sync.rounds import Outer, Rounds, State, require_state, require_steps
 
 
@@ -27,6 +28,12 @@ class SlowMo(Rounds):
     name: ClassVar[str] = "slowmo"
     title: ClassVar[str] = "local SGD with a slow momentum step on the averaged change"
     paper: ClassVar[str] = "Wang et al., SlowMo, arXiv:1910.00643"
+    proven: ClassVar[Rate | None] = Rate(
+        bound="O(1/√(nT))",
+        assumes="smooth non-convex loss, bounded variance; T large against n and H",
+        speed_up="linear: n",
+        paper="Wang et al. 2020, arXiv:1910.00643, corollary 1",
+    )
     example: ClassVar[str] = "slowmo:8"
     by_fragment: ClassVar[bool] = True
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+from tightwire.answers import Rate
 from tightwire.sync.served import Served, require
 
 
@@ -25,6 +26,12 @@ class Ssp(Served):
     title: ClassVar[str] = "run ahead of the slowest worker, up to a bound"
     paper: ClassVar[str] = (
         "Ho et al. 2013, More effective distributed ML via a stale synchronous parallel server"
+    )
+    proven: ClassVar[Rate | None] = Rate(
+        bound="O(√((s + 1)n/T)) mean regret of T updates",
+        assumes="convex Lipschitz loss, bounded distances",
+        speed_up="within the bound, n updates per step pay for the factor √n",
+        paper="Ho et al. 2013, theorem 1",
     )
     example: ClassVar[str] = "ssp:3"
 

@@ -11,7 +11,7 @@ import abc
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
-from tightwire.answers import Answers, CompressionAnswer, Refusal, text_with
+from tightwire.answers import Answers, CompressionAnswer, Rate, Refusal, text_with
 from tightwire.catalogue import parse_compression
 from tightwire.compression.casts import Identity
 from tightwire.compression.codec import Codec
@@ -92,6 +92,12 @@ class Choco(GossipStage):
     paper: ClassVar[str] = (
         "Koloskova, Stich and Jaggi 2019, arXiv:1902.00340; Koloskova et al. 2019, arXiv:1907.09356"
     )
+    proven: ClassVar[Rate | None] = Rate(
+        bound="O(1/√(nT)) and terms that vanish faster, in (ρ²δT)^(−2/3): ρ the graph's gap, δ the codec's contraction",
+        assumes="smooth non-convex loss, bounded variance, bounded gradients",
+        speed_up="linear: n, once T is large",
+        paper="Koloskova et al. 2020, arXiv:1907.09356, theorem 4.1",
+    )
     example: ClassVar[str] = "choco:topk=0.01"
 
     gamma: float = 0.0
@@ -117,6 +123,12 @@ class DeepSqueeze(GossipStage):
     name: ClassVar[str] = "deepsqueeze"
     title: ClassVar[str] = "DeepSqueeze: error-compensated gossip"
     paper: ClassVar[str] = "Tang et al. 2019, arXiv:1907.07346, Algorithm 1"
+    proven: ClassVar[Rate | None] = Rate(
+        bound="O(1/√(nT) + 1/T^(2/3) + 1/T)",
+        assumes="smooth non-convex loss, bounded variance, unlike data",
+        speed_up="linear: n",
+        paper="Tang et al. 2019, arXiv:1907.07346, corollary 2",
+    )
     example: ClassVar[str] = "deepsqueeze:topk=0.25"
     needs_static: ClassVar[bool] = False
 
@@ -137,6 +149,12 @@ class DCD(GossipStage):
     name: ClassVar[str] = "dcd"
     title: ClassVar[str] = "DCD-PSGD: gossip that compresses differences"
     paper: ClassVar[str] = "Tang et al. 2018, arXiv:1803.06443, Algorithm 1"
+    proven: ClassVar[Rate | None] = Rate(
+        bound="O(1/√(nT)) while the codec's error is below the graph's bound",
+        assumes="smooth non-convex loss, bounded variance, unlike data",
+        speed_up="linear: n",
+        paper="Tang et al. 2018, arXiv:1803.06443, theorem 1",
+    )
     example: ClassVar[str] = "dcd:int8"
 
 
@@ -154,6 +172,12 @@ class ECD(GossipStage):
     name: ClassVar[str] = "ecd"
     title: ClassVar[str] = "ECD-PSGD: gossip that compresses extrapolations"
     paper: ClassVar[str] = "Tang et al. 2018, arXiv:1803.06443, Algorithm 2"
+    proven: ClassVar[Rate | None] = Rate(
+        bound="O(1/√(nT)), up to logarithms",
+        assumes="smooth non-convex loss, bounded variance, unlike data; errors of the codec of bounded size",
+        speed_up="linear: n",
+        paper="Tang et al. 2018, arXiv:1803.06443, theorem 3",
+    )
     example: ClassVar[str] = "ecd:fp16"
 
 
