@@ -10,8 +10,8 @@ import torch
 from tests.runtime.training import job
 from tightwire.errors import PlanError
 from tightwire.plan import Plan
-from tightwire.runtime.watch import LEAST_ROUNDS, Watch
-from tightwire.sync import Guard
+from tightwire.runtime.watch import LEAST_ROUNDS, NormWatch
+from tightwire.sync import NormGuard
 from tightwire.transport import Transport, run_threads
 
 
@@ -60,14 +60,14 @@ def test_an_odd_worker_does_not_count_and_a_round_of_odd_ones_is_dropped() -> No
 
 
 def test_what_is_odd_is_learnt_from_all() -> None:
-    watch = Watch(Guard(z=3, clip=10))
+    watch = NormWatch(NormGuard(z=3, clip=10))
     for _ in range(LEAST_ROUNDS):
         watch.learn([2.0, 2.0, 2.02])
     assert watch.weigh(1.0) == 1.0
     assert watch.weigh(1.5) == 0.0
     assert watch.told() == [0.0, 0.0, 0.0]
     watch.learn([0.0, 0.0, 0.0])
-    other = Watch(Guard(z=3, clip=10))
+    other = NormWatch(NormGuard(z=3, clip=10))
     other.load_state_dict(watch.state_dict())
     assert other.weigh(1.2) == watch.weigh(1.2)
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, final
 
-from tightwire.sync.rounds import Guard
+from tightwire.sync.rounds import NormGuard
 
 # What a round teaches, and rounds before anything is taken for odd.
 LEARNS, LEAST_ROUNDS = 0.02, 10
@@ -17,13 +17,13 @@ LARGEST_POWER = 60.0
 
 
 @final
-class Watch:
+class NormWatch:
     """Weighs a worker's pseudo-gradient by its norm, as EDiT does: exp(−G), and nothing if it is odd.
 
     All workers hold the same statistics: they learn from sums over all.
     """
 
-    def __init__(self, guard: Guard) -> None:
+    def __init__(self, guard: NormGuard) -> None:
         """Takes what is odd."""
         self._guard = guard
         self._rounds = 0

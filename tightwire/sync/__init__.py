@@ -15,7 +15,7 @@ from tightwire.sync.lag import Lag
 from tightwire.sync.local import Local
 from tightwire.sync.muloco import MuLoCo
 from tightwire.sync.postlocal import PostLocal
-from tightwire.sync.rounds import Guard, Outer, Rounds
+from tightwire.sync.rounds import NormGuard, Outer, Rounds
 from tightwire.sync.served import Served
 from tightwire.sync.slowmo import SlowMo
 from tightwire.sync.sparta import Sparta
@@ -55,11 +55,11 @@ __all__ = [
     "EDiT",
     "FedAvg",
     "Gaia",
-    "Guard",
     "HierarchicalLocal",
     "Lag",
     "Local",
     "MuLoCo",
+    "NormGuard",
     "Outer",
     "PostLocal",
     "Rounds",

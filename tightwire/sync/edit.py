@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
-from tightwire.sync.rounds import Guard, Outer, Rounds, require_steps
+from tightwire.sync.rounds import NormGuard, Outer, Rounds, require_steps
 
 
 @dataclass(frozen=True)
@@ -53,5 +53,5 @@ class EDiT(Rounds):
         return Outer(lr=self.outer_lr, momentum=self.outer_momentum, nesterov=self.outer_momentum > 0)
 
     @property
-    def guard(self) -> Guard:  # noqa: D102
-        return Guard(z=self.z, clip=self.clip)
+    def guard(self) -> NormGuard:  # noqa: D102
+        return NormGuard(z=self.z, clip=self.clip)

@@ -47,7 +47,7 @@ class Outer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guard:
+class NormGuard:
     """What keeps odd pseudo-gradients out of a mean.
 
     Attributes:
@@ -122,7 +122,7 @@ class Rounds(Sync, abc.ABC):
         return False
 
     @property
-    def guard(self) -> Guard | None:
+    def guard(self) -> NormGuard | None:
         """What keeps odd pseudo-gradients out of the mean, or None."""
         return None
 

@@ -18,7 +18,7 @@ from tightwire.runtime.membership import Roll
 from tightwire.runtime.momenta import Momenta
 from tightwire.runtime.outer import Elastic, OuterStep, TakeMean, outer_step
 from tightwire.runtime.parameters import Parameters
-from tightwire.runtime.watch import Watch
+from tightwire.runtime.watch import NormWatch
 from tightwire.schedule import Sequential, Streaming, TensorFacts
 from tightwire.sync import EASGD, HierarchicalLocal, Rounds
 from tightwire.transport import Counting
@@ -54,7 +54,7 @@ class Segment:
         period: int,
         first: int,
         late: int = 0,
-        watch: Watch | None = None,
+        watch: NormWatch | None = None,
     ) -> None:
         self.parameters, self.roll, self.workers = parameters, roll, workers
         self.period, self.first, self.late = period, first, late
@@ -152,8 +152,8 @@ def _ahead(sync: Rounds, context: RunContext) -> Ahead | None:
     return Ahead(outer_step(sync.outer, None, context.optimizers), context.transport.size)
 
 
-def _watch(sync: Rounds) -> Watch | None:
-    return None if sync.guard is None else Watch(sync.guard)
+def _watch(sync: Rounds) -> NormWatch | None:
+    return None if sync.guard is None else NormWatch(sync.guard)
 
 
 def _outer_step(
