@@ -168,6 +168,7 @@ ALONE = {
 }
 # Name: what it needs besides torch, how many workers, what it is given, what it prints.
 TOGETHER = {
+    "elastic": ("torchdata", 2, [], "step 60, 2 workers"),
     "ddp_hook": ("torch", 2, [], "a checkpoint holds model, hook"),
     "checkpoint": ("torch", 2, ["{tmp}/run.pt"], "after step 10"),
     "with_fsdp": ("torch", 4, [], ""),
@@ -205,6 +206,7 @@ def test_an_example_runs_together(name: str, tmp_path: Path) -> None:
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"{module} is not installed")
     lab = [sys.executable, "-m", "tightwire", "lab", "run", "--mode", "shaped", "--rate", "none"]
+    lab += ["--elastic"] if name == "elastic" else []
     command = [*lab, "--workers", str(workers), "--", sys.executable, "-W", "ignore", f"examples/{name}.py"]
     assert said in run_example(command, arguments, tmp_path)
 

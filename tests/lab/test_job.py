@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -159,3 +160,13 @@ def test_a_missing_tool_names_its_package(monkeypatch: pytest.MonkeyPatch) -> No
         assert not lab.shapes_everything
         assert "iproute2" in lab.describe()
         assert "not shaped, not compared" in lab.describe()
+
+
+def test_elastic_workers_that_are_killed_are_started_anew(lab: Lab, tmp_path: Path) -> None:
+    script = f"[ $RANK = 1 ] && mkdir {tmp_path}/once 2>/dev/null && kill -9 $$; echo $TORCHFT_LIGHTHOUSE"
+    lines: list[OutputLine] = []
+    result = lab.run(["sh", "-c", script], on_line=lines.append, timeout_s=60, elastic=True)
+    assert result.ok
+    assert len({line.text for line in lines if line.text.startswith("http://127.0.0.1:")}) == 1
+    assert sorted(line.rank for line in lines if line.stream == "stdout") == [0, 1, 2]
+    assert (tmp_path / "once").exists()

@@ -98,6 +98,12 @@ def run(
             show_default=False,
         ),
     ] = "",
+    elastic: Annotated[
+        bool,
+        typer.Option(
+            "--elastic", help="Start killed workers anew; tightwire.init(elastic=True) lets them in again."
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a command once per worker, each on a host of its own, as torchrun would.
@@ -127,6 +133,10 @@ def run(
 
         tightwire lab run --workers 4 --switch adds,slots=64,slot=64KiB -- python train.py
 
+    Workers that may be killed, and come back:
+
+        tightwire lab run --workers 4 --elastic -- python examples/elastic.py
+
     Bytes per worker, as the kernel counted them:
 
         tightwire lab run --workers 2 --json -- python train.py | tail -n 1
@@ -144,7 +154,7 @@ def run(
             switch=adder,
         ) as cluster:
             typer.echo(f"lab: {cluster.describe()}", err=True)
-            result = cluster.run(command, timeout_s=timeout)
+            result = cluster.run(command, timeout_s=timeout, elastic=elastic)
             summary = _summary(cluster, result, cluster.traffic())
     except KeyboardInterrupt as interrupt:
         typer.echo("lab: interrupted; all workers have ended.", err=True)

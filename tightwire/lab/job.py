@@ -116,6 +116,7 @@ class LabJob:
         commands: what each rank runs.
         environments: all of each rank's environment variables.
         grace_s: how long the others may go on, in seconds, after one failed or after an interrupt.
+        restarts: whether a worker that a signal ended is started anew, and has not failed.
     """
 
     def __init__(
@@ -124,8 +125,10 @@ class LabJob:
         commands: Sequence[Sequence[str]],
         environments: Sequence[Mapping[str, str]],
         grace_s: float,
+        restarts: bool = False,
     ) -> None:
         self._hosts = hosts
+        self._restarts, self._commands, self._environments = restarts, commands, environments
         self._grace_s = grace_s
         self._events: SimpleQueue[_Event] = SimpleQueue()
         self._exit_codes: dict[int, int] = {}
@@ -136,11 +139,11 @@ class LabJob:
         self._open_streams = 0
         self._escalation: deque[tuple[float, int]] = deque()
         self._watchers: list[threading.Thread] = []
-        self._processes: list[subprocess.Popen[str]] = []
+        self._processes: dict[int, subprocess.Popen[str]] = {}
         self._start_s = time.monotonic()
         try:
-            for rank, (command, environment) in enumerate(zip(commands, environments, strict=True)):
-                self._start(rank, command, environment)
+            for rank in range(len(commands)):
+                self._start(rank)
         except BaseException:
             self.stop()
             raise
@@ -189,15 +192,15 @@ class LabJob:
 
     def stop(self) -> None:
         """Kills whatever still runs and waits for its end."""
-        for rank in range(len(self._processes)):
+        for rank in self._processes:
             self.signal(rank, signal.SIGKILL)
         for watcher in self._watchers:
             watcher.join()
 
-    def _start(self, rank: int, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def _start(self, rank: int) -> None:
         process = subprocess.Popen(
-            command,
-            env=environment,
+            self._commands[rank],
+            env=self._environments[rank],
             stdin=self._hosts.stdin(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -205,7 +208,7 @@ class LabJob:
             errors="replace",
             process_group=0,  # Ctrl-C in the terminal reaches the workers once, through the launcher
         )
-        self._processes.append(process)
+        self._processes[rank] = process
         self._watch(rank, process)
 
     def _watch(self, rank: int, process: subprocess.Popen[str]) -> None:
@@ -241,6 +244,8 @@ class LabJob:
         match event:
             case OutputLine():
                 on_line(event)
+            case _Exit(rank, code) if code < 0 and self._restarts and not self._is_ending:
+                self._start(rank)
             case _Exit(rank, code):
                 self._exit_codes[rank] = code
                 if code and self._first_failed is None and self._interrupted is None and not self._timed_out:
@@ -250,6 +255,10 @@ class LabJob:
                 self._open_streams -= 1
             case _Interrupt(signum):
                 self._interrupt(signum)
+
+    @property
+    def _is_ending(self) -> bool:
+        return self._first_failed is not None or self._interrupted is not None or self._timed_out
 
     def _interrupt(self, signum: int) -> None:
         now_s = time.monotonic()
@@ -273,7 +282,7 @@ class LabJob:
         self._escalation = deque([(term_s, signal.SIGTERM), (term_s + KILL_AFTER_S, signal.SIGKILL)])
 
     def _broadcast(self, signum: int) -> None:
-        for rank in range(len(self._processes)):
+        for rank in self._processes:
             self.signal(rank, signum)
 
     def _drain(self, on_line: Callable[[OutputLine], None]) -> None:

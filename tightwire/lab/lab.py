@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
 import shutil
 import signal
+import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Literal, Self, final, get_args
 
@@ -118,6 +120,7 @@ class Lab:
         on_line: Callable[[OutputLine], None] = print_line,
         env: Mapping[str, str] | None = None,
         timeout_s: float | None = None,
+        elastic: bool = False,
     ) -> Result:
         """Runs a command once per worker, with the environment that `torchrun` would give it.
 
@@ -130,6 +133,8 @@ class Lab:
             on_line: receives the workers' output; by default it is printed with the rank in front.
             env: variables for the workers, over those of this process and of the lab.
             timeout_s: after this many seconds the workers are stopped; None: never.
+            elastic: a worker that is killed is started anew; beside worker 0, on its host, is a lighthouse, by which it
+                comes in among the others (`tightwire.init(elastic=True)`).
 
         Returns:
             How the workers ended.
@@ -144,18 +149,55 @@ class Lab:
         batch = [_found(["chrt"])[0], "--batch", "0"] if self._batch_scheduling else []
         meeting = {"MASTER_PORT": str(hosts.master_port()), "TIGHTWIRE_SECRET": secrets.token_hex(16)}
         ranks = range(self.topology.workers)
-        self._job = LabJob(
-            hosts,
-            [hosts.command(rank, [*batch, *program]) for rank in ranks],
-            [self._environment(rank, {**meeting, **(env or {})}) for rank in ranks],
-            self._grace_s,
+        with contextlib.ExitStack() as stack:
+            if elastic:
+                meeting |= stack.enter_context(self._lighthouse())
+            self._job = LabJob(
+                hosts,
+                [hosts.command(rank, [*batch, *program]) for rank in ranks],
+                [self._environment(rank, {**meeting, **(env or {})}) for rank in ranks],
+                self._grace_s,
+                restarts=elastic,
+            )
+            brake = Brake(self._slow, self.freeze, self.thaw)
+            try:
+                return self._job.wait(on_line, timeout_s)
+            finally:
+                brake.release()
+                self._job = None
+
+    @contextlib.contextmanager
+    def _lighthouse(self) -> Iterator[dict[str, str]]:
+        """Runs a lighthouse on worker 0's host; what workers are told of it.
+
+        Raises:
+            LabError: torchft is not installed.
+        """
+        hosts = self._open
+        port = hosts.master_port()
+        argv = [sys.executable, "-m", "tightwire.transport.lighthouse"]
+        process = subprocess.Popen(
+            hosts.command(0, [*argv, "--host", hosts.master_address, "--port", str(port)]),
+            env=self._environment(0, {}),
+            stdin=hosts.stdin(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            process_group=0,
         )
-        brake = Brake(self._slow, self.freeze, self.thaw)
+        assert process.stdout is not None
         try:
-            return self._job.wait(on_line, timeout_s)
+            if not process.stdout.readline():
+                _, error = process.communicate()
+                raise LabError(f"there is no lighthouse: {error.strip().rpartition(chr(10))[2]}")
+            yield {
+                "TORCHFT_LIGHTHOUSE": f"http://{hosts.master_address}:{port}",
+                "TIGHTWIRE_MIN_WORKERS": str(self.topology.workers),
+            }
         finally:
-            brake.release()
-            self._job = None
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
 
     def traffic(self) -> tuple[Traffic, ...]:
         """What passed each worker's link since the lab was built; empty in the mode `shaped`."""

@@ -138,6 +138,11 @@ class Run:
         return self._context.transport.inner
 
     @property
+    def lost_rounds(self) -> int:
+        """Rounds that were dropped on all workers because they lost one; see `init(elastic=True)`."""
+        return self._context.membership.lost_rounds
+
+    @property
     def is_server(self) -> bool:
         """Whether this rank is a dedicated server under the plan (`ps:servers=1`): it serves until `finish` returns.
 

@@ -25,6 +25,7 @@ import socket
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -64,7 +65,14 @@ class Lighthouse:
     """
 
     def __init__(
-        self, address: str, *, min_workers: int, secret: str, deadline_s: float, late_s: float | None
+        self,
+        address: str,
+        *,
+        min_workers: int,
+        secret: str,
+        deadline_s: float,
+        late_s: float | None,
+        wrap: Callable[[Transport], Transport] = lambda world: world,
     ) -> None:
         """Finds the lighthouse; nobody is told yet that this worker lives.
 
@@ -74,6 +82,7 @@ class Lighthouse:
             secret: the job's; "" for none.
             deadline_s: see `init`.
             late_s: see `init`.
+            wrap: what is to be between this worker and each world.
 
         Raises:
             TransportError: torchft is not installed, or there is no lighthouse at the address.
@@ -81,6 +90,7 @@ class Lighthouse:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._address, self._min_workers = address, min_workers
         self._secret, self._deadline_s, self._late_s = secret, deadline_s, late_s
+        self._wrap = wrap
         self._host = urlsplit(address).hostname or ""
         self._client = self._connect()
         candidates = own_candidates(self._host)
@@ -118,7 +128,8 @@ class Lighthouse:
                 log.info("a world of %d did not come about: %s", len(names), error)
                 continue
             self._world, self._members, self._knocks = world, frozenset(names), False
-            return Admission(number=int(quorum.quorum_id), names=names, transport=world)
+            number = int(quorum.quorum_id)
+            return Admission(number=number, names=names, transport=self._wrap(world))
 
     def knocks(self) -> bool:
         """Tells what the beating thread saw last; the first member alone looks."""

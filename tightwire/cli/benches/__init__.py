@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tightwire.cli.benches.chaos import chaos
 from tightwire.cli.benches.collectives import collectives
+from tightwire.cli.benches.goodput import goodput
 from tightwire.cli.benches.kernels import kernels
 from tightwire.cli.benches.overhead import overhead
 from tightwire.cli.benches.planner import planner
@@ -11,4 +12,4 @@ from tightwire.cli.benches.server import server
 from tightwire.cli.benches.step import step
 from tightwire.cli.benches.sync import sync
 
-BENCHES = (step, collectives, kernels, server, sync, overhead, planner, chaos)
+BENCHES = (step, collectives, kernels, server, sync, overhead, planner, chaos, goodput)

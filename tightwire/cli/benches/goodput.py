@@ -1,0 +1,99 @@
+"""`tightwire bench goodput`: what an elastic job keeps of its throughput while workers die."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from typing import Annotated, Any
+
+import typer
+
+from tightwire.cli.app import progress
+from tightwire.cli.options import JsonOption
+from tightwire.cli.table import print_rows
+from tightwire.errors import LabError
+
+
+def goodput(
+    plans: Annotated[str, typer.Option(help="Plans, separated by spaces.")] = "diloco:30 local:8 bsp",
+    minutes: Annotated[float, typer.Option(help="Of faults, for each plan.")] = 2.0,
+    every: Annotated[float, typer.Option(help="Seconds between faults.", min=1)] = 30.0,
+    faults: Annotated[
+        str, typer.Option(help="Kinds of faults that are drawn from: kill, freeze, cut.")
+    ] = "kill freeze cut",
+    workers: Annotated[int, typer.Option(help="On hosts of the lab.", min=2)] = 8,
+    rate: Annotated[str, typer.Option(help="Of each worker's line.")] = "200mbit",
+    compute: Annotated[float, typer.Option(help="Seconds of emulated compute per step.", min=0)] = 0.1,
+    parameters: Annotated[int, typer.Option(help="Of the model.", min=1)] = 500_000,
+    deadline: Annotated[float, typer.Option(help="Seconds for which a worker may be silent.", min=1)] = 4.0,
+    seed: Annotated[int, typer.Option(help="Draws the faults.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Kill, stop and cut off workers of an elastic job, and tell what it keeps of its fault-free throughput.
+
+    Each plan runs three times: without elastic members, with them, and then with faults. Compute is emulated.
+
+        tightwire bench goodput --minutes 5
+
+        tightwire bench goodput --plans bsp --faults kill --every 20 --json
+    """
+    from tightwire.bench import goodput as bench
+    from tightwire.lab import parse_rate
+
+    kinds = tuple(kind for kind in bench.KINDS if kind in faults.split())
+    if unknown := set(faults.split()) - set(bench.KINDS) or not kinds:
+        raise LabError(f"--faults {faults}: {unknown} is no fault here; there are {', '.join(bench.KINDS)}.")
+    bytes_per_s = parse_rate(rate)
+    if bytes_per_s is None:
+        raise LabError("--rate none: goodput is measured on lines of a known rate, such as 200mbit.")
+    rows: list[dict[str, Any]] = []
+    for plan in plans.split():
+        asked = bench.GoodputBench(
+            plan=plan,
+            workers=workers,
+            rate_bytes_per_s=bytes_per_s,
+            seconds=60 * minutes,
+            every_s=every,
+            kinds=kinds,
+            compute_s=compute,
+            parameters=parameters,
+            deadline_s=deadline,
+            seed=seed,
+        )
+        calm = replace(asked, every_s=0.0, seconds=min(60.0, 60 * minutes))
+        with progress(None, f"{plan}: members that stay, elastic ones, and {minutes:g} minutes of faults"):
+            static = bench.run(replace(calm, elastic=False))
+            free = bench.run(calm)
+            found = bench.run(asked)
+        rows.append(
+            {
+                "plan": plan,
+                "faults": len(found.faults),
+                "goodput": found.steps_per_s / free.steps_per_s,
+                "goodput_samples": found.samples_per_s / free.samples_per_s,
+                "elastic_cost": static.steps_per_s / free.steps_per_s - 1,
+                "longest_gap_s": max(found.gaps_s, default=0.0),
+                "static": asdict(static),
+                "free": asdict(free),
+                "faulty": asdict(found),
+            }
+        )
+    if as_json:
+        typer.echo(json.dumps({"rows": rows}))
+        return
+    print_rows(
+        ("plan", "faults", "goodput", "in samples", "longest gap", "cost without faults"),
+        [
+            (
+                row["plan"],
+                str(row["faults"]),
+                f"{row['goodput']:.1%}",
+                f"{row['goodput_samples']:.1%}",
+                f"{row['longest_gap_s']:.1f} s",
+                f"{row['elastic_cost']:+.2%}",
+            )
+            for row in rows
+        ],
+        caption="Goodput: steps of the job per second over those without faults; in samples: workers' steps. "
+        "Compute is emulated.",
+    )
