@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-from tightwire.bench.goodput import Step, account
+from tightwire.bench.goodput import StepMade, account
 
 
 def test_progress_leaves_out_lost_rounds_and_gaps_follow_faults() -> None:
-    def step(at_s: float, rank: int, number: int, lost: int = 0, members: int = 2) -> Step:
-        return Step(at_s=at_s, rank=rank, step=number, lost=lost, members=members)
+    def step(at_s: float, rank: int, number: int, lost: int = 0, members: int = 2) -> StepMade:
+        return StepMade(at_s=at_s, rank=rank, step=number, lost=lost, members=members)
 
     seen = [
         step(0, 0, 1),

@@ -63,7 +63,7 @@ class GoodputBench:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class StepMade:
     """One worker's step, as it told it.
 
     Attributes:
@@ -122,7 +122,7 @@ def run(bench: GoodputBench) -> GoodputRow:
     Raises:
         LabError: no worker made a step, or one failed by itself.
     """
-    seen: list[Step] = []
+    seen: list[StepMade] = []
     struck: list[tuple[float, str, int]] = []
     ended = threading.Event()
     began = threading.Event()
@@ -130,7 +130,9 @@ def run(bench: GoodputBench) -> GoodputRow:
     def on_line(line: OutputLine) -> None:
         if line.stream == "stdout" and line.text.startswith(MARK):
             step, lost, members = map(int, line.text.removeprefix(MARK).split())
-            seen.append(Step(at_s=time.monotonic(), rank=line.rank, step=step, lost=lost, members=members))
+            seen.append(
+                StepMade(at_s=time.monotonic(), rank=line.rank, step=step, lost=lost, members=members)
+            )
             began.set()
         elif line.stream == "stderr":
             print(f"[{line.rank}] {line.text}", file=sys.stderr)
@@ -151,7 +153,7 @@ def run(bench: GoodputBench) -> GoodputRow:
     return account(bench.plan, seen, struck)
 
 
-def account(plan: str, seen: list[Step], struck: list[tuple[float, str, int]]) -> GoodputRow:
+def account(plan: str, seen: list[StepMade], struck: list[tuple[float, str, int]]) -> GoodputRow:
     """Returns what was achieved.
 
     Args:
@@ -182,7 +184,7 @@ def account(plan: str, seen: list[Step], struck: list[tuple[float, str, int]]) -
     )
 
 
-def _newest(seen: list[Step]) -> Iterator[Step]:
+def _newest(seen: list[StepMade]) -> Iterator[StepMade]:
     """Yields each step of the job when the first worker has made it."""
     furthest = 0
     for step in seen:
@@ -191,7 +193,7 @@ def _newest(seen: list[Step]) -> Iterator[Step]:
             yield step
 
 
-def _lost_at(seen: list[Step]) -> set[int]:
+def _lost_at(seen: list[StepMade]) -> set[int]:
     """Returns the numbers of steps that were made with nothing, for their round was dropped."""
     lost: set[int] = set()
     known: dict[int, int] = {}
@@ -251,7 +253,7 @@ def main() -> None:
     model = torch.nn.Sequential(*[torch.nn.Linear(width, width) for _ in range(layers)])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     x = torch.randn(1, width)
-    clock = Clock()
+    clock = JobClock()
     with tightwire.attach(
         model, optimizer, bench.plan, carry={"clock": clock} if bench.elastic else None
     ) as run:
@@ -265,7 +267,7 @@ def main() -> None:
             print(f"{MARK}{run.step} {run.lost_rounds} {run.transport.size}", flush=True)
 
 
-class Clock:
+class JobClock:
     """Seconds since the job's first step, which a newcomer takes from a member."""
 
     def __init__(self) -> None:
