@@ -137,7 +137,7 @@ class CompressionAnswer(Member):
     Class attributes:
         lossless: whether the mean is exact up to rounding.
         unbiased: whether the mean's expectation is the exact mean, so that leftovers may be dropped.
-        votes: whether what comes out stands for the mean without being one: it is of size 1 whatever the size of
+        votes: whether what comes out stands for the mean without being one: its size is the same whatever the size of
             what came in, nothing is left over, and the law of the mean does not hold.
         keeps_optimizer: whether the user's optimizer may stay as it is: votes and signs need a learning rate of their
             own, and momenta that are sent take the place of the optimizer's.

@@ -8,6 +8,7 @@ from tightwire.answers import Member
 from tightwire.averaging.acpsgd import ACPSGD
 from tightwire.averaging.atomo import Atomo
 from tightwire.averaging.count_sketch import CountSketch
+from tightwire.averaging.dion import Dion
 from tightwire.averaging.double_squeeze import DoubleSqueeze
 from tightwire.averaging.entropy import Entropy
 from tightwire.averaging.gtopk import GTopK
@@ -44,6 +45,7 @@ MEMBERS: tuple[type[Member], ...] = (
     MeanSign,
     Median,
     TrimmedMean,
+    Dion,
 )
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "AveragingMethod",
     "BucketAverager",
     "CountSketch",
+    "Dion",
     "DoubleSqueeze",
     "Entropy",
     "GTopK",

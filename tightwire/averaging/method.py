@@ -33,8 +33,8 @@ class AveragingMethod(Sender, abc.ABC):
         on_host: whether it works in host memory alone: a bucket that is elsewhere is copied there and back.
         lossless: whether the mean is exact up to rounding.
         unbiased: whether the mean's expectation is the exact mean, so that leftovers may be dropped.
-        votes: whether what comes out stands for the mean without being one: it is of size 1 whatever the size of
-            what came in, nothing is left over, and the law of the mean does not hold.
+        votes: whether what comes out stands for the mean without being one: its size is the same whatever the size
+            of what came in, nothing is left over, and the law of the mean does not hold.
         bounded: whether `bytes_sent` is a bound, because sizes depend on content. Its averagers agree on lengths before
             they send, and say by `spared_bytes` how much less than the bound that is.
         wire_version: of its messages and their order; see `Codec`. A codec inside counts for itself.
