@@ -42,7 +42,7 @@ from tightwire.runtime.trace import Tracer
 from tightwire.runtime.tuning import Tuner
 from tightwire.schedule import Auto
 from tightwire.transport import Counting, Single, Transport, current, switch, workers_per_node
-from tightwire.transport.pinned import reaching
+from tightwire.transport.reach import Over, reaching
 
 
 class Scaler(Protocol):
@@ -67,6 +67,7 @@ def attach(
     groups: Groups | None = None,
     keep: str | pathlib.Path | None = None,
     carry: Mapping[str, Stateful] | None = None,
+    over: Over = "auto",
 ) -> Run:
     """Binds a model and its optimizer to their replicas on the other ranks, as `plan` says.
 
@@ -97,6 +98,8 @@ def attach(
             workers, this version and about this wire, its plan is taken at once. Rank 0 reads and writes it.
         carry: after `init(elastic=True)`, what a worker that joins later is given besides the model and the optimizer,
             by any names: its data's place (a `StatefulDataLoader`), a learning-rate scheduler.
+        over: of a model on a GPU, how messages leave it: `nccl`; `pinned`, by host memory and Gloo; `nccl-inside`, NCCL
+            within nodes and pinned memory across; or `auto`: NCCL where every rank has a device of its own.
 
     Contract: every rank, with the same model shapes, plan and options; blocks until all have arrived.
 
@@ -126,6 +129,7 @@ def attach(
         "optimizer": " and ".join(type(member).__name__ for member in optimizers.members),
         "buffers": buffers,
         "seed": seed,
+        "over": over,
         "measured costs of programs": _costs(plan_file),
         **optimizers.hyperparameters(),
         "program that is made for the cluster's links": _made(plan_file, chosen),
@@ -155,7 +159,7 @@ def attach(
         common = {key: fact for key, fact in common.items() if key not in optimizers.hyperparameters()}
     require_attachable(model, optimizers)
     device = require_one_device(dict(model.named_parameters()))
-    transport = reaching(transport, device)
+    transport = reaching(transport, device, next(model.parameters()).device, over)
     if transport.rank == 0 and transport.size > 1:
         _warn_of_sizes(chosen, model)
     counting = Counting(transport)

@@ -59,6 +59,9 @@ class Recording(Device):
     def copy(self, source: Tensor, target: Tensor) -> None:
         target.copy_(source)
 
+    def identity(self, device: torch.device) -> str:
+        return "here"
+
     def memory(self, devices: Iterable[torch.device]) -> DeviceMemory:
         return DeviceMemory(allocated_bytes=0, peak_bytes=0, pinned_bytes=0)
 

@@ -32,11 +32,18 @@ def add_message(message: Tensor, count: int, out: Tensor) -> None:
 def swap_all(transport: Transport, outgoing: Sequence[Tensor], landing: Sequence[Tensor], tag: int) -> None:
     """Sends `outgoing[r]` to every other rank r and receives `landing[r]` from it, one pair of ranks at a time.
 
+    Where order replaces tags, all start together: what starts together must be able to end together.
+
     Contract: every rank; blocks; sends the outgoing bytes, this rank's own place left out.
     """
     rank, size = transport.rank, transport.size
     distances = range(1, size)
     arriving = [transport.irecv(landing[rank - d], (rank - d) % size, tag) for d in distances]
+    if any(outgoing[(rank + d) % size].device.type in transport.ordered for d in distances):
+        arriving += [transport.isend(outgoing[(rank + d) % size], (rank + d) % size, tag) for d in distances]
+        for work in arriving:
+            work.wait()
+        return
     for d, work in zip(distances, arriving, strict=True):
         peer = (rank + d) % size
         leaving = transport.isend(outgoing[peer], peer, tag)

@@ -55,6 +55,10 @@ class Cpu(Device):
         """Copies."""
         target.copy_(source)
 
+    def identity(self, device: torch.device) -> str:
+        """Returns its kind: there is one."""
+        return self.kind
+
     def memory(self, devices: Iterable[torch.device]) -> DeviceMemory:
         """Counts nothing."""
         return DeviceMemory(allocated_bytes=0, peak_bytes=0, pinned_bytes=0)

@@ -84,6 +84,13 @@ class Cuda(Device):
         """Starts an asynchronous copy on the current stream."""
         target.copy_(source, non_blocking=True)
 
+    def identity(self, device: torch.device) -> str:
+        """Returns the device's name and UUID."""
+        import torch
+
+        properties = torch.cuda.get_device_properties(device)
+        return f"{properties.name} {properties.uuid}"
+
     def memory(self, devices: Iterable[torch.device]) -> DeviceMemory:
         """Returns what torch's allocator has handed out to this process, whoever asked."""
         import torch

@@ -76,6 +76,10 @@ class Device(abc.ABC):
         """Starts a copy between device memory and pinned memory, in order with what else this thread asks for."""
 
     @abc.abstractmethod
+    def identity(self, device: torch.device) -> str:
+        """Returns which piece of hardware it is, unlike all others of this host."""
+
+    @abc.abstractmethod
     def memory(self, devices: Iterable[torch.device]) -> DeviceMemory:
         """Returns what it holds; where the memory is the host's, nothing is counted."""
 

@@ -133,6 +133,7 @@ class Exchange:
         """
         self._await(lambda: not any(self._missing))
         self._follow(range(len(self.averagers)))
+        self._require_sound()
         finite = self._agree(all(averager.finite for averager in self.averagers))
         if finite and keep:
             for averager in self.averagers:
@@ -147,6 +148,7 @@ class Exchange:
         """
         self._await(lambda: self._missing[bucket] == 0)
         self._follow(self._pieces_of[bucket])
+        self._require_sound()
         return all(self.averagers[piece].finite for piece in self._pieces_of[bucket])
 
     def keep(self, bucket: int) -> None:
@@ -164,6 +166,10 @@ class Exchange:
         if not any(thread.is_alive() for thread in self._threads):
             for channel in self._channels:
                 channel.close()
+
+    def _require_sound(self) -> None:
+        for channel in self._channels:
+            channel.require_sound()
 
     def _await(self, condition: Callable[[], bool]) -> None:
         with self._changed:

@@ -81,8 +81,8 @@ class Transport(abc.ABC):
         late_s: the longest that a rank may be waited for that is alive; a warning names it after `deadline_s`.
         native_dtypes: torch dtype names, as in "float32", that `all_reduce` can sum.
         moves: types of devices, as in "cpu", whose memory it moves.
-        is_ordered: whether messages are told apart by the order in which both sides ask for them, and not by tags: what
-            is asked for between two waits then starts together, and must be able to end together.
+        ordered: types of devices whose messages have no tags: the order in which both sides ask for them replaces
+            those. What is asked for between two waits then starts together, and must be able to end together.
     """
 
     rank: int
@@ -91,7 +91,7 @@ class Transport(abc.ABC):
     late_s: float
     native_dtypes: frozenset[str]
     moves: frozenset[str] = frozenset({"cpu"})
-    is_ordered: bool = False
+    ordered: frozenset[str] = frozenset()
 
     @abc.abstractmethod
     def isend(self, tensor: Tensor, dst: int, tag: int) -> Work:
@@ -176,6 +176,13 @@ class Transport(abc.ABC):
     def count_sent(self, num_bytes: int) -> None:
         """Notes payload that this rank sent beside the transport, as to a switch, for whoever counts; local."""
         return
+
+    def require_sound(self) -> None:  # noqa: B027
+        """Makes sure that what was moved behind the host's back has arrived, or still can; local.
+
+        Raises:
+            PeerError: what became of it, where a device was left waiting for a rank that did not come.
+        """
 
     @abc.abstractmethod
     def close(self) -> None:

@@ -20,13 +20,6 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 4 * 1024 * 1024
 
 
-def reaching(transport: Transport, device: Device) -> Transport:
-    """Returns a transport that moves the memory of a device: itself, where it does already."""
-    if device.is_host or device.kind in transport.moves:
-        return transport
-    return Pinned(transport)
-
-
 @final
 class Pinned(Wrapper):
     """Moves device memory by way of pinned memory, and host memory as it is.

@@ -40,6 +40,7 @@ class Subset(Transport):
         self._inner, self._ranks = inner, tuple(ranks)
         self.rank, self.size = self._ranks.index(inner.rank), len(self._ranks)
         self.deadline_s, self.late_s = inner.deadline_s, inner.late_s
+        self.moves, self.ordered = inner.moves, inner.ordered
 
     def isend(self, tensor: Tensor, dst: int, tag: int) -> Work:
         """Sends beneath."""

@@ -22,7 +22,7 @@ class Wrapper(Transport):
         self.size = inner.size
         self.deadline_s, self.late_s = inner.deadline_s, inner.late_s
         self.native_dtypes = inner.native_dtypes
-        self.moves, self.is_ordered = inner.moves, inner.is_ordered
+        self.moves, self.ordered = inner.moves, inner.ordered
 
     @abc.abstractmethod
     def wrap(self, child: Transport, ranks: Sequence[int]) -> Transport:
@@ -80,6 +80,10 @@ class Wrapper(Transport):
     def count_sent(self, num_bytes: int) -> None:
         """Forwards."""
         self.inner.count_sent(num_bytes)
+
+    def require_sound(self) -> None:
+        """Forwards."""
+        self.inner.require_sound()
 
     def close(self) -> None:
         """Closes the inner transport."""

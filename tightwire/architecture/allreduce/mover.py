@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tightwire.architecture.allreduce.buffers import Buffers, RunnerJob
-from tightwire.architecture.allreduce.engine import RECEIVES_AHEAD, PartRunner
+from tightwire.architecture.allreduce.engine import part_runner, slots_for
 from tightwire.architecture.allreduce.part import Receive, Send, part_of
 from tightwire.architecture.allreduce.program import Program
 from tightwire.architecture.allreduce.runner import HOST
@@ -73,10 +73,12 @@ class Mover:
             device=device,
         )
         part = part_of(program, transport.rank, pieces, tag)
-        self._buffers = SumBuffers(job, min(RECEIVES_AHEAD, len(part.receives)))
+        self._buffers = SumBuffers(job, slots_for(part, transport, device.type))
         self._of_chunk = pieces.of_chunk
         self._engine = (
-            PartRunner(part, transport, self._buffers, len(pieces.sizes)) if whole and size > 1 else None
+            part_runner(part, transport, self._buffers, len(pieces.sizes), device.type)
+            if whole and size > 1
+            else None
         )
 
     def chunk(self, buffer: Tensor, chunk: int) -> Tensor:

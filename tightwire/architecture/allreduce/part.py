@@ -45,12 +45,21 @@ class Encode:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """A piece that leaves; `encode` is None where its message exists already."""
+    """A piece that leaves; `encode` is None where its message exists already.
+
+    Attributes:
+        dst: where to.
+        tag: of the message.
+        piece: which.
+        encode: how it becomes a message.
+        group: the program's step, and which of the chunk's pieces it is.
+    """
 
     dst: int
     tag: int
     piece: int
     encode: Encode | None
+    group: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +77,7 @@ class Receive:
         completes: the sum is complete then, to be divided by n.
         encode: how the complete value is encoded, where it will be spread.
         then: what may leave once it is in.
+        group: the program's step, and which of the chunk's pieces it is.
     """
 
     src: int
@@ -79,6 +89,7 @@ class Receive:
     completes: bool = False
     encode: Encode | None = None
     then: list[Send] = field(default_factory=list)
+    group: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,19 @@ class Part:
 
     first: tuple[Send, ...]
     receives: tuple[Receive, ...]
+
+    def groups(self) -> list[tuple[list[Send], list[Receive]]]:
+        """Returns what this rank does step by step, and within a step piece by piece: sends, and receives beside them.
+
+        All ranks have these groups in one order, and what one sends in a group another receives in the same: whoever
+        does them one after another, each as a whole, never waits for ever.
+        """
+        found: dict[tuple[int, int], tuple[list[Send], list[Receive]]] = {}
+        for send in (*self.first, *(send for receive in self.receives for send in receive.then)):
+            found.setdefault(send.group, ([], []))[0].append(send)
+        for receive in self.receives:
+            found.setdefault(receive.group, ([], []))[1].append(receive)
+        return [found[group] for group in sorted(found)]
 
 
 @lru_cache(maxsize=64)
@@ -226,7 +250,7 @@ class _Lowering:
                 encode = self._encode(value, t.chunk)
             self.places[t.chunk] = "message"
         for position, (tag, piece) in enumerate(self._tagged(t)):
-            send = Send(t.dst, tag, piece, encode)
+            send = Send(t.dst, tag, piece, encode, (t.step, position))
             self.sends.append((self._turn(i, t.step, position), send, self.latest.get(piece)))
 
     def _receive(self, i: int, t: Transfer) -> None:
@@ -253,7 +277,18 @@ class _Lowering:
         if t.op == "copy" or encode:
             self.places[t.chunk] = "message"
         for position, (tag, piece) in enumerate(self._tagged(t)):
-            receive = Receive(t.src, tag, piece, t.op, place, own_first, self.trace.completes[i], encode)
+            receive = Receive(
+                t.src,
+                tag,
+                piece,
+                t.op,
+                place,
+                own_first,
+                self.trace.completes[i],
+                encode,
+                [],
+                (t.step, position),
+            )
             self.latest[piece] = receive
             self.receives.append((self._turn(i, t.step, position), receive))
 

@@ -13,7 +13,7 @@ from tightwire.architecture.allreduce.buffers import (
     MessageBuffers,
     RunnerJob,
 )
-from tightwire.architecture.allreduce.engine import RECEIVES_AHEAD, PartRunner
+from tightwire.architecture.allreduce.engine import Running, part_runner, slots_for
 from tightwire.architecture.allreduce.part import part_of
 from tightwire.architecture.allreduce.program import Program
 from tightwire.architecture.allreduce.traffic import PIECE_BYTES, pieces_of, predict_bytes
@@ -151,18 +151,18 @@ def _check_fit(program: Program, transport: Transport, codec: Codec) -> None:
         )
 
 
-def _way(job: RunnerJob, transport: Transport, tag: int) -> _Native | PartRunner:
+def _way(job: RunnerJob, transport: Transport, tag: int) -> Running:
     if job.program.native:
         return _Native(job, transport)
     part = part_of(job.program, job.rank, job.pieces, tag)
-    slots = min(RECEIVES_AHEAD, len(part.receives))
+    slots = slots_for(part, transport, job.device.type)
     if job.program.gathers:
         buffers: Buffers = GatherBuffers(job, slots)
     elif job.codec.sums_as == "" and job.codec.lossless:
         buffers = DenseBuffers(job, slots)
     else:
         buffers = MessageBuffers(job, slots)
-    return PartRunner(part, transport, buffers, len(job.pieces.sizes))
+    return part_runner(part, transport, buffers, len(job.pieces.sizes), job.device.type)
 
 
 class _Native:

@@ -119,6 +119,10 @@ class TracedDevice(Device):
         """Queues a copy."""
         target.copy_(source, non_blocking=True)
 
+    def identity(self, device: torch.device) -> str:
+        """Returns its index."""
+        return str(device)
+
     def memory(self, devices: Iterable[torch.device]) -> DeviceMemory:
         """Counts pinned memory alone: blocks of a run are given back together."""
         return DeviceMemory(allocated_bytes=0, peak_bytes=0, pinned_bytes=self._pool.num_bytes)

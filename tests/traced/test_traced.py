@@ -1,0 +1,74 @@
+"""What the traced device itself promises: late work, named races, and that a missing wait is both."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.traced.training import TRACED
+
+DEVICE = torch.device("traced")
+
+
+@pytest.fixture(autouse=True)
+def _restart() -> None:
+    TRACED.restart()
+
+
+def test_a_read_that_waits_sees_the_write() -> None:
+    x = torch.zeros(8, device=DEVICE)
+    mark = TRACED.mark()
+    with TRACED.side(DEVICE):
+        TRACED.follow(mark)
+        x.fill_(3)
+        filled = TRACED.mark()
+    TRACED.follow(filled)
+    assert x.sum().item() == 24
+    assert not TRACED.races
+
+
+def test_a_read_that_does_not_wait_is_a_wrong_number_and_a_named_race() -> None:
+    x = torch.zeros(8, device=DEVICE)
+    mark = TRACED.mark()
+    with TRACED.side(DEVICE):
+        TRACED.follow(mark)
+        x.fill_(3)
+    assert x.sum().item() == 0
+    (race,) = TRACED.races
+    assert "read by stream 0 (default of device 0) (sum" in str(race)
+    assert "does not wait for the write by stream 1" in str(race)
+    assert "32 bytes" in str(race)
+
+
+def test_disjoint_parts_do_not_race() -> None:
+    x = torch.zeros(8, device=DEVICE)
+    mark = TRACED.mark()
+    with TRACED.side(DEVICE):
+        TRACED.follow(mark)
+        x[:4].fill_(3)
+    x[4:].fill_(1)
+    assert not TRACED.races
+
+
+def test_a_copy_to_pinned_memory_is_over_only_when_the_host_waited() -> None:
+    x, room = torch.ones(4, device=DEVICE), TRACED.pinned(16).view(torch.float32)
+    TRACED.copy(x, room)
+    early = room.clone()
+    mark = TRACED.mark()
+    TRACED.wait(mark)
+    assert not early.eq(1).any()
+    assert room.eq(1).all()
+
+
+def test_ordinary_host_memory_is_copied_before_the_call_returns() -> None:
+    host = torch.ones(4)
+    x = host.to(DEVICE)
+    host.zero_()
+    assert x.cpu().eq(1).all()
+
+
+def test_pinned_memory_sent_too_early_is_a_race() -> None:
+    x, room = torch.ones(4, device=DEVICE), TRACED.pinned(16).view(torch.float32)
+    TRACED.copy(x, room)
+    TRACED.host_reads(room)
+    assert "read by host thread" in str(TRACED.races[0])

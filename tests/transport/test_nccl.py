@@ -1,0 +1,296 @@
+"""The NCCL transport over a communicator that tells what NCCL would hang on: order replaces tags, on all ranks."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.transport.fake_nccl import FakeCommunicator, Hub, Hubs, WouldHangError
+from tightwire.architecture import AllReduce, Runner, build
+from tightwire.architecture.allreduce.builders import PROGRAMS
+from tightwire.averaging.build import build_averager
+from tightwire.averaging.method import AveragingMethod
+from tightwire.buckets import plan_layout
+from tightwire.catalogue import catalogue, parse_compression
+from tightwire.devices.cuda import Cuda
+from tightwire.errors import AttachError, PeerError, ProgramError
+from tightwire.transport import Transport, run_threads
+from tightwire.transport.nccl import Nccl, require_devices_apart
+from tightwire.transport.reach import NearAndFar, reaching
+
+# Host memory stands for the device's: everything on these ranks goes in order.
+KIND = "cpu"
+
+
+def over_nccl(size: int, work: Callable[[Transport], Tensor]) -> list[Tensor]:
+    hubs = Hubs()
+    return run_threads(size, lambda t: work(Nccl(t, hubs.connect, kind=KIND)), deadline_s=60)
+
+
+def averaged(program: str, codec: str, size: int, numel: int) -> Callable[[Transport], Tensor]:
+    def work(transport: Transport) -> Tensor:
+        (sender,) = parse_compression(codec)
+        runner = Runner(
+            build(program, size),
+            transport,
+            numel=numel,
+            dtype=torch.float32,
+            codec=sender,
+            piece_bytes=4096,  # type: ignore[arg-type]
+        )
+        drawn = torch.randn(numel, generator=torch.Generator().manual_seed(transport.rank))
+        mean = torch.empty(numel)
+        runner.run(drawn, mean, seed=3)
+        return torch.cat([mean, drawn])
+
+    return work
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 8])
+@pytest.mark.parametrize("program", [name for name in PROGRAMS if name not in ("native", "synthesised")])
+def test_every_program_runs_in_order_and_gives_the_same_bits_as_with_tags(program: str, size: int) -> None:
+    numel = 2500 + size
+    try:
+        gathers = build(program, size).gathers
+    except ProgramError:
+        return
+    for codec in ("topk:0.1",) if gathers else ("none", "int8"):
+        work = averaged(program, codec, size, numel)
+        for found, expected in zip(
+            over_nccl(size, work), run_threads(size, work, deadline_s=60), strict=True
+        ):
+            assert torch.equal(found, expected), (program, codec, size)
+
+
+@pytest.mark.parametrize(
+    "name", [m.example or m.name for m in catalogue("compression").values() if issubclass(m, AveragingMethod)]
+)
+def test_every_averaging_method_runs_in_order(name: str) -> None:
+    sender = parse_compression(name)[0]
+    layout = plan_layout({"w": torch.empty(24, 30), "b": torch.empty(7)}, [[0, 1]])[0]
+
+    def work(transport: Transport) -> Tensor:
+        averager = build_averager(AllReduce(), sender, transport, bucket=layout, number=0)  # type: ignore[arg-type]
+        drawn = torch.randn(layout.numel, generator=torch.Generator().manual_seed(transport.rank))
+        mean = torch.empty(layout.numel)
+        averager.run(drawn, mean, seed=3)
+        return mean
+
+    for size in (3, 4):
+        assert all(map(torch.equal, over_nccl(size, work), run_threads(size, work, deadline_s=60)))
+
+
+def test_native_sums_and_host_memory_goes_by_the_transport_inside() -> None:
+    def work(transport: Transport) -> Tensor:
+        x = torch.full((5,), float(transport.rank))
+        transport.all_reduce(x).wait()
+        return x
+
+    assert all(x.eq(3).all() for x in over_nccl(3, work))
+    hubs = Hubs()
+    found = run_threads(2, lambda t: work(Nccl(t, hubs.connect, kind="cuda")), deadline_s=60)
+    assert all(x.eq(1).all() for x in found)
+    assert not hubs._hubs
+
+
+def test_channels_have_communicators_of_their_own() -> None:
+    hubs = Hubs()
+
+    def work(transport: Transport) -> Tensor:
+        lanes = [Nccl(transport, hubs.connect, kind=KIND).channel() for _ in range(2)]
+        x = torch.ones(3)
+        for lane in lanes if transport.rank else lanes[::-1]:
+            del lane
+        for lane in lanes:
+            lane.all_reduce(x).wait()
+        return x
+
+    run_threads(2, work, deadline_s=60)
+    assert len(hubs._hubs) == 1  # of one name each: the wrapped transports were made apart
+
+
+def swap(transport: Transport, *, first: str) -> Tensor:
+    """Sends and receives one message each, waiting in between: `first` waits for that alone."""
+    peer = 1 - transport.rank
+    x, y = torch.ones(2), torch.zeros(2)
+    steps = [lambda: transport.isend(x, peer, 0), lambda: transport.irecv(y, peer, 0)]
+    for step in steps if first == "send" else steps[::-1]:
+        step().wait()
+    return y
+
+
+@pytest.mark.parametrize(
+    ("what", "work"),
+    [
+        ("the same order on two ranks that needs the opposite", lambda t: swap(t, first="receive")),
+        (
+            "a send without a receive",
+            lambda t: t.isend(torch.ones(2), 1, 0).wait() if t.rank == 0 else leave(t),
+        ),
+        ("an odd participant", lambda t: t.all_reduce(torch.ones(2)).wait() if t.rank else leave(t)),
+        (
+            "another order on two ranks",
+            lambda t: t.all_reduce(torch.ones(2)).wait() if t.rank else t.isend(torch.ones(2), 1, 0).wait(),
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_nccl_would_hang_on_is_told(what: str, work: Callable[[Transport], Tensor]) -> None:
+    with pytest.raises((WouldHangError, PeerError)):
+        over_nccl(2, work)
+
+
+def leave(transport: Transport) -> Tensor:
+    """Makes its communicator, and asks for nothing."""
+    assert isinstance(transport, Nccl)
+    transport._connected().abort()
+    return torch.zeros(1)
+
+
+def test_what_starts_together_ends_together() -> None:
+    def work(transport: Transport) -> Tensor:
+        peer, y = 1 - transport.rank, torch.zeros(2)
+        works = [transport.irecv(y, peer, 0), transport.isend(torch.ones(2), peer, 0)]
+        for under_way in works:
+            under_way.wait()
+        return y
+
+    assert all(y.eq(1).all() for y in over_nccl(2, work))
+
+
+class Stuck:
+    def wait(self) -> None:
+        pass
+
+    def is_completed(self) -> bool:
+        return False
+
+
+def test_a_group_that_no_peer_completes_ends_by_the_deadline_with_a_name() -> None:
+    class Deaf(FakeCommunicator):
+        ended = False
+
+        def together(self, sends: object, receives: object) -> Stuck:  # type: ignore[override]
+            return Stuck()
+
+        def abort(self) -> None:
+            self.ended = True
+
+    def work(transport: Transport) -> str:
+        if transport.rank:
+            transport.close()
+            return ""
+        made: list[Deaf] = []
+
+        def connect(inner: Transport, name: str) -> Deaf:
+            made.append(Deaf(Hub(2), inner.rank))
+            return made[-1]
+
+        nccl = Nccl(transport, connect, kind=KIND)
+        nccl.isend(torch.ones(2), 1, 0).wait()  # the stream waits, and not the host
+        ends_s = time.monotonic() + 10
+        while time.monotonic() < ends_s:
+            try:
+                nccl.require_sound()
+            except PeerError as error:
+                assert made[0].ended
+                with pytest.raises(PeerError):
+                    nccl.isend(torch.ones(2), 1, 0)
+                return str(error)
+            time.sleep(0.01)
+        return "nothing"
+
+    assert "rank 1" in run_threads(2, work, deadline_s=0.5)[0]
+
+
+def test_ranks_on_one_device_are_refused_on_all() -> None:
+    def work(transport: Transport) -> str:
+        with pytest.raises(AttachError) as refused:
+            require_devices_apart(transport, f"host/GPU-{transport.rank // 2}")
+        return str(refused.value)
+
+    assert all("ranks 0 and 1 train on one device" in text for text in run_threads(4, work, deadline_s=60))
+
+
+Step = tuple[int, frozenset[int]]  # which communicator, and who takes part
+
+
+def hangs(asked: list[list[Step]], room: int) -> bool:
+    """Walks every state of ranks that launch kernels of several communicators; `room` may wait on a device at once.
+
+    A rank launches its next kernel whenever there is room; a kernel ends once all who take part have launched theirs.
+    """
+    seen: set[tuple[int, ...]] = set()
+    frontier = [(0,) * len(asked)]
+    while frontier:
+        at = frontier.pop()
+        if at in seen:
+            continue
+        seen.add(at)
+        done = _ended(asked, at)
+        moves = [
+            tuple(n + (r == rank) for r, n in enumerate(at))
+            for rank in range(len(asked))
+            if at[rank] < len(asked[rank]) and at[rank] - done[rank] < room
+        ]
+        if not moves and any(n < len(steps) for n, steps in zip(at, asked, strict=True)):
+            return True
+        if not moves and any(d < len(steps) for d, steps in zip(done, asked, strict=True)):
+            return True
+        frontier += moves
+    return False
+
+
+def _ended(asked: list[list[Step]], at: tuple[int, ...]) -> list[int]:
+    """Returns how many of each rank's launched kernels have ended: the k-th of a communicator meets the k-th."""
+    launched = [steps[:n] for steps, n in zip(asked, at, strict=True)]
+    counts = [{c: sum(step[0] == c for step in steps) for c in {0, 1}} for steps in launched]
+    ended = []
+    for steps in launched:
+        seen = {0: 0, 1: 0}
+        done = 0
+        for communicator, participants in steps:
+            seen[communicator] += 1
+            done += all(counts[r][communicator] >= seen[communicator] for r in participants)
+        ended.append(done)
+    return ended
+
+
+def test_two_communicators_at_once_hang_in_some_order_unless_each_finds_room() -> None:
+    both = frozenset({0, 1})
+    orders = list(itertools.permutations([(0, both), (0, both), (1, both)]))
+    crossed = [[list(a), list(b)] for a, b in itertools.product(orders, orders)]
+    assert any(hangs(asked, room=1) for asked in crossed)
+    lanes = [asked for asked in crossed if not hangs(asked, room=1)]
+    assert all(a == b for a, b in lanes)  # one order on all ranks is what needs no room
+    assert not any(hangs(asked, room=3) for asked in crossed)
+
+
+def test_messages_within_nodes_go_by_nccl_and_others_by_host_memory() -> None:
+    hubs = Hubs()
+
+    def work(transport: Transport) -> Tensor:
+        name = str(transport.rank // 2)
+        both = NearAndFar.of(transport, 2, lambda n: Nccl(n, hubs.connect, kind=KIND, name=name), KIND)
+        return averaged("hierarchical", "none", 4, 3001)(both)
+
+    expected = run_threads(4, averaged("hierarchical", "none", 4, 3001), deadline_s=60)
+    assert all(map(torch.equal, run_threads(4, work, deadline_s=60), expected))
+    assert sorted(hubs._hubs) == ["0", "1"]
+
+
+def test_auto_takes_pinned_memory_for_shared_devices_and_nccl_is_refused_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shared = Cuda()
+    monkeypatch.setattr(Cuda, "identity", lambda self, device: "GPU-0")
+    where = torch.device("cuda", 0)
+    found = run_threads(2, lambda t: type(reaching(t, shared, where, "auto")).__name__, deadline_s=60)
+    assert found == ["Pinned", "Pinned"]
+    with pytest.raises(AttachError, match="torch has none"):
+        run_threads(2, lambda t: reaching(t, shared, where, "nccl"), deadline_s=60)
