@@ -158,8 +158,8 @@ def attach(
         # Newcomers get the options that optimizers have by then.
         common = {key: fact for key, fact in common.items() if key not in optimizers.hyperparameters()}
     require_attachable(model, optimizers)
-    device = require_one_device(dict(model.named_parameters()))
-    transport = reaching(transport, device, next(model.parameters()).device, over)
+    require_one_device(dict(model.named_parameters()))
+    transport = reaching(transport, next(model.parameters()).device, over)
     if transport.rank == 0 and transport.size > 1:
         _warn_of_sizes(chosen, model)
     counting = Counting(transport)
@@ -189,6 +189,7 @@ def attach(
         habits=pilot.habits if pilot is not None else None,
         awaits_means=scaler is not None,
         outer=outer,
+        leaves_by=over,
         workers_per_node=workers_per_node(),
         wiring=_wiring(plan_file, chosen),
         switch=adder,

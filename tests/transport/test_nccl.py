@@ -287,10 +287,9 @@ def test_messages_within_nodes_go_by_nccl_and_others_by_host_memory() -> None:
 def test_auto_takes_pinned_memory_for_shared_devices_and_nccl_is_refused_without(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    shared = Cuda()
     monkeypatch.setattr(Cuda, "identity", lambda self, device: "GPU-0")
     where = torch.device("cuda", 0)
-    found = run_threads(2, lambda t: type(reaching(t, shared, where, "auto")).__name__, deadline_s=60)
+    found = run_threads(2, lambda t: type(reaching(t, where, "auto")).__name__, deadline_s=60)
     assert found == ["Pinned", "Pinned"]
     with pytest.raises(AttachError, match="torch has none"):
-        run_threads(2, lambda t: reaching(t, shared, where, "nccl"), deadline_s=60)
+        run_threads(2, lambda t: reaching(t, where, "nccl"), deadline_s=60)

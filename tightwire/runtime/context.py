@@ -36,6 +36,7 @@ from tightwire.runtime.trace import Tracer, traced
 from tightwire.schedule import BucketFacts, Piece, TensorFacts
 from tightwire.sync.roll import roll_fields
 from tightwire.transport import Counting, Switch, Transport
+from tightwire.transport.reach import Over
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,7 @@ class RunContext:
         wiring: links and routes between the workers, as a plan file tells them; None where nobody told.
         switch: that adds for the workers, as the launcher says; None where it does not.
         costs: measured α in seconds and β in seconds per byte of programs, by name; the same on all ranks.
+        leaves_by: how messages leave a device; see `attach`.
         agree: from whether means are finite on this rank, says whether they are on those too that hold other shards of
             the model; see `Exchange`.
     """
@@ -85,6 +87,7 @@ class RunContext:
     wiring: Wiring | None = None
     switch: Switch | None = None
     costs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    leaves_by: Over = "auto"
     agree: Callable[[bool], bool] = bool
 
     @property

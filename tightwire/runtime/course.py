@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch.nn import Parameter
 
-from tightwire.devices import device_of
 from tightwire.errors import AttachError, PeerError
 from tightwire.plan import Phases, Plan
 from tightwire.runtime.agreement import assign
@@ -35,7 +34,7 @@ from tightwire.runtime.snapshot import Snapshot
 from tightwire.runtime.variance import configure_variance
 from tightwire.transport import Counting, Transport
 from tightwire.transport.door import Door
-from tightwire.transport.pinned import reaching
+from tightwire.transport.reach import reaching
 
 log = logging.getLogger("tightwire")
 
@@ -328,7 +327,8 @@ class Course:
         membership = self.context.membership
         membership.begin_anew(transport.size, furthest.meetings)
         membership.lost_rounds += self._is_lost
-        reached = reaching(transport, device_of(self._parameters()))
+        where = next(iter(self._parameters().values())).device
+        reached = reaching(transport, where, self.context.leaves_by)
         self.context = self.context.over(Counting(reached, tally=self.context.transport.tally))
         self._on_members(self.context)
         takes_all = self._is_new or str(self.plan) != furthest.plan

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, final, get_args
 
-from tightwire.devices import Device
+from tightwire.devices import device_named
 from tightwire.errors import AttachError
 from tightwire.transport.base import Transport, Work
 from tightwire.transport.nccl import Nccl, connect_nccl, require_devices_apart
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Over = Literal["auto", "nccl", "pinned", "nccl-inside"]
 
 
-def reaching(transport: Transport, device: Device, where: torch.device, over: Over) -> Transport:
+def reaching(transport: Transport, where: torch.device, over: Over) -> Transport:
     """Returns a transport that moves the memory of a device: itself, where it does already.
 
     Contract: every rank, with the same `over`; blocks where NCCL may be used.
@@ -31,6 +31,7 @@ def reaching(transport: Transport, device: Device, where: torch.device, over: Ov
     """
     if over not in get_args(Over):
         raise AttachError(f"over={over!r} is no way for messages; write {', '.join(get_args(Over))}.")
+    device = device_named(where)
     if device.is_host or device.kind in transport.moves:
         return transport
     if over == "pinned" or device.kind != "cuda" or transport.size == 1:
