@@ -26,6 +26,9 @@ bench: .venv/ready  ## collectives and kernels against the stock alternative and
 	$(BIN)/tightwire bench collectives
 	$(BIN)/tightwire bench kernels
 
+gpu:  ## everything that a GPU has to show, with the Python that is there: nothing is installed
+	$(PYTHON) -m tightwire bench gpu
+
 clean:
 	rm -rf .venv out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
