@@ -8,6 +8,7 @@
     ├── ProgramError       (ValueError)    a collective program that is wrong, or cannot exist for this N
     ├── AttachError        (RuntimeError)  a model or an optimizer that cannot be attached as asked
     ├── MismatchError      (RuntimeError)  ranks that disagree about what they are about to do
+    ├── DeviceError        (RuntimeError)  a device that cannot do what a round asks of it
     ├── LabError           (RuntimeError)  an emulated cluster that cannot be built
     └── TransportError     (RuntimeError)  bytes that did not move
         └── PeerError                      ... because of certain ranks, which `ranks` names
@@ -50,6 +51,10 @@ class AttachError(TightwireError, RuntimeError):
 
 class MismatchError(TightwireError, RuntimeError):
     """Ranks that disagree; the message names the ranks and the difference, the same on every rank."""
+
+
+class DeviceError(TightwireError, RuntimeError):
+    """A device that cannot do what a round asks of it, as when its memory is full."""
 
 
 class LabError(TightwireError, RuntimeError):

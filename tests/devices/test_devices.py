@@ -16,7 +16,7 @@ from tightwire.buckets import Bucket, plan_layout
 from tightwire.catalogue import parse_compression
 from tightwire.devices import DEVICES, Device, DeviceMemory, Mark, device_of, require_one_device
 from tightwire.devices.pool import PinnedPool
-from tightwire.errors import AttachError
+from tightwire.errors import AttachError, DeviceError
 from tightwire.plan import Plan
 from tightwire.runtime.exchange import Exchange
 from tightwire.runtime.trace import Tracer
@@ -121,3 +121,28 @@ def test_pinned_memory_is_handed_out_again_only_after_the_copy_behind_it() -> No
     assert pool.take(6000).data_ptr() == first.data_ptr()
     assert waited == [mark]
     assert pool.num_bytes == 8192 + 4096
+
+
+def test_a_device_without_memory_is_named_and_nothing_of_the_round_is_kept() -> None:
+    (layout,) = plan_layout({"a": torch.zeros(3)}, [[0]])
+    kept: list[int] = []
+
+    class Full:
+        bucket = Bucket(layout)
+        finite = True
+
+        def run(self, now: Round) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        def keep(self) -> None:
+            kept.append(1)
+
+    exchange = Exchange([Full()], Wfbp().pacer(Agenda(pieces=(Piece(0, 0, 12),))), Tracer())  # type: ignore[list-item]
+    try:
+        exchange.begin(Round(number=1))
+        exchange.end()
+        with pytest.raises(DeviceError, match=r"no memory left while bucket 0 \(12 bytes\)"):
+            exchange.wait()
+    finally:
+        exchange.close()
+    assert not kept

@@ -21,6 +21,7 @@ COMMANDS = {
     "map": "tightwire.cli.map",
     "jobs": "tightwire.cli.jobs",
     "bench": "tightwire.cli.bench",
+    "warm": "tightwire.cli.warm",
     "study": "tightwire.cli.study",
     "validate": "tightwire.cli.validate",
     "methods": "tightwire.cli.methods",

@@ -186,7 +186,7 @@ class RunContext:
     ) -> Averager:
         if not isinstance(sender, Codec):
             return build_averager(architecture, sender, channel, bucket=layout, number=number)
-        compile_kernels(sender, layout.dtype)  # kernels are compiled now, not within the first step
+        compile_kernels(sender, layout.dtype, layout.device)  # now, not within the first step
         codec, setting = traced(sender, self.tracer), self._setting(channel)
         return build_averager(architecture, codec, channel, bucket=layout, number=number, setting=setting)
 

@@ -8,10 +8,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
+import torch
+
 from tightwire.architecture.round import Round
 from tightwire.averaging.bucket import BucketAverager
 from tightwire.buckets import Bucket
 from tightwire.devices import DEVICES, Device, Mark
+from tightwire.errors import DeviceError
 from tightwire.runtime.trace import Tracer
 from tightwire.schedule import Agenda, Scheduler
 from tightwire.transport import Transport
@@ -202,7 +205,7 @@ class Exchange:
                 with self._tracer.span("communication", f"bucket {self._bucket_of[piece]}"):
                     if (filled := self._filled[self._bucket_of[piece]]) is not None:
                         self._device.follow(filled)
-                    self.averagers[piece].run(self._now)
+                    self._average(piece)
                     self._moved[piece] = self._device.mark()
             except BaseException as failure:  # whatever it is, the waiting thread must learn of it
                 self._failure = failure
@@ -211,6 +214,22 @@ class Exchange:
                 self._missing[self._bucket_of[piece]] -= 1
                 self._scheduler.done(piece)
                 self._dispatch()
+
+    def _average(self, piece: int) -> None:
+        """Averages a piece; a device whose memory is full ends the run on all ranks, which are told at once."""
+        try:
+            self.averagers[piece].run(self._now)
+        except torch.OutOfMemoryError as full:
+            layout = self.averagers[piece].bucket.layout
+            what = f"bucket {self._bucket_of[piece]} ({layout.num_bytes:,} bytes)"
+            error = DeviceError(
+                f"{layout.device} had no memory left while {what} was averaged. Nothing of this round was kept, and no "
+                "parameter has changed: take a smaller batch, or a plan that holds less (stages such as +ef keep a "
+                "copy of the gradients), and go on from a checkpoint."
+            )
+            for channel in self._channels:
+                channel.fail(error)
+            raise error from full
 
     def _await_work(self, queue: deque[int]) -> int | None:
         with self._changed:
