@@ -20,7 +20,7 @@ PLANS = (
     "bsp/allreduce:ring/int8+ef",
     "bsp/allreduce/topk:0.1+ef",
     "bsp/allreduce/entropy",
-    "bsp/allreduce/none/bytescheduler:4KiB,8KiB",
+    "bsp/allreduce/none/tictac",
     "local:2",
 )
 

@@ -70,13 +70,17 @@ class DionAverager:
         self._plain = [elements_of(slot) for slot in bucket.slots if not sizes[slot.name]]
         num_plain = sum(s.stop - s.start for s in self._plain)
         factored = [(slot, size) for slot in bucket.slots if (size := sizes[slot.name])]
-        self._first = torch.zeros(num_plain + rank * sum(rows for _, (rows, _) in factored), dtype=dtype)
-        self._second = torch.zeros(rank * sum(columns for _, (_, columns) in factored), dtype=dtype)
+        self._first = torch.zeros(
+            num_plain + rank * sum(rows for _, (rows, _) in factored), dtype=dtype, device=bucket.device
+        )
+        self._second = torch.zeros(
+            rank * sum(columns for _, (_, columns) in factored), dtype=dtype, device=bucket.device
+        )
         self._plain_values = self._first[:num_plain]
         self._matrices: dict[str, _Momentum] = {}
         p_from, r_from = num_plain, 0
         for slot, (rows, columns) in factored:
-            kept = torch.zeros(rows * columns + columns * rank, dtype=dtype)
+            kept = torch.zeros(rows * columns + columns * rank, dtype=dtype, device=bucket.device)
             m = _Momentum(
                 elements=elements_of(slot),
                 size=(rows, columns),
@@ -91,7 +95,7 @@ class DionAverager:
             self._matrices[slot.name] = m
             p_from, r_from = p_from + rows * rank, r_from + columns * rank
         self._runners = [
-            exact_runner(transport, flat.numel(), dtype, tag + i)
+            exact_runner(transport, flat.numel(), dtype, tag + i, bucket.device)
             for i, flat in enumerate((self._first, self._second))
         ]
 

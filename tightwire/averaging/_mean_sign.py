@@ -51,9 +51,15 @@ class MeanSignAverager(StatelessAverager):
         """
         self._transport, self._tag, self._codec, self._bits = transport, tag << TAG_BITS, codec, sum_bits
         self._sizes = list(split(bucket.numel, transport.size, PIECE_MULTIPLE))
-        self._votes = [torch.empty(codec.wire_bytes(size), dtype=torch.uint8) for size in self._sizes]
+        self._votes = [
+            torch.empty(codec.wire_bytes(size), dtype=torch.uint8, device=bucket.device)
+            for size in self._sizes
+        ]
         self._received = [torch.empty_like(self._votes[transport.rank]) for _ in self._sizes]
-        self._sums = [torch.empty(sum_bits * -(-size // 8), dtype=torch.uint8) for size in self._sizes]
+        self._sums = [
+            torch.empty(sum_bits * -(-size // 8), dtype=torch.uint8, device=bucket.device)
+            for size in self._sizes
+        ]
         self.bytes_sent = num_bytes
 
     def run(self, bucket: Tensor, mean: Tensor, *, seed: int) -> None:
@@ -69,7 +75,7 @@ class MeanSignAverager(StatelessAverager):
             codec.encode(part, message, seed=message_seed(seed, rank + 1, r))
         swap_all(transport, self._votes, self._received, self._tag)
         self._received[rank].copy_(self._votes[rank])
-        total = torch.zeros(self._sizes[rank])
+        total = torch.zeros(self._sizes[rank], device=bucket.device)
         for message in self._received:
             codec.decode(message, total, add=True)
         self._sums[rank] = self._written(total)
@@ -83,7 +89,7 @@ class MeanSignAverager(StatelessAverager):
     def _written(self, total: Tensor) -> Tensor:
         """Returns sums as bytes."""
         none = 2 * self._transport.size + 1
-        codes = torch.zeros(-(-total.numel() // 8) * 8, dtype=torch.int32)
+        codes = torch.zeros(-(-total.numel() // 8) * 8, dtype=torch.int32, device=total.device)
         codes[: total.numel()] = torch.where(total.isfinite(), total + self._transport.size, none).int()
         return pack_planes(codes, self._bits)
 

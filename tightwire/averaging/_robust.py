@@ -38,7 +38,9 @@ class RobustAverager(StatelessAverager):
         """
         self._transport, self._tag, self._dropped = transport, tag << TAG_BITS, dropped
         self._sizes = list(split(bucket.numel, transport.size))
-        self._received = torch.empty(transport.size, self._sizes[transport.rank], dtype=bucket.dtype)
+        self._received = torch.empty(
+            transport.size, self._sizes[transport.rank], dtype=bucket.dtype, device=bucket.device
+        )
         self.bytes_sent = num_bytes
 
     def run(self, bucket: Tensor, mean: Tensor, *, seed: int) -> None:

@@ -85,9 +85,12 @@ class THCAverager(StatelessAverager):
         self._tags = tag << TAG_BITS, (tag + 1) << TAG_BITS
         self._numel, self._sizes = bucket.numel, list(sizes)
         self._dtype = torch.promote_types(bucket.dtype, torch.float32)  # in which sums are rotated back
-        self._table, self._top = torch.tensor(coding.table, dtype=torch.int32), coding.table[-1]
+        self._table, self._top = (
+            torch.tensor(coding.table, dtype=torch.int32, device=bucket.device),
+            coding.table[-1],
+        )
         # Of each unit of the table, the code of the last level that is not above it.
-        units = torch.arange(self._top)
+        units = torch.arange(self._top, device=bucket.device)
         self._below = (torch.searchsorted(self._table, units, right=True) - 1).clamp(
             max=len(coding.table) - 2
         )
@@ -153,12 +156,14 @@ class THCAverager(StatelessAverager):
         found = [torch.empty_like(outgoing[rank]) for _ in range(size)]
         swap_all(transport, outgoing, found, self._tags[1])
         found[rank] = outgoing[rank]
-        total = torch.zeros(self._sizes[rank], dtype=torch.int32)
+        total = torch.zeros(self._sizes[rank], dtype=torch.int32, device=codes.device)
         for message in found:
             total += self._table[unpack_planes(message, bits).long()]
         width = self._coding.sum_bits
         mine = pack_planes(total, width)
-        sums = [torch.empty(width * part // 8, dtype=torch.uint8) for part in self._sizes]
+        sums = [
+            torch.empty(width * part // 8, dtype=torch.uint8, device=codes.device) for part in self._sizes
+        ]
         swap_all(transport, [mine] * size, sums, self._tags[1])
         sums[rank] = mine
         return torch.cat([unpack_planes(message, width) for message in sums])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING
 
 from tightwire import kernels
@@ -107,7 +106,7 @@ CENTROIDS: dict[int, tuple[float, ...]] = {
 DISTORTION = {1: 0.3633802, 2: 0.1174818, 3: 0.0345478, 4: 0.009501}
 
 
-@functools.cache
+@kernels.per_thread
 def centroids(bits: int, device: object) -> tuple[Tensor, Tensor]:
     """Returns the centroids of magnitudes and the ends of their cells, float32, ascending."""
     import torch

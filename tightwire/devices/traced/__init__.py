@@ -182,6 +182,10 @@ class _Kernels(SimpleNamespace):
 
         def launch(*args: Any, **kwargs: Any) -> Any:
             tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+            if elsewhere := [str(x.device) for x in tensors if x.device.type != KIND]:
+                raise RuntimeError(
+                    f"the kernel {name} runs on {KIND}, and was given memory on {elsewhere[0]}"
+                )
             lowered = [backend.on_host(x) if isinstance(x, Tensor) else x for x in args]
             named = {k: backend.on_host(x) if isinstance(x, Tensor) else x for k, x in kwargs.items()}
             results: list[Any] = []
