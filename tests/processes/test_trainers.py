@@ -32,6 +32,7 @@ def apart(a, b):
 """
 
 ACCELERATE = """
+import accelerate.state
 from accelerate import Accelerator
 from tightwire.integrations.accelerate import prepare
 
@@ -54,6 +55,12 @@ def parts():
     return model, torch.optim.AdamW(model.parameters(), lr=0.05), loader
 
 found = {}
+half = [Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=2) for _ in range(2)]
+stock = half[0].unwrap_model(train(half[0].prepare(*parts()), range(4), half[0]))
+*prepared, run = prepare(half[1], *parts(), plan="bsp")
+with run:
+    found["bf16"] = [apart(train(prepared, range(4), half[1]), stock), 0.0, 0.0]
+accelerate.state.AcceleratorState._reset_state(True)
 accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
 stock = train(accelerator.prepare(*parts()), range(8), accelerator)
 stock = accelerator.unwrap_model(stock)
@@ -120,6 +127,47 @@ for number, plan in enumerate(("bsp", "bsp/allreduce/topk:0.3+ef", "local:2/allr
     whole, resumed = fit(strategy(), 4), fit(strategy(), 4, checkpoint=path)
     found[plan] = [apart(whole, stock), apart(whole, resumed)]
 assert apart(fit("tightwire", 1), fit("ddp", 1)) < 1e-6
+
+class Pair(pl.LightningModule):
+    # Two optimizers, stepped by hand.
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(12, 3), nn.Linear(12, 3)
+        self.automatic_optimization = False
+
+    def training_step(self, batch, number):
+        x, y = batch
+        for optimizer, part in zip(self.optimizers(), (self.a, self.b)):
+            self.toggle_optimizer(optimizer)
+            optimizer.zero_grad()
+            self.manual_backward((part(x) - y).square().mean())
+            self.clip_gradients(optimizer, gradient_clip_val=0.5, gradient_clip_algorithm="norm")
+            optimizer.step()
+            self.untoggle_optimizer(optimizer)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.a.parameters(), lr=0.1), torch.optim.Adam(self.b.parameters(), lr=0.05)
+
+def averaged():
+    return [pl.callbacks.StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1)]
+
+ways = {
+    "by hand": (Pair, lambda: {"max_steps": 4}),
+    "fp16": (Module, lambda: {"max_steps": 2, "precision": "16-mixed"}),
+    "swa": (Module, lambda: {"max_epochs": 2, "callbacks": averaged(), "limit_val_batches": 1}),
+}
+for way, (make, options) in ways.items():
+    ends = []
+    for strategy in ("ddp_find_unused_parameters_true", TightwireStrategy(plan="bsp")):
+        module, rows = make(), TensorDataset(*data())
+        pl.Trainer(
+            accelerator="cpu", devices=2, strategy=strategy, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, **options(),
+        ).fit(module, DataLoader(rows, batch_size=8, sampler=DistributedSampler(rows, 2, rank, shuffle=False)))
+        ends.append(module)
+    found[way] = [apart(*ends), 0.0]
 answer(found)
 """
 
@@ -189,6 +237,7 @@ def trained(tmp_path: Path, script: str, library: str) -> dict[str, list[float]]
 def test_accelerate(tmp_path: Path) -> None:
     found = trained(tmp_path, ACCELERATE, "accelerate")
     assert found["bsp"][0] < 1e-6
+    assert found["bf16"][0] < 1e-6
     for _, resumed, copied in found.values():
         assert resumed == copied == 0
 
@@ -198,6 +247,7 @@ def test_lightning(tmp_path: Path) -> None:
     found = trained(tmp_path, LIGHTNING, "lightning")
     assert found["bsp"][0] < 1e-6
     assert all(resumed == 0 for _, resumed in found.values())
+    assert all(found[way][0] < 1e-6 for way in ("by hand", "fp16", "swa"))
 
 
 @pytest.mark.timeout(200)

@@ -12,15 +12,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any, final
 
 import torch
-from lightning.pytorch.plugins.environments import TorchElasticEnvironment
-from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
-from lightning.pytorch.trainer.states import TrainerFn
 
 from tightwire._attach import attach
 from tightwire.errors import AttachError
+from tightwire.integrations._extras import needed
 from tightwire.integrations._parts import part_of, take_up
 from tightwire.runtime import Run
 from tightwire.transport import init
+
+with needed("lightning", extra="lightning"):
+    from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+    from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+    from lightning.pytorch.trainer.states import TrainerFn
 
 KEY = "tightwire"
 

@@ -12,12 +12,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from ray import train
 from torch import nn
 from torch.optim import Optimizer
 
+from tightwire.integrations._extras import needed
 from tightwire.integrations._parts import part_of, take_up
 from tightwire.runtime import Run
+
+with needed("ray", extra="ray"):
+    from ray import train
 
 SHARED = "tightwire.pt"
 

@@ -8,12 +8,15 @@ import warnings
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback
 
 from tightwire.errors import AttachError
+from tightwire.integrations._extras import needed
 from tightwire.integrations.ddp import DDPHook, ddp_hook
 from tightwire.plan import Plan
 from tightwire.transport import init
+
+with needed("transformers", extra="transformers"):
+    from transformers import Trainer, TrainerCallback
 
 
 def compress(trainer: Trainer, plan: Plan | str, *, seed: int = 0) -> TightwireCallback:
