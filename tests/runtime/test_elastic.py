@@ -21,6 +21,8 @@ PLANS = [
     "bsp/allreduce:halving-doubling",
     "bsp/allreduce/topk:0.2+ef",
     "bsp/allreduce/powersgd:1+ef",
+    "bsp/allreduce/none/dear",
+    "bsp/allreduce:ring/int8+ef/bytescheduler:64,128",
     "local:3",
     "diloco:3",
     "diloco:4/allreduce/int8+ef",
@@ -162,7 +164,7 @@ def test_a_newcomer_is_given_what_the_user_carries() -> None:
     assert elastic.join() == [2.0**-6] * 3
 
 
-@pytest.mark.parametrize("plan", ["asp/ps", "bsp/gossip:ring", "bsp/allreduce/none/dear"])
+@pytest.mark.parametrize("plan", ["asp/ps", "bsp/gossip:ring", "delayed:1"])
 def test_what_cannot_be_survived_yet_is_refused(plan: str) -> None:
     with pytest.raises(AttachError, match="cannot yet do without"):
         Elastic(trainer(plan), start=2, dies_at=[]).join()

@@ -91,6 +91,7 @@ class Course:
         self._parameters, self._on_members = parameters, on_members
         self._facts, self._carried = dict(facts or {}), carried
         self._is_new = self._trains = True
+        self._world = 0  # in which this worker trained last
         self._has_missed = False  # a meeting that others have had
         self._is_lost = False  # the round that was under way at the last renewal
         self._told: Told | None = None  # at the last meeting
@@ -136,7 +137,9 @@ class Course:
             self.meet(News(why="leave" if leaves else "join" if membership.wants_meeting else "stay"))
         if self.has_left:
             return
-        if self.engine.needs_rebuild():
+        wants: list[bool] = []
+        membership.guard(lambda: wants.append(self.engine.needs_rebuild()))
+        if any(wants):
             self._rebuild(self.meet(News(why="rebuild", measured=self.context.observed.proposal)))
 
     def end_phase(self) -> None:
@@ -292,18 +295,22 @@ class Course:
             card = Card(
                 agreed=position.agreed,
                 begun=position.begun,
+                landed=position.landed,
                 step=self.step,
                 is_new=self._is_new,
+                world=self._world,
                 trains=self._trains,
                 meetings=membership.meetings,
                 plan=str(self.plan),
                 facts=digest_of_facts(self._facts),
             )
             cards = show_cards(transport, card)
+            self._is_new = cards.by_rank[transport.rank].is_new
             self._has_missed |= card.meetings < cards.by_rank[cards.source].meetings
             if refuse_strangers(transport, cards, self._facts):
                 return False
-            self._settle(transport, cards, state)
+            self._settle(transport, cards, position, state)
+            self._world = admission.number
         except PeerError as error:
             log.info("another member was lost: %s", error)
             return False
@@ -318,7 +325,9 @@ class Course:
             )
         return True
 
-    def _settle(self, transport: Transport, cards: Cards, state: Mapping[str, Any]) -> None:
+    def _settle(
+        self, transport: Transport, cards: Cards, position: Position, state: Mapping[str, Any]
+    ) -> None:
         """Gives and takes what members lack, and builds the engine."""
         source, furthest, lacking = cards.source, cards.by_rank[cards.source], cards.lacking()
         luggage = self._luggage(state) if transport.rank == source and lacking else None
@@ -334,6 +343,8 @@ class Course:
         takes_all = self._is_new or str(self.plan) != furthest.plan
         if received is not None:
             self._unpack(received)
+            if self._is_new and position.begun > position.agreed and not position.is_stepped:
+                self.step -= 1  # the user's step of the present pass is still to come
         self.engine = LoneEngine()
         self.engine = engine = self._new_engine(self.plan)
         if received is None:
@@ -407,7 +418,7 @@ class Course:
             engine.close()
             raise AttachError(
                 f"tightwire.init(elastic=True) was asked for, and {plan} cannot yet do without a worker that dies; bsp "
-                "with a schedule that waits for means (wfbp, mgwfbp, p3), and local methods (local:8, diloco:30) can."
+                "over an all-reduce, and local methods (local:8, diloco:30), can."
             )
         return engine
 

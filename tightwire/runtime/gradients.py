@@ -249,6 +249,8 @@ class Gradients:
     def _before_gradient(self, name: str) -> None:
         """Sets an averaged gradient aside before autograd adds to it."""
         self._listener.before_pass()
+        if not self._accumulators:  # members changed, and other hooks see to this pass
+            return
         if self._unkept:
             self.keep()
         parameter = self._parameters[name]

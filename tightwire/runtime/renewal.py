@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -31,8 +31,10 @@ class Card:
     Attributes:
         agreed: rounds of whose outcome it has.
         begun: rounds that it has begun; one more than `agreed` within a round.
+        landed: buckets of the next round whose means it has stepped with.
         step: optimizer steps made.
-        is_new: whether it has trained with nobody yet.
+        is_new: whether it has trained with nobody yet, or others have gone on without it.
+        world: the number of the world in which it trained last.
         trains: whether its data is not over.
         meetings: how often it has met all others.
         plan: in force.
@@ -41,8 +43,10 @@ class Card:
 
     agreed: int = 0
     begun: int = 0
+    landed: int = 0
     step: int = 0
     is_new: bool = True
+    world: int = 0
     trains: bool = True
     meetings: int = 0
     plan: str = ""
@@ -74,7 +78,7 @@ class Cards:
             if rank != self.source
             and (
                 card.is_new
-                or (card.trains and card.agreed < furthest.agreed)
+                or (card.trains and (card.agreed, card.landed) < (furthest.agreed, furthest.landed))
                 or card.meetings < furthest.meetings
                 or card.plan != furthest.plan
             )
@@ -93,14 +97,15 @@ class Cards:
         return [rank for rank, card in enumerate(self.by_rank) if card.facts != facts]
 
     @staticmethod
-    def _distance(card: Card) -> tuple[bool, bool, int, int, int]:
-        return not card.is_new, card.trains, card.agreed, card.meetings, card.step
+    def _distance(card: Card) -> tuple[bool, bool, int, int, int, int]:
+        return not card.is_new, card.trains, card.agreed, card.landed, card.meetings, card.step
 
 
 def show_cards(transport: Transport, card: Card) -> Cards:
     """Tells all members, and returns what all tell. Contract: every member; blocks."""
-    told = transport.exchange(json.dumps(asdict(card)).encode())
-    return Cards(tuple(Card(**json.loads(other)) for other in told))
+    told = [Card(**json.loads(other)) for other in transport.exchange(json.dumps(asdict(card)).encode())]
+    newest = max(other.world for other in told)
+    return Cards(tuple(replace(other, is_new=other.is_new or other.world < newest) for other in told))
 
 
 def digest_of_facts(facts: Mapping[str, object]) -> str:

@@ -146,10 +146,14 @@ class Position:
     Attributes:
         agreed: rounds of whose outcome it has.
         begun: rounds that it has begun; one more than `agreed` within a round that it must not repeat.
+        landed: buckets of the round after `agreed` whose means it has stepped with already.
+        is_stepped: whether the user's step for that round is made, though it changed nothing yet.
     """
 
     agreed: int
     begun: int
+    landed: int = 0
+    is_stepped: bool = False
 
 
 class Surviving(Protocol):

@@ -38,6 +38,7 @@ class GradientEngine(BaseEngine):
     """Every backward pass ends with the mean gradient, or with the means on their way (bsp)."""
 
     keeps_replicas_equal = True
+    survives = True
 
     def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
         self._plan = plan
@@ -55,7 +56,7 @@ class GradientEngine(BaseEngine):
         self.compares_replicas = (
             not overlaps
         )  # else a layer may still wait for its step when others are compared
-        self.survives = not overlaps
+        self._owes_step = False  # the user has made it, and its means are still to come
         self._overlap = self._forward_overlap(str(schedule)) if overlaps else self._no_overlap()
         self.gradients = self._overlap.gradients
         self._watch = (
@@ -153,7 +154,13 @@ class GradientEngine(BaseEngine):
         self._rounds_before = rounds - self.rounds
 
     def position(self) -> Position:  # noqa: D102
-        return Position(self._rounds_before + self._arrived, self._rounds_before + self.rounds)
+        overlap = self._overlap
+        return Position(
+            agreed=self._rounds_before + self._arrived,
+            begun=self._rounds_before + self.rounds,
+            landed=overlap.landed,
+            is_stepped=overlap.is_stepped or self._owes_step,
+        )
 
     def salvage(self) -> dict[str, Any]:
         """Drops the gradients of the step under way, on all ranks alike."""
@@ -177,7 +184,13 @@ class GradientEngine(BaseEngine):
         if is_lost:
             self._rounds_before += 1
         elif position.begun > max(position.agreed, self._rounds_before):
+            self._owes_step = position.is_stepped
             self.gradients.skip()
+            if self._owes_step:
+                self._overlap.deliver()
+                self._context.optimizers.step_silently()
+                self.gradients.forget()
+                self._owes_step = False
 
     def close(self) -> None:  # noqa: D102
         self._overlap.close()
@@ -203,14 +216,19 @@ class GradientEngine(BaseEngine):
             why=schedule,
             awaits_means=context.awaits_means,
             habits=context.habits,
+            guard=context.membership.guard,
+            on_landed=self._note_arrival,
         )
+
+    def _note_arrival(self) -> None:
+        self._arrived += 1
 
     def _collect(self, collect: Callable[[], None]) -> None:
         """Ends a pass, or loses it."""
 
         def act() -> None:
             collect()
-            self._arrived += 1
+            self._note_arrival()
 
         self._context.membership.guard(act)
 

@@ -74,11 +74,21 @@ class NoOverlap:
         if self._habits is not None:
             self._habits.hold(self.gradients.averaged())
 
+    @property
+    def landed(self) -> int:
+        """Buckets of a round under way that were stepped with: none."""
+        return 0
+
+    is_stepped = False
+
     def take_exposed_s(self) -> float:
         """Returns 0: what a pass waits is the pass's to count."""
         return 0.0
 
     def wait(self) -> None:
+        """Returns at once."""
+
+    def deliver(self) -> None:
         """Returns at once."""
 
     def before_step(self) -> bool:
@@ -138,6 +148,8 @@ class ForwardOverlap:
         why: str,
         awaits_means: bool,
         habits: TouchListener | None = None,
+        guard: Callable[[Callable[[], None]], None] = lambda act: act(),
+        on_landed: Callable[[], None] = lambda: None,
     ) -> None:
         """Puts the hooks in.
 
@@ -153,12 +165,15 @@ class ForwardOverlap:
             why: the schedule's name, for errors.
             awaits_means: a scaler looks at gradients before each step, so every pass waits at once.
             habits: where `auto` chose the schedule: a gradient that is touched is waited for, and that is noted.
+            guard: makes waits; where members are elastic, it goes on without the rest of one that lost a member.
+            on_landed: called when all means of a round have arrived and were stepped with, or are the gradients.
 
         Raises:
             AttachError: a model or an optimizer with which this cannot work.
         """
         require_visible(model, why)
         self._exposed_s = 0.0
+        self._guard, self._on_landed = guard, on_landed
         self._awaits_means, self._habits = awaits_means, habits
         self._phase: Literal["landed", "up", "stepped"] = "landed"
         self._parameters, self._exchange, self._begin = parameters, exchange, begin
@@ -180,7 +195,7 @@ class ForwardOverlap:
 
     def before_pass(self) -> None:
         """Lands what is under way before autograd adds to any gradient."""
-        self.land_everything()
+        self._guard(self.land_everything)
 
     def begin(self) -> Round:  # noqa: D102
         return self._begin()
@@ -210,20 +225,35 @@ class ForwardOverlap:
         exposed_s, self._exposed_s = self._exposed_s, 0.0
         return exposed_s
 
+    @property
+    def landed(self) -> int:
+        """Buckets of a round under way that were stepped with."""
+        return len(self._exchange.buckets) - len(self._up) if self._phase == "stepped" else 0
+
+    @property
+    def is_stepped(self) -> bool:
+        """Whether the user's step for the round under way is made."""
+        return self._phase == "stepped"
+
     def wait(self) -> None:
         """Waits for all means after a backward pass; `p.grad` is the mean then."""
+        self._guard(self.deliver)
+
+    def deliver(self) -> None:
+        """Waits for all means after a backward pass, and for nobody who is lost."""
         with self._lock:
             if self._phase != "up":
                 return
-            self._phase = "landed"
             start_s = time.perf_counter()
             dropped = self._release_gradients()
             users = self._users.result()
             buckets = range(len(self._exchange.buckets))
             arrived = [self._exchange.wait_for(bucket) for bucket in buckets]  # all, finite or not
             finite = all(arrived) and users is not None
+            self._phase = "landed"
             self.gradients.deliver(users or [1.0] * len(self._parameters), finite=finite, dropped=dropped)
             self._count_wait(start_s)
+            self._on_landed()
 
     def before_step(self) -> bool:
         """Prepares for a step that changes nothing, to be made later; False: make it now, nothing is up."""
@@ -258,12 +288,15 @@ class ForwardOverlap:
                     hold(parameter, land)
                 else:  # a class of the user's own sees its reads itself
                     odd.add(bucket)
-            self._piecemeal.hold_state(self.land_all)
+            self._piecemeal.hold_state(self.land_for_state)
             for bucket in odd:
-                self.land(bucket)
+                self._land(bucket)
 
     def land(self, bucket: int) -> None:
         """Waits for one bucket's mean, and makes the step for its parameters."""
+        self._guard(lambda: self._land(bucket))
+
+    def _land(self, bucket: int) -> None:
         with self._lock:
             if bucket not in self._up:
                 return
@@ -283,17 +316,22 @@ class ForwardOverlap:
             if not self._up:
                 self._phase = "landed"
                 self._piecemeal.release_state()
+                self._on_landed()
 
     def land_all(self) -> None:
         """Lands what a step left under way."""
         with self._lock:
             for bucket in sorted(self._up):
-                self.land(bucket)
+                self._land(bucket)
+
+    def land_for_state(self) -> None:
+        """Lands what a step left under way, before an optimizer's state is read."""
+        self._guard(self.land_all)
 
     def land_everything(self) -> None:
         """Leaves nothing under way."""
         if self._phase != "landed":
-            self.wait()
+            self.deliver()
             self.land_all()
 
     def close(self) -> None:
@@ -380,7 +418,7 @@ class _LandBefore:
         if torch.compiler.is_compiling():
             refuse_compiled()
         if self._buckets is None:
-            self._overlap.land_all()
+            self._overlap.land_for_state()
         else:
             self._overlap.land_some(self._buckets)
 
