@@ -1,5 +1,6 @@
 """When replicas agree, and on what."""
 
+from tightwire.sync.acco import Acco
 from tightwire.sync.adacomm import AdaComm
 from tightwire.sync.asp import Asp
 from tightwire.sync.backup import Backup
@@ -35,6 +36,7 @@ MEMBERS: tuple[type[Sync], ...] = (
     MuLoCo,
     FedAvg,
     Delayed,
+    Acco,
     Lag,
     Gaia,
     Sparta,
@@ -46,6 +48,7 @@ MEMBERS: tuple[type[Sync], ...] = (
 __all__ = [
     "EASGD",
     "MEMBERS",
+    "Acco",
     "AdaComm",
     "Asp",
     "Backup",

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, get_args
 from tightwire.answers import Answers, Refusal, SyncAnswer, text_with
 
 # What carries a policy out at run time over an all-reduce or behind servers; see `tightwire.runtime.engines`.
-EngineKind = Literal["gradients", "delayed", "lazy", "significance", "shares", "rounds", "server"]
+EngineKind = Literal["gradients", "delayed", "halves", "lazy", "significance", "shares", "rounds", "server"]
 # How a policy's steps are predicted; see `tightwire.simulate`.
 PredictorKind = Literal["bulk", "delayed", "rounds", "server"]
 

@@ -17,6 +17,7 @@ from tightwire.runtime.engines.engine import Counts, Engine, LoneEngine, Steppin
 from tightwire.runtime.engines.gossip import GossipEngine
 from tightwire.runtime.engines.gradients import GradientEngine
 from tightwire.runtime.engines.grouped import GroupedEngine
+from tightwire.runtime.engines.halves import HalfEngine
 from tightwire.runtime.engines.lazy import LazyEngine
 from tightwire.runtime.engines.parameters import ParameterEngine
 from tightwire.runtime.engines.server import ServerEngine
@@ -29,6 +30,7 @@ __all__ = ["Counts", "Engine", "LoneEngine", "Stepping", "build_engine"]
 ENGINES: Mapping[str, Callable[[Mapping[str, Parameter], Plan, RunContext], Engine]] = {
     "gradients": GradientEngine,
     "delayed": DelayedEngine,
+    "halves": HalfEngine,
     "lazy": LazyEngine,
     "significance": SignificanceEngine,
     "shares": ShareEngine,

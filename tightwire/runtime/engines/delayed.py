@@ -23,7 +23,7 @@ from tightwire.runtime.context import RunContext
 from tightwire.runtime.engines.engine import BaseEngine
 from tightwire.runtime.engines.memory import load_memory, memory
 from tightwire.runtime.membership import Called
-from tightwire.sync import Delayed
+from tightwire.sync import Acco, Delayed
 
 
 class Turn:
@@ -129,7 +129,7 @@ class DelayedEngine(BaseEngine):
     keeps_replicas_equal = True
 
     def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
-        assert isinstance(plan.sync, Delayed), plan.sync
+        assert isinstance(plan.sync, Delayed | Acco), plan.sync
         _require_plain(plan, context)
         self._context, self._parameters = context, parameters
         self._thread = Background("tightwire-roll")
@@ -147,7 +147,7 @@ class DelayedEngine(BaseEngine):
     def before_step(self) -> None:  # noqa: D102
         self._steps += 1
         turn = self._oldest
-        means = self._take(turn) if turn.busy else None
+        means = self._arrived(self._take(turn) if turn.busy else None)
         gradients = {name: p.grad for name, p in self._parameters.items()}
         weight = self._context.membership.take_share()
         turn.tell([g is not None for g in gradients.values()], present=True, weight=weight)
@@ -155,6 +155,10 @@ class DelayedEngine(BaseEngine):
         self._start(turn, gradients, weight)
         for name, parameter in self._parameters.items():
             parameter.grad = None if means is None else means[name]
+
+    def _arrived(self, means: Mapping[str, Tensor | None] | None) -> Mapping[str, Tensor | None] | None:
+        """Returns what is stepped with, when these means arrived."""
+        return means
 
     def flush(self) -> None:  # noqa: D102
         trained, unused = self._steps, [False] * len(self._parameters)
