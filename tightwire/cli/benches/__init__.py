@@ -9,8 +9,9 @@ from tightwire.cli.benches.gpu import gpu
 from tightwire.cli.benches.kernels import kernels
 from tightwire.cli.benches.overhead import overhead
 from tightwire.cli.benches.planner import planner
+from tightwire.cli.benches.scripts import scripts
 from tightwire.cli.benches.server import server
 from tightwire.cli.benches.step import step
 from tightwire.cli.benches.sync import sync
 
-BENCHES = (step, collectives, kernels, server, sync, overhead, planner, chaos, goodput, gpu)
+BENCHES = (step, collectives, kernels, server, sync, scripts, overhead, planner, chaos, goodput, gpu)
