@@ -22,8 +22,10 @@ def ema_and_swa(replicas: Replicas) -> tuple[nn.Module, Tensor]:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            ema.update_parameters(model)
+            with replicas.evaluating():  # where replicas differ, averages of them would too
+                ema.update_parameters(model)
+                if step >= 2:
+                    swa.update_parameters(model)
             if step >= 2:
-                swa.update_parameters(model)
                 schedule.step()
     return nn.ModuleList([model, ema.module, swa.module]), loss

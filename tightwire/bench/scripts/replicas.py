@@ -62,6 +62,14 @@ class Replicas:
         """Inside, backward passes stay on this rank: DDP's `no_sync`, Tightwire's `accumulate`."""
         return self._accumulate[-1]()
 
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside, the model is the one that all ranks would evaluate."""
+        with contextlib.ExitStack() as stack:
+            for run in self.runs:
+                stack.enter_context(run.evaluating())
+            yield
+
     def wait(self) -> None:
         """Waits for means, where a schedule lets them come later, so that gradients may be looked at."""
         for run in self.runs:
