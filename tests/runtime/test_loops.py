@@ -556,7 +556,7 @@ def test_one_file_continues_on_as_many_workers(plan: str) -> None:
     assert same(firsts[0][1], on_threads(second)[0])
 
 
-@pytest.mark.parametrize(("n", "m"), [(2, 3), (3, 1), (3, 2)])
+@pytest.mark.parametrize(("n", "m"), [(2, 3), (3, 1), (1, 2)])
 @pytest.mark.parametrize("plan", GATHERED)
 def test_one_file_continues_on_any_number_of_workers(plan: str, n: int, m: int) -> None:
     def first(transport: Transport) -> Any:
@@ -583,7 +583,9 @@ def test_one_file_continues_on_any_number_of_workers(plan: str, n: int, m: int) 
         for number, name in enumerate(dict(Net().named_parameters())):
             if name in parts[0]["model"]:  # replicas differed: all begin from their mean
                 assert_close([begun[number]], [sum(part["model"][name] for part in parts) / n])
-            for kind, kept in remembered.get(name, {}).items() if plan.endswith("+ef") and m > 1 else ():
+            for kind, kept in (
+                remembered.get(name, {}).items() if plan.endswith("+ef") and min(n, m) > 1 else ()
+            ):
                 owed = sum(part["run"]["engine"]["memory"][name][kind] for part in parts) / n
                 assert_close([kept], [owed])
     if plan == "local:4":  # what was done since the last round is not lost

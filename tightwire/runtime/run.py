@@ -418,7 +418,10 @@ class Run:
                 return
             self._course.go_to(parts[0]["run"]["step"])
             copy_from_first(self.transport, self._shared_parameters().values())
-            self._engine.load_merged([part["run"]["engine"] for part in parts])
+            if len(parts) == 1:  # a world of one, where no engine remembered anything
+                self._engine.resume_at(0)
+            else:
+                self._engine.load_merged([part["run"]["engine"] for part in parts])
             return
         self._require_same_sync(state)
         self._course.go_to(state["step"])

@@ -90,9 +90,13 @@ class GradientEngine(BaseEngine):
 
     def before_step(self) -> None:  # noqa: D102
         self.exposed_s = 0.0
-        self.more_gradients()
+        self._take_gradients()
 
     def more_gradients(self) -> None:  # noqa: D102
+        self._is_hinted = True  # a closure that is called several times needs every one of its rounds
+        self._take_gradients()
+
+    def _take_gradients(self) -> None:
         self.exposed_s += self.gradients.take_exposed_s() + self._overlap.take_exposed_s()
         if self._overlap.before_step():
             return
