@@ -58,6 +58,11 @@ GUESSES = {
     "speed Unknown": (gpu(speed="Unknown") * 2, 16 * GEN3, "NCCL's guess"),
     "a speed of tomorrow": (gpu(speed="256.0 GT/s") * 2, 16 * 15.125e9, "taken for 128 GT/s"),
     "an xGMI of tomorrow": (gpu('<xgmi count="2"/>', words='gcn="gfx1300"') * 2, 96e9, "gfx1300"),
+    "no compute capability": (
+        gpu(NVLINK).replace('sm="80"', "") * 2,
+        240e9,
+        "compute capability is not in the file",
+    ),
     "an unknown word": (gpu(NVLINK + "<warp/>") * 2, 240e9, "<warp>"),
 }
 
@@ -86,6 +91,10 @@ def test_network_ports(tmp_path: Path) -> None:
     shared = read(tmp_path, gpu(NVLINK) * 2 + nic("200000", "200000"), nodes=2)
     assert across(shared) == pytest.approx(16 * 1.969e9)
     assert "its lanes carry" in shared.notes[0]
+    for speed in ("0", "-1"):
+        down = read(tmp_path, gpu(NVLINK) * 2 + nic(speed, "100000"), nodes=2)
+        assert across(down) == 12.5e9
+        assert "m0 has no speed" in down.notes[0]
     sockets = read(tmp_path, gpu(NVLINK) * 2 + nic("10000", slot=""), nodes=2)
     assert across(sockets) == 1.25e9
     assert "also writes where it does not know" in sockets.notes[0]

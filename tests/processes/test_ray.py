@@ -98,7 +98,7 @@ print("loss", trainer.fit().metrics["loss"])
 """
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_failed_worker_goes_on_from_rays_checkpoint(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     script = tmp_path / "script.py"

@@ -147,7 +147,12 @@ def _across(reading: _Reading, gpus: int, nodes: int) -> Level:
     nets = [net for net in reading.root.iter("net") if not _is_merged(net, reading.root)]
     slots: dict[Element | None, float] = {}
     for net in nets:
-        speed = reading.number(net, "speed", 0.0)
+        is_down = (net.get("speed") or "").strip() == "-1"  # as Linux says of a port without a link
+        speed = 0.0 if is_down else reading.number(net, "speed", 0.0)
+        if not speed:
+            reading.note(
+                f"{net.get('name') or 'A network'} has no speed in the file, as ports that are down: left out."
+            )
         slot = next((holder for holder in reading.holders(net) if holder.tag == "pci"), None)
         slots[slot] = slots.get(slot, 0.0) + speed * 1e6 / 8
         if slot is None and speed == SOCKET_STAND_IN_MBIT:
@@ -194,6 +199,10 @@ def _rate(reading: _Reading, gpu: Element) -> float:
     """Returns what one GPU has to the others of its node, each way."""
     links = sum(reading.number(link, "count", 1.0) for link in gpu.iter("nvlink"))
     if links:
+        if not gpu.get("sm"):
+            reading.note(
+                "A GPU's compute capability is not in the file: 20 GB/s for each NVLink, as A100's, is a guess."
+            )
         return links * hardware.nvlink(int(reading.number(gpu, "sm", 70.0)))
     if links := sum(reading.number(link, "count", 1.0) for link in gpu.iter("xgmi")):
         kind = gpu.get("gcn") or ""
