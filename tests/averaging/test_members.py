@@ -12,6 +12,7 @@ from tightwire.plan import Plan
     [
         ("powersgd:0", "at least 1"),
         ("powersgd", "rank"),
+        ("powersgd:4,factors=int3", "give full, int8, int4"),
         ("atomo:0", "at least 1"),
         ("gtopk:0", "give one in"),
         ("oktopk:1.5", "give one in"),
@@ -48,6 +49,11 @@ def test_powersgd_sends_what_its_paper_says() -> None:
     method, shape = PowerSGD(4), (8192, 16384)
     ring = 2 * 3 / 4 * 4 * 4 * sum(shape)
     assert method.bytes_sent([shape], 4, 4, 0) == method.bytes_sent([shape], 2, 4, 0) == ring
+
+
+def test_factors_in_four_bits_are_an_eighth() -> None:
+    whole, rounded = (PowerSGD(16, f).bytes_sent([(4096, 4096)], 4, 4, 0) for f in ("full", "int4"))
+    assert whole / rounded == pytest.approx(8, rel=0.04)
 
 
 @pytest.mark.parametrize("n", range(1, 18))

@@ -19,6 +19,7 @@ SETTINGS = (
     "powersgd:1",
     "powersgd:2",
     "powersgd:4",
+    "powersgd:3,factors=int4",
     "acpsgd:1",
     "acpsgd:3",
     "gtopk:0.01",

@@ -50,6 +50,7 @@ LOCAL_SETTINGS = [
     "diloco:3",
     "diloco:2,overlap=2",
     "diloco:2,overlap=2,eager=true",
+    "diloco:2,overlap=2/allreduce/dilocox:1",
     "diloco:4/allreduce/none/streaming:4",
     "diloco:4/allreduce/int8+ef/streaming:2,overlap=0",
     "diloco:3/allreduce/topk:0.3+ef/fusion:64",

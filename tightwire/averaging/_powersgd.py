@@ -17,6 +17,7 @@ from tightwire.architecture.allreduce.exact import exact_runner
 from tightwire.averaging._matrices import elements_of, matrix, memory_shape
 from tightwire.averaging.method import Shape
 from tightwire.buckets import BucketLayout
+from tightwire.compression import Codec
 
 if TYPE_CHECKING:
     from tightwire.transport import Transport
@@ -59,7 +60,9 @@ class PowerSGDAverager:
     error: float | None = None
     spared_bytes = 0
 
-    def __init__(self, transport: Transport, bucket: BucketLayout, *, rank: int, tag: int) -> None:
+    def __init__(
+        self, transport: Transport, bucket: BucketLayout, *, rank: int, tag: int, codec: Codec | None = None
+    ) -> None:
         """Allocates what runs will need.
 
         Args:
@@ -67,7 +70,9 @@ class PowerSGDAverager:
             bucket: of which tensors.
             rank: columns of the factors.
             tag: the first of two.
+            codec: rounds factors; None where they travel whole.
         """
+        self._is_rounded = codec is not None
         self._alone = transport.size == 1
         dtype = torch.promote_types(bucket.dtype, torch.float32)
         slots = sorted(bucket.slots, key=lambda slot: matrix(memory_shape(slot), rank) or (0, 0))
@@ -112,13 +117,17 @@ class PowerSGDAverager:
             bucket.zero_()
             return
         self.project(bucket)
-        self._all_reduces[0].run(self._ps, self._ps)
+        self._average(0, self._ps, seed)
         self.project_back(bucket)
-        self._all_reduces[1].run(self._qs, self._qs)
+        self._average(1, self._qs, seed)
         self._multiply(mean)
         bucket.sub_(mean)
-        for elements in self._plain:
+        for elements in self._plain if not self._is_rounded else ():
             bucket[elements] = 0
+
+    def _average(self, number: int, flat: Tensor, seed: int) -> None:
+        """Averages factors in place; rounded, what they lose is found in what the mean of the bucket lacks."""
+        self._all_reduces[number].run(flat.clone() if self._is_rounded else flat, flat, seed=seed)
 
     def project(self, bucket: Tensor) -> None:
         """P ← M·Q, and what travels as it is beside it."""

@@ -7,15 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
-from tightwire.architecture.allreduce.exact import exact_bytes
+from tightwire.architecture.allreduce.exact import exact_bytes, rounded_bytes
 from tightwire.averaging._matrices import FACTOR_ITEMSIZE, matrix
 from tightwire.averaging.method import AveragingMethod, Shape
+from tightwire.compression import Codec, Int4, Int8
 from tightwire.errors import PlanError
 
 if TYPE_CHECKING:
     from tightwire.averaging.averager import Averager
     from tightwire.buckets import BucketLayout
     from tightwire.transport import Transport
+
+FACTORS: dict[str, Codec | None] = {"full": None, "int8": Int8(), "int4": Int4()}
 
 
 @final
@@ -33,6 +36,8 @@ class PowerSGD(AveragingMethod):
 
     Attributes:
         rank: columns of the factors, at least 1.
+        factors: how they travel: `full`, or rounded to `int8` or `int4` (DiLoCoX, arXiv:2506.21263), and with them what
+            is not factored; what that loses is left over too.
     """
 
     name: ClassVar[str] = "powersgd"
@@ -41,10 +46,21 @@ class PowerSGD(AveragingMethod):
     example: ClassVar[str] = "powersgd:4+ef"
 
     rank: int
+    factors: str = "full"
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise PlanError(f"powersgd cannot have {self.rank} columns: give at least 1, as in powersgd:4.")
+        if self.factors not in FACTORS:
+            raise PlanError(
+                f"powersgd cannot send factors as {self.factors}: give {', '.join(FACTORS)}, as in "
+                "powersgd:16,factors=int4."
+            )
+
+    @property
+    def codec(self) -> Codec | None:
+        """What rounds factors, or None where they travel whole."""
+        return FACTORS[self.factors]
 
     def matrix(self, shape: Shape) -> tuple[int, int] | None:
         """Returns the rows and columns that a tensor is factored as, or None where it travels as it is."""
@@ -57,10 +73,13 @@ class PowerSGD(AveragingMethod):
         first = plain + self.rank * sum(rows for rows, _ in factored)
         second = self.rank * sum(columns for _, columns in factored)
         itemsize = max(itemsize, FACTOR_ITEMSIZE)
-        return sum(exact_bytes(numel, itemsize, workers, rank) for numel in (first, second))
+        codec = self.codec
+        if codec is None:
+            return sum(exact_bytes(numel, itemsize, workers, rank) for numel in (first, second))
+        return sum(rounded_bytes(codec, numel, itemsize, workers, rank) for numel in (first, second))
 
     def build(self, transport: Transport, bucket: BucketLayout, *, tag: int) -> Averager:
         """Builds the averager of one bucket; see `AveragingMethod.build`."""
         from tightwire.averaging._powersgd import PowerSGDAverager
 
-        return PowerSGDAverager(transport, bucket, rank=self.rank, tag=tag)
+        return PowerSGDAverager(transport, bucket, rank=self.rank, codec=self.codec, tag=tag)

@@ -447,6 +447,35 @@ class EF21Muon(Recipe):
         return f"topk:{self.ratio}+ef21+lion:{self.beta},beta2={self.beta}"
 
 
+@final
+@dataclass(frozen=True)
+class DiLoCoX(Recipe):
+    """What DiLoCoX sends of a pseudo-gradient: low-rank factors in four bits, with feedback.
+
+    For DiLoCo whose outer step comes one round late, behind the next round's steps:
+
+        diloco:125,overlap=125/allreduce/dilocox
+
+    The paper also lowers the rank, and lengthens rounds, as the rank of Δ that it measures falls; here both stay. It
+    reports 357 times the throughput of plain all-reduce for a 107 B model over 1 Gb/s, without loss of quality.
+
+    Attributes:
+        rank: columns of the factors.
+        values: `int4`, `int8` or `full`.
+    """
+
+    name: ClassVar[str] = "dilocox"
+    title: ClassVar[str] = "low-rank factors in few bits, with feedback, for late rounds"
+    paper: ClassVar[str] = "Qi et al. 2025, DiLoCoX, arXiv:2506.21263, algorithms 1 and 2"
+
+    rank: int = 16
+    values: str = "int4"
+
+    @property
+    def expression(self) -> str:  # noqa: D102
+        return f"powersgd:{self.rank},factors={self.values}+ef"
+
+
 RECIPES: tuple[type[Recipe], ...] = (
     DGC,
     GradientDropping,
@@ -465,4 +494,5 @@ RECIPES: tuple[type[Recipe], ...] = (
     DistributedLion,
     Cocktail,
     EF21Muon,
+    DiLoCoX,
 )

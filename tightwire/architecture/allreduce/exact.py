@@ -1,11 +1,11 @@
-"""The small exact all-reduces inside reductions: by recursive doubling or ring, as size has it."""
+"""The small all-reduces inside reductions: exact ones by recursive doubling or ring, rounded ones there and back."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from tightwire.architecture import Program, build, predict_bytes
-from tightwire.compression import Identity
+from tightwire.compression import Codec, Identity
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +33,19 @@ def exact_runner(
     return Runner(
         program, transport, numel=numel, dtype=dtype, codec=Identity(), tag=tag, device=device or HOST
     )
+
+
+def rounded_bytes(codec: Codec, numel: int, itemsize: int, workers: int, rank: int) -> int:
+    """Returns the payload bytes that `rank` sends in one all-reduce of a codec's messages."""
+    return predict_bytes(build("direct", workers), codec, numel, itemsize, rank)
+
+
+def rounded_runner(codec: Codec, transport: Transport, numel: int, dtype: torch.dtype, tag: int) -> Runner:
+    """Builds an all-reduce of a codec's messages: to the owners of parts and back; see `Runner`."""
+    from tightwire.architecture import Runner
+
+    program = build("direct", transport.size)
+    return Runner(program, transport, numel=numel, dtype=dtype, codec=codec, tag=tag)
 
 
 def _program(num_bytes: int, workers: int) -> Program:
