@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tightwire.answers import Delivery
-from tightwire.architecture.allreduce.exact import exact_runner
+from tightwire.architecture.allreduce.exact import exact_runner, rounded_runner
 from tightwire.averaging._matrices import elements_of, matrix, memory_shape
 from tightwire.averaging.method import Shape
 from tightwire.buckets import BucketLayout
@@ -102,6 +102,8 @@ class PowerSGDAverager:
         self._p_batches = _batches(self._ps[num_plain:], [m.p for m in self._matrices])
         self._all_reduces = [
             exact_runner(transport, flat.numel(), dtype, tag + i, bucket.device)
+            if codec is None
+            else rounded_runner(codec, transport, flat.numel(), dtype, tag + i, bucket.device)
             for i, flat in enumerate((self._ps, self._qs))
         ]
 

@@ -40,12 +40,20 @@ def rounded_bytes(codec: Codec, numel: int, itemsize: int, workers: int, rank: i
     return predict_bytes(build("direct", workers), codec, numel, itemsize, rank)
 
 
-def rounded_runner(codec: Codec, transport: Transport, numel: int, dtype: torch.dtype, tag: int) -> Runner:
+def rounded_runner(
+    codec: Codec,
+    transport: Transport,
+    numel: int,
+    dtype: torch.dtype,
+    tag: int,
+    device: torch.device | None = None,
+) -> Runner:
     """Builds an all-reduce of a codec's messages: to the owners of parts and back; see `Runner`."""
     from tightwire.architecture import Runner
+    from tightwire.architecture.allreduce.runner import HOST
 
     program = build("direct", transport.size)
-    return Runner(program, transport, numel=numel, dtype=dtype, codec=codec, tag=tag)
+    return Runner(program, transport, numel=numel, dtype=dtype, codec=codec, tag=tag, device=device or HOST)
 
 
 def _program(num_bytes: int, workers: int) -> Program:
