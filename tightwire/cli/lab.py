@@ -14,8 +14,9 @@ from tightwire.cli.app import App
 from tightwire.cli.lab_jobs import lab_jobs
 from tightwire.cli.options import JsonOption
 from tightwire.cluster import Cluster
-from tightwire.errors import LabError
+from tightwire.errors import LabError, UnitError
 from tightwire.lab import AddingSwitch, Lab, Result, Slow, Topology, Traffic, parse_rate
+from tightwire.units import parse_seconds
 
 ABOUT = """Emulate a cluster on this machine: one network namespace per worker, links shaped by the kernel.
 
@@ -91,6 +92,13 @@ def run(
             show_default=False,
         ),
     ] = None,
+    rate_at: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Another rate of all workers' links from a time on: 30s=100mbit. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     switch: Annotated[
         str,
         typer.Option(
@@ -129,6 +137,10 @@ def run(
 
         tightwire lab run --cluster cluster.yaml --scale 0.01 -- python train.py
 
+    A line that slows down on the way, and recovers:
+
+        tightwire lab run --workers 4 --rate-at 60s=100mbit --rate-at 120s=1gbit -- python train.py
+
     A switch that adds up what workers send:
 
         tightwire lab run --workers 4 --switch adds,slots=64,slot=64KiB -- python train.py
@@ -144,6 +156,7 @@ def run(
     try:
         shape = _shape(cluster_file, scale, topology, workers, rate)
         slowed = [Slow.parse(one) for one in slow or ()]
+        changes = [_rate_at(text) for text in rate_at or ()]
         adder = AddingSwitch.parse(switch) if switch else None
         with Lab(
             shape,
@@ -154,7 +167,7 @@ def run(
             switch=adder,
         ) as cluster:
             typer.echo(f"lab: {cluster.describe()}", err=True)
-            result = cluster.run(command, timeout_s=timeout, elastic=elastic)
+            result = cluster.run(command, timeout_s=timeout, elastic=elastic, rates_at=changes)
             summary = _summary(cluster, result, cluster.traffic())
     except KeyboardInterrupt as interrupt:
         typer.echo("lab: interrupted; all workers have ended.", err=True)
@@ -163,6 +176,25 @@ def run(
     if as_json:
         typer.echo(json.dumps(summary))
     raise typer.Exit(result.exit_code)
+
+
+def _rate_at(text: str) -> tuple[float, float]:
+    """Reads a time, and the rate that links have from then on.
+
+    >>> _rate_at("30s=100mbit")
+    (30.0, 12500000.0)
+
+    Raises:
+        LabError: neither.
+    """
+    at, _, rate = text.partition("=")
+    try:
+        at_s, bytes_per_s = parse_seconds(at), parse_rate(rate)
+    except UnitError as error:
+        raise LabError(f"--rate-at {text}: {error}. Write for example 30s=100mbit.") from None
+    if bytes_per_s is None:
+        raise LabError(f"--rate-at {text}: a link that is shaped stays so; write a rate, as in 30s=100mbit.")
+    return at_s, bytes_per_s
 
 
 def _shape(

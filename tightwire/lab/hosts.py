@@ -79,6 +79,10 @@ class Hosts(ABC):
         """Connects or cuts the worker's link."""
 
     @abstractmethod
+    def set_rate(self, rank: int, rate_bytes_per_s: float) -> None:
+        """Gives a worker's link another rate, in both directions; packets in its queues stay."""
+
+    @abstractmethod
     def set_loss(self, rank: int, one_in: int) -> None:
         """Loses one in so many of the packets that come to the worker."""
 
@@ -189,6 +193,12 @@ class Loopback(Hosts):
     def traffic(self) -> tuple[Traffic, ...]:
         """Nothing: the loopback is shared with the whole machine."""
         return ()
+
+    def set_rate(self, rank: int, rate_bytes_per_s: float) -> None:
+        """Refuses: workers were told their rate when they began."""
+        raise LabError(
+            "the rate cannot change in the mode shaped: workers hold it themselves, as they were told."
+        )
 
     def set_loss(self, rank: int, one_in: int) -> None:
         """Loopback loses nothing."""

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Literal, Self, final, get_args
@@ -20,7 +21,7 @@ from tightwire.lab.job import LabJob, OutputLine, Result
 from tightwire.lab.namespaces import Namespaces
 from tightwire.lab.slow import VARIABLE, Brake, Slow
 from tightwire.lab.switch import AddingSwitch, SwitchProcess
-from tightwire.lab.topology import Topology
+from tightwire.lab.topology import Topology, checked_rate
 
 
 def print_line(line: OutputLine) -> None:
@@ -121,6 +122,7 @@ class Lab:
         env: Mapping[str, str] | None = None,
         timeout_s: float | None = None,
         elastic: bool = False,
+        rates_at: Sequence[tuple[float, float]] = (),
     ) -> Result:
         """Runs a command once per worker, with the environment that `torchrun` would give it.
 
@@ -135,6 +137,7 @@ class Lab:
             timeout_s: after this many seconds the workers are stopped; None: never.
             elastic: a worker that is killed is started anew; beside worker 0, on its host, is a lighthouse, by which it
                 comes in among the others (`tightwire.init(elastic=True)`).
+            rates_at: seconds from the start, and the rate in bytes per second that links have from then on.
 
         Returns:
             How the workers ended.
@@ -150,6 +153,7 @@ class Lab:
         meeting = {"MASTER_PORT": str(hosts.master_port()), "TIGHTWIRE_SECRET": secrets.token_hex(16)}
         ranks = range(self.topology.workers)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(self._changing(rates_at))
             if elastic:
                 meeting |= stack.enter_context(self._lighthouse())
             self._job = LabJob(
@@ -165,6 +169,19 @@ class Lab:
             finally:
                 brake.release()
                 self._job = None
+
+    @contextlib.contextmanager
+    def _changing(self, rates_at: Sequence[tuple[float, float]]) -> Iterator[None]:
+        """Changes the rate at the times given, while the block lasts."""
+        changes = [threading.Timer(at_s, self.set_rate, (rate,)) for at_s, rate in rates_at]
+        for change in changes:
+            change.daemon = True
+            change.start()
+        try:
+            yield
+        finally:
+            for change in changes:
+                change.cancel()
 
     @contextlib.contextmanager
     def _lighthouse(self) -> Iterator[dict[str, str]]:
@@ -228,6 +245,16 @@ class Lab:
             LabError: The mode is `shaped`, where a worker has no link.
         """
         self._open.set_link(self._existing(rank), up=False)
+
+    def set_rate(self, rate_bytes_per_s: float) -> None:
+        """Gives every worker's own link another rate from now on, also while a command runs.
+
+        Raises:
+            LabError: a rate that no link has, links without one, or the mode is `shaped`.
+        """
+        checked_rate(rate_bytes_per_s, "the rate")
+        for rank in range(self.topology.workers):
+            self._open.set_rate(rank, rate_bytes_per_s)
 
     def lose(self, rank: int, one_in: int) -> None:
         """Loses one in so many of the packets that come to a worker; a power of two.

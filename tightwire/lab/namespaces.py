@@ -107,6 +107,16 @@ class Namespaces(Hosts):
         """Takes the switch's end of the link up or down."""
         self._batch("ip", self._switch, [f"link set dev {_port(rank)} {'up' if up else 'down'}"])
 
+    def set_rate(self, rank: int, rate_bytes_per_s: float) -> None:
+        """Changes the queues at both ends of the link."""
+        if self._topology.line_bytes_per_s(rank) is None:
+            raise LabError(
+                "links without a rate have no queue whose rate could change; build the lab with one."
+            )
+        for network, device in ((self._switch, _port(rank)), (self._hosts[rank], self.interface)):
+            changed = _queue(device, rate_bytes_per_s).replace("qdisc add", "qdisc change", 1)
+            self._batch("tc", network, [changed])
+
     def set_loss(self, rank: int, one_in: int) -> None:
         """Has the switch's end of the link drop packets whose number says so; there is no netem everywhere."""
         rate = self._topology.line_bytes_per_s(rank)

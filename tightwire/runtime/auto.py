@@ -29,7 +29,8 @@ from tightwire.runtime.race import Contender, Heats, Race, plan_heats
 from tightwire.runtime.racing import Racing
 from tightwire.runtime.step import Optimizers
 from tightwire.runtime.trainee import Trainee
-from tightwire.simulate import Prediction
+from tightwire.runtime.wire import Change, WireWatch
+from tightwire.simulate import Prediction, predict
 
 # Nothing travels during backward under this plan, so compute is seen undisturbed.
 WATCHED = "bsp/allreduce/none/sequential"
@@ -43,6 +44,8 @@ CHEAP_S = 0.05
 MODERATE_S, LONG_S = 0.4, 2.0
 # Where it takes longer than this, plain all-reduce is not measured beside.
 BASELINE_S = 0.3
+# A change of plan that gains less is not worth its meeting.
+WORTH = 0.95
 # Plans that stay on the record.
 MOST_CONSIDERED = 20
 # Codecs that are timed: those of so many of the plans that look best without, on so many elements.
@@ -129,6 +132,9 @@ class Pilot:
         self._heard_any = False
         self._racing: Racing | None = None
         self._lookout: Lookout | None = None
+        self._wire = WireWatch(cluster)
+        self._probed, self._in_the_way = cluster, list[str]()
+        self._told: list[str] = []
 
     @property
     def costs(self) -> dict[str, tuple[float, float]]:
@@ -138,7 +144,7 @@ class Pilot:
     @property
     def remarks(self) -> tuple[str, ...]:
         """What was done since the choice, in sentences."""
-        return tuple(self._lookout.remarks) if self._lookout is not None else ()
+        return (*self._told, *(self._lookout.remarks if self._lookout is not None else ()))
 
     def begin(self) -> None:
         """Starts to watch."""
@@ -164,10 +170,16 @@ class Pilot:
         self._heard = []
         if self._racing is not None:
             self._race(run, self._racing, loss)
-        elif self._lookout is not None:
-            self._lookout.after_step(run, loss)
         elif self.choice is None:
             self._watch(run, exposed_s)
+        else:
+            if self._lookout is not None:
+                self._lookout.after_step(run, loss)
+            if (
+                self._profile is not None
+                and (change := self._wire.after_step(run, self._profile)) is not None
+            ):
+                self._plan_again(run, change)
 
     def _watch(self, run: Trainee, exposed_s: float) -> None:
         self._steps += 1
@@ -207,6 +219,7 @@ class Pilot:
             codecs=measure_codecs(["none", *likely], numel=TIMED_NUMEL),
             pass_s_per_element=measure_pass(numel=TIMED_NUMEL),
         )
+        self._profile = profile
         return recommend(profile, self._cluster, allow=self._search.allow, by=self._search.by)
 
     def _choose(self, run: Trainee) -> None:
@@ -214,6 +227,7 @@ class Pilot:
         mine = obstacles(self._model, self._optimizers, self.habits, run.forwards)
         told = [json.loads(answer) for answer in run.ask(json.dumps(mine)) if answer is not None]
         in_the_way = list(dict.fromkeys(obstacle for of_rank in told for obstacle in of_rank))
+        self._in_the_way = in_the_way
         decision = ""
         if run.transport.rank == 0:
             ranking = self._rank()
@@ -291,6 +305,37 @@ class Pilot:
             run.adopt(Plan.parse(STOCK))
         self._tell(run, self.choice)
         self._look_out(run, None)
+
+    def _plan_again(self, run: Trainee, change: Change) -> None:
+        """Has rank 0 choose anew for a wire that has changed; all go on with that, or as they did."""
+        assert self.choice is not None
+        assert self._profile is not None
+        self._cluster = self._probed.scaled(change.scale)
+        decision = ""
+        if run.transport.rank == 0:
+            ranking = recommend(self._profile, self._cluster, allow=self._search.allow, by=self._search.by)
+            self._plan_file = ranking.plan_file()
+            present = predict(run.plan, ranking.profile, self._cluster).step_s
+            decision = json.dumps([dataclasses.asdict(_choice(ranking, self._in_the_way)), present])
+        if (answer := run.ask(decision)[0]) is None:
+            return
+        facts, present_s = json.loads(answer)
+        considered = tuple((plan, step_s) for plan, step_s in facts["considered"])
+        found = Choice(**facts | {"why": tuple(facts["why"]), "considered": considered, "contenders": ()})
+        at = f"step {run.report().steps}: {change}"
+        if found.plan == str(run.plan) or found.predicted_step_s > WORTH * present_s:
+            self._say(f"{at}. {run.plan} is still the best, or nearly, at {present_s * 1e3:,.1f} ms a step.")
+            return
+        self._say(
+            f"{at}. From {run.plan}, {present_s * 1e3:,.1f} ms a step on this wire, to {found.plan}, "
+            f"{found.predicted_step_s * 1e3:,.1f} ms: {' '.join(found.why)}"
+        )
+        self._lookout = None
+        self._decide(run, dataclasses.replace(found, why=self.choice.why))
+
+    def _say(self, remark: str) -> None:
+        self._told.append(remark)
+        log.info("plan auto: %s", remark)
 
     def _tell(self, run: Trainee, choice: Choice) -> None:
         log.info("plan %s: %s", choice.plan, " ".join(choice.why))

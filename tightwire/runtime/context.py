@@ -31,6 +31,7 @@ from tightwire.runtime.groups import Sharing
 from tightwire.runtime.membership import Membership, Roll
 from tightwire.runtime.observed import Observed
 from tightwire.runtime.overlap.touch import TouchListener
+from tightwire.runtime.spans import RoundTimes
 from tightwire.runtime.step import Optimizers
 from tightwire.runtime.trace import Tracer, traced
 from tightwire.schedule import BucketFacts, Piece, TensorFacts
@@ -62,6 +63,7 @@ class RunContext:
         workers_per_node: consecutive ranks on one host, as the launcher says; 0 where it does not.
         wiring: links and routes between the workers, as a plan file tells them; None where nobody told.
         switch: that adds for the workers, as the launcher says; None where it does not.
+        times: for how long each round of an exchange kept the line.
         costs: measured α in seconds and β in seconds per byte of programs, by name; the same on all ranks.
         leaves_by: how messages leave a device; see `attach`.
         agree: from whether means are finite on this rank, says whether they are on those too that hold other shards of
@@ -86,6 +88,7 @@ class RunContext:
     workers_per_node: int = 0
     wiring: Wiring | None = None
     switch: Switch | None = None
+    times: RoundTimes = field(default_factory=RoundTimes)
     costs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     leaves_by: Over = "auto"
     agree: Callable[[bool], bool] = bool
@@ -168,6 +171,7 @@ class RunContext:
             channels=lanes,
             device=device,
             agree=self.agree,
+            times=self.times,
         )
 
     def _in_backward(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from tightwire.averaging.bucket import BucketAverager
 from tightwire.buckets import Bucket
 from tightwire.devices import DEVICES, Device, Mark
 from tightwire.errors import DeviceError
+from tightwire.runtime.spans import RoundTimes
 from tightwire.runtime.trace import Tracer
 from tightwire.schedule import Agenda, Scheduler
 from tightwire.transport import Transport
@@ -49,6 +50,7 @@ class Exchange:
         channels: Sequence[Transport] = (),
         device: Device = DEVICES["cpu"],
         agree: Callable[[bool], bool] = bool,
+        times: RoundTimes | None = None,
     ) -> None:
         """Starts the threads.
 
@@ -62,8 +64,10 @@ class Exchange:
             device: where the buckets live: lanes follow who filled a bucket, and whoever waits follows the lanes.
             agree: from whether all means of a round are finite here, says whether they are finite everywhere; called
                 in `wait`.
+            times: is told, after each round, when its pieces were under way.
         """
         self._device, self._agree = device, agree
+        self._times = times or RoundTimes()
         self.averagers = tuple(averagers)
         self.buckets = tuple(buckets) if buckets is not None else tuple(a.bucket for a in averagers)
         self.spans_s = [(0.0, 0.0)] * len(self.averagers)
@@ -212,6 +216,8 @@ class Exchange:
             self.spans_s[piece] = start_s, time.perf_counter()
             with self._changed:
                 self._missing[self._bucket_of[piece]] -= 1
+                if not any(self._missing):
+                    self._times.note(self.spans_s)
                 self._scheduler.done(piece)
                 self._dispatch()
 

@@ -37,6 +37,7 @@ from tightwire.runtime.record import Writer
 from tightwire.runtime.replicas import ReplicaDigest, digests_by_name
 from tightwire.runtime.report import Report, typical_step_s
 from tightwire.runtime.snapshot import Snapshot
+from tightwire.runtime.spans import RoundTimes
 from tightwire.runtime.tuning import Tuner
 from tightwire.sync import Sync
 from tightwire.transport import Counting, Transport, shutdown
@@ -196,6 +197,11 @@ class Run:
         """
         self._require_open()
         self._course.go_back(snapshot, plan, remembering=remembering)
+
+    @property
+    def times(self) -> RoundTimes:
+        """For how long rounds kept the line, where buckets are averaged, on this rank."""
+        return self._context.times
 
     @property
     def forwards(self) -> int:

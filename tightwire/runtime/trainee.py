@@ -8,6 +8,7 @@ from typing import Protocol
 from tightwire.plan import Plan
 from tightwire.runtime.report import Report
 from tightwire.runtime.snapshot import Snapshot
+from tightwire.runtime.spans import RoundTimes
 from tightwire.transport import Transport
 
 
@@ -46,6 +47,10 @@ class Trainee(Protocol):
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Lends the model that all ranks would evaluate. Every rank that trains."""
+
+    @property
+    def times(self) -> RoundTimes:
+        """For how long rounds kept the line, where buckets are averaged, on this rank."""
 
     @property
     def forwards(self) -> int:

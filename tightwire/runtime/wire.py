@@ -1,0 +1,167 @@
+"""A watch over the wire: from the run's own exchanges, whether it carries more or less than it did, and for good."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from tightwire.cluster import Cluster
+from tightwire.plan import Plan
+from tightwire.profile import Profile
+from tightwire.runtime.trainee import Trainee
+from tightwire.simulate.exchange import SimulatedExchange
+
+# Steps between looks, each of which is a meeting; and from the first sign of a change to the look that believes it.
+LOOK_STEPS, AGAIN_STEPS = 8, 3
+# A look is at the fastest of so many rounds, for waiting and other work only add; the first under a plan connects.
+ROUNDS = 3
+# The line is faster where a round is so many times as fast as its bytes would allow at the bandwidth that is believed;
+# that needs no guess of what else a round holds.
+BEYOND = 1.25
+# It is slower where rounds take so many times as long, and more of it than so many times the bytes' own time; provided
+# that the bytes have this share of a round, or that it takes very much longer: else there is no telling.
+GROWN, BAND, SHARE, MUCH = 1.3, 1.4, 0.1, 3.0
+# One look does not say more than that.
+MOST = 20.0
+# How far a prediction may be off, before the bandwidth that the last change told is doubted.
+DOUBT = 2.0
+# No further from what was probed than this, whatever rounds tell.
+FURTHEST = 100.0
+NEVER = 1 << 60
+
+
+@dataclass(frozen=True)
+class Change:
+    """The wire carries something else than before.
+
+    Attributes:
+        scale: bandwidth, as a multiple of what was probed at the start.
+        before: the same, as it was believed.
+        round_s: how long a round keeps the line now.
+        usual_s: how long it did.
+    """
+
+    scale: float
+    before: float
+    round_s: float
+    usual_s: float
+
+    def __str__(self) -> str:
+        return (
+            f"rounds of this run keep the wire for {self.round_s * 1e3:,.1f} ms, and {self.usual_s * 1e3:,.1f} ms were "
+            f"usual: it carries about {self.scale / self.before:.2g} × what it did"
+        )
+
+
+class WireWatch:
+    """Compares rounds with what they usually take, the same on every rank.
+
+    A round keeps the line for its bytes over the bandwidth, and for codecs and latencies besides. The bytes' part at
+    the probed bandwidth is predicted; the rest is what the first rounds under a plan take beyond it. A later round then
+    says what the bandwidth is: of the ranks' times the least, for the others include waiting. A change is believed when
+    two looks in a row say the same, so that a burst of someone else's traffic changes nothing.
+
+    Contract: every rank that trains makes one at the same step, and tells it of every step; a step with a look blocks.
+
+    Attributes:
+        scale: bandwidth at present, as a multiple of what was probed.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        """Takes the cluster as it was probed."""
+        self.scale = 1.0
+        self._cluster, self._is_sure = cluster, True
+        self._predicted: tuple[float, float] = (0.0, 0.0)
+        self._predicted_plan: Plan | None = None
+        self._begin(None)
+
+    def after_step(self, run: Trainee, profile: Profile) -> Change | None:
+        """Counts a step, looks where it is time to, and returns a change that is there for good. Every rank.
+
+        Args:
+            run: that is watched.
+            profile: of the model; rank 0's counts.
+        """
+        if run.plan != self._plan:
+            self._begin(run.plan)
+            self._first = run.times.count
+        self._steps += 1
+        # By steps alone, which all ranks have made: rounds may still be under way here and not there.
+        rounds = self._steps // run.plan.sync.steps_per_round
+        if self._steps < self._next_look or not run.plan.sync.is_bulk or rounds <= ROUNDS:
+            return None
+        seen = run.times.since(self._first + 1)[-ROUNDS:]
+        return self._look(run, profile, min(seen, default=None))
+
+    def _begin(self, plan: Plan | None) -> None:
+        self._plan, self._steps, self._next_look = plan, 0, ROUNDS + 1
+        self._first, self._sign = 0, 0
+        self._usual_s: float | None = None
+        self._rest_s = self._moved_s = 0.0
+
+    def _look(self, run: Trainee, profile: Profile, round_s: float | None) -> Change | None:
+        told = run.ask(json.dumps([round_s, *self._expected(run, profile)]))
+        if told[0] is None:  # rank 0, which decides, has finished
+            self._next_look = NEVER
+            return None
+        answers = [json.loads(text) for text in told if text is not None]
+        now_s = min((answer[0] for answer in answers if answer[0] is not None), default=None)
+        if now_s is None:
+            self._next_look = self._steps + LOOK_STEPS
+            return None
+        _, wire_s, other_s = answers[0]
+        if self._usual_s is None:
+            sign = self._calibrate(now_s, wire_s / self.scale, other_s)
+        else:
+            sign = self._compare(now_s)
+        if sign == 0 or self._sign != sign:
+            self._sign = sign
+            self._next_look = self._steps + (AGAIN_STEPS if sign else LOOK_STEPS)
+            return None
+        change = Change(
+            self._scale_at(now_s), self.scale, now_s, self._usual_s or self._moved_s + self._rest_s
+        )
+        if 1 / BAND < change.scale / self.scale < BAND:  # as far as may be believed already
+            self._is_sure, self._usual_s, self._sign = True, None, 0
+            self._next_look = self._steps + LOOK_STEPS
+            return None
+        self.scale = change.scale
+        self._is_sure = False
+        self._begin(None)
+        return change
+
+    def _calibrate(self, now_s: float, wire_s: float, other_s: float) -> int:
+        """Takes what is usual under this plan; after a change, only what agrees with the bandwidth that it told."""
+        self._moved_s, self._rest_s = wire_s, other_s
+        if not self._is_sure and now_s < wire_s / BEYOND:
+            return 1
+        if not self._is_sure and now_s > DOUBT * (wire_s + other_s):
+            return -1
+        self._usual_s, self._is_sure = now_s, True
+        self._moved_s = min(now_s, wire_s)
+        self._rest_s = now_s - self._moved_s
+        return 0
+
+    def _compare(self, now_s: float) -> int:
+        """Returns 1 where a round was faster than the bandwidth allows, -1 where all are slower than that explains."""
+        assert self._usual_s is not None
+        if now_s < self._moved_s / BEYOND:
+            return 1
+        if now_s < self._usual_s:  # what is beside the wire takes less
+            self._rest_s, self._usual_s = max(0.0, now_s - self._moved_s), now_s
+        counts = self._moved_s > SHARE * self._usual_s or now_s > MUCH * self._usual_s
+        slower = now_s > GROWN * self._usual_s and now_s - self._rest_s > BAND * self._moved_s
+        return -int(counts and slower)
+
+    def _scale_at(self, now_s: float) -> float:
+        """Returns the bandwidth that a round tells, as a multiple of the probed one."""
+        least_s = max(self._moved_s / MOST, 1e-9)
+        found = self.scale * max(self._moved_s / max(now_s - self._rest_s, least_s), 1 / MOST)
+        return min(max(found, 1 / FURTHEST), FURTHEST)
+
+    def _expected(self, run: Trainee, profile: Profile) -> tuple[float, float]:
+        """Returns a round's time on the wire as it was probed, and its other time, as predicted; rank 0's count."""
+        if run.transport.rank == 0 and run.plan != self._predicted_plan:
+            whole = SimulatedExchange(plan=run.plan, profile=profile, cluster=self._cluster, quick=True).whole
+            self._predicted, self._predicted_plan = (whole.wire_s, whole.codec_s + whole.latency_s), run.plan
+        return self._predicted
