@@ -13,6 +13,7 @@ from tightwire.cluster import Cluster, Level
 from tightwire.errors import FileError, PlanError
 from tightwire.jobs import POLICIES, Job, policy, predict_jobs, read_jobs
 from tightwire.jobs.interleave import Circles, affinity_parts, interleave
+from tightwire.lab.sharing import as_the_lab_runs
 
 
 def job(name: str, compute_s: float, wire_s: float, links: tuple[int, ...] = (0,), **more: float) -> Job:
@@ -44,6 +45,18 @@ def test_equal_jobs_that_begin_together() -> None:
     for name in ("first-come", "intensity", "shortest", "coflow", "echelon", "interleaved"):
         found = predict_jobs(HALVES, policy(name))
         assert found.worst_slowdown == pytest.approx(1.0, abs=0.01), name
+
+
+def test_tcp_lets_equal_jobs_drift_apart() -> None:
+    """Who begins first keeps more of the line and ends earlier: with share s, δ' = w(2 − 1/s) + δ(1/s − 1), up to w."""
+    found = predict_jobs(HALVES, policy("tcp"), steps=8)
+    share = policy("tcp").first_share
+    offset_s = 0.0
+    for a, b in itertools.islice(zip(found.jobs[0].steps, found.jobs[1].steps, strict=False), 4):
+        assert b[0] - a[0] == pytest.approx(offset_s)
+        offset_s = 0.45 * (2 - 1 / share) + offset_s * (1 / share - 1)
+    assert predict_jobs(HALVES, policy("tcp")).worst_slowdown == pytest.approx(1.0, abs=0.01)
+    assert as_the_lab_runs(HALVES, "fair", 12).worst_slowdown == pytest.approx(1.04, abs=0.04)
 
 
 def test_a_link_cannot_carry_more_than_its_rate() -> None:

@@ -124,6 +124,6 @@ def test_auto_plans_again_alike_on_all_ranks_and_says_why(monkeypatch: pytest.Mo
                 optimizer.step()
             return str(run.plan), run.report().why
 
-    found = run_threads(2, train, deadline_s=30)
+    found = run_threads(2, train, deadline_s=120)
     assert found[0] == found[1]
     assert any("rounds of this run keep the wire" in why for why in found[0][1]), found[0][1]

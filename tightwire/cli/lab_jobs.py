@@ -11,9 +11,9 @@ import typer
 from tightwire.cli.options import JsonOption
 from tightwire.cli.table import print_rows
 from tightwire.errors import LabError
-from tightwire.jobs import Job, policy, predict_jobs, read_jobs
+from tightwire.jobs import read_jobs
 from tightwire.lab import Topology
-from tightwire.lab.sharing import SLACK, SharedJob, run_jobs
+from tightwire.lab.sharing import as_the_lab_runs, run_jobs, shared
 
 MEASURED = ("fair", "intensity", "interleaved")
 
@@ -41,11 +41,11 @@ def lab_jobs(
     topology = Topology.of_cluster(cluster)
     told: list[dict[str, Any]] = []
     for name in only or MEASURED:
-        predicted = predict_jobs(jobs, policy(name))
+        predicted = as_the_lab_runs(jobs, name, steps)
         typer.echo(f"{name} …", err=True)
         outcomes = {outcome.name: outcome for outcome in predicted.jobs}
-        shared = [_shared(job, outcomes[job.name].shift_s, outcomes[job.name].priority, jobs) for job in jobs]
-        steps_s = run_jobs(topology, shared, steps)
+        asked = [shared(job, outcomes[job.name].shift_s, outcomes[job.name].priority, jobs) for job in jobs]
+        steps_s = run_jobs(topology, asked, steps)
         rows = [
             {
                 "name": job.name,
@@ -67,17 +67,3 @@ def lab_jobs(
         for row in entry["jobs"]
     ]
     print_rows(("policy", "job", "alone s", "step s", "slowdown", "predicted s"), cells, texts=2)
-
-
-def _shared(job: Job, shift_s: float | None, priority: int | None, jobs: list[Job]) -> SharedJob:
-    if job.ready_s < job.compute_s:
-        raise LabError(f"job {job.name}: the lab exchanges after compute; leave ready_s out.")
-    return SharedJob(
-        name=job.name,
-        workers=job.workers,
-        compute_s=job.compute_s,
-        exchange_bytes=job.exchange_bytes,
-        shift_s=shift_s,
-        period_s=SLACK * max(job.alone_s for job in jobs),
-        priority=priority,
-    )

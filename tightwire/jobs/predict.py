@@ -88,13 +88,16 @@ class PolicyOutcome:
         }
 
 
-def predict_jobs(jobs: Sequence[Job], policy: Policy, steps: int = STEPS) -> PolicyOutcome:
+def predict_jobs(
+    jobs: Sequence[Job], policy: Policy, steps: int = STEPS, settled: int | None = None
+) -> PolicyOutcome:
     """Predicts jobs together under a policy.
 
     Args:
         jobs: on one cluster.
         policy: how links are shared.
-        steps: of the slowest job; the first third is left out of the means.
+        steps: of the slowest job.
+        settled: steps that are left out of the means; by default the first third, 20 at most.
     """
     shifts = interleave(jobs) if policy.interleaves else None
     records = run(jobs, policy, shifts, steps)
@@ -102,8 +105,9 @@ def predict_jobs(jobs: Sequence[Job], policy: Policy, steps: int = STEPS) -> Pol
     outcomes = []
     for job in jobs:
         own = records[job.name]
-        settled = own[min(SETTLED, len(own) // 3) :]
-        times = [after[0] - before[0] for before, after in itertools.pairwise(settled)] or [job.alone_s]
+        first = min(SETTLED, len(own) // 3) if settled is None else settled
+        begins_s = [record[0] for record in own[first:]]
+        times = [after - before for before, after in itertools.pairwise(begins_s)] or [job.alone_s]
         outcomes.append(
             JobOutcome(
                 name=job.name,

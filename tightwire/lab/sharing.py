@@ -7,6 +7,7 @@ Priorities among jobs are classes of the kernel's queues at the nodes' uplinks.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import statistics
@@ -17,6 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tightwire.errors import LabError
+from tightwire.jobs import Job, PolicyOutcome, policy, predict_jobs
+from tightwire.jobs.policies import TCP_FIRST_SHARE
 from tightwire.lab.lab import Lab
 from tightwire.lab.topology import Topology
 
@@ -75,6 +78,32 @@ def run_jobs(topology: Topology, jobs: Sequence[SharedJob], steps: int = 12) -> 
     if not result.ok or len(found) < len(jobs):
         raise LabError(f"jobs on one network: {result.describe()}")
     return found
+
+
+def as_the_lab_runs(jobs: Sequence[Job], name: str, steps: int) -> PolicyOutcome:
+    """Predicts a policy over as many steps as the lab runs, links being shared by TCP where no class comes first."""
+    asked = policy(name)
+    sharing = dataclasses.replace(asked, first_share=TCP_FIRST_SHARE) if asked.key is None else asked
+    return predict_jobs(jobs, sharing, steps=steps + 1, settled=SETTLED)
+
+
+def shared(job: Job, shift_s: float | None, priority: int | None, jobs: Sequence[Job]) -> SharedJob:
+    """Returns a job as the lab runs it.
+
+    Raises:
+        LabError: one that exchanges while it computes.
+    """
+    if job.ready_s < job.compute_s:
+        raise LabError(f"job {job.name}: the lab exchanges after compute; leave ready_s out.")
+    return SharedJob(
+        name=job.name,
+        workers=job.workers,
+        compute_s=job.compute_s,
+        exchange_bytes=job.exchange_bytes,
+        shift_s=shift_s,
+        period_s=SLACK * max(job.alone_s for job in jobs),
+        priority=priority,
+    )
 
 
 def phase_wait_s(now_s: float, shift_s: float, period_s: float) -> float:

@@ -9,10 +9,11 @@ from typing import Any
 
 from tightwire.architecture import PROGRAMS, synthesise
 from tightwire.bench.collectives import CollectiveRow, CollectivesBench, measure
-from tightwire.cluster import Cluster, Level
+from tightwire.cluster import PAYLOAD_SHARE, Cluster, Level
 from tightwire.cluster.wiring import wiring_of
-from tightwire.jobs import Job, policy, predict_jobs
+from tightwire.jobs import Job
 from tightwire.lab import Topology
+from tightwire.lab.sharing import as_the_lab_runs, run_jobs, shared
 from tightwire.validate import megatron, transformers
 
 NUM_BYTES = 16_000_000
@@ -20,6 +21,8 @@ LARGE_BYTES = 64_000_000
 # One link at a quarter of the others' rate; two nodes joined by two lines, one at a quarter of the other.
 UNEVEN = ("lines=1gbit+250mbit+1gbit+1gbit", "nodes=2x3,inside=1gbit,across=200mbit+50mbit")
 RAILS = "rails=2x2,inside=1gbit,across=1gbit"
+SHARED_LINK = "nodes=2x2,inside=1gbit,across=100mbit"
+JOB_STEPS = 20
 TWO_LEVELS = "nodes=2x2,inside=2gbit,across=100mbit"
 
 
@@ -112,31 +115,49 @@ def collectives() -> Iterator[LayerRow]:
 
 
 def jobs() -> Iterator[LayerRow]:
-    """Two equal jobs whose exchange is 0.45 of a step on one link, and an urgent one beside a large one: predicted."""
-    part = "jobs"
-    equal = [_job(name, 0.55, 0.45) for name in ("a", "b")]
-    for name, limit in (("fair", 2.0), ("interleaved", 1.08)):
-        found = predict_jobs(equal, policy(name))
+    """Two equal jobs whose exchange is 0.45 of a step on one link, and an urgent one beside a large one, in the lab."""
+    lab = Topology.parse(SHARED_LINK)
+    rate = PAYLOAD_SHARE * (lab.across_bytes_per_s or 0.0)
+    equal = [_job(name, 0.55, 0.45, rate, place) for place, name in enumerate("ab")]
+    for name, asked in (("fair", 2.0), ("interleaved", 1.08)):
+        yield from _beside(lab, equal, name, asked)
+    pair = [_job("large", 0.2, 0.8, rate, 0), _job("urgent", 0.4, 0.1, rate, 1)]
+    fair = next(row for row in _beside(lab, pair, "fair", 3.0) if "urgent" in row.name)
+    yield fair
+    assert fair.measured is not None
+    yield from (row for row in _beside(lab, pair, "intensity", fair.measured) if "urgent" in row.name)
+
+
+def _beside(lab: Topology, jobs: list[Job], name: str, asked: float) -> Iterator[LayerRow]:
+    """Runs jobs at once under a policy: each one's slowdown, beside its prediction."""
+    predicted = {outcome.name: outcome for outcome in as_the_lab_runs(jobs, name, JOB_STEPS).jobs}
+    steps_s = run_jobs(
+        lab,
+        [shared(job, predicted[job.name].shift_s, predicted[job.name].priority, jobs) for job in jobs],
+        JOB_STEPS,
+    )
+    for job in jobs:
         yield LayerRow(
-            part=part,
-            name=f"equal jobs, {name}: slowdown",
-            predicted=found.worst_slowdown,
-            asked=limit,
+            part="jobs",
+            name=f"job {job.name}, {name}: slowdown",
+            measured=steps_s[job.name] / job.alone_s,
+            predicted=predicted[job.name].slowdown,
+            asked=asked,
             unit="×",
         )
-    pair = [_job("large", 0.2, 0.8), _job("urgent", 0.4, 0.1)]
-    fair, crux = (predict_jobs(pair, policy(name)).jobs[1].slowdown for name in ("fair", "intensity"))
-    yield LayerRow(part=part, name="urgent job, by intensity: slowdown", predicted=crux, asked=fair, unit="×")
 
 
-def _job(name: str, compute_s: float, wire_s: float) -> Job:
+def _job(name: str, compute_s: float, wire_s: float, rate_bytes_per_s: float, place: int) -> Job:
+    """Returns a job of two workers, one in each node, whose exchange takes so long on the line between nodes."""
+    size = int(wire_s * rate_bytes_per_s) // 4 * 4
     return Job(
         name=name,
         compute_s=compute_s,
         ready_s=compute_s,
-        bytes_by_link={0: wire_s},
-        rates=(1.0,),
-        workers=(0, 1),
+        bytes_by_link={0: float(size)},
+        rates=(rate_bytes_per_s,),
+        workers=(place, place + 2),
+        exchange_bytes=size,
     )
 
 
