@@ -7,19 +7,25 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tightwire.architecture import PROGRAMS, synthesise
+from tightwire.architecture import PROGRAMS, AllReduce, synthesise
 from tightwire.bench.collectives import CollectiveRow, CollectivesBench, measure
 from tightwire.cluster import PAYLOAD_SHARE, Cluster, Level
+from tightwire.cluster.presets import preset
 from tightwire.cluster.wiring import wiring_of
+from tightwire.compression import Identity
 from tightwire.jobs import Job
 from tightwire.lab import Topology
 from tightwire.lab.sharing import as_the_lab_runs, run_jobs, shared
+from tightwire.simulate.collective import collective_of
+from tightwire.units import print_rate
 from tightwire.validate import megatron, transformers
+from tightwire.validate.replanning import run_phases
 
 NUM_BYTES = 16_000_000
 LARGE_BYTES = 64_000_000
 # One link at a quarter of the others' rate; two nodes joined by two lines, one at a quarter of the other.
 UNEVEN = ("lines=1gbit+250mbit+1gbit+1gbit", "nodes=2x3,inside=1gbit,across=200mbit+50mbit")
+LINE_BYTES_PER_S = 125e6
 RAILS = "rails=2x2,inside=1gbit,across=1gbit"
 SHARED_LINK = "nodes=2x2,inside=1gbit,across=100mbit"
 JOB_STEPS = 20
@@ -161,6 +167,76 @@ def _job(name: str, compute_s: float, wire_s: float, rate_bytes_per_s: float, pl
     )
 
 
+def host_and_network() -> Iterator[LayerRow]:
+    """A switch that adds, in the lab and on hardware that has one."""
+    part = "host and network"
+    rows = _measured("star", LARGE_BYTES, ("in-network", "in-network/int8", "ring"), workers=4)
+    own, ring = rows["in-network"], rows["ring"]
+    line_s = LARGE_BYTES / LINE_BYTES_PER_S
+    yield LayerRow(
+        part=part,
+        name="in-network, 4 workers: over M/rate",
+        measured=own.seconds / line_s,
+        predicted=own.own_bound_s / line_s,
+        asked=1.1,
+        unit="×",
+    )
+    yield LayerRow(
+        part=part,
+        name="in-network/int8: over its own bound",
+        measured=rows["in-network/int8"].own_ratio,
+        predicted=1.0,
+        asked=1.1,
+        unit="×",
+    )
+    yield LayerRow(
+        part=part,
+        name="in-network: faster than ring",
+        measured=ring.seconds / own.seconds,
+        predicted=ring.own_bound_s / own.own_bound_s,
+        asked=1.3,
+        unit="×",
+        at_least=True,
+    )
+    for nodes in (1, 16):
+        cluster = preset("dgx-h100-sharp", nodes)
+        seconds = {}
+        for name in ("in-network", "ring"):
+            collective = collective_of(AllReduce(name), name, cluster.workers, cluster.workers_per_node)
+            line = collective.fit(cluster).at(LARGE_BYTES)
+            seconds[name] = line.beta_s_per_byte * collective.moved_bytes(Identity(), LARGE_BYTES // 4, 4)
+        yield LayerRow(
+            part=part,
+            name=f"dgx-h100-sharp, {nodes} nodes: in-network faster than ring, large buffers",
+            predicted=seconds["ring"] / seconds["in-network"],
+            asked=1.0,
+            unit="×",
+            at_least=True,
+        )
+
+
+def vertical() -> Iterator[LayerRow]:
+    """A run under `auto` whose lines go from 1 Gb/s to 100 Mb/s and back."""
+    part = "vertical"
+    for number, phase in enumerate(run_phases(), start=1):
+        name = f"phase {number}, {print_rate(phase.rate_bytes_per_s)}, {phase.plan}"
+        yield LayerRow(
+            part=part,
+            name=f"{name}: steps until the plan fits",
+            measured=float(phase.changed_after or 0),
+            asked=20.0,
+            unit="steps",
+        )
+        yield LayerRow(
+            part=part,
+            name=f"{name}: throughput over the best static plan's",
+            measured=phase.best_s / phase.step_s,
+            asked=0.9,
+            unit="share",
+            at_least=True,
+        )
+
+
 def dimensions() -> Iterator[LayerRow]:
     """Links inside and between hosts together: parts that choose their order, and the ring on two levels."""
     part = "dimensions"
@@ -190,11 +266,13 @@ def dimensions() -> Iterator[LayerRow]:
     )
 
 
-def _measured(text: str, num_bytes: int, programs: tuple[str, ...]) -> dict[str, CollectiveRow]:
-    lab = Topology.parse(text)
+def _measured(
+    text: str, num_bytes: int, programs: tuple[str, ...], workers: int | None = None
+) -> dict[str, CollectiveRow]:
+    lab = Topology.parse(text, workers)
     bench = CollectivesBench(
         workers=lab.workers,
-        rate_bytes_per_s=lab.rate_bytes_per_s or 125e6,
+        rate_bytes_per_s=lab.rate_bytes_per_s or LINE_BYTES_PER_S,
         sizes=(num_bytes,),
         programs=programs,
         samples=5,
@@ -209,4 +287,6 @@ PARTS: Mapping[str, Callable[[], Iterator[LayerRow]]] = {
     "collectives": collectives,
     "jobs": jobs,
     "dimensions": dimensions,
+    "host-and-network": host_and_network,
+    "vertical": vertical,
 }
