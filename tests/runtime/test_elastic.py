@@ -168,3 +168,19 @@ def test_a_newcomer_is_given_what_the_user_carries() -> None:
 def test_what_cannot_be_survived_yet_is_refused(plan: str) -> None:
     with pytest.raises(AttachError, match="cannot yet do without"):
         Elastic(trainer(plan), start=2, dies_at=[]).join()
+
+
+@pytest.mark.parametrize("plan", ["bsp/allreduce/none/dear", "diloco:4,overlap=1"])
+@pytest.mark.parametrize("dies_at", [9, 17])
+def test_a_death_while_all_write_checkpoints_is_survived(plan: str, dies_at: int) -> None:
+    def train(transport: Transport, worker: Worker) -> Trained:
+        with job(transport, plan) as j:
+            while j.run.step < 12:
+                j.step(j.run.step)
+                j.run.state_dict()
+            j.run.finish()
+            return Trained(values(j.model), j.seen, j.run.report())
+
+    ends = Elastic(train, start=3, dies_at=[None, dies_at]).join()
+    assert len(ends) == 2
+    assert same(ends[0].parameters, ends[1].parameters)

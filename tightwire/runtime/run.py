@@ -394,7 +394,7 @@ class Run:
             "workers": self._context.transport.size,
             "step": self.step,
             "observed": self._context.observed.state(),
-            "engine": self._engine.state_dict(),
+            "engine": self._engine_state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -543,6 +543,12 @@ class Run:
     @property
     def _context(self) -> RunContext:
         return self._course.context
+
+    def _engine_state(self) -> dict[str, Any]:
+        kept: list[dict[str, Any]] = []
+        while not kept:  # again, where what was under way lost a member
+            self._context.membership.guard(lambda: kept.append(self._engine.state_dict()))
+        return kept[0]
 
     def _move(self, context: RunContext) -> None:
         """Goes on among other members."""

@@ -41,8 +41,8 @@ def goodput(
     from tightwire.lab import parse_rate
 
     kinds = tuple(kind for kind in bench.KINDS if kind in faults.split())
-    if unknown := set(faults.split()) - set(bench.KINDS) or not kinds:
-        raise LabError(f"--faults {faults}: {unknown} is no fault here; there are {', '.join(bench.KINDS)}.")
+    if set(faults.split()) - set(bench.KINDS) or not kinds:
+        raise LabError(f"--faults {faults!r}: there are {', '.join(bench.KINDS)}, one or more of them.")
     bytes_per_s = parse_rate(rate)
     if bytes_per_s is None:
         raise LabError("--rate none: goodput is measured on lines of a known rate, such as 200mbit.")
