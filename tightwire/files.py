@@ -139,12 +139,7 @@ def check(content: Any, kind: type[T], source: str) -> T:
     try:
         value = pydantic.TypeAdapter(kind).validate_python(content)
     except pydantic.ValidationError as error:
-        faults = [
-            f"{shortened('.'.join(map(str, fault['loc'])), 80) or 'the file'}: "
-            f"{fault['msg'][0].lower() + shortened(fault['msg'][1:], 200)}"
-            f" (seen {_short(fault['input'])})"
-            for fault in error.errors(include_url=False)[:MOST_FAULTS]
-        ]
+        faults = [_fault(fault) for fault in error.errors(include_url=False)[:MOST_FAULTS]]
         if error.error_count() > MOST_FAULTS:
             faults.append(f"and {error.error_count() - MOST_FAULTS} more")
         raise FileError(f"{source} is not a valid {kind.__name__}: " + "; ".join(faults) + ".") from None
@@ -153,6 +148,18 @@ def check(content: Any, kind: type[T], source: str) -> T:
             f"{source} is not a valid {kind.__name__}: {truths[0]}: true and false are no numbers."
         )
     return value
+
+
+def _fault(fault: Any) -> str:
+    """Returns what is wrong with a field: our own sentence where a value refused itself, else pydantic's."""
+    at = shortened(".".join(map(str, fault["loc"])), 80)
+    if fault["type"] == "value_error":
+        said = shortened(str(fault["ctx"]["error"]).rstrip("."), 300)
+        return f"{at}: {said}" if at and not said.startswith(at) else said
+    if fault["input"] is None and not at:
+        return "it is empty"
+    said = fault["msg"][0].lower() + shortened(fault["msg"][1:], 200)
+    return f"{at or 'the file'}: {said} (seen {_short(fault['input'])})"
 
 
 def write(path: Path, value: Any) -> None:
@@ -206,6 +213,8 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except FileError:
+        raise
     except OSError as error:
         raise FileError(f"{path} cannot be written: {_why(error)}.") from None
     except ValueError as error:  # such as a zero byte in its name

@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
+from tightwire.answers import Sender
 from tightwire.errors import FileError
+from tightwire.plan import Plan
 from tightwire.profile import CodecCost, ParameterProfile, Profile
 
 GOOD = Profile.uniform(layers=3, numel_per_layer=1000, forward_s=0.1, backward_s=0.3, optimizer_s=0.01)
@@ -51,11 +53,24 @@ def test_missing_numel_is_named(tmp_path: pathlib.Path) -> None:
 def test_codec_costs_fall_back_to_kin_and_then_to_a_prior() -> None:
     cost = CodecCost(compression="topk:0.01", encode_s_per_element=5e-9, decode_s_per_element=1e-10)
     profile = dataclasses.replace(GOOD, codecs=(cost,))
-    assert profile.codec_cost("topk:0.001") is cost
-    assert profile.codec_cost("int8").encode_s_per_element > 0
-    assert profile.codec_cost("none").encode_s_per_element == 0
+    assert profile.codec_cost(sender("topk:0.001")) is cost
+    assert profile.codec_cost(sender("int8")).encode_s_per_element > 0
+    assert profile.codec_cost(sender("none")).encode_s_per_element == 0
 
 
 def test_a_parameter_has_a_unit_in_every_time() -> None:
     names = {f.name for f in dataclasses.fields(ParameterProfile)}
     assert names == {"name", "numel", "itemsize", "ready_s", "shape"}
+
+
+def sender(text: str) -> Sender:
+    return Plan.parse(f"bsp/allreduce/{text}").sender
+
+
+def test_what_has_no_kernels_on_a_device_is_priced_on_its_host_with_a_copy_each_way() -> None:
+    cpu = Profile.uniform(layers=1, numel_per_layer=1, forward_s=0.1, backward_s=0.2)
+    gpu = dataclasses.replace(cpu, pass_s_per_element=1e-11, copy_s_per_byte=1 / 12e9)
+    on_cpu, on_gpu = (p.codec_cost(sender("zstd")).encode_s_per_element for p in (cpu, gpu))
+    assert on_cpu == 16 * 5e-10
+    assert on_gpu == pytest.approx(16 * 5e-10 + 4 / 12e9)
+    assert gpu.codec_cost(sender("int8")).encode_s_per_element == pytest.approx(2e-11)

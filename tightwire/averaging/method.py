@@ -30,7 +30,6 @@ class AveragingMethod(Sender, abc.ABC):
     """Says what is sent, and by which exchange; a frozen value, and the averagers it builds do the work.
 
     Class attributes:
-        on_host: whether it works in host memory alone: a bucket that is elsewhere is copied there and back.
         lossless: whether the mean is exact up to rounding.
         unbiased: whether the mean's expectation is the exact mean, so that leftovers may be dropped.
         votes: whether what comes out stands for the mean without being one: its size is the same whatever the size
@@ -41,7 +40,6 @@ class AveragingMethod(Sender, abc.ABC):
     """
 
     bounded: ClassVar[bool] = False
-    on_host: ClassVar[bool] = False
 
     @abc.abstractmethod
     def bytes_sent(self, shapes: Sequence[Shape], itemsize: int, workers: int, rank: int) -> int:

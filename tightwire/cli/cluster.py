@@ -141,11 +141,14 @@ def synthesise_(
 
     tightwire cluster synthesise cluster.yaml --out plan.json --out trace.et
     """
+    files.require_writable(*(out or ()))
     found = synthesise(wiring_of(Cluster.read(path)), goal)
     try:
         num_bytes = parse_bytes(size)
     except ValueError as error:
-        raise FileError(f"--size: {error}.") from None
+        raise FileError(f"--size: {str(error).rstrip('.')}.") from None
+    if num_bytes < 1:
+        raise FileError(f"--size {size}: there is nothing to move; write 64MB.")
     for file in out or ():
         export(found.program, file, num_bytes)
     program, certificate = found.program, found.certificate

@@ -20,7 +20,7 @@ from tightwire.errors import FileError
 from tightwire.lab import Topology
 from tightwire.planner.confidence import print_chance
 from tightwire.profile import Profile
-from tightwire.profile.devices import DEVICES, TOUCHES_PER_PASS, derive, device
+from tightwire.profile.devices import DEVICES, PCIE_3, TOUCHES_PER_PASS, derive, device
 from tightwire.profile.models import MODELS, model_shape
 from tightwire.simulate import Prediction
 from tightwire.units import of_option, parse_bytes, parse_rate, parse_seconds, print_ms, print_size
@@ -113,6 +113,8 @@ DEFAULT_LATENCY = "50us"
 ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # The memory rate of a GPU whose name nobody told.
 GPU_BYTES_PER_S = 900e9
+# A line below this is a number without its unit.
+SLOWEST_BYTES_PER_S = 1000.0
 # Of a table; all are in the JSON.
 MOST_ROWS = 12
 ASK_MODEL = (
@@ -217,6 +219,11 @@ class Asked:
             missing = "--workers" if self.workers is None else "--bandwidth"
             raise FileError(f"the cluster is not given: {missing} is missing; {ASK_CLUSTER}.")
         rate = of_option("--bandwidth", parse_rate, self.bandwidth)
+        if 0 < rate < SLOWEST_BYTES_PER_S:
+            raise FileError(
+                f"--bandwidth {self.bandwidth} is {8 * rate:g} bits a second; write the unit, as in "
+                "10gbit or 25MB/s."
+            )
         return Cluster.uniform(self.workers, rate * PAYLOAD_SHARE, latency_s)
 
     def _known_model(self, model: str) -> Profile:
@@ -258,8 +265,13 @@ class Asked:
         )
         if self.device == "cpu":
             return profile
-        rate = DEVICES[self.device].memory_bytes_per_s if self.device in DEVICES else GPU_BYTES_PER_S
-        return dataclasses.replace(profile, pass_s_per_element=TOUCHES_PER_PASS * itemsize / rate)
+        known = DEVICES.get(self.device or "")
+        rate = known.memory_bytes_per_s if known else GPU_BYTES_PER_S
+        return dataclasses.replace(
+            profile,
+            pass_s_per_element=TOUCHES_PER_PASS * itemsize / rate,
+            copy_s_per_byte=1 / (known.host_bytes_per_s if known else PCIE_3),
+        )
 
     def _refuse(self, why: str, *names: str) -> None:
         given = [f"--{name}" for name in names if vars(self)[name] is not None]

@@ -23,9 +23,9 @@ def require_range(field: str, value: float, low: float, high: float) -> None:
         FileError: names the field, the value and the range.
     """
     if not low <= value <= high:
-        raise FileError(
-            f"{field}: {_shown(value)} is outside {low:g} … {high:g}; look at the unit in the field's name."
-        )
+        has_unit = field.endswith(("_s", "_bytes", "_byte", "_element", "_hour", "_across"))
+        ask = "; look at the unit in the field's name" if has_unit else ""
+        raise FileError(f"{field}: {_shown(value)} is outside {_shown(low)} … {_shown(high)}{ask}.")
 
 
 def require_bandwidth(field: str, bytes_per_s: float) -> None:
@@ -54,4 +54,6 @@ def require_plausible(field: str, bytes_per_s: float, most: float = MAX_BANDWIDT
 
 
 def _shown(value: float) -> str:
-    return "a number of hundreds of digits" if 1e300 <= abs(value) < math.inf else f"{value:g}"
+    if 1e300 <= abs(value) < math.inf:
+        return "a number of hundreds of digits"
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from tightwire.cluster import Cluster
 from tightwire.cluster.workers import first_of
-from tightwire.errors import PlanError, ProgramError
+from tightwire.errors import PlanError, ProgramError, UnitError
 from tightwire.plan import Plan
 from tightwire.planner.break_even import pool_of, slower
 from tightwire.planner.candidates import Allowance, departures, stock_plan
@@ -24,11 +24,25 @@ from tightwire.units import of_option, parse_rate, parse_seconds, print_rate
 
 # How many points a range of anything but workers has; of workers, each twice the one before.
 POINTS = 9
+MOST_WORKERS = 1_000_000
+
+
+def _parse_workers(text: str) -> float:
+    """Reads a number of workers.
+
+    Raises:
+        UnitError: no whole number that a cluster can have.
+    """
+    if not text.strip().isdigit() or not 1 <= int(text) <= MOST_WORKERS:
+        raise UnitError(f"{text!r} is no number of workers; write 1 to {MOST_WORKERS:,}")
+    return float(text)
+
+
 READ: dict[str, Callable[[str], float]] = {
     "bandwidth": parse_rate,
     "latency": parse_seconds,
     "compute": parse_seconds,
-    "workers": float,
+    "workers": _parse_workers,
 }
 
 
@@ -143,6 +157,8 @@ def parse_axes(text: str) -> dict[str, tuple[float, ...]]:
             high = of_option("--sweep", READ[name], last) if last else low
         except ValueError as error:
             raise PlanError(f"--sweep {part!r} cannot be read: {str(error).rstrip('.')}.") from None
+        if name in axes:
+            raise PlanError(f"--sweep {part!r}: {name} is given twice; write one range for it.")
         if not 0 < low <= high:
             raise PlanError(
                 f"--sweep {part!r} does not grow from more than 0; write the smaller value first."

@@ -21,6 +21,8 @@ OPTIMIZER_BYTES_PER_PARAMETER = 28
 TOUCHES_PER_PASS = 3
 # Parameters, gradients and Adam's moments in single precision.
 STATE_BYTES_PER_PARAMETER = 16
+# What copies over PCIe 3.0, 4.0 and 5.0 × 16 reach, of 15.8, 31.5 and 63 GB/s.
+PCIE_3, PCIE_4, PCIE_5 = 12e9, 24e9, 50e9
 # How far data sheets were from published training speeds of ResNet-50 and BERT on V100 and A100, relative.
 DATA_SHEET_UNCERTAINTY = 0.4
 
@@ -34,6 +36,7 @@ class DeviceFacts:
         flops_per_s: peak of dense products in the precision of training.
         memory_bytes_per_s: of its memory.
         memory_bytes: size of its memory.
+        host_bytes_per_s: of copies between it and its host, each way: what PCIe × 16 leaves for payload.
         efficiency: share of the peak that a well-kept training step reaches.
         source: where the figures come from.
     """
@@ -42,6 +45,7 @@ class DeviceFacts:
     flops_per_s: float
     memory_bytes_per_s: float
     memory_bytes: int
+    host_bytes_per_s: float = PCIE_4
     efficiency: float = 0.4
     source: str = ""
 
@@ -49,6 +53,7 @@ class DeviceFacts:
         require_range("flops_per_s", self.flops_per_s, 1e6, 1e17)
         require_range("memory_bytes_per_s", self.memory_bytes_per_s, 1e6, 1e15)
         require_range("memory_bytes", self.memory_bytes, 1e6, 1e13)
+        require_range("host_bytes_per_s", self.host_bytes_per_s, 1e6, 1e15)
         require_range("efficiency", self.efficiency, 1e-3, 1.0)
 
 
@@ -104,6 +109,7 @@ def derive(
         optimizer_s=shape.numel * OPTIMIZER_BYTES_PER_PARAMETER / on.memory_bytes_per_s,
         parameters=tuple(parameters),
         pass_s_per_element=TOUCHES_PER_PASS * itemsize / on.memory_bytes_per_s,
+        copy_s_per_byte=1 / on.host_bytes_per_s,
         noise=noise,
         compute_uncertainty=DATA_SHEET_UNCERTAINTY,
         samples=batch,
@@ -128,15 +134,23 @@ def _nvidia(
 DEVICES: dict[str, DeviceFacts] = {
     d.name: d
     for d in (
-        _nvidia("v100", 125, 900e9, 32, "V100, half precision"),
+        _nvidia("v100", 125, 900e9, 32, "V100, half precision", host_bytes_per_s=PCIE_3),
         _nvidia("a100-40gb", 312, 1.555e12, 40, "A100, bfloat16"),
         _nvidia("a100", 312, 2.039e12, 80, "A100, bfloat16"),
-        _nvidia("h100", 989, 3.35e12, 80, "H100 SXM, bfloat16"),
-        _nvidia("h200", 989, 4.8e12, 141, "H200 SXM, bfloat16"),
+        _nvidia("h100", 989, 3.35e12, 80, "H100 SXM, bfloat16", host_bytes_per_s=PCIE_5),
+        _nvidia("h200", 989, 4.8e12, 141, "H200 SXM, bfloat16", host_bytes_per_s=PCIE_5),
         _nvidia("a10g", 70, 600e9, 24, "A10G, half precision"),
-        _nvidia("t4", 65, 320e9, 16, "T4, half precision"),
+        _nvidia("t4", 65, 320e9, 16, "T4, half precision", host_bytes_per_s=PCIE_3),
         _nvidia("l4", 121, 300e9, 24, "L4, bfloat16"),
-        _nvidia("rtx2080ti", 13.4, 616e9, 11, "GeForce RTX 2080 Ti, single precision", efficiency=0.5),
+        _nvidia(
+            "rtx2080ti",
+            13.4,
+            616e9,
+            11,
+            "GeForce RTX 2080 Ti, single precision",
+            efficiency=0.5,
+            host_bytes_per_s=PCIE_3,
+        ),
         _nvidia("rtx3090", 71, 936e9, 24, "GeForce RTX 3090, half precision"),
         _nvidia("rtx4090", 165, 1.008e12, 24, "GeForce RTX 4090, half precision"),
     )

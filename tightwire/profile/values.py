@@ -10,13 +10,13 @@ from functools import cached_property
 from typing import ClassVar, Literal
 
 from tightwire import files
+from tightwire.answers import Sender
 from tightwire.cluster import require_range
 from tightwire.errors import FileError
 
 MAX_SECONDS = 1e6
-# For what was not measured: a pass over float32 on one ordinary core; a codec's fused kernel takes two, each way.
+# For what was not measured: a pass over float32 on one ordinary core.
 PRIOR_PASS_S_PER_ELEMENT = 5e-10
-PRIOR_CODEC_PASSES = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +82,7 @@ class Profile:
         parameters: in the order in which backward produces their gradients.
         codecs: what encoding and decoding cost.
         pass_s_per_element: one pass over memory, such as adding a leftover.
+        copy_s_per_byte: of a copy between the device and its host, one way (PCIe); 0 where they are one.
         noise: spread of the step time, from step to step and worker to worker: standard deviation over median.
         compute_uncertainty: standard deviation over value of how far compute may be off in all steps alike: 0 where it
             was measured, more where it was derived from a data sheet.
@@ -102,6 +103,7 @@ class Profile:
     parameters: tuple[ParameterProfile, ...]
     codecs: tuple[CodecCost, ...] = ()
     pass_s_per_element: float = PRIOR_PASS_S_PER_ELEMENT
+    copy_s_per_byte: float = 0.0
     noise: float = 0.02
     compute_uncertainty: float = 0.0
     contention: float = 1.0
@@ -114,6 +116,7 @@ class Profile:
         for field in ("forward_s", "backward_s", "optimizer_s"):
             require_range(field, vars(self)[field], 0.0, MAX_SECONDS)
         require_range("pass_s_per_element", self.pass_s_per_element, 0.0, 1.0)
+        require_range("copy_s_per_byte", self.copy_s_per_byte, 0.0, 1.0)
         require_range("noise", self.noise, 0.0, 10.0)
         require_range("compute_uncertainty", self.compute_uncertainty, 0.0, 10.0)
         require_range("contention", self.contention, 1.0, 1000.0)
@@ -182,13 +185,24 @@ class Profile:
         """What a worker's device must hold at least: as given, or parameters and gradients."""
         return max(self.memory_bytes, 2 * self.num_bytes)
 
-    def codec_cost(self, compression: str) -> CodecCost:
-        """Returns what was measured of a codec, else of its nearest of kin (same name), else a prior."""
+    def codec_cost(self, sender: Sender) -> CodecCost:
+        """Returns what was measured of a sender, else of its nearest of kin (same name), else a prior."""
+        compression = str(sender)
         by_text = {cost.compression: cost for cost in self.codecs}
         if compression in by_text:
             return by_text[compression]
-        kin = [cost for cost in self.codecs if _name(cost.compression) == _name(compression)]
-        return kin[0] if kin else _prior(compression, self.pass_s_per_element)
+        kin = [cost for cost in self.codecs if cost.compression.partition(":")[0] == sender.name]
+        return kin[0] if kin else self._prior(sender)
+
+    def _prior(self, sender: Sender) -> CodecCost:
+        """Returns passes over the device's memory; or over the host's, and a copy each way, where kernels are there."""
+        each_s = 0.0
+        if sender.name != "none":
+            pass_s, copy_s = self.pass_s_per_element, 0.0
+            if sender.on_host and self.copy_s_per_byte:
+                pass_s, copy_s = PRIOR_PASS_S_PER_ELEMENT, self.copy_s_per_byte * self.parameters[0].itemsize
+            each_s = sender.prior_passes * pass_s + copy_s
+        return CodecCost(compression=str(sender), encode_s_per_element=each_s, decode_s_per_element=each_s)
 
 
 def _require_parameters(parameters: Sequence[ParameterProfile], backward_s: float) -> None:
@@ -209,15 +223,3 @@ def _require_parameters(parameters: Sequence[ParameterProfile], backward_s: floa
             f"parameters: {latest.name} is ready_s {latest.ready_s:g} after the start of backward, which ends at "
             f"backward_s {backward_s:g}; both count from the start of backward."
         )
-
-
-def _prior(compression: str, pass_s: float) -> CodecCost:
-    is_free = compression == "none"
-    per_element_s = 0.0 if is_free else PRIOR_CODEC_PASSES * pass_s
-    return CodecCost(
-        compression=compression, encode_s_per_element=per_element_s, decode_s_per_element=per_element_s
-    )
-
-
-def _name(compression: str) -> str:
-    return compression.partition(":")[0]

@@ -182,7 +182,7 @@ class Costs:
         leg = self._leg(
             self.collective_for(Identity(), numel, itemsize), self.cluster, numel, itemsize, Identity()
         )
-        cost = self.profile.codec_cost(str(codec))
+        cost = self.profile.codec_cost(codec)
         codec_s = cost.fixed_s + numel * (cost.encode_s_per_element + cost.decode_s_per_element)
         work_s = codec_s + self._passes_s(False, numel) - self._passes_s(True, numel)
         return leg + dataclasses.replace(FREE, codec_s=work_s, stolen_s=self._stolen_s(work_s, 0.0))
@@ -227,7 +227,7 @@ class Costs:
         dense = self.collective_for(Identity(), numel, itemsize)
         fit = dense.fit(self.cluster)
         line = fit.at(sent)
-        cost = self.profile.codec_cost(str(sender))
+        cost = self.profile.codec_cost(sender)
         codec_s = cost.fixed_s + numel * (cost.encode_s_per_element + cost.decode_s_per_element)
         work_s = codec_s + self._passes_s(sender.lossless, numel)
         return BucketCost(
@@ -244,7 +244,7 @@ class Costs:
     def _codec_s(self, collective: Collective, codec: Codec, numel: int) -> float:
         if codec.lossless or collective.workers == 1:
             return 0.0
-        cost, counts = self.profile.codec_cost(str(codec)), collective.counts
+        cost, counts = self.profile.codec_cost(codec), collective.counts
         per_chunk_s = counts.encodes * cost.encode_s_per_element + counts.decodes * cost.decode_s_per_element
         calls = max(counts.encodes, counts.decodes)
         return per_chunk_s * numel / counts.chunks + cost.fixed_s * calls

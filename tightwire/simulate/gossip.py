@@ -139,7 +139,7 @@ class _Mixing:
         passes_s = MIXING_PASSES * self._numel * self.profile.pass_s_per_element
         if self._codec.lossless:
             return passes_s
-        cost = self.profile.codec_cost(str(self._codec))
+        cost = self.profile.codec_cost(self._codec)
         heard = statistics.fmean(_most_heard(collective) for collective in self._rounds)
         return (
             passes_s

@@ -163,7 +163,7 @@ class _Serving:
         """Encoding a push and decoding a pull; an owner does as much for every worker, behind their compute."""
         if self._codec.lossless:
             return 0.0
-        cost = self.profile.codec_cost(str(self._codec))
+        cost = self.profile.codec_cost(self._codec)
         numel = sum(p.numel for p in self.profile.parameters)
         return cost.fixed_s + numel * (cost.encode_s_per_element + cost.decode_s_per_element)
 

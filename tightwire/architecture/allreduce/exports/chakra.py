@@ -10,6 +10,7 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Iterator
 
+from tightwire import files
 from tightwire.architecture.allreduce.program import Program
 
 SCHEMA = "0.0.4"
@@ -25,7 +26,7 @@ def write_chakra(program: Program, path: pathlib.Path, num_bytes: int) -> None:
     for rank in range(program.num_ranks):
         messages = [_text(1, SCHEMA), *trace(program, rank, num_bytes)]
         content = b"".join(_varint(len(message)) + message for message in messages)
-        path.with_name(f"{path.stem}.{rank}{path.suffix}").write_bytes(content)
+        files.write_bytes(path.with_name(f"{path.stem}.{rank}{path.suffix}"), content)
 
 
 def trace(program: Program, rank: int, num_bytes: int) -> Iterator[bytes]:

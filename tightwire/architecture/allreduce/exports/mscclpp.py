@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from tightwire import files
 from tightwire.architecture.allreduce.program import Program, Transfer
 
 COLLECTIVES = {
@@ -29,7 +30,7 @@ INPUT, SCRATCH = "i", "s"
 
 def write_mscclpp(program: Program, path: pathlib.Path, num_bytes: int) -> None:
     """Writes an execution plan that works in place on a buffer of any size."""
-    path.write_text(json.dumps(execution_plan(program), indent=1) + "\n", encoding="utf-8")
+    files.write_text(path, json.dumps(execution_plan(program), indent=1) + "\n")
 
 
 def execution_plan(program: Program) -> dict[str, Any]:

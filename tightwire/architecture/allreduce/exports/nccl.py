@@ -11,6 +11,7 @@ import pathlib
 from collections import Counter
 from xml.sax.saxutils import quoteattr
 
+from tightwire import files
 from tightwire.architecture.allreduce.program import Program
 from tightwire.errors import ProgramError
 
@@ -53,7 +54,7 @@ def write_tuner(program: Program, path: pathlib.Path, num_bytes: int) -> None:
         f"{kind},0,{SMALL_BYTES},{algorithm},ll,-1,-1,{n},-1,-1",
         f"{kind},{SMALL_BYTES + 1},{MAX_BYTES},{algorithm},simple,{program.num_chunks},-1,{n},-1,-1",
     ]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    files.write_text(path, "\n".join(lines) + "\n")
 
 
 def write_graph(program: Program, path: pathlib.Path, num_bytes: int) -> None:
@@ -71,7 +72,7 @@ def write_graph(program: Program, path: pathlib.Path, num_bytes: int) -> None:
     for order in orders:
         gpus = "".join(f"<gpu dev={quoteattr(str(rank))}/>" for rank in order)
         lines.append(f"    <channel>{gpus}</channel>")
-    path.write_text("\n".join([*lines, "  </graph>", "</graphs>", ""]), encoding="utf-8")
+    files.write_text(path, "\n".join([*lines, "  </graph>", "</graphs>", ""]))
 
 
 def _walk(program: Program, chunk: int) -> tuple[int, ...]:
