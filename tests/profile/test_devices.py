@@ -28,7 +28,35 @@ def test_operations_over_the_speed_that_is_reached() -> None:
         name="slow", flops_per_s=1e12, memory_bytes_per_s=1e11, memory_bytes=10**9, efficiency=0.5
     )
     shape = model_shape("resnet50")
-    assert derive(shape, slow, batch=3).forward_s == pytest.approx(3 * shape.forward_flops / 0.5e12)
+    waits_s = 8 * 2 * shape.kept_values / 1e11 / 3  # backward twice as long as forward
+    assert derive(shape, slow, batch=3).forward_s == pytest.approx(
+        3 * (shape.forward_flops / 0.5e12 + waits_s)
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "length", "on", "samples_per_s"),
+    [
+        ("resnet50", None, "v100", 1180),  # NVIDIA's deep learning examples, mixed precision: 1,160 to 1,200
+        ("resnet50", None, "a100", 2470),
+        ("resnet50", None, "rtx2080ti", 253.1),  # Shi et al., arXiv:2005.13247, single precision, alone
+        ("bert-base", 64, "rtx2080ti", 212.8),
+    ],
+)
+def test_published_speeds_are_met_within_a_fifth(
+    model: str, length: int | None, on: str, samples_per_s: float
+) -> None:
+    profile = derive(model_shape(model, length), device(on), batch=64)
+    assert 64 / profile.compute_s == pytest.approx(samples_per_s, rel=0.2)
+    reach = 1.28 * profile.compute_uncertainty
+    assert (1 - reach) < 64 / profile.compute_s / samples_per_s < (1 + reach)
+
+
+def test_a_block_keeps_what_the_literature_counts() -> None:
+    length, width, heads = 1024, 1024, 16
+    scored = model_shape("bert-large", length).kept_values * 2 / 24
+    # Korthikanti et al., equation 1: 34·s·h + 5·a·s² bytes of 16 bits, where 2 are masks that are not counted here.
+    assert scored == pytest.approx(34 * length * width + 5 * heads * length**2, rel=0.06)
 
 
 def test_what_is_unknown_is_refused() -> None:

@@ -50,6 +50,7 @@ def explain(ranking: Ranking) -> Iterator[str]:
     yield from break_even(ranking)
     if ranking.allow == "lossless" and ranking.cluster.workers > 1:
         yield from _lossy_offer(ranking)
+    yield from _too_full(ranking)
     yield from _not_measured(ranking)
     yield from _cannot_run(ranking)
 
@@ -239,11 +240,29 @@ def _cannot_run(ranking: Ranking) -> Iterator[str]:
 
 
 def _memory(ranking: Ranking) -> Iterator[str]:
+    """Yields what a worker's device must hold, as far as that is known."""
     profile, has = ranking.profile, ranking.cluster.device_memory_bytes
     needs = print_size(profile.least_memory_bytes)
     of = f" of {print_size(has)}" if has is not None else ""
     counted = "as the profile says" if profile.memory_bytes else "parameters and gradients"
-    yield f"Memory: at least {needs}{of} a worker ({counted}); activations are not counted, and grow with the batch."
+    if profile.activation_bytes:
+        beside = f" and about {print_size(profile.activation_bytes)} of activations at this batch"
+    else:
+        beside = "; activations are not counted, for nothing tells them, and grow with the batch"
+    yield f"Memory: at least {needs}{of} a worker ({counted}){beside}."
+
+
+def _too_full(ranking: Ranking) -> Iterator[str]:
+    """Yields that a step's activations do not fit beside the rest, which computing some of them again mends."""
+    profile, has = ranking.profile, ranking.cluster.device_memory_bytes
+    if has is None or not profile.activation_bytes:
+        return
+    if (needs := profile.least_memory_bytes + profile.activation_bytes) > has:
+        yield (
+            f"Memory: {print_size(profile.least_memory_bytes)} and about {print_size(profile.activation_bytes)} of "
+            f"activations are {print_size(needs)}, and a device has {print_size(has)}: take a smaller batch, or compute "
+            "activations again in backward (torch.utils.checkpoint), which takes about a third more time."
+        )
 
 
 def _link(ranking: Ranking) -> Iterator[str]:

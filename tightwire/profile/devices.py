@@ -1,7 +1,8 @@
 """Devices by name, and profiles derived from a model's shape and a device's speed, without running anything.
 
-Peaks are those of the makers' data sheets, dense. A training step reaches a share of them: what is assumed here unless
-told is a prior, and `tightwire profile` beats it.
+Peaks are those of the makers' data sheets, dense. Products reach a share of them, and what lies between products waits
+for memory (Williams et al. 2009, roofline): a step takes the one and the other. It is a prior, held to published speeds
+in tests/profile/test_devices.py; `tightwire profile` beats it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 from tightwire.cluster import require_range
 from tightwire.errors import FileError
-from tightwire.profile.models import ModelShape
+from tightwire.profile.models import Layer, ModelShape
 from tightwire.profile.values import ParameterProfile, Profile
 
 # Backward computes gradients by inputs and by weights: twice the forward's products.
@@ -23,8 +24,11 @@ TOUCHES_PER_PASS = 3
 STATE_BYTES_PER_PARAMETER = 16
 # What copies over PCIe 3.0, 4.0 and 5.0 × 16 reach, of 15.8, 31.5 and 63 GB/s.
 PCIE_3, PCIE_4, PCIE_5 = 12e9, 24e9, 50e9
-# How far data sheets were from published training speeds of ResNet-50 and BERT on V100 and A100, relative.
-DATA_SHEET_UNCERTAINTY = 0.4
+# Each activation is written and read forward, and four of its reads and two writes are backward's: of itself for the
+# weights' gradients, and of its own gradient by what made it and by what normalises it.
+TOUCHES_PER_ACTIVATION = 8
+# How far this is from published training speeds, relative.
+DATA_SHEET_UNCERTAINTY = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +41,8 @@ class DeviceFacts:
         memory_bytes_per_s: of its memory.
         memory_bytes: size of its memory.
         host_bytes_per_s: of copies between it and its host, each way: what PCIe × 16 leaves for payload.
-        efficiency: share of the peak that a well-kept training step reaches.
+        efficiency: share of the peak that the products of a well-kept training step reach.
+        value_bytes: of an activation, in the precision of training.
         source: where the figures come from.
     """
 
@@ -47,6 +52,7 @@ class DeviceFacts:
     memory_bytes: int
     host_bytes_per_s: float = PCIE_4
     efficiency: float = 0.4
+    value_bytes: int = 2
     source: str = ""
 
     def __post_init__(self) -> None:
@@ -55,6 +61,13 @@ class DeviceFacts:
         require_range("memory_bytes", self.memory_bytes, 1e6, 1e13)
         require_range("host_bytes_per_s", self.host_bytes_per_s, 1e6, 1e15)
         require_range("efficiency", self.efficiency, 1e-3, 1.0)
+
+    def forward_s(self, layer: Layer) -> float:
+        """Returns what a layer takes forward, of one sample."""
+        touched_bytes = TOUCHES_PER_ACTIVATION * layer.kept_values * self.value_bytes
+        passes = 1 + BACKWARD_OVER_FORWARD
+        products_s = layer.forward_flops / (self.flops_per_s * self.efficiency)
+        return products_s + touched_bytes / self.memory_bytes_per_s / passes
 
 
 def device(name: str) -> DeviceFacts:
@@ -73,8 +86,9 @@ def derive(
 ) -> Profile:
     """Returns the profile that a model should have on a device.
 
-    Forward takes its operations over the speed that the device reaches, backward twice that, the optimizer its traffic
-    over the memory's rate. A gradient is ready when the operations of its layer and all after it are done.
+    Forward takes its operations over the speed that the device reaches and its activations over the memory's rate,
+    backward twice that, the optimizer its traffic over the memory's rate. A gradient is ready when its layer and all
+    after it are done.
 
     Args:
         shape: the model.
@@ -88,11 +102,11 @@ def derive(
     """
     if batch < 1:
         raise FileError(f"batch: {batch} samples per step: at least 1.")
-    forward_s = batch * shape.forward_flops / (on.flops_per_s * on.efficiency)
+    forward_s = batch * sum(on.forward_s(layer) for layer in shape.layers)
     backward_s = BACKWARD_OVER_FORWARD * forward_s
     parameters, done = [], 0.0
     for layer in reversed(shape.layers):
-        done += layer.forward_flops / shape.forward_flops
+        done += batch * on.forward_s(layer) / forward_s
         parameters += [
             ParameterProfile(
                 name=f"{layer.name}.{name}",
@@ -115,6 +129,7 @@ def derive(
         samples=batch,
         device=on.name,
         memory_bytes=shape.numel * STATE_BYTES_PER_PARAMETER,
+        activation_bytes=round(batch * shape.kept_values * on.value_bytes),
     )
 
 
@@ -148,8 +163,9 @@ DEVICES: dict[str, DeviceFacts] = {
             616e9,
             11,
             "GeForce RTX 2080 Ti, single precision",
-            efficiency=0.5,
+            efficiency=0.75,
             host_bytes_per_s=PCIE_3,
+            value_bytes=4,
         ),
         _nvidia("rtx3090", 71, 936e9, 24, "GeForce RTX 3090, half precision"),
         _nvidia("rtx4090", 165, 1.008e12, 24, "GeForce RTX 4090, half precision"),

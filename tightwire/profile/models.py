@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from tightwire.errors import FileError
 
 Shape = tuple[int, ...]
+# Of an attention head, in BERT and GPT-2 alike.
+HEAD_WIDTH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +25,13 @@ class Layer:
         name: prefix of its parameters' names.
         shapes: of its parameters, by name.
         forward_flops: of one sample; a multiplication and an addition are two.
+        kept_values: of one sample, which the layer makes and backward needs again.
     """
 
     name: str
     shapes: dict[str, Shape]
     forward_flops: float
+    kept_values: float = 0.0
 
     @property
     def numels(self) -> tuple[int, ...]:
@@ -70,6 +74,19 @@ class ModelShape:
         """Floating-point operations of one sample's forward pass."""
         return sum(layer.forward_flops for layer in self.layers)
 
+    @property
+    def kept_values(self) -> float:
+        """Activations of one sample that backward needs again, where nothing is computed twice.
+
+        A transformer's block keeps 17 values per token and unit of width with their masks, and 2.5 per head and pair of
+        tokens where attention writes its scores (Korthikanti et al., arXiv:2205.05198, equation 1: 34·s·h + 5·a·s²
+        bytes).
+
+        >>> round(model_shape("bert-large", 128).kept_values / 24 / 128 / 1024)
+        23
+        """
+        return sum(layer.kept_values for layer in self.layers)
+
 
 def model_shape(name: str, length: int | None = None) -> ModelShape:
     """Returns a model by name.
@@ -98,7 +115,12 @@ def _conv(name: str, channels: tuple[int, int], kernel: int, side: int, *, bias:
     shapes: dict[str, Shape] = {"weight": (go, come, kernel, kernel)}
     if bias:
         shapes["bias"] = (go,)
-    return Layer(name=name, shapes=shapes, forward_flops=2.0 * kernel**2 * come * go * side**2)
+    return Layer(
+        name=name,
+        shapes=shapes,
+        forward_flops=2.0 * kernel**2 * come * go * side**2,
+        kept_values=go * side**2,
+    )
 
 
 def _norm(name: str, width: int, positions: int, *, bias: bool = True) -> Layer:
@@ -106,24 +128,35 @@ def _norm(name: str, width: int, positions: int, *, bias: bool = True) -> Layer:
     shapes: dict[str, Shape] = {"weight": (width,)}
     if bias:
         shapes["bias"] = (width,)
-    return Layer(name=name, shapes=shapes, forward_flops=5.0 * width * positions)
+    kept = float(width * positions)
+    return Layer(name=name, shapes=shapes, forward_flops=5.0 * width * positions, kept_values=kept)
 
 
-def _linear(name: str, widths: tuple[int, int], positions: int = 1, *, bias: bool = True) -> Layer:
+def _linear(
+    name: str, widths: tuple[int, int], positions: int = 1, *, bias: bool = True, is_bent: bool = False
+) -> Layer:
+    """A product; `is_bent`: a non-linearity follows that writes its result beside its input."""
     come, go = widths
     shapes: dict[str, Shape] = {"weight": (go, come)}
     if bias:
         shapes["bias"] = (go,)
-    return Layer(name=name, shapes=shapes, forward_flops=2.0 * come * go * positions)
+    kept = float(go * positions * (2 if is_bent else 1))
+    return Layer(name=name, shapes=shapes, forward_flops=2.0 * come * go * positions, kept_values=kept)
 
 
 def _embedding(name: str, rows: int, width: int) -> Layer:
     return Layer(name=name, shapes={"weight": (rows, width)}, forward_flops=0.0)
 
 
-def _attention(name: str, heads_width: int, length: int) -> Layer:
-    """Scores and their use: two products of length × length × width; no parameters."""
-    return Layer(name=name, shapes={}, forward_flops=4.0 * length**2 * heads_width)
+def _attention(name: str, heads_width: int, length: int, *, writes_scores: bool = False) -> Layer:
+    """Scores and their use: two products of length × length × width; no parameters.
+
+    Scores of every pair of tokens and head are kept only where they are written out, before FlashAttention (2022).
+    """
+    kept = float(length * heads_width)
+    if writes_scores:
+        kept += 2.5 * length**2 * heads_width / HEAD_WIDTH
+    return Layer(name=name, shapes={}, forward_flops=4.0 * length**2 * heads_width, kept_values=kept)
 
 
 def _resnet50(name: str) -> ModelShape:
@@ -174,10 +207,10 @@ def _bert(blocks: int, width: int, length: int = 64) -> Callable[[str], ModelSha
     def block(prefix: str) -> Iterator[Layer]:
         for part in ("query", "key", "value"):
             yield _linear(f"{prefix}.attention.self.{part}", (width, width), length)
-        yield _attention(f"{prefix}.attention.self", width, length)
+        yield _attention(f"{prefix}.attention.self", width, length, writes_scores=True)
         yield _linear(f"{prefix}.attention.output.dense", (width, width), length)
         yield _norm(f"{prefix}.attention.output.LayerNorm", width, length)
-        yield _linear(f"{prefix}.intermediate.dense", (width, 4 * width), length)
+        yield _linear(f"{prefix}.intermediate.dense", (width, 4 * width), length, is_bent=True)
         yield _linear(f"{prefix}.output.dense", (4 * width, width), length)
         yield _norm(f"{prefix}.output.LayerNorm", width, length)
 
@@ -192,7 +225,12 @@ def _bert(blocks: int, width: int, length: int = 64) -> Callable[[str], ModelSha
         yield _norm("cls.predictions.transform.LayerNorm", width, length)
         # The decoder's weight is the word embedding's; only its bias is its own.
         shapes: dict[str, Shape] = {"bias": (30522,)}
-        yield Layer(name="cls.predictions", shapes=shapes, forward_flops=2.0 * 30522 * width * length)
+        yield Layer(
+            name="cls.predictions",
+            shapes=shapes,
+            forward_flops=2.0 * 30522 * width * length,
+            kept_values=2.0 * 30522 * length,
+        )
         yield _linear("cls.seq_relationship", (width, 2))
 
     paper = "Devlin et al., BERT, arXiv:1810.04805"
@@ -208,7 +246,7 @@ def _gpt2(blocks: int, width: int, length: int = 1024) -> Callable[[str], ModelS
         yield _attention(f"{prefix}.attn", width, length)
         yield _linear(f"{prefix}.attn.c_proj", (width, width), length)
         yield _norm(f"{prefix}.ln_2", width, length)
-        yield _linear(f"{prefix}.mlp.c_fc", (width, 4 * width), length)
+        yield _linear(f"{prefix}.mlp.c_fc", (width, 4 * width), length, is_bent=True)
         yield _linear(f"{prefix}.mlp.c_proj", (4 * width, width), length)
 
     def layers() -> Iterator[Layer]:
@@ -217,7 +255,12 @@ def _gpt2(blocks: int, width: int, length: int = 1024) -> Callable[[str], ModelS
         for number in range(blocks):
             yield from block(f"transformer.h.{number}")
         yield _norm("transformer.ln_f", width, length)
-        yield Layer(name="lm_head", shapes={}, forward_flops=2.0 * 50257 * width * length)  # tied to wte
+        yield Layer(  # tied to wte; logits and their logarithms
+            name="lm_head",
+            shapes={},
+            forward_flops=2.0 * 50257 * width * length,
+            kept_values=2.0 * 50257 * length,
+        )
 
     paper = "Radford et al. 2019, Language Models are Unsupervised Multitask Learners"
     return lambda name: ModelShape(
@@ -234,8 +277,8 @@ def _llama(blocks: int, width: int, hidden: int, length: int = 8192) -> Callable
             yield _linear(f"{prefix}.self_attn.{part}_proj", (width, go), length, bias=False)
         yield _attention(f"{prefix}.self_attn", width, length)
         yield _norm(f"{prefix}.post_attention_layernorm", width, length, bias=False)
-        yield _linear(f"{prefix}.mlp.gate_proj", (width, hidden), length, bias=False)
-        yield _linear(f"{prefix}.mlp.up_proj", (width, hidden), length, bias=False)
+        yield _linear(f"{prefix}.mlp.gate_proj", (width, hidden), length, bias=False, is_bent=True)
+        yield _linear(f"{prefix}.mlp.up_proj", (width, hidden), length, bias=False, is_bent=True)
         yield _linear(f"{prefix}.mlp.down_proj", (hidden, width), length, bias=False)
 
     def layers() -> Iterator[Layer]:
@@ -243,7 +286,7 @@ def _llama(blocks: int, width: int, hidden: int, length: int = 8192) -> Callable
         for number in range(blocks):
             yield from block(f"model.layers.{number}")
         yield _norm("model.norm", width, length, bias=False)
-        yield _linear("lm_head", (width, 128256), length, bias=False)
+        yield _linear("lm_head", (width, 128256), length, bias=False, is_bent=True)
 
     paper = "Grattafiori et al., The Llama 3 Herd of Models, arXiv:2407.21783"
     return lambda name: ModelShape(

@@ -91,8 +91,9 @@ class Profile:
             workers; communication then takes time from compute even while both overlap.
         samples: of a pass of one worker; 0: not known.
         device: what it is for: `cpu`, or the name of another device; empty: not known.
-        memory_bytes: what a worker's device must hold: parameters, gradients, the optimizer's state, activations; 0
-            if not known, and then at least parameters and gradients are counted.
+        memory_bytes: what a worker's device must hold at any batch: parameters, gradients, the optimizer's state; 0 if
+            not known, and then at least parameters and gradients are counted.
+        activation_bytes: what backward needs of forward, of a whole batch, unless it is computed again; 0: not known.
     """
 
     __pydantic_config__: ClassVar = files.STRICT
@@ -108,6 +109,7 @@ class Profile:
     compute_uncertainty: float = 0.0
     contention: float = 1.0
     memory_bytes: int = 0
+    activation_bytes: int = 0
     samples: int = 0
     device: str = ""
     version: Literal[1] = 1
@@ -122,6 +124,7 @@ class Profile:
         require_range("contention", self.contention, 1.0, 1000.0)
         require_range("samples", self.samples, 0, 1e9)
         require_range("memory_bytes", self.memory_bytes, 0, 1e15)
+        require_range("activation_bytes", self.activation_bytes, 0, 1e18)
         _require_parameters(self.parameters, self.backward_s)
 
     @classmethod
