@@ -260,8 +260,8 @@ def _too_full(ranking: Ranking) -> Iterator[str]:
     if (needs := profile.least_memory_bytes + profile.activation_bytes) > has:
         yield (
             f"Memory: {print_size(profile.least_memory_bytes)} and about {print_size(profile.activation_bytes)} of "
-            f"activations are {print_size(needs)}, and a device has {print_size(has)}: take a smaller batch, or compute "
-            "activations again in backward (torch.utils.checkpoint), which takes about a third more time."
+            f"activations are {print_size(needs)}, and a device has {print_size(has)}: take a smaller batch, or "
+            "compute activations again in backward (torch.utils.checkpoint), which takes about a third more time."
         )
 
 

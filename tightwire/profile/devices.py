@@ -134,15 +134,25 @@ def derive(
 
 
 def _nvidia(
-    name: str, tera: float, bandwidth: float, gigabytes: int, sheet: str, **more: float
+    name: str,
+    tera: float,
+    bandwidth: float,
+    gigabytes: int,
+    sheet: str,
+    *,
+    host_bytes_per_s: float = PCIE_4,
+    efficiency: float = 0.4,
+    value_bytes: int = 2,
 ) -> DeviceFacts:
     return DeviceFacts(
         name=name,
         flops_per_s=tera * 1e12,
         memory_bytes_per_s=bandwidth,
         memory_bytes=gigabytes * 10**9,
+        host_bytes_per_s=host_bytes_per_s,
+        efficiency=efficiency,
+        value_bytes=value_bytes,
         source=f"NVIDIA {sheet} data sheet",
-        **more,
     )
 
 
