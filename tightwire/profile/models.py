@@ -83,7 +83,7 @@ class ModelShape:
         bytes).
 
         >>> round(model_shape("bert-large", 128).kept_values / 24 / 128 / 1024)
-        23
+        24
         """
         return sum(layer.kept_values for layer in self.layers)
 
