@@ -10,8 +10,12 @@ import pytest
 from tightwire.plan import Plan
 from tightwire.planner import Allowance, landscape
 from tightwire.planner.candidates import ALLOWANCES, is_allowed
-from tightwire.planner.landscape import IDEAS, MapCell, look
+from tightwire.planner.landscape import IDEAS, MapCell, survey
 from tightwire.planner.landscape_picture import picture
+
+
+def look(workers: int, gigabits: float, compute_s: float) -> list[MapCell]:
+    return list(survey(workers=(workers,), compute_s=(compute_s,), gigabits=(gigabits,)))
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.pictures import check_picture, drawn
 from tightwire.errors import LabError, PlanError
 from tightwire.runtime.trace import Tracer
 from tightwire.tour import report as tour_report
@@ -67,6 +68,15 @@ def test_json_has_what_others_read(result: TourResult) -> None:
     assert printed["workers"] == 4
     assert printed["rate_bytes_per_s"] == 25e6
     assert all(set(plan) >= FIELDS for plan in printed["plans"])
+
+
+def test_its_pictures_can_be_read(
+    result: TourResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = drawn(monkeypatch, lambda: tour_report.write(result, tmp_path / "report.html"))
+    assert len(figures) == 2
+    for figure in figures:
+        check_picture(figure, is_titled=False)  # the page has a heading above each
 
 
 def test_the_report_stands_alone_and_says_what_happened(result: TourResult, tmp_path: Path) -> None:

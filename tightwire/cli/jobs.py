@@ -54,7 +54,7 @@ def jobs(
     if plot is not None:
         if plot.suffix != ".html":
             raise FileError(f"--plot {plot}: a timeline is written as .html.")
-        _draw(found, plot)
+        draw(found, plot)
     if as_json:
         typer.echo(json.dumps({"policies": [outcome.summary() for outcome in found]}))
         return
@@ -77,7 +77,7 @@ def _print(found: Sequence[PolicyOutcome]) -> None:
         typer.echo(f"{outcome.policy}: {outcome.mean_slowdown:.2f} × in the mean. {outcome.why}")
 
 
-def _draw(found: Sequence[PolicyOutcome], path: pathlib.Path) -> None:
+def draw(found: Sequence[PolicyOutcome], path: pathlib.Path) -> None:
     """Draws when each job computes and exchanges, its first steps under every policy."""
     import plotly.graph_objects as go
 
@@ -97,5 +97,10 @@ def _draw(found: Sequence[PolicyOutcome], path: pathlib.Path) -> None:
             name=what,
             marker_color=colour,
         )
-    drawing.update_layout(barmode="overlay", title="Jobs on one network", xaxis_title="seconds")
+    drawing.update_layout(
+        barmode="overlay",
+        title="When each job computes and exchanges, predicted",
+        xaxis_title="seconds",
+        yaxis_title="policy: job",
+    )
     drawing.write_html(path, include_plotlyjs=True)

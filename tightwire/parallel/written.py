@@ -136,5 +136,9 @@ def picture(rows: Sequence[dict[str, Any]]) -> Any:
     load = {(row["dimension"], row["link"]): row["ranks"] for row in rows}
     heat = [[load.get((dimension, link), 0) for link in links] for dimension in dimensions]
     drawing = go.Figure(go.Heatmap(z=heat, x=links, y=dimensions, colorbar={"title": "ranks per line"}))
-    drawing.update_layout(title="Which parallel dimension loads which link")
+    drawing.update_layout(
+        title="Which parallel dimension loads which link, in ranks per line",
+        xaxis_title="link",
+        yaxis_title="parallel dimension",
+    )
     return drawing

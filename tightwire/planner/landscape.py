@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tightwire.cluster import Cluster
-from tightwire.errors import PlanError, ProgramError
 from tightwire.plan import Plan
-from tightwire.planner import STOCK, Allowance, deviation, predict
+from tightwire.planner import STOCK, Allowance, deviation
 from tightwire.planner.candidates import ALLOWANCES, is_allowed
 from tightwire.planner.search import SAME_CLASS
+from tightwire.planner.sweep import predictions_over
 from tightwire.profile import Profile
 from tightwire.profile.devices import derive, device
 from tightwire.profile.models import model_shape
@@ -148,30 +149,24 @@ class MapCell:
     fastest: str
 
 
-def survey(on_cell: Callable[[], None] = lambda: None) -> Iterator[MapCell]:
-    """Yields every cell; `on_cell` is told of each place, which is a cell per allowance."""
-    for workers in WORKERS:
-        for compute_s in COMPUTE_S:
-            for gigabits in GIGABITS:
-                yield from look(workers, gigabits, compute_s)
-                on_cell()
-
-
-def look(workers: int, gigabits: float, compute_s: float) -> Iterator[MapCell]:
-    """Yields one place's cell for each allowance."""
-    profile, cluster = model(compute_s), Cluster.uniform(workers, gigabits * 1e9 / 8, LATENCY_S)
-    found: list[tuple[float, Plan, Idea]] = []
-    for idea in IDEAS:
-        for text in idea.plans:
-            try:
-                plan = Plan.parse(text)
-                found.append((predict(plan, profile, cluster).step_s, plan, idea))
-            except (PlanError, ProgramError):
-                continue
-    for allow in ALLOWANCES:
-        yield _best(
-            allow, [row for row in found if is_allowed(row[1], allow)], (workers, gigabits, compute_s)
-        )
+def survey(
+    on_cell: Callable[[], None] = lambda: None,
+    *,
+    workers: Sequence[int] = WORKERS,
+    compute_s: Sequence[float] = COMPUTE_S,
+    gigabits: Sequence[float] = GIGABITS,
+) -> Iterator[MapCell]:
+    """Yields every cell of one sweep; `on_cell` is told of each place, which is a cell per allowance."""
+    axes = {"workers": workers, "compute": compute_s, "bandwidth": [g * 1e9 / 8 for g in gigabits]}
+    places = itertools.product(workers, compute_s, gigabits)
+    plans = {Plan.parse(text): idea for idea in IDEAS for text in idea.plans}
+    start = Cluster.uniform(workers[0], axes["bandwidth"][0], LATENCY_S)
+    sweeping = predictions_over(model(1.0), start, axes, list(plans))
+    for place, (_, _, found) in zip(places, sweeping, strict=True):
+        rows = [(row.step_s, row.plan, plans[row.plan]) for row in found]
+        for allow in ALLOWANCES:
+            yield _best(allow, [row for row in rows if is_allowed(row[1], allow)], place)
+        on_cell()
 
 
 def _best(
@@ -182,7 +177,7 @@ def _best(
     step_s, plan, idea = min(equals, key=lambda row: (deviation(row[1]), row[0]))
     if step_s > stock_s * (1 - LEAST_GAIN):
         step_s, plan, idea = rows[0]
-    workers, gigabits, compute_s = place
+    workers, compute_s, gigabits = place
     return MapCell(
         allow=allow,
         workers=workers,

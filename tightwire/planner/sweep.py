@@ -127,11 +127,29 @@ def sweep(
         raise PlanError(f"a sweep over {unknown[0]} is not known; known: {', '.join(READ)}.")
     parsed = [Plan.parse(plan) if isinstance(plan, str) else plan for plan in plans]
     pool = [stock_plan(), *parsed] if parsed else pool_of(rank(profile, cluster, allow, by))
-    rows = []
+    rows = [_row(*point, by) for point in predictions_over(profile, cluster, axes, pool)]
+    return tuple(sorted(rows, key=lambda row: row.cost_per_million) if by == "cost" else rows)
+
+
+def predictions_over(
+    profile: Profile, cluster: Cluster, axes: Mapping[str, Sequence[float]], plans: Sequence[Plan]
+) -> Iterator[tuple[Profile, Cluster, list[Prediction]]]:
+    """Yields every point of a grid, the last axis fastest, with what is predicted of each plan that can be had there.
+
+    Raises:
+        PlanError: plain all-reduce cannot be had somewhere, or an axis cannot be changed on this cluster.
+    """
     for values in itertools.product(*axes.values()):
         there = dict(zip(axes, values, strict=True))
-        rows.append(_row(_profile_at(profile, there), _cluster_at(cluster, there), pool, by))
-    return tuple(sorted(rows, key=lambda row: row.cost_per_million) if by == "cost" else rows)
+        found_profile, found_cluster = _profile_at(profile, there), _cluster_at(cluster, there)
+        rows = []
+        for plan in plans:
+            try:
+                rows.append(predict(plan, found_profile, found_cluster, quick=True))
+            except (PlanError, ProgramError):
+                if departures(plan) == 0:
+                    raise
+        yield found_profile, found_cluster, rows
 
 
 def parse_axes(text: str) -> dict[str, tuple[float, ...]]:
@@ -264,14 +282,7 @@ def _cluster_at(cluster: Cluster, there: Mapping[str, float]) -> Cluster:
     return cluster
 
 
-def _row(profile: Profile, cluster: Cluster, pool: Sequence[Plan], by: By) -> SweepRow:
-    found = []
-    for plan in pool:
-        try:
-            found.append(predict(plan, profile, cluster, quick=True))
-        except (PlanError, ProgramError):
-            if departures(plan) == 0:
-                raise
+def _row(profile: Profile, cluster: Cluster, found: list[Prediction], by: By) -> SweepRow:
     found.sort(key=lambda row: row.step_s)
     stock = next(row for row in found if departures(row.plan) == 0)
     chosen = choose_by(by, found, stock, profile, cluster)

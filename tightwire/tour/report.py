@@ -162,7 +162,10 @@ def _timeline(result: TourResult) -> Any:
             )
             named.add(kind)
     figure.update_layout(
-        **_layout(120 + 70 * len(result.plans)), barmode="overlay", xaxis_title="milliseconds"
+        **_layout(120 + 70 * len(result.plans)),
+        barmode="overlay",
+        xaxis_title="milliseconds",
+        yaxis_title="plan",
     )
     return figure
 

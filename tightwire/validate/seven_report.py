@@ -161,7 +161,12 @@ def plot(cells: Sequence[Cell], made: str) -> str:
     figure.update_xaxes(
         type="log", title_text="wire / compute", tickvals=sorted({c.wire_over_compute for c in cells})
     )
-    figure.update_layout(template="simple_white", yaxis_title="step / max(compute, wire)", height=480)
+    figure.update_layout(
+        template="simple_white",
+        title="A step over its bound, by method",
+        yaxis_title="step / max(compute, wire)",
+        height=480,
+    )
     drawn = figure.to_html(include_plotlyjs=True, full_html=False, config={"displayModeBar": False})
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>Seven lossless methods</title><style>{STYLE}</style>",

@@ -115,10 +115,12 @@ def _coverage(points: Sequence[Point]) -> float | None:
 
 
 def _spearman(points: Sequence[Point]) -> float | None:
-    """Returns Spearman's rank correlation of predictions and measurements; None below three points."""
+    """Returns Spearman's rank correlation of predictions and measurements; None where there is nothing to rank."""
     if len(points) < 3:
         return None
     ranks = [_ranks([p.predicted for p in points]), _ranks([p.measured for p in points])]
+    if any(len(set(rank)) == 1 for rank in ranks):
+        return None
     return statistics.correlation(*ranks)
 
 
