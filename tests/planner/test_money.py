@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 
 import pytest
 
@@ -82,6 +83,20 @@ def test_kinds_may_have_prices_of_their_own() -> None:
         Cluster.uniform(4, 1e9, 0.0), kinds=kinds, prices=Prices(per_worker_hour=1.0)
     )
     assert cluster.price_per_hour == 8.0
+
+
+def test_prices_are_read_from_a_file_and_written_back(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(
+        "workers: 2\nbandwidth_bytes_per_s: 1.0e+9\nlatency_s: 0.0\n"
+        "prices: {per_worker_hour: 2.5, currency: USD, source: a list, date: 2025-06-05}\n"
+        "kinds: [{name: a, workers: 1}, {name: b, workers: 1, speed: 0.5}]\n"
+    )
+    cluster = Cluster.read(path)
+    assert cluster.prices is not None
+    assert cluster.prices.origin == "a list of 2025-06-05"
+    cluster.write(path)
+    assert Cluster.read(path) == cluster
 
 
 def test_a_price_of_traffic_needs_links_that_are_charged() -> None:

@@ -32,12 +32,14 @@ class Prices:
     per_gb_across: float = 0.0
     currency: str = ""
     source: str = ""
-    date: str = ""
+    date: str | datetime.date = ""
 
     def __post_init__(self) -> None:
         require_range("prices: per_worker_hour", self.per_worker_hour, 0.0, 1e6)
         require_range("prices: per_gb_across", self.per_gb_across, 0.0, 1e6)
-        if self.date:
+        if isinstance(self.date, datetime.date):  # as YAML reads a day without quotes
+            object.__setattr__(self, "date", self.date.isoformat())
+        elif self.date:
             try:
                 datetime.date.fromisoformat(self.date)
             except ValueError:

@@ -46,6 +46,8 @@ def _shares(ranking: Ranking) -> Iterator[str]:
     if alike and len({kind.speed for kind in cluster.kinds}) == 1:
         return
     if alike or now_s < WORTH_TELLING * fair_s:
+        if all(kind.batch_share == 1.0 for kind in cluster.kinds):
+            return  # something else holds them up
         yield f"The batch is shared out so: {_told(cluster, profile.samples)}; tell each share by run.weigh(samples)."
         return
     slowest = max(cluster.kinds, key=lambda kind: kind.batch_share / kind.speed)
