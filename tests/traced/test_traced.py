@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.traced.training import TRACED
+from tests.traced.training import TRACED, Net, sgd
+from tightwire._attach import attach
+from tightwire.transport import Transport, run_threads
 
 DEVICE = torch.device("traced")
 
@@ -72,3 +74,17 @@ def test_pinned_memory_sent_too_early_is_a_race() -> None:
     TRACED.copy(x, room)
     TRACED.host_reads(room)
     assert "read by host thread" in str(TRACED.races[0])
+
+
+def test_memory_that_a_run_adds_is_reported() -> None:
+    def work(transport: Transport) -> tuple[int, str]:
+        with TRACED.side(DEVICE):
+            model = Net().to(DEVICE)
+            plan = "bsp/allreduce:native"
+            with attach(model, sgd(model.parameters()), plan, transport=transport) as run:
+                return run.report().device_bytes, str(run.report())
+
+    gradients = sum(4 * p.numel() for p in Net().parameters())
+    for num_bytes, text in run_threads(2, work, deadline_s=60):
+        assert num_bytes >= gradients  # nothing is given back here, not even what kernels were tried on
+        assert f"memory added  {num_bytes:,} bytes on the device" in text

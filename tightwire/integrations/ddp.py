@@ -25,7 +25,7 @@ from tightwire.averaging import Averager, BucketAverager, build_averager
 from tightwire.averaging.bucket import Spared
 from tightwire.buckets import Bucket, BucketLayout, plan_layout
 from tightwire.compression.routing import compression_for
-from tightwire.devices import device_of
+from tightwire.devices import Mark, device_named, device_of
 from tightwire.errors import AttachError, PlanError
 from tightwire.plan import Plan
 from tightwire.runtime.agreement import require_agreement, wire_facts
@@ -33,6 +33,7 @@ from tightwire.runtime.engines.memory import Named, load_memory, memory
 from tightwire.runtime.gradients import accumulator_of
 from tightwire.runtime.variance import configure_variance
 from tightwire.transport import Counting, Transport, current
+from tightwire.transport.reach import reaching
 
 # So many passes may be dropped between two steps; after more, steps are made by something that nobody sees.
 MOST_DROPPED = 16
@@ -116,6 +117,7 @@ class _Job:
     buffer: Tensor
     is_last: bool
     now: Round
+    filled: Mark
     future: Future[Tensor]
 
 
@@ -176,7 +178,7 @@ class DDPHook:
         Contract: every rank; blocks until all have arrived.
 
         Raises:
-            AttachError: registered already, or parameters that are not in host memory.
+            AttachError: registered already, or parameters where nothing can be averaged.
             MismatchError: ranks with different plans, seeds, or versions of what messages look like.
         """
         if self._names:
@@ -185,6 +187,8 @@ class DDPHook:
         device_of(named)  # or refused
         settings = {"version of tightwire": version("tightwire"), "plan": self.plan, "seed": self._seed}
         require_agreement(self._world, settings | wire_facts([self.plan.compression]))
+        where = next(iter(named.values())).device
+        self._counting.inner = reaching(self._world, where, "pinned")
         self._channel = self._counting.channel()
         self._names = {parameter: name for name, parameter in named.items()}
         self._parameters = {**named}
@@ -219,6 +223,7 @@ class DDPHook:
             buffer=bucket.buffer(),
             is_last=bucket.is_last(),
             now=Round(number=self.rounds, seed=self._seed + self.rounds, scale=self._scale()),
+            filled=device_named(bucket.buffer().device).mark(),
             future=future,
         )
         self._announced_bytes += sum(averager.bytes_in(self.rounds) for averager in job.averagers)
@@ -273,15 +278,19 @@ class DDPHook:
         self._thread.shutdown(wait=False)
 
     def _serve(self, job: _Job) -> None:
+        device = device_named(job.buffer.device)
         try:
-            for averager in job.averagers:
-                mine = {name: job.gradients[name] for name in averager.bucket.views}
-                averager.bucket.pack(mine)
-                averager.run(job.now)
-                averager.bucket.unpack(mine)
-            self._under_way += job.averagers
-            if job.is_last:
-                self._end_round()
+            with device.side(job.buffer.device):
+                device.follow(job.filled)
+                for averager in job.averagers:
+                    mine = {name: job.gradients[name] for name in averager.bucket.views}
+                    averager.bucket.pack(mine)
+                    averager.run(job.now)
+                    averager.bucket.unpack(mine)
+                self._under_way += job.averagers
+                if job.is_last:
+                    self._end_round()
+                device.wait(device.mark())  # DDP reads the buffer on streams of its own
             job.future.set_result(job.buffer)
         except Exception as failure:  # whatever it is, backward must learn of it
             self._under_way.clear()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -24,7 +25,7 @@ from tightwire.buckets import Bucket, BucketLayout, Slot, plan_layout
 from tightwire.catalogue import parse_compression
 from tightwire.compression import Codec, Identity, compile_kernels
 from tightwire.compression.routing import compression_for
-from tightwire.devices import device_of
+from tightwire.devices import DeviceMemory, device_named, device_of
 from tightwire.plan import Plan, Route
 from tightwire.runtime.exchange import Exchange
 from tightwire.runtime.groups import Sharing
@@ -66,6 +67,7 @@ class RunContext:
         times: for how long each round of an exchange kept the line.
         costs: measured α in seconds and β in seconds per byte of programs, by name; the same on all ranks.
         leaves_by: how messages leave a device; see `attach`.
+        held: by exchange, the bytes of a device that it was built in.
         agree: from whether means are finite on this rank, says whether they are on those too that hold other shards of
             the model; see `Exchange`.
     """
@@ -91,6 +93,7 @@ class RunContext:
     times: RoundTimes = field(default_factory=RoundTimes)
     costs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     leaves_by: Over = "auto"
+    held: MutableMapping[Exchange, int] = field(default_factory=weakref.WeakKeyDictionary)
     agree: Callable[[bool], bool] = bool
 
     @property
@@ -120,6 +123,8 @@ class RunContext:
             tensors: by name, in the order in which a model registers them: gradients arrive in the reverse order.
         """
         device = device_of(tensors)
+        places = {tensor.device for tensor in tensors.values()}
+        held_bytes = device.memory(places).allocated_bytes
         schedule, architecture = plan.schedule, plan.architecture
         backward = self._in_backward(tensors)
         routes = {name: self.compression_of(name, tensor, plan) for name, tensor in backward.items()}
@@ -162,7 +167,7 @@ class RunContext:
                 BucketAverager(part, compression, build, workers=channel.size, spared=self.spared)
             )
         pacer = schedule.pacer(agenda)
-        return Exchange(
+        exchange = Exchange(
             averagers,
             pacer,
             self.tracer,
@@ -173,6 +178,15 @@ class RunContext:
             agree=self.agree,
             times=self.times,
         )
+        self.held[exchange] = device.memory(places).allocated_bytes - held_bytes
+        return exchange
+
+    @property
+    def memory_added(self) -> DeviceMemory:
+        """What living exchanges hold of a device, and what messages cross of host memory."""
+        places = {parameter.device for parameter in self.model.parameters()}
+        held = device_named(next(iter(places))).memory(places)
+        return dataclasses.replace(held, allocated_bytes=sum(self.held.values()))
 
     def _in_backward(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns tensors in the order in which backward was seen, or else is expected, to produce gradients."""

@@ -33,6 +33,8 @@ class Report:
         waited_s: how long this worker only waited for others, in all.
         waited_s_by_worker: the same of every worker, by rank, as of `finish`; empty before.
         switch: what a switch that adds did for this worker, and what the hosts added in its place; empty without one.
+        device_bytes: of a device's memory, what this run's exchanges hold; 0 in host memory.
+        pinned_bytes: of host memory, what its messages cross.
         staleness: how often what was stepped with was so many steps old; empty where nothing ever is.
     """
 
@@ -55,6 +57,8 @@ class Report:
     waited_s: float = 0.0
     waited_s_by_worker: tuple[float, ...] = ()
     switch: str = ""
+    device_bytes: int = 0
+    pinned_bytes: int = 0
     staleness: Mapping[int, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -81,6 +85,10 @@ class Report:
             rows.append(("buffers", f"{self.buffer_bytes:,} bytes sent besides, to keep them in step"))
         if self.switch:
             rows.append(("switch", self.switch))
+        if self.device_bytes or self.pinned_bytes:
+            rows.append(
+                ("memory added", f"{self.device_bytes:,} bytes on the device, {self.pinned_bytes:,} pinned")
+            )
         if self.late:
             rows.append(
                 ("late", f"{self.late} of this worker's gradients came after their round, and were dropped")

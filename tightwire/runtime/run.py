@@ -463,6 +463,7 @@ class Run:
         choice = self._pilot.choice if self._pilot else None
         record = self._course.record
         counts = record.counts(self._engine)
+        memory = self._context.memory_added
         return Report(
             plan=str(self._course.asked),
             workers=self._context.transport.size,
@@ -484,6 +485,8 @@ class Run:
             contenders=choice.contenders if choice else (),
             waited_s=record.waited_s,
             waited_s_by_worker=record.waited_s_by_worker,
+            device_bytes=memory.allocated_bytes,
+            pinned_bytes=memory.pinned_bytes,
             staleness=counts.staleness,
             switch=self._context.what_the_switch_did,
         )

@@ -124,8 +124,11 @@ class TracedDevice(Device):
         return str(device)
 
     def memory(self, devices: Iterable[torch.device]) -> DeviceMemory:
-        """Counts pinned memory alone: blocks of a run are given back together."""
-        return DeviceMemory(allocated_bytes=0, peak_bytes=0, pinned_bytes=self._pool.num_bytes)
+        """Counts all that was handed out: blocks of a run are given back together."""
+        handed_out = self._backend.allocated_bytes
+        return DeviceMemory(
+            allocated_bytes=handed_out, peak_bytes=handed_out, pinned_bytes=self._pool.num_bytes
+        )
 
     def require_usable(self, device: torch.device) -> None:
         """Accepts."""

@@ -82,6 +82,12 @@ class Backend:
         self._blocks.clear()
         self._pinned.clear()
 
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes of all device memory that the present run was given."""
+        with self.scheduler.lock:
+            return sum(block.numel() for block in self._blocks.values())
+
     def pin(self, num_bytes: int) -> Tensor:
         """Returns host memory of which accesses are noted."""
         block = torch.full((num_bytes,), 0xA5, dtype=torch.uint8)
