@@ -25,8 +25,12 @@ if TYPE_CHECKING:
 class _Robust(AveragingMethod, abc.ABC):
     """Sends every element to the owner of its part, who sorts workers' values, and back what the middle says.
 
-    What is left over, x less the outcome, is what a worker was overruled in, and is not to be fed back.
+    What is left over, x less the outcome, is what a worker was overruled in, and is not to be fed back. Where gradients
+    are skewed, as those of rare classes are, the middle is shorter than the mean: the learning rate is one's own to
+    find, and `auto` does not choose it for you.
     """
+
+    keeps_optimizer: ClassVar[bool] = False
 
     @abc.abstractmethod
     def dropped(self, workers: int) -> int:
