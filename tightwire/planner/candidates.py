@@ -190,11 +190,11 @@ def _sendings(text: str) -> Iterator[str]:
     sender, *stages = parse_compression(text)
     if stages:
         return
-    if sender.lossless or sender.unbiased or ratio((sender,)) <= MAX_RATIO_WITHOUT_FEEDBACK:
+    if sender.lossless or sender.unbiased or sender.votes or ratio((sender,)) <= MAX_RATIO_WITHOUT_FEEDBACK:
         yield str(sender)
     # Leftovers of an unbiased codec that is no contraction grow without bound.
     expands = isinstance(sender, Codec) and sender.unbiased and sender.contraction(2**20) is None
-    if not (sender.lossless or expands):
+    if not (sender.lossless or sender.votes or expands):
         yield f"{sender}+ef"
 
 
