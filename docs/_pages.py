@@ -56,15 +56,21 @@ def pages() -> Iterator[tuple[str, str]]:
 def family_page(axis: Axis) -> str:
     """Returns the page of one family: every member, with what it says of itself."""
     rows = {row["name"]: row for row in describe() if row["axis"] == axis}
-    lines = [f"# {AXES[axis][0].upper()}{AXES[axis][1:]}", "", ABOUT[axis], ""]
-    lines += ["| name | what it does |", "|---|---|"]
-    lines += [f"| [`{name}`](#{anchor(name)}) | {row['title']} |" for name, row in rows.items()]
-    for name, member in catalogue(axis).items():
-        lines += ["", f"## {name} {{ #{anchor(name)} }}", "", *_member(member, rows[name])]
     made = [
         *((f"allreduce:{n}", r) for n, r in PROGRAMS.items()),
         *((f"gossip:{n}", g) for n, g in (*GRAPHS.items(), *METHODS.items())),
     ]
+    headed = {
+        *catalogue(axis),
+        *(name for name, _ in made),
+    }  # what is only predicted has a row and no section
+    lines = [f"# {AXES[axis][0].upper()}{AXES[axis][1:]}", "", ABOUT[axis], ""]
+    lines += ["| name | what it does |", "|---|---|"]
+    for name, row in rows.items():
+        linked = f"[`{name}`](#{anchor(name)})" if name in headed else f"`{name}`"
+        lines += [f"| {linked} | {row['title']} |"]
+    for name, member in catalogue(axis).items():
+        lines += ["", f"## {name} {{ #{anchor(name)} }}", "", *_member(member, rows[name])]
     for name, recipe in made if axis == "architecture" else ():
         lines += ["", f"## {name} {{ #{anchor(name)} }}", "", _sentence(recipe.title), ""]
         lines += [f"- **Paper**: {recipe.paper}"] if recipe.paper else []
