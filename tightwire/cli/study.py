@@ -18,7 +18,7 @@ from tightwire.cli.options import JsonOption
 from tightwire.cli.table import print_rows
 from tightwire.errors import LabError
 from tightwire.lab import parse_rate
-from tightwire.study import report
+from tightwire.study import rates, report
 from tightwire.study.conduct import conduct, wanted
 from tightwire.study.results import Results, Trial, Wanted
 from tightwire.study.studies import STUDIES, find
@@ -96,7 +96,11 @@ def study(
     files.require_writable(path)
     results = Results.open(path)
     results.about = {"study": chosen.name, "command": made.command(), "machine": made.machine()}
-    found = _conduct(chosen, range(seeds), results)
+    if chosen.first_seed and seeds == 3:
+        seeds = 1
+    found = _conduct(chosen, range(chosen.first_seed, chosen.first_seed + seeds), results)
+    if chosen.name.endswith(rates.SUFFIX):
+        typer.echo(f"The best factors of rates are kept in {rates.write(chosen, found)}.", err=True)
     files.write_text(path.with_suffix(".md"), report.markdown(chosen, found))
     if as_json:
         rows = report.rows(chosen, found)

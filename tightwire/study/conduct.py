@@ -31,7 +31,7 @@ def wanted(study: Study, seeds: Sequence[int]) -> list[Wanted]:
             settings=str(scene.settings_for(task.name, plan)),
         )
         for scene in study.scenes
-        for task in study.tasks
+        for task in study.tasks_in(scene)
         for plan in study.plans_in(scene)
         for seed in seeds
     ]

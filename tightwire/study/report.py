@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tightwire.study.claims import Findings, at_equal_time, print_metric
 from tightwire.study.results import Results, Summary
-from tightwire.study.study import Scene, Study, labels
+from tightwire.study.study import Scene, Study, dense_scene, labels
 from tightwire.study.task import Task
 from tightwire.units import print_size
 
@@ -20,13 +21,15 @@ def rows(study: Study, results: Results) -> list[dict[str, Any]]:
     return [
         _row(study, Findings(results, task, scene.name), scene, plan)
         for scene in study.scenes
-        for task in study.tasks
+        for task in study.tasks_in(scene)
         for plan in study.plans_in(scene)
     ]
 
 
 def _row(study: Study, findings: Findings, scene: Scene, plan: str) -> dict[str, Any]:
     summary, dense = findings.of(plan), findings.of(study.dense)
+    settings = scene.settings_for(findings.task.name, plan)
+    alike = dataclasses.replace(findings, scene=dense_scene(settings)).of(study.dense)
     gap = findings.gap(plan, study.dense) if summary.trials and summary.mean is not None else None
     row = {
         "scene": scene.name,
@@ -38,6 +41,10 @@ def _row(study: Study, findings: Findings, scene: Scene, plan: str) -> dict[str,
         "mean": summary.mean,
         "spread": summary.spread,
         "worse_than_dense": gap,
+        "settings": str(settings),
+        "worse_than_dense_alike": _gap(findings, summary, alike)
+        if alike.trials and scene.name == "plain"
+        else gap,
         "bytes_per_step": summary.bytes_per_step,
         "bytes_ratio": _ratio(dense.bytes_per_step, summary.bytes_per_step),
         "rounds": summary.trials[0].rounds if summary.trials else None,
@@ -55,6 +62,14 @@ def _row(study: Study, findings: Findings, scene: Scene, plan: str) -> dict[str,
         row |= {"seconds_to_dense": mine, "faster": _ratio(theirs, mine)}
         row |= {"at_equal_time": _mean(list(at_equal_time(findings, plan).values()))}
     return row
+
+
+def _gap(findings: Findings, summary: Summary, dense: Summary) -> float | None:
+    """Returns by which share of dense's metric a plan is worse, as means over seeds."""
+    if summary.mean is None or not dense.mean:
+        return None
+    sign = -1.0 if findings.task.higher_is_better else 1.0
+    return sign * (summary.mean - dense.mean) / abs(dense.mean)
 
 
 def time_to_dense(study: Study, findings: Findings, plan: str) -> float | None:
@@ -92,7 +107,7 @@ def tables(study: Study, results: Results) -> Iterator[tuple[str, Table]]:
     short = labels(study.plans)
     cells = rows(study, results)
     for scene in study.scenes:
-        for task in study.tasks:
+        for task in study.tasks_in(scene):
             mine = [r for r in cells if (r["scene"], r["task"]) == (scene.name, task.name)]
             lines = [(*_line(short, r, results), *_time_in(scene, r)) for r in mine]
             yield _title(scene, task, mine), [(*_head(task), *_time_head(scene)), *lines]
@@ -107,7 +122,7 @@ def _title(scene: Scene, task: Task, mine: Sequence[dict[str, Any]]) -> str:
 
 
 def _head(task: Task) -> tuple[str, ...]:
-    return ("plan", task.metric, "worse by", "sent per step", "less", "rounds", "skipped")
+    return ("plan", task.metric, "worse by", "at its rate", "sent per step", "less", "rounds", "skipped")
 
 
 def _time_head(scene: Scene) -> tuple[str, ...]:
@@ -140,7 +155,10 @@ def _line(short: Any, row: dict[str, Any], results: Results) -> tuple[str, ...]:
     return (
         short[row["plan"]],
         print_metric(summary),
-        "" if row["worse_than_dense"] is None else f"{row['worse_than_dense']:+.2%}",
+        *(
+            "" if row[name] is None else f"{row[name]:+.2%}"
+            for name in ("worse_than_dense", "worse_than_dense_alike")
+        ),
         _size(summary),
         _times(row["bytes_ratio"]),
         "" if row["rounds"] is None else str(row["rounds"]),
@@ -196,7 +214,8 @@ def _made(study: Study, results: Results) -> str:
         f"Made by `{about['command']}`" if "command" in about else "",
         f"on {about['machine']}." if "machine" in about else "",
         f"{study.workers} workers, the same initial weights and the same batches for every plan. Spread is the "
-        "standard deviation over seeds; bytes are payload that a worker sends, as counted.",
+        "standard deviation over seeds; bytes are payload that a worker sends, as counted. “At its rate” compares "
+        "with dense gradients that train with the same optimizer and learning rate.",
     ]
     return " ".join(filter(None, lines))
 

@@ -13,8 +13,11 @@ average before the difference (Fatkhullin et al. 2023, arXiv:2305.15155), is ano
 
 from __future__ import annotations
 
+import functools
+import json
+import pathlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from tightwire.plan import Plan
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 WARM_UP = 0.05
+FOUND_RATES = pathlib.Path(__file__).with_name("rates.json")
 # One bit gives an element that hardly ever has a gradient the mean magnitude of its block; divided by the deviation of
 # next to nothing that it had, it would leap. The authors' code masks such elements by hand.
 ONE_BIT_EPS = 1e-3
@@ -155,6 +159,21 @@ def settings_for(task: str, plan: str) -> TrainingSettings:
         task: its name.
         plan: its text, or the name of a way of stock DDP, which trains as dense gradients do.
     """
+    found = _unscaled(task, plan)
+    factor = found_rates().get(task, {}).get(plan, 1.0)
+    return found if factor == 1.0 else replace(found, lr=found.lr * factor)
+
+
+@functools.cache
+def found_rates() -> dict[str, dict[str, float]]:
+    """Returns, by task and plan, by what rates are multiplied: as sought on a seed of its own; see `rates`."""
+    if not FOUND_RATES.exists():
+        return {}
+    found: dict[str, dict[str, float]] = json.loads(FOUND_RATES.read_text(encoding="utf-8"))
+    return found
+
+
+def _unscaled(task: str, plan: str) -> TrainingSettings:
     names = frozenset() if plan.startswith("ddp") else frozenset(m.name for m in Plan.parse(plan).members())
     for own in OWN_SETTINGS:
         if own.methods <= names and task in own.by_task:

@@ -37,6 +37,8 @@ class Scene:
         length: of training, as a share of the task's steps.
         plans: that are compared here, where it is not all of the study's; empty: all.
         settings: by task, with which all plans train here; where a task is missing, each trains with its own.
+        tasks: that are trained here, where it is not all of the study's; empty: all.
+        rate: by which learning rates are multiplied, where they are sought.
     """
 
     name: str = "plain"
@@ -50,6 +52,8 @@ class Scene:
     length: float = 1.0
     plans: tuple[str, ...] = ()
     settings: Mapping[str, TrainingSettings] = field(default_factory=dict)
+    tasks: tuple[str, ...] = ()
+    rate: float = 1.0
 
     def __post_init__(self) -> None:
         if self.wait_s < 0 or not 0 <= self.slow_share <= 1 or self.snapshots < 0 or not 0 < self.length <= 1:
@@ -72,7 +76,8 @@ class Scene:
 
     def settings_for(self, task: str, plan: str) -> TrainingSettings:
         """Returns with which optimizer a plan trains here."""
-        return self.settings.get(task) or settings_for(task, plan)
+        found = self.settings.get(task) or settings_for(task, plan)
+        return found if self.rate == 1.0 else dataclasses.replace(found, lr=found.lr * self.rate)
 
 
 PLAIN = Scene()
@@ -93,6 +98,7 @@ class Study:
         claims: what the literature says, checked on the results.
         longer: plans that may make more than the task's steps, and how many times as many.
         race: the same asked in another way: time to the dense plan's final metric.
+        first_seed: of those that are tried: rates are sought on seeds of their own.
     """
 
     name: str
@@ -105,6 +111,7 @@ class Study:
     claims: tuple[Claim, ...] = ()
     longer: Callable[[str], float] = field(default=lambda plan: 1.0)
     race: Study | None = None
+    first_seed: int = 0
 
     def __post_init__(self) -> None:
         for plan in self.plans:
@@ -114,7 +121,11 @@ class Study:
     @property
     def trials(self) -> int:
         """How many trials one seed takes."""
-        return len(self.tasks) * sum(len(self.plans_in(scene)) for scene in self.scenes)
+        return sum(len(self.tasks_in(scene)) * len(self.plans_in(scene)) for scene in self.scenes)
+
+    def tasks_in(self, scene: Scene) -> tuple[Task, ...]:
+        """Returns the tasks that are trained in a scene."""
+        return tuple(task for task in self.tasks if task.name in scene.tasks or not scene.tasks)
 
     def plans_in(self, scene: Scene) -> tuple[str, ...]:
         """Returns the plans that are compared in a scene."""
@@ -161,6 +172,34 @@ class Study:
             scenes=kept,
             plans=tuple(dict.fromkeys([self.dense, *map(full_text, plans)])) if plans else self.plans,
         )
+
+
+def dense_scenes(
+    plans: Sequence[str], dense: str, tasks: Sequence[Task] = tuple(TASKS.values())
+) -> list[Scene]:
+    """Returns a scene for every optimizer and rate that plans train with and dense gradients do not, for those to.
+
+    What a method loses is then told apart from what its optimizer does.
+    """
+    users: dict[TrainingSettings, list[str]] = {}
+    for task in tasks:
+        for settings in dict.fromkeys(settings_for(task.name, plan) for plan in plans):
+            if settings != settings_for(task.name, dense):
+                users.setdefault(settings, []).append(task.name)
+    return [
+        Scene(
+            name=dense_scene(settings),
+            plans=(dense,),
+            tasks=tuple(names),
+            settings=dict.fromkeys(names, settings),
+        )
+        for settings, names in users.items()
+    ]
+
+
+def dense_scene(settings: TrainingSettings) -> str:
+    """Returns the name of the scene in which dense gradients train with some settings."""
+    return f"dense with {settings}"
 
 
 def full_text(plan: str) -> str:

@@ -8,7 +8,8 @@ from tightwire.compression import Codec, Recipe
 from tightwire.errors import PlanError
 from tightwire.study.claims import Claim, all_of, no_worse, same, within, worse
 from tightwire.study.language import Language
-from tightwire.study.study import DDP, DDP_POWERSGD, Scene, Study, full_text
+from tightwire.study.rates import rates_study
+from tightwire.study.study import DDP, DDP_POWERSGD, PLAIN, Scene, Study, dense_scenes, full_text
 
 DENSE = full_text("none")
 # Matrices alone are compressed, as the papers of DGC and PowerSGD do, and sparsity grows in the first rounds.
@@ -123,12 +124,15 @@ RACE = Study(
     longer=lambda plan: 1.0 if plan == DDP else 1.5,
 )
 
+PLANS = tuple(dict.fromkeys(map(full_text, (*filter(_works, USUAL), *_members()))))
 COMPRESSION = Study(
     name="compression",
     about="what does a codec cost in held-out quality, and what does it save in bytes?",
     workers=4,
-    plans=tuple(dict.fromkeys(map(full_text, (*filter(_works, USUAL), *_members())))),
+    plans=PLANS,
     dense=DENSE,
+    scenes=(PLAIN, *dense_scenes(PLANS, DENSE)),
     claims=CLAIMS,
     race=RACE,
 )
+RATES = rates_study(COMPRESSION)
