@@ -87,6 +87,18 @@ RESULTS = {
         (*PREDICTION, "runtime", "transport", "validate"),
         "predictions held to measurements in the lab",
     ),
+    "race": Result(
+        "tightwire study race --seconds 20",
+        ("race.json", "race.md"),
+        (*METHODS, "planner", "runtime", "study/jobs.py", "study/timed.py"),
+        "plans that are found against stock DDP and plans by hand, at equal time",
+    ),
+    "table": Result(
+        "tightwire study table",
+        ("table.json", "table.md"),
+        (*METHODS, "simulate", "study/table.py", "study/settings.py"),
+        "all methods: loss against bytes and against time",
+    ),
     "compression": Result(
         "tightwire study compression",
         ("compression.json", "compression.md"),

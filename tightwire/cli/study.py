@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tightwire import files
-from tightwire.cli import equal_time, layers, made, seven_methods
+from tightwire.cli import equal_time, layers, loss_table, made, seven_methods
 from tightwire.cli.app import App, CommandGroup
 from tightwire.cli.map import map_
 from tightwire.cli.options import JsonOption
@@ -177,6 +177,9 @@ for _study in STUDIES.values():
 app.command(seven_methods.NAME, short_help=seven_methods.ABOUT)(seven_methods.seven_methods)
 app.command("race", short_help="Jobs trained for an equal time: DDP, auto, a race, plans by hand")(
     equal_time.race
+)
+app.command("table", short_help="All methods in one table: loss against bytes and against time")(
+    loss_table.table
 )
 app.command("layers", short_help=layers.ABOUT)(layers.layers)
 # It trains nothing; `tightwire map` is where one looks for it.

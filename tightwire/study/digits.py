@@ -32,7 +32,7 @@ class Digits(Task):
     higher_is_better: ClassVar[bool] = True
 
     name: str = "digits"
-    steps: int = 400
+    steps: int = 160
     images: int = 16
 
     def replica(self, place: Place) -> DigitsReplica:

@@ -34,7 +34,7 @@ class Language(Task):
     higher_is_better: ClassVar[bool] = False
 
     name: str = "text"
-    steps: int = 1200
+    steps: int = 800
     sequences: int = 4
     width: int = 48
     layers: int = 1

@@ -1,0 +1,68 @@
+"""One table of all methods: measured losses and bytes, predicted times."""
+
+from __future__ import annotations
+
+import pytest
+
+from tightwire.profile import Profile
+from tightwire.study import rates, table
+from tightwire.study.results import Results, Trial
+from tightwire.study.settings import settings_for
+from tightwire.study.studies import STUDIES, find
+from tightwire.study.study import PLAIN, dense_scene, dense_scenes
+
+DENSE, INT8 = "bsp/allreduce/none/sequential", "bsp/allreduce/int8/sequential"
+
+
+def trial(plan: str, metric: float, scene: str = "plain", seed: int = 0, task: str = "text") -> Trial:
+    return Trial(
+        scene=scene,
+        task=task,
+        plan=plan,
+        seed=seed,
+        steps=100,
+        settings="",
+        metric=metric,
+        bytes_per_step=1e5,
+    )
+
+
+def test_losses_are_measured_and_times_predicted() -> None:
+    study = find("compression").narrowed(tasks=["text"], scenes=["plain"], plans=[INT8])
+    results = Results(
+        None, [trial(DENSE, 2.0), trial(INT8, 2.02), trial(DENSE, 2.1, seed=1), trial(INT8, 2.12, seed=1)]
+    )
+    profile = Profile.uniform(layers=4, numel_per_layer=100_000, forward_s=0.01, backward_s=0.02)
+    found = {e.plan: e for e in table.entries({"compression": (study, results)}, {"text": profile})}
+    slow = [e.train_s[0] for e in (found[DENSE], found[INT8])]
+    assert slow[0] is not None and slow[1] is not None and slow[0] > slow[1]
+    assert found[INT8].worse_by == pytest.approx(0.02 / 2.05)
+    assert found[INT8].sent_bytes == 1e7
+    page = table.markdown(list(found.values()))
+    assert "50 Mb/s" in page
+    assert "int8" in page
+
+
+def test_there_is_a_dense_row_for_every_optimizer_and_rate() -> None:
+    study = STUDIES["compression"]
+    for task in study.tasks:
+        for plan in study.plans:
+            settings = settings_for(task.name, plan)
+            if settings != settings_for(task.name, DENSE):
+                scene = next(s for s in study.scenes if s.name == dense_scene(settings))
+                assert task in study.tasks_in(scene)
+                assert scene.plans == (DENSE,)
+                assert scene.settings_for(task.name, DENSE) == settings
+    assert dense_scenes([DENSE], DENSE) == []
+
+
+def test_the_best_rate_is_kept_where_it_gains_enough(tmp_path: object) -> None:
+    study = rates.rates_study(find("compression").narrowed(tasks=["text"], plans=[INT8]))
+    metrics = {0.25: 3.0, 0.5: 2.0, 1.0: 2.5, 2.0: 2.6}
+    results = Results(None, [trial(INT8, m, f"rate × {f:g}", rates.SEED) for f, m in metrics.items()])
+    results.add(trial(DENSE, 2.0, "rate × 1", rates.SEED))
+    results.add(trial(DENSE, 1.99, "rate × 2", rates.SEED))
+    assert rates.best_factors(study, results) == {"text": {INT8: 0.5}}
+    assert [scene.settings_for("text", INT8).lr for scene in study.scenes] == [
+        f * PLAIN.settings_for("text", INT8).lr for f in rates.FACTORS
+    ]
