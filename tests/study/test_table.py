@@ -35,7 +35,9 @@ def test_losses_are_measured_and_times_predicted() -> None:
     profile = Profile.uniform(layers=4, numel_per_layer=100_000, forward_s=0.01, backward_s=0.02)
     found = {e.plan: e for e in table.entries({"compression": (study, results)}, {"text": profile})}
     slow = [e.train_s[0] for e in (found[DENSE], found[INT8])]
-    assert slow[0] is not None and slow[1] is not None and slow[0] > slow[1]
+    assert slow[0] is not None
+    assert slow[1] is not None
+    assert slow[0] > slow[1]
     assert found[INT8].worse_by == pytest.approx(0.02 / 2.05)
     assert found[INT8].sent_bytes == 1e7
     page = table.markdown(list(found.values()))
