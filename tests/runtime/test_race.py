@@ -218,3 +218,23 @@ def test_a_snapshot_holds_buffers_too() -> None:
     assert int(model[1].num_batches_tracked) == 1  # type: ignore[arg-type]
     snapshot.restore()
     assert int(model[1].num_batches_tracked) == 0  # type: ignore[arg-type]
+
+
+def test_a_race_of_which_nobody_can_run_again_has_a_winner() -> None:
+    """Steps that turn out far longer than expected leave no time for a second heat."""
+
+    def worker(transport: Transport) -> str:
+        with job(transport, FIELD[0], optimizer=adam) as j:
+            entered = [contender(plan, 1e-7) for plan in FIELD]
+            racing = Racing(Race(budget="1s"), entered, plan_heats(entered, 1e-5), 1e9)
+            racing.begin(j.run)
+            for number in range(10_000):
+                if racing.winner is not None:
+                    break
+                step(j, number)
+                racing.after_step(j.run, 1.0)
+            assert racing.winner is not None
+            return racing.winner.plan
+
+    first, second = run_threads(2, worker, deadline_s=20)
+    assert first == second

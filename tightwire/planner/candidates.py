@@ -42,6 +42,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 # Methods of gossip that are considered beside plain averaging over every graph worth a try.
 GOSSIP_METHODS = ("sgp", "ad-psgd")
 SMALLEST_FUSION_BYTES = 2**18
+FIRST_ROUND = 1
 # A biased codec that drops more than half of the bits goes wrong without error feedback (Karimireddy et al. 2019).
 MAX_RATIO_WITHOUT_FEEDBACK = 2.0
 
@@ -127,6 +128,16 @@ def keeps_optimizer(plan: Plan) -> bool:
     Such plans are predicted and shown, and never chosen for a user who did not ask for them by name.
     """
     return all(stage.keeps_optimizer for stage in plan.compression)
+
+
+def begins_as_it_goes_on(plan: Plan) -> bool:
+    """Whether the first rounds cost what later ones do: a warm-up that sends more is not seen in a step's time.
+
+    >>> begins_as_it_goes_on(Plan.parse("bsp/allreduce/topk:0.01+ef+warmup:60"))
+    False
+    """
+    stages = [stage for stage in plan.compression[1:] if isinstance(stage, Stage)]
+    return all(stage.sender_at(plan.sender, FIRST_ROUND) == plan.sender for stage in stages)
 
 
 def departures(plan: Plan) -> int:

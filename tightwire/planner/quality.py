@@ -34,6 +34,8 @@ ONE_SEED, RELATIVE, UNKNOWN = 0.1, 0.15, 0.3
 PRIOR_EXPONENT = 0.1
 # A run that ends above where dense ones begin did not learn.
 MOST_FACTOR = 20.0
+# A relative with these stages trains with another optimizer, and tells little of one without.
+OTHER_OPTIMIZERS = {"momentum", "clip", "ema", "lion", "signed"}
 FAMILIES = ("sync", "architecture", "compression")
 DENSE = ("bsp/allreduce/none/sequential", "bsp/allreduce/none", "ddp")
 STUDIES = ("compression", "sync", "architecture")
@@ -138,7 +140,8 @@ def _of_answer(family: str, plan: Plan) -> ExtraSteps:
     name, keeps_rest = _name(text)
     kin = [(other, row) for other, row in known.items() if _stages(other) == _stages(text)]
     if not kin:
-        kin = [(other, row) for other, row in known.items() if _name(other) == (name, keeps_rest)]
+        alike = [(other, row) for other, row in known.items() if _name(other) == (name, keeps_rest)]
+        kin = [(other, row) for other, row in alike if not OTHER_OPTIMIZERS & set(_stages(other))]
     if not kin and keeps_rest:  # without feedback it is no better
         kin = [(other, row) for other, row in known.items() if _name(other)[0] == name]
     if kin:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from tightwire.cluster import Cluster
 from tightwire.plan import Plan, PlanFile
-from tightwire.planner.candidates import Allowance, departures, keeps_optimizer
+from tightwire.planner.candidates import Allowance, begins_as_it_goes_on, departures, keeps_optimizer
 from tightwire.planner.confidence import chance
 from tightwire.planner.deviation import deviation
 from tightwire.planner.money import require_prices, toll_s
@@ -214,9 +214,21 @@ def choose_by_loss(rows: Sequence[Prediction], stock: Prediction) -> Prediction:
 
     Plain all-reduce where no plan is likely to be faster, given how unsure it is how many more steps a plan needs.
     """
-    able = [row for row in rows if keeps_optimizer(row.plan) and faster_to_loss(row, stock) >= SURE]
-    gains = [row for row in able if more_steps(row.plan) * row.step_s < stock.step_s * (1 - LEAST_GAIN)]
-    return min(gains, key=lambda row: more_steps(row.plan) * row.step_s, default=stock)
+    able = [
+        row
+        for row in rows
+        if keeps_optimizer(row.plan)
+        and begins_as_it_goes_on(row.plan)
+        and faster_to_loss(row, stock) >= SURE
+        and more_steps(row.plan) * row.step_s < stock.step_s * (1 - LEAST_GAIN)
+    ]
+    return min(able, key=careful_s, default=stock)
+
+
+def careful_s(row: Prediction) -> float:
+    """Returns the time of what one step with exact means does, at the slow end: the less is known, the slower."""
+    extra = extra_steps(row.plan)
+    return row.step_s * extra.factor * math.exp(extra.spread)
 
 
 def faster_to_loss(row: Prediction, stock: Prediction) -> float:

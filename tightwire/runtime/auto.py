@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -19,9 +19,9 @@ from torch import nn
 from tightwire.cluster import Cluster
 from tightwire.errors import AttachError
 from tightwire.plan import Plan, PlanFile
-from tightwire.planner import STOCK, Allowance, Ranking, deviation, extra_steps, recommend
-from tightwire.planner.candidates import keeps_optimizer
-from tightwire.planner.ranking import By
+from tightwire.planner import STOCK, Allowance, Ranking, deviation, recommend
+from tightwire.planner.candidates import begins_as_it_goes_on, is_allowed, keeps_optimizer, legal
+from tightwire.planner.ranking import By, careful_s
 from tightwire.profile import Profile, Profiler, measure_codecs, measure_pass
 from tightwire.runtime.habits import Habits, obstacles
 from tightwire.runtime.lookout import Lookout, LossLevel
@@ -49,9 +49,18 @@ WORTH = 0.95
 # Plans that stay on the record.
 MOST_CONSIDERED = 20
 # Codecs that are timed: those of so many of the plans that look best without, on so many elements.
-MOST_TIMED, TIMED_NUMEL = 8, 2**18
+MOST_TIMED, TIMED_NUMEL = 10, 2**18
 # Of one policy, and of one codec, so many plans contend.
 MOST_OF_A_KIND = 2
+# What has a place in a race whatever the planner thinks of it: experience is wider than one table of a few studies.
+SEEDED = tuple(
+    f"{sync}/allreduce/{compression}/{schedule}"
+    for sync, compression in (
+        ("bsp", "powersgd:4+ef"), ("bsp", "int8+ef"), ("bsp", "bf16"), ("bsp", "topk:0.01+ef"),
+        ("local:8", "int8"), ("local:8", "none"), ("local:16", "powersgd:4+ef"),
+    )
+    for schedule in ("sequential", "mgwfbp")
+)  # fmt: skip
 # A plan that is expected to need so many times as long as the best one does not contend.
 MOST_BEHIND = 3.0
 
@@ -210,7 +219,11 @@ class Pilot:
         """Ranks all plans; codecs of those that look best are timed for it, for timing compiles them."""
         assert self._profile is not None
         first = recommend(self._profile, self._cluster, allow=self._search.allow, by=self._search.by)
-        compressions = dict.fromkeys(row.plan.compression_text for row in first.rows)
+        compressions = dict.fromkeys(
+            row.plan.compression_text
+            for row in (*first.rows, *_seeded(first))
+            if keeps_optimizer(row.plan) and begins_as_it_goes_on(row.plan)
+        )
         likely = [text for text in compressions if text != "none"][:MOST_TIMED]
         if not likely:
             return first
@@ -259,7 +272,7 @@ class Pilot:
     ) -> None:
         """Says what the race will cost, and begins it; without one where the budget is too small for any."""
         budget_s = race.budget_s(stock_step_s)
-        heats = plan_heats(field[: race.contenders], race.share * budget_s)
+        heats = plan_heats(field, race.share * budget_s, race.contenders)
         cost = f"{race.share:.0%} of a budget of {budget_s:,.0f} s"
         if heats.fields == (1,):
             why = f"{cost} is too little to try two plans: the best expected one was taken, without a race."
@@ -272,7 +285,7 @@ class Pilot:
                 ),
             )  # fmt: skip
             return
-        log.info("%s", announced(heats, field, cost))
+        log.info("%s", announced(heats, cost))
         self.choice = None
         self._entered = choice
         self._racing = Racing(race, field, heats, race.share * budget_s)
@@ -372,9 +385,9 @@ def watched_plan(allow: Allowance, dense_s: float) -> str:
     return f"bsp/allreduce/{compression}/sequential"
 
 
-def announced(heats: Heats, field: Sequence[Contender], cost: str) -> str:
+def announced(heats: Heats, cost: str) -> str:
     """Returns what a race is about to cost, in a sentence."""
-    names = ", ".join(contender.plan for contender in field[: heats.fields[0]])
+    names = ", ".join(heats.entered)
     sizes = ", then ".join(map(str, heats.fields))
     return (
         f"a race of {sizes} plans takes about {heats.total_s:.1f} s, of which at most {heats.cost_s:.1f} s are lost "
@@ -383,50 +396,64 @@ def announced(heats: Heats, field: Sequence[Contender], cost: str) -> str:
 
 
 def contenders(ranking: Ranking, in_the_way: Sequence[str]) -> Iterator[Contender]:
-    """Yields plans that are worth a trial: few of a kind, bulk-synchronous ones and others in turn, the best first.
+    """Yields plans that are worth a trial, few of a kind: the best bulk-synchronous, other and seeded ones first.
 
     Args:
         ranking: of all plans.
         in_the_way: why no schedule may be used under which the next forward begins early; nothing where it may.
     """
-    rows = [
-        row
-        for row in ranking.rows
-        if keeps_optimizer(row.plan) and not (in_the_way and row.plan.schedule.overlaps_forward)
-    ]
+
+    def able(rows: Iterable[Prediction]) -> list[Prediction]:
+        return [
+            row
+            for row in rows
+            if keeps_optimizer(row.plan)
+            and begins_as_it_goes_on(row.plan)
+            and not (in_the_way and row.plan.schedule.overlaps_forward)
+        ]
+
+    rows = able(ranking.rows)
     if ranking.allow == "lossless":  # what is learned is the same, and steps differ little between kinds
-        found = sorted(rows, key=_expected_s)
+        found = sorted(rows, key=careful_s)
     else:
-        kinds = [_few_of_a_kind([r for r in rows if r.plan.sync.is_bulk is bulk]) for bulk in (True, False)]
-        kinds.sort(key=lambda found: _expected_s(found[0]) if found else math.inf)
-        found = [row for turn in itertools.zip_longest(*kinds) for row in turn if row is not None]
+        kinds = [
+            _few_of_a_kind(row for row in rows if row.plan.sync.is_bulk is bulk) for bulk in (True, False)
+        ]
+        kinds.sort(key=lambda found: careful_s(found[0]) if found else math.inf)
+        best_s = careful_s(kinds[0][0]) if kinds[0] else math.inf
+        seeded = (row for row in able(_seeded(ranking)) if careful_s(row) <= MOST_BEHIND * best_s)
+        kinds.append(_few_of_a_kind(seeded))
+        mixed = [row for turn in itertools.zip_longest(*kinds) for row in turn if row is not None]
+        found = list({str(row.plan): row for row in reversed(mixed)}.values())[::-1]
     for row in found:
         yield Contender(
             plan=str(row.plan),
             predicted_step_s=row.step_s,
-            expected=extra_steps(row.plan).factor,
+            expected=careful_s(row) / row.step_s,
             steps_per_round=row.plan.sync.steps_per_round,
             deviation=deviation(row.plan),
         )
 
 
-def _few_of_a_kind(rows: Sequence[Prediction]) -> list[Prediction]:
+def _seeded(ranking: Ranking) -> list[Prediction]:
+    """Returns predictions of the plans that have a place in any race that allows them."""
+    plans = [plan for plan in map(legal, SEEDED) if plan is not None and is_allowed(plan, ranking.allow)]
+    return [predict(plan, ranking.profile, ranking.cluster) for plan in plans]
+
+
+def _few_of_a_kind(rows: Iterable[Prediction]) -> list[Prediction]:
     """Returns the best expected of some plans: of one policy, and of one codec, a few; none that is far behind."""
     seen: list[str] = []
     found: list[Prediction] = []
-    for row in sorted(rows, key=_expected_s):
+    for row in sorted(rows, key=careful_s):
         kinds = [row.plan.sync.name, row.plan.sender.name]
         pair = "/".join(kinds)
-        if _expected_s(row) > MOST_BEHIND * _expected_s(found[0] if found else row):
+        if careful_s(row) > MOST_BEHIND * careful_s(found[0] if found else row):
             break
         if pair not in seen and all(seen.count(kind) < MOST_OF_A_KIND for kind in kinds if kind != "bsp"):
             seen += [pair, *kinds]
             found.append(row)
     return found
-
-
-def _expected_s(row: Prediction) -> float:
-    return row.step_s * extra_steps(row.plan).factor
 
 
 def _choice(ranking: Ranking, in_the_way: Sequence[str]) -> Choice:
@@ -440,8 +467,10 @@ def _choice(ranking: Ranking, in_the_way: Sequence[str]) -> Choice:
         others = [
             row
             for row in (*ranking.rows, ranking.stock)
-            if not row.plan.schedule.overlaps_forward and keeps_optimizer(row.plan)
+            if not row.plan.schedule.overlaps_forward
+            and keeps_optimizer(row.plan)
+            and begins_as_it_goes_on(row.plan)
         ]
-        chosen = min(others, key=_expected_s if ranking.by == "loss" else lambda row: row.step_s)
+        chosen = min(others, key=careful_s if ranking.by == "loss" else lambda row: row.step_s)
     considered = tuple((str(row.plan), row.step_s) for row in ranking.rows[:MOST_CONSIDERED])
     return Choice(plan=str(chosen.plan), predicted_step_s=chosen.step_s, why=why, considered=considered)

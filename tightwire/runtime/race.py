@@ -153,10 +153,12 @@ class Heats:
     """How long a race goes on: the same for every rank, told before it begins.
 
     Attributes:
+        entered: plans that run in the first heat: those whose shortest trial is short enough.
         trial_s: seconds of each contender's trial, by heat.
         fields: how many contenders run, by heat.
     """
 
+    entered: tuple[str, ...]
     trial_s: tuple[float, ...]
     fields: tuple[int, ...]
 
@@ -171,26 +173,27 @@ class Heats:
         return sum(s * n for s, n in zip(self.trial_s, self.fields, strict=True))
 
 
-def plan_heats(contenders: Sequence[Contender], cost_s: float) -> Heats:
+def plan_heats(contenders: Sequence[Contender], cost_s: float, most: int = 6) -> Heats:
     """Returns as large a race as a cost allows; a field of one where it allows none.
 
     Args:
         contenders: the best first.
         cost_s: that may be lost, in seconds.
+        most: contenders.
 
     >>> field = [Contender(plan=f"local:{n}", predicted_step_s=0.1) for n in (2, 4, 8, 16)]
     >>> plan_heats(field, 10.0).fields, plan_heats(field, 0.1).fields
     ((4, 2), (1,))
     """
-    for size in range(len(contenders), 1, -1):
-        field = contenders[:size]
+    for size in range(min(most, len(contenders)), 1, -1):
         fields = [size]
         while fields[-1] > 2 and len(fields) < MOST_HEATS:
             fields.append(math.ceil(fields[-1] / 2))
         shares = [cost_s / len(fields) / (n - 1) for n in fields]
-        if shares[0] >= max(c.least_steps * c.known_step_s for c in field):
-            return Heats(trial_s=tuple(shares), fields=tuple(fields))
-    return Heats(trial_s=(0.0,), fields=(1,))
+        able = [c.plan for c in contenders if c.least_steps * c.known_step_s <= shares[0]]
+        if len(able) >= size:
+            return Heats(entered=tuple(able[:size]), trial_s=tuple(shares), fields=tuple(fields))
+    return Heats(entered=tuple(c.plan for c in contenders[:1]), trial_s=(0.0,), fields=(1,))
 
 
 def judged(contender: Contender, losses: Sequence[float], step_s: float, start: float) -> Contender:

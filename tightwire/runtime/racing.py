@@ -62,7 +62,7 @@ class Racing:
         self.contenders = {c.plan: c for c in contenders}
         self.winner: Contender | None = None
         self._judge, self._heats, self._cost_s = race.judge, heats, cost_s
-        self._field = [c.plan for c in contenders[: heats.fields[0]]]
+        self._field = list(heats.entered)
         self._heat, self._lost_s = 0, 0.0
         self._trials: dict[str, RaceTrial] = {}
         self._queue: list[str] = []
@@ -109,7 +109,11 @@ class Racing:
             contender = self.contenders[self._running]
             trial_s = self._heats.trial_s[self._heat]
             self._planned = contender.steps_in(trial_s)
-            if contender.heats and self._planned * contender.known_step_s > MOST_OVERDRAFT * trial_s:
+            if (
+                contender.heats
+                and self._trials
+                and self._planned * contender.known_step_s > MOST_OVERDRAFT * trial_s
+            ):
                 self._note("its shortest trial is too long for what may be lost")
                 continue
             try:
@@ -167,7 +171,7 @@ class Racing:
         return order([self.contenders[plan] for plan in trials])
 
     def _end_heat(self, run: Trainee) -> None:
-        ranked = self._judge_all()
+        ranked = self._judge_all() or [self.contenders[plan] for plan in self._field]
         if self._lead is not None:
             self._base, self._base_of = self._lead, self._lead_of
             self._base_judged = self._trials[self._lead_of].judged
@@ -195,6 +199,7 @@ class Racing:
             )
         self._running = able[0].plan
         self._go_to(run, Plan.parse(self._running))
+        self._note("")
         self.winner = self.contenders[self._running]
 
     @property
