@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Final, Literal
 
@@ -27,6 +28,9 @@ from tightwire.lab import Lab, OutputLine, Topology
 Kind = Literal["kill", "freeze", "cut"]
 KINDS: Final[tuple[Kind, ...]] = ("kill", "freeze", "cut")
 MARK: Final = "STEP "
+DONE: Final = "DONE"
+# After the first worker's end, one that was just started anew and is in no world yet is waited for so long.
+PATIENCE_S: Final = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +130,13 @@ def run(bench: GoodputBench) -> GoodputRow:
     struck: list[tuple[float, str, int]] = []
     ended = threading.Event()
     began = threading.Event()
+    done: set[int] = set()
+
+    def end_the_rest(lab: Lab) -> None:
+        lab.restart_no_more()
+        for rank in set(range(bench.workers)) - done:
+            with suppress(LabError):
+                lab.kill(rank)
 
     def on_line(line: OutputLine) -> None:
         if line.stream == "stdout" and line.text.startswith(MARK):
@@ -134,6 +145,11 @@ def run(bench: GoodputBench) -> GoodputRow:
                 StepMade(at_s=time.monotonic(), rank=line.rank, step=step, lost=lost, members=members)
             )
             began.set()
+        elif line.stream == "stdout" and line.text == DONE:
+            if not done:
+                ended.set()
+                threading.Timer(PATIENCE_S, end_the_rest, (lab,)).start()
+            done.add(line.rank)
         elif line.stream == "stderr":
             print(f"[{line.rank}] {line.text}", file=sys.stderr)
 
@@ -148,7 +164,7 @@ def run(bench: GoodputBench) -> GoodputRow:
             ended.set()
             began.set()
             driver.join()
-    if not seen or not result.ok:
+    if not seen or not done or not (result.ok or bench.elastic):
         raise LabError(f"{bench.plan}: {result.describe()} {len(seen)} steps were made.")
     return account(bench.plan, seen, struck)
 
@@ -265,6 +281,7 @@ def main() -> None:
             loss.backward()
             optimizer.step()
             print(f"{MARK}{run.step} {run.lost_rounds} {run.transport.size}", flush=True)
+    print(DONE, flush=True)
 
 
 class JobClock:

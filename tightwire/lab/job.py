@@ -190,6 +190,10 @@ class LabJob:
             else:
                 os.kill(self._hosts.worker_pid(process.pid), signum)
 
+    def restart_no_more(self) -> None:
+        """Takes a worker that a signal ends from now on as one that has ended."""
+        self._restarts = False
+
     def stop(self) -> None:
         """Kills whatever still runs and waits for its end."""
         for rank in self._processes:

@@ -230,6 +230,11 @@ class Lab:
             self._adder.stop()
             self._adder = None
 
+    def restart_no_more(self) -> None:
+        """Starts no worker of the running command anew from now on, as when an elastic job is over."""
+        if self._job is not None:
+            self._job.restart_no_more()
+
     def freeze(self, rank: int) -> None:
         """Stops a worker of the running command where it is (SIGSTOP); its connections stay open."""
         self._signal(rank, signal.SIGSTOP)

@@ -120,6 +120,12 @@ class Lighthouse:
             if self.name not in names:
                 continue
             if len(names) < self._min_workers and not any(member.step for member in members):
+                if time.monotonic() > ends_s:
+                    raise PeerError(
+                        f"{len(names)} workers came to the lighthouse at {self._address}, and min_workers is "
+                        f"{self._min_workers}: the others never started, or have ended already.",
+                        [],
+                    )
                 time.sleep(BEAT_S)  # nobody trains yet, and some are still to come
                 continue
             try:
