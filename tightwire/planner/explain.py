@@ -185,9 +185,11 @@ def _other_uses(ranking: Ranking, scaling: Scaling) -> Iterator[str]:
         )
     fewer = scaling.best_fewer
     if fewer.passes_per_s >= 0.9 * scaling.chosen.passes_per_s:
-        who = "one worker alone makes" if fewer.workers == 1 else f"{fewer.workers} workers make"
+        is_one = fewer.workers == 1
+        who = "one worker alone makes" if is_one else f"{fewer.workers} workers make"
         offers.append(
-            f"{who} {_rate(ranking, fewer)}, and leaves {ranking.cluster.workers - fewer.workers} free"
+            f"{who} {_rate(ranking, fewer)}, and {'leaves' if is_one else 'leave'} "
+            f"{ranking.cluster.workers - fewer.workers} free"
         )
     if offers:
         yield f"What would use them better: {'; '.join(offers)}."
