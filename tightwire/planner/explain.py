@@ -52,7 +52,7 @@ def explain(ranking: Ranking) -> Iterator[str]:
         yield from _lossy_offer(ranking)
     yield from _too_full(ranking)
     yield from _not_measured(ranking)
-    yield from _cannot_run(ranking)
+    yield from _unproven(ranking)
 
 
 def detail(ranking: Ranking) -> Iterator[str]:
@@ -231,13 +231,13 @@ def _formula(ranking: Ranking) -> str | None:
     return None if fit.source == "measured" else fit.program
 
 
-def _cannot_run(ranking: Ranking) -> Iterator[str]:
-    """Yields that a plan cannot be trained with yet on the user's device, and how PyTorch does part of it."""
+def _unproven(ranking: Ranking) -> Iterator[str]:
+    """Yields what of a plan no device like the user's has run yet, and how PyTorch does part of it."""
     if ranking.profile.device in ("", "cpu") or ranking.stays or ranking.cluster.workers == 1:
         return
     yield (
-        f"Tightwire trains on CPUs only so far, and this is for {ranking.profile.device}. With PyTorch alone, "
-        f"{stock_way(ranking.chosen.plan)}."
+        f"This is for {ranking.profile.device}: Tightwire's way on a GPU is shown by emulation alone so far; run "
+        f"`make gpu` on yours first. With PyTorch alone, {stock_way(ranking.chosen.plan)}."
     )
 
 
