@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 import subprocess
 import sys
 from typing import Any
@@ -21,7 +22,9 @@ def test_a_seed_draws_every_plan_and_every_fault_alike() -> None:
     assert trials != list(draw(Campaign(count=campaign.count, seed=4)))
     assert {trial.plan for trial in trials} == set(FAMILIES)
     assert {trial.fault for trial in trials} == set(LOCAL_FAULTS)
-    assert all("servers=1" not in trial.plan or trial.victim != 2 for trial in trials)
+    served = [trial for trial in trials if "servers=1" in trial.plan]
+    assert all((trial.victim == 2) == trial.fault.endswith("-server") for trial in served)
+    assert {trial.victim for trial in trials if trial.fault == "kill-host"} == {0}
 
 
 def ended(end: str = "finished", code: int | None = 0, **more: Any) -> Ended:
@@ -63,14 +66,23 @@ def test_ends_are_judged() -> None:
     assert found("bsp", "other-plan", told, told, told) == [0, 0, 0]
 
 
-def test_a_small_campaign() -> None:
+def test_a_victim_says_that_the_disk_is_full() -> None:
+    right = ended("PeerError", 1, ranks=[1], error="rank 1 failed: FileError: trace.json cannot be written")
+    assert found("bsp", "full-disk", right, ended("FileError", 1), right) == [0, 0, 0]
+    assert found("bsp", "full-disk", right, ended("OSError", 1), right) == [0, 1, 0]
+
+
+def test_a_small_campaign(tmp_path: pathlib.Path) -> None:
+    page = tmp_path / "page.html"
     arguments = [
         "--plans",
         "bsp local:4 bsp/gossip:ring",
         "--faults",
-        "kill raise thaw",
+        "kill raise thaw full-disk kill-server",
         "--count",
-        "3",
+        "5",
+        "--page",
+        str(page),
         "--deadline",
         "2",
     ]
@@ -80,5 +92,6 @@ def test_a_small_campaign() -> None:
     )  # fmt: skip
     summary = json.loads(run.stdout.splitlines()[-1])
     assert run.returncode == 0, run.stderr
-    assert (summary["faults"], summary["found"]) == (3, [])
+    assert (summary["faults"], summary["found"]) == (5, [])
     assert [summary[what] for what in ("hangs", "wrong_names", "divergences", "leftovers")] == [0] * 4
+    assert "5 faults, seed 5: 0 ended wrong" in page.read_text()

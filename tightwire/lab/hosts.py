@@ -79,6 +79,10 @@ class Hosts(ABC):
         """Connects or cuts the worker's link."""
 
     @abstractmethod
+    def deafen(self, rank: int) -> None:
+        """Loses all that comes to the worker; what it sends arrives."""
+
+    @abstractmethod
     def set_rate(self, rank: int, rate_bytes_per_s: float) -> None:
         """Gives a worker's link another rate, in both directions; packets in its queues stay."""
 
@@ -205,6 +209,10 @@ class Loopback(Hosts):
         raise LabError(
             "packets cannot be lost in the mode shaped: all workers share this machine's loopback."
         )
+
+    def deafen(self, rank: int) -> None:
+        """Loopback loses nothing."""
+        self.set_loss(rank, 1)
 
     def set_priorities(self, priorities: Mapping[int, int]) -> None:
         """Refuses: loopback has no uplinks."""

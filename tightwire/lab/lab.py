@@ -251,15 +251,23 @@ class Lab:
         """
         self._open.set_link(self._existing(rank), up=False)
 
-    def set_rate(self, rate_bytes_per_s: float) -> None:
-        """Gives every worker's own link another rate from now on, also while a command runs.
+    def deafen(self, rank: int) -> None:
+        """Makes a link half-open, for good: what is sent to the worker vanishes, what it sends arrives.
+
+        Raises:
+            LabError: The mode is `shaped`, where a worker has no link.
+        """
+        self._open.deafen(self._existing(rank))
+
+    def set_rate(self, rate_bytes_per_s: float, rank: int | None = None) -> None:
+        """Gives one worker's own link, or everybody's, another rate from now on, also while a command runs.
 
         Raises:
             LabError: a rate that no link has, links without one, or the mode is `shaped`.
         """
         checked_rate(rate_bytes_per_s, "the rate")
-        for rank in range(self.topology.workers):
-            self._open.set_rate(rank, rate_bytes_per_s)
+        for one in range(self.topology.workers) if rank is None else [self._existing(rank)]:
+            self._open.set_rate(one, rate_bytes_per_s)
 
     def lose(self, rank: int, one_in: int) -> None:
         """Loses one in so many of the packets that come to a worker; a power of two.

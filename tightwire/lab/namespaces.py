@@ -107,6 +107,10 @@ class Namespaces(Hosts):
         """Takes the switch's end of the link up or down."""
         self._batch("ip", self._switch, [f"link set dev {_port(rank)} {'up' if up else 'down'}"])
 
+    def deafen(self, rank: int) -> None:
+        """Gives the switch's end of the link a queue without room."""
+        self._batch("tc", self._switch, [f"qdisc replace dev {_port(rank)} root pfifo limit 0"])
+
     def set_rate(self, rank: int, rate_bytes_per_s: float) -> None:
         """Changes the queues at both ends of the link."""
         if self._topology.line_bytes_per_s(rank) is None:

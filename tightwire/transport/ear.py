@@ -17,6 +17,7 @@ from typing import Final, Protocol, final
 from tightwire.transport.addresses import Address, bind_datagram
 
 MAX_DATAGRAM_BYTES: Final = 65_507
+MOST_HEARD: Final = 1024  # at a time, so that a flood does not keep this process from looking after its waits
 
 log = logging.getLogger("tightwire")
 
@@ -111,18 +112,31 @@ class Ear:
                 due_s = time.monotonic() + self._tick_s
 
     def _listen(self, hearer: Hearer, timeout_s: float) -> bool:
-        """Takes one datagram, if one comes in time; returns whether the thread was woken."""
+        """Takes what has come, if anything comes in time; returns whether the thread was woken."""
         watched: list[int] = [self._socket.fileno(), self._wake_read]
         readable, _, _ = select.select(watched, [], [], timeout_s)
         if watched[0] in readable:
             self.closed_ports(hearer.note_closed)
-            with suppress(OSError):  # what became of an earlier one
-                data, sender = self._socket.recvfrom(MAX_DATAGRAM_BYTES)
-                hearer.hear(data, (sender[0], sender[1]))
+            self._hear_all(hearer)
         is_woken = self._wake_read in readable
         if is_woken:
             os.read(self._wake_read, 4096)
         return is_woken
+
+    def _hear_all(self, hearer: Hearer) -> None:
+        """Takes all that lies ready before anything is judged.
+
+        A process that was stopped finds there that the others gave it up; their ports are closed by then, and it would
+        take them for dead.
+        """
+        for _ in range(MOST_HEARD):
+            try:
+                data, sender = self._socket.recvfrom(MAX_DATAGRAM_BYTES, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError:  # what became of an earlier one
+                continue
+            hearer.hear(data, (sender[0], sender[1]))
 
 
 def _is_refusal(data: bytes) -> bool:

@@ -9,6 +9,7 @@ import secrets
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +26,7 @@ MORE_S: Final = 10.0
 # For all workers to begin; a busy host takes long.
 START_S: Final = 90.0
 LOOK_S: Final = 0.01
+BALLAST: Final = "ballast"  # what the full disk is full of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +53,12 @@ class Ending:
     Attributes:
         workers: by rank.
         leftovers: processes and files that were still there.
+        struck_s: when the victim was struck, by the monotonic clock; None: from the start, or never.
     """
 
     workers: tuple[Ended, ...]
     leftovers: tuple[str, ...]
+    struck_s: float | None = None
 
 
 def run_trial(trial: ChaosTrial) -> Ending:
@@ -65,19 +69,41 @@ def run_trial(trial: ChaosTrial) -> Ending:
     folder = pathlib.Path(
         tempfile.mkdtemp(prefix="tightwire-chaos-")
     )  # nothing that a fork would clean up at its end
+    disk = folder / "disk" if trial.fault == "full-disk" else None
     try:
-        environment = _environment(trial)
+        if disk is not None:
+            _mount_full(disk)
+        environment = environment_of(trial)
         processes = {_fork(trial, rank, folder, environment): rank for rank in range(trial.workers)}
         codes = _watch(trial, processes, folder)
-        leftovers = [str(path) for path in folder.iterdir() if path.suffix == ".part"]
+        leftovers = [path.name for path in folder.rglob("*") if path.suffix == ".part" or path.parent == disk]
         leftovers += [f"process group of rank {rank}" for pid, rank in processes.items() if _is_there(pid)]
-        workers = [_ended(folder, rank, *codes[rank]) for rank in range(trial.workers)]
+        workers = [ended(folder, rank, *codes[rank]) for rank in range(trial.workers)]
+        struck_s = struck_at(folder)
     finally:
+        if disk is not None and disk.is_mount():
+            subprocess.run(["umount", "--lazy", str(disk)], check=False)
         shutil.rmtree(folder, ignore_errors=True)
-    return Ending(workers=tuple(workers), leftovers=tuple(leftovers))
+    leftovers = [left for left in leftovers if left != BALLAST]
+    return Ending(workers=tuple(workers), leftovers=tuple(leftovers), struck_s=struck_s)
 
 
-def _environment(trial: ChaosTrial) -> dict[str, str]:
+def _mount_full(disk: pathlib.Path) -> None:
+    """Mounts a small disk and fills it; where this process may not mount, an ordinary directory is left."""
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "tightwire-chaos", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode == 0:
+        (disk / BALLAST).write_bytes(bytes(16384))
+
+
+def struck_at(folder: pathlib.Path) -> float | None:
+    """Returns when the victim wrote that it is struck."""
+    path = folder / "struck"
+    return float(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def environment_of(trial: ChaosTrial) -> dict[str, str]:
+    """Returns what a launcher tells all its workers."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     return {
@@ -167,7 +193,8 @@ def _is_there(group: int) -> bool:
     return True
 
 
-def _ended(folder: pathlib.Path, rank: int, code: int | None, seconds: float) -> Ended:
+def ended(folder: pathlib.Path, rank: int, code: int | None, seconds: float) -> Ended:
+    """Returns how a worker ended, by what it wrote of itself."""
     path, errors = folder / f"end{rank}.json", folder / f"err{rank}"
     end = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     lines = errors.read_text(errors="replace").strip().splitlines() if errors.exists() else []

@@ -10,11 +10,17 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tightwire.bench.chaos.arena import Ended, Ending, run_trial
-from tightwire.bench.chaos.faults import FAMILIES, FAULTS, LOCAL_FAULTS
+from tightwire.bench.chaos.faults import FAMILIES, FAULTS, LOCAL_FAULTS, Where
+from tightwire.bench.chaos.launched import run_under_torchrun
 from tightwire.bench.chaos.network import run_on_hosts
 from tightwire.bench.chaos.worker import ChaosTrial
 
-NONE: Final = "none"
+SERVED: Final = "asp/ps:servers=1"  # for what strikes servers, where no plan that was asked for has one
+PLACES: Final[dict[Where, Callable[[ChaosTrial], Ending]]] = {
+    "loopback": run_trial,
+    "hosts": run_on_hosts,
+    "torchrun": run_under_torchrun,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +58,9 @@ class TrialOutcome:
         leftovers: what was left behind.
         goodput: steps made by those that the fault did not strike, as a share of what they were to make.
         seconds: that it took.
+        end_s: when all had ended, from the start of the campaign.
+        struck_s: when the victim was struck, from the start of the campaign; None: from its own start, or never.
+        stepped_s: when those that were not struck made their steps, from the start of the campaign.
     """
 
     trial: ChaosTrial
@@ -61,6 +70,9 @@ class TrialOutcome:
     leftovers: tuple[str, ...] = ()
     goodput: float = 0.0
     seconds: float = 0.0
+    end_s: float = 0.0
+    struck_s: float | None = None
+    stepped_s: tuple[float, ...] = ()
 
     @property
     def found(self) -> tuple[str, ...]:
@@ -105,6 +117,8 @@ class _Judge:
                 self._judge_survivor(rank, worker, self._must(fault.expected))
             elif blamed := worker.end.get("ranks"):  # by the victim, who may blame nobody
                 self.wrong.append(f"rank {rank}, the victim, blames {blamed}: {worker.end.get('error')}")
+            elif trial.fault == "full-disk" and worker.end.get("end") != "FileError":
+                self.wrong.append(f"rank {rank} did not say that the disk is full: {worker.end}")
         self._compare()
 
     def _must(self, expected: str) -> str:
@@ -143,7 +157,12 @@ class _Judge:
             for rank, worker in enumerate(self.ending.workers)
             if worker.end.get("end") == "finished" and worker.end.get("digest")
         }
-        if self.trial.fault in ("thaw", "freeze", "cut"):  # who was given up ends with what it has
+        if self.trial.fault in (
+            "thaw",
+            "freeze",
+            "cut",
+            "half-open",
+        ):  # who was given up ends with what it has
             digests.pop(self.trial.victim, None)
         if "servers=1" in self.trial.plan:
             digests.pop(self.trial.workers - 1, None)
@@ -162,12 +181,13 @@ def draw(campaign: Campaign) -> Iterator[ChaosTrial]:
         plans = plans or dice.sample(campaign.plans, len(campaign.plans))
         faults = faults or dice.sample(campaign.faults, len(campaign.faults))
         plan, fault = plans.pop(), faults.pop()
+        if FAULTS[fault].strikes == "server" and "servers=1" not in plan:
+            plan = dice.choice([p for p in campaign.plans if "servers=1" in p] or [SERVED])
         steps = 24
-        servers = 1 if "servers=1" in plan else 0
         yield ChaosTrial(
             plan=plan,
             fault=fault,
-            victim=dice.randrange(campaign.workers - servers),
+            victim=_victim(dice, plan, fault, campaign.workers),
             at_step=-1 if FAULTS[fault].at_start else dice.randrange(4, steps - 4),
             moment=dice.random(),
             workers=campaign.workers,
@@ -178,8 +198,21 @@ def draw(campaign: Campaign) -> Iterator[ChaosTrial]:
         )
 
 
-def judge(trial: ChaosTrial, ending: Ending, seconds: float) -> TrialOutcome:
-    """Returns what was wrong with how a trial ended."""
+def _victim(dice: random.Random, plan: str, fault: str, workers: int) -> int:
+    """Returns the rank that is struck: a server, the last rank, only by what strikes servers."""
+    rank = dice.randrange(workers - ("servers=1" in plan))
+    return {"anyone": rank, "host": 0, "server": workers - 1}[FAULTS[fault].strikes]
+
+
+def judge(trial: ChaosTrial, ending: Ending, seconds: float, began_s: float = 0.0) -> TrialOutcome:
+    """Returns what was wrong with how a trial ended.
+
+    Args:
+        trial: what was tried.
+        ending: how it ended.
+        seconds: that it took.
+        began_s: when the campaign began, by the monotonic clock.
+    """
     judging = _Judge(trial, ending)
     judging.judge()
     others = [w for rank, w in enumerate(ending.workers) if rank != trial.victim]
@@ -192,6 +225,9 @@ def judge(trial: ChaosTrial, ending: Ending, seconds: float) -> TrialOutcome:
         leftovers=ending.leftovers,
         goodput=statistics.fmean(w.end.get("steps", 0) / trial.steps for w in trained),
         seconds=seconds,
+        end_s=time.monotonic() - began_s,
+        struck_s=None if ending.struck_s is None else ending.struck_s - began_s,
+        stepped_s=tuple(sorted(at_s - began_s for w in others for at_s in w.end.get("stepped_s", ()))),
     )
 
 
@@ -216,8 +252,8 @@ def run_campaign(campaign: Campaign, on_outcome: Callable[[TrialOutcome], None])
         if campaign.seconds is not None and time.monotonic() - began_s > campaign.seconds:
             break
         start_s = time.monotonic()
-        run = run_on_hosts if FAULTS[trial.fault].on_hosts else run_trial
-        outcome = judge(trial, run(trial), time.monotonic() - start_s)
+        ending = PLACES[FAULTS[trial.fault].where](trial)
+        outcome = judge(trial, ending, time.monotonic() - start_s, began_s)
         outcomes.append(outcome)
         on_outcome(outcome)
     return outcomes

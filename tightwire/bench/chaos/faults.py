@@ -8,6 +8,8 @@ from typing import Final, Literal
 # goes-on: all finish, as if nothing had been. named: survivors end with an error that names the victim. loses: named
 # where the plan waits for all, and done without where it does not. noticed: named, or nothing came of it.
 Expected = Literal["goes-on", "named", "loses", "noticed"]
+# loopback: workers forked on this host. hosts: of a lab, each with a link of its own. torchrun: with its agent.
+Where = Literal["loopback", "hosts", "torchrun"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +21,8 @@ class ChaosFault:
         about: what happens, in words.
         expected: how the others end.
         victim_ends: whether the victim's own process ends by itself.
-        on_hosts: whether it needs hosts with links of their own, as the lab makes them.
+        where: the workers live.
+        strikes: any rank, the one that hosts the rendezvous (rank 0), or a dedicated server.
         at_start: whether it is there from the beginning, and not at a random step.
     """
 
@@ -27,7 +30,8 @@ class ChaosFault:
     about: str
     expected: Expected
     victim_ends: bool = True
-    on_hosts: bool = False
+    where: Where = "loopback"
+    strikes: Literal["anyone", "host", "server"] = "anyone"
     at_start: bool = False
 
 
@@ -39,7 +43,19 @@ FAULTS: Final = {
         ChaosFault(name="pause", about="stopped for less than the deadline", expected="goes-on"),
         ChaosFault(name="thaw", about="stopped for longer than the deadline, then continued", expected="loses"),
         ChaosFault(name="slow", about="alive but late, for longer than the deadline", expected="goes-on"),
-        ChaosFault(name="cut", about="the link is down for good", expected="loses", on_hosts=True),
+        ChaosFault(name="kill-host", about="rank 0, where workers met, is killed", expected="loses", strikes="host"),
+        ChaosFault(name="kill-server", about="a dedicated server is killed", expected="named", strikes="server"),
+        ChaosFault(
+            name="freeze-server", about="a dedicated server is stopped for good", expected="named", victim_ends=False,
+            strikes="server",
+        ),
+        ChaosFault(name="cut", about="the link is down for good", expected="loses", where="hosts"),
+        ChaosFault(name="half-open", about="a link that carries only what the worker sends", expected="loses",
+                   where="hosts"),
+        ChaosFault(name="slow-link", about="a link at 1 Mb/s from then on", expected="goes-on", where="hosts"),
+        ChaosFault(name="loss", about="a link that loses one packet in 32", expected="goes-on", where="hosts"),
+        ChaosFault(name="full-disk", about="a file that does not fit on the disk", expected="loses"),
+        ChaosFault(name="launcher", about="torchrun's agent is killed", expected="goes-on", where="torchrun"),
         ChaosFault(name="raise", about="an exception in user code", expected="loses"),
         ChaosFault(name="exit", about="the program ends early, without an error", expected="loses"),
         ChaosFault(name="nan", about="a NaN in one rank's gradients", expected="goes-on"),
@@ -56,8 +72,8 @@ FAULTS: Final = {
     )
 }  # fmt: skip
 
-# Those that need no hosts of their own.
-LOCAL_FAULTS: Final = tuple(name for name, fault in FAULTS.items() if not fault.on_hosts)
+# Those that take seconds: on hosts and under torchrun every worker imports PyTorch anew.
+LOCAL_FAULTS: Final = tuple(name for name, fault in FAULTS.items() if fault.where == "loopback")
 
 # One plan of each family: what becomes of the others if one is gone, unless it is a server.
 FAMILIES: Final[dict[str, Literal["ends", "goes-on"]]] = {

@@ -1,4 +1,4 @@
-"""Trials whose fault is the network's: workers on the hosts of a lab, where a link can be cut."""
+"""Trials whose fault is the network's: workers on the hosts of a lab, each with a link of its own."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import tempfile
 from dataclasses import asdict
 from typing import Final
 
-from tightwire.bench.chaos.arena import MORE_S, START_S, Ended, Ending
-from tightwire.bench.chaos.worker import CUT_ME, ChaosTrial
+from tightwire.bench.chaos.arena import MORE_S, START_S, Ended, Ending, struck_at
+from tightwire.bench.chaos.worker import STRIKE_ME, ChaosTrial
 from tightwire.lab import Lab, OutputLine, Topology
 
 RATE_BYTES_PER_S: Final = 25e6
+SLOW_BYTES_PER_S: Final = 125e3
+LOSE_ONE_IN: Final = 32
 
 
 def run_on_hosts(trial: ChaosTrial) -> Ending:
-    """Runs one worker on each host, and cuts the victim's link when it says so.
+    """Runs one worker on each host, and harms the victim's link when it says so.
 
     Raises:
         LabError: neither root nor user namespaces are to be had here.
@@ -31,8 +33,8 @@ def run_on_hosts(trial: ChaosTrial) -> Ending:
         with Lab(topology, grace_s=trial.deadline_s + MORE_S) as lab:
 
             def on_line(line: OutputLine) -> None:
-                if line.text == CUT_ME:
-                    lab.cut(trial.victim)
+                if line.text == STRIKE_ME:
+                    _harm(lab, trial)
                 elif line.stream == "stderr" and line.text.strip():
                     errors[line.rank] = line.text
 
@@ -47,9 +49,22 @@ def run_on_hosts(trial: ChaosTrial) -> Ending:
         workers = [
             _ended(folder, rank, result.exit_codes[rank], errors[rank]) for rank in range(trial.workers)
         ]
+        struck_s = struck_at(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return Ending(workers=tuple(workers), leftovers=())
+    return Ending(workers=tuple(workers), leftovers=(), struck_s=struck_s)
+
+
+def _harm(lab: Lab, trial: ChaosTrial) -> None:
+    match trial.fault:
+        case "cut":
+            lab.cut(trial.victim)
+        case "half-open":
+            lab.deafen(trial.victim)
+        case "slow-link":
+            lab.set_rate(SLOW_BYTES_PER_S, trial.victim)
+        case "loss":
+            lab.lose(trial.victim, LOSE_ONE_IN)
 
 
 def _ended(folder: pathlib.Path, rank: int, code: int, error: str) -> Ended:

@@ -6,16 +6,26 @@ import hashlib
 import json
 import os
 import pathlib
+import resource
 import signal
 import sys
 import threading
 import time
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-# What the victim prints when its link is to be cut.
-CUT_ME = "cut this worker's link"
+# What the victim prints when the fault is to come from outside: over its link, or to its launcher.
+STRIKE_ME: Final = "now"
+SIGNALS: Final = {
+    "kill": signal.SIGKILL,
+    "kill-host": signal.SIGKILL,
+    "kill-server": signal.SIGKILL,
+    "freeze": signal.SIGSTOP,
+    "freeze-server": signal.SIGSTOP,
+    "pause": signal.SIGSTOP,
+    "thaw": signal.SIGSTOP,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +59,7 @@ class ChaosTrial:
 
 def run_worker(trial: ChaosTrial, rank: int, folder: pathlib.Path) -> int:
     """Trains, writes how that ended to `end{rank}.json`, and returns the exit code."""
-    end: dict[str, Any] = {"end": "finished", "ranks": [], "steps": 0}
+    end: dict[str, Any] = {"end": "finished", "ranks": [], "steps": 0, "stepped_s": []}
     began_s = time.monotonic()
     try:
         _train(trial, rank, folder, end)
@@ -57,10 +67,10 @@ def run_worker(trial: ChaosTrial, rank: int, folder: pathlib.Path) -> int:
         end |= {"end": type(error).__name__, "error": str(error)[:1000]}
         end["ranks"] = list(error.__dict__.get("ranks", ()))
         end["seconds"] = time.monotonic() - began_s
-        _write(folder, rank, end)
+        _write(folder / f"end{rank}.json", end)
         raise
     end["seconds"] = time.monotonic() - began_s
-    _write(folder, rank, end)
+    _write(folder / f"end{rank}.json", end)
     return 0
 
 
@@ -85,7 +95,7 @@ def _train(trial: ChaosTrial, rank: int, folder: pathlib.Path, end: dict[str, An
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     plan = "local:3" if is_victim and trial.fault == "other-plan" else trial.plan
     with tightwire.attach(model, optimizer, plan) as run:
-        (folder / f"started{rank}").touch()
+        _write(folder / f"started{rank}", os.getpid())
         for step in range(0 if run.is_server else trial.steps):
             x = torch.randn(4, 20, generator=torch.Generator().manual_seed(1000 * rank + step))
             loss = (model(x) - rank).square().mean()
@@ -96,33 +106,48 @@ def _train(trial: ChaosTrial, rank: int, folder: pathlib.Path, end: dict[str, An
             if not (is_struck and trial.fault == "skip"):
                 loss.backward()
             if is_struck:
-                _strike(trial, model, x)
+                _strike(trial, folder, run, 0.0)
+                if trial.fault == "extra-pass":
+                    model(x).sum().backward()
             optimizer.step()
             end["steps"] = step + 1
+            end["stepped_s"].append(round(time.monotonic(), 3))
             time.sleep(trial.step_s)
         if run.is_server and is_victim:
-            _strike(trial, model, None)
+            _strike(trial, folder, run, trial.at_step * trial.step_s)
     flat = torch.cat([p.detach().flatten() for p in model.parameters()])
     end["digest"] = hashlib.sha256(flat.numpy().tobytes()).hexdigest()
     end["finite"] = bool(flat.isfinite().all())
     tightwire.shutdown()
 
 
-def _strike(trial: ChaosTrial, model: Any, x: Any) -> None:
+def _strike(trial: ChaosTrial, folder: pathlib.Path, run: Any, after_s: float) -> None:
+    _write(folder / "struck", time.monotonic() + after_s)
     match trial.fault:
-        case "kill" | "freeze" | "pause" | "thaw":
-            struck = signal.SIGKILL if trial.fault == "kill" else signal.SIGSTOP
-            threading.Timer(trial.step_s * trial.moment, os.kill, (os.getpid(), struck)).start()
-        case "cut":
-            print(CUT_ME, flush=True)
+        case fault if fault in SIGNALS:
+            delay_s = after_s + trial.step_s * trial.moment
+            threading.Timer(delay_s, os.kill, (os.getpid(), SIGNALS[fault])).start()
+        case "cut" | "half-open" | "slow-link" | "loss" | "launcher":
+            print(STRIKE_ME, flush=True)
         case "slow":
             time.sleep(1.5 * trial.deadline_s)
         case "raise":
             raise ValueError("bad batch")
         case "exit":
             raise SystemExit(0)
-        case "extra-pass" if x is not None:
-            model(x).sum().backward()
+        case "full-disk":
+            _write_to_full_disk(run, folder / "disk")
+
+
+def _write_to_full_disk(run: Any, disk: pathlib.Path) -> None:
+    """Writes a file that does not fit: the disk is full, or, where none could be mounted, files may not be as long."""
+    least, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if not disk.is_mount():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (256, most))
+    try:
+        run.trace(disk / "trace.json")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (least, most))
 
 
 def _slowly(call: Any) -> Any:
@@ -133,10 +158,9 @@ def _slowly(call: Any) -> Any:
     return slow
 
 
-def _write(folder: pathlib.Path, rank: int, end: dict[str, Any]) -> None:
-    path = folder / f"end{rank}.json"
+def _write(path: pathlib.Path, content: Any) -> None:
     part = path.with_suffix(".writing")
-    part.write_text(json.dumps(end), encoding="utf-8")
+    part.write_text(json.dumps(content), encoding="utf-8")
     part.rename(path)
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import pathlib
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
+from tightwire.bench.chaos import TrialOutcome
 from tightwire.cli.app import progress
 from tightwire.cli.options import JsonOption
+from tightwire.cli.pictures import write_picture
 from tightwire.cli.table import print_rows
 from tightwire.errors import LabError
+from tightwire.files import require_writable
 
 
 def chaos(
@@ -22,7 +26,8 @@ def chaos(
     faults: Annotated[
         str,
         typer.Option(
-            help="Kinds of faults, separated by spaces; by default all but cut.", show_default=False
+            help="Kinds of faults, separated by spaces; by default those on this host's loopback.",
+            show_default=False,
         ),
     ] = "",
     count: Annotated[int, typer.Option(help="Number of faults, each in a run of its own.", min=1)] = 100,
@@ -32,13 +37,18 @@ def chaos(
     seed: Annotated[int, typer.Option(help="Seed that draws which faults come, where and when.")] = 0,
     workers: Annotated[int, typer.Option(help="Processes in each run.", min=2)] = 3,
     deadline: Annotated[float, typer.Option(help="Seconds for which a worker may be silent.", min=1)] = 4.0,
+    page: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Write a page (.html) with the campaign's timeline here.", show_default=False),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Break runs at random moments and judge each end: ended in time, the right one named, replicas equal.
 
-    Workers are processes on this host's loopback. A worker is killed, stopped, late, raises, leaves, skips a pass, or
-    has another plan, model or rate than the others; `cut` takes its link down, on hosts of the lab. The same seed
-    breaks the same runs at the same steps.
+    Workers are processes on this host's loopback. A worker is killed, stopped, late, raises, leaves, skips a pass,
+    finds the disk full, or has another plan, model or rate than the others. On hosts of the lab, its link is cut,
+    half-open, slow or loses packets; under torchrun, the agent is killed: name these by --faults.
+    The same seed breaks the same runs at the same steps.
 
         tightwire bench chaos --count 30
 
@@ -47,7 +57,12 @@ def chaos(
     from tightwire.bench.chaos import FAULTS, Campaign, run_campaign
     from tightwire.bench.chaos.campaign import families
     from tightwire.bench.chaos.faults import LOCAL_FAULTS
+    from tightwire.bench.chaos.page import timeline
+    from tightwire.plan import Plan
 
+    require_writable(page)
+    for plan in plans.split():
+        Plan.parse(plan)
     kinds = tuple(faults.split()) or LOCAL_FAULTS
     if unknown := [kind for kind in kinds if kind not in FAULTS]:
         raise LabError(f"--faults {' '.join(unknown)}: no such fault; there are {', '.join(FAULTS)}.")
@@ -69,6 +84,9 @@ def chaos(
         for sentence in outcome.found:
             typer.echo(f"{trial.plan}, {trial.fault} of rank {trial.victim} {at}: {sentence}", err=True)
     rows = families(outcomes)
+    if page is not None:
+        title = f"{len(outcomes)} faults, seed {seed}: {len(wrong)} ended wrong"
+        write_picture(timeline(outcomes, title), page, "--page")
     if as_json:
         summary: dict[str, Any] = {
             "faults": len(outcomes),
@@ -78,10 +96,14 @@ def chaos(
             "leftovers": sum(bool(o.leftovers) for o in outcomes),
             "families": [asdict(row) for row in rows],
             "seed": seed,
-            "found": [asdict(outcome) for outcome in wrong],
+            "found": [_found(outcome) for outcome in wrong],
         }
         typer.echo(json.dumps(summary))
     else:
         cells = [(r.plan, str(r.faults), f"{100 * r.goodput:.1f} %", str(r.found)) for r in rows]
         print_rows(("plan", "faults", "steps made", "ended wrong"), cells)
     raise typer.Exit(1 if wrong else 0)
+
+
+def _found(outcome: TrialOutcome) -> dict[str, Any]:
+    return {key: value for key, value in asdict(outcome).items() if key != "stepped_s"}

@@ -1,0 +1,81 @@
+"""The page of a campaign: its goodput over time, and every run with the fault that struck it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Final
+
+from tightwire.bench.chaos.campaign import TrialOutcome
+
+RIGHT, WRONG = "#2b8cbe", "#cb181d"
+BIN_S: Final = 1.0
+
+
+def timeline(outcomes: Sequence[TrialOutcome], title: str) -> Any:
+    """Returns a plotly figure.
+
+    Above: steps per second that workers which were not struck made, and when somebody was struck. Below: one lane
+    per plan, in which a run lasts from its start to its last worker's end; red where something was wrong with the end.
+    """
+    from plotly.subplots import make_subplots
+
+    lanes = list(dict.fromkeys(o.trial.plan for o in outcomes))
+    drawing = make_subplots(
+        rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06, row_heights=[260, 40 + 30 * len(lanes)]
+    )
+    bins = Counter(int(at_s // BIN_S) for o in outcomes for at_s in o.stepped_s)
+    last = max((int(o.end_s // BIN_S) for o in outcomes), default=0)
+    drawing.add_scatter(
+        x=[BIN_S * index for index in range(last + 1)],
+        y=[bins[index] / BIN_S for index in range(last + 1)],
+        name="steps of those not struck",
+        line={"shape": "hv", "width": 1, "color": "#636363"},
+        row=1,
+        col=1,
+    )
+    struck = [o for o in outcomes if o.struck_s is not None]
+    drawing.add_scatter(
+        x=[o.struck_s for o in struck],
+        y=[0] * len(struck),
+        text=[_about(o) for o in struck],
+        name="somebody is struck",
+        mode="markers",
+        marker={"symbol": "triangle-up", "size": 9, "color": "#e6550d"},
+        hoverinfo="text+x",
+        row=1,
+        col=1,
+    )
+    for colour, name, wrong in ((RIGHT, "ended right", False), (WRONG, "ended wrong", True)):
+        mine = [o for o in outcomes if bool(o.found) == wrong]
+        drawing.add_bar(
+            y=[o.trial.plan for o in mine],
+            base=[o.end_s - o.seconds for o in mine],
+            x=[o.seconds for o in mine],
+            text=[o.trial.fault for o in mine],
+            hovertext=["<br>".join((_about(o), *o.found)) for o in mine],
+            hoverinfo="text",
+            textposition="inside",
+            insidetextanchor="start",
+            constraintext="none",
+            orientation="h",
+            name=f"{name}: {len(mine)}",
+            marker={"color": colour, "line": {"color": "white", "width": 1}},
+            row=2,
+            col=1,
+        )
+    drawing.update_layout(
+        title=title, template="plotly_white", barmode="overlay", height=420 + 30 * len(lanes), uniformtext_minsize=8,
+        uniformtext_mode="hide", legend={"orientation": "h", "yanchor": "bottom", "y": 1.01, "x": 0},
+        margin={"t": 110},
+    )  # fmt: skip
+    drawing.update_yaxes(title_text="steps per second", rangemode="tozero", row=1, col=1)
+    drawing.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=lanes, row=2, col=1)
+    drawing.update_xaxes(title_text="seconds from the start of the campaign", row=2, col=1)
+    return drawing
+
+
+def _about(outcome: TrialOutcome) -> str:
+    trial = outcome.trial
+    at = f"at step {trial.at_step}" if trial.at_step >= 0 else "at the start"
+    return f"{trial.plan}: {trial.fault} of rank {trial.victim} {at}"
