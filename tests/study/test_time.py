@@ -53,6 +53,12 @@ def test_plans_of_the_study_are_what_the_command_line_makes_of_them() -> None:
     assert all(settings_for(task, "delayed/ps") != DENSE[task] for task in ("digits", "text"))
 
 
+def test_rounds_step_with_the_dense_optimizer_whatever_their_messages_hold_back() -> None:
+    sparse = "blocktopk:0.015625,block=4096,values=int2+ef:0.95"
+    assert settings_for("text", f"bsp/allreduce/{sparse}") != DENSE["text"]
+    assert settings_for("text", f"local:30/allreduce/{sparse}") == DENSE["text"]
+
+
 def test_scenes_may_be_shorter_and_compare_less() -> None:
     study = find("sync")
     scenes = (Scene(name="whole"), Scene(name="part", length=0.5, plans=study.plans[:2]))

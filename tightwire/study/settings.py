@@ -174,8 +174,20 @@ def found_rates() -> dict[str, dict[str, float]]:
 
 
 def _unscaled(task: str, plan: str) -> TrainingSettings:
-    names = frozenset() if plan.startswith("ddp") else frozenset(m.name for m in Plan.parse(plan).members())
+    names = frozenset() if plan.startswith("ddp") else _answers(Plan.parse(plan))
     for own in OWN_SETTINGS:
         if own.methods <= names and task in own.by_task:
             return own.by_task[task]
     return DENSE[task]
+
+
+def _answers(plan: Plan) -> frozenset[str]:
+    """Returns the names of the members that bear on the optimizer.
+
+    Where rounds are agreed on, every worker steps with its own dense gradients: what holds a message back acts
+    between the rounds, and rates that were found for plain SGD behind it make the steps in between diverge.
+    """
+    members = (
+        (plan.sync, plan.architecture, plan.schedule) if plan.sync.engine == "rounds" else plan.members()
+    )
+    return frozenset(member.name for member in members)
