@@ -18,8 +18,8 @@ from tightwire.compression.codec import Codec
 
 Track = Literal["compute", "communication", "codec"]
 TRACKS: tuple[Track, ...] = ("compute", "communication", "codec")
-# Bounds the memory of a long run: the newest spans are kept.
-MAX_SPANS = 100_000
+# Bounds the memory of a long run, to 4 MB: the newest spans are kept.
+MAX_SPANS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +36,17 @@ class Tracer:
     """Collects the newest spans of one worker; cheap enough to be always on."""
 
     def __init__(self) -> None:
-        self.spans: collections.deque[Span] = collections.deque(maxlen=MAX_SPANS)
+        # Plain tuples: Python's collector does not visit them, as it would as many objects.
+        self._spans = collections.deque[tuple[Track, str, float, float]](maxlen=MAX_SPANS)
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The newest, in the order in which they ended."""
+        return tuple(Span(*span) for span in tuple(self._spans))
 
     def record(self, track: Track, name: str, start_s: float, end_s: float) -> None:
         """Adds a span."""
-        self.spans.append(Span(track, name, start_s, end_s))
+        self._spans.append((track, name, start_s, end_s))
 
     @contextlib.contextmanager
     def span(self, track: Track, name: str) -> Iterator[None]:
@@ -65,7 +71,7 @@ class Tracer:
                 "ts": span.start_s * 1e6,
                 "dur": (span.end_s - span.start_s) * 1e6,
             }
-            for span in tuple(self.spans)
+            for span in self.spans
         ]
         files.write_text(path, json.dumps({"traceEvents": names + events}))
 

@@ -130,7 +130,7 @@ class Liveness:
 
     def on_verdict(self, wake: weakref.WeakMethod[Callable[[], None]]) -> None:
         """Has `wake` called once some rank is to blame, to end the waits under way in this process."""
-        self._on_verdict.append(wake)
+        self._on_verdict = [*(known for known in self._on_verdict if known() is not None), wake]
 
     def watch(
         self,

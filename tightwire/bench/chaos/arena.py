@@ -73,7 +73,7 @@ def run_trial(trial: ChaosTrial) -> Ending:
     try:
         if disk is not None:
             _mount_full(disk)
-        environment = environment_of(trial)
+        environment = environment_of(trial.workers)
         processes = {_fork(trial, rank, folder, environment): rank for rank in range(trial.workers)}
         codes = _watch(trial, processes, folder)
         leftovers = [path.name for path in folder.rglob("*") if path.suffix == ".part" or path.parent == disk]
@@ -102,13 +102,13 @@ def struck_at(folder: pathlib.Path) -> float | None:
     return float(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def environment_of(trial: ChaosTrial) -> dict[str, str]:
+def environment_of(workers: int) -> dict[str, str]:
     """Returns what a launcher tells all its workers."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     return {
-        "WORLD_SIZE": str(trial.workers),
-        "LOCAL_WORLD_SIZE": str(trial.workers),
+        "WORLD_SIZE": str(workers),
+        "LOCAL_WORLD_SIZE": str(workers),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "GLOO_SOCKET_IFNAME": "lo",

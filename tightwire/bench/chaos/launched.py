@@ -21,7 +21,11 @@ from tightwire.bench.chaos.worker import STRIKE_ME, ChaosTrial
 def run_under_torchrun(trial: ChaosTrial) -> Ending:
     """Starts the workers by torchrun, kills its agent when the victim says so, and waits until all have ended."""
     folder = pathlib.Path(tempfile.mkdtemp(prefix="tightwire-chaos-"))
-    told = {k: v for k, v in environment_of(trial).items() if k in ("GLOO_SOCKET_IFNAME", "TIGHTWIRE_SECRET")}
+    told = {
+        k: v
+        for k, v in environment_of(trial.workers).items()
+        if k in ("GLOO_SOCKET_IFNAME", "TIGHTWIRE_SECRET")
+    }
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     launch += ["--nproc-per-node", str(trial.workers), "-m", "tightwire.bench.chaos.worker"]
     began_s = time.monotonic()

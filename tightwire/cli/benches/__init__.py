@@ -11,7 +11,8 @@ from tightwire.cli.benches.overhead import overhead
 from tightwire.cli.benches.planner import planner
 from tightwire.cli.benches.scripts import scripts
 from tightwire.cli.benches.server import server
+from tightwire.cli.benches.soak import soak
 from tightwire.cli.benches.step import step
 from tightwire.cli.benches.sync import sync
 
-BENCHES = (step, collectives, kernels, server, sync, scripts, overhead, planner, chaos, goodput, gpu)
+BENCHES = (step, collectives, kernels, server, sync, scripts, overhead, planner, chaos, soak, goodput, gpu)

@@ -1,0 +1,206 @@
+"""Long runs in which memory, descriptors and threads must stay as they are: steps, attaches, changes of plan.
+
+Run as a module, `python -m tightwire.bench.soak JSON`, it is one worker.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal
+
+import torch
+
+from tightwire.bench.chaos.arena import environment_of
+from tightwire.bench.chaos.faults import FAMILIES
+from tightwire.errors import LabError
+from tightwire.plan import Plan
+
+Kind = Literal["steps", "attaches", "changes"]
+SAMPLES: Final = 10
+# Plans between which a run changes: servers and asynchronous gossip keep the plan that they were attached with.
+CHANGING: Final = tuple(plan for plan in FAMILIES if not plan.startswith(("asp", "ssp")))
+# What may come without a leak: the allocator's pages, per process.
+SLACK_BYTES: Final = 2 << 20
+SLACK_OBJECTS: Final = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Soak:
+    """One long run.
+
+    Attributes:
+        kind: what is repeated.
+        plan: of all; attaches and changes go round `CHANGING`.
+        times: how often.
+        workers: processes on this host's loopback.
+    """
+
+    kind: Kind
+    plan: str
+    times: int
+    workers: int
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a process holds at one moment.
+
+    Attributes:
+        resident_bytes: of memory.
+        objects: that Python's collector knows.
+        descriptors: that are open.
+        threads: that run.
+    """
+
+    resident_bytes: int
+    objects: int
+    descriptors: int
+    threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoakRow:
+    """What the worker that grew most came to hold between the middle of a run and its end.
+
+    Attributes:
+        soak: the run.
+        middle: of that worker.
+        end: of that worker.
+    """
+
+    soak: Soak
+    middle: Held
+    end: Held
+
+    @property
+    def bytes_each(self) -> float:
+        """Growth of memory per time."""
+        return 2 * (self.end.resident_bytes - self.middle.resident_bytes) / self.soak.times
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether nothing grew beyond what an allocator and a thread that ends need."""
+        middle, end = self.middle, self.end
+        return (
+            end.resident_bytes - middle.resident_bytes <= SLACK_BYTES
+            and end.objects - middle.objects <= SLACK_OBJECTS
+            and end.descriptors <= middle.descriptors
+            and end.threads <= middle.threads
+        )
+
+
+def soaks(plans: Sequence[str], *, steps: int, attaches: int, changes: int, workers: int) -> list[Soak]:
+    """Returns the runs that are asked for: steps under each plan, then attaches and changes over all."""
+    runs = [
+        Soak(kind="steps", plan=plan, times=steps, workers=workers + ("servers=1" in plan)) for plan in plans
+    ]
+    over_all: tuple[tuple[Kind, int], ...] = (("attaches", attaches), ("changes", changes))
+    runs += [Soak(kind=kind, plan="", times=times, workers=workers) for kind, times in over_all]
+    return [run for run in runs if run.times]
+
+
+def run(soak: Soak, timeout_s: float | None = None) -> SoakRow:
+    """Runs one, in processes of its own.
+
+    Raises:
+        LabError: a worker failed.
+    """
+    command = [sys.executable, "-m", "tightwire.bench.soak", json.dumps(asdict(soak))]
+    told = os.environ | environment_of(soak.workers) | {"OMP_NUM_THREADS": "1"}
+    workers = [
+        subprocess.Popen(
+            command,
+            env=told | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(soak.workers)
+    ]
+    rows = []
+    try:
+        for rank, worker in enumerate(workers):
+            out, error = worker.communicate(timeout=timeout_s)
+            if worker.returncode:
+                raise LabError(f"{soak.plan or soak.kind}: rank {rank} failed: {error.strip()[-400:]}")
+            held = [Held(**sample) for sample in json.loads(out.splitlines()[-1])]
+            rows.append(SoakRow(soak=soak, middle=held[len(held) // 2 - 1], end=held[-1]))
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    return max(rows, key=lambda row: (not row.is_flat, row.bytes_each))
+
+
+def holds() -> Held:
+    """Returns what this process holds, after a collection."""
+    gc.collect()
+    pages = int(pathlib.Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+    return Held(
+        resident_bytes=pages * resource.getpagesize(),
+        objects=len(gc.get_objects()),
+        descriptors=len(list(pathlib.Path("/proc/self/fd").iterdir())),
+        threads=len(list(pathlib.Path("/proc/self/task").iterdir())),
+    )
+
+
+def work(soak: Soak) -> list[Held]:
+    """Does a worker's part, and returns what it held at ten moments."""
+    import tightwire
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    tightwire.init(deadline_s=60)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(20, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    x = torch.randn(4, 20)
+    held: list[Held] = []
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+
+    def repeat(once: Callable[[int], Any]) -> None:
+        for number in range(1, soak.times + 1):
+            once(number)
+            if number * SAMPLES // soak.times > (number - 1) * SAMPLES // soak.times:
+                held.append(holds())
+
+    def attach_once(number: int) -> None:
+        with tightwire.attach(model, optimizer, CHANGING[number % len(CHANGING)]):
+            step()
+
+    match soak.kind:
+        case "steps":
+            with tightwire.attach(model, optimizer, soak.plan) as run:
+                if not run.is_server:
+                    repeat(lambda _: step())
+            if not held:  # a server, which has only its end
+                held.append(holds())
+        case "attaches":
+            repeat(attach_once)
+        case "changes":
+            with tightwire.attach(model, optimizer, CHANGING[0]) as run:
+
+                def change(number: int) -> None:
+                    run.adopt(Plan.parse(CHANGING[number % len(CHANGING)]))
+                    step()
+
+                repeat(change)
+    tightwire.shutdown()
+    return held
+
+
+if __name__ == "__main__":
+    print(json.dumps([asdict(sample) for sample in work(Soak(**json.loads(sys.argv[1])))]))
