@@ -1,11 +1,13 @@
-"""What a process keeps of those that want to hear a verdict."""
+"""Who hears what: listeners that are gone, and a rank without which the others went on."""
 
 from __future__ import annotations
 
 import gc
 import weakref
 
+from tightwire.transport.blame import Wait
 from tightwire.transport.liveness import Liveness
+from tightwire.transport.seal import Seal
 
 
 class Transport:
@@ -20,3 +22,16 @@ def test_those_that_are_gone_are_forgotten() -> None:
     liveness.leave()
     kept = [one for one in gc.get_objects() if type(one) is weakref.WeakMethod]
     assert sum(one() is None for one in kept) < 5
+
+
+def test_who_was_given_up_does_not_blame_those_that_left_without_it() -> None:
+    server, worker = (Liveness(rank, host="127.0.0.1", deadline_s=2) for rank in range(2))
+    seal = Seal("secret", "nonce")
+    server.meet({1: worker.address}, seal)
+    server.lost.add(1)
+    server.leave()
+    worker.meet({0: server.address}, seal)  # it goes on only now
+    error = worker.blame(Wait(frozenset({0}), "to receive 48 bytes"))
+    worker.leave()
+    assert error.ranks == ()
+    assert str(error).startswith("the other workers gave this one (rank 1) up")

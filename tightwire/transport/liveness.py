@@ -18,7 +18,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, final
 
 from tightwire.errors import PeerError
@@ -115,6 +115,7 @@ class Liveness:
         self._answered_s: dict[int, float] = {}
         self._dead: set[int] = set()
         self._left: dict[int, str] = {}
+        self._gave_up: set[int] = set()  # who left, and had gone on without this rank
         self._note = ""
         self._has_left = False
         self._on_verdict: list[weakref.WeakMethod[Callable[[], None]]] = []
@@ -195,6 +196,8 @@ class Liveness:
             return
         last_word = Message(kind="left", sender=self.rank, note=note[:MAX_TEXT] or self._note)
         self._tell(self._verdict_message() or last_word)
+        for rank in self.lost & self._peers.keys():  # it may be stopped, and reads this when it goes on
+            self._send_to(self._peers[rank], replace(last_word, gave_up=True))
         self._has_left = True
         with self.changed:
             self.changed.notify_all()
@@ -220,6 +223,8 @@ class Liveness:
                 self._note_answer(message)
             case "left":
                 self._left[message.sender] = message.note
+                if message.gave_up:
+                    self._gave_up.add(message.sender)
             case "done":
                 self.announced[message.sender] = message.done
             case "verdict":
@@ -363,7 +368,12 @@ class Liveness:
             self._judge_late(waiting, peers - self.lost, observed, age_s)
 
     def _doubted(self, verdict: Verdict, since_s: float) -> Verdict:
-        """Returns the verdict, but for a rank that hears nobody at all: then its own link may be down."""
+        """Returns the verdict, but for a rank without which others went on, or that hears nobody at all.
+
+        It is not they who are gone then: this one was, or its own link may be down.
+        """
+        if verdict.reason != "failed" and self._gave_up & set(verdict.ranks):
+            return Verdict((self.rank,), "given-up")
         asked = set(self._asked_s) - self._left.keys() - self._dead
         has_heard = any(heard_s >= since_s for heard_s in self._answered_s.values())
         if verdict.reason == "silent" and len(asked) > 1 and not has_heard:

@@ -27,7 +27,7 @@ class Message:
         age_s: for how long it has waited for any of them.
         is_blocked: whether its main thread waits too.
         place: where in the program its main thread is, as in "train.py:45 in evaluate".
-        gave_up: whether the sender goes on without whoever asked.
+        gave_up: whether the sender went on without whom it tells this (here, left).
         reason: why ranks are to blame (verdict).
         note: an error's text.
         done: the number that the sender announced last.
