@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: tour test check docs bench results clean
+.PHONY: tour test check docs bench fuzz results clean
 
 tour: .venv/ready  ## a real model on an emulated slow network, under stock DDP and under the chosen plans
 	$(BIN)/tightwire tour
@@ -25,6 +25,9 @@ results: .venv/ready  ## makes what is stale in results/ anew, for hours; starte
 bench: .venv/ready  ## collectives and kernels against the stock alternative and the physical bound
 	$(BIN)/tightwire bench collectives
 	$(BIN)/tightwire bench kernels
+
+fuzz: .venv/gpu  ## a million damaged messages for each decoder
+	$(BIN)/pytest --numprocesses 2 tests/laws/test_mutations.py --many
 
 gpu:  ## everything that a GPU has to show, with the Python that is there: nothing is installed
 	$(PYTHON) -m tightwire bench gpu

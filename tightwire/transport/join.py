@@ -215,8 +215,9 @@ class _Meeting:
         try:
             self._store.set(keys[self._rank], mine)
             while not self._are_here(keys):
-                if self._store.check([ABSENT]) or time.monotonic() > ends_s:
-                    raise self._give_up(keys)
+                is_over = self._told_absent() is not None or time.monotonic() > ends_s
+                if is_over and (error := self._give_up(keys)) is not None:
+                    raise error
             return list(self._store.multi_get(keys))
         except PeerError:
             raise
@@ -232,13 +233,30 @@ class _Meeting:
             self._store.wait(keys, timedelta(seconds=self._deadline_s / 20))
         except RuntimeError:  # it took longer, or the store is gone: then whatever is asked next fails
             return bool(self._store.check(keys))
-        return not self._store.check([ABSENT])
+        return self._told_absent() is None
 
-    def _give_up(self, keys: Sequence[str]) -> PeerError:
-        """Returns the error that names who is absent, as the first to give up found; the store's host leaves last."""
+    def _told_absent(self) -> list[int] | None:
+        """Returns whom the first to give up missed; None if nobody gave up, or if a stranger wrote what is there."""
+        if not self._store.check([ABSENT]):
+            return None
+        with suppress(ValueError):
+            if (
+                opened := self._seal.open(bytes.fromhex(self._store.get(ABSENT).decode("ascii")))
+            ) is not None:
+                return [int(rank) for rank in json.loads(opened)]
+        return None
+
+    def _give_up(self, keys: Sequence[str]) -> PeerError | None:
+        """Returns the error that names who is absent, as the first to give up found; the store's host leaves last.
+
+        None: the last one has come just now.
+        """
         missing = [r for r, key in enumerate(keys) if not self._store.check([key])]
-        self._store.compare_set(ABSENT, "", json.dumps(missing))
-        absent = [int(r) for r in json.loads(self._store.get(ABSENT)) if 0 <= int(r) < self._size]
+        if missing:
+            self._store.compare_set(ABSENT, "", self._seal.close(json.dumps(missing).encode()).hex())
+        absent = self._told_absent() or missing
+        if not absent:
+            return None
         self._store.set(f"knows/{self._rank}", "")
         if self._rank == 0:
             others = [f"knows/{r}" for r in range(1, self._size) if r not in absent]

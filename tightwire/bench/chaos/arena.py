@@ -96,6 +96,27 @@ def _mount_full(disk: pathlib.Path) -> None:
         (disk / BALLAST).write_bytes(bytes(16384))
 
 
+def left_behind(folder: pathlib.Path, wait_s: float = 2.0) -> tuple[str, ...]:
+    """Returns the processes that were started for a trial's folder and are there after a moment."""
+    end_s = time.monotonic() + wait_s
+    while True:
+        left = [
+            f"process {path.parent.name}"
+            for path in pathlib.Path("/proc").glob("[0-9]*/cmdline")
+            if _names(path, folder)
+        ]
+        if not left or time.monotonic() > end_s:
+            return tuple(left)
+        time.sleep(0.1)
+
+
+def _names(path: pathlib.Path, folder: pathlib.Path) -> bool:
+    try:
+        return str(folder).encode() in path.read_bytes()
+    except OSError:  # it has ended meanwhile
+        return False
+
+
 def struck_at(folder: pathlib.Path) -> float | None:
     """Returns when the victim wrote that it is struck."""
     path = folder / "struck"

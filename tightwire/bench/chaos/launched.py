@@ -14,7 +14,16 @@ import time
 from contextlib import suppress
 from dataclasses import asdict
 
-from tightwire.bench.chaos.arena import LOOK_S, MORE_S, START_S, Ending, ended, environment_of, struck_at
+from tightwire.bench.chaos.arena import (
+    LOOK_S,
+    MORE_S,
+    START_S,
+    Ending,
+    ended,
+    environment_of,
+    left_behind,
+    struck_at,
+)
 from tightwire.bench.chaos.worker import STRIKE_ME, ChaosTrial
 
 
@@ -60,7 +69,7 @@ def run_under_torchrun(trial: ChaosTrial) -> Ending:
             ended(folder, rank, None if rank in hanging or not wrote[rank] else 0, seconds)
             for rank in workers
         ]
-        return Ending(workers=tuple(endings), leftovers=(), struck_s=struck_at(folder))
+        return Ending(workers=tuple(endings), leftovers=left_behind(folder), struck_s=struck_at(folder))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

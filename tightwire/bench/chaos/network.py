@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import asdict
 from typing import Final
 
-from tightwire.bench.chaos.arena import MORE_S, START_S, Ended, Ending, struck_at
+from tightwire.bench.chaos.arena import MORE_S, START_S, Ended, Ending, left_behind, struck_at
 from tightwire.bench.chaos.worker import STRIKE_ME, ChaosTrial
 from tightwire.lab import Lab, OutputLine, Topology
 
@@ -49,10 +49,10 @@ def run_on_hosts(trial: ChaosTrial) -> Ending:
         workers = [
             _ended(folder, rank, result.exit_codes[rank], errors[rank]) for rank in range(trial.workers)
         ]
-        struck_s = struck_at(folder)
+        struck_s, leftovers = struck_at(folder), left_behind(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return Ending(workers=tuple(workers), leftovers=(), struck_s=struck_s)
+    return Ending(workers=tuple(workers), leftovers=leftovers, struck_s=struck_s)
 
 
 def _harm(lab: Lab, trial: ChaosTrial) -> None:
