@@ -15,6 +15,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -70,17 +71,22 @@ def run_trial(trial: ChaosTrial) -> Ending:
         tempfile.mkdtemp(prefix="tightwire-chaos-")
     )  # nothing that a fork would clean up at its end
     disk = folder / "disk" if trial.fault == "full-disk" else None
+    processes = dict[int, int]()
     try:
         if disk is not None:
             _mount_full(disk)
         environment = environment_of(trial.workers)
-        processes = {_fork(trial, rank, folder, environment): rank for rank in range(trial.workers)}
+        for rank in range(trial.workers):
+            processes[_fork(trial, rank, folder, environment)] = rank
         codes = _watch(trial, processes, folder)
         leftovers = [path.name for path in folder.rglob("*") if path.suffix == ".part" or path.parent == disk]
         leftovers += [f"process group of rank {rank}" for pid, rank in processes.items() if _is_there(pid)]
         workers = [ended(folder, rank, *codes[rank]) for rank in range(trial.workers)]
         struck_s = struck_at(folder)
     finally:
+        for pid in processes:  # also where this campaign is interrupted, of which they hear nothing
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
         if disk is not None and disk.is_mount():
             subprocess.run(["umount", "--lazy", str(disk)], check=False)
         shutil.rmtree(folder, ignore_errors=True)
@@ -142,10 +148,13 @@ def _fork(trial: ChaosTrial, rank: int, folder: pathlib.Path, environment: Mappi
     sys.stderr.flush()
     pid = os.fork()
     if pid:
+        with suppress(PermissionError, ProcessLookupError):  # whichever of the two comes first
+            os.setpgid(pid, pid)
         return pid
     code = 1
     try:
         os.setpgid(0, 0)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for stream, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(folder / f"{name}{rank}", os.O_WRONLY | os.O_CREAT, 0o600), stream)
         os.environ |= {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import signal
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -232,7 +234,7 @@ def judge(trial: ChaosTrial, ending: Ending, seconds: float, began_s: float = 0.
 
 
 def run_campaign(campaign: Campaign, on_outcome: Callable[[TrialOutcome], None]) -> list[TrialOutcome]:
-    """Runs the trials one after another and returns how they ended.
+    """Runs the trials one after another and returns how they ended. From the main thread.
 
     Args:
         campaign: what is tried.
@@ -247,6 +249,7 @@ def run_campaign(campaign: Campaign, on_outcome: Callable[[TrialOutcome], None])
     import tightwire.transport.join  # noqa: F401
 
     outcomes: list[TrialOutcome] = []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was begun is cleared away
     began_s = time.monotonic()
     for trial in draw(campaign):
         if campaign.seconds is not None and time.monotonic() - began_s > campaign.seconds:
