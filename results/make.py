@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import hashlib
 import json
 import pathlib
@@ -148,6 +149,7 @@ def fingerprint(result: Result) -> str:
     return digest.hexdigest()[:16]
 
 
+@functools.cache
 def _meaning(file: pathlib.Path) -> bytes:
     """Returns a file's bytes; of Python, what is left of it without docstrings, comments and the places of lines."""
     if file.suffix != ".py":

@@ -43,8 +43,7 @@ def test_every_file_is_made_by_a_command() -> None:
     [('"""Says more."""\n# A comment.\nx = 1\n', False), ("x = 2\n", True), ("x = 1\ny = 3\n", True)],
 )
 def test_words_do_not_make_a_result_stale_and_code_does(tmp_path: Path, change: str, matters: bool) -> None:
-    file = tmp_path / "code.py"
-    file.write_text('"""Says something."""\nx = 1\n', encoding="utf-8")
-    before = make._meaning(file)
-    file.write_text(change, encoding="utf-8")
-    assert (make._meaning(file) != before) == matters
+    before, after = tmp_path / "before.py", tmp_path / "after.py"
+    before.write_text('"""Says something."""\nx = 1\n', encoding="utf-8")
+    after.write_text(change, encoding="utf-8")
+    assert (make._meaning(before) != make._meaning(after)) == matters

@@ -11,7 +11,9 @@ from tightwire.study.studies import find
 
 
 def test_trials_are_made_in_the_same_processes_and_kept(tmp_path: Path) -> None:
-    study = find("compression").narrowed(tasks=("digits",), plans=("none", "bf16"), steps=2)
+    study = find("compression").narrowed(
+        tasks=("digits",), scenes=("plain",), plans=("none", "bf16"), steps=2
+    )
     study = dataclasses.replace(study, workers=2)
     path = tmp_path / "study.json"
     told: list[Trial | Wanted] = []

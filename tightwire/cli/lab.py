@@ -139,11 +139,11 @@ def run(
 
     A line that slows down on the way, and recovers:
 
-        tightwire lab run --workers 4 --rate-at 60s=100mbit --rate-at 120s=1gbit -- python train.py
+        tightwire lab run --workers 4 --rate-at 60s=100mbit -- python train.py
 
     A switch that adds up what workers send:
 
-        tightwire lab run --workers 4 --switch adds,slots=64,slot=64KiB -- python train.py
+        tightwire lab run --workers 4 --switch adds,slots=64 -- python train.py
 
     Workers that may be killed, and come back:
 

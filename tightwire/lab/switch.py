@@ -13,7 +13,6 @@ from typing import final
 from tightwire import units
 from tightwire.errors import LabError, TransportError, UnitError
 from tightwire.lab.hosts import Hosts
-from tightwire.transport.adding import SwitchAddress, check_pool
 
 PORT = 29400
 
@@ -31,6 +30,8 @@ class AddingSwitch:
     slot_bytes: int = 64 * 1024
 
     def __post_init__(self) -> None:
+        from tightwire.transport.adding import check_pool  # a lab without such a switch needs no torch
+
         try:
             check_pool(self.slots, self.slot_bytes)
         except TransportError as error:
@@ -85,6 +86,8 @@ class SwitchProcess:
             str(switch.slots),
             str(switch.slot_bytes),
         ]
+        from tightwire.transport.adding import SwitchAddress
+
         command, host = hosts.switch_command(argv)
         self._hosts = hosts
         self._process = subprocess.Popen(
