@@ -99,7 +99,11 @@ print("loss", trainer.fit().metrics["loss"])
 
 
 @pytest.mark.timeout(900)
-def test_a_failed_worker_goes_on_from_rays_checkpoint(tmp_path: Path) -> None:
+def test_a_failed_worker_goes_on_from_rays_checkpoint(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    if not pytestconfig.getoption("--ray"):
+        pytest.skip(
+            "Ray starts for minutes on two cores; ask for it: pytest --ray tests/processes/test_ray.py"
+        )
     pytest.importorskip("ray")
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
