@@ -15,8 +15,12 @@ torch.set_num_threads(1)  # tests run side by side, and worker threads share the
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--many`: laws on damaged messages make a million of each."""
-    parser.addoption("--many", action="store_true", help="a million damaged messages for each decoder")
+    """Adds options that ask for more than `make test` has time for."""
+    parser.addoption(
+        "--many",
+        action="store_true",
+        help="a million damaged messages for each decoder; every plan on the traced device",
+    )
     parser.addoption("--ray", action="store_true", help="also what starts Ray, which takes minutes")
     parser.addoption(
         "--traced", action="store_true", help="make the traced device: tests/traced alone, in one process"

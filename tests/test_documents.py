@@ -161,7 +161,6 @@ def test_an_example_is_short_and_says_what_it_shows(path: Path) -> None:
 
 ALONE = {
     "train": (["--steps", "2"], "workers       1"),
-    "checkpoint": (["{tmp}/run.pt"], "saved after step 10"),
     "plan_without_cluster": ([], "64 workers: bsp"),
     "own_codec": ([], "bsp/allreduce/e5m2+ef"),
     "own_study": ([], "local:8/allreduce/int8+ef"),

@@ -506,7 +506,7 @@ def test_nothing_moves_at_rate_0_after_a_resume_on_fewer_workers(plan: str) -> N
             before = values(j.model)
             for step in range(4):
                 j.step(step)
-            assert_close(before, values(j.model), atol=1e-7)
+            assert_close(before, values(j.model), atol=1e-6)  # a mean with oneself rounds
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
