@@ -15,6 +15,7 @@ Source: torchft 0.2.0, github.com/meta-pytorch/torchft, src/lighthouse.rs.
 from __future__ import annotations
 
 import argparse
+import atexit
 import importlib.util
 import logging
 import os
@@ -143,7 +144,7 @@ class Lighthouse:
 
     def close(self) -> None:
         """Ends the beats, and leaves the world."""
-        self._ended.set()
+        self._stop_beating()
         self._close_world()
 
     def _ask(self, rounds: int, ends_s: float) -> Any:
@@ -206,6 +207,14 @@ class Lighthouse:
         if self._beats is None:
             self._beats = threading.Thread(target=self._beat, name="tightwire heartbeat", daemon=True)
             self._beats.start()
+            atexit.register(self._stop_beating)
+
+    def _stop_beating(self) -> None:
+        """Ends the beats and waits for the last: a thread in native code aborts an interpreter that ends."""
+        self._ended.set()
+        if self._beats is not None:
+            atexit.unregister(self._stop_beating)
+            self._beats.join(BEAT_S * 10)  # a beat has a limit of its own
 
     def _beat(self) -> None:
         looked_s, is_told = time.monotonic(), False
