@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch.distributed as dist
 
 from tightwire.errors import PeerError
-from tightwire.transport.join import ABSENT, _Meeting
+from tightwire.transport.join import ABSENT, _Meeting, within
 from tightwire.transport.seal import Seal
 
 
@@ -19,3 +21,12 @@ def test_a_stranger_cannot_say_who_is_absent(forged: str) -> None:
     with pytest.raises(PeerError, match="rank 1 did not join within") as caught:
         _Meeting(store, 0, 2, seal, "none", 1.0).exchange("there", {"a": 1})
     assert caught.value.ranks == (1,)
+
+
+@pytest.mark.parametrize(("is_host", "named"), [(True, ()), (False, (0,))])
+def test_who_keeps_the_store_does_not_accuse_itself(is_host: bool, named: tuple[int, ...]) -> None:
+    answered = threading.Event()
+    with pytest.raises(PeerError) as caught:
+        within(0.05, lambda: answered.wait(5), is_host=is_host)
+    answered.set()
+    assert caught.value.ranks == named

@@ -7,12 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
-from tightwire.answers import Answers, Refusal
 from tightwire.architecture.allreduce.exact import exact_bytes
 from tightwire.averaging._matrices import FACTOR_ITEMSIZE, matrix
 from tightwire.averaging.method import AveragingMethod, Shape
-from tightwire.compression import Stage
-from tightwire.compression.stage import refuse
 from tightwire.errors import PlanError
 
 if TYPE_CHECKING:
@@ -48,6 +45,7 @@ class Dion(AveragingMethod):
     example: ClassVar[str] = "dion:8"
     votes: ClassVar[bool] = True
     keeps_optimizer: ClassVar[bool] = False
+    no_feedback: ClassVar[str] = "what is left over is the momentum, and stays inside"
 
     rank: int
     mu: float = 0.95
@@ -72,16 +70,3 @@ class Dion(AveragingMethod):
         from tightwire.averaging._dion import DionAverager
 
         return DionAverager(transport, bucket, rank=self.rank, mu=self.mu, tag=tag)
-
-    def refusal(self, plan: Answers) -> Refusal | None:
-        """Refuses stages that need a leftover, which is Dion's own momentum."""
-        if refusal := super().refusal(plan):
-            return refusal
-        stages = [stage for stage in plan.compression if isinstance(stage, Stage)]
-        kept = [stage for stage in stages if stage.serves_dense]
-        if kept == stages:
-            return None
-        odd = "+".join(str(stage) for stage in stages if stage not in kept)
-        return refuse(
-            plan, f"{self}+{odd} cannot work: what is left over is the momentum, and stays inside.", kept
-        )

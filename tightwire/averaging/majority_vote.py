@@ -83,7 +83,7 @@ class MajorityVote(AveragingMethod):
         scaled = ["doublesqueeze:efsign", *map(str, stages)]
         return Refusal(
             reason=f"{self}+{odd} cannot work: a vote has no leftover to feed back, and its outcome is 1 or -1, which "
-            "does not mix with means in the rounds or tensors that {odd} would send uncompressed.",
+            f"does not mix with means in the rounds or tensors that {odd} would send uncompressed.",
             nearest=(
                 text_with(plan, compression="+".join(map(str, (self, *kept)))),
                 text_with(plan, compression="+".join(scaled)),

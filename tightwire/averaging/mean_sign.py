@@ -7,12 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
-from tightwire.answers import Answers, Refusal
 from tightwire.architecture.allreduce.program import split
 from tightwire.architecture.allreduce.traffic import PIECE_MULTIPLE
 from tightwire.averaging.method import AveragingMethod, Shape
-from tightwire.compression import Stage
-from tightwire.compression.stage import refuse
 from tightwire.compression.votes import VoteMessage
 
 if TYPE_CHECKING:
@@ -39,6 +36,7 @@ class MeanSign(AveragingMethod):
     paper: ClassVar[str] = "Liu et al. 2024, Distributed Lion, arXiv:2404.00438, Algorithm 1 (averaging)"
     example: ClassVar[str] = "meansign+lion"
     keeps_optimizer: ClassVar[bool] = False
+    no_feedback: ClassVar[str] = "signs have no leftover to feed back"
 
     block: int = 1024
 
@@ -68,14 +66,3 @@ class MeanSign(AveragingMethod):
             num_bytes=self.bytes_sent(shapes, bucket.dtype.itemsize, transport.size, transport.rank),
             tag=tag,
         )
-
-    def refusal(self, plan: Answers) -> Refusal | None:
-        """Refuses stages that would feed the leftover back, or mix means in among signs."""
-        if refusal := super().refusal(plan):
-            return refusal
-        stages = [stage for stage in plan.compression if isinstance(stage, Stage)]
-        kept = [stage for stage in stages if stage.serves_dense]
-        if kept == stages:
-            return None
-        odd = "+".join(str(stage) for stage in stages if stage not in kept)
-        return refuse(plan, f"{self}+{odd} cannot work: signs have no leftover to feed back.", kept)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from tightwire.answers import Answers, Refusal, Sender, text_with
 from tightwire.compression import Codec, Stage
+from tightwire.compression.stage import refuse
 
 if TYPE_CHECKING:
     from tightwire.averaging.averager import Averager
@@ -36,10 +37,12 @@ class AveragingMethod(Sender, abc.ABC):
             of what came in, nothing is left over, and the law of the mean does not hold.
         bounded: whether `bytes_sent` is a bound, because sizes depend on content. Its averagers agree on lengths before
             they send, and say by `spared_bytes` how much less than the bound that is.
+        no_feedback: why what is left over is not to be sent again; empty where it may be.
         wire_version: of its messages and their order; see `Codec`. A codec inside counts for itself.
     """
 
     bounded: ClassVar[bool] = False
+    no_feedback: ClassVar[str] = ""
 
     @abc.abstractmethod
     def bytes_sent(self, shapes: Sequence[Shape], itemsize: int, workers: int, rank: int) -> int:
@@ -70,18 +73,23 @@ class AveragingMethod(Sender, abc.ABC):
         """
 
     def refusal(self, plan: Answers) -> Refusal | None:
-        """Refuses a place that is not the codec's, and an architecture chosen for codecs."""
+        """Refuses a place that is not the codec's, an architecture chosen for codecs, and feedback that cannot be."""
         if plan.compression[0] != self or any(
             isinstance(s, Codec | AveragingMethod) for s in plan.compression[1:]
         ):
-            stages = [str(stage) for stage in plan.compression if isinstance(stage, Stage)]
+            others = [str(stage) for stage in plan.compression if isinstance(stage, Stage)]
             return Refusal(
                 reason=f"{plan.compression_text} has more than one way to compress: {self} goes alone.",
-                nearest=(text_with(plan, compression="+".join([str(self), *stages])),),
+                nearest=(text_with(plan, compression="+".join([str(self), *others])),),
             )
         if str(plan.architecture) != "allreduce":
             return Refusal(
                 reason=f"{self} cannot travel by {plan.architecture}: it brings an exchange of its own.",
                 nearest=(text_with(plan, architecture="allreduce"),),
             )
-        return None
+        stages = [stage for stage in plan.compression if isinstance(stage, Stage)]
+        kept = [stage for stage in stages if stage.serves_dense]
+        if not self.no_feedback or kept == stages:
+            return None
+        odd = "+".join(str(stage) for stage in stages if stage not in kept)
+        return refuse(plan, f"{self}+{odd} cannot work: {self.no_feedback}.", kept)

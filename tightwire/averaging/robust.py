@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
-from tightwire.answers import Answers, Rate, Refusal
+from tightwire.answers import Rate
 from tightwire.architecture.allreduce.program import split
 from tightwire.averaging.method import AveragingMethod, Shape
-from tightwire.compression import Stage
-from tightwire.compression.stage import refuse
 from tightwire.errors import PlanError
 
 if TYPE_CHECKING:
@@ -31,6 +29,7 @@ class _Robust(AveragingMethod, abc.ABC):
     """
 
     keeps_optimizer: ClassVar[bool] = False
+    no_feedback: ClassVar[str] = "what a worker is overruled in is not to be sent again"
 
     @abc.abstractmethod
     def dropped(self, workers: int) -> int:
@@ -49,19 +48,6 @@ class _Robust(AveragingMethod, abc.ABC):
         num_bytes = self.bytes_sent(shapes, bucket.dtype.itemsize, transport.size, transport.rank)
         dropped = self.dropped(transport.size)
         return RobustAverager(transport, bucket, dropped=dropped, num_bytes=num_bytes, tag=tag)
-
-    def refusal(self, plan: Answers) -> Refusal | None:
-        """Refuses stages that would feed the leftover back."""
-        if refusal := super().refusal(plan):
-            return refusal
-        stages = [stage for stage in plan.compression if isinstance(stage, Stage)]
-        kept = [stage for stage in stages if stage.serves_dense]
-        if kept == stages:
-            return None
-        odd = "+".join(str(stage) for stage in stages if stage not in kept)
-        return refuse(
-            plan, f"{self}+{odd} cannot work: what a worker is overruled in is not to be sent again.", kept
-        )
 
 
 @final

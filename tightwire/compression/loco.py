@@ -28,7 +28,8 @@ class LoCo(Stage):
     `local:1/allreduce/int4:128`, and smooths gradients by a Hadamard transform first, as `eden:4` does.
 
     Attributes:
-        beta: share of the newest error in the average, in (0, 1]; 1 without resets is `ef`.
+        beta: share of the newest error in the average, in (0, 1]; 1 without resets is `ef`. The default is ours,
+            not the paper's.
         reset: rounds after which the average begins anew; 0 for never.
     """
 

@@ -26,9 +26,12 @@ class OptionsDigest:
     >>> group["lr"] = 0.2
     >>> digest.of([group]) == before
     False
+    >>> OptionsDigest().of([dict(reversed(group.items()))]) == digest.of([group])
+    True
     """
 
     def __init__(self) -> None:
+        self._keys: list[list[str]] = []  # of each group, sorted: loading a state changes the order of a dict
         self._values: list[Any] = []
         self._numbers = array("d")
         self._words = self._digest = 0
@@ -36,27 +39,37 @@ class OptionsDigest:
 
     def of(self, groups: Sequence[Group]) -> int:
         """Returns 24 bits that differ where an option does."""
-        values = [value for group in groups for value in group.values()]
-        values += [len(group["params"]) for group in groups]
-        if not self._is_fixed or len(values) != len(self._values):
-            self._begin(groups, values)
+        if [len(group) for group in groups] != [len(keys) for keys in self._keys]:
+            self._is_fixed = False
+        try:
+            values = self._read(groups)
+        except KeyError:  # an option went, and another came
+            self._is_fixed = False
+        if not self._is_fixed:
+            self._keys = [sorted(group) for group in groups]
+            values = self._read(groups)
+            self._begin(values)
         elif not all(map(is_, values, self._values)):
-            self._follow(groups, values)
+            self._follow(values)
         return self._digest
 
-    def _follow(self, groups: Sequence[Group], values: list[Any]) -> None:
+    def _read(self, groups: Sequence[Group]) -> list[Any]:
+        values = [group[key] for group, keys in zip(groups, self._keys, strict=False) for key in keys]
+        return values + [len(group["params"]) for group in groups]
+
+    def _follow(self, values: list[Any]) -> None:
         """Takes in numbers that changed, as a schedule of rates changes them in every step."""
         changed = [place for place, same in enumerate(map(is_, values, self._values)) if not same]
         if any(type(v[place]) not in _NUMBERS for v in (values, self._values) for place in changed):
-            self._begin(groups, values)
+            self._begin(values)
             return
         for place in changed:
             self._numbers[place] = values[place]
         self._values = values
         self._digest = zlib.crc32(self._numbers, self._words) & 0xFFFFFF
 
-    def _begin(self, groups: Sequence[Group], values: list[Any]) -> None:
-        keys = [key for group in groups for key in group] + ["params"] * len(groups)
+    def _begin(self, values: list[Any]) -> None:
+        keys = [key for keys in self._keys for key in keys] + ["params"] * len(self._keys)
         named = list(zip(keys, values, strict=True))
         self._values = values
         self._is_fixed = all(type(value) in _FIXED or key == "params" for key, value in named)

@@ -6,11 +6,11 @@ from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 from tightwire.errors import PlanError
-from tightwire.sync.rounds import Outer, Rounds, State, require_late, require_state, require_steps
+from tightwire.sync.rounds import OuterRounds
 
 
 @dataclass(frozen=True)
-class DiLoCo(Rounds):
+class DiLoCo(OuterRounds):
     """H inner steps; then an outer optimizer steps with the mean of x_start − x_end as its gradient (Algorithm 1).
 
     The outer optimizer is `torch.optim.SGD` with Nesterov momentum, or whatever `attach(…, outer=…)` makes. With rate
@@ -37,21 +37,12 @@ class DiLoCo(Rounds):
         "arXiv:2502.12996"
     )
     example: ClassVar[str] = "diloco:64"
-    by_fragment: ClassVar[bool] = True
 
-    H: int
     _: KW_ONLY
-    outer_lr: float = 0.7
-    outer_momentum: float = 0.9
-    overlap: int = 0
-    state: str = "kept"
     eager: bool = False
 
     def __post_init__(self) -> None:
-        require_steps(self, "H", self.H)
-        require_late(self, self.overlap, self.H)
-        require_state(self, self.state, self.overlap)
-        _ = self.outer
+        super().__post_init__()
         if self.eager and self.overlap != self.H:
             raise PlanError(
                 f"{self}: an eager worker steps with its own change while means travel for a whole round; write "
@@ -59,21 +50,5 @@ class DiLoCo(Rounds):
             )
 
     @property
-    def steps_per_round(self) -> int:  # noqa: D102
-        return self.H
-
-    @property
-    def steps_late(self) -> int:  # noqa: D102
-        return self.overlap
-
-    @property
     def is_eager(self) -> bool:  # noqa: D102
         return self.eager
-
-    @property
-    def optimizer_state(self) -> State:  # noqa: D102
-        return require_state(self, self.state)
-
-    @property
-    def outer(self) -> Outer:  # noqa: D102
-        return Outer(lr=self.outer_lr, momentum=self.outer_momentum, nesterov=self.outer_momentum > 0)

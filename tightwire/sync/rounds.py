@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar, Literal
 
 from tightwire.errors import PlanError
@@ -138,6 +138,50 @@ class Rounds(Sync, abc.ABC):
     def takes_part(self, rank: int, workers: int, seed: int) -> bool:
         """Whether a worker's steps count in the round with this seed."""
         return True
+
+
+@dataclass(frozen=True)
+class OuterRounds(Rounds, abc.ABC):
+    """Rounds of one length, which an outer Nesterov step closes: DiLoCo and its kin.
+
+    Args:
+        H: inner steps per round.
+        outer_lr: rate of the outer step.
+        outer_momentum: Nesterov momentum of the outer step.
+        overlap: steps made while the exchange travels.
+        state: of the inner optimizer.
+    """
+
+    by_fragment: ClassVar[bool] = True
+
+    H: int
+    _: KW_ONLY
+    outer_lr: float = 0.7
+    outer_momentum: float = 0.9
+    overlap: int = 0
+    state: str = "kept"
+
+    def __post_init__(self) -> None:
+        require_steps(self, "H", self.H)
+        require_late(self, self.overlap, self.H)
+        require_state(self, self.state, self.overlap)
+        _ = self.outer
+
+    @property
+    def steps_per_round(self) -> int:  # noqa: D102
+        return self.H
+
+    @property
+    def steps_late(self) -> int:  # noqa: D102
+        return self.overlap
+
+    @property
+    def optimizer_state(self) -> State:  # noqa: D102
+        return require_state(self, self.state)
+
+    @property
+    def outer(self) -> Outer:  # noqa: D102
+        return Outer(lr=self.outer_lr, momentum=self.outer_momentum, nesterov=self.outer_momentum > 0)
 
 
 def require_steps(policy: Sync, argument: str, steps: int, least: int = 1) -> None:

@@ -206,7 +206,9 @@ class _Meeting:
         keys = [f"{name}/{r}" for r in range(self._size)]
         sealed = self._seal.close(json.dumps(card).encode())
         values = within(
-            self._deadline_s, lambda: self._wait_for(keys, self._fingerprint.encode() + b" " + sealed)
+            self._deadline_s,
+            lambda: self._wait_for(keys, self._fingerprint.encode() + b" " + sealed),
+            is_host=self._rank == 0,
         )
         return [self._read(r, bytes(value)) for r, value in enumerate(values)]
 
@@ -288,11 +290,16 @@ class _Meeting:
         return card
 
 
-def within(seconds: float, call: Callable[[], Any]) -> Any:
+def within(seconds: float, call: Callable[[], Any], *, is_host: bool = False) -> Any:
     """Returns `call()`, which talks to a store: torch waits for ever where its host is frozen or foreign.
 
+    Args:
+        seconds: to wait at most.
+        call: talks to the store.
+        is_host: whether this worker keeps the store itself.
+
     Raises:
-        PeerError: there was no answer in time; names rank 0, the usual host.
+        PeerError: there was no answer in time; names rank 0, the usual host, where that is another.
     """
     outcome: Future[Any] = Future()
 
@@ -306,10 +313,16 @@ def within(seconds: float, call: Callable[[], Any]) -> Any:
     try:
         return outcome.result(seconds)
     except TimeoutError:
-        raise _no_answer(seconds) from None
+        raise _no_answer(seconds, is_host) from None
 
 
-def _no_answer(deadline_s: float) -> PeerError:
+def _no_answer(deadline_s: float, is_host: bool = False) -> PeerError:
+    if is_host:
+        return PeerError(
+            f"the store where workers meet, which this worker keeps, did not answer within {deadline_s:g} s: this "
+            "machine is too busy for that limit. Raise deadline_s.",
+            [],
+        )
     return PeerError(
         f"rank 0 does not answer after {deadline_s:g} s where the workers meet: it never started, has died or is "
         "frozen, or MASTER_ADDR and MASTER_PORT differ from its own. Look at its log; raise deadline_s if it is "

@@ -28,7 +28,7 @@ from tightwire.runtime.overlap.forward import ForwardOverlap, NoOverlap
 
 HINT = (
     "%d backward passes before one step are as many rounds, each with the bytes of all gradients: with all but the "
-    "last inside `with run.accumulate():` it is one round, of the same sum."
+    "last inside `with run.accumulate():` it is one round, with the same outcome."
 )
 
 log = logging.getLogger("tightwire")
