@@ -21,9 +21,15 @@ class DiedError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Die(Fault):
-    """The worker dies in the place of a send: the first of its threads that sends, and then all of them."""
+    """The worker dies in the place of a send: the first of its threads that sends, and then all of them.
+
+    A process dies as a whole. A thread of it that only waits here cannot be ended, so its peers are told at once.
+    """
+
+    died: Callable[[], None]
 
     def strike(self, transport: Transport, send: Send) -> Work:
+        self.died()
         raise DiedError
 
 
@@ -74,9 +80,8 @@ class Lobby:
             worker = self.waiting.pop(name)
             transport: Transport = Threads(rank, boxes)
             if worker.dies_at is not None:
-                transport = Faulty(
-                    transport, Die(rank=0, at_send=worker.dies_at), world_rank=0, sends=worker.sends
-                )
+                death = Die(rank=0, at_send=worker.dies_at, died=worker.die)
+                transport = Faulty(transport, death, world_rank=0, sends=worker.sends)
             worker.admission = Admission(number=self.number, names=names, transport=transport)
         self.changed.notify_all()
 
@@ -86,13 +91,19 @@ class Worker:
 
     def __init__(self, lobby: Lobby, name: str, dies_at: int | None) -> None:
         self.name, self.lobby, self.dies_at = name, lobby, dies_at
-        self.watches, self.notice = False, threading.Event()
+        self.watches, self.notice, self.is_dead = False, threading.Event(), False
         self.sends = itertools.count()
         self.admission: Admission | None = None
         self.result: Any = None
         self.error: BaseException | None = None
 
+    def die(self) -> None:
+        self.is_dead = True
+        self.lobby.gone(self.name)
+
     def enter(self, rounds: int) -> Admission:
+        if self.is_dead:
+            raise DiedError
         self.watches = False
         return self.lobby.admit(self)
 
@@ -140,5 +151,5 @@ class Elastic:
         except SystemExit:
             pass
         except BaseException as error:
-            worker.error = error
+            worker.error = None if worker.is_dead else error  # the dead are past caring
         self.lobby.gone(worker.name)
