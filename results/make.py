@@ -70,6 +70,12 @@ class Result:
 
 
 RESULTS = {
+    "tour": Result(
+        "tightwire tour --out results/tour",
+        ("tour/curves.svg",),
+        (*METHODS, "planner", "runtime", "simulate", "tour", "transport", "workloads"),
+        "the tour: stock DDP against what is chosen, for the same time each",
+    ),
     "map": Result(
         "tightwire map",
         ("map.json", "map.md", "map.html", "map.svg"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import xml.etree.ElementTree
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from tests.pictures import check_picture, drawn
 from tightwire.errors import LabError, PlanError
 from tightwire.runtime.trace import Tracer
+from tightwire.tour import curves
 from tightwire.tour import report as tour_report
 from tightwire.tour.tour import PlanResult, TourOptions, TourResult
 from tightwire.workloads.text import draw, standard_library
@@ -77,6 +79,15 @@ def test_its_pictures_can_be_read(
     assert len(figures) == 2
     for figure in figures:
         check_picture(figure, is_titled=False)  # the page has a heading above each
+
+
+def test_the_curves_are_a_picture_with_titles_and_what_was_reached_when(result: TourResult) -> None:
+    picture = curves.picture(result, "tightwire tour")
+    texts = list(xml.etree.ElementTree.fromstring(picture).itertext())
+    assert "Held-out loss over time: 4 workers, links of 200 Mb/s" in texts
+    assert {"seconds of training", "nats per byte", "tightwire tour"} <= set(texts)
+    assert "stock DDP" in texts
+    assert "local:8: there in 9 s" in texts  # from 5.8 to 2.6 in 10 s: 2.9 is reached after 9.06 s
 
 
 def test_the_report_stands_alone_and_says_what_happened(result: TourResult, tmp_path: Path) -> None:

@@ -10,9 +10,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from tightwire import files
+from tightwire.cli import made
 from tightwire.cli.app import App
 from tightwire.cli.options import JsonOption, RateOption, shaped_rate
 from tightwire.cli.table import print_rows
+from tightwire.tour import curves
 from tightwire.tour import report as tour_report
 from tightwire.tour import tour as tours
 from tightwire.tour.tour import TourOptions, TourResult
@@ -48,7 +51,7 @@ def tour(
     """See what Tightwire does: a real model on a slow network, under stock DDP and under the plans it chooses.
 
     The network is emulated here (no root needed where user namespaces are allowed); the training is real. Takes
-    under four minutes; writes report.html, cluster.yaml, profile.yaml, plan files and traces to OUT.
+    under four minutes; writes report.html, curves.svg, cluster.yaml, profile.yaml, plan files and traces to OUT.
 
         tightwire tour
 
@@ -66,6 +69,7 @@ def tour(
     result = _take(options)
     report = out / "report.html"
     tour_report.write(result, report)
+    files.write_text(out / "curves.svg", curves.picture(result, f"{made.command()} · {made.machine()}"))
     if not as_json:
         _print(result)
     typer.echo(f"The report, with curves, timeline and reasons: {report}", err=True)
