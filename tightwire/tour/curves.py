@@ -6,14 +6,12 @@ import html
 import math
 from collections.abc import Sequence
 
-from tightwire.tour.report import COLOURS, label
+from tightwire.tour.report import COLOURS, dashes_of, label
 from tightwire.tour.tour import DDP, PlanResult, TourResult
 
 WIDTH, HEIGHT = 860, 430
 LEFT, RIGHT, TOP, BOTTOM = 66, 24, 64, 56
 LEGEND_Y, LINE = 84, 22
-# Plans of one role have its colour, and a line each.
-DASHES = ("", ' stroke-dasharray="7 4"', ' stroke-dasharray="2 3"', ' stroke-dasharray="9 3 2 3"')
 
 
 def picture(result: TourResult, made: str) -> str:
@@ -60,15 +58,12 @@ def picture(result: TourResult, made: str) -> str:
             f'<line x1="{LEFT}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}" stroke="#59636e" stroke-dasharray="2 4"/>'
             f'<text x="{LEFT + 4}" y="{y - 5:.1f}" font-size="11" fill="#59636e">where stock DDP ends</text>'
         )
-    roles: list[str] = []
-    for number, plan in enumerate(curves):
+    for number, (plan, dashes) in enumerate(zip(curves, dashes_of(curves), strict=True)):
         points = " ".join(
             f"{x_of(s):.1f},{y_of(loss):.1f}" for s, _, loss in plan.curve if math.isfinite(loss)
         )
-        style = (
-            f'stroke="{COLOURS[plan.role]}" stroke-width="2.5"{DASHES[roles.count(plan.role) % len(DASHES)]}'
-        )
-        roles.append(plan.role)
+        dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
+        style = f'stroke="{COLOURS[plan.role]}" stroke-width="2.5"{dashed}'
         y = LEGEND_Y + number * LINE
         parts.append(
             f'<polyline points="{points}" fill="none" {style}/>'

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from tightwire import files
 from tightwire.tour.tour import DDP, DDP_POWERSGD, PlanResult, TourResult
 from tightwire.units import print_ms, print_rate, print_size
 
+# Plans of one role have its colour, and a line each: dashes and gaps, in pixels.
+DASHES = ("", "7 4", "2 3", "9 3 2 3")
 COLOURS = {"ddp": "#8a8f98", "lossless": "#1f6feb", "lossy": "#d1652b"}
 TRACK_COLOURS = {"compute": "#1f6feb", "waiting": "#e3e6ea", "communication": "#d1652b", "codec": "#7a4fbf"}
 STYLE = """
@@ -21,9 +24,11 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #1c2128; max-width: 60rem; m
 h1 { font-size: 1.7rem; margin-bottom: .2rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .92rem }
 th, td { padding: .35rem .6rem; text-align: right; border-bottom: 1px solid #e3e6ea }
-th:first-child, td:first-child { text-align: left } th { font-weight: 600; border-bottom: 2px solid #1c2128 }
+th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere }
+td + td { white-space: nowrap } th { font-weight: 600; border-bottom: 2px solid #1c2128 }
 code { font: .9em ui-monospace, monospace } .verdict { font-size: 1.15rem } .quiet { color: #59636e }
 """
+LEGEND_LINE = 20  # pixels
 COLUMNS = ("plan", "steps", "step", "predicted", "exposed", "sent per step", "held-out loss", "to DDP's loss")
 
 
@@ -33,15 +38,13 @@ def verdict(result: TourResult) -> str:
     others = [p for p in result.plans if p.role != DDP]
     if stock is None or not others:
         return "Stock DDP was not compared: nothing here can slow it down with the rest."
-    best = max(others, key=lambda p: p.steps)
-    times = best.steps / stock.steps
-    loss = f"held-out loss {best.heldout_loss:.3f} against {stock.heldout_loss:.3f} nats per byte"
-    if times < 1.02:
-        return f"Stay with stock DDP: in the same time the best plan made {times:.2f}× its steps ({loss})."
-    said = f"In the same time, {best.plan} made {times:.1f}× the steps of stock DDP: {loss}."
-    quickest = min(others, key=lambda p: result.to_ddp_loss_s(p) or math.inf)
-    if (reached_s := result.to_ddp_loss_s(quickest)) is not None:
-        said += f" What stock DDP had learnt after {stock.seconds:.0f} s, {quickest.plan} had after {reached_s:.0f} s."
+    best = min(others, key=lambda p: p.heldout_loss if math.isfinite(p.heldout_loss) else math.inf)
+    losses = f"held-out loss {best.heldout_loss:.3f} against {stock.heldout_loss:.3f} nats per byte"
+    if best.heldout_loss >= stock.heldout_loss:
+        return f"Stay with stock DDP: in the same time the best other plan, {best.plan}, learnt no more ({losses})."
+    said = f"In the same time, {best.plan} made {best.steps / stock.steps:.1f}× the steps of stock DDP: {losses}."
+    if (reached_s := result.to_ddp_loss_s(best)) is not None:
+        said += f" What stock DDP had learnt after {stock.seconds:.0f} s, it had after {reached_s:.0f} s."
     return said
 
 
@@ -127,7 +130,7 @@ def _curves(plans: Sequence[PlanResult]) -> Any:
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    for plan in plans:
+    for plan, dashes in zip(plans, dashes_of(plans), strict=True):
         seconds, steps, losses = zip(*plan.curve, strict=True)
         figure.add_scatter(
             x=seconds,
@@ -135,12 +138,25 @@ def _curves(plans: Sequence[PlanResult]) -> Any:
             text=[f"step {s}" for s in steps],
             name=label(plan),
             mode="lines+markers",
-            line={"color": COLOURS[plan.role], "width": 2.5},
+            line={
+                "color": COLOURS[plan.role],
+                "width": 2.5,
+                "dash": dashes.replace(" ", "px,") + "px" if dashes else "solid",
+            },
         )
     figure.update_layout(
-        **_layout(380), xaxis_title="seconds of training", yaxis_title="held-out loss, nats per byte"
+        **_layout(380 + LEGEND_LINE * len(plans)),
+        xaxis_title="seconds of training",
+        yaxis_title="held-out loss, nats per byte",
     )
+    figure.update_layout(legend={"orientation": "v", "y": 1.02, "yanchor": "bottom", "x": 0})
     return figure
+
+
+def dashes_of(plans: Sequence[PlanResult]) -> list[str]:
+    """Returns how the line of each plan is broken: unlike the others of its role."""
+    roles = [plan.role for plan in plans]
+    return [DASHES[roles[:number].count(role) % len(DASHES)] for number, role in enumerate(roles)]
 
 
 def _timeline(result: TourResult) -> Any:
@@ -151,7 +167,7 @@ def _timeline(result: TourResult) -> Any:
     for plan in reversed(result.plans):
         for row, kind, start_s, end_s in _bars(plan, result.facts["compute_s"]):
             figure.add_bar(
-                y=[f"{label(plan)} · {row}"],
+                y=[f"{_folded(label(plan))} · {row}"],
                 x=[(end_s - start_s) * 1e3],
                 base=[start_s * 1e3],
                 orientation="h",
@@ -168,6 +184,16 @@ def _timeline(result: TourResult) -> Any:
         yaxis_title="plan",
     )
     return figure
+
+
+def _folded(text: str, most: int = 36) -> str:
+    """Returns a plan's text on lines of at most so many characters, broken where its parts meet."""
+    lines = [""]
+    for part in re.findall(r"[^/,]*[/,]?", text):
+        if lines[-1] and len(lines[-1] + part) > most:
+            lines.append("")
+        lines[-1] += part
+    return "<br>".join(lines)
 
 
 def _bars(plan: PlanResult, compute_s: float) -> list[tuple[str, str, float, float]]:
