@@ -7,6 +7,7 @@ import pytest
 
 from tightwire.cli.validate import missed_targets
 from tightwire.parallel import Accelerators, Layout, TrainingCost, Transformer, predict_iteration
+from tightwire.schedule import TensorFacts, Wire
 from tightwire.validate import Point, Table, megatron, nccl, seven_methods
 from tightwire.validate.fitting import Prior, fit
 from tightwire.validate.table import deviation_of, interval
@@ -80,10 +81,19 @@ def test_public_tables_are_whole() -> None:
 def test_every_measurement_has_its_prediction() -> None:
     assert len(list(megatron.cases())) == 73
     cases = list(seven_methods.cases())
-    assert len(cases) == 112
+    assert (len(cases), len(list(seven_methods.cases(seven_methods.MORE)))) == (112, 140)
     assert sum(case.is_fitted for case in cases) == 28
     testbed = seven_methods.Testbed(**{k: p.value for k, p in seven_methods.priors("10GbE-TCP").items()})
     for case in cases[::5]:
         alone = case.batch_per_gpu / seven_methods.load(case.model).compute_s
         assert 0 < seven_methods.predict(testbed, case) <= case.gpus * alone
     assert math.isclose(sum(t.num_bytes for t in seven_methods.load("ResNet-50").tensors), 4 * 25_557_032)
+
+
+def test_the_survey_merges_by_its_own_tables() -> None:
+    tensors = [TensorFacts(num_bytes=4_000_000, ready_s=ready_s) for ready_s in (0.01, 0.02, 0.021, 0.05)]
+    believed = Wire(latency_s=0.002, bytes_per_s=1e9)
+    merged = seven_methods.MergedByTable(believed=believed).partition(tensors)
+    assert merged == ((0,), (1, 2), (3,))
+    slow = Wire(latency_s=0.04, bytes_per_s=1e9)
+    assert seven_methods.MergedByTable(believed=slow).partition(tensors) == ((0, 1, 2, 3),)

@@ -173,7 +173,7 @@ def verdict(table: Table) -> str:
         sign = "≥" if key in AT_LEAST else "≤"
         shown = f"{target:g}" if key == "spearman" or target < 1e-3 else f"{target:.3g}"
         parts.append(f"{key} {sign} {shown} {'met' if met else 'MISSED'}")
-    return ", ".join(parts)
+    return ", ".join(parts) or "no target"
 
 
 def _print_points(tables: Sequence[Table]) -> None:

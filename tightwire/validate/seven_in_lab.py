@@ -18,8 +18,9 @@ from tightwire.validate.seven_methods import GPUS_PER_NODE, MODELS, cases, load
 from tightwire.validate.table import Point, Table
 from tightwire.workloads.emulated import Workload, shaped_like
 
-# The survey's slices of 4 MB are a 25th of ResNet-50's gradients, and its credit is four of them. Here they are so
-# on every workload, as the tensors are scaled too; of BERT-Base's gradients 4 MB are but a 110th.
+# Slices of 4 MB are a 25th of ResNet-50's gradients, and a credit is four of them. Here they are so on every workload,
+# as the tensors are scaled too; of BERT-Base's gradients 4 MB are but a 110th. (Over all-reduce the survey's slices
+# were of 4 million parameters, which cut nothing of ResNet-50: see seven_methods.py.)
 SLICES, CREDIT_SLICES = 25, 4
 PLANS: Mapping[str, str] = {
     "BSP-PS": "bsp/ps/none/sequential",

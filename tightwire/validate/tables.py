@@ -15,5 +15,6 @@ TABLES: Mapping[str, Callable[[], Table]] = {
     "megatron": megatron.table,
     "transformers": transformers.table,
     "seven-methods": seven_methods.table,
+    "seven-methods-more": seven_methods.more_table,
     "lab": lab.table,
 }
