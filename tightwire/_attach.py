@@ -41,6 +41,7 @@ from tightwire.runtime.step import Optimizers, plain_optimizer
 from tightwire.runtime.trace import Tracer
 from tightwire.runtime.tuning import Tuner
 from tightwire.schedule import Auto
+from tightwire.sync import Rounds
 from tightwire.transport import Counting, Single, Transport, current, switch, workers_per_node
 from tightwire.transport.reach import Over, reaching
 
@@ -247,6 +248,7 @@ def _require_servable(plan: Plan, num_ranks: int, buffers: Buffers) -> None:
     if isinstance(architecture, ParameterServer) and architecture.servers:
         architecture.roles(num_ranks)
         is_served = True
+    is_served |= isinstance(plan.sync, Rounds) and plan.sync.quorum_of is not None
     if is_served and buffers == "every-step" and num_ranks > 1:
         raise AttachError(
             f"{plan} lets workers go on without each other, and buffers='every-step' has them meet after every step; "

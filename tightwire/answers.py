@@ -51,7 +51,7 @@ class Rate:
 class Member:
     """One answer, or one stage of it. Subclasses are frozen dataclasses and final.
 
-    A subclass's fields are its arguments: `int`, `float`, `str` or `bool`, with bounds checked in
+    A subclass's fields are its arguments: `int`, `float`, `str`, `bool` or `Seconds`, with bounds checked in
     `__post_init__` by raising `PlanError`. A field whose name ends in `_bytes` is written with a byte unit, a
     keyword-only one always with its name.
     """

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from tightwire.answers import Axis, CompressionAnswer, Member
 from tightwire.errors import PlanError
-from tightwire.units import parse_bytes
+from tightwire.units import Seconds, parse_bytes
 
 AnyMember = TypeVar("AnyMember", bound=Member)
 
@@ -117,6 +117,11 @@ def _read_value(kind: Any, key: str, value: str, text: str) -> Any:
     if key.endswith("_bytes"):
         try:
             return parse_bytes(value)
+        except ValueError as error:
+            raise PlanError(f"{text!r}: {key}={error}.") from None
+    if kind is Seconds:
+        try:
+            return Seconds(value)
         except ValueError as error:
             raise PlanError(f"{text!r}: {key}={error}.") from None
     try:

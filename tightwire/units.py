@@ -101,6 +101,25 @@ def parse_seconds(text: str) -> float:
     raise UnitError(f"{text!r} is no time; write a number and one of {known}, as in 50us")
 
 
+class Seconds(float):
+    """A time, read from `5s` and printed so: what a plan's arguments have for a type.
+
+    >>> Seconds("1.5s") + 1, str(Seconds(0.3)), str(Seconds(90))
+    (2.5, '0.3s', '90s')
+
+    Raises:
+        UnitError: a text that is no time.
+    """
+
+    def __new__(cls, value: str | float) -> Seconds:  # noqa: D102
+        return super().__new__(cls, parse_seconds(value) if isinstance(value, str) else value)
+
+    def __str__(self) -> str:
+        return f"{float(self):.12g}s"
+
+    __repr__ = __str__
+
+
 def of_option(option: str, parse: Callable[[str], T], text: str) -> T:
     """Reads what a user wrote behind an option; the error names it.
 

@@ -229,6 +229,12 @@ def _require_fsdp_can(plan: Plan) -> None:
             reason=f"{plan.sync} makes momenta anew on whole parameters, and FSDP has shards of them.",
             nearest=("local:8",),
         )
+    elif isinstance(plan.sync, Rounds) and plan.sync.quorum_of is not None:
+        refusal = Refusal(
+            reason=f"{plan.sync} ends rounds without slow workers, and those that hold shards of one model would "
+            "not all end the same ones.",
+            nearest=(f"{plan.sync.name}:{plan.sync.steps_per_round}",),
+        )
     elif plan.architecture.name != "allreduce":
         refusal = Refusal(
             reason=f"groups of FSDP agree on the mean of each shard, and {plan.architecture} brings none.",

@@ -218,7 +218,13 @@ class Roll:
         self._membership, self._transport, self._control, self._own = membership, transport, control, own
 
     def bring(
-        self, own: Tensor | None = None, *, present: bool, weight: float | None = None, leaving: bool = False
+        self,
+        own: Tensor | None = None,
+        *,
+        present: bool,
+        weight: float | None = None,
+        leaving: bool = False,
+        compares: bool = True,
     ) -> Callable[[], Called]:
         """Prepares a call with what is so now; what it returns makes it, on any thread.
 
@@ -227,9 +233,10 @@ class Roll:
             present: whether this worker trains; what must be equal is compared among those.
             weight: in the round's mean; by default 1 if this worker is present.
             leaving: whether this worker is about to leave for good.
+            compares: whether what must be equal is so now: not where ranks are at steps of their own. The same on all.
         """
         leaving = leaving or (present and self._membership.wants_meeting)
-        standing = self._membership.standing() if present else None
+        standing = self._membership.standing() if present and compares else None
         digits = standing.digits() if standing else [0.0] * CHECKED
         who = [float(present), float(present) if weight is None else weight, float(leaving)]
         told = torch.tensor([*who, *digits, *(digit * digit for digit in digits)])
@@ -237,14 +244,20 @@ class Roll:
         return lambda: self._add_up(values, standing)
 
     def call(
-        self, own: Tensor | None = None, *, present: bool, weight: float | None = None, leaving: bool = False
+        self,
+        own: Tensor | None = None,
+        *,
+        present: bool,
+        weight: float | None = None,
+        leaving: bool = False,
+        compares: bool = True,
     ) -> Called:
         """Returns the sums of what all ranks bring; see `bring`.
 
         Raises:
             MismatchError: on every rank alike, naming who differs and in what.
         """
-        return self.bring(own, present=present, weight=weight, leaving=leaving)()
+        return self.bring(own, present=present, weight=weight, leaving=leaving, compares=compares)()
 
     def close(self) -> None:
         """Gives the channel back."""

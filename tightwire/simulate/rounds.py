@@ -59,7 +59,7 @@ class _Local(SimulatedExchange):
         passes_s = self._passes * self.numel * profile.pass_s_per_element
         inner = self._inner + self._states
         waited_s = fragments * max(0.0, each.seconds + self._told.seconds - behind_s)
-        waited_for_s = late_s(profile, self.cluster, steps=steps)
+        waited_for_s = self._waited_for_s
         exposed_s = waited_s + inner.seconds + waited_for_s + passes_s
         hidden = min(1.0, behind_s / each.seconds) if each.seconds else 0.0
         compute_s = steps * profile.compute_s + fragments * hidden * each.stolen_s
@@ -90,6 +90,19 @@ class _Local(SimulatedExchange):
             across_bytes_per_step=round((self.whole.across_bytes + inner.across_bytes) / steps),
         )
         return self.with_interval(found, steps)
+
+    @property
+    def _waited_for_s(self) -> float:
+        """For whom a round waits: the last, or the last of a quorum and then the grace, whichever comes first.
+
+        The least of two expectations, which is no less than what is expected of the lesser.
+        """
+        steps, sync, workers = self.plan.sync.steps_per_round, self.plan.sync, self.cluster.workers
+        last_s = late_s(self.profile, self.cluster, steps=steps)
+        if (place := sync.awaited(workers)) >= workers:
+            return last_s
+        quorum_s = late_s(self.profile, self.cluster, steps=steps, place=place)
+        return min(last_s, quorum_s + sync.grace_s)
 
     @property
     def _steps_behind(self) -> int:

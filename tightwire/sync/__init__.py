@@ -16,7 +16,7 @@ from tightwire.sync.lag import Lag
 from tightwire.sync.local import Local
 from tightwire.sync.muloco import MuLoCo
 from tightwire.sync.postlocal import PostLocal
-from tightwire.sync.rounds import NormGuard, Outer, Rounds
+from tightwire.sync.rounds import NormGuard, Outer, Quorum, Rounds
 from tightwire.sync.served import Served
 from tightwire.sync.slowmo import SlowMo
 from tightwire.sync.sparta import Sparta
@@ -65,6 +65,7 @@ __all__ = [
     "NormGuard",
     "Outer",
     "PostLocal",
+    "Quorum",
     "Rounds",
     "Served",
     "SlowMo",

@@ -20,6 +20,15 @@ class DiLoCo(OuterRounds):
     with the others' of the round before (eager updates): the same steps, only the others' come late. The paper finds
     this nearly as good as waiting, where a mean that is late as a whole is clearly worse.
 
+    With `quorum=0.75,grace=5s` a round ends when three quarters of the workers have made their H steps, and 5 s have
+    passed or all are there (the quorum and the grace window of Decoupled DiLoCo). Nobody waits for the others: they
+    go on computing, begin again from the new outer model with what they have changed added to it, and hand that in
+    when their H steps are made; it enters the next round. The mean is over those who took part, each weighted by the
+    steps behind its change: Σ tᵢΔᵢ / Σ tᵢ. The paper weighs by tokens; tell them by `run.weigh` if steps differ in
+    size. It has servers that merge; here every worker's communication thread takes part in every round, for a late
+    one with zeros of no weight, so that all hold the same outer model at the same bytes. So late *computing* is not
+    waited for; a slow line, or a process that is stopped, is.
+
     Args:
         H: inner steps per round.
         outer_lr: rate of the outer step.
@@ -28,13 +37,15 @@ class DiLoCo(OuterRounds):
             the outer step comes one round late.
         eager: whether a worker's own part of it does not.
         state: of the inner optimizer.
+        quorum: share of the workers with which a round ends without the others; 1: all are waited for.
+        grace: for how long it waits for them all the same, from when so many are there.
     """
 
     name: ClassVar[str] = "diloco"
     title: ClassVar[str] = "H inner steps, then an outer Nesterov step with the averaged change"
     paper: ClassVar[str] = (
         "Douillard et al., DiLoCo, arXiv:2311.08105; streaming: arXiv:2501.18512; eager: Kale et al. 2025, "
-        "arXiv:2502.12996"
+        "arXiv:2502.12996; quorum and grace: Decoupled DiLoCo, 2026, arXiv:2604.21428"
     )
     example: ClassVar[str] = "diloco:64"
 

@@ -7,7 +7,18 @@ from typing import ClassVar
 
 from tightwire.answers import Answers, Rate, Refusal, text_with
 from tightwire.errors import PlanError
-from tightwire.sync.rounds import USUAL, Rounds, State, require_late, require_state, require_steps
+from tightwire.sync.rounds import (
+    NO_GRACE,
+    USUAL,
+    Quorum,
+    Rounds,
+    State,
+    require_late,
+    require_quorum,
+    require_state,
+    require_steps,
+)
+from tightwire.units import Seconds
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,8 @@ class Local(Rounds):
             when the learning rate has halved); 0: it is H from the start.
         momenta: rounds from one average of the optimizer's first moments to the next; 0: as `state` says.
         variances: the same of its second moments.
+        quorum: share of the workers with which a round ends without the others; see `diloco`.
+        grace: for how long it waits for them all the same.
     """
 
     name: ClassVar[str] = "local"
@@ -63,6 +76,8 @@ class Local(Rounds):
     doubling: int = 0
     momenta: int = 0
     variances: int = 0
+    quorum: float = 1.0
+    grace: Seconds = NO_GRACE
 
     def __post_init__(self) -> None:
         require_steps(self, "H", self.H)
@@ -81,6 +96,13 @@ class Local(Rounds):
                 f"{self}: periods of momenta and variances say what becomes of the optimizer's state, in rounds that "
                 "all wait for; leave out state and overlap, or the periods."
             )
+        object.__setattr__(self, "grace", Seconds(self.grace))
+        is_plain = self.state == "kept" and not (self.overlap or self.doubling or self.has_periods)
+        require_quorum(self, self.quorum_of, self.grace, is_plain)
+
+    @property
+    def quorum_of(self) -> Quorum | None:  # noqa: D102
+        return Quorum(share=self.quorum, grace_s=self.grace) if self.quorum != 1 else None
 
     @property
     def has_periods(self) -> bool:

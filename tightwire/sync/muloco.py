@@ -25,6 +25,8 @@ class MuLoCo(OuterRounds):
         outer_momentum: Nesterov momentum of the outer step.
         overlap: steps made while the exchange travels; as in `diloco`.
         state: of the inner optimizers.
+        quorum: share of the workers with which a round ends without the others; as in `diloco`.
+        grace: for how long it waits for them all the same.
     """
 
     name: ClassVar[str] = "muloco"

@@ -5,16 +5,21 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar, Literal
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any, ClassVar, Literal
 
+from tightwire.answers import Answers, Refusal, text_with
 from tightwire.errors import PlanError
 from tightwire.sync.sync import EngineKind, PredictorKind, Sync
+from tightwire.units import Seconds
 
 State = Literal["kept", "averaged", "reset", "momenta"]
 MOST_STEPS = 10**9
 # What any policy may do with an optimizer's state.
 USUAL = ("kept", "averaged", "reset")
+NO_GRACE = Seconds(0)
+# What makes a round with a quorum one that waits for all.
+ALL_OF_THEM: dict[str, Any] = {"quorum": 1.0, "grace": NO_GRACE}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +69,27 @@ class NormGuard:
                 f"a guard with z={self.z} and clip={self.clip} lets nothing through: both are above 0, as in "
                 "edit:64,z=3,clip=10."
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quorum:
+    """When a round ends without the slow: a share of those that train has arrived, and a grace is over.
+
+    Attributes:
+        share: of the workers that train, below 1.
+        grace_s: seconds for which the others are waited for once so many are there.
+    """
+
+    share: float
+    grace_s: float
+
+    def count(self, training: int) -> int:
+        """Returns how many must have arrived, of those that train.
+
+        >>> [Quorum(share=0.75, grace_s=0).count(n) for n in (1, 2, 3, 4, 8)]
+        [1, 2, 3, 3, 6]
+        """
+        return math.ceil(self.share * training - 1e-9)
 
 
 @dataclass(frozen=True)
@@ -135,6 +161,44 @@ class Rounds(Sync, abc.ABC):
     def has_outer_step(self) -> bool:  # noqa: D102
         return not self.outer.is_mean
 
+    @property
+    def quorum_of(self) -> Quorum | None:
+        """When a round ends without the slow; None: all are waited for."""
+        return None
+
+    def awaited(self, workers: int) -> int:
+        """Returns how many must have arrived for a round to end."""
+        return workers if self.quorum_of is None else self.quorum_of.count(workers)
+
+    @property
+    def grace_s(self) -> float:  # noqa: D102
+        return math.inf if self.quorum_of is None else self.quorum_of.grace_s
+
+    def refusal(self, plan: Answers) -> Refusal | None:
+        """Refuses what a round that ends without the slow cannot do for them."""
+        if self.quorum_of is None:
+            return super().refusal(plan)
+        whole = text_with(plan, sync=str(replace(self, **ALL_OF_THEM)))
+        if not plan.architecture.agrees:
+            return Refusal(
+                reason=f"{self} ends a round when a quorum of all workers is there, and over {plan.architecture} "
+                "nobody waits for more than its neighbours.",
+                nearest=(whole, text_with(plan, architecture="allreduce")),
+            )
+        if plan.schedule.name == "streaming":
+            return Refusal(
+                reason=f"{self} has one round under way at a time, which the slow join late, and {plan.schedule} has "
+                "one per fragment.",
+                nearest=(whole, text_with(plan, schedule="wfbp")),
+            )
+        if robust := [stage for stage in plan.compression if stage.name in ("median", "trimmed")]:
+            return Refusal(
+                reason=f"{self} has the absent bring zeros of no weight, and {robust[0]} would take them for what "
+                "workers say.",
+                nearest=(whole, text_with(plan, compression="none")),
+            )
+        return super().refusal(plan)
+
     def takes_part(self, rank: int, workers: int, seed: int) -> bool:
         """Whether a worker's steps count in the round with this seed."""
         return True
@@ -150,6 +214,8 @@ class OuterRounds(Rounds, abc.ABC):
         outer_momentum: Nesterov momentum of the outer step.
         overlap: steps made while the exchange travels.
         state: of the inner optimizer.
+        quorum: share of the workers with which a round ends without the others.
+        grace: for how long it waits for them all the same.
     """
 
     by_fragment: ClassVar[bool] = True
@@ -160,12 +226,20 @@ class OuterRounds(Rounds, abc.ABC):
     outer_momentum: float = 0.9
     overlap: int = 0
     state: str = "kept"
+    quorum: float = 1.0
+    grace: Seconds = NO_GRACE
 
     def __post_init__(self) -> None:
         require_steps(self, "H", self.H)
         require_late(self, self.overlap, self.H)
         require_state(self, self.state, self.overlap)
+        object.__setattr__(self, "grace", Seconds(self.grace))
+        require_quorum(self, self.quorum_of, self.grace, self.overlap == 0 and self.state == "kept")
         _ = self.outer
+
+    @property
+    def quorum_of(self) -> Quorum | None:  # noqa: D102
+        return Quorum(share=self.quorum, grace_s=self.grace) if self.quorum != 1 else None
 
     @property
     def steps_per_round(self) -> int:  # noqa: D102
@@ -214,6 +288,33 @@ def require_state(policy: Sync, state: str, steps_late: int = 0, known: Sequence
             "leave out state, or overlap."
         )
     return state  # type: ignore[return-value]
+
+
+def require_quorum(policy: Sync, quorum: Quorum | None, grace_s: float, is_plain: bool) -> None:
+    """Makes sure that rounds can end without the slow.
+
+    Args:
+        policy: which is to have such rounds.
+        quorum: with which they end.
+        grace_s: as it was asked for.
+        is_plain: whether all wait for the exchange and keep their optimizer's state.
+
+    Raises:
+        PlanError: they cannot.
+    """
+    if not 0 <= grace_s < math.inf or (quorum is None and grace_s):
+        raise PlanError(
+            f"{policy}: grace is for how long a quorum waits for the others; write for example quorum=0.75,grace=5s."
+        )
+    if quorum is None:
+        return
+    if not 0 < quorum.share < 1:
+        raise PlanError(f"{policy}: quorum is a share of the workers, above 0 and at most 1 (all).")
+    if not is_plain:
+        raise PlanError(
+            f"{policy}: workers that are late join the next round between two of their steps, with an optimizer of "
+            "their own, in rounds of one length; leave out overlap, state and periods, or quorum."
+        )
 
 
 def require_late(policy: Sync, overlap: int, steps_per_round: int) -> None:

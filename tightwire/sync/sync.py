@@ -108,6 +108,11 @@ class Sync(SyncAnswer, abc.ABC):
         return workers
 
     @property
+    def grace_s(self) -> float:
+        """For how many seconds the others are waited for too, once those awaited are there."""
+        return 0.0
+
+    @property
     def steps_between_waits(self) -> int:
         """How many steps a worker makes, in the mean, between two waits for others; delays average out over them."""
         return self.steps_per_round

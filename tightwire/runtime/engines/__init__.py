@@ -20,11 +20,19 @@ from tightwire.runtime.engines.grouped import GroupedEngine
 from tightwire.runtime.engines.halves import HalfEngine
 from tightwire.runtime.engines.lazy import LazyEngine
 from tightwire.runtime.engines.parameters import ParameterEngine
+from tightwire.runtime.engines.quorum import QuorumEngine
 from tightwire.runtime.engines.server import ServerEngine
 from tightwire.runtime.engines.shares import ShareEngine
 from tightwire.runtime.engines.significance import SignificanceEngine
+from tightwire.sync import Rounds
 
 __all__ = ["Counts", "Engine", "LoneEngine", "Stepping", "build_engine"]
+
+
+def _rounds(parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> Engine:
+    """Rounds that all workers wait for, or that end without the slow."""
+    ends_early = isinstance(plan.sync, Rounds) and plan.sync.quorum_of is not None
+    return (QuorumEngine if ends_early else ParameterEngine)(parameters, plan, context)
 
 
 ENGINES: Mapping[str, Callable[[Mapping[str, Parameter], Plan, RunContext], Engine]] = {
@@ -34,7 +42,7 @@ ENGINES: Mapping[str, Callable[[Mapping[str, Parameter], Plan, RunContext], Engi
     "lazy": LazyEngine,
     "significance": SignificanceEngine,
     "shares": ShareEngine,
-    "rounds": ParameterEngine,
+    "rounds": _rounds,
     "server": ServerEngine,
     "gossip": GossipEngine,
     "asynchronous gossip": AsyncGossipEngine,

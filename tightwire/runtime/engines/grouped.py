@@ -182,7 +182,9 @@ def _require_simple(plan: Plan, context: RunContext) -> None:
     """
     name = plan.architecture.engine or plan.sync.engine
     sync = plan.sync
-    is_rounds = isinstance(sync, Rounds) and not (sync.steps_inside or sync.follows_loss or sync.steps_late)
+    is_rounds = isinstance(sync, Rounds) and not (
+        sync.steps_inside or sync.follows_loss or sync.steps_late or sync.quorum_of
+    )
     is_whole = plan.schedule.name != "streaming"
     if (
         not (name == "gradients" or (name == "rounds" and is_rounds and is_whole))

@@ -1,0 +1,333 @@
+"""Mean parameters without the slow: a round ends with a quorum, and who comes late is in the next one."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from tightwire.architecture.round import Round
+from tightwire.buckets import Bucket
+from tightwire.errors import AttachError
+from tightwire.plan import Plan
+from tightwire.runtime.attendance import Attendance
+from tightwire.runtime.context import RunContext
+from tightwire.runtime.deputy import Deputy
+from tightwire.runtime.engines.engine import BaseEngine
+from tightwire.runtime.engines.memory import drop_unless_finite, load_memory, require_one_copy
+from tightwire.runtime.engines.segments import build_segments
+from tightwire.runtime.membership import Called
+from tightwire.runtime.parameters import Parameters
+from tightwire.sync import Rounds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handed:
+    """A change that waits to enter a round.
+
+    Attributes:
+        steps: behind it.
+        weight: in the mean.
+        spoiled: whether a gradient in it was not finite: no mean with it will be.
+    """
+
+    steps: int
+    weight: float
+    spoiled: bool
+
+
+class QuorumEngine(BaseEngine):
+    """Every so many steps workers agree on the mean of the parameters of those that are there.
+
+    A worker's *deputy*, a thread, takes part in every round; the worker itself hands it a copy of its parameters when
+    its H steps are made. A round begins when a quorum has handed in and the grace is over (`Attendance`); each deputy
+    then brings what its worker handed in, or zeros of no weight. The roll that begins a round adds the weights up, so
+    that who is in needs no other agreement, and the anchors are the same on all ranks after every round.
+
+    A worker that handed in before a round waits for its mean. One that a round has gone past takes the new anchors
+    between two steps, adds what it has changed to them, and does not wait when it hands that in: it goes on until
+    the next round takes it, and from there counts its steps as the others do.
+
+    Memory: three times the parameters beside the exchange (anchors, what was handed in, where counting began).
+    """
+
+    def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
+        assert isinstance(plan.sync, Rounds), plan.sync
+        assert plan.sync.quorum_of is not None, plan.sync
+        if context.groups:
+            raise AttachError(f"{plan.sync} ends rounds without slow workers, which `groups` would wait for.")
+        require_one_copy(
+            context.optimizers.members, str(plan.sync), "leave out quorum and write state=averaged"
+        )
+        self._context, self._sync, self._trained = context, plan.sync, parameters
+        # What the deputy averages: a worker's parameters at the time when it handed them in.
+        self._shadow = {name: Parameter(p.detach().clone()) for name, p in parameters.items()}
+        (self._segment,), _ = build_segments(self._shadow, plan, plan.sync, context)
+        self._since = [Bucket(anchor.layout) for anchor in self._agreed.anchors]
+        self._attendance = Attendance(
+            context.transport, context.membership, plan.sync.quorum_of, str(plan.sync)
+        )
+        self._handed: Handed | None = None
+        self._landed_mine = 0  # the last round that this worker's change was in
+        self._seen = 0  # rounds that had landed when this worker took the anchors last
+        self._clock = self._alone = self._due = (
+            0  # steps made, since it handed in, and after which it does next
+        )
+        self._is_behind = self._spoiled = self._is_weighed = False
+        self._samples = 0.0
+        self._ages: Counter[int] = Counter()
+        self._restart()
+        self._deputy = Deputy("tightwire-deputy", self._attendance.may_begin, self._hold_round)
+        self._deputy.go_on()
+
+    # What the worker does
+
+    @property
+    def is_silent(self) -> bool:  # type: ignore[override]  # noqa: D102
+        return self._clock + 1 < self._due and self._seen == self._segment.landed
+
+    def before_step(self) -> None:  # noqa: D102
+        self._spoiled |= drop_unless_finite(tuple(self._trained.values()))
+
+    def more_gradients(self) -> None:  # noqa: D102
+        self.before_step()
+
+    def observe(self, *, loss: float | None = None, samples: float | None = None) -> None:  # noqa: D102
+        self._samples += samples or 0.0
+
+    def weigh(self, weight: float) -> None:
+        """Adds to this worker's weight in the round's mean."""
+        self._samples += weight
+        self._is_weighed = True
+
+    def require_leavable(self) -> None:
+        """Lets any worker leave: deputies meet before the next round."""
+
+    def staleness(self) -> Mapping[int, int]:
+        """Returns how many of this worker's changes were in a round that began so many rounds after they did."""
+        return self._ages
+
+    def after_step(self, step: int) -> None:  # noqa: D102
+        self._clock += 1
+        self._alone += 1
+        self.exposed_s = 0.0
+        if self._clock < self._due and self._seen == self._segment.landed:
+            self._deputy.require_sound()
+            return
+        start_s = time.perf_counter()
+        with self._deputy.lock:
+            if self._clock >= self._due:
+                self._come()
+            elif not self._deputy.is_busy:  # else after the next step
+                self._take_anchors()
+        self.exposed_s = time.perf_counter() - start_s
+
+    def _come(self) -> None:
+        """Hands in what was changed, and waits for the mean unless the others are ahead. The lock is held."""
+        self._wait_for_landing()
+        self._take_anchors()
+        if self._clock < self._due:  # what was handed in before has landed just now
+            return
+        if self._handed is None:
+            self._hand_in()
+            if self._is_behind:
+                self._due = self._clock + self._sync.steps_per_round
+                return
+        number = self._segment.landed + 1
+        self._wait(lambda: self._segment.landed >= number)
+        self._take_anchors()
+
+    def _take_anchors(self) -> None:
+        """Goes on from the newest anchors, with what was changed since the last count added. The lock is held."""
+        if self._seen == self._segment.landed:
+            return
+        with torch.no_grad():
+            for anchor, since in zip(self._agreed.anchors, self._since, strict=True):
+                for name, begun in since.views.items():
+                    self._trained[name].sub_(begun).add_(anchor.views[name])
+                since.flat.copy_(anchor.flat)
+        is_in = self._landed_mine > self._seen
+        if is_in:
+            self._due = self._clock + self._sync.steps_per_round
+        self._is_behind = self._segment.landed > (self._landed_mine if is_in else self._seen)
+        self._seen = self._segment.landed
+
+    def _hand_in(self) -> None:
+        """Gives the deputy the present parameters; what is done from now on counts for another round."""
+        weighs = self._sync.weighs_samples or self._is_weighed
+        weight = (self._samples or 1.0) if weighs else self._alone / self._sync.steps_per_round
+        self._handed = Handed(steps=self._alone, weight=weight, spoiled=self._spoiled)
+        with torch.no_grad():
+            for since in self._since:
+                since.pack({name: self._trained[name].detach() for name in since.views})
+                since.unpack({name: self._shadow[name].detach() for name in since.views})
+        self._alone, self._samples, self._spoiled = 0, 0.0, False
+        self._attendance.arrive(self._segment.landed + 1, is_behind=self._is_behind)
+        self._deputy.wake()
+
+    def _take_back(self) -> None:
+        """Counts what was handed in, and no round has taken, with what was changed since. No round is under way."""
+        if (handed := self._handed) is None:
+            return
+        for anchor, since in zip(self._agreed.anchors, self._since, strict=True):
+            since.flat.copy_(anchor.flat)
+        self._alone += handed.steps
+        self._samples += handed.weight if self._is_weighed or self._sync.weighs_samples else 0.0
+        self._spoiled |= handed.spoiled
+        self._handed, self._due = None, self._clock
+
+    # What its deputy does
+
+    @property
+    def _agreed(self) -> Parameters:
+        return self._segment.parameters
+
+    def _hold_round(self) -> bool:
+        """Holds a round; returns whether there will be another: somebody trains on. On the deputy's thread."""
+        with self._deputy.lock:
+            handed, trains = self._handed, not self._attendance.rests
+        called = self._call(handed, present=trains)
+        if called.present == 0:
+            return False
+        self._run_round(handed, called)
+        return True
+
+    def _call(self, handed: Handed | None, *, present: bool) -> Called:
+        roll, leaving = self._segment.roll, self._context.membership.leaving
+        self.planned_bytes += roll.bytes_sent
+        weight = handed.weight if handed is not None else 0.0
+        return roll.call(present=present, weight=weight, leaving=leaving, compares=False)
+
+    def _run_round(self, handed: Handed | None, called: Called) -> None:
+        """Averages, moves the anchors, and counts the round."""
+        segment = self._segment
+        segment.number += 1
+        self.rounds += 1
+        self.planned_bytes += segment.parameters.exchange.bytes_in(segment.number)
+        now = Round(number=segment.number, seed=self._context.seed + segment.number)
+        mine = handed.weight if handed is not None else 0.0
+        share = mine * segment.workers / called.weight if called.weight else 0.0
+        spoiled = handed is not None and handed.spoiled
+        with torch.no_grad():
+            segment.parameters.start(now, share=share, spoiled=spoiled)
+            finite = segment.parameters.land(called.weight, waited=True)
+        with self._deputy.lock:
+            self.skipped += not finite
+            segment.landed += 1
+            self._attendance.note_round(segment.landed)
+            if handed is not None:
+                self._ages[segment.landed - 1 - self._landed_mine] += 1
+                self._landed_mine, self._handed = segment.landed, None
+
+    # Where all meet
+
+    def _rest(self) -> None:
+        """Takes part in others' rounds until all rest, and nothing is under way."""
+        with self._deputy.lock:
+            self._attendance.rest()
+            self._deputy.wake()
+            self._wait(lambda: not self._deputy.is_on)
+            self._take_anchors()
+            self._take_back()
+            self._attendance.begin_anew(self._segment.landed)
+
+    def flush(self) -> None:
+        """Makes replicas equal: what every worker has changed is in the last mean."""
+        with self._deputy.lock:
+            self._wait_for_landing()
+            self._take_anchors()
+            if self._handed is None and self._alone:
+                self._hand_in()
+        self._rest()
+        if self._alone:
+            with self._deputy.lock:
+                self._hand_in()
+        called = self._call(self._handed, present=False)
+        if called.weight > 0:
+            self._run_round(self._handed, called)
+        self._agreed.go_to_anchor()
+        with torch.no_grad():
+            for name, anchor in self._agreed.agreed().items():
+                self._trained[name].copy_(anchor)
+        self._restart()
+        self._deputy.go_on()
+
+    def consensus(self) -> Mapping[str, Tensor] | None:
+        """The outer model, where there is one; else the mean of where workers are. Every worker."""
+        self._rest()
+        plain = self._sync.outer.is_mean and self._context.outer is None
+        agreed = None if plain else {name: a.clone() for name, a in self._agreed.agreed().items()}
+        self._deputy.go_on()
+        return agreed
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what must survive. Every worker: rounds stop until all have come."""
+        self._rest()
+        state = {
+            **self._agreed.state_dict(),
+            "rounds": self._segment.number,
+            "landed": self._segment.landed,
+            "seen": self._landed_mine,
+            "clock": self._clock,
+            "due": self._due,
+            "alone": self._alone,
+            "behind": self._is_behind,
+            "spoiled": self._spoiled,
+            "samples": [self._samples, self._is_weighed],
+        }
+        self._deputy.go_on()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` returned. Every worker."""
+        self._rest()
+        load_memory(self._agreed.exchange.averagers, state["memory"])
+        self._agreed.load_state_dict(state)
+        self._segment.number, self._segment.landed = state["rounds"], state["landed"]
+        self._restart()
+        self._landed_mine = state["seen"]
+        self._clock, self._due, self._alone = state["clock"], state["due"], state["alone"]
+        self._is_behind, self._spoiled = state["behind"], state["spoiled"]
+        self._samples, self._is_weighed = state["samples"]
+        self._deputy.go_on()
+
+    def resume_at(self, rounds: int) -> None:
+        """Counts on from a checkpoint's rounds, from the present parameters. Every worker."""
+        self._rest()
+        with torch.no_grad():
+            for name, shadow in self._shadow.items():
+                shadow.copy_(self._trained[name])
+        self._agreed.anchor_here()
+        self._segment.number = self._segment.landed = rounds
+        self._restart()
+        self._deputy.go_on()
+
+    def close(self) -> None:  # noqa: D102
+        self._deputy.close()
+        self._agreed.exchange.close()
+        self._segment.roll.close()
+
+    def _restart(self) -> None:
+        """Counts steps from 0, at the anchors: all agree, and nothing is handed in."""
+        for anchor, since in zip(self._agreed.anchors, self._since, strict=True):
+            since.flat.copy_(anchor.flat)
+        self._seen = self._landed_mine = self._segment.landed
+        self._attendance.begin_anew(self._segment.landed)
+        self._clock = self._alone = 0
+        self._due = self._sync.steps_per_round
+        self._is_behind = self._spoiled = False
+        self._samples, self._handed = 0.0, None
+
+    def _wait_for_landing(self) -> None:
+        self._wait(lambda: not self._deputy.is_busy)
+
+    def _wait(self, until: Callable[[], bool]) -> None:
+        """Waits, with the lock held, and blames who must come for it and does not."""
+        transport = self._context.transport
+        self._deputy.wait(until, self._attendance.missing, transport, "to hand in its change")
