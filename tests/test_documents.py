@@ -168,6 +168,7 @@ ALONE = {
 # Name: what it needs besides torch, how many workers, what it is given, what it prints.
 TOGETHER = {
     "elastic": ("torchdata", 2, [], "step 60, 2 workers"),
+    "gpu": ("torch", 2, [], "workers       2"),
     "ddp_hook": ("torch", 2, [], "a checkpoint holds model, hook"),
     "checkpoint": ("torch", 2, ["{tmp}/run.pt"], "after step 10"),
     "with_fsdp": ("torch", 4, [], ""),
