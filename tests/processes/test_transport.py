@@ -244,14 +244,21 @@ def test_another_secret_is_refused() -> None:
         )
 
 
-@pytest.mark.parametrize(("victim", "signal"), [(0, "SIGSTOP"), (1, "SIGKILL"), (2, "SIGSTOP")])
-def test_who_freezes_or_dies_while_joining_is_named(victim: int, signal: str) -> None:
+# Before torch.distributed, and where the others already wait in Gloo for all to be connected.
+TORCH, CONNECTED = "join.dist.init_process_group", "join.TorchDistributed.barrier"
+
+
+@pytest.mark.parametrize(
+    ("victim", "signal", "at"),
+    [(0, "SIGSTOP", TORCH), (1, "SIGKILL", TORCH), (2, "SIGSTOP", CONNECTED)],
+)
+def test_who_freezes_or_dies_while_joining_is_named(victim: int, signal: str, at: str) -> None:
     ended = run_processes(
         3,
         f"""
         import tightwire.transport.join as join
         if rank == {victim}:
-            join.dist.init_process_group = lambda *a, **k: os.kill(os.getpid(), signal.{signal})
+            {at} = lambda *a, **k: os.kill(os.getpid(), signal.{signal})
         try:
             transport.init(deadline_s=3)
         except transport.base.TransportError as error:

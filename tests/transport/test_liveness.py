@@ -5,14 +5,16 @@ from __future__ import annotations
 import gc
 import weakref
 
-from tightwire.transport.blame import Wait
+from tightwire.transport.blame import Verdict, Wait
 from tightwire.transport.liveness import Liveness
 from tightwire.transport.seal import Seal
 
 
 class Transport:
+    has_hung_up = False
+
     def hang_up(self) -> None:
-        """Does nothing."""
+        self.has_hung_up = True
 
 
 def test_those_that_are_gone_are_forgotten() -> None:
@@ -22,6 +24,16 @@ def test_those_that_are_gone_are_forgotten() -> None:
     liveness.leave()
     kept = [one for one in gc.get_objects() if type(one) is weakref.WeakMethod]
     assert sum(one() is None for one in kept) < 5
+
+
+def test_who_begins_to_listen_after_the_verdict_hears_it_too() -> None:
+    liveness, early, late = Liveness(0, host="127.0.0.1", deadline_s=5), Transport(), Transport()
+    liveness.on_verdict(weakref.WeakMethod(early.hang_up))
+    liveness._decide(Verdict((1,), "dead"))
+    liveness.on_verdict(weakref.WeakMethod(late.hang_up))
+    liveness.leave()
+    assert early.has_hung_up
+    assert late.has_hung_up
 
 
 def test_who_was_given_up_does_not_blame_those_that_left_without_it() -> None:

@@ -130,8 +130,12 @@ class Liveness:
         self._ear.start(self)
 
     def on_verdict(self, wake: weakref.WeakMethod[Callable[[], None]]) -> None:
-        """Has `wake` called once some rank is to blame, to end the waits under way in this process."""
-        self._on_verdict = [*(known for known in self._on_verdict if known() is not None), wake]
+        """Has `wake` called once some rank is to blame, to end the waits under way in this process; at once if it is."""
+        with self.changed:
+            self._on_verdict = [*(known for known in self._on_verdict if known() is not None), wake]
+            is_known = self.verdict is not None
+        if is_known and (method := wake()):
+            method()
 
     def watch(
         self,

@@ -69,7 +69,6 @@ class TorchDistributed(Transport):
         self._children: weakref.WeakSet[TorchDistributed] = weakref.WeakSet()
         self._gloo: Any = _CLOSED
         self._connect()
-        liveness.on_verdict(weakref.WeakMethod(self._hang_up))
 
     def isend(self, tensor: Tensor, dst: int, tag: int) -> Work:
         """Starts a Gloo send."""
@@ -167,6 +166,7 @@ class TorchDistributed(Transport):
         options._devices = [c10d.ProcessGroupGloo.create_device(hostname=self._liveness.address[0])]
         arguments = (self._store, self.rank, self.size, options)
         self._gloo = guarded(self._liveness, lambda: c10d.ProcessGroupGloo(*arguments), wait)
+        self._liveness.on_verdict(weakref.WeakMethod(self._hang_up))
         if self.size > 1:
             self.barrier()  # the store is not needed any more once all have connected: its host may leave
 
