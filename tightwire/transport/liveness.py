@@ -130,7 +130,7 @@ class Liveness:
         self._ear.start(self)
 
     def on_verdict(self, wake: weakref.WeakMethod[Callable[[], None]]) -> None:
-        """Has `wake` called once some rank is to blame, to end the waits under way in this process; at once if it is."""
+        """Has `wake` called once some rank is to blame, to end the waits of this process; or at once."""
         with self.changed:
             self._on_verdict = [*(known for known in self._on_verdict if known() is not None), wake]
             is_known = self.verdict is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import signal
 import statistics
@@ -11,8 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from tightwire.bench.chaos.arena import Ended, Ending, run_trial
+from tightwire.bench.chaos.arena import MORE_S, Ended, Ending, run_trial
 from tightwire.bench.chaos.faults import FAMILIES, FAULTS, LOCAL_FAULTS, Where
+from tightwire.bench.chaos.lanes import side_by_side
 from tightwire.bench.chaos.launched import run_under_torchrun
 from tightwire.bench.chaos.network import run_on_hosts
 from tightwire.bench.chaos.worker import ChaosTrial
@@ -37,6 +39,7 @@ class Campaign:
         seed: of which faults, where and when.
         workers: in each trial.
         deadline_s: of the transport.
+        at_once: trials that run side by side.
     """
 
     plans: tuple[str, ...] = tuple(FAMILIES)
@@ -46,6 +49,7 @@ class Campaign:
     seed: int = 0
     workers: int = 3
     deadline_s: float = 4.0
+    at_once: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +143,12 @@ class _Judge:
         return serves or FAMILIES.get(trial.plan, "ends") == "ends"
 
     def _judge_survivor(self, rank: int, worker: Ended, must: str) -> None:
-        end = worker.end
+        end, struck_s = worker.end, self.ending.struck_s
+        took_s = 0.0 if struck_s is None else end.get("ended_s", struck_s) - struck_s
+        if end.get("end") != "finished" and took_s > self.trial.deadline_s + MORE_S:
+            self.hangs.append(
+                f"rank {rank} ended only {took_s:.0f} s after rank {self.trial.victim} was struck"
+            )
         if end.get("end") == "finished":
             if must == "named":
                 self.wrong.append(f"rank {rank} finished and said nothing of rank {self.trial.victim}")
@@ -234,7 +243,7 @@ def judge(trial: ChaosTrial, ending: Ending, seconds: float, began_s: float = 0.
 
 
 def run_campaign(campaign: Campaign, on_outcome: Callable[[TrialOutcome], None]) -> list[TrialOutcome]:
-    """Runs the trials one after another and returns how they ended. From the main thread.
+    """Runs the trials and returns how they ended. From the main thread.
 
     Args:
         campaign: what is tried.
@@ -248,15 +257,19 @@ def run_campaign(campaign: Campaign, on_outcome: Callable[[TrialOutcome], None])
     import tightwire.planner
     import tightwire.transport.join  # noqa: F401
 
-    outcomes: list[TrialOutcome] = []
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was begun is cleared away
     began_s = time.monotonic()
-    for trial in draw(campaign):
-        if campaign.seconds is not None and time.monotonic() - began_s > campaign.seconds:
-            break
+    trials = itertools.takewhile(
+        lambda _: campaign.seconds is None or time.monotonic() - began_s <= campaign.seconds, draw(campaign)
+    )
+
+    def run(trial: ChaosTrial) -> TrialOutcome:
         start_s = time.monotonic()
         ending = PLACES[FAULTS[trial.fault].where](trial)
-        outcome = judge(trial, ending, time.monotonic() - start_s, began_s)
+        return judge(trial, ending, time.monotonic() - start_s, began_s)
+
+    outcomes: list[TrialOutcome] = []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was begun is cleared away
+    for outcome in side_by_side(trials, run, campaign.at_once):
         outcomes.append(outcome)
         on_outcome(outcome)
     return outcomes

@@ -60,17 +60,15 @@ class ChaosTrial:
 def run_worker(trial: ChaosTrial, rank: int, folder: pathlib.Path) -> int:
     """Trains, writes how that ended to `end{rank}.json`, and returns the exit code."""
     end: dict[str, Any] = {"end": "finished", "ranks": [], "steps": 0, "stepped_s": []}
-    began_s = time.monotonic()
     try:
         _train(trial, rank, folder, end)
     except BaseException as error:
         end |= {"end": type(error).__name__, "error": str(error)[:1000]}
         end["ranks"] = list(error.__dict__.get("ranks", ()))
-        end["seconds"] = time.monotonic() - began_s
-        _write(folder / f"end{rank}.json", end)
         raise
-    end["seconds"] = time.monotonic() - began_s
-    _write(folder / f"end{rank}.json", end)
+    finally:
+        end["ended_s"] = time.monotonic()
+        _write(folder / f"end{rank}.json", end)
     return 0
 
 
@@ -83,6 +81,8 @@ def _train(trial: ChaosTrial, rank: int, folder: pathlib.Path, end: dict[str, An
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     is_victim = rank == trial.victim
+    if is_victim and trial.at_step < 0:
+        _write(folder / "struck", time.monotonic())
     if is_victim and trial.fault.endswith("-joining"):
         struck = signal.SIGKILL if trial.fault == "kill-joining" else signal.SIGSTOP
         threading.Timer(0.02 + 0.1 * trial.moment, os.kill, (os.getpid(), struck)).start()

@@ -37,6 +37,9 @@ def chaos(
     seed: Annotated[int, typer.Option(help="Seed that draws which faults come, where and when.")] = 0,
     workers: Annotated[int, typer.Option(help="Processes in each run.", min=2)] = 3,
     deadline: Annotated[float, typer.Option(help="Seconds for which a worker may be silent.", min=1)] = 4.0,
+    at_once: Annotated[
+        int, typer.Option(help="Runs side by side: most of each is waiting for deadlines.", min=1)
+    ] = 1,
     page: Annotated[
         pathlib.Path | None,
         typer.Option(help="Write a page (.html) with the campaign's timeline here.", show_default=False),
@@ -73,6 +76,7 @@ def chaos(
         seed=seed,
         workers=workers,
         deadline_s=deadline,
+        at_once=at_once,
         **({"plans": tuple(plans.split())} if plans else {}),
     )
     with progress(count, "the first run starts") as tell:
