@@ -53,7 +53,9 @@ def test_constants_are_found_again() -> None:
     assert found.launch_s == pytest.approx(true.launch_s, rel=0.02)
 
 
-@pytest.mark.parametrize("name", ["programs", "nccl-sizes", "nccl-all-sizes", "nccl-scaling", "megatron"])
+@pytest.mark.parametrize(
+    "name", ["programs", "nccl-sizes", "nccl-all-sizes", "nccl-scaling", "megatron", "megatron-more"]
+)
 def test_targets_are_met(name: str) -> None:
     assert missed_targets(TABLES[name]()) == []
 
@@ -80,6 +82,7 @@ def test_public_tables_are_whole() -> None:
 
 def test_every_measurement_has_its_prediction() -> None:
     assert len(list(megatron.cases())) == 73
+    assert len(list(megatron.cases(megatron.MORE))) == 36
     cases = list(seven_methods.cases())
     assert (len(cases), len(list(seven_methods.cases(seven_methods.MORE)))) == (112, 140)
     assert sum(case.is_fitted for case in cases) == 28

@@ -26,8 +26,8 @@ class NodePrice:
 
     Attributes:
         per_hour: of a whole node.
-        source: whose list, and of which region.
-        date: from which on the maintainers know it.
+        source: whose list, and of which region; `from memory` where no list was at hand to check it by.
+        date: of the list, or from which on the maintainers know it.
     """
 
     per_hour: float
@@ -193,9 +193,7 @@ PRESETS: dict[str, Preset] = {
         device_memory_bytes=40 * 10**9,
         nccl="efa",
         source="Amazon EC2 P4 instances, product details",
-        price=NodePrice(
-            per_hour=21.96, source="AWS on demand, US East, after its cut of 33 %", date="2025-06-05"
-        ),
+        price=NodePrice(per_hour=21.957642, source="AWS price list, on demand, us-east-1", date="2026-11-09"),
     ),
     "aws-p5": Preset(
         title="p5.48xlarge: 8 H100 on NVSwitch, 3,200 Gb/s EFA",
@@ -206,9 +204,7 @@ PRESETS: dict[str, Preset] = {
         device_memory_bytes=80 * 10**9,
         nccl="efa",
         source="Amazon EC2 P5 instances, product details",
-        price=NodePrice(
-            per_hour=55.04, source="AWS on demand, US East, after its cut of 44 %", date="2025-06-05"
-        ),
+        price=NodePrice(per_hour=55.04, source="AWS price list, on demand, us-east-1", date="2026-11-09"),
     ),
     "aws-g5.12xlarge": Preset(
         title="g5.12xlarge: 4 A10G on PCIe, 40 Gb/s Ethernet",
@@ -218,7 +214,7 @@ PRESETS: dict[str, Preset] = {
         latency_s=5e-5,
         device_memory_bytes=24 * 10**9,
         source="Amazon EC2 G5 instances, product details; PCIe 4.0 × 8",
-        price=NodePrice(per_hour=5.672, source="AWS on demand, US East", date="2024-06-01"),
+        price=NodePrice(per_hour=5.672, source="from memory: AWS on demand, US East", date="2024-06-01"),
     ),
     "azure-nd-a100-v4": Preset(
         title="ND96asr A100 v4: 8 A100 on NVSwitch, 8 × 200 Gb/s InfiniBand",
@@ -229,7 +225,7 @@ PRESETS: dict[str, Preset] = {
         device_memory_bytes=40 * 10**9,
         nccl="infiniband",
         source="Microsoft Azure, NDasrA100_v4 sizes series",
-        price=NodePrice(per_hour=27.20, source="Azure pay as you go, East US", date="2024-06-01"),
+        price=NodePrice(per_hour=27.197, source="Azure pay as you go, East US", date="2026-11-09"),
     ),
     "gcp-a2-highgpu-8g": Preset(
         title="a2-highgpu-8g: 8 A100 on NVSwitch, 100 Gb/s Ethernet",
@@ -239,7 +235,9 @@ PRESETS: dict[str, Preset] = {
         latency_s=5e-5,
         device_memory_bytes=40 * 10**9,
         source="Google Cloud, GPU machine types: network bandwidth",
-        price=NodePrice(per_hour=29.39, source="Google Cloud on demand, us-central1", date="2024-06-01"),
+        price=NodePrice(
+            per_hour=29.39, source="from memory: Google Cloud on demand, us-central1", date="2024-06-01"
+        ),
     ),
     "gcp-a3-highgpu-8g": Preset(
         title="a3-highgpu-8g: 8 H100 on NVSwitch, 1,000 Gb/s GPUDirect-TCPX",
@@ -249,7 +247,11 @@ PRESETS: dict[str, Preset] = {
         latency_s=5e-5,
         device_memory_bytes=80 * 10**9,
         source="Google Cloud, GPU machine types: four 200 Gb/s NICs for GPUs",
-        price=NodePrice(per_hour=88.49, source="Google Cloud on demand, us-central1", date="2024-06-01"),
+        price=NodePrice(
+            per_hour=87.83,
+            source="eight times a3-highgpu-1g in Google Cloud's catalogue, us-central1, without its SSD",
+            date="2026-09-26",
+        ),
     ),
     "gcp-a3-megagpu-8g": Preset(
         title="a3-megagpu-8g: 8 H100 on NVSwitch, 1,600 Gb/s GPUDirect-TCPXO",

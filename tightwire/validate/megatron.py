@@ -11,6 +11,7 @@ from tightwire.validate import published
 from tightwire.validate.fitting import Prior, as_numbers, fit
 from tightwire.validate.table import Point, Table, deviation_of, interval
 
+SWEEP, MORE = "megatron_a100_iterations.csv", "megatron_a100_more_iterations.csv"
 # Peaks and rates that A100 nodes are known to reach: NVIDIA A100 data sheet (312 TFLOP/s, 2 TB/s, NVLink 300 GB/s each
 # way, one 200 Gb/s line per device), less what large products, passes and rings lose.
 PRIORS = {
@@ -71,6 +72,29 @@ def table() -> Table:
     )
 
 
+def more_table() -> Table:
+    """Predicts models of other sizes by constants fitted on all that are above; no constant saw any."""
+    devices = fitted_without(())
+    points = (
+        Point(
+            name=f"{case.model.hidden} wide: {case.how}",
+            group=f"{case.model.hidden} wide on {case.how.workers}",
+            measured=case.seconds,
+            predicted=predicted,
+            stated=interval(predicted, deviation_without(())),
+        )
+        for case in cases(MORE)
+        if (predicted := predict(devices, case))
+    )
+    return Table(
+        name="Megatron, more",
+        points=tuple(points),
+        better="low",
+        target={"mape": 0.1},
+        note="Of 18.4 and 175 billion parameters on 256 and 512 A100, by the constants of the table above; seconds.",
+    )
+
+
 @cache
 def fitted_without(family: tuple[int, ...]) -> Accelerators:
     """Returns the constants fitted on every family but this one."""
@@ -88,9 +112,9 @@ def deviation_without(family: tuple[int, ...]) -> float:
     return deviation_of(((predict(fitted_without(case.family), case), case.seconds) for case in others), 0)
 
 
-def cases() -> Iterator[MegatronCase]:
+def cases(file: str = SWEEP) -> Iterator[MegatronCase]:
     """Yields what was measured."""
-    for row in published.read("megatron_a100_iterations.csv"):
+    for row in published.read(file):
         number = {name: float(value) for name, value in row.items()}
         yield MegatronCase(
             model=Transformer(

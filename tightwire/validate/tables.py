@@ -13,6 +13,7 @@ TABLES: Mapping[str, Callable[[], Table]] = {
     "nccl-all-sizes": nccl.all_sizes_table,
     "nccl-scaling": nccl.scaling_table,
     "megatron": megatron.table,
+    "megatron-more": megatron.more_table,
     "transformers": transformers.table,
     "seven-methods": seven_methods.table,
     "seven-methods-more": seven_methods.more_table,
