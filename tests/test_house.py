@@ -108,6 +108,18 @@ def test_one_file_speaks_to_torch_distributed(path: Path) -> None:
     assert not [name for name in imports(path) if name.startswith("torch.distributed")]
 
 
+@pytest.mark.parametrize("path", [p for p in FILES if part_of(p) != "devices"], ids=name_of)
+def test_one_package_asks_which_device_there_is(path: Path) -> None:
+    """`tensor.is_cuda` and `torch.cuda` elsewhere would be a second contract, which no traced device emulates."""
+    asked = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)]
+    assert not [
+        f"line {node.lineno}"
+        for node in asked
+        if node.attr == "is_cuda"
+        or (node.attr == "cuda" and isinstance(node.value, ast.Name) and node.value.id == "torch")
+    ]
+
+
 def test_planning_needs_no_torch() -> None:
     loaded = loaded_by("\n".join(f"import {name}" for name in TORCH_FREE))
     assert "torch" not in loaded

@@ -9,11 +9,12 @@ import fnmatch
 import hashlib
 import pathlib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from tightwire import files
@@ -21,8 +22,9 @@ from tightwire.architecture import AllReduce, ParameterServer, Wiring, synthesis
 from tightwire.catalogue import parse_compression
 from tightwire.cluster import Cluster
 from tightwire.cluster.wiring import wiring_of
-from tightwire.devices import kinds_of, require_one_device
+from tightwire.devices import device_named, kinds_of, require_one_device
 from tightwire.errors import AttachError
+from tightwire.files import own_version
 from tightwire.plan import Phases, Plan, PlanFile
 from tightwire.planner import Allowance
 from tightwire.runtime.agreement import copy_from_first, model_facts, require_agreement, wire_facts
@@ -50,7 +52,7 @@ class Scaler(Protocol):
     """What is needed of a `torch.amp.GradScaler`."""
 
     def get_scale(self) -> float:
-        """Returns the present loss scale."""
+        """Returns the present loss scale; one of `torch.amp` waits for its device."""
 
 
 def attach(
@@ -124,7 +126,7 @@ def attach(
     shared = resolve(model, groups or {}, transport)
     left |= shared.keys()
     settings: dict[str, object] = {
-        "version of tightwire": version("tightwire"),
+        "version of tightwire": own_version(),
         "plan": _asked(race, allow) if is_auto else chosen,
         "routing": plan_file.routing,
         "optimizer": " and ".join(type(member).__name__ for member in optimizers.members),
@@ -181,7 +183,7 @@ def attach(
         routing=plan_file.routing,
         tracer=Tracer(),
         seed=seed,
-        gradient_scale=scaler.get_scale if scaler is not None else lambda: 1.0,
+        gradient_scale=_scale_of(scaler, next(model.parameters()).device),
         model=model,
         optimizers=optimizers,
         membership=Membership(tuple(range(transport.size)), door=entrance),
@@ -215,6 +217,17 @@ def attach(
         facts=common,
         carried=Carried(carry) if carry else None,
     )
+
+
+def _scale_of(scaler: Scaler | None, at: torch.device) -> Callable[[], float | Tensor]:
+    """Returns what tells the present loss scale: on a device as a tensor there, for which the host does not wait."""
+    if scaler is None:
+        return lambda: 1.0
+    if device_named(at).is_host or not isinstance(scaler, GradScaler):
+        return scaler.get_scale
+    if not scaler.is_enabled():
+        return lambda: 1.0
+    return lambda: scaler.scale(torch.ones((), device=at))
 
 
 def _require_elastic(chosen: Phases, is_auto: bool) -> None:

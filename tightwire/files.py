@@ -367,3 +367,13 @@ def shortened(text: str, most: int = 400) -> str:
 def told(error: Exception) -> str:
     """Returns an error of Python, which holds what a file does, as a part of a sentence."""
     return shortened(repr(error))
+
+
+def own_version() -> str:
+    """Returns the version that is installed, or that of a tree that was copied and never installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("tightwire")
+    except PackageNotFoundError:
+        return "not installed"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ class Recording(Device):
     def __init__(self) -> None:
         self.followed: list[tuple[str, str]] = []
 
-    def mark(self) -> Mark:
+    def mark(self, at: torch.device) -> Mark:
         return Numbered(threading.current_thread().name)
 
     def follow(self, mark: Mark) -> None:
@@ -49,6 +49,27 @@ class Recording(Device):
 
     def side(self, like: torch.device) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
+
+    def drain(self, at: torch.device) -> None:
+        raise AssertionError("nothing here waits on the host")
+
+    def time_s(self, work: Callable[[], object], at: torch.device) -> float:
+        raise AssertionError("nothing here is timed")
+
+    def count(self) -> int:
+        return 1
+
+    def facts(self, device: torch.device) -> dict[str, object]:
+        return {}
+
+    def forget_peak(self, device: torch.device) -> None:
+        pass
+
+    captures = False
+
+    def require_order(self, at: torch.device) -> None:
+        if self.captures:
+            raise AttachError("a graph is being captured")
 
     def pinned(self, num_bytes: int) -> Tensor:
         return torch.empty(num_bytes, dtype=torch.uint8)
@@ -91,9 +112,13 @@ def test_lanes_follow_who_filled_a_bucket_and_waiters_follow_the_lanes(filled: b
         for number, layout in enumerate(layouts)
     ]
     device = Recording()
+    device.captures = True
     agenda = Agenda(pieces=(Piece(0, 0, 12), Piece(1, 0, 8)))
     exchange = Exchange(averagers, Wfbp().pacer(agenda), Tracer(), agenda=agenda, device=device)
     try:
+        with pytest.raises(AttachError, match="captured"):
+            exchange.begin(Round(number=1))
+        device.captures = False
         exchange.begin(Round(number=1))
         if filled:
             exchange.ready(0)

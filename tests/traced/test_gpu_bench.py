@@ -7,7 +7,8 @@ from dataclasses import asdict, replace
 import pytest
 
 from tests.traced.training import TRACED
-from tightwire.bench.gpu import EMULATED, GpuPart, kernels_right, machine, page, world_of_one
+from tightwire.bench.gpu import machine, page
+from tightwire.bench.gpu_parts import EMULATED, GpuPart, kernels_right, world_of_one
 
 
 @pytest.mark.parametrize("part", [kernels_right, world_of_one])

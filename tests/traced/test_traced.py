@@ -19,11 +19,11 @@ def _restart() -> None:
 
 def test_a_read_that_waits_sees_the_write() -> None:
     x = torch.zeros(8, device=DEVICE)
-    mark = TRACED.mark()
+    mark = TRACED.mark(DEVICE)
     with TRACED.side(DEVICE):
         TRACED.follow(mark)
         x.fill_(3)
-        filled = TRACED.mark()
+        filled = TRACED.mark(DEVICE)
     TRACED.follow(filled)
     assert x.sum().item() == 24
     assert not TRACED.races
@@ -31,7 +31,7 @@ def test_a_read_that_waits_sees_the_write() -> None:
 
 def test_a_read_that_does_not_wait_is_a_wrong_number_and_a_named_race() -> None:
     x = torch.zeros(8, device=DEVICE)
-    mark = TRACED.mark()
+    mark = TRACED.mark(DEVICE)
     with TRACED.side(DEVICE):
         TRACED.follow(mark)
         x.fill_(3)
@@ -44,7 +44,7 @@ def test_a_read_that_does_not_wait_is_a_wrong_number_and_a_named_race() -> None:
 
 def test_disjoint_parts_do_not_race() -> None:
     x = torch.zeros(8, device=DEVICE)
-    mark = TRACED.mark()
+    mark = TRACED.mark(DEVICE)
     with TRACED.side(DEVICE):
         TRACED.follow(mark)
         x[:4].fill_(3)
@@ -56,7 +56,7 @@ def test_a_copy_to_pinned_memory_is_over_only_when_the_host_waited() -> None:
     x, room = torch.ones(4, device=DEVICE), TRACED.pinned(16).view(torch.float32)
     TRACED.copy(x, room)
     early = room.clone()
-    mark = TRACED.mark()
+    mark = TRACED.mark(DEVICE)
     TRACED.wait(mark)
     assert not early.eq(1).any()
     assert room.eq(1).all()

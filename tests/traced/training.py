@@ -68,6 +68,10 @@ class Net(nn.Module):
         return self.c(torch.tanh(self.b(torch.tanh(self.a(x))))) * self.scale  # type: ignore[no-any-return]
 
 
+def fused(parameters: Any) -> Optimizer:
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, fused=True)
+
+
 def sgd(parameters: Any) -> Optimizer:
     return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, foreach=False)
 
@@ -81,8 +85,24 @@ def train(
     optimizer: Callable[[Any], Optimizer] = sgd,
     reach: Callable[[Transport], Transport] = Watched,
     dtype: torch.dtype = torch.float32,
+    scales: bool = False,
+    poison: int = -1,
+    around: Callable[[str], contextlib.AbstractContextManager[None]] = lambda what: contextlib.nullcontext(),
 ) -> list[list[Tensor]]:
-    """Returns each rank's parameters after training under `plan` on a kind of device, on the host."""
+    """Returns each rank's parameters after training under `plan` on a kind of device, on the host.
+
+    Args:
+        plan: of all ranks.
+        kind: of device.
+        workers: how many.
+        steps: of each.
+        optimizer: makes it from parameters.
+        reach: wraps the transport between the device's ranks.
+        dtype: of the model.
+        scales: whether a GradScaler scales the loss.
+        poison: the step in which the last rank's loss is infinite; -1 for none.
+        around: what the ranks' threads do each `backward` and each `step` in.
+    """
 
     def work(transport: Transport) -> list[Tensor]:
         device = torch.device(kind)
@@ -94,13 +114,20 @@ def train(
                 transport = reach(transport)
             model = Net().to(device, dtype)
             steps_with = optimizer(model.parameters())
-            with attach(model, steps_with, plan, transport=transport):
+            scaler = torch.amp.GradScaler(kind, init_scale=1024.0, enabled=scales)
+            with attach(model, steps_with, plan, transport=transport, scaler=scaler if scales else None):
                 for step in range(steps):
                     drawn = torch.Generator().manual_seed(100 * transport.rank + step)
                     x = torch.randn(4, 6, generator=drawn).to(device, dtype)
                     steps_with.zero_grad()
-                    (model(x) - transport.rank).square().mean().backward()
-                    steps_with.step()
+                    loss = (model(x) - transport.rank).square().mean()
+                    if step == poison and transport.rank == workers - 1:
+                        loss = loss * torch.inf
+                    with around("backward"):
+                        scaler.scale(loss).backward()
+                    with around("step"):
+                        scaler.step(steps_with)
+                    scaler.update()
             return [p.detach().cpu() for p in model.parameters()]
 
     return run_threads(workers, work, deadline_s=60)

@@ -129,6 +129,9 @@ class FakeCommunicator:
         self.hub.run(self.rank, Group(sum=tensor))
         return Complete()
 
+    def fault(self) -> str:
+        return ""
+
     def abort(self) -> None:
         self.hub.leave(self.rank)
 
@@ -140,7 +143,7 @@ class Hubs:
         self._hubs: dict[str, Hub] = {}
         self._lock = threading.Lock()
 
-    def connect(self, transport: object, name: str) -> FakeCommunicator:
+    def connect(self, transport: object, name: str, at: torch.device) -> FakeCommunicator:
         size, rank = transport.size, transport.rank  # type: ignore[attr-defined]
         with self._lock:
             hub = self._hubs.setdefault(name, Hub(size))

@@ -148,7 +148,7 @@ def test_what_nccl_would_hang_on_is_told(what: str, work: Callable[[Transport], 
 def leave(transport: Transport) -> Tensor:
     """Makes its communicator, and asks for nothing."""
     assert isinstance(transport, Nccl)
-    transport._connected().abort()
+    transport._connected(torch.device(KIND)).abort()
     return torch.zeros(1)
 
 
@@ -187,7 +187,7 @@ def test_a_group_that_no_peer_completes_ends_by_the_deadline_with_a_name() -> No
             return ""
         made: list[Deaf] = []
 
-        def connect(inner: Transport, name: str) -> Deaf:
+        def connect(inner: Transport, name: str, at: torch.device) -> Deaf:
             made.append(Deaf(Hub(2), inner.rank))
             return made[-1]
 

@@ -16,7 +16,6 @@ from tightwire.buckets import Bucket, BucketLayout
 from tightwire.compression.checks import FiniteCheck
 from tightwire.compression.codec import Codec
 from tightwire.compression.stage import Outcome, Stage, StageMemory, sender_at, sender_of, wide_dtype
-from tightwire.devices import device_named
 
 
 class Spared:
@@ -72,8 +71,7 @@ class BucketAverager:
             PlanError: a stage that would not work around this sender over its program.
         """
         self.bucket = bucket
-        self._check: FiniteCheck | None = None  # of the last mean
-        self._is_host = device_named(bucket.layout.device).is_host
+        self._check = FiniteCheck(bucket.layout.device)  # of the last mean
         self._spared = spared
         self._compression = tuple(compression)
         self._build = build
@@ -101,7 +99,7 @@ class BucketAverager:
     @property
     def finite(self) -> bool:
         """Whether the last mean was finite, the same on every rank; the host waits for it here, if it must."""
-        return self._check is None or bool(self._check)
+        return bool(self._check)
 
     def bytes_in(self, round_number: int) -> int:
         """Returns the payload bytes that this rank sends in a round."""
@@ -114,7 +112,7 @@ class BucketAverager:
         """
         self._averager = self._averager_at(now.number)
         flat = self.bucket.flat
-        if now.scale != 1.0 and not self._memories:
+        if now.is_scaled and not self._memories:
             self._spoil_what_is_cut(flat, now.number)
         if self._memories or self._votes:
             self._run_through_stages(flat, now)
@@ -123,7 +121,7 @@ class BucketAverager:
         else:
             assert self._work is not None
             self._averager.run(self._work.copy_(flat), flat, seed=now.seed)
-        self._check = FiniteCheck(flat, is_host=self._is_host)
+        self._check.ask(flat)
         if self._spared is not None:
             self._spared.add(self._averager.spared_bytes)
 
@@ -159,7 +157,7 @@ class BucketAverager:
         assert work is not None
         self._active = self._active_in(self._averager)
         x = work.copy_(flat) if self._is_narrow else flat
-        if now.scale != 1.0:
+        if now.is_scaled:
             x.div_(now.scale)
         for memory in self._active:
             memory.begin(now.number)
@@ -172,7 +170,7 @@ class BucketAverager:
             mean.copy_(flat)
         for memory in reversed(self._active):
             memory.after(mean)
-        if now.scale != 1.0:
+        if now.is_scaled:
             mean.mul_(now.scale)
         if self._is_narrow:
             flat.copy_(mean)
@@ -199,8 +197,9 @@ class BucketAverager:
         sender = sender_at(self._compression, round_number)
         if isinstance(sender, Codec) and sender.largest is not None and flat.numel():
             low, high = flat.aminmax()
-            if max(-float(low), float(high)) > sender.largest:
-                flat.fill_(torch.inf)
+            flat.masked_fill_(
+                torch.maximum(-low, high) > sender.largest, torch.inf
+            )  # nothing waits for a device
 
     def _active_in(self, averager: Averager) -> tuple[StageMemory, ...]:
         """Returns the stages of a round, from the outside in; in an exact one, down to the first that sends exactly."""

@@ -11,7 +11,6 @@ from tightwire.architecture.round import Round
 from tightwire.buckets import Bucket
 from tightwire.compression import Identity
 from tightwire.compression.checks import FiniteCheck
-from tightwire.devices import device_named
 from tightwire.transport import Transport
 
 PROGRAMS = {"scatter": "reduce-scatter", "gather": "all-gather"}
@@ -38,8 +37,7 @@ class HalfAllReduce:
             tag: tells runners over one transport apart; the same on every rank.
         """
         self.bucket = bucket
-        self._check: FiniteCheck | None = None
-        self._is_host = device_named(bucket.layout.device).is_host
+        self._check = FiniteCheck(bucket.layout.device)
         self._gathers = half == "gather"
         self._runner = Runner(
             build(PROGRAMS[half], transport.size),
@@ -54,7 +52,7 @@ class HalfAllReduce:
     @property
     def finite(self) -> bool:
         """Whether the mean is finite, the same on every rank; before the gather nobody knows, and it is True."""
-        return self._check is None or bool(self._check)
+        return bool(self._check)
 
     def bytes_in(self, round_number: int) -> int:
         """Returns the payload bytes that this rank sends in a round."""
@@ -65,7 +63,7 @@ class HalfAllReduce:
         flat = self.bucket.flat
         self._runner.run(flat, flat, seed=now.seed)
         if self._gathers:
-            self._check = FiniteCheck(flat, is_host=self._is_host)
+            self._check.ask(flat)
 
     def keep(self) -> None:
         """Has learnt nothing."""

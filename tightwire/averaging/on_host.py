@@ -24,7 +24,7 @@ class OnHostAverager:
         self, method: AveragingMethod, transport: Transport, bucket: BucketLayout, *, tag: int
     ) -> None:
         """Allocates what runs will need; arguments as for `AveragingMethod.build`."""
-        self._device = device_named(bucket.device)
+        self._device, self._at = device_named(bucket.device), bucket.device
         on_host = dataclasses.replace(bucket, device=torch.device("cpu"))
         self._inner: Averager = method.build(transport, on_host, tag=tag)
         self._work, self._mean = (self._device.pinned(bucket.num_bytes).view(bucket.dtype) for _ in range(2))
@@ -54,12 +54,12 @@ class OnHostAverager:
         """Averages `bucket` into `mean`; see `Averager.run`. The host waits for the copy to it."""
         device = self._device
         device.copy(bucket, self._work)
-        device.wait(device.mark())
+        device.wait(device.mark(self._at))
         self._inner.run(self._work, self._mean, seed=seed)
         device.copy(self._mean, mean)
         if not self.lossless:
             device.copy(self._work, bucket)
-        device.wait(device.mark())  # both are written again by the host in the next run
+        device.wait(device.mark(self._at))  # both are written again by the host in the next run
 
     def keep(self) -> None:
         """As the method does."""

@@ -22,6 +22,7 @@ class GpuJob:
         plans: one after another, in fresh models; `ddp` is stock DDP over Gloo.
         kind: of device: `cuda`, or `traced` where none is.
         width: of each layer.
+        rows: of a batch.
         depth: layers.
         steps: counted, after two that are not.
         over: how messages leave the device.
@@ -31,6 +32,7 @@ class GpuJob:
     plans: tuple[str, ...]
     kind: str
     width: int = 1024
+    rows: int = 32
     depth: int = 6
     steps: int = 10
     over: str = "pinned"
@@ -60,7 +62,7 @@ def build(job: GpuJob, device: torch.device) -> nn.Module:
 def batch(job: GpuJob, rank: int, step: int, device: torch.device) -> Tensor:
     """Returns what a rank trains on in a step."""
     generator = torch.Generator().manual_seed(1000 * rank + step)
-    return torch.randn(32, job.width, generator=generator).to(device)
+    return torch.randn(job.rows, job.width, generator=generator).to(device)
 
 
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
@@ -70,6 +72,8 @@ def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
 
 def train(job: GpuJob, plan: str, transport: Any, device: torch.device) -> dict[str, Any]:
     """Returns what one plan did on this rank."""
+    import torch.distributed as dist
+
     from tightwire._attach import attach
     from tightwire.devices import device_named
 
@@ -79,7 +83,8 @@ def train(job: GpuJob, plan: str, transport: Any, device: torch.device) -> dict[
     run = None
     trained: nn.Module = model
     if plan == DDP:
-        trained = nn.parallel.DistributedDataParallel(model)
+        # The default group sends what is on CUDA by NCCL, which refuses ranks that share a device.
+        trained = nn.parallel.DistributedDataParallel(model, process_group=dist.new_group(backend="gloo"))
     else:
         run = attach(model, optimizer, plan, transport=transport, over=job.over)  # type: ignore[arg-type]
     where = device_named(device)
@@ -87,7 +92,7 @@ def train(job: GpuJob, plan: str, transport: Any, device: torch.device) -> dict[
     began_s = 0.0
     for step in range(job.steps + 2):
         if step == 2:
-            where.wait(where.mark())
+            where.wait(where.mark(device))
             transport.barrier()
             began_s = time.perf_counter()
         optimizer.zero_grad()
@@ -96,13 +101,14 @@ def train(job: GpuJob, plan: str, transport: Any, device: torch.device) -> dict[
         optimizer.step()
         if step in (0, job.steps + 1):
             losses.append(loss.item())
-    where.wait(where.mark())
+    where.wait(where.mark(device))
     seconds = (time.perf_counter() - began_s) / job.steps
     row: dict[str, Any] = {"plan": plan, "step_s": seconds, "losses": losses}
     if run is not None:
         if job.trace and plan == job.plans[-1] and rank == 0:
             run.trace(job.trace)
         row |= {"sent_bytes": run.report().sent_bytes, "exposed_s": run.report().exposed_s}
+        run.finish()  # the last means may still be on their way
         run.close()
     flat = torch.cat([p.detach().flatten() for p in model.parameters()]).cpu()
     row["digest"] = [flat.double().sum().item(), flat.double().square().sum().item()]

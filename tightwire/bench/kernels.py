@@ -6,7 +6,6 @@ Everything takes turns, round by round, so that what disturbs the machine distur
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 from tightwire.bench.subjects import Action, Floor, Phase, TimedKernel, subject
 from tightwire.catalogue import catalogue
 from tightwire.compression import Codec
+from tightwire.devices import DEVICES, device_named
 from tightwire.errors import LabError
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _require(device: str) -> None:
         raise LabError(
             f"there are kernels for cpu and cuda, and none for {device}: give --device one of those."
         )
-    if device == "cuda" and not torch.cuda.is_available():
+    if not DEVICES[device].count():
         raise LabError(
             f"torch {torch.__version__} sees no CUDA device here: run this where there is one and torch was built "
             "for it, or leave out --device cuda."
@@ -155,7 +155,7 @@ class _Bench:
         self.x = source.clone()
         self._source = source
         self._copy = source.clone()
-        self._time = _time_on_gpu if source.is_cuda else _time
+        self._device = device_named(source.device)
 
     def run(self, subject: TimedKernel, rounds: int) -> None:
         actions = dict(self._actions(subject))
@@ -164,7 +164,7 @@ class _Bench:
         for counted in [False] + [True] * rounds:
             for key, action in actions.items():
                 self.x.copy_(self._source)
-                spent_s = self._time(action)
+                spent_s = self._device.time_s(action, self.x.device)
                 if counted:
                     times[key].append(spent_s)
         median_s = {key: statistics.median(values) for key, values in times.items()}
@@ -195,23 +195,3 @@ class _Bench:
             floor_ratio=median_s[phase] / floor_s if floor_s else None,
             device=self.x.device.type,
         )
-
-
-def _time(action: Callable[[], object]) -> float:
-    """Returns the processor time, for all work is this thread's own: what else the machine does is no part of it."""
-    began_s = time.thread_time()
-    action()
-    return time.thread_time() - began_s
-
-
-def _time_on_gpu(action: Callable[[], object]) -> float:
-    """Returns the seconds between two events on the GPU, what it waited for Python in between included."""
-    import torch
-
-    torch.cuda.synchronize()
-    began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    began.record()
-    action()
-    ended.record()
-    ended.synchronize()
-    return float(began.elapsed_time(ended)) / 1e3

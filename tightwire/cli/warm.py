@@ -35,12 +35,13 @@ def warm(
     from tightwire.buckets import dtype_named
     from tightwire.catalogue import parse_member
     from tightwire.compression import Codec, compile_kernels
+    from tightwire.devices import DEVICES
 
     if device not in ("", "cpu", "cuda"):
         raise LabError(
             f"there are kernels for cpu and cuda, and none for {device}: give --device one of those."
         )
-    has_cuda = torch.cuda.is_available()
+    has_cuda = DEVICES["cuda"].count() > 0
     if device == "cuda" and not has_cuda:
         raise LabError(
             f"torch {torch.__version__} sees no CUDA device here: run this where there is one, or leave out --device."

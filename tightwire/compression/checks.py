@@ -6,16 +6,15 @@ import math
 from typing import TYPE_CHECKING
 
 from tightwire.compression.codec import Codec
+from tightwire.devices import device_named
 from tightwire.errors import PlanError, TensorError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from tightwire.answers import Member
-    from tightwire.compression.codec import Codec
+    from tightwire.devices import Mark
 
 
 def check_threshold(codec: Codec, t: float) -> None:
@@ -84,24 +83,41 @@ def check_ratio(member: Member, ratio: float) -> None:
 
 
 class FiniteCheck:
-    """Whether every element of a tensor is finite, asked for now and looked at later.
+    """Whether every element of a tensor is finite, asked for now and looked at later; used again and again.
 
-    Where the memory is the host's the answer is there at once. Elsewhere the sum is queued behind what fills the
-    tensor, and the host waits for it where it asks: nothing waits while averages are still on their way.
+    Where the memory is the host's the answer is there at once. Elsewhere the extremes are queued behind what fills the
+    tensor, and copied to the host behind that; who looks waits for this copy and for nothing that was asked for since:
+    `tensor.item()` would wait for a whole stream, with the next forward in it.
     """
 
-    def __init__(self, x: Tensor, *, is_host: bool) -> None:
-        """Begins; `x` stays as it is until somebody has asked."""
-        self._x = x
-        self._finite = is_finite(x) if is_host or x.numel() == 0 else None
-        self._sum = x.sum() if self._finite is None else None
+    def __init__(self, at: torch.device) -> None:
+        """Prepares for tensors on a device."""
+        self._device, self._at = device_named(at), at
+        self._finite: bool | None = True
+        self._room: Tensor | None = None
+        self._answered: Mark | None = None
+
+    def ask(self, x: Tensor) -> None:
+        """Asks of `x`, which may be changed afterwards; an answer that nobody looked at is gone."""
+        if self._device.is_host or x.numel() == 0:
+            self._finite = is_finite(x)
+            return
+        import torch
+
+        if self._room is None:
+            self._room = self._device.pinned(2 * x.element_size()).view(x.dtype)
+        self._room.fill_(torch.nan)
+        self._finite = None
+        self._device.copy(torch.stack(x.aminmax()), self._room)  # a NaN anywhere makes both NaN
+        self._answered = self._device.mark(self._at)
 
     def __bool__(self) -> bool:
-        """Waits for the answer; asked by whoever follows what filled the tensor."""
+        """Returns the last answer, once it is there; True where nothing was asked."""
         if self._finite is None:
-            assert self._sum is not None
-            self._finite = math.isfinite(self._sum.item()) or is_finite(self._x)
-            self._sum = None
+            assert self._answered is not None
+            assert self._room is not None
+            self._device.wait(self._answered)
+            self._finite = bool(self._room.isfinite().all())
         return self._finite
 
 

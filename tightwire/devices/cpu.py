@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, final
 
 from tightwire.devices.device import Device, DeviceMemory, Mark
@@ -28,7 +29,7 @@ class Cpu(Device):
     kind = "cpu"
     is_host = True
 
-    def mark(self) -> Mark:
+    def mark(self, at: torch.device) -> Mark:
         """Marks nothing."""
         return _PAST
 
@@ -37,6 +38,15 @@ class Cpu(Device):
 
     def wait(self, mark: Mark) -> None:
         """Has nothing to wait for."""
+
+    def drain(self, at: torch.device) -> None:
+        """Has nothing to wait for."""
+
+    def time_s(self, work: Callable[[], object], at: torch.device) -> float:
+        """Returns processor time, for all work is this thread's own: what else the machine does is no part of it."""
+        began_s = time.thread_time()
+        work()
+        return time.thread_time() - began_s
 
     def side(self, like: torch.device) -> contextlib.AbstractContextManager[None]:
         """Changes nothing: there are no streams."""
@@ -55,13 +65,27 @@ class Cpu(Device):
         """Copies."""
         target.copy_(source)
 
+    def count(self) -> int:
+        """Returns 1: processors are one device."""
+        return 1
+
     def identity(self, device: torch.device) -> str:
         """Returns its kind: there is one."""
         return self.kind
 
+    def facts(self, device: torch.device) -> dict[str, object]:
+        """Returns nothing."""
+        return {}
+
     def memory(self, devices: Iterable[torch.device]) -> DeviceMemory:
         """Counts nothing."""
         return DeviceMemory(allocated_bytes=0, peak_bytes=0, pinned_bytes=0)
+
+    def forget_peak(self, device: torch.device) -> None:
+        """Counts nothing."""
+
+    def require_order(self, at: torch.device) -> None:
+        """Accepts: nothing is recorded."""
 
     def require_usable(self, device: torch.device) -> None:
         """Accepts."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,16 +48,24 @@ class Device(abc.ABC):
     is_host: bool
 
     @abc.abstractmethod
-    def mark(self) -> Mark:
-        """Marks what this thread has asked for so far. Does not block."""
+    def mark(self, at: torch.device) -> Mark:
+        """Marks what this thread has asked of the device `at` so far, whichever device is current. Does not block."""
 
     @abc.abstractmethod
     def follow(self, mark: Mark) -> None:
-        """Has what this thread asks for from now on begin after `mark`. Does not block the host."""
+        """Has what this thread asks of the mark's device from now on begin after it. Does not block the host."""
 
     @abc.abstractmethod
     def wait(self, mark: Mark) -> None:
         """Blocks the host until all that `mark` marked is done."""
+
+    @abc.abstractmethod
+    def drain(self, at: torch.device) -> None:
+        """Blocks the host until the device `at` has done all that any thread asked of it."""
+
+    @abc.abstractmethod
+    def time_s(self, work: Callable[[], object], at: torch.device) -> float:
+        """Returns the seconds that work takes: of this thread's processor on a host, else of the device `at`."""
 
     @abc.abstractmethod
     def side(self, like: torch.device) -> contextlib.AbstractContextManager[None]:
@@ -76,12 +84,32 @@ class Device(abc.ABC):
         """Starts a copy between device memory and pinned memory, in order with what else this thread asks for."""
 
     @abc.abstractmethod
+    def count(self) -> int:
+        """Returns how many of its kind this process can use; 0 where torch has none."""
+
+    @abc.abstractmethod
     def identity(self, device: torch.device) -> str:
         """Returns which piece of hardware it is, unlike all others of this host."""
 
     @abc.abstractmethod
+    def facts(self, device: torch.device) -> dict[str, object]:
+        """Returns what there is to say of it beside a measurement: its name, memory, capability and the like."""
+
+    @abc.abstractmethod
     def memory(self, devices: Iterable[torch.device]) -> DeviceMemory:
         """Returns what it holds; where the memory is the host's, nothing is counted."""
+
+    @abc.abstractmethod
+    def forget_peak(self, device: torch.device) -> None:
+        """Has the peak of `memory` begin anew, and gives back what is kept for later use."""
+
+    @abc.abstractmethod
+    def require_order(self, at: torch.device) -> None:
+        """Makes sure that what this thread asks of the device `at` is done, and not recorded to be done later.
+
+        Raises:
+            AttachError: a graph is being captured.
+        """
 
     @abc.abstractmethod
     def require_usable(self, device: torch.device) -> None:

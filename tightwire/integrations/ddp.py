@@ -8,7 +8,6 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any, Protocol, cast, final
 
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from tightwire.buckets import Bucket, BucketLayout, plan_layout
 from tightwire.compression.routing import compression_for
 from tightwire.devices import Mark, device_named, device_of
 from tightwire.errors import AttachError, PlanError
+from tightwire.files import own_version
 from tightwire.plan import Plan
 from tightwire.runtime.agreement import require_agreement, wire_facts
 from tightwire.runtime.engines.memory import Named, load_memory, memory
@@ -185,7 +185,7 @@ class DDPHook:
             raise AttachError("this hook is registered already; make one for each DistributedDataParallel.")
         named = dict(ddp.module.named_parameters())
         device_of(named)  # or refused
-        settings = {"version of tightwire": version("tightwire"), "plan": self.plan, "seed": self._seed}
+        settings = {"version of tightwire": own_version(), "plan": self.plan, "seed": self._seed}
         require_agreement(self._world, settings | wire_facts([self.plan.compression]))
         where = next(iter(named.values())).device
         self._counting.inner = reaching(self._world, where, "pinned")
@@ -223,7 +223,7 @@ class DDPHook:
             buffer=bucket.buffer(),
             is_last=bucket.is_last(),
             now=Round(number=self.rounds, seed=self._seed + self.rounds, scale=self._scale()),
-            filled=device_named(bucket.buffer().device).mark(),
+            filled=device_named(bucket.buffer().device).mark(bucket.buffer().device),
             future=future,
         )
         self._announced_bytes += sum(averager.bytes_in(self.rounds) for averager in job.averagers)
@@ -290,7 +290,7 @@ class DDPHook:
                 self._under_way += job.averagers
                 if job.is_last:
                     self._end_round()
-                device.wait(device.mark())  # DDP reads the buffer on streams of its own
+                device.wait(device.mark(job.buffer.device))  # DDP reads the buffer on streams of its own
             job.future.set_result(job.buffer)
         except Exception as failure:  # whatever it is, backward must learn of it
             self._under_way.clear()

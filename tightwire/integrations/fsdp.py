@@ -6,7 +6,6 @@ import functools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import Any, final
 
 import torch
@@ -19,6 +18,7 @@ from tightwire.averaging import Averager, BucketAverager, build_averager
 from tightwire.averaging.bucket import Spared
 from tightwire.buckets import Bucket, BucketLayout, plan_layout
 from tightwire.errors import AttachError, PlanError
+from tightwire.files import own_version
 from tightwire.integrations._shards import (
     connect_across,
     fsdp_units,
@@ -110,7 +110,7 @@ class FSDPHook:
         self._world, self._seed, self._spared = transport, seed, Spared()
         self._units = {unit.name: unit for unit in fsdp_units(model)}
         groups = sharding_groups(transport, mesh_of(model, list(self._units.values())))
-        settings = {"version of tightwire": version("tightwire"), "plan": plan, "seed": seed}
+        settings = {"version of tightwire": own_version(), "plan": plan, "seed": seed}
         require_agreement(transport, settings | wire_facts([plan.compression]))
         across = connect_across(transport, groups)
         tensors = [local_part(tensor) for tensor in (*model.parameters(), *model.buffers())]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
 from types import TracebackType
 from typing import Any, Self, final
 
@@ -13,6 +12,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from tightwire.errors import AttachError
+from tightwire.files import own_version
 from tightwire.integrations._shards import (
     connect_across,
     connect_inside,
@@ -65,7 +65,7 @@ class FSDPRounds:
             shard_of=local_part,
         )
         settings = {
-            "version of tightwire": version("tightwire"),
+            "version of tightwire": own_version(),
             "plan": plan,
             "seed": seed,
             "optimizer": " and ".join(type(member).__name__ for member in listed.members),

@@ -14,6 +14,7 @@ from tightwire.averaging import AveragingMethod
 from tightwire.buckets import plan_layout
 from tightwire.catalogue import parse_compression
 from tightwire.compression.codec import Codec
+from tightwire.devices import device_named
 from tightwire.profile.values import CodecCost
 from tightwire.transport import Transport, run_threads
 
@@ -66,7 +67,7 @@ def measure_pass(
 ) -> float:
     """Returns the seconds per element of one pass over memory: adding one buffer to another."""
     a, b = _normal((2, numel), device).to(dtype)
-    return _median_s(lambda: a.add_(b), lambda: None, samples) / numel
+    return _median_s(lambda: a.add_(b), lambda: None, samples, a.device) / numel
 
 
 def _normal(shape: tuple[int, ...], device: torch.device | str) -> Tensor:
@@ -109,31 +110,32 @@ def _run_s(method: AveragingMethod, values: Tensor, transport: Transport, sample
     averager = method.build(transport, plan_layout({"matrix": square}, [[0]])[0], tag=0)
     bucket, mean = square.flatten(), torch.empty(side * side, dtype=square.dtype)
     return _median_s(
-        lambda: averager.run(bucket, mean, seed=0), lambda: bucket.copy_(square.flatten()), samples
+        lambda: averager.run(bucket, mean, seed=0),
+        lambda: bucket.copy_(square.flatten()),
+        samples,
+        bucket.device,
     )
 
 
 def _times(codec: Codec, values: Tensor, samples: int) -> tuple[float, float]:
-    bucket, out = values.clone(), torch.zeros_like(values)
+    bucket, out, at = values.clone(), torch.zeros_like(values), values.device
     num_bytes = codec.wire_bytes(values.numel(), values.itemsize)
     message = torch.empty(num_bytes, dtype=torch.uint8, device=values.device)
-    encode_s = _median_s(lambda: codec.encode(bucket, message), lambda: bucket.copy_(values), samples)
-    decode_s = _median_s(lambda: codec.decode(message, out, add=True), lambda: None, samples)
+    encode_s = _median_s(lambda: codec.encode(bucket, message), lambda: bucket.copy_(values), samples, at)
+    decode_s = _median_s(lambda: codec.decode(message, out, add=True), lambda: None, samples, at)
     return encode_s, decode_s
 
 
-def _median_s(work: Callable[[], object], prepare: Callable[[], object], samples: int) -> float:
+def _median_s(
+    work: Callable[[], object], prepare: Callable[[], object], samples: int, at: torch.device
+) -> float:
+    device = device_named(at)
     seconds = []
     for _ in range(samples + 1):  # the first one warms up
         prepare()
-        _synchronise()
+        device.drain(at)
         begin_s = time.perf_counter()
         work()
-        _synchronise()
+        device.drain(at)
         seconds.append(time.perf_counter() - begin_s)
     return statistics.median(seconds[1:])
-
-
-def _synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from tightwire.devices import device_named
 from tightwire.errors import AttachError
 from tightwire.profile.values import ParameterProfile, Profile
 
@@ -51,7 +52,8 @@ class Profiler:
         self._model = model
         self._optimizer = optimizer
         self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self._on_cuda = any(p.is_cuda for p in self._parameters.values())
+        self._at = next((p.device for p in self._parameters.values()), torch.device("cpu"))
+        self._device = device_named(self._at)
         self._handles: list[RemovableHandle] = []
         self._marks = Marks(begin_s=0.0)
         self._steps: list[Marks] = []
@@ -93,8 +95,10 @@ class Profiler:
             optimizer_s=statistics.median(m.end_s - m.backward_end_s for m in steps),
             parameters=tuple(self._in_order(steps, backward_s)),
             noise=_spread([m.end_s - m.begin_s for m in steps]),
-            device="cuda" if self._on_cuda else "cpu",
-            contention=1.0 if self._on_cuda else max(1.0, statistics.median(map(_contention, steps))),
+            device=self._device.kind,
+            contention=(
+                max(1.0, statistics.median(map(_contention, steps))) if self._device.is_host else 1.0
+            ),
         )
 
     def _in_order(self, steps: list[Marks], backward_s: float) -> Iterator[ParameterProfile]:
@@ -151,8 +155,7 @@ class Profiler:
         self._marks = Marks(begin_s=self._marks.end_s, processor_s=-time.thread_time())
 
     def _now_s(self) -> float:
-        if self._on_cuda:  # kernels run behind the hooks that ask
-            torch.cuda.synchronize()
+        self._device.drain(self._at)  # kernels run behind the hooks that ask
         return time.perf_counter()
 
 

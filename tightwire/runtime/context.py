@@ -51,7 +51,7 @@ class RunContext:
         tracer: where spans go.
         seed: of stochastic codecs, equal on all ranks.
         spared: bytes that were announced and turned out not to be needed.
-        gradient_scale: by how much gradients are scaled at present (AMP).
+        gradient_scale: by how much gradients are scaled at present (AMP); see `Round.scale`.
         model: the user's.
         optimizers: the user's.
         membership: who takes part.
@@ -76,7 +76,7 @@ class RunContext:
     routing: Sequence[Route]
     tracer: Tracer
     seed: int
-    gradient_scale: Callable[[], float]
+    gradient_scale: Callable[[], float | Tensor]
     spared: Spared = field(default_factory=Spared)
     model: nn.Module
     optimizers: Optimizers

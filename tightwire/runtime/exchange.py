@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections import deque
@@ -67,6 +66,7 @@ class Exchange:
             times: is told, after each round, when its pieces were under way.
         """
         self._device, self._agree = device, agree
+        self._at = averagers[0].bucket.layout.device if averagers else torch.device(device.kind)
         self._times = times or RoundTimes()
         self.averagers = tuple(averagers)
         self.buckets = tuple(buckets) if buckets is not None else tuple(a.bucket for a in averagers)
@@ -83,6 +83,7 @@ class Exchange:
         self._channels = channels
         self._scheduler = scheduler
         self._tracer = tracer
+        # Kept until the next round: on a device its scale is memory that lanes read, made on another stream.
         self._now = Round()
         self._failure: BaseException | None = None
         self._closed = False
@@ -95,7 +96,6 @@ class Exchange:
             )
             for lane, queue in enumerate(self._queues)
         ]
-        self._where = [averager.bucket.layout.device for averager in self.averagers]
         for thread in self._threads:
             thread.start()
 
@@ -104,7 +104,12 @@ class Exchange:
         return sum(averager.bytes_in(round_number) for averager in self.averagers)
 
     def begin(self, now: Round) -> None:
-        """Starts a round; no bucket is ready. All of the round before must have been waited for."""
+        """Starts a round; no bucket is ready. All of the round before must have been waited for.
+
+        Raises:
+            AttachError: a graph of the device's work is being captured, of which averaging cannot be part.
+        """
+        self._device.require_order(self._at)
         with self._changed:
             self._now = now
             self._missing = [len(pieces) for pieces in self._pieces_of]
@@ -114,14 +119,14 @@ class Exchange:
     def ready(self, bucket: int) -> None:
         """Hands a filled bucket to the threads; its memory is theirs until it was waited for."""
         with self._changed:
-            self._filled[bucket] = self._device.mark()
+            self._filled[bucket] = self._device.mark(self._at)
             self._scheduler.ready(bucket)
             self._dispatch()
 
     def end(self) -> None:
         """Tells that no more buckets will fill: all that are left move as they are."""
         with self._changed:
-            now = self._device.mark()
+            now = self._device.mark(self._at)
             self._filled = [now if mark is None else mark for mark in self._filled]
             self._scheduler.end()
             self._dispatch()
@@ -138,14 +143,34 @@ class Exchange:
         Raises:
             TightwireError: whatever went wrong on a communication thread.
         """
-        self._await(lambda: not any(self._missing))
-        self._follow(range(len(self.averagers)))
-        self._require_sound()
-        finite = self._agree(all(averager.finite for averager in self.averagers))
+        finite = self.arrive()()
         if finite and keep:
             for averager in self.averagers:
                 averager.keep()
         return finite
+
+    def arrive(self) -> Callable[[], bool]:
+        """Waits until every bucket's mean is on its way into it: what this thread asks for next comes after it.
+
+        Returns:
+            Tells whether all means are finite, the same on every rank; asked before the next round begins. On a device
+            whoever asks waits until they are there, so that whoever can asks later. Ranks that must talk to agree on it
+            have done so.
+
+        Raises:
+            TightwireError: whatever went wrong on a communication thread.
+        """
+        self._await(lambda: not any(self._missing))
+        self._follow(range(len(self.averagers)))
+        self._require_sound()
+
+        def is_finite() -> bool:
+            return self._agree(all(averager.finite for averager in self.averagers))
+
+        if self._device.is_host or self._agree is not bool:
+            finite = is_finite()
+            return lambda: finite
+        return is_finite
 
     def wait_for(self, bucket: int) -> bool:
         """Waits until one bucket holds its mean; returns whether it is finite, the same on every rank.
@@ -197,9 +222,7 @@ class Exchange:
         self._changed.notify_all()
 
     def _serve(self, queue: deque[int]) -> None:
-        with contextlib.ExitStack() as stack:
-            for where in self._where[:1]:
-                stack.enter_context(self._device.side(where))  # a stream of the lane's own
+        with self._device.side(self._at):  # a stream of the lane's own
             self._move(queue)
 
     def _move(self, queue: deque[int]) -> None:
@@ -210,7 +233,7 @@ class Exchange:
                     if (filled := self._filled[self._bucket_of[piece]]) is not None:
                         self._device.follow(filled)
                     self._average(piece)
-                    self._moved[piece] = self._device.mark()
+                    self._moved[piece] = self._device.mark(self._at)
             except BaseException as failure:  # whatever it is, the waiting thread must learn of it
                 self._failure = failure
             self.spans_s[piece] = start_s, time.perf_counter()

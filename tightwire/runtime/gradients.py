@@ -54,7 +54,6 @@ class Gradients:
     Contract: every rank runs backward passes in the same order. Blocks at the end of `backward()`.
 
     Attributes:
-        nonfinite_rounds: how many passes ended with a mean that is not finite.
         ready_s: when each gradient was there in the last pass that was averaged, from its first one.
     """
 
@@ -75,7 +74,7 @@ class Gradients:
             tracer: where spans go.
             weight: of this worker in the next mean, in units of the usual one.
         """
-        self.nonfinite_rounds = 0
+        self._nonfinite_rounds = 0
         self.ready_s: dict[str, float] = {}
         self._listener, self._weight_of_next = listener, weight
         self._enabled = self._finite = True
@@ -90,6 +89,10 @@ class Gradients:
             self._bucket_of |= dict.fromkeys(bucket.views, number)
         self._averaged: set[str] = set()
         self._unkept: set[int] = set()
+        self._is_finite: Callable[[], bool] | None = (
+            None  # of the last pass's means, until somebody must know
+        )
+        self._stepped_with: set[int] | None = None  # buckets, where that was not known yet at the step
         self._aside: dict[str, Tensor] = {}
         self._arrived: set[str] = set()
         self._missing: list[int] = []
@@ -133,8 +136,19 @@ class Gradients:
         """Switches averaging off and on."""
         self._enabled = not on
 
+    @property
+    def nonfinite_rounds(self) -> int:
+        """How many passes ended with a mean that is not finite."""
+        self._decide()
+        return self._nonfinite_rounds
+
+    def count_nonfinite(self) -> None:
+        """Counts a pass whose means are not finite, as whoever waited for them bucket by bucket found."""
+        self._nonfinite_rounds += 1
+
     def take_finite(self) -> bool:
         """Whether all means were finite since this was last asked."""
+        self._decide()
         finite, self._finite = self._finite, True
         return finite
 
@@ -160,14 +174,19 @@ class Gradients:
             handle.remove()
         self._accumulators.clear()
         self._unkept.clear()
+        self._is_finite = None
 
     def take_exposed_s(self) -> float:
         """Returns how long passes waited after their own work was done, since this was last asked."""
         exposed_s, self._exposed_s = self._exposed_s, 0.0
         return exposed_s
 
-    def settle(self) -> None:
+    def settle(self, *, waits: bool = True) -> None:
         """Adds back what `accumulate` passes set aside, where no averaging pass followed them.
+
+        Args:
+            waits: whether to learn now if the means are finite, for which the host waits for a device; else it is
+                learnt when the next pass begins.
 
         Raises:
             AttachError: a backward pass failed midway, so that ranks are not in step any more.
@@ -178,7 +197,10 @@ class Gradients:
                 "load a checkpoint and attach again."
             )
         self._outermost = -1
-        self.keep()
+        if waits:
+            self.keep()
+        elif self._is_finite is not None:
+            self._stepped_with = self._present()
         for name, aside in self._aside.items():
             if (gradient := self._parameters[name].grad) is not None:
                 gradient.add_(aside)
@@ -203,30 +225,40 @@ class Gradients:
 
     def keep(self) -> None:
         """Keeps what passes taught stages and averagers, of buckets whose means the user has not dropped."""
-        for bucket in self._unkept:
-            if any(self._parameters[name].grad is not None for name in self._exchange.buckets[bucket].views):
+        self._decide()
+        if self._unkept:
+            present = self._present() if self._stepped_with is None else self._stepped_with
+            for bucket in self._unkept & present:
                 self._exchange.keep(bucket)
         self._unkept.clear()
+        self._stepped_with = None
+
+    def _present(self) -> set[int]:
+        """Returns the buckets of which the user has not dropped all gradients."""
+        return {
+            number
+            for number, bucket in enumerate(self._exchange.buckets)
+            if any(self._parameters[name].grad is not None for name in bucket.views)
+        }
 
     def collect(self, count_users: Callable[[], Sequence[float]]) -> None:
         """Waits for all means and makes them the gradients."""
         self._exchange.end()
         users = count_users()
-        self.deliver(users, finite=self._exchange.wait(keep=False))
+        self.deliver(users, is_finite=self._exchange.arrive())
 
-    def deliver(self, users: Sequence[float], *, finite: bool, dropped: Collection[str] = ()) -> None:
+    def deliver(
+        self, users: Sequence[float], *, is_finite: Callable[[], bool], dropped: Collection[str] = ()
+    ) -> None:
         """Makes all means the gradients.
 
         Args:
             users: on how many ranks each parameter took part.
-            finite: whether all means are.
+            is_finite: tells whether all means are; asked when the next pass or a step begins, at the latest, for on a
+                device the host waits for it.
             dropped: parameters whose gradients the user dropped or replaced meanwhile.
         """
-        if finite:
-            self._unkept = set(range(len(self._exchange.buckets)))
-        else:
-            self._finite = False
-            self.nonfinite_rounds += 1
+        self._is_finite = is_finite
         for name, count in zip(self._parameters, users, strict=True):
             if name in dropped:
                 self.forget_some([name])
@@ -246,12 +278,23 @@ class Gradients:
         else:
             parameter.grad = None
 
+    def _decide(self) -> None:
+        """Learns whether the last pass's means were finite."""
+        if self._is_finite is None:
+            return
+        is_finite, self._is_finite = self._is_finite, None
+        if is_finite():
+            self._unkept = set(range(len(self._exchange.buckets)))
+        else:
+            self._finite = False
+            self._nonfinite_rounds += 1
+
     def _before_gradient(self, name: str) -> None:
         """Sets an averaged gradient aside before autograd adds to it."""
         self._listener.before_pass()
         if not self._accumulators:  # members changed, and other hooks see to this pass
             return
-        if self._unkept:
+        if self._unkept or self._is_finite is not None:
             self.keep()
         parameter = self._parameters[name]
         _make_last(parameter, self._hook_of[name])

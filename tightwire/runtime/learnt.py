@@ -9,10 +9,10 @@ import logging
 import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 
 from tightwire import files
 from tightwire.errors import FileError, TightwireError
+from tightwire.files import own_version
 from tightwire.plan import PlanFile
 from tightwire.probe import probe
 from tightwire.transport import Transport
@@ -99,6 +99,6 @@ def facts_of(model: Mapping[str, object], workers: int, workers_per_node: int, w
     return {
         "model": digest[:16],
         "number of workers": f"{workers}, {workers_per_node} per node",
-        "version of tightwire": version("tightwire"),
+        "version of tightwire": own_version(),
         "allowance": wanted,
     }

@@ -229,7 +229,7 @@ class Roll:
         """Prepares a call with what is so now; what it returns makes it, on any thread.
 
         Args:
-            own: of this rank; by default zeros.
+            own: of this rank; by default zeros. Read when the call is made.
             present: whether this worker trains; what must be equal is compared among those.
             weight: in the round's mean; by default 1 if this worker is present.
             leaving: whether this worker is about to leave for good.
@@ -240,8 +240,8 @@ class Roll:
         digits = standing.digits() if standing else [0.0] * CHECKED
         who = [float(present), float(present) if weight is None else weight, float(leaving)]
         told = torch.tensor([*who, *digits, *(digit * digit for digit in digits)])
-        values = torch.cat([told, torch.zeros(self._own) if own is None else own])
-        return lambda: self._add_up(values, standing)
+        brought = torch.zeros(self._own) if own is None else own
+        return lambda: self._add_up(torch.cat([told, brought]), standing)
 
     def call(
         self,

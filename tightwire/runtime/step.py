@@ -78,6 +78,15 @@ class Optimizers:
         """The groups of all optimizers."""
         return [group for member in self.members for group in member.param_groups]
 
+    @property
+    def skip_by_themselves(self) -> bool:
+        """Whether each, in the step that it makes now, drops what is not finite on its device, as a scaler asked it to.
+
+        A `GradScaler` hands optimizers that can (fused ones of `torch.optim`) a flag on the device for the time of the
+        step, and the host waits for nothing.
+        """
+        return all("found_inf" in vars(member) for member in self.members)
+
     def parameters(self) -> Iterator[Parameter]:
         """Yields what the optimizers update, in the order of groups."""
         for group in self.param_groups:

@@ -17,9 +17,9 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, Final
 
-import torch
 import torch.distributed as dist
 
+from tightwire.devices import DEVICES
 from tightwire.errors import MismatchError, PeerError, TransportError
 from tightwire.transport.addresses import Candidates, choose, interface_of, is_local, own_candidates
 from tightwire.transport.blame import Wait, name_ranks
@@ -82,7 +82,7 @@ def join_launched(
     transport = join(store, rank, size, host=launch.host, secret=secret, deadline_s=deadline_s, late_s=late_s)
 
     def initialise() -> None:
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if DEVICES["cuda"].count() else "gloo"
         timeout = timedelta(seconds=transport.late_s)
         with _interface_for_torch(transport._liveness.address[0]):
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)

@@ -11,26 +11,33 @@ and leaves what was to be received undefined. Everything on the channel fails fr
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
+import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, final
 
 from tightwire.errors import AttachError, TransportError
+from tightwire.transport.addresses import Candidates, choose, own_candidates
 from tightwire.transport.base import Transport, Watch, Work, check_group, check_message, check_summable
 from tightwire.transport.blame import Wait
 from tightwire.transport.wrapper import Wrapper
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 # What NCCL itself sums, by name.
 SUMS = frozenset({"float32", "float64", "float16", "bfloat16", "uint8", "int8", "int32", "int64"})
 # Kernels of different communicators run side by side only while all find room on the device: a stream of each must
-# be able to start whatever the others do. CUDA promises 8 such queues by default (CUDA_DEVICE_MAX_CONNECTIONS).
-MOST_COMMUNICATORS = 8
+# be able to start whatever the others do. CUDA promises so many queues by default, 32 at most.
+QUEUES, QUEUES_ARE = 8, "CUDA_DEVICE_MAX_CONNECTIONS"
 LOOK_S = 0.25
+# How often, after an error that NCCL tells, a peer may still be found dead.
+LOOKS = 8
 
 
 class Launched(Protocol):
@@ -40,7 +47,7 @@ class Launched(Protocol):
         """Has the current stream wait for it; the host goes on."""
 
     def is_completed(self) -> bool:
-        """Whether the device is done with it."""
+        """Whether the device is done with it, or it failed."""
 
 
 class Communicator(Protocol):
@@ -54,20 +61,23 @@ class Communicator(Protocol):
     def all_reduce(self, tensor: Tensor) -> Launched:
         """Launches a sum in place."""
 
+    def fault(self) -> str:
+        """Returns what went wrong so far, as by a peer that died; empty where nothing did."""
+
     def abort(self) -> None:
         """Ends whatever is under way, however incomplete, and all after it."""
 
 
-Connect = Callable[[Transport, str], Communicator]
+Connect = Callable[[Transport, str, "torch.device"], Communicator]
 
 
 @final
 class Nccl(Wrapper):
     """Moves device memory by NCCL, and host memory by the transport inside.
 
-    Contract: on one channel all ranks ask for the same groups in the same order; at most `MOST_COMMUNICATORS` channels
-    are in use at once. `wait` has this thread's stream wait, and not the host: what became of a group that no rank
-    completed is known by `require_sound`, and by every later call.
+    Contract: on one channel all ranks ask for the same groups in the same order; at most as many channels move device
+    memory as the device has queues, or the next is refused. `wait` has this thread's stream wait, and not the host:
+    what became of a group that no rank completed is known by `require_sound`, and by every later call.
     """
 
     def __init__(
@@ -77,7 +87,8 @@ class Nccl(Wrapper):
 
         Args:
             inner: for host memory and control; over the same ranks.
-            connect: makes a communicator over the ranks of a transport, from a name of its own. All ranks.
+            connect: makes a communicator over the ranks of a transport, from a name of its own, for memory on one
+                device, whichever is current. All ranks.
             kind: of device whose memory it moves.
             name: of this channel, the same on all its ranks.
             depth: channels that this one was made from.
@@ -112,7 +123,7 @@ class Nccl(Wrapper):
         check_summable(self, tensor)
         self.require_sound()
         self.flush()
-        launched = self._connected().all_reduce(tensor.detach())
+        launched = self._connected(tensor.device).all_reduce(tensor.detach())
         self._watch(launched, range(self.size))
         return _Launched(launched)
 
@@ -124,7 +135,7 @@ class Nccl(Wrapper):
         self.require_sound()
         sends = [(post.tensor, post.peer) for post in group if post.sends]
         receives = [(post.tensor, post.peer) for post in group if not post.sends]
-        launched = self._connected().together(sends, receives)
+        launched = self._connected(group[0].tensor.device).together(sends, receives)
         self._watch(launched, sorted({post.peer for post in group}))
         for post in group:
             post.launched = launched
@@ -171,14 +182,14 @@ class Nccl(Wrapper):
         self._posted.append(post)
         return post
 
-    def _connected(self) -> Communicator:
+    def _connected(self, at: torch.device) -> Communicator:
         if self._communicator is None:
-            self._communicator = self._connect(self.inner, self._name)
+            self._communicator = self._connect(self.inner, self._name, at)
+            self._watcher = _Watcher(self.inner, self._communicator)
         return self._communicator
 
     def _watch(self, launched: Launched, peers: Sequence[int]) -> None:
-        if self._watcher is None:
-            self._watcher = _Watcher(self.inner, self._connected().abort)
+        assert self._watcher is not None
         self._watcher.add(launched, [peer for peer in peers if peer != self.rank])
 
 
@@ -224,9 +235,10 @@ class _Watcher:
         failure: why it ended.
     """
 
-    def __init__(self, inner: Transport, abort: Callable[[], None]) -> None:
+    def __init__(self, inner: Transport, communicator: Communicator) -> None:
         self.failure: BaseException | None = None
-        self._inner, self._abort = inner, abort
+        self._inner, self._communicator = inner, communicator
+        self._peers = frozenset(range(inner.size)) - {inner.rank}  # of the last group
         self._pending: deque[tuple[Launched, frozenset[int]]] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -247,36 +259,63 @@ class _Watcher:
         self._thread.join(timeout=1.0)
 
     def _run(self) -> None:
-        while (entry := self._next()) is not None:
-            launched, peers = entry
+        while (launched := self._next()) is not None:
             watch: Watch | None = None
             try:
                 while not launched.is_completed() and not self._closed:
                     if watch is None:
-                        watch = self._inner.watch(Wait(peers, "for a group of messages on the device"))
+                        watch = self._inner.watch(Wait(self._peers, "for a group of messages on the device"))
                     watch.check()
                     with self._changed:
                         self._changed.wait_for(lambda: self._closed, LOOK_S)
+                self._require_no_fault()  # a group that failed is completed, too
             except Exception as failure:
                 self.failure = failure
-                self._abort()
+                self._communicator.abort()
                 return
             finally:
                 if watch is not None:
                     watch.close()
 
-    def _next(self) -> tuple[Launched, frozenset[int]] | None:
+    def _require_no_fault(self) -> None:
+        """Raises what NCCL met with: a rank that is found dead shortly after is to blame, and named.
+
+        Raises:
+            PeerError: names it.
+            TransportError: nobody is dead.
+        """
+        if self._closed or not (fault := self._communicator.fault()):
+            return
+        watch = self._inner.watch(Wait(self._peers, "for a group of messages on the device"))
+        try:
+            for _ in range(LOOKS):
+                watch.check()
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closed, LOOK_S)
+        finally:
+            watch.close()
+        peers = ", ".join(map(str, sorted(self._peers)))
+        raise TransportError(
+            f"NCCL failed in a group of messages with ranks {peers}, who all are alive: {fault}. "
+            "What was to be received is undefined: load a checkpoint and start again; NCCL_DEBUG=WARN tells more."
+        )
+
+    def _next(self) -> Launched | None:
         with self._changed:
             self._changed.wait_for(lambda: bool(self._pending) or self._closed)
-            return None if self._closed else self._pending.popleft()
+            if self._closed:
+                return None
+            launched, self._peers = self._pending.popleft()
+            return launched
 
 
 @final
 class TorchCommunicator:
     """A communicator of torch's `ProcessGroupNCCL`, called directly, beside whatever groups the user has."""
 
-    def __init__(self, backend: Any, device: Any) -> None:
+    def __init__(self, backend: Any, device: torch.device) -> None:
         self._backend, self._device = backend, device
+        _living.add(self)
 
     def together(
         self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]]
@@ -295,37 +334,89 @@ class TorchCommunicator:
         launched: Launched = self._backend.allreduce([tensor])
         return launched
 
+    def fault(self) -> str:
+        """Returns what torch's own thread, which asks NCCL, has seen: a time out, a remote error, or another."""
+        error = self._backend.get_error().name
+        return "" if error == "SUCCESS" else str(error)
+
     def abort(self) -> None:
         """Ends the communicator; kernels that wait on the device return."""
+        _living.discard(self)
         self._backend.abort()
 
 
-def connect_nccl(transport: Transport, name: str) -> Communicator:
+def connect_nccl(transport: Transport, name: str, at: torch.device) -> Communicator:
     """Makes a communicator over a transport's ranks, which meet at a store that the first of them keeps.
 
+    NCCL connects here and not within the first group: there a rank that is not part of it would keep the others waiting
+    on the host, and the first step would take the seconds that this takes.
+
     Contract: every rank of the transport; blocks until all have come.
+
+    Raises:
+        TransportError: the device has no queue left for one more.
     """
-    import socket
     from datetime import timedelta
 
-    import torch
     import torch.distributed as dist
 
+    require_queue(len(_living), os.environ)
     c10d: Any = dist
-    mine = b""
     store: Any = None
     limit = timedelta(seconds=transport.late_s)
     if transport.rank == 0:
         store = c10d.TCPStore("0.0.0.0", 0, None, True, limit, wait_for_workers=False)
-        mine = f"{socket.gethostbyname(socket.gethostname())} {store.port}".encode()
-    host, port = transport.exchange(mine)[0].decode().split()
+    mine = {"at": own_candidates(os.environ.get("MASTER_ADDR")).to_dict(), "port": store.port if store else 0}
+    cards = [json.loads(card) for card in transport.exchange(json.dumps(mine).encode())]
     if store is None:
-        store = c10d.TCPStore(host, int(port), None, False, limit, wait_for_workers=False)
+        host = choose([Candidates(**card["at"]) for card in cards], 0)
+        store = c10d.TCPStore(host, cards[0]["port"], None, False, limit, wait_for_workers=False)
     options = c10d.ProcessGroupNCCL.Options()
     options._timeout = timedelta(days=365)  # the watch ends waits, and names who is missing
-    backend = c10d.ProcessGroupNCCL(c10d.PrefixStore(name, store), transport.rank, transport.size, options)
+    with _errors_left_to_us():
+        backend = c10d.ProcessGroupNCCL(
+            c10d.PrefixStore(name, store), transport.rank, transport.size, options
+        )
+    backend.eager_connect_single_device(at)
     transport.barrier()
-    return TorchCommunicator(backend, torch.device("cuda", torch.cuda.current_device()))
+    return TorchCommunicator(backend, at)
+
+
+def require_queue(communicators: int, environment: Mapping[str, str]) -> None:
+    """Makes sure that a device can run the kernels of one more communicator beside those of others.
+
+    Raises:
+        TransportError: kernels would wait for each other, one rank's for another's, for ever.
+    """
+    told = environment.get(QUEUES_ARE, "")
+    queues = int(told) if told.isdigit() and int(told) else QUEUES
+    if communicators >= queues:
+        raise TransportError(
+            f"a plan asks for {communicators + 1} NCCL communicators at once, and the device has {queues} queues for "
+            f"work that goes on side by side ({QUEUES_ARE}{'' if told else ', by default'}): kernels of two ranks "
+            f"could wait for each other for ever. Start with {QUEUES_ARE}=32, or take a plan with fewer lanes, or "
+            "over='pinned'."
+        )
+
+
+_living: set[TorchCommunicator] = set()
+_environment = threading.Lock()
+
+
+@contextlib.contextmanager
+def _errors_left_to_us() -> Iterator[None]:
+    """Has a process group that is made meanwhile only tell of errors: its own way is to end the process at once."""
+    variable = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
+    with _environment:
+        before = os.environ.get(variable)
+        os.environ[variable] = "0"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[variable]
+            else:
+                os.environ[variable] = before
 
 
 def require_devices_apart(transport: Transport, card: str) -> None:

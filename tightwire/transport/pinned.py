@@ -41,7 +41,7 @@ class Pinned(Wrapper):
         check_message(self, tensor, dst)
         room = _room(device, tensor)
         device.copy(tensor.detach(), room)
-        device.wait(device.mark())
+        device.wait(device.mark(tensor.device))
         return _Sending(self.inner.isend(room, dst, tag), device, room)
 
     def irecv(self, tensor: Tensor, src: int, tag: int) -> Work:
@@ -113,7 +113,7 @@ class _Receiving:
     def _take(self) -> None:
         if self._room is not None:
             self._device.copy(self._room, self._tensor)
-            self._device.give_back(self._room, self._device.mark())
+            self._device.give_back(self._room, self._device.mark(self._tensor.device))
             self._room = None
 
 
@@ -129,7 +129,7 @@ class _Summing:
         self._marks: list[Mark] = []
         for chunk, room in zip(self._chunks, self._rooms, strict=True):
             device.copy(chunk, room)
-            self._marks.append(device.mark())
+            self._marks.append(device.mark(tensor.device))
 
     def wait(self) -> None:
         if not self._pending:
@@ -150,4 +150,4 @@ class _Summing:
     def _deliver(self, i: int, work: Work) -> None:
         work.wait()
         self._device.copy(self._rooms[i], self._chunks[i])
-        self._device.give_back(self._rooms[i], self._device.mark())
+        self._device.give_back(self._rooms[i], self._device.mark(self._chunks[i].device))

@@ -34,7 +34,7 @@ def reaching(transport: Transport, where: torch.device, over: Over) -> Transport
     device = device_named(where)
     if device.is_host or device.kind in transport.moves:
         return transport
-    if over == "pinned" or device.kind != "cuda" or transport.size == 1:
+    if over == "pinned" or device.kind != "cuda" or (over == "auto" and transport.size == 1):
         return Pinned(transport)
     card = f"{socket.gethostname()}: {device.identity(where)}"
     if over == "auto":

@@ -8,6 +8,7 @@ import threading
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from tightwire.devices import DEVICES
 from tightwire.errors import TransportError
 from tightwire.transport.adding import SwitchAddress
 from tightwire.transport.base import Transport
@@ -89,9 +90,8 @@ def device() -> torch.device:
     """Returns this worker's device: cuda:LOCAL_RANK where CUDA is, else cpu."""
     import torch
 
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", local_rank(os.environ) % torch.cuda.device_count())
+    count = DEVICES["cuda"].count()
+    return torch.device("cuda", local_rank(os.environ) % count) if count else torch.device("cpu")
 
 
 def workers_per_node() -> int:

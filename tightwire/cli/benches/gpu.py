@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,7 +23,7 @@ def gpu(
             "--emulate", help="Walk the same code on an emulated device, where no GPU is; no speeds."
         ),
     ] = False,
-    limit: Annotated[float, typer.Option(help="Seconds after which no part begins.", min=1.0)] = 480.0,
+    limit: Annotated[float, typer.Option(help="Seconds for all parts together.", min=1.0)] = 480.0,
     as_json: JsonOption = False,
 ) -> None:
     """Check and time everything on a GPU: kernels, training on a shared device, overlap, NCCL, memory.
@@ -37,13 +37,17 @@ def gpu(
     """
     from tightwire.bench import gpu as gpu_bench
 
+    folder = out / "emulated" if emulate else out
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def save(found: dict[str, Any]) -> None:
+        (folder / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
+        (folder / "gpu.md").write_text(gpu_bench.page(found))
+
     with progress(None, "the device starts") as tell:
-        found = gpu_bench.run(emulate=emulate, limit_s=limit, on_part=lambda name: tell(name, 0))
-    if emulate:
-        out = out / "emulated"
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
-    (out / "gpu.md").write_text(gpu_bench.page(found))
+        found = gpu_bench.run(
+            emulate=emulate, limit_s=limit, on_part=lambda name: tell(name, 0), on_done=save
+        )
     if as_json:
         typer.echo(json.dumps(found))
     else:
@@ -51,6 +55,6 @@ def gpu(
             (p["name"], "yes" if p["ok"] else "NO", p["said"], f"{p['seconds']:.0f}") for p in found["parts"]
         ]
         print_rows(("part", "holds", "found", "s"), rows, texts=3)
-        typer.echo(f"written: {out / 'gpu.json'} and {out / 'gpu.md'}")
+        typer.echo(f"written: {folder / 'gpu.json'} and {folder / 'gpu.md'}")
     if not all(part["ok"] for part in found["parts"]):
         raise typer.Exit(1)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any, final
@@ -21,21 +22,23 @@ from torch import Tensor
 
 from tightwire import kernels
 from tightwire.devices import DEVICES
+from tightwire.devices.cuda import CAPTURED
 from tightwire.devices.device import Device, DeviceMemory, Mark
 from tightwire.devices.pool import PinnedPool
 from tightwire.devices.traced.backend import KIND, Backend
 from tightwire.devices.traced.clocks import AccessRace, Clock
 from tightwire.devices.traced.streams import StreamEvent, Streams
+from tightwire.errors import AttachError
 
 __all__ = ["KIND", "AccessRace", "TracedDevice", "install"]
 
 
 @final
 class TracedMark(Mark):
-    """Events, and what the thread that made them knew."""
+    """An event, of which device, and what the thread that made it knew."""
 
-    def __init__(self, events: list[StreamEvent], known: Clock) -> None:
-        self.events, self.known = events, known
+    def __init__(self, event: StreamEvent | None, index: int, known: Clock) -> None:
+        self.event, self.index, self.known = event, index, known
 
 
 @final
@@ -45,6 +48,7 @@ class TracedDevice(Device):
     Attributes:
         omitted: the sites whose waits are left out: `follow` or `wait`, and the line that calls it.
         sites: all that were met.
+        captures: whether a graph is being captured, as a test says.
     """
 
     kind = KIND
@@ -54,6 +58,7 @@ class TracedDevice(Device):
         self._backend = backend
         self.omitted: frozenset[str] = frozenset()
         self.sites: set[str] = set()
+        self.captures = False
         self._local = threading.local()
         self._pool = PinnedPool(backend.pin, self.wait)
 
@@ -73,10 +78,11 @@ class TracedDevice(Device):
         """Found so far in the present run."""
         return self.scheduler.memory.races
 
-    def mark(self) -> Mark:
-        """Records an event on this thread's stream of the device that it last used."""
-        events = [self.scheduler.record(self.scheduler.current(i)) for i in self._indices()]
-        return TracedMark(events, self.scheduler.knowledge())
+    def mark(self, at: torch.device) -> Mark:
+        """Records an event on this thread's stream of a device."""
+        index = at.index or 0
+        event = self.scheduler.record(self.scheduler.current(index))
+        return TracedMark(event, index, self.scheduler.knowledge())
 
     def follow(self, mark: Mark) -> None:
         """Has this thread's streams begin after the mark."""
@@ -84,9 +90,8 @@ class TracedDevice(Device):
         if self._omits("follow"):
             return
         self.scheduler.learn(mark.known)
-        for event in mark.events:
-            for i in self._indices():
-                self.scheduler.follow(self.scheduler.current(i), event)
+        if mark.event is not None:
+            self.scheduler.follow(self.scheduler.current(mark.index), mark.event)
 
     def wait(self, mark: Mark) -> None:
         """Does what the mark marks."""
@@ -94,8 +99,19 @@ class TracedDevice(Device):
         if self._omits("wait"):
             return
         self.scheduler.learn(mark.known)
-        for event in mark.events:
-            self.scheduler.wait(event)
+        if mark.event is not None:
+            self.scheduler.wait(mark.event)
+
+    def drain(self, at: torch.device) -> None:
+        """Does all that any stream was asked for."""
+        self.scheduler.drain()
+
+    def time_s(self, work: Callable[[], object], at: torch.device) -> float:
+        """Returns how long this process takes to emulate the work, which says nothing of any device."""
+        began_s = time.perf_counter()
+        work()
+        self.wait(self.mark(at))
+        return time.perf_counter() - began_s
 
     @contextlib.contextmanager
     def side(self, like: torch.device) -> Iterator[None]:
@@ -113,15 +129,23 @@ class TracedDevice(Device):
 
     def give_back(self, memory: Tensor, after: Mark | None = None) -> None:
         """Returns it to the pool."""
-        self._pool.put(memory, after or TracedMark([], self.scheduler.knowledge()))
+        self._pool.put(memory, after or TracedMark(None, 0, self.scheduler.knowledge()))
 
     def copy(self, source: Tensor, target: Tensor) -> None:
         """Queues a copy."""
         target.copy_(source, non_blocking=True)
 
+    def count(self) -> int:
+        """Returns 1."""
+        return 1
+
     def identity(self, device: torch.device) -> str:
         """Returns its index."""
         return str(device)
+
+    def facts(self, device: torch.device) -> dict[str, object]:
+        """Returns that it is none."""
+        return {"card": "an emulated device"}
 
     def memory(self, devices: Iterable[torch.device]) -> DeviceMemory:
         """Counts all that was handed out: blocks of a run are given back together."""
@@ -130,8 +154,21 @@ class TracedDevice(Device):
             allocated_bytes=handed_out, peak_bytes=handed_out, pinned_bytes=self._pool.num_bytes
         )
 
+    def forget_peak(self, device: torch.device) -> None:
+        """Keeps it."""
+
+    def require_order(self, at: torch.device) -> None:
+        """Refuses while `captures` is set, as CUDA does while a stream is being captured.
+
+        Raises:
+            AttachError: it is.
+        """
+        if self.captures:
+            raise AttachError(CAPTURED)
+
     def require_usable(self, device: torch.device) -> None:
-        """Accepts."""
+        """Accepts, unless `captures` is set."""
+        self.require_order(device)
 
     def host_reads(self, tensor: Tensor) -> None:
         """Notes that this thread reads pinned memory, as a transport does that sends it."""
@@ -141,12 +178,9 @@ class TracedDevice(Device):
         """Notes that this thread writes pinned memory, as a transport does that receives into it."""
         self.scheduler.touch_on_host([], self._backend.spans(tensor), "received by the host")
 
-    def _indices(self) -> tuple[int, ...]:
-        return (0,)
-
     def _omits(self, kind: str) -> bool:
         frame = inspect.currentframe()
-        while frame is not None and "/devices/" in frame.f_code.co_filename:
+        while frame is not None and "/tightwire/devices/" in frame.f_code.co_filename:
             frame = frame.f_back
         name = frame.f_code.co_qualname if frame is not None else "nobody"
         site = f"{kind} in {name}"

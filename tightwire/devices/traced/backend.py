@@ -179,7 +179,9 @@ class Backend:
         changed = self._changed(op, args, kwargs)
         if changed or not returned:
             self._launch_op(op, flat, spec, tensors, changed, name)
-            return changed[0] if len(changed) == 1 else tuple(changed)
+            if not returned:
+                return None
+            return changed[0] if len(returned) == 1 else tuple(changed)
         return self._functional(op, name, flat, spec, tensors)
 
     def _allocate(self, name: str, args: Any, kwargs: Any) -> Tensor:
@@ -273,7 +275,9 @@ class Backend:
 
     def _lower(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            return self.on_host(value)
+            # Numbers that the host holds are read when an operation is asked for, as on CUDA.
+            is_number = value.device.type != KIND and value.dim() == 0
+            return value.detach().clone() if is_number else self.on_host(value)
         return torch.device("cpu") if isinstance(value, torch.device) else value
 
 
@@ -305,7 +309,7 @@ def _place() -> str:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
-        if "/tightwire/" in name and "/devices/" not in name:
+        if "/tightwire/" in name and "/tightwire/devices/" not in name:
             return f"{name.rpartition('/tightwire/')[2]}:{frame.f_lineno} {frame.f_code.co_qualname}"
         frame = frame.f_back
     return "the training loop"

@@ -138,6 +138,12 @@ class Streams:
             self._run_to(event)
             self._host().join(event.clock)
 
+    def drain(self) -> None:
+        """Does all that any stream was asked for; the host has waited for all of it then."""
+        with self.lock:
+            for stream in tuple(self._streams):
+                self.wait(self.record(stream))
+
     def knowledge(self) -> Clock:
         """Returns what this thread knows, for another one to learn."""
         with self.lock:

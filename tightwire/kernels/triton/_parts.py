@@ -39,7 +39,7 @@ def run_on_device(
     kernel: Any, num_programs: int, args: Sequence[Any], constants: Mapping[str, Any], warps: int
 ) -> None:
     """Runs programs on the device of the first argument, in the current stream."""
-    with torch.cuda.device_of(args[0]):
+    with torch.accelerator.device_index(args[0].device.index):
         kernel[(num_programs,)](*args, **constants, num_warps=warps, enable_fp_fusion=False)
 
 

@@ -100,6 +100,11 @@ class GradientEngine(BaseEngine):
         self.exposed_s += self.gradients.take_exposed_s() + self._overlap.take_exposed_s()
         if self._overlap.before_step():
             return
+        if self._context.optimizers.skip_by_themselves:
+            self.gradients.settle(
+                waits=False
+            )  # the means are the same everywhere, and so is what they make of them
+            return
         self.gradients.settle()
         if not self.gradients.take_finite() and not have_finite_gradients(self._parameters.values()):
             self.gradients.forget()

@@ -15,7 +15,7 @@ from torch.nn import Parameter
 from torch.utils.hooks import RemovableHandle
 
 from tightwire.architecture.round import Round
-from tightwire.compression.checks import is_finite
+from tightwire.compression.checks import FiniteCheck
 from tightwire.errors import AttachError
 from tightwire.runtime.background import Background
 from tightwire.runtime.exchange import Exchange
@@ -184,7 +184,8 @@ class ForwardOverlap:
         self._up: set[int] = set()
         self._dropped: set[str] = set()
         self._users: Future[list[float] | None] = Future()
-        self._spoiled, self._finite_here = False, True
+        self._spoiled = False
+        self._checks = [FiniteCheck(bucket.flat.device) for bucket in exchange.buckets]
         self._lock = threading.RLock()
         self._control = Background("tightwire-control")
         self._handles: list[RemovableHandle] = self._watch(model)
@@ -202,16 +203,22 @@ class ForwardOverlap:
 
     def before_ready(self, bucket: int) -> None:
         """Looks at a bucket before others' gradients come into it."""
-        self._finite_here &= is_finite(self._exchange.buckets[bucket].flat)
+        self._checks[bucket].ask(self._exchange.buckets[bucket].flat)
 
     def end(self, used: Tensor) -> None:
         """Ends a backward pass with the means on their way."""
-        if not self._finite_here:
-            used.fill_(torch.nan)  # whoever adds it up learns of it
-        self._finite_here, self._spoiled = True, False
+        self._spoiled = False
         self._exchange.end()
         count = self._count_users(used)
-        self._users = self._control.submit(lambda: _users_of(count()))
+
+        def tell() -> list[float] | None:
+            if not all(
+                self._checks
+            ):  # on a device this thread waits for the answers, and not the training loop
+                used.fill_(torch.nan)  # whoever adds it up learns of it
+            return _users_of(count())
+
+        self._users = self._control.submit(tell)
         self._phase = "up"
         self._dropped = set()
         for name, parameter in self._parameters.items():
@@ -251,7 +258,9 @@ class ForwardOverlap:
             arrived = [self._exchange.wait_for(bucket) for bucket in buckets]  # all, finite or not
             finite = all(arrived) and users is not None
             self._phase = "landed"
-            self.gradients.deliver(users or [1.0] * len(self._parameters), finite=finite, dropped=dropped)
+            self.gradients.deliver(
+                users or [1.0] * len(self._parameters), is_finite=lambda: finite, dropped=dropped
+            )
             self._count_wait(start_s)
             self._on_landed()
 
@@ -390,7 +399,7 @@ class ForwardOverlap:
     def _drop(self, names: list[str]) -> None:
         if not self._spoiled:
             self._spoiled = True
-            self.gradients.nonfinite_rounds += 1
+            self.gradients.count_nonfinite()
         for name in names:
             if self._parameters[name].grad is self._views[name]:
                 self._parameters[name].grad = None
