@@ -1,4 +1,4 @@
-"""Between real processes: uneven inputs, evaluation, and a worker that leaves between rounds."""
+"""Between real processes: uneven inputs, evaluation, a worker that is late, and one that leaves between rounds."""
 
 from __future__ import annotations
 
@@ -41,6 +41,22 @@ for plan in ("bsp", "local:2", "delayed:1", "diloco:4/allreduce/int8+ef/streamin
     if len(set(evaluated)) != 1 or len(set(ended)) != 1 or report.sent_bytes != report.planned_bytes:
         wrong.append(plan)
 
+# Rank 2 comes to its third step when the others have ended two rounds without it.
+model, optimizer = fresh()
+past = os.environ["TIGHTWIRE_TEST_PORT_FILE"] + ".past"
+with tw.attach(model, optimizer, "diloco:4,quorum=0.6,grace=10ms/allreduce/int8+ef") as run:
+    train(model, optimizer, 2 if rank == 2 else 8)
+    if rank == 0:
+        open(past, "w").close()
+    while not os.path.exists(past):
+        time.sleep(0.005)
+    train(model, optimizer, 6)
+report = run.report()
+ages = transport.current().exchange(json.dumps(sorted(report.staleness)).encode())
+ended = transport.current().exchange(bytes_of(model))
+if len(set(ended)) != 1 or report.sent_bytes != report.planned_bytes or max(json.loads(ages[2])) < 1:
+    wrong.append("quorum")
+
 model, optimizer = fresh()
 with tw.attach(model, optimizer, "local:2") as run:
     train(model, optimizer, 3 if rank == 1 else 8)
@@ -50,7 +66,7 @@ answer([wrong, run.report().workers, sum(bytes_of(model)) if rank != 1 else None
 """
 
 
-def test_joining_out_evaluating_and_leaving() -> None:
+def test_joining_out_evaluating_lateness_and_leaving() -> None:
     preload = ("tightwire.runtime", "tightwire.planner", "tightwire.architecture", "tightwire.compression")
     ended = run_processes(3, TRAIN, preload=preload, timeout_s=120)
     (wrong, *first), (_, *gone), (_, *last) = [end.answer for end in ended]

@@ -38,6 +38,14 @@ def test_who_waits_for_nobody_goes_at_the_pace_of_the_mean() -> None:
     assert predict("asp/ps", EXACT, cluster(FAST, SLOW)).step_s == pytest.approx(0.4, rel=0.01)
 
 
+def test_a_quorum_waits_for_its_last_one_and_for_the_grace() -> None:
+    both, plain = cluster(FAST, SLOW), predict("diloco:4", EXACT, cluster(FAST, SLOW))
+    for plan, step_s in (("quorum=0.5", 0.3), ("quorum=0.5,grace=1s", 0.55), ("quorum=0.5,grace=9s", 0.6)):
+        found = predict(f"diloco:4,{plan}", EXACT, both)
+        assert found.step_s == pytest.approx(step_s, rel=0.01)
+        assert found.bytes_per_step == plain.bytes_per_step
+
+
 def test_shares_by_speed_take_as_long_for_all() -> None:
     fair = cluster(FAST, SLOW).balanced()
     assert batch_shares(fair, 64) == {"a100": 85, "v100": 43}

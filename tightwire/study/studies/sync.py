@@ -29,6 +29,7 @@ DELAYED, LAG, GAIA = (full_text(f"{sync}/{ONE}") for sync in ("delayed:1", "lag:
 SERVED = "ps/none/sequential"
 SSP, ASP, BACKUP = f"ssp:4/{SERVED}", f"asp/{SERVED}", f"backup:1/{SERVED}"
 SCALED, COMPENSATED = f"asp:rate_by=staleness/{SERVED}", f"asp:dc=0.04/{SERVED}"
+QUORUM = f"diloco:32,outer_momentum=0.6,quorum=0.75/{ONE}"
 EVEN, SLOW_LINE, HIDDEN, STRAGGLER = "even", "50 Mb/s", "50 Mb/s and long steps", "straggler"
 
 
@@ -96,6 +97,12 @@ CLAIMS = (
         STRAGGLER,
     ),
     Claim(
+        "There DiLoCo with a quorum of three quarters is no slower than DiLoCo, and within 2 % of its quality (Decoupled "
+        "DiLoCo 2026).",
+        all_of(faster(QUORUM, DILOCO, 1.0), within(QUORUM, DILOCO, 0.02)),
+        STRAGGLER,
+    ),
+    Claim(
         "A backup worker does too (Chen et al. 2016).",
         faster(BACKUP, BSP, 2.0),
         STRAGGLER,
@@ -132,12 +139,13 @@ PLANS = (
     SCALED,
     COMPENSATED,
     BACKUP,
+    QUORUM,
 )
 # What is made for stragglers is tried beside one; on a slow line post-local would end before its local part begins.
-AMONG_EQUALS = tuple(plan for plan in PLANS if plan not in (SCALED, COMPENSATED, BACKUP))
+AMONG_EQUALS = tuple(plan for plan in PLANS if plan not in (SCALED, COMPENSATED, BACKUP, QUORUM))
 ON_SLOW_LINE = tuple(plan for plan in AMONG_EQUALS if plan != POSTLOCAL)
 BESIDE_STRAGGLER = (
-    DDP, BSP, LOCAL, OVERLAPPED, DILOCO, DELAYED, SSP, ASP, SCALED, COMPENSATED, BACKUP,
+    DDP, BSP, LOCAL, OVERLAPPED, DILOCO, DELAYED, SSP, ASP, SCALED, COMPENSATED, BACKUP, QUORUM,
 )  # fmt: skip
 SYNC = Study(
     name="sync",
