@@ -97,8 +97,8 @@ CLAIMS = (
         STRAGGLER,
     ),
     Claim(
-        "There DiLoCo with a quorum of three quarters is no slower than DiLoCo, and within 2 % of its quality (Decoupled "
-        "DiLoCo 2026).",
+        "There DiLoCo with a quorum of three quarters is no slower than DiLoCo, and within 2 % of its quality "
+        "(Decoupled DiLoCo 2026).",
         all_of(faster(QUORUM, DILOCO, 1.0), within(QUORUM, DILOCO, 0.02)),
         STRAGGLER,
     ),
