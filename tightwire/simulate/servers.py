@@ -21,9 +21,11 @@ from tightwire.plan import Plan
 from tightwire.profile import Profile
 from tightwire.simulate.collective import GAP
 from tightwire.simulate.cost import FREE, BucketCost
+from tightwire.simulate.exchange import scaled
 from tightwire.simulate.interval import with_interval
 from tightwire.simulate.prediction import Bound, PredictedSegment, Prediction, bound_by
 from tightwire.simulate.stragglers import late_s
+from tightwire.sync import Served
 
 # A push and its answer: a request, its payload, the reply, its payload.
 MESSAGES = 2
@@ -50,10 +52,10 @@ class _Serving:
     cluster: Cluster
 
     def prediction(self) -> Prediction:
-        profile, moving = self.profile, self._moving
+        profile, moving = self.profile, scaled(self._moving, 1 / self._steps_per_push)
         compute_s = profile.forward_s + profile.backward_s + self._optimizer_s
         waited_for_s = self._waited_for_s
-        line_s = self._busiest_line_s
+        line_s = self._busiest_line_s / self._steps_per_push
         if self._pushes_together:  # all push at once, and then all pull: the busiest line is busy twice
             step_s = (
                 compute_s + waited_for_s + moving.latency_s + moving.codec_s + max(moving.wire_s, 2 * line_s)
@@ -80,16 +82,20 @@ class _Serving:
                 PredictedSegment(what="waiting", start_s=compute_s, end_s=compute_s + waited_for_s),
                 PredictedSegment(what="push and pull", start_s=compute_s + waited_for_s, end_s=step_s),
             ),
-            across_bytes_per_step=round(self._across_bytes),
+            across_bytes_per_step=round(self._across_bytes / self._steps_per_push),
         )
         return with_interval(found, profile, self.cluster, PRIOR_RESIDUAL)
 
     @property
     def wire_s(self) -> float:
         """The time of bytes alone, of the busiest line."""
-        if self._pushes_together:
-            return max(self._moving.wire_s, 2 * self._busiest_line_s)
-        return max(self._moving.wire_s, self._busiest_line_s)
+        line_s = (2 if self._pushes_together else 1) * self._busiest_line_s
+        return max(self._moving.wire_s, line_s) / self._steps_per_push
+
+    @property
+    def _steps_per_push(self) -> int:
+        """How many steps a worker makes by itself before it sends what they changed; 1 where it sends gradients."""
+        return self.plan.sync.steps_per_round
 
     @property
     def _pushes_together(self) -> bool:
@@ -180,6 +186,8 @@ class _Serving:
     def _optimizer_s(self) -> float:
         """Owners step for all: once per update, however many make one."""
         roles, sync = self._roles, self.plan.sync
+        if isinstance(sync, Served) and sync.sends_changes:
+            return self.profile.optimizer_s  # each worker's own; the outer step is made behind others' steps
         updates = 1
         if sync.updates_alone:
             updates = len(roles.workers)

@@ -3,6 +3,7 @@
 from tightwire.sync.acco import Acco
 from tightwire.sync.adacomm import AdaComm
 from tightwire.sync.asp import Asp
+from tightwire.sync.async_diloco import AsyncDiLoCo
 from tightwire.sync.backup import Backup
 from tightwire.sync.bsp import Bsp
 from tightwire.sync.delayed import Delayed
@@ -43,6 +44,7 @@ MEMBERS: tuple[type[Sync], ...] = (
     Backup,
     Ssp,
     Asp,
+    AsyncDiLoCo,
 )
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "Acco",
     "AdaComm",
     "Asp",
+    "AsyncDiLoCo",
     "Backup",
     "Bsp",
     "Delayed",

@@ -26,12 +26,15 @@ class Served(Sync, abc.ABC):
 
     Class attributes:
         is_served: always; what is not a `Served` may ask without importing it.
+        sends_changes: whether workers step by themselves, and send what `steps_per_round` of their steps changed in
+            place of a gradient.
     """
 
     is_served: ClassVar[bool] = True
     engine: ClassVar[EngineKind] = "server"
     predictor: ClassVar[PredictorKind] = "server"
     needs_agreement: ClassVar[bool] = False
+    sends_changes: ClassVar[bool] = False
 
     @abc.abstractmethod
     def quorum(self, workers: int) -> int:

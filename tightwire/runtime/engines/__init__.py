@@ -12,6 +12,7 @@ from torch.nn import Parameter
 from tightwire.plan import Plan
 from tightwire.runtime.context import RunContext
 from tightwire.runtime.engines.async_gossip import AsyncGossipEngine
+from tightwire.runtime.engines.changes import ChangeEngine
 from tightwire.runtime.engines.delayed import DelayedEngine
 from tightwire.runtime.engines.engine import Counts, Engine, LoneEngine, Stepping
 from tightwire.runtime.engines.gossip import GossipEngine
@@ -24,7 +25,7 @@ from tightwire.runtime.engines.quorum import QuorumEngine
 from tightwire.runtime.engines.server import ServerEngine
 from tightwire.runtime.engines.shares import ShareEngine
 from tightwire.runtime.engines.significance import SignificanceEngine
-from tightwire.sync import Rounds
+from tightwire.sync import Rounds, Served
 
 __all__ = ["Counts", "Engine", "LoneEngine", "Stepping", "build_engine"]
 
@@ -35,6 +36,12 @@ def _rounds(parameters: Mapping[str, Parameter], plan: Plan, context: RunContext
     return (QuorumEngine if ends_early else ParameterEngine)(parameters, plan, context)
 
 
+def _server(parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> Engine:
+    """Servers that step with gradients, or with what workers' own steps changed."""
+    sends_changes = isinstance(plan.sync, Served) and plan.sync.sends_changes
+    return (ChangeEngine if sends_changes else ServerEngine)(parameters, plan, context)
+
+
 ENGINES: Mapping[str, Callable[[Mapping[str, Parameter], Plan, RunContext], Engine]] = {
     "gradients": GradientEngine,
     "delayed": DelayedEngine,
@@ -43,7 +50,7 @@ ENGINES: Mapping[str, Callable[[Mapping[str, Parameter], Plan, RunContext], Engi
     "significance": SignificanceEngine,
     "shares": ShareEngine,
     "rounds": _rounds,
-    "server": ServerEngine,
+    "server": _server,
     "gossip": GossipEngine,
     "asynchronous gossip": AsyncGossipEngine,
 }
