@@ -16,7 +16,7 @@ from tightwire.architecture.allreduce.builders.synthesis.programs import GOALS
 from tightwire.architecture.allreduce.exports import export
 from tightwire.cli.app import App
 from tightwire.cli.options import JsonOption
-from tightwire.cli.table import entries, width_of
+from tightwire.cli.table import entries, say, width_of
 from tightwire.cluster import Cluster
 from tightwire.cluster.imports import SOURCES as CLUSTER_SOURCES
 from tightwire.cluster.imports import Source, refuse_nodes
@@ -164,7 +164,7 @@ def synthesise_(
         }
         typer.echo(json.dumps(told))
         return
-    typer.echo(
+    say(
         f"{goal} over {program.num_ranks} ranks: {program.num_chunks} chunks, {len(program.transfers)} transfers; "
         f"{size} take {print_ms(certificate.achieved_s_per_byte * num_bytes)} on the busiest link, "
         f"{certificate.ratio:.3f} × the bound that the links' prices prove."
@@ -180,15 +180,13 @@ def _write(cluster: Cluster, out: pathlib.Path, as_json: bool) -> None:
         f"; {level.name}: {level.workers} workers, {print_rate(level.bandwidth_bytes_per_s)} each member"
         for level in cluster.levels
     )
-    typer.echo(
-        f"{out}: {cluster.workers} workers{levels or '; ' + print_rate(cluster.bandwidth_bytes_per_s)}."
-    )
+    say(f"{out}: {cluster.workers} workers{levels or '; ' + print_rate(cluster.bandwidth_bytes_per_s)}.")
     for fit in cluster.fits:
         pieces = f"{len(fit.lines)} lines" if fit.lines else "one line"
         guess = " (converted: a guess)" if fit.source == "prior" else ""
-        typer.echo(
+        say(
             f"{fit.program}: {pieces} of α + β · size, α {print_ms(fit.alpha_s)} for the smallest; fit error "
             f"{fit.residual:.1%}{guess}: how far measured times lie from the lines, root mean square."
         )
     for note in cluster.notes:
-        typer.echo(f"Note: {note}")
+        say(f"Note: {note}")

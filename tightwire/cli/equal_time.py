@@ -11,6 +11,7 @@ import typer
 from tightwire import files
 from tightwire.cli import made
 from tightwire.cli.options import JsonOption, shaped_rate
+from tightwire.cli.table import print_rows, say
 from tightwire.errors import LabError
 from tightwire.plan import Plan
 from tightwire.study import equal_time
@@ -63,17 +64,21 @@ def race(
     kept = equal_time.Kept(path)
     kept.about = {"study": equal_time.NAME, "command": made.command(), "machine": made.machine()}
     missing = len(kept.missing(wanted))
-    typer.echo(f"{missing} of {len(wanted)} trials are to be made, {seconds:g} s each and more.", err=True)
+    say(f"{missing} of {len(wanted)} trials are to be made, {seconds:g} s each and more.", err=True)
     rows = equal_time.cells(equal_time.conduct(wanted, workers, kept, _show))
     files.write_text(path.with_suffix(".md"), equal_time.markdown(rows, workers))
     if as_json:
         typer.echo(json.dumps({"rows": rows, "verdicts": equal_time.verdicts(rows)}))
         return
-    typer.echo(equal_time.markdown(rows, workers))
-    typer.echo(f"Kept in {path} and {path.with_suffix('.md')}", err=True)
+    for title, cells in equal_time.tables(rows):
+        say(title, "")
+        print_rows(equal_time.HEAD, cells, texts=3)
+        say("")
+    say(*equal_time.verdicts(rows))
+    say(f"Kept in {path} and {path.with_suffix('.md')}", err=True)
 
 
 def _show(trial: TimedTrial) -> None:
     loss = "diverged" if trial.loss is None else f"{trial.loss:.4f}"
     found = trial.error or f"{loss} after {trial.steps} steps under {trial.plan}"
-    typer.echo(f"{trial.job} at {print_rate(trial.rate_bytes_per_s)}, {trial.contestant}: {found}", err=True)
+    say(f"{trial.job} at {print_rate(trial.rate_bytes_per_s)}, {trial.contestant}: {found}", err=True)

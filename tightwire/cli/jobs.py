@@ -11,7 +11,7 @@ import typer
 
 from tightwire.cli.app import App
 from tightwire.cli.options import JsonOption
-from tightwire.cli.table import print_rows
+from tightwire.cli.table import print_rows, say
 from tightwire.errors import FileError
 from tightwire.jobs import POLICIES, PolicyOutcome, policy, predict_jobs, read_jobs
 
@@ -74,7 +74,7 @@ def _print(found: Sequence[PolicyOutcome]) -> None:
             cells.append((outcome.policy, job.name, *times))
     print_rows(("policy", "job", "alone", "step", "slowdown", "tail"), cells, texts=2)
     for outcome in found:
-        typer.echo(f"{outcome.policy}: {outcome.mean_slowdown:.2f} × in the mean. {outcome.why}")
+        say(f"{outcome.policy}: {outcome.mean_slowdown:.2f} × in the mean. {outcome.why}")
 
 
 def draw(found: Sequence[PolicyOutcome], path: pathlib.Path) -> None:

@@ -13,6 +13,7 @@ import typer
 from tightwire.cli.app import App
 from tightwire.cli.lab_jobs import lab_jobs
 from tightwire.cli.options import JsonOption
+from tightwire.cli.table import say
 from tightwire.cluster import Cluster
 from tightwire.errors import LabError, UnitError
 from tightwire.lab import AddingSwitch, Lab, Result, Slow, Topology, Traffic, parse_rate
@@ -166,13 +167,13 @@ def run(
             slow=slowed,
             switch=adder,
         ) as cluster:
-            typer.echo(f"lab: {cluster.describe()}", err=True)
+            say(f"lab: {cluster.describe()}", err=True)
             result = cluster.run(command, timeout_s=timeout, elastic=elastic, rates_at=changes)
             summary = _summary(cluster, result, cluster.traffic())
     except KeyboardInterrupt as interrupt:
-        typer.echo("lab: interrupted; all workers have ended.", err=True)
+        say("lab: interrupted; all workers have ended.", err=True)
         raise typer.Exit(130) from interrupt
-    typer.echo(f"lab: {result.describe()}", err=True)
+    say(f"lab: {result.describe()}", err=True)
     if as_json:
         typer.echo(json.dumps(summary))
     raise typer.Exit(result.exit_code)

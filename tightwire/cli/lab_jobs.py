@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from tightwire.cli.options import JsonOption
-from tightwire.cli.table import print_rows
+from tightwire.cli.table import print_rows, say
 from tightwire.errors import LabError
 from tightwire.jobs import read_jobs
 from tightwire.lab import Topology
@@ -42,7 +42,7 @@ def lab_jobs(
     told: list[dict[str, Any]] = []
     for name in only or MEASURED:
         predicted = as_the_lab_runs(jobs, name, steps)
-        typer.echo(f"{name} …", err=True)
+        say(f"{name} …", err=True)
         outcomes = {outcome.name: outcome for outcome in predicted.jobs}
         asked = [shared(job, outcomes[job.name].shift_s, outcomes[job.name].priority, jobs) for job in jobs]
         steps_s = run_jobs(topology, asked, steps)

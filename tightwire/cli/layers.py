@@ -10,7 +10,7 @@ import typer
 
 from tightwire.cli import made
 from tightwire.cli.options import JsonOption
-from tightwire.cli.table import print_rows
+from tightwire.cli.table import print_rows, say
 from tightwire.errors import PlanError
 from tightwire.validate.layers import PARTS, LayerRow
 
@@ -39,7 +39,7 @@ def layers(
         raise PlanError(f"--part {unknown[0]} is no part; there are {', '.join(PARTS)}.")
     rows: list[LayerRow] = []
     for name in part or PARTS:
-        typer.echo(f"{name} …", err=True)
+        say(f"{name} …", err=True)
         rows += PARTS[name]()
     told = [row.summary() for row in rows]
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ import typer
 from tightwire import files
 from tightwire.cli import made
 from tightwire.cli.options import JsonOption
+from tightwire.cli.table import say
 from tightwire.errors import LabError
 from tightwire.profile import Profile
 from tightwire.study import table as tables
@@ -73,7 +74,7 @@ def table(
     files.write_text(path, json.dumps(document, indent=1) + "\n")
     files.write_text(path.with_suffix(".md"), tables.markdown(entries))
     typer.echo(json.dumps({"rows": tables.rows(entries)}) if as_json else tables.markdown(entries))
-    typer.echo(f"Kept in {path} and {path.with_suffix('.md')}", err=True)
+    say(f"Kept in {path} and {path.with_suffix('.md')}", err=True)
 
 
 def _computes(path: pathlib.Path, names: tuple[str, ...]) -> dict[str, Profile]:
@@ -86,4 +87,4 @@ def _computes(path: pathlib.Path, names: tuple[str, ...]) -> dict[str, Profile]:
 def _show(trial: Trial | Wanted) -> None:
     if isinstance(trial, Trial):
         metric = trial.error or ("diverged" if trial.metric is None else f"{trial.metric:.4f}")
-        typer.echo(f"{trial.task} {trial.plan} seed {trial.seed}: {metric}", err=True)
+        say(f"{trial.task} {trial.plan} seed {trial.seed}: {metric}", err=True)

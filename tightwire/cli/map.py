@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated
 
@@ -13,8 +14,10 @@ from tightwire import files
 from tightwire.cli import made
 from tightwire.cli.app import App, progress
 from tightwire.cli.options import JsonOption
+from tightwire.cli.table import print_rows, say
 from tightwire.planner import landscape
 from tightwire.planner.landscape_picture import picture
+from tightwire.units import print_ms
 
 COMMAND = "tightwire map"
 PICTURED_WORKERS = 16
@@ -46,8 +49,27 @@ def map_(
     files.write_text(out.with_suffix(".md"), _about() + text + "\n")
     files.write_text(out.with_suffix(".html"), landscape.page(cells, COMMAND))
     files.write_text(out.with_suffix(".svg"), picture(cells, PICTURED_WORKERS, COMMAND))
-    typer.echo(json.dumps({"cells": rows}) if as_json else text)
-    typer.echo(f"Kept in {out}, and beside it as .md, .html and .svg", err=True)
+    if as_json:
+        typer.echo(json.dumps({"cells": rows}))
+    else:
+        _print(cells)
+    say(f"Kept in {out}, and beside it as .md, .html and .svg", err=True)
+
+
+def _print(cells: Sequence[landscape.MapCell]) -> None:
+    head = ("compute per 100 MB", *(f"{g:g} Gb/s" for g in landscape.GIGABITS))
+    for allow, workers, rows in landscape.grids(cells):
+        say(f"{allow}, {workers} workers", "")
+        shown = [
+            (print_ms(compute_s), *(f"{cell.letter} {cell.speedup:.1f} ×" for cell in row))
+            for compute_s, row in zip(landscape.COMPUTE_S, rows, strict=True)
+        ]
+        print_rows(head, shown)
+        say("")
+    say(*(f"{idea.letter}: {idea.title} ({', '.join(idea.plans)})" for idea in landscape.IDEAS), "")
+    say(
+        *(f"{name}: {print_ms(compute_s)} of compute per 100 MB" for name, compute_s in landscape.landmarks())
+    )
 
 
 def _cells() -> list[landscape.MapCell]:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-import sys
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
-from tightwire.cli.table import print_rows, width_of
+from tightwire.cli.table import print_rows, say
 from tightwire.cluster import PAYLOAD_SHARE, Cluster, Prices
 from tightwire.cluster.presets import PRESETS, preset
 from tightwire.errors import FileError
@@ -297,7 +295,7 @@ def _hardware(text: str) -> Cluster:
 def told(cluster: Cluster) -> Cluster:
     """Tells what a reader of this cluster must know; returns it."""
     for remark in cluster.remarks:
-        typer.echo(f"cluster: {remark}", err=True)
+        say(f"cluster: {remark}", err=True)
     return cluster
 
 
@@ -307,14 +305,7 @@ def print_ranking(rows: Sequence[Prediction], why: Sequence[str], as_json: bool)
         typer.echo(json.dumps({"ranking": [row.values() for row in rows], "why": list(why)}))
         return
     print_table(rows)
-    say(why)
-
-
-def say(sentences: Sequence[str]) -> None:
-    """Prints sentences, each wrapped to the terminal's width; into a pipe, a line each."""
-    width = width_of(sys.stdout)
-    for sentence in sentences:
-        typer.echo(textwrap.fill(sentence, width) if width else sentence)
+    say(*why)
 
 
 def print_table(rows: Sequence[Prediction], chances: Sequence[float] = (), costs: Sequence[str] = ()) -> None:

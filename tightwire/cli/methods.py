@@ -18,7 +18,7 @@ from tightwire.architecture.gossip import GRAPHS, METHODS
 from tightwire.catalogue import FAMILIES, arguments, catalogue
 from tightwire.cli.app import App
 from tightwire.cli.options import JsonOption
-from tightwire.cli.table import entries, lay_out, width_of, wrapped
+from tightwire.cli.table import entries, lay_out, say, width_of, wrapped
 from tightwire.errors import PlanError
 from tightwire.plan import Plan
 
@@ -191,7 +191,7 @@ AXES: dict[Axis, str] = {
 
 def _print(rows: list[dict[str, Any]], width: int | None) -> None:
     for axis, question in AXES.items():
-        typer.echo(f"{axis}: {question}")
+        say(f"{axis}: {question}")
         listed = [(row["name"], [row["title"]]) for row in rows if row["axis"] == axis]
         for line in entries(listed, width):
             typer.echo(line)
@@ -206,7 +206,7 @@ def _print(rows: list[dict[str, Any]], width: int | None) -> None:
 
 
 def _print_one(row: dict[str, Any], width: int | None) -> None:
-    typer.echo(f"{row['name']} ({row['axis']}: {AXES[row['axis']]})")
+    say(f"{row['name']} ({row['axis']}: {AXES[row['axis']]})")
     partners = [
         (f"with {axis}", [", ".join(row["combines_with"][axis]) or "nothing"])
         for axis in AXES
@@ -225,9 +225,9 @@ def _print_one(row: dict[str, Any], width: int | None) -> None:
 
 
 def _print_rates(rows: list[dict[str, Any]], width: int | None) -> None:
-    typer.echo("How fast each method is proven to converge; T counts steps, n workers.\n")
+    say("How fast each method is proven to converge; T counts steps, n workers.", "")
     for axis, question in AXES.items():
-        typer.echo(f"{axis}: {question}")
+        say(f"{axis}: {question}")
         for row in (row for row in rows if row["axis"] == axis):
             rate = row["rate"]
             said = (
@@ -274,7 +274,7 @@ def _print_policies(width: int | None) -> None:
             if not legal:
                 reasons.setdefault(_reason(mine), []).append(sync)
         rows.append((sync, *cells))
-    typer.echo("\nNumber of compressions that each policy takes over each architecture:\n")
+    say("", "Number of compressions that each policy takes over each architecture:", "")
     for line in lay_out(("sync", *architectures), rows, width=width):
         typer.echo(line)
     for reason, syncs in reasons.items():

@@ -14,7 +14,7 @@ from tightwire.cli.app import App
 from tightwire.cli.measured import ClusterOption
 from tightwire.cli.options import JsonOption
 from tightwire.cli.plan import AllowChoice
-from tightwire.cli.table import print_rows
+from tightwire.cli.table import print_rows, say
 from tightwire.cluster import Cluster
 from tightwire.errors import FileError
 from tightwire.parallel import Layouts, parallelise
@@ -118,10 +118,10 @@ def _print(found: Layouts) -> None:
         )
     print_rows(("layout", "step", "likely", "memory", "of peak"), cells)
     for sentence in found.why:
-        typer.echo(sentence)
-    typer.echo("\nWho talks (equal letters) among the first ranks:")
+        say(sentence)
+    say("", "Who talks (equal letters) among the first ranks:")
     for line in placement(_cut(found), found.best.how.workers):
-        typer.echo(f"    {line}")
+        say(f"    {line}")
     rows = link_loads(_cut(found), found)
     if rows:
         typer.echo()

@@ -33,11 +33,10 @@ from tightwire.cli.measured import (
     TrafficPriceOption,
     WorkersOption,
     print_table,
-    say,
 )
 from tightwire.cli.options import JsonOption
 from tightwire.cli.pictures import write_picture
-from tightwire.cli.table import print_rows, width_of
+from tightwire.cli.table import print_rows, say, width_of
 from tightwire.cluster import Prices
 from tightwire.planner import Ranking, recommend
 from tightwire.planner.curves import curves, figure
@@ -222,16 +221,16 @@ def _sweep(rows: Sequence[SweepRow], plot: pathlib.Path | None, as_json: bool) -
 def print_all(ranking: Ranking, *, explain: bool) -> None:
     """Prints the sentences, the fastest plan of each kind and, if asked, what is to be said beyond."""
     width = width_of(sys.stdout)
-    say(ranking.why)
+    say(*ranking.why)
     typer.echo()
     rows = ranking.shortlist
     print_table(rows, [ranking.chance(row) for row in rows[:MOST_ROWS]], _costs(ranking, rows[:MOST_ROWS]))
     looked = f"{ranking.considered} plans looked at, {ranking.pruned} of them left out by their lower bound."
-    say([looked if explain else f"{looked} More with --explain."])
+    say(looked if explain else f"{looked} More with --explain.")
     if not explain:
         return
     typer.echo()
-    say(ranking.details)
+    say(*ranking.details)
     if width is None or width >= DRAWING_WIDTH:
         bandwidths, drawn = curves(ranking)
         typer.echo()

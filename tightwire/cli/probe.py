@@ -18,7 +18,7 @@ from tightwire import files
 from tightwire.architecture import PROGRAMS
 from tightwire.cli.app import App
 from tightwire.cli.options import JsonOption
-from tightwire.cli.table import print_rows
+from tightwire.cli.table import print_rows, say
 from tightwire.cluster import Cluster
 from tightwire.cluster.imports.measured import NOISY_RESIDUAL
 from tightwire.errors import LabError, ProgramError
@@ -129,7 +129,7 @@ def _print(cluster: Cluster, out: pathlib.Path, as_json: bool) -> None:
         for pair in cluster.pairs
     ]
     print_rows(("workers", "latency", "one way", "both ways"), pairs)
-    typer.echo("\nPrograms: time = α + β · payload sent\n")
+    say("", "Programs: time = α + β · payload sent", "")
     fits = [
         (
             fit.program,
@@ -140,15 +140,13 @@ def _print(cluster: Cluster, out: pathlib.Path, as_json: bool) -> None:
         for fit in cluster.fits
     ]
     print_rows(("program", "α", "1/β", "fit error"), fits)
-    typer.echo(
-        "fit error: how far measured times lie from the line, root mean square; predictions are as far off."
-    )
+    say("fit error: how far measured times lie from the line, root mean square; predictions are as far off.")
     if noisy := [fit.program for fit in cluster.fits if fit.residual > NOISY_RESIDUAL]:
-        typer.echo(
+        say(
             f"More than {NOISY_RESIDUAL:.0%} for {', '.join(noisy)}: the machine or the network was not quiet. Measure "
             "again, with a larger --budget."
         )
-    typer.echo(
+    say(
         f"{cluster.workers} workers, {print_rate(cluster.bandwidth_bytes_per_s)} of payload each way at once, "
         f"{print_ms(cluster.latency_s)} of latency; written to {out}."
     )

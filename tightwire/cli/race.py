@@ -11,7 +11,7 @@ import typer
 
 from tightwire.cli.app import App
 from tightwire.cli.options import HostsOption, JsonOption, RateOption, shaped_rate
-from tightwire.cli.table import print_rows
+from tightwire.cli.table import print_rows, say
 from tightwire.errors import LabError
 from tightwire.lab import Lab, OutputLine, Topology
 from tightwire.planner.candidates import ALLOWANCES
@@ -65,7 +65,7 @@ def race(
     rows = [_cells(contender) for contender in found["contenders"]]
     head = ["plan", "step, predicted", "step", "loss", "loss/s", "seconds", "remark"]
     print_rows(head, rows, caption=" ".join(found["why"]))
-    typer.echo(f"\n{found['winner']} is the best; the trials of the others took {found['cost_s']:.1f} s.")
+    say("", f"{found['winner']} is the best; the trials of the others took {found['cost_s']:.1f} s.")
 
 
 def _run(script: list[str], order: dict[str, Any], topology: Topology) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def _run(script: list[str], order: dict[str, Any], topology: Topology) -> dict[s
             typer.echo(f"[{line.rank}] {line.text}", err=True)
 
     with Lab(topology) as lab:
-        typer.echo(f"lab: {lab.describe()}", err=True)
+        say(f"lab: {lab.describe()}", err=True)
         command = [sys.executable, "-m", "tightwire.study.raced", json.dumps(order), *script]
         ended = lab.run(command, on_line=hear)
     if not found:

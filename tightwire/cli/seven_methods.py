@@ -15,8 +15,8 @@ from rich.console import Console
 from tightwire import files
 from tightwire.cli import made
 from tightwire.cli.options import HostsOption, JsonOption, RateOption, shaped_rate
+from tightwire.cli.table import print_rows, say
 from tightwire.errors import LabError
-from tightwire.study.report import aligned
 from tightwire.units import of_option, parse_seconds
 from tightwire.validate import seven_report
 from tightwire.validate.seven_in_lab import Cell, Experiment, run
@@ -78,14 +78,14 @@ def seven_methods(
         ):
             cells.append(cell)
             _keep(cells, about, out)
-            typer.echo(_shown(cell), err=as_json)
+            _show(cell, err=as_json)
     kept = ", ".join(map(str, _keep(cells, about, out)))
     if as_json:
         typer.echo(json.dumps({**about, "cells": seven_report.facts(cells)}))
     else:
         for sentence in seven_report.sentences(cells):
-            typer.echo(sentence)
-    typer.echo(f"Kept in {kept}", err=True)
+            say(sentence)
+    say(f"Kept in {kept}", err=True)
 
 
 def _experiment(
@@ -105,13 +105,11 @@ def _experiment(
     )
 
 
-def _shown(cell: Cell) -> str:
-    lines = (
-        seven_report.title(cell),
-        aligned(seven_report.table(cell)),
-        seven_report.order(cell),
-    )
-    return "\n\n".join(lines) + "\n"
+def _show(cell: Cell, *, err: bool) -> None:
+    say(seven_report.title(cell), "", err=err)
+    head, *rows = seven_report.table(cell)
+    print_rows(head, rows, err=err)
+    say("", seven_report.order(cell), "", err=err)
 
 
 def _keep(cells: Sequence[Cell], about: dict[str, Any], path: pathlib.Path) -> list[pathlib.Path]:

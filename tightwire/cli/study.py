@@ -15,7 +15,7 @@ from tightwire.cli import equal_time, layers, loss_table, made, seven_methods
 from tightwire.cli.app import App, CommandGroup
 from tightwire.cli.map import map_
 from tightwire.cli.options import JsonOption
-from tightwire.cli.table import print_rows
+from tightwire.cli.table import print_rows, say
 from tightwire.errors import LabError
 from tightwire.lab import parse_rate
 from tightwire.study import rates, report
@@ -100,7 +100,7 @@ def study(
         seeds = 1
     found = _conduct(chosen, range(chosen.first_seed, chosen.first_seed + seeds), results)
     if chosen.name.endswith(rates.SUFFIX):
-        typer.echo(f"The best factors of rates are kept in {rates.write(chosen, found)}.", err=True)
+        say(f"The best factors of rates are kept in {rates.write(chosen, found)}.", err=True)
     files.write_text(path.with_suffix(".md"), report.markdown(chosen, found))
     if as_json:
         rows = report.rows(chosen, found)
@@ -108,7 +108,7 @@ def study(
         typer.echo(json.dumps({"study": chosen.name, "rows": rows, "claims": claims}))
     else:
         _print(chosen, found)
-    typer.echo(f"Kept in {path} and {path.with_suffix('.md')}", err=True)
+    say(f"Kept in {path} and {path.with_suffix('.md')}", err=True)
 
 
 def _chosen(name: str, time_to_loss: bool) -> Study:
@@ -149,15 +149,15 @@ def _line(trial: Trial) -> str:
 def _print(chosen: Study, found: Results) -> None:
     """Prints what the report holds."""
     for title, table in report.tables(chosen, found):
-        typer.echo(f"{title}\n")
+        say(f"{title}", "")
         print_rows(table[0], table[1:])
         typer.echo()
     sentence = ""
     for claim, verdict in report.verdicts(chosen, found):
         if claim != sentence:
-            typer.echo(claim)
+            say(claim)
             sentence = claim
-        typer.echo(f"    {verdict}")
+        say(f"    {verdict}")
 
 
 app = App(

@@ -43,6 +43,14 @@ def print_rows(
         typer.echo("\n".join(wrapped(caption, width)), err=err)
 
 
+def say(*sentences: str, err: bool = False) -> None:
+    """Prints sentences, each wrapped to the terminal's width, in a pipe a line each; an empty one is a blank line."""
+    width = width_of(sys.stderr if err else sys.stdout)
+    for sentence in sentences:
+        for line in wrapped(sentence, width) or [""]:
+            typer.echo(line, err=err)
+
+
 def width_of(stream: IO[str]) -> int | None:
     """Returns how many columns of text there is room for; None for a pipe or a file, which have no end.
 
@@ -134,11 +142,11 @@ def _packed(pairs: Sequence[str], width: int) -> Iterator[str]:
     for pair in pairs:
         longer = f"{line}{GAP * 2}{pair}" if line else pair
         if line and len(INDENT) + len(longer) > width:
-            yield INDENT + line
+            yield from _folded(INDENT + line, width)
             longer = pair
         line = longer
     if line:
-        yield INDENT + line
+        yield from _folded(INDENT + line, width)
 
 
 def entries(rows: Sequence[tuple[str, Sequence[str]]], width: int | None, column: int = 20) -> Iterator[str]:

@@ -14,7 +14,7 @@ from tightwire import files
 from tightwire.cli import made
 from tightwire.cli.app import App
 from tightwire.cli.options import JsonOption, RateOption, shaped_rate
-from tightwire.cli.table import print_rows
+from tightwire.cli.table import print_rows, say
 from tightwire.tour import curves
 from tightwire.tour import report as tour_report
 from tightwire.tour import tour as tours
@@ -72,7 +72,7 @@ def tour(
     files.write_text(out / "curves.svg", curves.picture(result, f"{made.command()} · {made.machine()}"))
     if not as_json:
         _print(result)
-    typer.echo(f"The report, with curves, timeline and reasons: {report}", err=True)
+    say(f"The report, with curves, timeline and reasons: {report}", err=True)
     if as_json:
         typer.echo(json.dumps(result.to_json()))
 

@@ -13,7 +13,7 @@ from tightwire import files
 from tightwire.cli import made
 from tightwire.cli.app import App
 from tightwire.cli.options import JsonOption
-from tightwire.cli.table import print_rows
+from tightwire.cli.table import print_rows, say
 from tightwire.errors import FileError
 from tightwire.validate import Table, report, utilisation
 from tightwire.validate.tables import TABLES
@@ -82,7 +82,7 @@ def validate(
         raise FileError(f"--plot {plot} draws utilisation; write --utilisation as well.")
     tables = []
     for name in (name for name in only or TABLES if name not in (without or ())):
-        typer.echo(f"{name} …", err=True)
+        say(f"{name} …", err=True)
         tables.append(TABLES[name]())
     rows = [row for table in tables for row in table.rows()]
     if out is not None:
@@ -90,7 +90,7 @@ def validate(
         needs = [] if only else list(utilisation.needs())
         page = report.markdown(tables, needs, made.command(), made.machine())
         files.write_text(out.with_suffix(".md"), page)
-        typer.echo(f"Stored in {out}, and beside it as .md.", err=True)
+        say(f"Stored in {out}, and beside it as .md.", err=True)
     if as_json:
         typer.echo(json.dumps({"tables": rows}))
     else:
@@ -98,7 +98,7 @@ def validate(
             _print_points(tables)
         _print(tables)
     if strict and (missed := [table.name for table in tables if missed_targets(table)]):
-        typer.echo(f"tightwire: targets are missed by {', '.join(missed)}.", err=True)
+        say(f"tightwire: targets are missed by {', '.join(missed)}.", err=True)
         raise typer.Exit(1)
 
 
@@ -152,7 +152,7 @@ def _print(tables: Sequence[Table]) -> None:
         "covered: share of measurements inside the intervals that were stated, which are to hold 80 %.",
     )
     for table in tables:
-        typer.echo(f"{table.name}: {verdict(table)}. {table.note}")
+        say(f"{table.name}: {verdict(table)}. {table.note}")
 
 
 def missed_targets(table: Table) -> list[str]:

@@ -10,6 +10,7 @@ import typer
 from tightwire.bench.kernels import default_kernels
 from tightwire.cli.app import App, progress
 from tightwire.cli.options import JsonOption
+from tightwire.cli.table import say
 from tightwire.errors import LabError
 
 app = App()
@@ -65,6 +66,6 @@ def warm(
         typer.echo(json.dumps({"rows": rows}))
         return
     total_s = sum(float(str(row["seconds"])) for row in rows)
-    typer.echo(
+    say(
         f"{len(rows)} codecs are compiled for {' and '.join(kinds)}, or were on disk already ({total_s:.1f} s)."
     )

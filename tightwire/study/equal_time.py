@@ -9,7 +9,7 @@ import pathlib
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -234,15 +234,20 @@ def markdown(rows: Sequence[dict[str, Any]], workers: int) -> str:
         *(f"- {sentence}" for sentence in verdicts(rows)),
         "",
     ]
-    for rate in dict.fromkeys(row["rate_bytes_per_s"] for row in rows):
-        lines += [f"## {print_rate(rate)}", ""]
-        lines += [
-            "| job | contestant | plan | steps | loss | over DDP | to DDP's loss, s |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows if row["rate_bytes_per_s"] == rate]
+    for title, cells in tables(rows):
+        lines += [f"## {title}", ""]
+        lines += [f"| {' | '.join(row)} |" for row in (HEAD, ["---"] * len(HEAD), *cells)]
         lines.append("")
     return "\n".join(lines)
+
+
+HEAD = ("job", "contestant", "plan", "steps", "loss", "over DDP", "to DDP's loss, s")
+
+
+def tables(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list[list[str]]]]:
+    """Yields a table per rate: its title, and its rows under `HEAD`."""
+    for rate in dict.fromkeys(row["rate_bytes_per_s"] for row in rows):
+        yield print_rate(rate), [_cells(row) for row in rows if row["rate_bytes_per_s"] == rate]
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from tightwire.bench.chaos import TrialOutcome
 from tightwire.cli.app import progress
 from tightwire.cli.options import JsonOption
 from tightwire.cli.pictures import write_picture
-from tightwire.cli.table import print_rows
+from tightwire.cli.table import print_rows, say
 from tightwire.errors import LabError
 from tightwire.files import require_writable
 
@@ -86,7 +86,7 @@ def chaos(
         trial = outcome.trial
         at = f"at step {trial.at_step}" if trial.at_step >= 0 else "at the start"
         for sentence in outcome.found:
-            typer.echo(f"{trial.plan}, {trial.fault} of rank {trial.victim} {at}: {sentence}", err=True)
+            say(f"{trial.plan}, {trial.fault} of rank {trial.victim} {at}: {sentence}", err=True)
     rows = families(outcomes)
     if page is not None:
         title = f"{len(outcomes)} faults, seed {seed}: {len(wrong)} ended wrong"

@@ -13,7 +13,7 @@ from tightwire.bench.collectives import CollectiveRow, CollectivesBench
 from tightwire.bench.programs import split_programs
 from tightwire.cli.app import progress
 from tightwire.cli.options import HostsOption, JsonOption, RateOption, shaped_rate
-from tightwire.cli.table import print_rows
+from tightwire.cli.table import print_rows, say
 from tightwire.units import of_option, parse_bytes, print_bytes
 
 HEAD = ("program", "size", "ms", "range", "bound ms", "ratio", "of own bound")
@@ -64,7 +64,7 @@ def collectives(
     )
     with progress(asked.num_samples, "the lab starts") as tell:
         rows, about = collectives_bench.measure(asked, on_sample=lambda text: tell(text, 1))
-    typer.echo(f"bench: {about}", err=True)
+    say(f"bench: {about}", err=True)
     if as_json:
         typer.echo(json.dumps({"rows": [asdict(row) for row in rows]}))
         return

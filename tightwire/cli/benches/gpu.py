@@ -10,7 +10,7 @@ import typer
 
 from tightwire.cli.app import progress
 from tightwire.cli.options import JsonOption
-from tightwire.cli.table import print_rows
+from tightwire.cli.table import print_rows, say
 
 
 def gpu(
@@ -55,6 +55,6 @@ def gpu(
             (p["name"], "yes" if p["ok"] else "NO", p["said"], f"{p['seconds']:.0f}") for p in found["parts"]
         ]
         print_rows(("part", "holds", "found", "s"), rows, texts=3)
-        typer.echo(f"written: {folder / 'gpu.json'} and {folder / 'gpu.md'}")
+        say(f"written: {folder / 'gpu.json'} and {folder / 'gpu.md'}")
     if not all(part["ok"] for part in found["parts"]):
         raise typer.Exit(1)

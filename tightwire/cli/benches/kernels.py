@@ -13,7 +13,7 @@ from tightwire.bench import kernels as kernels_bench
 from tightwire.bench.kernels import KernelRow
 from tightwire.cli.app import progress
 from tightwire.cli.options import JsonOption
-from tightwire.cli.table import print_rows
+from tightwire.cli.table import print_rows, say
 from tightwire.errors import LabError
 
 
@@ -62,7 +62,7 @@ def kernels(
     head = ("codec", "phase", "elements", "ms", "copy ms", "ratio", "torch ms", "floor ms", "of floor")
     print_rows(head, [tuple(_cells(row)) for row in rows], texts=2)
     for kernel, floor in {row.kernel: row.floor for row in rows if row.floor}.items():
-        typer.echo(f"floor of {kernel}: {floor}")
+        say(f"floor of {kernel}: {floor}")
 
 
 def _compile(capabilities: list[int], as_json: bool) -> None:

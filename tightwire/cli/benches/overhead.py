@@ -10,7 +10,7 @@ import typer
 
 from tightwire.cli.app import progress
 from tightwire.cli.options import JsonOption
-from tightwire.cli.table import print_rows
+from tightwire.cli.table import print_rows, say
 
 
 def overhead(
@@ -55,5 +55,5 @@ def overhead(
         ],
         caption="Processor time of the thread that steps. Over plain: the median over pairs of steps.",
     )
-    typer.echo(f"parameters after both: {'the same, to the bit' if found.identical else 'DIFFERENT'}")
-    typer.echo(f"`import tightwire` adds {found.import_s * 1e3:.0f} ms to `import torch`")
+    say(f"parameters after both: {'the same, to the bit' if found.identical else 'DIFFERENT'}")
+    say(f"`import tightwire` adds {found.import_s * 1e3:.0f} ms to `import torch`")

@@ -12,7 +12,7 @@ from tightwire.bench import scripts as scripts_bench
 from tightwire.bench.scripts import PLANS, SCRIPTS, ScriptsBench
 from tightwire.cli.app import progress
 from tightwire.cli.options import JsonOption
-from tightwire.cli.table import print_rows
+from tightwire.cli.table import print_rows, say
 from tightwire.errors import PlanError
 
 
@@ -40,11 +40,9 @@ def scripts(
     if as_json:
         typer.echo(json.dumps({"rows": [asdict(row) for row in rows], "summary": found}))
     else:
-        lines = [
-            (row.script, row.plan, row.verdict, f"{row.apart:.1e}" if not row.why else row.why[:60])
-            for row in rows
-        ]
-        print_rows(("script", "plan", "verdict", "from DDP"), lines)
-        typer.echo(", ".join(f"{count} {verdict}" for verdict, count in found.items()))
+        lines = [(row.script, row.plan, row.verdict, "" if row.why else f"{row.apart:.1e}") for row in rows]
+        print_rows(("script", "plan", "verdict", "from DDP"), lines, texts=3)
+        say(*(f"{row.script} under {row.plan}: {row.why}" for row in rows if row.why))
+        say(", ".join(f"{count} {verdict}" for verdict, count in found.items()))
     if found["wrong"]:
         raise typer.Exit(1)

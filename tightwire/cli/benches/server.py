@@ -11,7 +11,7 @@ import typer
 from tightwire.bench.server import ServerRow
 from tightwire.cli.app import progress
 from tightwire.cli.options import HostsOption, JsonOption, RateOption, shaped_rate
-from tightwire.cli.table import print_rows
+from tightwire.cli.table import print_rows, say
 from tightwire.errors import LabError
 from tightwire.units import of_option, parse_seconds
 
@@ -56,7 +56,7 @@ def server(
     )
     with progress(len(asked.plans), "the lab starts") as tell:
         rows, about = server_bench.measure(asked, lambda plan: tell(plan, 1))
-    typer.echo(f"bench: {about}", err=True)
+    say(f"bench: {about}", err=True)
     if as_json:
         typer.echo(json.dumps({"rows": [asdict(row) for row in rows]}))
         return

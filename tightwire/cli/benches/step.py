@@ -15,7 +15,7 @@ from tightwire.bench import step as step_bench
 from tightwire.bench.step import StepBench, StepRow
 from tightwire.cli.app import progress
 from tightwire.cli.options import HostsOption, JsonOption, RateOption, shaped_rate
-from tightwire.cli.table import print_rows
+from tightwire.cli.table import print_rows, say
 from tightwire.errors import LabError
 from tightwire.units import of_option, parse_bytes, parse_seconds
 from tightwire.workloads.emulated import Workload, shaped_like, uniform
@@ -136,7 +136,7 @@ def _measured(bench: StepBench, measure: Measure, *, err: bool) -> dict[str, Any
                 typer.echo(line, err=True)
 
         bench, rows, about = measure(bench, tell)
-    typer.echo(f"bench: {about}", err=True)
+    say(f"bench: {about}", err=True)
     _print_rows(bench, rows, err=err)
     return {
         "workload": name,

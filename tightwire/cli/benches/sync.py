@@ -12,7 +12,7 @@ from tightwire.bench import sync as sync_bench
 from tightwire.bench.sync import SyncBench, SyncRow
 from tightwire.cli.app import progress
 from tightwire.cli.options import HostsOption, JsonOption, RateOption, shaped_rate
-from tightwire.cli.table import print_rows
+from tightwire.cli.table import print_rows, say
 from tightwire.units import of_option, parse_bytes, parse_seconds
 from tightwire.workloads.emulated import uniform
 
@@ -57,7 +57,7 @@ def sync(
     )
     with progress(len(asked.plans), "the lab starts") as tell:
         rows, about = sync_bench.measure(asked, lambda plan: tell(plan, 1))
-    typer.echo(f"bench: {about}", err=True)
+    say(f"bench: {about}", err=True)
     if as_json:
         typer.echo(json.dumps({"window_steps": asked.window, "rows": [asdict(row) for row in rows]}))
         return
@@ -93,13 +93,13 @@ def _print_rows(asked: SyncBench, rows: list[SyncRow]) -> None:
         for row in rows
     ]
     print_rows(HEAD, lines)
-    typer.echo(
+    say(
         f"Peak: the most that a worker sends in {asked.window} steps. Needs: the rate that carries it in the compute "
         "time of as many steps."
     )
     for row in rows:
         if row.bound is not None and row.ratio is not None:
-            typer.echo(
+            say(
                 f"{row.plan}: {row.ratio:.3f} of {asked.reference}'s peak, at most {row.bound:.3f} wanted"
                 f"{_said(row.ratio <= row.bound)}; p99/p50 {row.jitter:.2f}, at most {sync_bench.SLACK:g} wanted"
                 f"{_said(row.jitter <= sync_bench.SLACK)}"
