@@ -41,6 +41,7 @@ PLANS = [
     "ssp:2/ps:shards=2/int8+ef",
     "asp:dc=0.04/ps:servers=1,mix=true/topk:0.1+ef",
     "backup:1/ps:servers=2",
+    "async-diloco:2,dynamic=true/ps:servers=1,mix=true/int8+ef",
 ]
 
 

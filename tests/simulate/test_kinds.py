@@ -35,7 +35,10 @@ def test_all_who_wait_wait_for_the_slowest(plan: str) -> None:
 
 def test_who_waits_for_nobody_goes_at_the_pace_of_the_mean() -> None:
     # Two make 1/0.3 steps a second, two 1/0.6: 10 a second of all four.
-    assert predict("asp/ps", EXACT, cluster(FAST, SLOW)).step_s == pytest.approx(0.4, rel=0.01)
+    asp, diloco = (predict(plan, EXACT, cluster(FAST, SLOW)) for plan in ("asp/ps", "async-diloco:8/ps"))
+    assert asp.step_s == pytest.approx(0.4, rel=0.01)
+    assert diloco.step_s == pytest.approx(0.4, rel=0.01)
+    assert diloco.bytes_per_step == pytest.approx(asp.bytes_per_step / 8, abs=1)
 
 
 def test_a_quorum_waits_for_its_last_one_and_for_the_grace() -> None:
