@@ -110,6 +110,29 @@ def test_an_error_inside_an_attached_run_reaches_the_others(plan: str) -> None:
         assert "ValueError: bad batch" in end.answer[1]
 
 
+def test_a_death_in_a_collective_of_the_program_s_own_is_named() -> None:
+    """Scripts and trainers average losses by torch.distributed, whose error names nobody: within a run, and without."""
+    ended = run_processes(
+        3,
+        """
+        t = transport.init(deadline_s=5)
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            dist.all_reduce(torch.zeros(1))
+        except RuntimeError as error:
+            if rank == 0:
+                t.fail(error)
+            raise
+        """,
+        check=False,
+    )
+    assert [end.code for end in ended] == [1, -9, 1]
+    raised = "PeerError: rank 1 died while this worker waited in a collective of the program's own"
+    assert raised in ended[0].err
+    assert "\nrank 1 died while this worker waited in a collective of the program's own" in ended[2].err
+
+
 def test_ipv6_alone_is_enough() -> None:
     with socket.socket(socket.AF_INET6) as probe:
         try:

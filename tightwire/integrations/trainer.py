@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from tightwire.errors import AttachError
+from tightwire.errors import AttachError, PeerError
 from tightwire.integrations._extras import needed
 from tightwire.integrations.ddp import DDPHook, ddp_hook
 from tightwire.plan import Plan
-from tightwire.transport import init
+from tightwire.transport import current, init
 
 with needed("transformers", extra="transformers"):
     from transformers import Trainer, TrainerCallback
@@ -44,7 +44,12 @@ def compress(trainer: Trainer, plan: Plan | str, *, seed: int = 0) -> TightwireC
     @functools.wraps(train)
     def train_from(resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         callback.resumes_from = resume_from_checkpoint  # callbacks are not told
-        return train(resume_from_checkpoint, *args, **kwargs)
+        try:
+            return train(resume_from_checkpoint, *args, **kwargs)
+        except BaseException as error:
+            if callback.hook is not None and not isinstance(error, PeerError):
+                current().fail(error)
+            raise
 
     trainer.train = train_from
     return callback

@@ -159,7 +159,14 @@ class Transport(abc.ABC):
 
     @abc.abstractmethod
     def fail(self, error: BaseException) -> None:
-        """Tells all ranks why what runs here has failed, before its channels close; local."""
+        """Tells all ranks why what runs here has failed, before its channels close.
+
+        Contract: local; blocks only where the error is that of a connection which torch.distributed lost in a collective
+        of its own, which names nobody: then it is found who is to blame, and nobody is told that this rank failed.
+
+        Raises:
+            PeerError: the error is one of those; names who is to blame.
+        """
 
     @abc.abstractmethod
     def announce(self, number: int) -> None:

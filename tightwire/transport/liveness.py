@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import sys
 import threading
 import time
 import weakref
@@ -173,6 +172,10 @@ class Liveness:
             )
         return self.accuse(wait)
 
+    def wait_for_all(self, what: str) -> Wait:
+        """Returns a wait for every other rank."""
+        return Wait(frozenset(self._peers), what)
+
     def accuse(self, wait: Wait | None) -> PeerError:
         """Returns the error for a wait that the verdict, which is known, has ended."""
         assert self.verdict is not None
@@ -206,11 +209,6 @@ class Liveness:
         with self.changed:
             self.changed.notify_all()
         self._ear.close()
-
-    def leave_at_exit(self) -> None:
-        """Leaves because the program ends, perhaps by an exception: then says which."""
-        error: BaseException | None = sys.__dict__.get("last_value")
-        self.leave("" if error is None else error_text(error))
 
     # What the ear hears
 

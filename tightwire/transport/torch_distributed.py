@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import itertools
+import logging
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tightwire.errors import TransportError
+from tightwire.errors import PeerError, TightwireError, TransportError
 from tightwire.transport.base import Transport, Watch, Work, check_group, check_message, check_summable
 from tightwire.transport.blame import Wait, describe
 from tightwire.transport.helpers import Helpers
@@ -27,6 +29,7 @@ POISON_TAG: Final = 2**31 - 2
 POINT_TO_POINT: Final = ("send", "receive")
 FOR_EVER: Final = timedelta(days=365)
 _helpers = Helpers("tightwire waits")
+log = logging.getLogger("tightwire")
 
 
 @final
@@ -121,6 +124,10 @@ class TorchDistributed(Transport):
 
     def fail(self, error: BaseException) -> None:
         """Tells all ranks of the world, unless they know of an error already."""
+        if is_broken_connection(error):
+            raise self._liveness.blame(
+                self._liveness.wait_for_all("in a collective of the program's own")
+            ) from error
         self._liveness.fail(error_text(error))
 
     def announce(self, number: int) -> None:
@@ -144,7 +151,13 @@ class TorchDistributed(Transport):
 
     def leave_at_exit(self) -> None:
         """Closes the world's transport because the program ends, perhaps by an error, of which all are told."""
-        self._liveness.leave_at_exit()
+        error: BaseException | None = sys.__dict__.get("last_value")
+        if error is not None:
+            try:
+                self.fail(error)
+            except PeerError as named:  # the traceback of the program's own error has named nobody
+                log.error("%s", named)
+        self._liveness.leave("" if error is None else error_text(error))
         self._close_connections()
 
     def _close_connections(self) -> None:
@@ -289,6 +302,13 @@ class _Watch:
 
     def close(self) -> None:
         self._liveness.unwatch(self)
+
+
+def is_broken_connection(error: BaseException) -> bool:
+    """Whether an error is that of a collective of torch.distributed's whose connections broke."""
+    if isinstance(error, TightwireError) or not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, dist.DistError) or "gloo/transport/" in str(error)
 
 
 def guarded(liveness: Liveness, call: Callable[[], Any], wait: Wait) -> Any:
