@@ -161,8 +161,8 @@ class Transport(abc.ABC):
     def fail(self, error: BaseException) -> None:
         """Tells all ranks why what runs here has failed, before its channels close.
 
-        Contract: local; blocks only where the error is that of a connection which torch.distributed lost in a collective
-        of its own, which names nobody: then it is found who is to blame, and nobody is told that this rank failed.
+        Contract: local; blocks only where the error is that of a connection which torch.distributed lost in one of its
+        own collectives, which names nobody: then it is found who is to blame, and nobody hears that this rank failed.
 
         Raises:
             PeerError: the error is one of those; names who is to blame.

@@ -22,8 +22,10 @@ class ChaosFault:
         expected: how the others end.
         victim_ends: whether the victim's own process ends by itself.
         where: the workers live.
-        strikes: any rank, the one that hosts the rendezvous (rank 0), or a dedicated server.
+        strikes: any rank, the one that hosts the rendezvous (rank 0), a dedicated server, or the lighthouse of an
+            elastic job.
         at_start: whether it is there from the beginning, and not at a random step.
+        elastic: how the others end in an elastic job; None: as `expected`, and done without where it loses.
     """
 
     name: str
@@ -31,8 +33,9 @@ class ChaosFault:
     expected: Expected
     victim_ends: bool = True
     where: Where = "loopback"
-    strikes: Literal["anyone", "host", "server"] = "anyone"
+    strikes: Literal["anyone", "host", "server", "lighthouse"] = "anyone"
     at_start: bool = False
+    elastic: Expected | None = None
 
 
 FAULTS: Final = {
@@ -64,10 +67,17 @@ FAULTS: Final = {
         ChaosFault(name="other-plan", about="one rank has another plan", expected="named", at_start=True),
         ChaosFault(name="other-model", about="one rank has another model", expected="named", at_start=True),
         ChaosFault(name="other-rate", about="one rank has another learning rate", expected="named", at_start=True),
-        ChaosFault(name="kill-joining", about="killed while the workers join", expected="named", at_start=True),
+        ChaosFault(
+            name="kill-joining", about="killed while the workers join", expected="named", at_start=True,
+            elastic="goes-on",
+        ),
         ChaosFault(
             name="freeze-joining", about="stopped while the workers join", expected="named", victim_ends=False,
-            at_start=True,
+            at_start=True, elastic="goes-on",
+        ),
+        ChaosFault(
+            name="kill-lighthouse", about="the lighthouse of an elastic job is killed", expected="goes-on",
+            strikes="lighthouse",
         ),
     )
 }  # fmt: skip
@@ -89,3 +99,6 @@ FAMILIES: Final[dict[str, Literal["ends", "goes-on"]]] = {
     "asp/ps:servers=1": "goes-on",
     "ssp:2/ps:servers=1": "goes-on",
 }
+
+# One plan of each family that an elastic job can train: all others go on, whoever is gone.
+ELASTIC: Final = ("bsp", "bsp/allreduce:ring/int8+ef", "bsp/allreduce/none/p3", "local:4", "diloco:4")
