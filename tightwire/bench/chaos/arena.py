@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
@@ -14,13 +15,14 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from tightwire.bench.chaos.faults import FAULTS
-from tightwire.bench.chaos.worker import ChaosTrial, run_worker
+from tightwire.bench.chaos.worker import LIGHTHOUSE, ChaosTrial, run_worker, serve_lighthouse
+from tightwire.errors import LabError
 
 # Beyond the deadline a worker may take so long to say why it ends, and to end.
 MORE_S: Final = 10.0
@@ -71,20 +73,38 @@ def run_trial(trial: ChaosTrial) -> Ending:
         tempfile.mkdtemp(prefix="tightwire-chaos-")
     )  # nothing that a fork would clean up at its end
     disk = folder / "disk" if trial.fault == "full-disk" else None
-    processes = dict[int, int]()
+    processes, lighthouse = dict[int, int](), 0
     try:
         if disk is not None:
             _mount_full(disk)
         environment = environment_of(trial.workers)
+        if trial.elastic:
+            lighthouse = _fork(lambda: serve_lighthouse(folder), folder, "lighthouse", {})
+            environment |= {
+                "TORCHFT_LIGHTHOUSE": _address(folder),
+                "TIGHTWIRE_MIN_WORKERS": str(trial.min_workers),
+            }
+
+        def start(rank: int, trial: ChaosTrial = trial, **more: str) -> int:
+            told = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank), **more}
+            pid = _fork(lambda: run_worker(trial, rank, folder), folder, str(rank), told)
+            processes[pid] = rank
+            return pid
+
         for rank in range(trial.workers):
-            processes[_fork(trial, rank, folder, environment)] = rank
-        codes = _watch(trial, processes, folder)
+            start(rank)
+        # Who comes back may train alone, where the others have ended meanwhile.
+        again = functools.partial(start, trial.victim, replace(trial, victim=-1), TIGHTWIRE_MIN_WORKERS="1")
+        codes = _watch(trial, processes, folder, again if trial.fault == "rejoin" else None)
         leftovers = [path.name for path in folder.rglob("*") if path.suffix == ".part" or path.parent == disk]
         leftovers += [f"process group of rank {rank}" for pid, rank in processes.items() if _is_there(pid)]
         workers = [ended(folder, rank, *codes[rank]) for rank in range(trial.workers)]
         struck_s = struck_at(folder)
     finally:
-        for pid in processes:  # also where this campaign is interrupted, of which they hear nothing
+        for pid in (
+            *processes,
+            *filter(None, [lighthouse]),
+        ):  # also where this campaign is interrupted, of which they hear nothing
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, signal.SIGKILL)
         if disk is not None and disk.is_mount():
@@ -143,7 +163,22 @@ def environment_of(workers: int) -> dict[str, str]:
     }
 
 
-def _fork(trial: ChaosTrial, rank: int, folder: pathlib.Path, environment: Mapping[str, str]) -> int:
+def _address(folder: pathlib.Path) -> str:
+    """Returns where the lighthouse is, once it shines."""
+    ends_s = time.monotonic() + START_S
+    while not (folder / LIGHTHOUSE).exists():
+        if time.monotonic() > ends_s:
+            raise LabError(
+                f"no lighthouse began within {START_S:g} s: {(folder / 'errlighthouse').read_text()}"
+            )
+        time.sleep(LOOK_S)
+    return str(json.loads((folder / LIGHTHOUSE).read_text(encoding="utf-8"))["address"])
+
+
+def _fork(
+    run: Callable[[], int | None], folder: pathlib.Path, name: str, environment: Mapping[str, str]
+) -> int:
+    """Starts a process in a group of its own, which ends as a program does; returns its number."""
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -151,14 +186,14 @@ def _fork(trial: ChaosTrial, rank: int, folder: pathlib.Path, environment: Mappi
         with suppress(PermissionError, ProcessLookupError):  # whichever of the two comes first
             os.setpgid(pid, pid)
         return pid
-    code = 1
+    code: int | None = 1
     try:
         os.setpgid(0, 0)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        for stream, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(folder / f"{name}{rank}", os.O_WRONLY | os.O_CREAT, 0o600), stream)
-        os.environ |= {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        code = run_worker(trial, rank, folder)
+        for stream, file in ((1, "out"), (2, "err")):
+            os.dup2(os.open(folder / f"{file}{name}", os.O_WRONLY | os.O_CREAT, 0o600), stream)
+        os.environ |= environment
+        code = run()
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else 0
     except BaseException as error:
@@ -169,13 +204,20 @@ def _fork(trial: ChaosTrial, rank: int, folder: pathlib.Path, environment: Mappi
 
         atexit._run_exitfuncs()
         sys.stderr.flush()
-        os._exit(code)
+        os._exit(code or 0)
 
 
 def _watch(
-    trial: ChaosTrial, processes: Mapping[int, int], folder: pathlib.Path
+    trial: ChaosTrial, processes: Mapping[int, int], folder: pathlib.Path, again: Callable[[], int] | None
 ) -> dict[int, tuple[int | None, float]]:
-    """Returns exit code and time of each rank; continues, and at the end kills, those that are stopped."""
+    """Returns exit code and time of each rank; continues, and at the end kills, those that are stopped.
+
+    Args:
+        trial: what is tried.
+        processes: ranks by process.
+        folder: of the trial.
+        again: starts the victim anew, once it is killed; None: it stays away.
+    """
     fault = FAULTS.get(trial.fault)
     began_s = time.monotonic()
     alive, ended = dict(processes), dict[int, tuple[int | None, float]]()
@@ -191,6 +233,9 @@ def _watch(
         if pid in alive and os.WIFSTOPPED(status):
             away_s = {"pause": 0.4, "thaw": 2.0}.get(trial.fault)
             continue_s = None if away_s is None else now + away_s * trial.deadline_s
+        elif pid in alive and again is not None and os.WIFSIGNALED(status):
+            rank = alive.pop(pid)
+            alive[again()], again = rank, None
         elif pid in alive:
             ended[alive.pop(pid)] = os.waitstatus_to_exitcode(status), now - began_s
         elif continue_s is not None and now >= continue_s:
@@ -212,7 +257,8 @@ def _watch(
 def _signal(processes: Mapping[int, int], rank: int, number: int) -> None:
     for pid, who in processes.items():
         if who == rank:
-            os.kill(pid, number)
+            with suppress(ProcessLookupError):  # an earlier one, which was started anew
+                os.kill(pid, number)
 
 
 def _is_there(group: int) -> bool:

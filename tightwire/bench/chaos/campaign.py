@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tightwire.bench.chaos.arena import MORE_S, Ended, Ending, run_trial
-from tightwire.bench.chaos.faults import FAMILIES, FAULTS, LOCAL_FAULTS, Where
+from tightwire.bench.chaos.faults import ELASTIC, FAMILIES, FAULTS, LOCAL_FAULTS, ChaosFault, Where
 from tightwire.bench.chaos.lanes import side_by_side
 from tightwire.bench.chaos.launched import run_under_torchrun
 from tightwire.bench.chaos.network import run_on_hosts
 from tightwire.bench.chaos.worker import ChaosTrial
 
 SERVED: Final = "asp/ps:servers=1"  # for what strikes servers, where no plan that was asked for has one
+ENDING: Final = ("kill", "kill-host", "raise", "exit", "full-disk")  # faults that end the victim's process
 PLACES: Final[dict[Where, Callable[[ChaosTrial], Ending]]] = {
     "loopback": run_trial,
     "hosts": run_on_hosts,
@@ -33,6 +34,7 @@ class Campaign:
 
     Attributes:
         plans: each of a family.
+        elastic: plans of elastic jobs.
         faults: names of the kinds that are drawn from.
         count: how many faults.
         seconds: after which no other begins; None: no limit.
@@ -43,6 +45,7 @@ class Campaign:
     """
 
     plans: tuple[str, ...] = tuple(FAMILIES)
+    elastic: tuple[str, ...] = ()
     faults: tuple[str, ...] = LOCAL_FAULTS
     count: int = 100
     seconds: float | None = None
@@ -120,15 +123,17 @@ class _Judge:
             if worker.code is None and (fault.victim_ends or not is_victim):
                 self.hangs.append(f"rank {rank} did not end")
             elif not is_victim:
-                self._judge_survivor(rank, worker, self._must(fault.expected))
+                self._judge_survivor(rank, worker, self._must())
             elif blamed := worker.end.get("ranks"):  # by the victim, who may blame nobody
                 self.wrong.append(f"rank {rank}, the victim, blames {blamed}: {worker.end.get('error')}")
             elif trial.fault == "full-disk" and worker.end.get("end") != "FileError":
                 self.wrong.append(f"rank {rank} did not say that the disk is full: {worker.end}")
         self._compare()
 
-    def _must(self, expected: str) -> str:
+    def _must(self) -> str:
         """Returns how survivors must end: finished, named, or either."""
+        fault = FAULTS[self.trial.fault]
+        expected = (fault.elastic if self.trial.elastic else None) or fault.expected
         if expected == "goes-on":
             return "finished"
         if expected == "named":
@@ -139,6 +144,8 @@ class _Judge:
 
     def _ends_with_the_victim(self) -> bool:
         trial = self.trial
+        if trial.elastic:
+            return False
         serves = "servers=1" in trial.plan and trial.victim == trial.workers - 1
         return serves or FAMILIES.get(trial.plan, "ends") == "ends"
 
@@ -175,6 +182,8 @@ class _Judge:
             "half-open",
         ):  # who was given up ends with what it has
             digests.pop(self.trial.victim, None)
+        if self.trial.elastic and self.ending.workers[self.trial.victim].end.get("members") == 1:
+            digests.pop(self.trial.victim, None)  # it came back when the others had ended
         if "servers=1" in self.trial.plan:
             digests.pop(self.trial.workers - 1, None)
         if len(set(digests.values())) > 1:
@@ -187,32 +196,43 @@ class _Judge:
 def draw(campaign: Campaign) -> Iterator[ChaosTrial]:
     """Yields the trials, the same for the same campaign: every plan and every fault as often as any other."""
     dice = random.Random(campaign.seed)
-    plans, faults = list[str](), list[str]()
+    jobs = [(plan, False) for plan in campaign.plans] + [(plan, True) for plan in campaign.elastic]
+    of_servers = [(plan, False) for plan in campaign.plans if "servers=1" in plan] or [(SERVED, False)]
+    of_elastic = [(plan, True) for plan in campaign.elastic or ELASTIC]
+    undrawn, faults = list[tuple[str, bool]](), list[str]()
     for _ in range(campaign.count):
-        plans = plans or dice.sample(campaign.plans, len(campaign.plans))
+        undrawn = undrawn or dice.sample(jobs, len(jobs))
         faults = faults or dice.sample(campaign.faults, len(campaign.faults))
-        plan, fault = plans.pop(), faults.pop()
-        if FAULTS[fault].strikes == "server" and "servers=1" not in plan:
-            plan = dice.choice([p for p in campaign.plans if "servers=1" in p] or [SERVED])
+        job, fault = undrawn.pop(), FAULTS[faults.pop()]
+        able = {"server": of_servers, "elastic": of_elastic}.get(fault.strikes, jobs)
+        if fault.where != "loopback":
+            able = [(plan, False) for plan in campaign.plans]
+        plan, elastic = job if job in able else dice.choice(able)
         steps = 24
         yield ChaosTrial(
             plan=plan,
-            fault=fault,
+            fault=fault.name,
             victim=_victim(dice, plan, fault, campaign.workers),
-            at_step=-1 if FAULTS[fault].at_start else dice.randrange(4, steps - 4),
+            at_step=-1 if fault.at_start else dice.randrange(4, steps - 4),
             moment=dice.random(),
             workers=campaign.workers,
             steps=steps,
             step_s=0.02,
             deadline_s=campaign.deadline_s,
             late_s=15 * campaign.deadline_s,
+            elastic=elastic,
+            # Such a collective waits for the dead alone: torch.distributed does not see that somebody is stopped.
+            logs=not elastic
+            and FAMILIES.get(plan) == "ends"
+            and fault.name in ENDING
+            and dice.random() < 0.5,
         )
 
 
-def _victim(dice: random.Random, plan: str, fault: str, workers: int) -> int:
+def _victim(dice: random.Random, plan: str, fault: ChaosFault, workers: int) -> int:
     """Returns the rank that is struck: a server, the last rank, only by what strikes servers."""
     rank = dice.randrange(workers - ("servers=1" in plan))
-    return {"anyone": rank, "host": 0, "server": workers - 1}[FAULTS[fault].strikes]
+    return {"host": 0, "server": workers - 1}.get(fault.strikes, rank)
 
 
 def judge(trial: ChaosTrial, ending: Ending, seconds: float, began_s: float = 0.0) -> TrialOutcome:
@@ -278,8 +298,8 @@ def run_campaign(campaign: Campaign, on_outcome: Callable[[TrialOutcome], None])
 def families(outcomes: Sequence[TrialOutcome]) -> list[FamilyRow]:
     """Returns one row per plan."""
     rows = []
-    for plan in dict.fromkeys(outcome.trial.plan for outcome in outcomes):
-        mine = [outcome for outcome in outcomes if outcome.trial.plan == plan]
+    for plan in dict.fromkeys(outcome.trial.label for outcome in outcomes):
+        mine = [outcome for outcome in outcomes if outcome.trial.label == plan]
         wrong = sum(bool(outcome.found) for outcome in mine)
         rows.append(FamilyRow(plan, len(mine), statistics.fmean(o.goodput for o in mine), wrong))
     return rows

@@ -22,7 +22,7 @@ class ChaosFault:
         expected: how the others end.
         victim_ends: whether the victim's own process ends by itself.
         where: the workers live.
-        strikes: any rank, the one that hosts the rendezvous (rank 0), a dedicated server, or the lighthouse of an
+        strikes: any rank, the one that hosts the rendezvous (rank 0), a dedicated server, or any rank of an
             elastic job.
         at_start: whether it is there from the beginning, and not at a random step.
         elastic: how the others end in an elastic job; None: as `expected`, and done without where it loses.
@@ -33,7 +33,7 @@ class ChaosFault:
     expected: Expected
     victim_ends: bool = True
     where: Where = "loopback"
-    strikes: Literal["anyone", "host", "server", "lighthouse"] = "anyone"
+    strikes: Literal["anyone", "host", "server", "elastic"] = "anyone"
     at_start: bool = False
     elastic: Expected | None = None
 
@@ -43,6 +43,9 @@ FAULTS: Final = {
     for fault in (
         ChaosFault(name="kill", about="the process is killed (SIGKILL)", expected="loses"),
         ChaosFault(name="freeze", about="the process is stopped for good", expected="loses", victim_ends=False),
+        ChaosFault(
+            name="rejoin", about="killed in an elastic job, and started anew", expected="goes-on", strikes="elastic"
+        ),
         ChaosFault(name="pause", about="stopped for less than the deadline", expected="goes-on"),
         ChaosFault(name="thaw", about="stopped for longer than the deadline, then continued", expected="loses"),
         ChaosFault(name="slow", about="alive but late, for longer than the deadline", expected="goes-on"),
@@ -66,7 +69,9 @@ FAULTS: Final = {
         ChaosFault(name="extra-pass", about="a backward pass too many", expected="noticed"),
         ChaosFault(name="other-plan", about="one rank has another plan", expected="named", at_start=True),
         ChaosFault(name="other-model", about="one rank has another model", expected="named", at_start=True),
-        ChaosFault(name="other-rate", about="one rank has another learning rate", expected="named", at_start=True),
+        # Members of an elastic job begin with the rates of one.
+        ChaosFault(name="other-rate", about="one rank has another learning rate", expected="named", at_start=True,
+                   elastic="goes-on"),
         ChaosFault(
             name="kill-joining", about="killed while the workers join", expected="named", at_start=True,
             elastic="goes-on",
@@ -77,7 +82,7 @@ FAULTS: Final = {
         ),
         ChaosFault(
             name="kill-lighthouse", about="the lighthouse of an elastic job is killed", expected="goes-on",
-            strikes="lighthouse",
+            strikes="elastic",
         ),
     )
 }  # fmt: skip

@@ -20,7 +20,7 @@ def timeline(outcomes: Sequence[TrialOutcome], title: str) -> Any:
     """
     from plotly.subplots import make_subplots
 
-    lanes = list(dict.fromkeys(o.trial.plan for o in outcomes))
+    lanes = list(dict.fromkeys(o.trial.label for o in outcomes))
     drawing = make_subplots(
         rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06, row_heights=[260, 40 + 30 * len(lanes)]
     )
@@ -49,7 +49,7 @@ def timeline(outcomes: Sequence[TrialOutcome], title: str) -> Any:
     for colour, name, wrong in ((RIGHT, "ended right", False), (WRONG, "ended wrong", True)):
         mine = [o for o in outcomes if bool(o.found) == wrong]
         drawing.add_bar(
-            y=[o.trial.plan for o in mine],
+            y=[o.trial.label for o in mine],
             base=[o.end_s - o.seconds for o in mine],
             x=[o.seconds for o in mine],
             text=[o.trial.fault for o in mine],
@@ -79,4 +79,4 @@ def timeline(outcomes: Sequence[TrialOutcome], title: str) -> Any:
 def _about(outcome: TrialOutcome) -> str:
     trial = outcome.trial
     at = f"at step {trial.at_step}" if trial.at_step >= 0 else "at the start"
-    return f"{trial.plan}: {trial.fault} of rank {trial.victim} {at}"
+    return f"{trial.label}: {trial.fault} of rank {trial.victim} {at}"

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 # What the victim prints when the fault is to come from outside: over its link, or to its launcher.
 STRIKE_ME: Final = "now"
+LIGHTHOUSE: Final = "lighthouse.json"  # its process and its address
 SIGNALS: Final = {
     "kill": signal.SIGKILL,
     "kill-host": signal.SIGKILL,
@@ -25,6 +26,7 @@ SIGNALS: Final = {
     "freeze-server": signal.SIGSTOP,
     "pause": signal.SIGSTOP,
     "thaw": signal.SIGSTOP,
+    "rejoin": signal.SIGKILL,
 }
 
 
@@ -43,6 +45,8 @@ class ChaosTrial:
         step_s: how long a step takes, at least.
         deadline_s: of the transport.
         late_s: of the transport.
+        elastic: whether the job is.
+        logs: whether every step also sums the loss by torch.distributed, as scripts and trainers do.
     """
 
     plan: str
@@ -55,6 +59,18 @@ class ChaosTrial:
     step_s: float
     deadline_s: float
     late_s: float
+    elastic: bool = False
+    logs: bool = False
+
+    @property
+    def label(self) -> str:
+        """The plan, and whether members are elastic."""
+        return f"{self.plan}, elastic" if self.elastic else self.plan
+
+    @property
+    def min_workers(self) -> int:
+        """Without so many nobody trains."""
+        return self.workers - self.fault.endswith("-joining")
 
 
 def run_worker(trial: ChaosTrial, rank: int, folder: pathlib.Path) -> int:
@@ -72,6 +88,16 @@ def run_worker(trial: ChaosTrial, rank: int, folder: pathlib.Path) -> int:
     return 0
 
 
+def serve_lighthouse(folder: pathlib.Path) -> None:
+    """Is the lighthouse of an elastic job, until it is killed."""
+    from tightwire.transport import lighthouse
+
+    serving = lighthouse.serve("127.0.0.1:0")
+    port = serving.address().rpartition(":")[2]
+    _write(folder / LIGHTHOUSE, {"pid": os.getpid(), "address": f"http://127.0.0.1:{port}"})
+    signal.pause()
+
+
 def _train(trial: ChaosTrial, rank: int, folder: pathlib.Path, end: dict[str, Any]) -> None:
     import torch
 
@@ -87,7 +113,7 @@ def _train(trial: ChaosTrial, rank: int, folder: pathlib.Path, end: dict[str, An
         struck = signal.SIGKILL if trial.fault == "kill-joining" else signal.SIGSTOP
         threading.Timer(0.02 + 0.1 * trial.moment, os.kill, (os.getpid(), struck)).start()
         join._is_listening = _slowly(join._is_listening)
-    tightwire.init(deadline_s=trial.deadline_s, late_s=trial.late_s)
+    tightwire.init(deadline_s=trial.deadline_s, late_s=trial.late_s, elastic=trial.elastic)
     torch.manual_seed(0)
     width = 9 if is_victim and trial.fault == "other-model" else 8
     model = torch.nn.Sequential(torch.nn.Linear(20, width), torch.nn.Tanh(), torch.nn.Linear(width, 3))
@@ -96,7 +122,8 @@ def _train(trial: ChaosTrial, rank: int, folder: pathlib.Path, end: dict[str, An
     plan = "local:3" if is_victim and trial.fault == "other-plan" else trial.plan
     with tightwire.attach(model, optimizer, plan) as run:
         _write(folder / f"started{rank}", os.getpid())
-        for step in range(0 if run.is_server else trial.steps):
+        while not run.is_server and run.step < trial.steps:
+            step = run.step
             x = torch.randn(4, 20, generator=torch.Generator().manual_seed(1000 * rank + step))
             loss = (model(x) - rank).square().mean()
             is_struck = is_victim and step == trial.at_step
@@ -110,7 +137,9 @@ def _train(trial: ChaosTrial, rank: int, folder: pathlib.Path, end: dict[str, An
                 if trial.fault == "extra-pass":
                     model(x).sum().backward()
             optimizer.step()
-            end["steps"] = step + 1
+            if trial.logs:
+                torch.distributed.all_reduce(loss.detach())
+            end["steps"], end["members"] = run.step, run.transport.size
             end["stepped_s"].append(round(time.monotonic(), 3))
             time.sleep(trial.step_s)
         if run.is_server and is_victim:
@@ -129,6 +158,8 @@ def _strike(trial: ChaosTrial, folder: pathlib.Path, run: Any, after_s: float) -
             threading.Timer(delay_s, os.kill, (os.getpid(), SIGNALS[fault])).start()
         case "cut" | "half-open" | "slow-link" | "loss" | "launcher":
             print(STRIKE_ME, flush=True)
+        case "kill-lighthouse":
+            os.kill(json.loads((folder / LIGHTHOUSE).read_text(encoding="utf-8"))["pid"], signal.SIGKILL)
         case "slow":
             time.sleep(1.5 * trial.deadline_s)
         case "raise":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import pathlib
 from dataclasses import asdict
@@ -22,6 +23,14 @@ def chaos(
     plans: Annotated[
         str,
         typer.Option(help="Plans, separated by spaces; by default one of every family.", show_default=False),
+    ] = "",
+    elastic: Annotated[
+        str,
+        typer.Option(
+            help="Plans of elastic jobs, separated by spaces; by default one of every family that can be, where "
+            "--plans is not given and torchft is installed.",
+            show_default=False,
+        ),
     ] = "",
     faults: Annotated[
         str,
@@ -59,14 +68,19 @@ def chaos(
     """
     from tightwire.bench.chaos import FAULTS, Campaign, run_campaign
     from tightwire.bench.chaos.campaign import families
-    from tightwire.bench.chaos.faults import LOCAL_FAULTS
+    from tightwire.bench.chaos.faults import ELASTIC, FAMILIES, LOCAL_FAULTS
     from tightwire.bench.chaos.page import timeline
     from tightwire.plan import Plan
 
     require_writable(page)
-    for plan in plans.split():
+    has_lighthouse = importlib.util.find_spec("torchft") is not None
+    fixed, changing = tuple(plans.split()), tuple(elastic.split())
+    if not fixed and not changing:
+        fixed, changing = tuple(FAMILIES), ELASTIC if has_lighthouse else ()
+    for plan in (*fixed, *changing):
         Plan.parse(plan)
-    kinds = tuple(faults.split()) or LOCAL_FAULTS
+    drawn = tuple(kind for kind in LOCAL_FAULTS if FAULTS[kind].strikes != "elastic" or changing)
+    kinds = tuple(faults.split()) or drawn
     if unknown := [kind for kind in kinds if kind not in FAULTS]:
         raise LabError(f"--faults {' '.join(unknown)}: no such fault; there are {', '.join(FAULTS)}.")
     asked = Campaign(
@@ -77,16 +91,17 @@ def chaos(
         workers=workers,
         deadline_s=deadline,
         at_once=at_once,
-        **({"plans": tuple(plans.split())} if plans else {}),
+        plans=fixed,
+        elastic=changing,
     )
     with progress(count, "the first run starts") as tell:
-        outcomes = run_campaign(asked, lambda o: tell(f"{o.trial.plan}: {o.trial.fault}", 1))
+        outcomes = run_campaign(asked, lambda o: tell(f"{o.trial.label}: {o.trial.fault}", 1))
     wrong = [outcome for outcome in outcomes if outcome.found]
     for outcome in wrong:
         trial = outcome.trial
         at = f"at step {trial.at_step}" if trial.at_step >= 0 else "at the start"
         for sentence in outcome.found:
-            say(f"{trial.plan}, {trial.fault} of rank {trial.victim} {at}: {sentence}", err=True)
+            say(f"{trial.label}, {trial.fault} of rank {trial.victim} {at}: {sentence}", err=True)
     rows = families(outcomes)
     if page is not None:
         title = f"{len(outcomes)} faults, seed {seed}: {len(wrong)} ended wrong"
