@@ -110,6 +110,29 @@ def test_an_error_inside_an_attached_run_reaches_the_others(plan: str) -> None:
         assert "ValueError: bad batch" in end.answer[1]
 
 
+def test_a_wait_ends_where_the_first_to_know_has_ended_already() -> None:
+    """Rank 0 hears of it late: its neighbour, rank 1, has closed its connections by then, and rank 2 is stopped."""
+    ended = run_processes(
+        3,
+        """
+        t = transport.init(deadline_s=2)
+        if rank == 2:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if rank == 0:
+            decide = t._liveness._decide
+            t._liveness._decide = lambda *found, **how: (time.sleep(1), decide(*found, **how))
+            time.sleep(0.7)
+        try:
+            t.irecv(torch.zeros(3), 2, 3).wait()
+        except transport.base.TransportError as error:
+            answer(list(error.ranks))
+        """,
+        check=False,
+        timeout_s=20,
+    )
+    assert [end.answer for end in ended] == [[2], [2], None]
+
+
 def test_a_death_in_a_collective_of_the_program_s_own_is_named() -> None:
     """Scripts and trainers average losses by torch.distributed, whose error names nobody: within a run, and without."""
     ended = run_processes(

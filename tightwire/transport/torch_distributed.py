@@ -200,12 +200,13 @@ class TorchDistributed(Transport):
     def _hang_up(self) -> None:
         """Ends all waits on these connections, here and at the peers.
 
-        Gloo has no call for it; but a receive that times out closes every connection of its context.
+        Gloo has no call for it; but a receive that times out closes every connection of its context. One from a peer
+        that has ended already does not time out: it fails at once and closes nothing, so every peer is tried.
         """
-        if self.size > 1:
-            nobody = torch.empty(1, dtype=torch.uint8)
+        nobody = torch.empty(1, dtype=torch.uint8)
+        for step in range(1, self.size):
             with suppress(RuntimeError):
-                self._gloo.recv([nobody], (self.rank + 1) % self.size, POISON_TAG).wait(
+                self._gloo.recv([nobody], (self.rank + step) % self.size, POISON_TAG).wait(
                     timedelta(milliseconds=1)
                 )
 
