@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import time
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from tightwire.catalogue import catalogue, parse_compression
 from tightwire.compression import Codec, Int8, TopK, compile_kernels, compiling
-from tightwire.errors import PlanError, TensorError
+from tightwire.errors import DeviceError, PlanError, TensorError
 from tightwire.plan import Plan
 
 GATHER = "bsp/allreduce:allgather/"
@@ -85,9 +86,28 @@ def test_warm_up_says_so_when_it_compiles(
     caplog.clear()
     assert 0 <= compile_kernels(Int8()) < 2
     assert not caplog.text
-    monkeypatch.setattr(compiling, "_SLOW_S", -1.0)
+    coded = compiling._coded
+
+    def slowly(codec: Codec, x: torch.Tensor) -> torch.Tensor:
+        ends_s = time.monotonic() + 10
+        while not caplog.text and time.monotonic() < ends_s:
+            time.sleep(0.005)
+        return coded(codec, x)
+
+    monkeypatch.setattr(compiling, "_SLOW_S", 0.01)
+    monkeypatch.setattr(compiling, "_coded", slowly)
     compile_kernels(TopK(0.01), torch.bfloat16)
-    assert "compiled the kernels of topk:0.01" in caplog.text
+    assert "the kernels of topk:0.01 for cpu are being compiled" in caplog.text
+
+
+def test_kernels_that_a_compiler_made_wrong_are_refused_with_its_version() -> None:
+    right = torch.linspace(-1, 1, 64)
+    compiling.require_right(Int8(), right * 1.001, right, torch.device("cuda"))
+    for wrong in (right.roll(1), torch.full_like(right, torch.nan)):
+        with pytest.raises(
+            DeviceError, match=r"the kernels of int8 on cuda are off by .* Triton .* miscompiles"
+        ):
+            compiling.require_right(Int8(), wrong, right, torch.device("cuda"))
 
 
 RATIOS = sorted(

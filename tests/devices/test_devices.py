@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
+import importlib.util
 import threading
 from collections.abc import Callable, Iterable
 
@@ -10,18 +12,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tightwire import kernels
+from tightwire._attach import attach
 from tightwire.architecture.round import Round
 from tightwire.averaging import BucketAverager, build_averager
 from tightwire.buckets import Bucket, plan_layout
 from tightwire.catalogue import parse_compression
 from tightwire.devices import DEVICES, Device, DeviceMemory, Mark, device_of, require_one_device
 from tightwire.devices.pool import PinnedPool
-from tightwire.errors import AttachError, DeviceError
+from tightwire.errors import AttachError, DeviceError, TightwireError
 from tightwire.plan import Plan
 from tightwire.runtime.exchange import Exchange
 from tightwire.runtime.trace import Tracer
 from tightwire.schedule import Agenda, Piece, Wfbp
-from tightwire.transport import Single
+from tightwire.transport import Single, Transport, run_threads
 
 
 class Numbered(Mark):
@@ -171,3 +175,52 @@ def test_a_device_without_memory_is_named_and_nothing_of_the_round_is_kept() -> 
     finally:
         exchange.close()
     assert not kept
+
+
+def test_a_device_without_memory_ends_the_run_on_all_ranks_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The full one says so, the others name it, and each has the parameters of the step before."""
+    run = BucketAverager.run
+    full: set[int] = set()
+
+    def run_unless_full(self: BucketAverager, now: Round) -> None:
+        if id(self.bucket) in full:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        run(self, now)
+
+    monkeypatch.setattr(BucketAverager, "run", run_unless_full)
+
+    def work(transport: Transport) -> str:
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        attached = attach(model, optimizer, "bsp/allreduce:ring/int8+ef", transport=transport)
+        before = [p.detach().clone() for p in model.parameters()]
+        if transport.rank == 1:
+            full.update(id(a.bucket) for a in attached._engine._exchange.averagers)  # type: ignore[attr-defined]
+        with pytest.raises(TightwireError) as ended:
+            model(torch.ones(4, 3)).sum().backward()
+        assert all(map(torch.equal, before, model.parameters()))
+        return f"{type(ended.value).__name__}: {ended.value}"
+
+    said = run_threads(3, work, deadline_s=20)
+    assert "DeviceError: cpu had no memory left" in said[1]
+    assert all("rank 1" in said[rank] for rank in (0, 2)), said
+
+
+def test_cuda_is_refused_where_torch_has_none() -> None:
+    if DEVICES["cuda"].count():
+        pytest.skip("here it has")
+    with pytest.raises(AttachError, match=r"the model is on cuda:0, and this torch .* has no CUDA"):
+        DEVICES["cuda"].require_usable(torch.device("cuda", 0))
+
+
+def test_without_triton_or_with_an_old_one_plain_torch_takes_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for found, why in (("3.1.0", r"Triton 3\.1\.0 is older than 3\.2"), ("", "Triton is not installed")):
+        monkeypatch.setattr(importlib.metadata, "version", lambda name, found=found: found)
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name, found=found: object() if found else None
+        )
+        with pytest.warns(RuntimeWarning, match=why):
+            assert kernels._module.__wrapped__("triton").__name__ == "tightwire.kernels.reference"

@@ -63,8 +63,8 @@ PLANS = plans()
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_any_order_of_streams_gives_the_same_numbers(plan: str, pytestconfig: pytest.Config) -> None:
-    if plan not in CHOSEN and PLANS.index(plan) % 2 and not pytestconfig.getoption("--many"):
-        pytest.skip("half of the plans that are made from the catalogue; --many takes all")
+    if plan not in CHOSEN and PLANS.index(plan) % 4 and not pytestconfig.getoption("--many"):
+        pytest.skip("a quarter of the plans that are made from the catalogue; --many takes all")
     workers = 4 if "2x2" in plan or "shards" in plan else 2
     seed = zlib.crc32(plan.encode())
     expected = train(plan, "cpu", workers=workers)

@@ -7,7 +7,8 @@ import torch
 
 from tests.traced.training import TRACED, Net, sgd
 from tightwire._attach import attach
-from tightwire.transport import Transport, run_threads
+from tightwire.errors import AttachError, MismatchError
+from tightwire.transport import Single, Transport, run_threads
 
 DEVICE = torch.device("traced")
 
@@ -88,3 +89,19 @@ def test_memory_that_a_run_adds_is_reported() -> None:
     for num_bytes, text in run_threads(2, work, deadline_s=60):
         assert num_bytes >= gradients  # nothing is given back here, not even what kernels were tried on
         assert f"memory added  {num_bytes:,} bytes on the device" in text
+
+
+def test_a_model_on_two_devices_is_refused_by_name() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).to(DEVICE))
+    with pytest.raises(AttachError, match=r"on 2 devices: 0\.weight on cpu, 1\.weight on traced"):
+        attach(model, sgd(model.parameters()), "bsp", transport=Single())
+
+
+def test_a_world_of_two_kinds_of_devices_is_refused_on_all_ranks() -> None:
+    def work(transport: Transport) -> str:
+        model = Net().to(DEVICE if transport.rank else "cpu")
+        with pytest.raises(MismatchError) as refused:
+            attach(model, sgd(model.parameters()), "bsp", transport=transport)
+        return str(refused.value)
+
+    assert all("kind of device" in text and "traced" in text for text in run_threads(2, work, deadline_s=60))

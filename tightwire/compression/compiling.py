@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from typing import TYPE_CHECKING
 
 from tightwire.compression.codec import Codec
+from tightwire.devices import device_named
+from tightwire.errors import DeviceError
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 _SLOW_S = 2.0
 # Enough elements for every way through a kernel's first lines.
 _NUMEL = 4096
+# Of the norm: sums in another order and their consequences are far below, a wrong kernel far above.
+_MOST_OFF = 0.02
 
 
 def compile_kernels(
@@ -22,7 +28,9 @@ def compile_kernels(
 ) -> float:
     """Encodes and decodes once, which compiles the kernels of a device or loads them from the cache on disk.
 
-    Logs a warning when that takes over 2 s, as it does once per machine for some codecs.
+    Logs a sentence when that has taken 2 s and goes on, as it does once per machine for some codecs. Away from the host
+    it also makes sure that the kernels do what those of the host do: a compiler's fault would be a model that learns
+    less, and nothing else.
 
     Args:
         codec: whose kernels.
@@ -31,21 +39,66 @@ def compile_kernels(
 
     Returns:
         The seconds it took.
+
+    Raises:
+        DeviceError: the device's kernels are not right.
     """
     import torch
 
     began_s = time.perf_counter()
-    x = torch.ones(_NUMEL, dtype=dtype or torch.float32, device=device)
-    message = torch.empty(codec.wire_bytes(x.numel(), x.element_size()), dtype=torch.uint8, device=device)
+    x = torch.linspace(-1.0, 1.0, _NUMEL, dtype=dtype or torch.float32)
+    slow = threading.Timer(_SLOW_S, _say_so, [str(codec), device.type if device else "cpu"])
+    slow.daemon = True
+    slow.start()
+    try:
+        found = _coded(codec, x.to(device) if device else x)
+    finally:
+        slow.cancel()
+    if device is not None and not device_named(device).is_host:
+        require_right(codec, found.cpu(), _coded(codec, x), device)
+    return time.perf_counter() - began_s
+
+
+def _coded(codec: Codec, x: Tensor) -> Tensor:
+    """Returns what comes of `x` on its device, decoded and added to itself."""
+    import torch
+
+    x = x.clone()
+    message = torch.empty(codec.wire_bytes(x.numel(), x.element_size()), dtype=torch.uint8, device=x.device)
     codec.encode(x, message)
     codec.decode(message, x)
     codec.decode(message, x, add=True)
-    took_s = time.perf_counter() - began_s
-    if took_s > _SLOW_S:
-        logger.warning(
-            "compiled the kernels of %s in %.1f s; the next start finds them on disk, and `tightwire warm` does it for "
-            "all codecs beforehand",
-            codec,
-            took_s,
+    return x
+
+
+def require_right(codec: Codec, found: Tensor, expected: Tensor, device: torch.device) -> None:
+    """Makes sure that a device's kernels are those of the host, but for rounding.
+
+    Raises:
+        DeviceError: they are not; with the version of the compiler.
+    """
+    off = (found.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30)
+    if not off <= _MOST_OFF:
+        raise DeviceError(
+            f"the kernels of {codec} on {device.type} are off by {float(off):.0%} from those of the host, so what they "
+            f"send is wrong: Triton {_triton()} miscompiles them. Install another version (this one was tried with "
+            "3.7), or none: plain torch then takes its place."
         )
-    return took_s
+
+
+def _triton() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("triton")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def _say_so(codec: str, kind: str) -> None:
+    logger.warning(
+        "the kernels of %s for %s are being compiled, which can take a minute; the next start finds them on disk, and "
+        "`tightwire warm` does it for all codecs beforehand",
+        codec,
+        kind,
+    )

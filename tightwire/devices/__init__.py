@@ -65,7 +65,9 @@ def require_one_device(tensors: Mapping[str, Tensor]) -> Device:
         AttachError: tensors on two devices, or on one that cannot be used, by name.
     """
     found = device_of(tensors)
-    named = {str(tensor.device): name for name, tensor in reversed(list(tensors.items()))}
+    named: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        named.setdefault(str(tensor.device), name)
     if len(named) > 1:
         places = ", ".join(f"{name} on {device}" for device, name in named.items())
         raise AttachError(

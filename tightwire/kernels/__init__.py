@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.metadata
 import importlib.util
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,8 @@ __all__ = ["install", "of", "per_thread", "scratch_tensor"]
 
 _PACKAGES = {"cpu": "cpu", "cuda": "triton"}
 _INSTALLED: dict[str, Any] = {}
+# As pyproject.toml asks for.
+OLDEST_TRITON = (3, 2)
 
 
 def install(kind: str, functions: Any) -> None:
@@ -66,12 +69,22 @@ def of(tensor: Tensor) -> Any:
 
 @functools.cache
 def _module(name: str) -> ModuleType:
-    if name == "triton" and importlib.util.find_spec("triton") is None:
+    if name == "triton" and (lacking := _triton_lacks()):
         warnings.warn(
-            "tensors are on CUDA and Triton is not installed: what compresses them runs as plain torch, one "
-            "operation at a time. Install it: pip install tightwire[gpu].",
+            f"tensors are on CUDA and {lacking}: what compresses them runs as plain torch, one operation at a time. "
+            "Install it: pip install tightwire[gpu].",
             RuntimeWarning,
             stacklevel=3,
         )
         name = "reference"
     return importlib.import_module(f"tightwire.kernels.{name}")
+
+
+def _triton_lacks() -> str:
+    """Returns why Triton cannot be used; empty where it can."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    found = importlib.metadata.version("triton")
+    major, minor = map(int, (*found.split("."), "0")[:2])
+    oldest = ".".join(map(str, OLDEST_TRITON))
+    return "" if (major, minor) >= OLDEST_TRITON else f"Triton {found} is older than {oldest}"

@@ -64,10 +64,10 @@ def launch(kernel: Any, num_programs: int, x: Tensor, *args: Any, tile: int = TI
         _runners[-1](kernel, num_programs, (x, *args), constants, warps)
 
 
-def rows(numel: int, block: int) -> tuple[int, dict[str, int]]:
-    """Returns how many programs blocks take, and the shape of what each works on."""
+def rows(numel: int, block: int, most: int = TILE) -> tuple[int, dict[str, int]]:
+    """Returns how many programs blocks take, and the shape of what each works on: so many elements, or one block."""
     width = triton.next_power_of_2(block)
-    per_program = max(TILE // width, 1)
+    per_program = max(most // width, 1)
     return -(-numel // (block * per_program)), {
         "BLOCK": block,
         "ROWS": per_program,
@@ -82,9 +82,9 @@ def launch_by_tile(kernel: Any, x: Tensor, *args: Any, numel: int | None = None,
     launch(kernel, num_tiles, x, *args, **constants, TILE=TILE)
 
 
-def bit_rows(numel: int, block: int) -> tuple[int, dict[str, int]]:
+def bit_rows(numel: int, block: int, most: int = TILE) -> tuple[int, dict[str, int]]:
     """Returns what `rows` does, and how many bytes hold a bit for each element of a block."""
-    programs, shape = rows(numel, block)
+    programs, shape = rows(numel, block, most)
     return programs, shape | {"BYTES": triton.next_power_of_2(block // 8)}
 
 

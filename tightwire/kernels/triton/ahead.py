@@ -62,20 +62,24 @@ class Compiled:
 
 
 def compile_all(
-    capabilities: Sequence[int] = CAPABILITIES, on_kernel: Callable[[str], None] = lambda name: None
+    capabilities: Sequence[int] = CAPABILITIES,
+    on_kernel: Callable[[str], None] = lambda name: None,
+    *,
+    once: bool = False,
 ) -> list[Compiled]:
     """Compiles every kernel, with one or more of all constants that shape it.
 
     Args:
         capabilities: of devices.
         on_kernel: is told what is compiled.
+        once: with the first constants alone.
 
     Raises:
         LabError: code that is not exact, or an assembler that does not run.
     """
     found: list[Compiled] = []
     for capability in capabilities:
-        compiler = _Compiler(capability, on_kernel)
+        compiler = _Compiler(capability, on_kernel, once)
         with running_by(compiler):
             call_all()
         found += compiler.found
@@ -85,7 +89,8 @@ def compile_all(
 class _Compiler:
     """Compiles what would be run."""
 
-    def __init__(self, capability: int, on_kernel: Callable[[str], None]) -> None:
+    def __init__(self, capability: int, on_kernel: Callable[[str], None], once: bool) -> None:
+        self._once = once
         self.found: list[Compiled] = []
         self._capability, self._on_kernel = capability, on_kernel
         self._known: set[str] = set()
@@ -96,7 +101,7 @@ class _Compiler:
         names = kernel.arg_names
         signature = {name: _kind_of(argument) for name, argument in zip(names, args, strict=False)}
         signature |= dict.fromkeys(constants, "constexpr")
-        key = f"{kernel} {signature} {constants}"
+        key = str(kernel) if self._once else f"{kernel} {signature} {constants}"
         if key in self._known:
             return
         self._known.add(key)

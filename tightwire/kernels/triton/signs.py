@@ -13,7 +13,9 @@ def encode_signs(x: Tensor, message: Tensor, block: int, two_sided: bool) -> Non
     """Writes the sign bits of float32 `x`, and per block the mean of |x|, or of each sign; `x` keeps the rest."""
     if block > parts.LARGEST_BLOCK:
         return reference.encode_signs(x, message, block, two_sided)
-    programs, shape = parts.bit_rows(x.numel(), block)
+    # Two sums at a time take twice the registers, more than there are where a program has many blocks.
+    most = parts.TILE // 4 if two_sided else parts.TILE
+    programs, shape = parts.bit_rows(x.numel(), block, most)
     parts.launch(_signs.encode_signs, programs, x, message, x.numel(), **shape, TWO_SIDED=two_sided)
 
 
