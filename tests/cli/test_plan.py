@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tightwire.cli import main, plan, simulate
-from tightwire.cli.measured import print_ranking
+from tightwire.cli.measured import Asked, print_ranking
 from tightwire.cluster import Cluster
 from tightwire.errors import FileError, PlanError, UnitError
 from tightwire.plan import PlanFile
@@ -76,6 +76,10 @@ def test_simulate_traces_what_a_step_waits_for(tmp_path: pathlib.Path) -> None:
         ),
         (["bsp", *NUMBERS[:4], "--cluster", "c.yaml", "--hardware", "aws-p4d:2"], FileError, "given twice"),
         (["bsp", *NUMBERS[:4], "--hardware", "aws-p4d:two"], FileError, "NAME:NODES"),
+        (["bsp", *NUMBERS, "--kinds", "a:4+b"], FileError, "NAME:WORKERS"),
+        (["bsp", *NUMBERS, "--kinds", "a:4,fast=2"], FileError, "speed, line, price, share"),
+        (["bsp", *NUMBERS, "--kinds", "a:2+b:2,speed=quick"], FileError, "speed=0.45"),
+        (["bsp", *NUMBERS, "--kinds", "a:2+b:1"], FileError, "make them equal"),
         (["bsp", "--gradients", "0MB", *NUMBERS[2:]], FileError, "nothing to exchange"),
         (["bsp", *NUMBERS[:2], "--compute", "0ms", *NUMBERS[4:]], FileError, "more than 0"),
         (["bsp", "--model", "resnet50", *NUMBERS[4:]], FileError, "--device"),
@@ -185,3 +189,15 @@ def test_a_line_like_an_nvlink_is_asked_back_and_taken(tmp_path: pathlib.Path) -
     assert ended.exit_code == 0
     assert "cluster: one guess" in ended.stderr
     assert "if bits were meant, write 5e+10" in ended.stderr
+
+
+def test_kinds_are_told_by_a_command_and_known_devices_are_as_fast_as_their_data_sheets() -> None:
+    asked = Asked(
+        model="bert-base", device="a100", batch=32, bandwidth="25gbit",
+        kinds="a100:4+v100:3,line=10gbit,price=2.5+old:1,speed=0.2",
+    )  # fmt: skip
+    cluster = asked.read_cluster()
+    new, slower, old = cluster.kinds
+    assert (cluster.workers, new.speed, old.speed, slower.price_per_hour) == (8, 1.0, 0.2, 2.5)
+    assert 0.2 < slower.speed < 0.8
+    assert slower.bandwidth_bytes_per_s == pytest.approx(10 / 25 * cluster.bandwidth_bytes_per_s)

@@ -13,16 +13,32 @@ from dataclasses import asdict, dataclass
 
 from tightwire.cluster import Cluster
 from tightwire.errors import LabError
+from tightwire.plan import Plan
 from tightwire.planner import predict
 from tightwire.planner.candidates import ALLOWANCES, STOCK, Allowance
 from tightwire.planner.ranking import rank
+from tightwire.planner.sweep import predictions_over
 from tightwire.profile import Profile
 from tightwire.profile.devices import derive, device
 from tightwire.profile.models import model_shape
 
 # 10 Gb/s of payload, a message in 20 µs.
 BANDWIDTH_BYTES_PER_S, LATENCY_S = 1.2e9, 2e-5
+LOSSLESS = (
+    STOCK,
+    "bsp/allreduce/none/mgwfbp",
+    "bsp/allreduce/none/bytescheduler:4MiB,credit_bytes=16MiB",
+    "bsp/allreduce:halving-doubling/none/mgwfbp",
+    "bsp/allreduce:double-tree/none/mgwfbp",
+)
 ONE_PLAN = (STOCK, "bsp", "bsp/allreduce/powersgd:4+ef", "bsp/allreduce/none/bytescheduler")
+# 10,000 predictions: five lossless plans at 2,000 points of a grid.
+SWEEP = "a sweep"
+SWEPT = {
+    "bandwidth": tuple(1.25e8 * 1.6**i for i in range(20)),
+    "latency": tuple(1e-6 * 2.5**i for i in range(10)),
+    "workers": tuple(float(2**i) for i in range(1, 11)),
+}
 RANKED: dict[str, Allowance] = {allow: allow for allow in ALLOWANCES}
 
 
@@ -52,7 +68,7 @@ class PlannerRow:
 def cases() -> tuple[tuple[str, int], ...]:
     """Returns all cases: an allowance to rank within, or a plan to predict; and how many workers."""
     one = tuple((plan, 1024) for plan in ONE_PLAN)
-    return (*((allow, 8) for allow in RANKED), ("lossy", 64), *one)
+    return (*((allow, 8) for allow in RANKED), ("lossy", 64), *one, (SWEEP, 8))
 
 
 def measure() -> Iterator[PlannerRow]:
@@ -77,6 +93,11 @@ def time_case(name: str, workers: int) -> PlannerRow:
     if allow := RANKED.get(name):
         ranking = rank(profile, cluster, allow)
         considered, predicted = ranking.considered, len(ranking.rows)
+    elif name == SWEEP:
+        plans = [Plan.parse(plan) for plan in LOSSLESS]
+        considered = predicted = sum(
+            len(rows) for _, _, rows in predictions_over(profile, cluster, SWEPT, plans)
+        )
     else:
         predict(name, profile, cluster)
     return PlannerRow(

@@ -14,6 +14,7 @@ import typer
 from tightwire.cli.table import print_rows, say
 from tightwire.cluster import PAYLOAD_SHARE, Cluster, Prices
 from tightwire.cluster.presets import PRESETS, preset
+from tightwire.cluster.workers import WorkerKind, parse_kinds
 from tightwire.errors import FileError
 from tightwire.lab import Topology
 from tightwire.planner.confidence import print_chance
@@ -93,6 +94,14 @@ TopologyOption = Annotated[
     ),
 ]
 
+KindsOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Workers that are not all alike, in the order of their ranks: a100:4+v100:3,speed=0.45; also line=10gbit, "
+        "price, share. A known device's speed is known beside --model and --device.",
+        show_default=False,
+    ),
+]
 PriceOption = Annotated[
     float | None,
     typer.Option(help="What a worker costs an hour, in any currency.", show_default=False, min=0),
@@ -142,6 +151,7 @@ class Asked:
     latency: str | None = None
     hardware: str | None = None
     topology: str | None = None
+    kinds: str | None = None
     price: float | None = None
     price_per_gb: float | None = None
 
@@ -173,7 +183,12 @@ class Asked:
             LabError: a topology that cannot be read.
             UnitError: a number that cannot be read.
         """
-        found = self._cluster()
+        kinds = self._kinds()
+        found = self._cluster(sum(kind.workers for kind in kinds) or None)
+        if kinds:
+            if found.kinds:
+                raise FileError("--kinds: the cluster file has kinds; leave out one of the two.")
+            found = dataclasses.replace(found, kinds=kinds)
         if self.price is None and self.price_per_gb is None:
             return found
         prices = found.prices or Prices()
@@ -185,8 +200,37 @@ class Asked:
             prices = dataclasses.replace(prices, per_gb_across=self.price_per_gb)
         return dataclasses.replace(found, prices=prices)
 
-    def _cluster(self) -> Cluster:
+    def _kinds(self) -> tuple[WorkerKind, ...]:
+        """Returns the kinds of workers; a known device computes as fast, beside that of --device, as data sheets say.
+
+        Raises:
+            FileError: kinds that cannot be read.
+        """
+        if self.kinds is None:
+            return ()
+        parsed, told_speeds = parse_kinds(self.kinds)
+        kinds = tuple(
+            dataclasses.replace(kind, bandwidth_bytes_per_s=kind.bandwidth_bytes_per_s * PAYLOAD_SHARE)
+            if kind.bandwidth_bytes_per_s
+            else kind
+            for kind in parsed
+        )
+        if self.model is None or self.batch is None or self.device not in DEVICES:
+            return kinds
+        shape, batch = model_shape(self.model, self.length), self.batch
+        base_s = derive(shape, device(self.device), batch).compute_s
+        return tuple(
+            dataclasses.replace(kind, speed=base_s / derive(shape, device(kind.name), batch).compute_s)
+            if kind.name in DEVICES and kind.name not in told_speeds
+            else kind
+            for kind in kinds
+        )
+
+    def _cluster(self, of_kinds: int | None) -> Cluster:
         """Returns the cluster of a file, of known hardware, of a topology, or of round numbers.
+
+        Args:
+            of_kinds: how many workers the kinds are; instead of --workers, where that is not told.
 
         Raises:
             FileError: options that do not go together, or a value that cannot be.
@@ -213,8 +257,9 @@ class Asked:
         if self.topology is not None:
             self._refuse("--topology says it", "workers", "bandwidth")
             return Topology.parse(self.topology).cluster(latency_s)
-        if self.workers is None or self.bandwidth is None:
-            missing = "--workers" if self.workers is None else "--bandwidth"
+        workers = of_kinds if self.workers is None else self.workers
+        if workers is None or self.bandwidth is None:
+            missing = "--workers" if workers is None else "--bandwidth"
             raise FileError(f"the cluster is not given: {missing} is missing; {ASK_CLUSTER}.")
         rate = of_option("--bandwidth", parse_rate, self.bandwidth)
         if 0 < rate < SLOWEST_BYTES_PER_S:
@@ -222,7 +267,7 @@ class Asked:
                 f"--bandwidth {self.bandwidth} is {8 * rate:g} bits a second; write the unit, as in "
                 "10gbit or 25MB/s."
             )
-        return Cluster.uniform(self.workers, rate * PAYLOAD_SHARE, latency_s)
+        return Cluster.uniform(workers, rate * PAYLOAD_SHARE, latency_s)
 
     def _known_model(self, model: str) -> Profile:
         if self.device in (None, "cpu", "gpu") or self.batch is None:

@@ -24,6 +24,7 @@ from tightwire.cli.measured import (
     DtypeOption,
     GradientsOption,
     HardwareOption,
+    KindsOption,
     LatencyOption,
     LengthOption,
     ModelOption,
@@ -142,6 +143,7 @@ def plan(
     latency: LatencyOption = None,
     hardware: HardwareOption = None,
     topology: TopologyOption = None,
+    kinds: KindsOption = None,
     price: PriceOption = None,
     price_per_gb: TrafficPriceOption = None,
     as_json: JsonOption = False,
@@ -170,6 +172,11 @@ def plan(
         tightwire plan --model gpt2 --device a100 --batch 8 --hardware aws-p4d:4 \\
             --by cost --samples-per-epoch 1000000
 
+    Among workers that are not all alike:
+
+        tightwire plan --model bert-base --device a100 --batch 32 --bandwidth 25gbit \\
+            --kinds a100:4+v100:4,line=10gbit --shares speed
+
     Then train with it:
 
         tw.attach(model, optimizer, plan="plan.yaml")
@@ -177,7 +184,7 @@ def plan(
     asked = Asked(
         profile=profile, cluster=cluster, gradients=gradients, compute=compute, model=model, device=device,
         batch=batch, length=length, dtype=dtype, workers=workers, bandwidth=bandwidth, latency=latency,
-        hardware=hardware, topology=topology, price=price, price_per_gb=price_per_gb,
+        hardware=hardware, topology=topology, kinds=kinds, price=price, price_per_gb=price_per_gb,
     )  # fmt: skip
     files.require_writable(out, plot)
     if sweep_over is not None:

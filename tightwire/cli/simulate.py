@@ -20,6 +20,7 @@ from tightwire.cli.measured import (
     DtypeOption,
     GradientsOption,
     HardwareOption,
+    KindsOption,
     LatencyOption,
     LengthOption,
     ModelOption,
@@ -61,6 +62,7 @@ def simulate(
     latency: LatencyOption = None,
     hardware: HardwareOption = None,
     topology: TopologyOption = None,
+    kinds: KindsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Predict the step time of plans, and what bounds each of them.
@@ -74,7 +76,7 @@ def simulate(
     asked = Asked(
         profile=profile, cluster=cluster, gradients=gradients, compute=compute, model=model, device=device,
         batch=batch, length=length, dtype=dtype, workers=workers, bandwidth=bandwidth, latency=latency,
-        hardware=hardware, topology=topology,
+        hardware=hardware, topology=topology, kinds=kinds,
     )  # fmt: skip
     require_writable(trace)
     facts, wire = asked.read_profile(), asked.read_cluster()

@@ -53,11 +53,19 @@ class Prices:
         >>> Prices(currency="USD").show(1234.5), Prices().show(0.00012)
         ('1,234 USD', '0.00012')
         """
-        digits = f"{amount:,.0f}" if amount >= 1000 else f"{amount:.3g}"
-        return f"{digits} {self.currency}".rstrip()
+        return f"{print_amount(amount)} {self.currency}".rstrip()
 
     @property
     def origin(self) -> str:
         """Where the prices come from and of which day they are, as a part of a sentence; empty: nobody told."""
         of_day = f" of {self.date}" if self.date else ""
         return f"{self.source}{of_day}" if self.source else of_day.strip()
+
+
+def print_amount(amount: float) -> str:
+    """Prints an amount of money without its currency.
+
+    >>> print_amount(2234.5), print_amount(86.04)
+    ('2,234', '86')
+    """
+    return f"{amount:,.0f}" if amount >= 1000 else f"{amount:.3g}"

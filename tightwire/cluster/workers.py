@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from tightwire import files
 from tightwire.cluster.limits import MAX_WORKERS, require_bandwidth, require_range
-from tightwire.errors import FileError
+from tightwire.errors import FileError, UnitError
+from tightwire.units import parse_rate
 
 MAX_DELAYS = 100_000
 # Shares of a batch are written with few digits.
 SHARES_TOLERANCE = 0.02
+
+
+# What a command may say of a kind: the field, and how it is read.
+SETTINGS: Mapping[str, tuple[str, Callable[[str], float]]] = {
+    "speed": ("speed", float),
+    "line": ("bandwidth_bytes_per_s", parse_rate),
+    "price": ("price_per_hour", float),
+    "share": ("batch_share", float),
+}
+EXAMPLES = {"speed": "0.45", "line": "10gbit", "price": "2.74", "share": "0.5"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +63,53 @@ class WorkerKind:
             require_range(f"{field}: delays", delay, 1e-3, 1e4)
         if self.price_per_hour is not None:
             require_range(f"{field}: price_per_hour", self.price_per_hour, 0.0, 1e6)
+
+
+def parse_kinds(text: str) -> tuple[tuple[WorkerKind, ...], frozenset[str]]:
+    """Reads kinds as a command has them: `a100:4+v100:3,speed=0.45+far:1,line=100mbit,price=1.2,share=0.5`.
+
+    >>> kinds, told = parse_kinds("a100:4+v100:3,speed=0.45")
+    >>> [(kind.name, kind.workers, kind.speed) for kind in kinds], sorted(told)
+    ([('a100', 4, 1.0), ('v100', 3, 0.45)], ['v100'])
+
+    Returns:
+        The kinds; and the names of those whose speed is told.
+
+    Raises:
+        FileError: what is no kind, or a number that cannot be read, with how it is written.
+    """
+    kinds, told = [], set()
+    for part in text.split("+"):
+        head, *settings = part.strip().split(",")
+        name, _, workers = head.partition(":")
+        if not name or not workers.isdecimal():
+            raise FileError(
+                f"--kinds {part!r}: write NAME:WORKERS, as in a100:4+v100:3,speed=0.45,line=10gbit."
+            )
+        given: dict[str, float] = {}
+        for setting in settings:
+            key, _, value = setting.partition("=")
+            if key not in SETTINGS:
+                raise FileError(f"--kinds {part!r}: {key!r} is none of {', '.join(SETTINGS)}.")
+            field, read = SETTINGS[key]
+            try:
+                given[field] = read(value)
+            except (UnitError, ValueError):
+                ask = f"write {key}={EXAMPLES[key]}"
+                raise FileError(f"--kinds {part!r}: {key}={value} cannot be read; {ask}.") from None
+            if key == "speed":
+                told.add(name)
+        kinds.append(
+            WorkerKind(
+                name=name,
+                workers=int(workers),
+                speed=given.get("speed", 1.0),
+                batch_share=given.get("batch_share", 1.0),
+                bandwidth_bytes_per_s=given.get("bandwidth_bytes_per_s"),
+                price_per_hour=given.get("price_per_hour"),
+            )
+        )
+    return tuple(kinds), frozenset(told)
 
 
 def require_kinds(kinds: Sequence[WorkerKind], workers: int) -> None:

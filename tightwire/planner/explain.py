@@ -236,8 +236,8 @@ def _unproven(ranking: Ranking) -> Iterator[str]:
     if ranking.profile.device in ("", "cpu") or ranking.stays or ranking.cluster.workers == 1:
         return
     yield (
-        f"This is for {ranking.profile.device}: Tightwire's way on a GPU is shown by emulation alone so far; run "
-        f"`make gpu` on yours first. With PyTorch alone, {stock_way(ranking.chosen.plan)}."
+        f"This is for {_device(ranking.profile.device)}: Tightwire's way on a GPU is shown by emulation alone so far; "
+        f"run `make gpu` on yours first. With PyTorch alone, {stock_way(ranking.chosen.plan)}."
     )
 
 
@@ -351,3 +351,7 @@ def _passed_over(ranking: Ranking, chosen: Plan, axis: Axis) -> Iterator[str]:
             more = "more" if difference_s >= 0 else "less, too little to change"
             yield f"{other[place]} instead of {own[place]} would take {print_ms(abs(difference_s))} {more}."
             return
+
+
+def _device(name: str) -> str:
+    return "a GPU" if name == "gpu" else name

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tightwire.cluster import Cluster
+from tightwire.cluster.prices import print_amount
 from tightwire.cluster.workers import first_of
 from tightwire.errors import PlanError, ProgramError, UnitError
 from tightwire.plan import Plan
@@ -205,7 +206,7 @@ def table(rows: Sequence[SweepRow]) -> tuple[list[str], list[list[str]]]:
             f"{row.chosen.step_s:.3g}",
             f"{row.stock_step_s / row.chosen.step_s:.2f}",
             f"{row.efficiency:.0%}",
-            *([f"{row.cost_per_million:,.3g}"] if has_prices else []),
+            *([print_amount(row.cost_per_million)] if has_prices else []),
         ]
         for row in rows
     ]

@@ -13,7 +13,9 @@ from tightwire.cli.table import print_rows
 
 
 def planner(as_json: JsonOption = False) -> None:
-    """Time planning: every candidate for ResNet-50 on 8 and 64 workers, and single plans on 1,024.
+    """Time planning: every candidate for ResNet-50 on 8 and 64 workers, and single plans on 1,024, and a sweep.
+
+    The sweep makes 10,000 predictions.
 
     Each measurement has a process of its own, so that its peak of memory is its own.
 
