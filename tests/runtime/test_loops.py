@@ -515,7 +515,7 @@ def test_nothing_moves_at_rate_0_after_a_resume_on_fewer_workers(plan: str) -> N
 
 GATHERED = ["bsp", "bsp/allreduce/topk:0.1+ef", "bsp/allreduce/powersgd:1+ef", "local:4", "diloco:4,overlap=1",
             "easgd:2", "lag:0.1", "delayed:1/allreduce/int8+ef", "gaia:0.1", "ssp:0/ps",
-            "bsp/gossip:ring/int8+choco"]  # fmt: skip
+            "bsp/gossip:ring/int8+choco", "diloco:3,quorum=0.75,grace=20s/allreduce/int8+ef"]  # fmt: skip
 
 
 def in_file(job: Job) -> Any:
@@ -557,7 +557,7 @@ def test_one_file_continues_on_as_many_workers(plan: str) -> None:
 
 
 @pytest.mark.parametrize(("n", "m"), [(2, 3), (3, 1), (1, 2)])
-@pytest.mark.parametrize("plan", GATHERED)
+@pytest.mark.parametrize("plan", [*GATHERED, "async-diloco:4/ps/int8+ef"])
 def test_one_file_continues_on_any_number_of_workers(plan: str, n: int, m: int) -> None:
     def first(transport: Transport) -> Any:
         with job(transport, plan) as j:

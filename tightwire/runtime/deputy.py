@@ -10,7 +10,7 @@ from tightwire.transport.base import Watch
 from tightwire.transport.blame import Wait
 
 # How often the thread looks whether a round may begin, and whoever waits for it whom that waits for.
-LOOK_S, WATCH_S = 0.005, 0.25
+LOOK_S, WATCH_S = 0.01, 0.25
 
 
 class Deputy:

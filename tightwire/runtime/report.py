@@ -35,7 +35,8 @@ class Report:
         switch: what a switch that adds did for this worker, and what the hosts added in its place; empty without one.
         device_bytes: of a device's memory, what this run's exchanges hold; 0 in host memory.
         pinned_bytes: of host memory, what its messages cross.
-        staleness: how often what was stepped with was so many steps old; empty where nothing ever is.
+        staleness: how often what was stepped with was so many steps old (behind servers, so many updates of others;
+            in rounds with a quorum, how many of them had gone past this worker's change); empty where nothing ever is.
     """
 
     plan: str

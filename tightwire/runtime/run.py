@@ -366,8 +366,8 @@ class Run:
                 others return nothing. It then holds parameters and optimizer states too where replicas differ, and
                 buffers and what is left to each rank in any case.
 
-        Contract: every rank, at the same step; local, but under servers and with `gather`, which sends every rank's
-        part to rank 0, and needs memory for all of them there.
+        Contract: every rank, at the same step; local, but under servers, in rounds with a quorum, which stop until all
+        have come, and with `gather`, which sends every rank's part to rank 0, and needs memory for all of them there.
 
         Raises:
             AttachError: `gather` under a plan with dedicated servers, which are not there to answer.
