@@ -28,6 +28,8 @@ PLANS = [
     "diloco:4/allreduce/int8+ef",
     "local:3,state=averaged",
     "diloco:4/allreduce/none/streaming:2",
+    "bsp/gossip:ring",
+    "local:2/gossip:exponential/choco:topk=0.2",
 ]
 
 
@@ -73,7 +75,7 @@ def test_two_deaths_and_two_newcomers(plan: str) -> None:
     assert {end.report.workers for end in ends} == {3}
 
 
-@pytest.mark.parametrize("plan", ["bsp", "local:3", "diloco:3"])
+@pytest.mark.parametrize("plan", ["bsp", "local:3", "diloco:3", "bsp/gossip:ring"])
 def test_who_is_told_to_leave_ends_its_round_and_goes(plan: str) -> None:
     def train(transport: Transport, worker: Worker) -> Trained:
         with job(transport, plan) as j:
@@ -164,7 +166,7 @@ def test_a_newcomer_is_given_what_the_user_carries() -> None:
     assert elastic.join() == [2.0**-6] * 3
 
 
-@pytest.mark.parametrize("plan", ["asp/ps", "bsp/gossip:ring", "delayed:1"])
+@pytest.mark.parametrize("plan", ["asp/ps", "asp/gossip:ad-psgd", "delayed:1"])
 def test_what_cannot_be_survived_yet_is_refused(plan: str) -> None:
     with pytest.raises(AttachError, match="cannot yet do without"):
         Elastic(trainer(plan), start=2, dies_at=[]).join()

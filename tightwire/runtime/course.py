@@ -130,10 +130,13 @@ class Course:
 
     def end_step(self) -> None:
         """Meets, where the step that has just ended calls for it. Every member that trains."""
-        membership = self.context.membership
-        if membership.calls_meeting:
-            door = membership.door
-            leaves = membership.leaving or (door is not None and door.notice.is_set())
+        membership, door = self.context.membership, self.context.membership.door
+        leaves = membership.leaving or (door is not None and door.notice.is_set())
+        if door is not None and not self.engine.calls_rolls and membership.wants_meeting:
+            self.has_left = leaves
+            if not leaves:
+                self.renew()
+        elif membership.calls_meeting:
             self.meet(News(why="leave" if leaves else "join" if membership.wants_meeting else "stay"))
         if self.has_left:
             return
@@ -418,7 +421,7 @@ class Course:
             engine.close()
             raise AttachError(
                 f"tightwire.init(elastic=True) was asked for, and {plan} cannot yet do without a worker that dies; bsp "
-                "over an all-reduce, and local methods (local:8, diloco:30), can."
+                "over an all-reduce, local methods (local:8, diloco:30), and gossip in rounds can."
             )
         return engine
 

@@ -12,11 +12,12 @@ from tightwire.architecture.allreduce.program import Program
 from tightwire.architecture.architecture import Architecture
 from tightwire.architecture.gossip.graphs import GRAPHS, Graph, bandwidth, build_graph, connected
 from tightwire.architecture.gossip.methods import METHODS, Method
+from tightwire.architecture.gossip.mixing import Mixing
 from tightwire.architecture.gossip.rounds import round_program
 from tightwire.architecture.gossip.stages import Choco, GossipStage
 from tightwire.compression.codec import Codec
 from tightwire.compression.stage import Stage
-from tightwire.errors import PlanError
+from tightwire.errors import PlanError, ProgramError
 from tightwire.sync import Rounds
 
 # Those that only say what shares a bucket.
@@ -94,6 +95,15 @@ class Gossip(Architecture):
         """
         graph, bound = build_graph(self.graph, num_ranks, self.base, self.budget), self.way.eigenvalues_above
         return graph if bound is None else graph.above(bound)
+
+    def over_any(self, num_ranks: int) -> Graph:
+        """Returns the graph over as many workers as there happen to be: where there is none, a ring; alone, no edge."""
+        if num_ranks == 1:
+            return Graph(self.graph, 1, 1, lambda index: Mixing.uniform(1, []))
+        try:
+            return self.over(num_ranks)
+        except ProgramError:
+            return dataclasses.replace(self, graph="ring").over(num_ranks)
 
     def along(self, rates: Sequence[Sequence[float]]) -> Graph:
         """Returns the graph over as many workers as `rates` has rows, drawn by what was measured between them.

@@ -13,7 +13,7 @@ from torch import Tensor
 from tightwire.architecture.allreduce.program import Transfer
 from tightwire.architecture.gossip import Graph, round_program
 from tightwire.architecture.gossip.header import HEADER_BYTES
-from tightwire.errors import MismatchError, TransportError
+from tightwire.errors import MismatchError, PeerError, TransportError
 from tightwire.transport import Transport
 from tightwire.transport.base import Work
 from tightwire.transport.blame import name_ranks
@@ -30,14 +30,22 @@ class Lost:
     Attributes:
         ranks: they neither send nor receive any more.
         resting: those that made their last round before the others, and wait for these to make theirs.
+        ends_round: whether the loss of a worker is an error, for members are elastic and begin another world.
     """
 
     ranks: set[int] = field(default_factory=set)
     resting: set[int] = field(default_factory=set)
+    ends_round: bool = False
 
     def add(self, rank: int) -> None:
-        """Notes, and says, that a worker is gone, unless it only rests."""
+        """Notes, and says, that a worker is gone, unless it only rests.
+
+        Raises:
+            PeerError: it is gone, and `ends_round`.
+        """
         if rank not in self.ranks | self.resting:
+            if self.ends_round:
+                raise PeerError(f"{name_ranks([rank])} is gone", [rank])
             self.ranks.add(rank)
             logger.warning(
                 "%s is gone; its neighbours give its weight to themselves and go on without it",

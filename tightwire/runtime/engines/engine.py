@@ -164,9 +164,12 @@ class Surviving(Protocol):
 
     Attributes:
         survives: whether it can.
+        calls_rolls: whether a round tells that somebody is about to leave or waits outside, so that all meet. Else a
+            worker that is told so leaves, or begins another world, by itself, and the others lose it in a round.
     """
 
     survives: bool
+    calls_rolls: bool
 
     def position(self) -> Position:
         """Returns how far this worker is."""
@@ -227,6 +230,7 @@ class BaseEngine:
     compares_replicas = False
     is_silent = False
     survives = False
+    calls_rolls = True
 
     def position(self) -> Position:
         """Has agreed on all that it began."""

@@ -21,7 +21,7 @@ from tightwire.errors import AttachError
 from tightwire.plan import Plan
 from tightwire.runtime.agreement import require_agreement
 from tightwire.runtime.context import RunContext
-from tightwire.runtime.engines.engine import BaseEngine
+from tightwire.runtime.engines.engine import BaseEngine, Position
 from tightwire.runtime.engines.memory import drop_unless_finite, require_one_copy
 from tightwire.runtime.slots import GossipBucket, build_slots
 from tightwire.runtime.talk import TalkThread
@@ -34,14 +34,19 @@ class GossipEngine(BaseEngine):
     Gradients stay local, so replicas differ while training and only `flush` makes them equal: the exact mean of all.
     A worker with a NaN or Inf in its gradients or parameters drops that step by itself, before anybody hears of it.
     Workers that died are done without: their neighbours say so, take their weight themselves and go on. So they do,
-    until all meet, without a worker that flushes after fewer rounds than they make.
+    until all meet, without a worker that flushes after fewer rounds than they make. Where members are elastic, all that
+    live begin another world instead, over the graph of so many workers, from the exact mean of those who trained.
 
     Contract: every rank saves, loads and evaluates after the same round.
     """
 
+    survives = True
+    calls_rolls = False
+
     def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
         self._sync, self._context, self._parameters = plan.sync, context, parameters
-        self._lost = Lost()
+        self._lost = Lost(ends_round=context.membership.is_elastic)
+        self._has_trained = True
         self._standing = Likeness(words=self._words)
         self._channel = channel = context.transport.channel()
         architecture = plan.architecture
@@ -53,12 +58,14 @@ class GossipEngine(BaseEngine):
                 f"{architecture} makes its own outer step, and attach was given another: leave out outer=, and write "
                 "its rate and momentum in the plan, as in diloco:64,outer_lr=0.7,outer_momentum=0.9."
             )
-        self._probed_bytes = probed_bytes(channel.size) if architecture.follows_rates else 0
-        graph = (
-            architecture.along(measure_rates(channel))
-            if self._probed_bytes
-            else architecture.over(channel.size)
-        )
+        measures = architecture.follows_rates and channel.size > 1
+        self._probed_bytes = probed_bytes(channel.size) if measures else 0
+        if measures:
+            graph = architecture.along(measure_rates(channel))
+        elif context.membership.is_elastic:
+            graph = architecture.over_any(channel.size)
+        else:
+            graph = architecture.over(channel.size)
         _agree_on(graph, channel)
         self._slots = build_slots(
             parameters,
@@ -148,6 +155,54 @@ class GossipEngine(BaseEngine):
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
         self._thread.wait()
+        return self._state()
+
+    def position(self) -> Position:
+        """Says only whether it made rounds: neighbours may be a round apart, and nobody lacks another's outcome."""
+        return Position(*[min(1, self._rounds_before + self.rounds)] * 2)
+
+    def salvage(self) -> dict[str, Any]:  # noqa: D102
+        return self._state() | {"has_trained": self._has_trained}
+
+    def catch_up(
+        self, own: Mapping[str, Any], theirs: Mapping[str, Any], *, is_new: bool
+    ) -> tuple[dict[str, Any], frozenset[str]]:
+        """Gives a newcomer what the source remembers; its parameters count nothing in the mean with which all begin."""
+        return (dict(theirs) | {"has_trained": False} if is_new else dict(own)), frozenset()
+
+    def take_up(self, state: Mapping[str, Any], agreed: int) -> None:  # noqa: D102
+        self._has_trained = state["has_trained"]
+        for name, kind, view in self._memory():
+            kept = state["memory"].get(name, {}).get(kind)
+            if kept is not None and kept.shape == view.shape:  # not what was kept of each neighbour
+                view.copy_(kept)
+        for slot in self._slots:
+            slot.anchor.pack({name: state["anchors"][name] for name in slot.anchor.views})
+        self._count_from(state["rounds"])
+
+    def go_on(self, position: Position, *, is_lost: bool) -> None:
+        """Begins, as after a flush, from the exact mean of those who trained. Every member; blocks."""
+        number = self._rounds_before + self.rounds
+        told = self._channel.exchange(number.to_bytes(8, "little") + bytes([self._has_trained]))
+        self._count_from(max(int.from_bytes(other[:8], "little") for other in told))
+        trained = sum(other[8] for other in told)
+        if not trained:  # the job begins
+            self._has_trained = True
+            return
+        for slot in self._slots:
+            if not slot.fill():
+                slot.stay()
+            if not self._has_trained:
+                slot.half.flat.zero_()
+        self._average([slot.half.flat for slot in self._slots])
+        for slot in self._slots:
+            if trained < len(told):
+                slot.half.flat.mul_(len(told) / trained)
+            slot.deliver()
+            slot.mixer.restart(slot.anchor.flat)
+        self._has_trained = True
+
+    def _state(self) -> dict[str, Any]:
         memory: dict[str, dict[str, Tensor]] = {}
         for name, kind, view in self._memory():
             memory.setdefault(name, {})[kind] = view.clone()
@@ -237,9 +292,12 @@ class GossipEngine(BaseEngine):
         for slot in self._slots:
             slot.fill()
         means = [slot.half.flat for slot in self._slots]
-        self._thread.submit(lambda: self._survivors.average(means))
-        self._thread.wait()
+        self._average(means)
         return means
+
+    def _average(self, flats: Sequence[Tensor]) -> None:
+        self._thread.submit(lambda: self._survivors.average(flats))
+        self._thread.wait()
 
     def _do(self, what: str, slot: GossipBucket, call: Callable[[GossipBucket], None]) -> None:
         def traced() -> None:
