@@ -159,7 +159,8 @@ class GossipEngine(BaseEngine):
 
     def position(self) -> Position:
         """Says only whether it made rounds: neighbours may be a round apart, and nobody lacks another's outcome."""
-        return Position(*[min(1, self._rounds_before + self.rounds)] * 2)
+        made = min(1, self._rounds_before + self.rounds)
+        return Position(agreed=made, begun=made)
 
     def salvage(self) -> dict[str, Any]:  # noqa: D102
         return self._state() | {"has_trained": self._has_trained}
