@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.transport.fake_nccl import FakeCommunicator, Hub, Hubs, WouldHangError
+from tests.transport.fake_nccl import Complete, FakeCommunicator, Hub, Hubs, WouldHangError
 from tightwire.architecture import AllReduce, Runner, build
 from tightwire.architecture.allreduce.builders import PROGRAMS
 from tightwire.averaging.build import build_averager
@@ -18,9 +18,9 @@ from tightwire.averaging.method import AveragingMethod
 from tightwire.buckets import plan_layout
 from tightwire.catalogue import catalogue, parse_compression
 from tightwire.devices.cuda import Cuda
-from tightwire.errors import AttachError, PeerError, ProgramError
-from tightwire.transport import Transport, run_threads
-from tightwire.transport.nccl import Nccl, require_devices_apart
+from tightwire.errors import AttachError, PeerError, ProgramError, TransportError
+from tightwire.transport import Transport, nccl, run_threads
+from tightwire.transport.nccl import Nccl, require_devices_apart, require_queue
 from tightwire.transport.reach import NearAndFar, reaching
 
 # Host memory stands for the device's: everything on these ranks goes in order.
@@ -191,16 +191,16 @@ def test_a_group_that_no_peer_completes_ends_by_the_deadline_with_a_name() -> No
             made.append(Deaf(Hub(2), inner.rank))
             return made[-1]
 
-        nccl = Nccl(transport, connect, kind=KIND)
-        nccl.isend(torch.ones(2), 1, 0).wait()  # the stream waits, and not the host
+        channel = Nccl(transport, connect, kind=KIND)
+        channel.isend(torch.ones(2), 1, 0).wait()  # the stream waits, and not the host
         ends_s = time.monotonic() + 10
         while time.monotonic() < ends_s:
             try:
-                nccl.require_sound()
+                channel.require_sound()
             except PeerError as error:
                 assert made[0].ended
                 with pytest.raises(PeerError):
-                    nccl.isend(torch.ones(2), 1, 0)
+                    channel.isend(torch.ones(2), 1, 0)
                 return str(error)
             time.sleep(0.01)
         return "nothing"
@@ -293,3 +293,38 @@ def test_auto_takes_pinned_memory_for_shared_devices_and_nccl_is_refused_without
     assert found == ["Pinned", "Pinned"]
     with pytest.raises(AttachError, match="torch has none"):
         run_threads(2, lambda t: reaching(t, where, "nccl"), deadline_s=60)
+
+
+def test_more_communicators_than_a_device_has_queues_are_refused() -> None:
+    require_queue(7, {})
+    require_queue(8, {"CUDA_DEVICE_MAX_CONNECTIONS": "32"})
+    for living, told in ((8, {}), (1, {"CUDA_DEVICE_MAX_CONNECTIONS": "1"})):
+        with pytest.raises(TransportError, match="Start with CUDA_DEVICE_MAX_CONNECTIONS=32"):
+            require_queue(living, told)
+
+
+def test_a_group_that_nccl_calls_complete_and_failed_ends_the_channel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nccl, "LOOKS", 1)
+
+    class Broken(FakeCommunicator):
+        def together(self, sends: object, receives: object) -> Complete:  # type: ignore[override]
+            return Complete()
+
+        def fault(self) -> str:
+            return "REMOTE_ERROR"
+
+    def work(transport: Transport) -> str:
+        channel = Nccl(transport, lambda inner, name, at: Broken(Hub(2), inner.rank), kind=KIND)
+        channel.isend(torch.ones(2), 1 - transport.rank, 0).wait()
+        ends_s = time.monotonic() + 10
+        while time.monotonic() < ends_s:
+            try:
+                channel.require_sound()
+            except TransportError as error:
+                return str(error)
+            time.sleep(0.01)
+        return "nothing"
+
+    assert all("who all are alive: REMOTE_ERROR" in text for text in run_threads(2, work, deadline_s=20))
