@@ -77,11 +77,12 @@ def test_simulate_traces_what_a_step_waits_for(tmp_path: pathlib.Path) -> None:
         (["bsp", *NUMBERS[:4], "--cluster", "c.yaml", "--hardware", "aws-p4d:2"], FileError, "given twice"),
         (["bsp", *NUMBERS[:4], "--hardware", "aws-p4d:two"], FileError, "NAME:NODES"),
         (["bsp", *NUMBERS, "--kinds", "a:4+b"], FileError, "NAME:WORKERS"),
+        (["bsp", *NUMBERS[:6], "--bandwidth", "1e30gbit"], FileError, "nothing here has more"),
         (["bsp", *NUMBERS, "--kinds", "a:4,fast=2"], FileError, "speed, line, price, share"),
         (["bsp", *NUMBERS, "--kinds", "a:2+b:2,speed=quick"], FileError, "speed=0.45"),
         (["bsp", *NUMBERS, "--kinds", "a:2+b:1"], FileError, "make them equal"),
         (["bsp", "--gradients", "0MB", *NUMBERS[2:]], FileError, "nothing to exchange"),
-        (["bsp", *NUMBERS[:2], "--compute", "0ms", *NUMBERS[4:]], FileError, "more than 0"),
+        (["bsp", *NUMBERS[:2], "--compute", "0ms", *NUMBERS[4:]], FileError, "a microsecond at least"),
         (["bsp", "--model", "resnet50", *NUMBERS[4:]], FileError, "--device"),
         (
             ["bsp", "--model", "resnet50", "--device", "v100", "--batch", "8", "--length", "9", *NUMBERS[4:]],

@@ -37,7 +37,8 @@ def test_a_point_is_what_predict_says_of_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["speed=1..2", "workers", "workers=9..3", "workers=two..3", "bandwidth=0..1gbit"]
+    "text",
+    ["speed=1..2", "workers", "workers=9..3", "workers=two..3", "bandwidth=0..1gbit", "bandwidth=1..2"],
 )
 def test_what_is_no_range_is_refused(text: str) -> None:
     with pytest.raises(PlanError, match="--sweep"):

@@ -13,11 +13,13 @@ import typer
 
 from tightwire.cli.table import print_rows, say
 from tightwire.cluster import PAYLOAD_SHARE, Cluster, Prices
+from tightwire.cluster.limits import require_plausible
 from tightwire.cluster.presets import PRESETS, preset
 from tightwire.cluster.workers import WorkerKind, parse_kinds
 from tightwire.errors import FileError
 from tightwire.lab import Topology
 from tightwire.planner.confidence import print_chance
+from tightwire.planner.sweep import SLOWEST_BYTES_PER_S
 from tightwire.profile import Profile
 from tightwire.profile.devices import DEVICES, PCIE_3, TOUCHES_PER_PASS, derive, device
 from tightwire.profile.models import MODELS, model_shape
@@ -120,8 +122,8 @@ DEFAULT_LATENCY = "50us"
 ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # The memory rate of a GPU whose name nobody told.
 GPU_BYTES_PER_S = 900e9
-# A line below this is a number without its unit.
-SLOWEST_BYTES_PER_S = 1000.0
+# Starting one kernel takes a few of them.
+LEAST_COMPUTE_S = 1e-6
 # Of a table; all are in the JSON.
 MOST_ROWS = 12
 ASK_MODEL = (
@@ -267,6 +269,7 @@ class Asked:
                 f"--bandwidth {self.bandwidth} is {8 * rate:g} bits a second; write the unit, as in "
                 "10gbit or 25MB/s."
             )
+        require_plausible("--bandwidth", rate)
         return Cluster.uniform(workers, rate * PAYLOAD_SHARE, latency_s)
 
     def _known_model(self, model: str) -> Profile:
@@ -291,8 +294,8 @@ class Asked:
         compute_s = of_option("--compute", parse_seconds, self.compute)
         num_bytes = of_option("--gradients", parse_bytes, self.gradients)
         itemsize = ITEMSIZES[self.dtype or "float32"]
-        if compute_s <= 0:
-            raise FileError(f"--compute {self.compute}: a step takes more than 0; write 300ms.")
+        if compute_s < LEAST_COMPUTE_S:
+            raise FileError(f"--compute {self.compute}: a step takes a microsecond at least; write 300ms.")
         if num_bytes < itemsize:
             raise FileError(f"--gradients {self.gradients}: there is nothing to exchange; write 100MB.")
         layers = min(LAYERS, num_bytes // itemsize)

@@ -10,6 +10,16 @@ from tightwire.errors import FileError
 from tightwire.files import write_text
 
 
+def require_picture(path: pathlib.Path | None, option: str) -> None:
+    """Refuses what is no picture's name, before anything is computed for it.
+
+    Raises:
+        FileError: an ending that is neither .html nor .png.
+    """
+    if path is not None and path.suffix not in (".html", ".png"):
+        raise FileError(f"{option} {path}: a plot is written as .html or .png.")
+
+
 def write_picture(drawing: Any, path: pathlib.Path, option: str) -> None:
     """Writes a plotly figure.
 
@@ -21,11 +31,10 @@ def write_picture(drawing: Any, path: pathlib.Path, option: str) -> None:
     Raises:
         FileError: another ending, a place that cannot be written to, or no kaleido for .png.
     """
+    require_picture(path, option)
     if path.suffix == ".html":
         write_text(path, drawing.to_html(include_plotlyjs=True))
         return
-    if path.suffix != ".png":
-        raise FileError(f"{option} {path}: a plot is written as .html or .png.")
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise FileError(
             f"{option} {path} cannot be written: it is a directory, or in one that cannot be written to."

@@ -36,7 +36,7 @@ from tightwire.cli.measured import (
     print_table,
 )
 from tightwire.cli.options import JsonOption
-from tightwire.cli.pictures import write_picture
+from tightwire.cli.pictures import require_picture, write_picture
 from tightwire.cli.table import print_rows, say, width_of
 from tightwire.cluster import Prices
 from tightwire.planner import Ranking, recommend
@@ -187,6 +187,7 @@ def plan(
         hardware=hardware, topology=topology, kinds=kinds, price=price, price_per_gb=price_per_gb,
     )  # fmt: skip
     files.require_writable(out, plot)
+    require_picture(plot, "--plot")
     if sweep_over is not None:
         axes = parse_axes(sweep_over)
         found = asked.read_cluster()

@@ -26,6 +26,8 @@ from tightwire.units import of_option, parse_rate, parse_seconds, print_rate
 # How many points a range of anything but workers has; of workers, each twice the one before.
 POINTS = 9
 MOST_WORKERS = 1_000_000
+# A line below this is a number without its unit.
+SLOWEST_BYTES_PER_S = 1000.0
 
 
 def _parse_workers(text: str) -> float:
@@ -181,6 +183,10 @@ def parse_axes(text: str) -> dict[str, tuple[float, ...]]:
         if not 0 < low <= high:
             raise PlanError(
                 f"--sweep {part!r} does not grow from more than 0; write the smaller value first."
+            )
+        if name == "bandwidth" and low < SLOWEST_BYTES_PER_S:
+            raise PlanError(
+                f"--sweep {part!r} begins at {8 * low:g} bits a second; write the unit, as in 1gbit."
             )
         axes[name] = tuple(_points(name, low, high))
     return axes
