@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ Named = Mapping[str, Mapping[str, Tensor]]
 
 # From so many elements on, a tensor's sum takes less time than its share of a call for all norms.
 LARGE = 1 << 15
+# From so many on, PyTorch's threads share in a sum of one.
+SHARED = 1 << 17
 
 
 def memory(averagers: Iterable[BucketAverager]) -> dict[str, dict[str, Tensor]]:
@@ -117,14 +119,35 @@ def drop_unless_finite(parameters: Iterable[Parameter]) -> bool:
 
 def have_finite_gradients(parameters: Iterable[Parameter]) -> bool:
     """Whether no gradient has a NaN or an Inf; on a GPU the host waits for it once."""
-    gradients = [g for p in parameters if (g := p.grad) is not None]
-    sizes = [g.numel() for g in gradients]
-    # Whatever is not finite makes these so: sums run at the speed of memory, norms of many cost one call. Both may
-    # overflow where no element has, and then the largest magnitude is asked, which takes twenty times as long.
-    sums = [g.sum() for g, size in zip(gradients, sizes, strict=True) if size >= LARGE]
-    small = [g for g, size in zip(gradients, sizes, strict=True) if 0 < size < LARGE]
-    parts = [*sums, *torch._foreach_norm(small)] if small else sums
-    if not parts or math.isfinite(torch.stack(parts).sum().item()):
+    gradients = [g for p in parameters if (g := p.grad) is not None and g.numel()]
+    # Whatever is not finite makes a sum so, and sums run at the speed of memory. They may overflow where no element
+    # has, and then the largest magnitude is asked, which takes twenty times as long.
+    if math.isfinite(_sum_of(gradients)):
         return True
-    whole = [g for g, size in zip(gradients, sizes, strict=True) if size]
-    return bool(get_total_norm(whole, norm_type=math.inf).isfinite())
+    return bool(get_total_norm(gradients, norm_type=math.inf).isfinite())
+
+
+def _sum_of(gradients: Sequence[Tensor]) -> float:
+    """Returns something that is finite only if all gradients are."""
+    most = math.inf if torch.get_num_threads() == 1 else SHARED
+    quick = [
+        g
+        for g in gradients
+        if type(g) is Tensor
+        and g.is_cpu
+        and g.dtype is torch.float32
+        and g.is_contiguous()
+        and g.numel() < most
+    ]
+    found = 0.0
+    if quick:
+        from tightwire.kernels.totals import total  # loads numba, which `import tightwire` does not
+
+        found = total(quick)
+    if len(quick) == len(gradients):
+        return found
+    known = {id(g) for g in quick}
+    others = [g for g in gradients if id(g) not in known]
+    sums = [g.sum() for g in others if g.numel() >= LARGE]
+    small = [g for g in others if g.numel() < LARGE]
+    return found + torch.stack([*sums, *(torch._foreach_norm(small) if small else ())]).sum().item()
