@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numba import carray, njit, types
+from numba import carray, njit, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic
 from torch import Tensor
 
@@ -29,13 +29,16 @@ def total(tensors: Sequence[Tensor]) -> float:
     return float(_total(addresses, sizes))
 
 
+_types: Any = types
+
+
 def _address(typing: Any, address: Any) -> Any:
     """Takes an integer as the address of float32."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
 
-    return types.CPointer(types.float32)(address), generate
+    return _types.CPointer(types.float32)(address), generate
 
 
 _pointer: Any = intrinsic(_address)
