@@ -376,6 +376,22 @@ def test_a_launched_world_also_initialises_torch_distributed() -> None:
     assert [end.answer for end in ended] == [[4.0] * 3] * 2
 
 
+def test_channels_leave_nothing_in_the_store() -> None:
+    ended = run_processes(
+        2,
+        """
+        t = transport.init()
+        before = store.num_keys()
+        for _ in range(3):
+            t.channel().close()
+        t.barrier()
+        answer(store.num_keys() - before)
+        t.barrier()
+        """,
+    )
+    assert [end.answer for end in ended] == [0, 0]
+
+
 def test_a_shaped_rate_wraps_the_transport() -> None:
     ended = run_processes(
         2,

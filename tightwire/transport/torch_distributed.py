@@ -182,6 +182,12 @@ class TorchDistributed(Transport):
         self._liveness.on_verdict(weakref.WeakMethod(self._hang_up))
         if self.size > 1:
             self.barrier()  # the store is not needed any more once all have connected: its host may leave
+        if self.rank == 0:
+            with suppress(RuntimeError):
+                for rank in range(
+                    self.size
+                ):  # where Gloo left each rank's addresses: a store would keep them for ever
+                    self._store.delete_key(f"0/{rank}")
 
     def _child(self, ranks: Sequence[int]) -> TorchDistributed:
         self._liveness.recover()
