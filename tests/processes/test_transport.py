@@ -381,6 +381,7 @@ def test_channels_leave_nothing_in_the_store() -> None:
         2,
         """
         t = transport.init()
+        t.barrier()
         before = store.num_keys()
         for _ in range(3):
             t.channel().close()
