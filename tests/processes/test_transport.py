@@ -390,7 +390,7 @@ def test_channels_leave_nothing_in_the_store() -> None:
         t.barrier()
         """,
     )
-    assert [end.answer for end in ended] == [0, 0]
+    assert all(end.answer <= 0 for end in ended)  # torch's own may go meanwhile
 
 
 def test_a_shaped_rate_wraps_the_transport() -> None:
