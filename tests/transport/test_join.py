@@ -30,3 +30,11 @@ def test_who_keeps_the_store_does_not_accuse_itself(is_host: bool, named: tuple[
         within(0.05, lambda: answered.wait(5), is_host=is_host)
     answered.set()
     assert caught.value.ranks == named
+
+
+def test_the_keeper_of_the_store_names_who_is_absent_though_others_are_slow_to_say_that_they_know() -> None:
+    store, seal = dist.HashStore(), Seal("", "meeting")
+    store.set("here/1", b"none " + seal.close(b"{}"))
+    with pytest.raises(PeerError, match="rank 2 did not join") as raised:
+        _Meeting(store, 0, 3, seal, "none", 0.5).exchange("here", {})
+    assert raised.value.ranks == (2,)
