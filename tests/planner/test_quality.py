@@ -1,10 +1,12 @@
 """How many more steps plans need: the table, its making, and rankings by it."""
 
+import math
+
 import pytest
 
 from tightwire.cluster import Cluster
 from tightwire.plan import Plan
-from tightwire.planner.quality import extra_steps, measured, steps_for, table
+from tightwire.planner.quality import LEAST_SHARE, STUDIED_NOISE, extra_steps, measured, steps_for, table
 from tightwire.planner.ranking import faster_to_loss, more_steps, rank
 from tightwire.profile import Profile
 
@@ -63,3 +65,18 @@ def test_by_loss_the_least_time_to_the_loss_is_chosen_and_only_if_sure() -> None
     assert times == sorted(times)
     assert best_s <= slow.stock.step_s
     assert rank(profile, Cluster.uniform(4, 12e9, 1e-6), "lossy", by="loss").stays
+
+
+def test_noise_of_gradients_drowns_what_feedback_and_staleness_do() -> None:
+    for text in ("bsp/allreduce/topk:0.01+ef", "local:8"):
+        plan = Plan.parse(text)
+        asis, quiet, noisy = (extra_steps(plan, noise) for noise in (STUDIED_NOISE, 0.0, 3.0))
+        assert 1.0 < noisy.factor < extra_steps(plan).factor < quiet.factor
+        assert asis == extra_steps(plan)
+        assert noisy.spread > asis.spread
+        assert math.isclose(math.log(noisy.factor), LEAST_SHARE * math.log(asis.factor))
+
+
+def test_noise_of_a_codec_without_feedback_is_its_own() -> None:
+    plan = Plan.parse("bsp/allreduce:allgather/qsgd:7")
+    assert extra_steps(plan, 3.0).factor == extra_steps(plan).factor

@@ -273,7 +273,7 @@ def _plain(ranking: Ranking) -> dict[str, Any]:
             row.values()
             | {
                 "beats_chosen": None if row == ranking.chosen else ranking.chance(row),
-                "more_steps": extra_steps(row.plan).factor,
+                "more_steps": extra_steps(row.plan, ranking.profile.gradient_noise).factor,
             }
             | _money(ranking, row)
             for row in rows

@@ -143,11 +143,14 @@ def _rate(ranking: Ranking, usage: Usage) -> str:
 
 def _loss(ranking: Ranking) -> Iterator[str]:
     """Yields how many more steps the chosen plan needs, and what remains of its gain."""
-    extra = extra_steps(ranking.chosen.plan)
+    noise = ranking.profile.gradient_noise
+    extra = extra_steps(ranking.chosen.plan, noise)
     if ranking.stays or (extra.factor == 1.0 and extra.spread == 0.0):
         return
     gain = ranking.stock.step_s / (ranking.chosen.step_s * extra.factor)
     known = f"by {extra.source}" if extra.source else "a guess: it was not measured"
+    if noise is not None:
+        known += f"; for gradients whose noise is {noise:.2g} times what they estimate, as this run measured"
     yield (
         f"To the loss of plain all-reduce it needs {extra.factor:.2f} times as many steps ({extra.low:.2f} to "
         f"{extra.high:.2f}; {known}), so it is there {gain:.2f} times as fast."

@@ -117,7 +117,7 @@ def rank(profile: Profile, cluster: Cluster, allow: Allowance, by: By = "step") 
     """
     search = Search(profile, cluster, allow)
     if by == "loss":
-        search.times = more_steps
+        search.times = functools.partial(more_steps, noise=profile.gradient_noise)
     elif by == "cost":
         require_prices(cluster)
         search.toll_s = functools.partial(toll_s, cluster=cluster)
@@ -141,7 +141,7 @@ def choose_by(
 ) -> Prediction:
     """Returns the plan to train with, by what plans are compared by; `stock` is among the rows, the best come first."""
     if by == "loss":
-        return choose_by_loss(rows, stock)
+        return choose_by_loss(rows, stock, profile.gradient_noise)
     if by == "step" or not cluster.charges_traffic:
         return choose(rows, stock, least_gain(profile, stock), profile, cluster)
     # A toll is as if the step took longer, for as long as workers could be had for it.
@@ -209,7 +209,7 @@ def choose(
     return best if best.step_s < stock.step_s * (1 - least_gain) else stock
 
 
-def choose_by_loss(rows: Sequence[Prediction], stock: Prediction) -> Prediction:
+def choose_by_loss(rows: Sequence[Prediction], stock: Prediction, noise: float | None = None) -> Prediction:
     """Returns the plan with the least expected time to the loss that exact means reach, if that is sure enough.
 
     Plain all-reduce where no plan is likely to be faster, given how unsure it is how many more steps a plan needs.
@@ -219,21 +219,26 @@ def choose_by_loss(rows: Sequence[Prediction], stock: Prediction) -> Prediction:
         for row in rows
         if keeps_optimizer(row.plan)
         and begins_as_it_goes_on(row.plan)
-        and faster_to_loss(row, stock) >= SURE
-        and more_steps(row.plan) * row.step_s < stock.step_s * (1 - LEAST_GAIN)
+        and faster_to_loss(row, stock, noise) >= SURE
+        and more_steps(row.plan, noise) * row.step_s < stock.step_s * (1 - LEAST_GAIN)
     ]
-    return min(able, key=careful_s, default=stock)
+    return min(able, key=functools.partial(careful_s, noise=noise), default=stock)
 
 
-def careful_s(row: Prediction) -> float:
-    """Returns the time of what one step with exact means does, at the slow end: the less is known, the slower."""
-    extra = extra_steps(row.plan)
+def careful_s(row: Prediction, noise: float | None = None) -> float:
+    """Returns the time of what one step with exact means does, at the slow end: the less is known, the slower.
+
+    Args:
+        row: of a plan.
+        noise: of the run's gradients; see `extra_steps`.
+    """
+    extra = extra_steps(row.plan, noise)
     return row.step_s * extra.factor * math.exp(extra.spread)
 
 
-def faster_to_loss(row: Prediction, stock: Prediction) -> float:
+def faster_to_loss(row: Prediction, stock: Prediction, noise: float | None = None) -> float:
     """Returns the probability that a plan reaches a loss sooner than plain all-reduce."""
-    extra = extra_steps(row.plan)
+    extra = extra_steps(row.plan, noise)
     gain = math.log(stock.step_s / (extra.factor * row.step_s))
     spread = math.hypot(
         extra.spread, row.wire_deviation_s / row.step_s, stock.wire_deviation_s / stock.step_s
@@ -241,9 +246,9 @@ def faster_to_loss(row: Prediction, stock: Prediction) -> float:
     return statistics.NormalDist().cdf(gain / max(spread, 0.01))
 
 
-def more_steps(plan: Plan) -> float:
+def more_steps(plan: Plan, noise: float | None = None) -> float:
     """Returns how many times as many steps a plan needs as exact means do."""
-    return extra_steps(plan).factor
+    return extra_steps(plan, noise).factor
 
 
 def kind_of(plan: Plan) -> tuple[str, ...]:

@@ -90,6 +90,8 @@ class Profile:
             takes because the workers of a host share its cores. More than 1 where there are fewer cores than
             workers; communication then takes time from compute even while both overlap.
         samples: of a pass of one worker; 0: not known.
+        gradient_noise: variance of the workers' mean gradient over the squared norm of what it estimates (see
+            `runtime.noise`); None: not known.
         device: what it is for: `cpu`, or the name of another device; empty: not known.
         memory_bytes: what a worker's device must hold at any batch: parameters, gradients, the optimizer's state; 0 if
             not known, and then at least parameters and gradients are counted.
@@ -111,6 +113,7 @@ class Profile:
     memory_bytes: int = 0
     activation_bytes: int = 0
     samples: int = 0
+    gradient_noise: float | None = None
     device: str = ""
     version: Literal[1] = 1
 
@@ -120,6 +123,7 @@ class Profile:
         require_range("pass_s_per_element", self.pass_s_per_element, 0.0, 1.0)
         require_range("copy_s_per_byte", self.copy_s_per_byte, 0.0, 1.0)
         require_range("noise", self.noise, 0.0, 10.0)
+        require_range("gradient_noise", self.gradient_noise or 0.0, 0.0, 1e12)
         require_range("compute_uncertainty", self.compute_uncertainty, 0.0, 10.0)
         require_range("contention", self.contention, 1.0, 1000.0)
         require_range("samples", self.samples, 0, 1e9)

@@ -6,6 +6,7 @@ The first steps train under a plan within the allowance that is cheap on this wi
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import logging
@@ -25,6 +26,7 @@ from tightwire.planner.ranking import By, careful_s
 from tightwire.profile import Profile, Profiler, measure_codecs, measure_pass
 from tightwire.runtime.habits import Habits, obstacles
 from tightwire.runtime.lookout import Lookout, LossLevel
+from tightwire.runtime.noise import NoiseWatch, gradient_noise
 from tightwire.runtime.race import Contender, Heats, Race, plan_heats
 from tightwire.runtime.racing import Racing
 from tightwire.runtime.step import Optimizers
@@ -131,6 +133,7 @@ class Pilot:
         self._cluster, self._search = cluster, search
         self._model, self._optimizers = model, optimizers
         self._profiler = Profiler(model, optimizers.members[-1])
+        self._noise = NoiseWatch(model.parameters())
         self._profile: Profile | None = None
         self._plan_file: PlanFile | None = None
         self._exposed_s: list[float] = []
@@ -158,15 +161,20 @@ class Pilot:
     def begin(self) -> None:
         """Starts to watch."""
         self._profiler.__enter__()
+        if self._search.by == "loss" and Plan.parse(self.watched).sync.is_bulk:
+            self._noise.begin()
 
     def close(self) -> None:
         """Stops watching. Local."""
         self._profiler.__exit__(None, None, None)
+        self._noise.close()
 
     def before_step(self) -> None:
         """Stops watching once all was seen; not in `after_step`, where the optimizer goes through its hooks."""
         if self._profile is not None:
             self.close()
+        else:
+            self._noise.before_step()
 
     def hear(self, loss: float) -> None:
         """Takes in the loss of the step under way, or of a part of it."""
@@ -238,8 +246,13 @@ class Pilot:
     def _choose(self, run: Trainee) -> None:
         """Has rank 0 choose, or name the contenders of a race, and all go on with that."""
         mine = obstacles(self._model, self._optimizers, self.habits, run.forwards)
-        told = [json.loads(answer) for answer in run.ask(json.dumps(mine)) if answer is not None]
-        in_the_way = list(dict.fromkeys(obstacle for of_rank in told for obstacle in of_rank))
+        # Where the loop changes gradients before the step, as by clipping, what is stepped with is not their mean.
+        norms = [] if self.habits.touches_gradients else self._noise.told()
+        answers = [json.loads(answer) for answer in run.ask(json.dumps([mine, norms])) if answer is not None]
+        in_the_way = list(dict.fromkeys(obstacle for found, _ in answers for obstacle in found))
+        assert self._profile is not None
+        noise = gradient_noise([of_rank for _, of_rank in answers])
+        self._profile = dataclasses.replace(self._profile, gradient_noise=noise)
         self._in_the_way = in_the_way
         decision = ""
         if run.transport.rank == 0:
@@ -413,23 +426,25 @@ def contenders(ranking: Ranking, in_the_way: Sequence[str]) -> Iterator[Contende
         ]
 
     rows = able(ranking.rows)
+    careful = functools.partial(careful_s, noise=ranking.profile.gradient_noise)
     if ranking.allow == "lossless":  # what is learned is the same, and steps differ little between kinds
-        found = sorted(rows, key=careful_s)
+        found = sorted(rows, key=careful)
     else:
         kinds = [
-            _few_of_a_kind(row for row in rows if row.plan.sync.is_bulk is bulk) for bulk in (True, False)
+            _few_of_a_kind((row for row in rows if row.plan.sync.is_bulk is bulk), careful)
+            for bulk in (True, False)
         ]
-        kinds.sort(key=lambda found: careful_s(found[0]) if found else math.inf)
-        best_s = careful_s(kinds[0][0]) if kinds[0] else math.inf
-        seeded = (row for row in able(_seeded(ranking)) if careful_s(row) <= MOST_BEHIND * best_s)
-        kinds.append(_few_of_a_kind(seeded))
+        kinds.sort(key=lambda found: careful(found[0]) if found else math.inf)
+        best_s = careful(kinds[0][0]) if kinds[0] else math.inf
+        seeded = (row for row in able(_seeded(ranking)) if careful(row) <= MOST_BEHIND * best_s)
+        kinds.append(_few_of_a_kind(seeded, careful))
         mixed = [row for turn in itertools.zip_longest(*kinds) for row in turn if row is not None]
         found = list({str(row.plan): row for row in reversed(mixed)}.values())[::-1]
     for row in found:
         yield Contender(
             plan=str(row.plan),
             predicted_step_s=row.step_s,
-            expected=careful_s(row) / row.step_s,
+            expected=careful(row) / row.step_s,
             steps_per_round=row.plan.sync.steps_per_round,
             deviation=deviation(row.plan),
         )
@@ -441,14 +456,14 @@ def _seeded(ranking: Ranking) -> list[Prediction]:
     return [predict(plan, ranking.profile, ranking.cluster) for plan in plans]
 
 
-def _few_of_a_kind(rows: Iterable[Prediction]) -> list[Prediction]:
+def _few_of_a_kind(rows: Iterable[Prediction], careful: Callable[[Prediction], float]) -> list[Prediction]:
     """Returns the best expected of some plans: of one policy, and of one codec, a few; none that is far behind."""
     seen: list[str] = []
     found: list[Prediction] = []
-    for row in sorted(rows, key=careful_s):
+    for row in sorted(rows, key=careful):
         kinds = [row.plan.sync.name, row.plan.sender.name]
         pair = "/".join(kinds)
-        if careful_s(row) > MOST_BEHIND * careful_s(found[0] if found else row):
+        if careful(row) > MOST_BEHIND * careful(found[0] if found else row):
             break
         if pair not in seen and all(seen.count(kind) < MOST_OF_A_KIND for kind in kinds if kind != "bsp"):
             seen += [pair, *kinds]
@@ -471,6 +486,11 @@ def _choice(ranking: Ranking, in_the_way: Sequence[str]) -> Choice:
             and keeps_optimizer(row.plan)
             and begins_as_it_goes_on(row.plan)
         ]
-        chosen = min(others, key=careful_s if ranking.by == "loss" else lambda row: row.step_s)
+        chosen = min(
+            others,
+            key=functools.partial(careful_s, noise=ranking.profile.gradient_noise)
+            if ranking.by == "loss"
+            else lambda row: row.step_s,
+        )
     considered = tuple((str(row.plan), row.step_s) for row in ranking.rows[:MOST_CONSIDERED])
     return Choice(plan=str(chosen.plan), predicted_step_s=chosen.step_s, why=why, considered=considered)
