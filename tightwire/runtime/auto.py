@@ -174,6 +174,7 @@ class Pilot:
         if self._profile is not None:
             self.close()
         else:
+            self.habits.release()  # what is read from here on, the loop did not read
             self._noise.before_step()
 
     def hear(self, loss: float) -> None:
