@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import itertools
+import logging
 import pathlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,6 +35,7 @@ from tightwire.runtime.carried import Carried, Stateful
 from tightwire.runtime.context import RunContext
 from tightwire.runtime.groups import Groups, form, resolve
 from tightwire.runtime.guard import require_attachable
+from tightwire.runtime.keeping import Keeping, require_keepable
 from tightwire.runtime.learnt import Learnt, facts_of
 from tightwire.runtime.membership import Membership
 from tightwire.runtime.outer import MakeOuter
@@ -44,8 +47,11 @@ from tightwire.runtime.trace import Tracer
 from tightwire.runtime.tuning import Tuner
 from tightwire.schedule import Auto
 from tightwire.sync import Rounds
-from tightwire.transport import Counting, Single, Transport, current, switch, workers_per_node
+from tightwire.transport import Counting, Single, Transport, current, shelf, switch, workers_per_node
 from tightwire.transport.reach import Over, reaching
+
+log = logging.getLogger("tightwire")
+_attached = itertools.count()  # tells the runs of one job apart
 
 
 class Scaler(Protocol):
@@ -71,6 +77,7 @@ def attach(
     keep: str | pathlib.Path | None = None,
     carry: Mapping[str, Stateful] | None = None,
     over: Over = "auto",
+    remember: int = 0,
 ) -> Run:
     """Binds a model and its optimizer to their replicas on the other ranks, as `plan` says.
 
@@ -99,10 +106,15 @@ def attach(
             They are made equal and averaged within it.
         keep: a plan file for what `auto` or a race chooses: where it exists and was made for this model, so many
             workers, this version and about this wire, its plan is taken at once. Rank 0 reads and writes it.
-        carry: after `init(elastic=True)`, what a worker that joins later is given besides the model and the optimizer,
-            by any names: its data's place (a `StatefulDataLoader`), a learning-rate scheduler.
+        carry: what a worker that joins later (after `init(elastic=True)`), or one that is started anew (see
+            `remember`), is given besides the model and the optimizer, by any names: its data's place (a
+            `StatefulDataLoader`), a learning-rate scheduler.
         over: of a model on a GPU, how messages leave it: `nccl`; `pinned`, by host memory and Gloo; `nccl-inside`, NCCL
             within nodes and pinned memory across; or `auto`: NCCL where every rank has a device of its own.
+        remember: under torchrun with `--max-restarts`: keep a snapshot in the memory of the host, with the first round
+            that ends after so many steps or more, and of several hosts a copy on the next. A job that is started anew
+            then goes on after the last one that there is of all workers, to the bit: `run.step` is its step, and
+            `carry` names what else it holds. 0: none.
 
     Contract: every rank, with the same model shapes, plan and options; blocks until all have arrived.
 
@@ -206,6 +218,16 @@ def attach(
     named = [*model.named_parameters(), *model.named_buffers()]
     if entrance is None:
         copy_from_first(transport, [tensor for name, tensor in named if name not in left])
+    carried = Carried(carry) if carry else None
+    if remember:
+        require_keepable(chosen, is_auto=is_auto, is_elastic=entrance is not None, every=remember)
+    place = shelf() if remember else None
+    if remember and place is None:
+        log.warning(
+            "attach(remember=%d): no torchrun started this worker, so that nothing starts it anew; nothing is kept.",
+            remember,
+        )
+    which = f"{next(_attached)} {sorted((key, str(fact)) for key, fact in common.items())}"
     return Run(
         model,
         chosen,
@@ -215,7 +237,10 @@ def attach(
         why=plan_file.why,
         pilot=pilot or _tuner(chosen, transport, seed),
         facts=common,
-        carried=Carried(carry) if carry else None,
+        carried=carried,
+        keeping=Keeping(place, model, context, carried, every=remember, run=which)
+        if place is not None
+        else None,
     )
 
 

@@ -30,6 +30,7 @@ from tightwire.runtime.course import Course
 from tightwire.runtime.engines import Engine
 from tightwire.runtime.evaluation import Evaluation
 from tightwire.runtime.guard import Guard
+from tightwire.runtime.keeping import Keeping
 from tightwire.runtime.meeting import News
 from tightwire.runtime.membership import Standing
 from tightwire.runtime.passes import STEP_NEVER_SEEN, ForwardWatch
@@ -75,7 +76,9 @@ class Run:
         pilot: Pilot | Tuner | None = None,
         facts: Mapping[str, object] | None = None,
         carried: Carried | None = None,
+        keeping: Keeping | None = None,
     ) -> None:
+        self._keeping = keeping
         self._predicted_step_s, self._why, self._pilot = predicted_step_s, why, pilot
         self._model, self._optimizers = model, context.optimizers
         self._course = Course(phases, context, self._shared_parameters, self._move, facts, carried)
@@ -95,6 +98,8 @@ class Run:
         self._optimizers.listen(self)
         _open_runs.add(self)
         if self._course.is_alone:
+            if keeping is not None:
+                keeping.recall(self)
             return
         self._passes = ForwardWatch(model, context.tracer)
         self._watch_members(self._passes)
@@ -105,6 +110,8 @@ class Run:
                 self._course.build(self.plan)
             if pilot is not None:
                 pilot.begin()
+            if keeping is not None:
+                keeping.recall(self)
         except BaseException:
             self.close()
             raise
@@ -348,6 +355,8 @@ class Run:
         if self._passes is not None:
             self._passes.close()
         self._engine.close()
+        if self._keeping is not None:
+            self._keeping.close()
         self._evaluation.close()
         self._guard.release()
 
@@ -531,6 +540,8 @@ class Run:
             course.record.log(self._writer, self._engine, self._context.transport.bytes_sent, self.step)
         course.end_phase()
         course.record.end_step()
+        if self._keeping is not None:
+            self._keeping.after_step(self, self.step if course.is_alone else self._engine.rounds)
 
     def _go_by_notice(self) -> NoReturn:
         """Ends this worker, which was told to leave (SIGTERM) and has left; the others go on."""

@@ -7,7 +7,7 @@ from tightwire.transport.shaped import Shaped
 from tightwire.transport.single import Single
 from tightwire.transport.switched import Switch, Switched
 from tightwire.transport.threads import Threads, run_threads
-from tightwire.transport.world import current, device, init, shutdown, switch, workers_per_node
+from tightwire.transport.world import current, device, init, shelf, shutdown, switch, workers_per_node
 
 __all__ = [
     "DONE",
@@ -33,6 +33,7 @@ __all__ = [
     "init",
     "native_bytes",
     "run_threads",
+    "shelf",
     "shutdown",
     "switch",
     "workers_per_node",

@@ -15,6 +15,7 @@ from tightwire.transport.base import Transport
 from tightwire.transport.door import Door
 from tightwire.transport.launch import Launch, attempt_of, local_rank, local_size
 from tightwire.transport.shaped import Shaped
+from tightwire.transport.shelf import Shelf, find_shelf
 from tightwire.transport.single import Single
 from tightwire.transport.switched import Switch
 
@@ -107,6 +108,15 @@ def switch() -> Switch | None:
     """
     told = os.environ.get("TIGHTWIRE_SWITCH")
     return Switch(SwitchAddress.parse(told)) if told else None
+
+
+def shelf() -> Shelf | None:
+    """Returns where this host keeps snapshots under torchrun; None under launchers that start no job anew.
+
+    Raises:
+        TransportError: it cannot be made.
+    """
+    return find_shelf(os.environ)
 
 
 def _join(deadline_s: float, late_s: float | None) -> Transport:
