@@ -31,14 +31,19 @@ class Attempts:
         monkeypatch.setattr(_attach, "shelf", lambda: self._here.shelf)
         monkeypatch.setattr(_attach, "_attached", itertools.repeat(0))
 
+    def forget(self) -> None:
+        """Is another job from now on."""
+        for host in set(self._hosts):
+            shutil.rmtree(self._place / host)
+
     def run(
-        self, plan: str, *, attempt: int, ends_at: int = STEPS, secret: str = "of the job"
+        self, plan: str, *, ends_at: int = STEPS, secret: str = "of the job"
     ) -> list[tuple[int, list[Tensor]]]:
         """Returns after which step each rank began, and its parameters in the end."""
 
         def train(transport: Transport) -> tuple[int, list[Tensor]]:
             place = self._place / self._hosts[transport.rank]
-            self._here.shelf = Shelf(place, Seal(secret, ""), attempt=attempt, keeper_of=None)
+            self._here.shelf = Shelf(place, Seal(secret, ""), keeper_of=None)
             began, ended = 0, list[Tensor]()
             with suppress(PeerError), job(transport, plan, optimizer=adam, remember=2) as j:
                 began = j.run.step
@@ -61,31 +66,32 @@ def attempts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Attempts:
 
 @pytest.mark.parametrize("plan", ["bsp/allreduce:ring/int8+ef", "local:3", "bsp/allreduce/none/dear"])
 def test_started_anew_equals_not_ended(attempts: Attempts, plan: str) -> None:
-    whole = attempts.run(plan, attempt=0)
-    attempts.run(plan, attempt=0, ends_at=7)
-    again = attempts.run(plan, attempt=1)
+    whole = attempts.run(plan)
+    attempts.forget()
+    attempts.run(plan, ends_at=7)
+    again = attempts.run(plan)
     assert [began for began, _ in again] == [6, 6]
     assert all(same(a, b) for (_, a), (_, b) in zip(whole, again, strict=True))
 
 
 def test_a_host_that_is_replaced_gets_what_the_next_one_held(attempts: Attempts, tmp_path: Path) -> None:
-    whole = attempts.run("bsp/allreduce/topk:0.2+ef", attempt=0)
-    attempts.run("bsp/allreduce/topk:0.2+ef", attempt=0, ends_at=7)
+    whole = attempts.run("bsp/allreduce/topk:0.2+ef")
+    attempts.forget()
+    attempts.run("bsp/allreduce/topk:0.2+ef", ends_at=7)
     shutil.rmtree(tmp_path / "b")
-    again = attempts.run("bsp/allreduce/topk:0.2+ef", attempt=1)
+    again = attempts.run("bsp/allreduce/topk:0.2+ef")
     assert [began for began, _ in again] == [6, 6]
     assert all(same(a, b) for (_, a), (_, b) in zip(whole, again, strict=True))
 
 
 def test_what_another_job_sealed_is_taken_up_by_nobody(attempts: Attempts) -> None:
-    attempts.run("bsp", attempt=0, ends_at=7)
-    assert [began for began, _ in attempts.run("bsp", attempt=1, secret="of another")] == [0, 0]
+    attempts.run("bsp", ends_at=7)
+    assert [began for began, _ in attempts.run("bsp", secret="of another")] == [0, 0]
 
 
-def test_nothing_is_recalled_of_other_plans_and_at_the_first_attempt(attempts: Attempts) -> None:
-    attempts.run("bsp", attempt=0, ends_at=7)
-    assert [began for began, _ in attempts.run("local:2", attempt=1)] == [0, 0]
-    assert [began for began, _ in attempts.run("bsp", attempt=0)] == [0, 0]
+def test_nothing_is_recalled_of_another_plan(attempts: Attempts) -> None:
+    attempts.run("bsp", ends_at=7)
+    assert [began for began, _ in attempts.run("local:2")] == [0, 0]
 
 
 RUN = "0123456789abcdef"
@@ -113,7 +119,7 @@ def test_a_full_memory_leaves_nothing_and_training_goes_on(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", write)
-    assert [began for began, _ in attempts.run("bsp", attempt=0)] == [0, 0]
+    assert [began for began, _ in attempts.run("bsp")] == [0, 0]
     assert [path for host in "ab" for path in (tmp_path / host).iterdir()] == []
 
 

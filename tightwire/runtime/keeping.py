@@ -94,15 +94,17 @@ class Keeping:
         self._is_full = False
 
     def recall(self, run: Kept) -> None:
-        """Goes on from the last snapshot that there is of all ranks, if the launcher has started them anew.
+        """Goes on from the last snapshot that there is of all ranks: the launcher has started them anew.
 
-        Contract: every rank; blocks if so. A snapshot that lacks its seal is taken up by nobody.
+        How often is not asked: every agent of torchrun counts for itself, and one that replaces another begins at 0.
+
+        Contract: every rank; blocks. A snapshot that lacks its seal is taken up by nobody.
         """
-        if not self._shelf.attempt:
-            return
         held = {snap.name: size for snap, size in self._shelf.held(self._run).items()}
         told = [json.loads(other) for other in self._channel.exchange(json.dumps(held).encode())]
         step, moves = plan_recall(told, self._run)
+        if not any(told):  # the job begins
+            return
         if step is None:
             self._forget_after(-1)
             log.warning(

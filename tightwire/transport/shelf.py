@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Final, final
 
 from tightwire.errors import TransportError
-from tightwire.transport.launch import attempt_of
 from tightwire.transport.seal import DIGEST_BYTES, Seal
 
 MEMORY: Final = Path("/dev/shm")
@@ -61,22 +60,20 @@ class Shelf:
 
     Attributes:
         place: what two workers have in common if they share this memory.
-        attempt: how often the launcher has started the workers anew.
     """
 
-    def __init__(self, directory: Path, seal: Seal, *, attempt: int, keeper_of: int | None) -> None:
+    def __init__(self, directory: Path, seal: Seal, *, keeper_of: int | None) -> None:
         """Makes the directory, if it is not there.
 
         Args:
             directory: to be this user's alone.
             seal: of the job.
-            attempt: see above.
             keeper_of: the process with whose end the directory is removed; None: the caller does that.
 
         Raises:
             TransportError: it cannot be made, or belongs to somebody else.
         """
-        self._directory, self._seal, self.attempt = directory, seal, attempt
+        self._directory, self._seal = directory, seal
         try:
             with suppress(FileExistsError):
                 directory.mkdir(mode=0o700)
@@ -157,7 +154,6 @@ def find_shelf(environment: Mapping[str, str]) -> Shelf | None:
     return Shelf(
         MEMORY / f"tightwire-{os.geteuid()}-{nonce}-{agent}",
         Seal(environment.get("TIGHTWIRE_SECRET", ""), f"snapshots {run}"),
-        attempt=attempt_of(environment),
         keeper_of=agent,
     )
 
