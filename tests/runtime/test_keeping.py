@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.runtime.training import adam, job, same, values
 from tightwire import _attach
 from tightwire.errors import AttachError, PeerError
-from tightwire.runtime.keeping import Move, plan_recall
+from tightwire.runtime.keeping import Handover, plan_recall
 from tightwire.transport import Transport, run_threads
 from tightwire.transport.seal import Seal
 from tightwire.transport.shelf import Shelf, Snap
@@ -104,7 +104,7 @@ def test_the_newest_step_of_which_all_snapshots_are_held() -> None:
     first = {name(0, 8): 10, name(0, 6): 11, name(1, 6): 12}
     assert plan_recall([first, {}], RUN) == (
         6,
-        [Move(Snap(RUN, 0, 6), 0, 0, 11), Move(Snap(RUN, 1, 6), 0, 1, 12)],
+        [Handover(Snap(RUN, 0, 6), 0, 0, 11), Handover(Snap(RUN, 1, 6), 0, 1, 12)],
     )
     assert plan_recall([first, {"junk": 1, "f" * 16 + "-1-8": 1}], RUN)[0] == 6
     assert plan_recall([{name(0, 8): 10}, {}], RUN) == (None, [])

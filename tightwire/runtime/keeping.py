@@ -26,7 +26,7 @@ TAG = 0
 log = logging.getLogger("tightwire")
 
 
-class Kept(Protocol):
+class Resumable(Protocol):
     """What is needed of a run."""
 
     @property
@@ -41,7 +41,7 @@ class Kept(Protocol):
 
 
 @dataclass(frozen=True)
-class Move:
+class Handover:
     """A snapshot that one rank sends to another.
 
     Attributes:
@@ -93,7 +93,7 @@ class Keeping:
         self._last = 0
         self._is_full = False
 
-    def recall(self, run: Kept) -> None:
+    def recall(self, run: Resumable) -> None:
         """Goes on from the last snapshot that there is of all ranks: the launcher has started them anew.
 
         How often is not asked: every agent of torchrun counts for itself, and one that replaces another begins at 0.
@@ -124,7 +124,7 @@ class Keeping:
         self._forget_after(step)
         log.warning("started anew: training goes on after step %d, which hosts held in memory.", step)
 
-    def after_step(self, run: Kept, rounds: int) -> None:
+    def after_step(self, run: Resumable, rounds: int) -> None:
         """Keeps a snapshot, where enough steps were made and a round has just ended. Every rank.
 
         Args:
@@ -146,7 +146,7 @@ class Keeping:
         """Gives the channel back; snapshots stay until the launcher ends."""
         self._channel.close()
 
-    def _content(self, run: Kept) -> bytes:
+    def _content(self, run: Resumable) -> bytes:
         file = io.BytesIO()
         torch.save(
             {
@@ -160,7 +160,7 @@ class Keeping:
         )
         return file.getvalue()
 
-    def _load(self, run: Kept, state: Mapping[str, Any]) -> None:
+    def _load(self, run: Resumable, state: Mapping[str, Any]) -> None:
         self._model.load_state_dict(state["model"])
         for member, kept in zip(self._context.optimizers.members, state["optimizers"], strict=True):
             member.load_state_dict(kept)
@@ -200,7 +200,7 @@ class Keeping:
         for snap, room in coming:
             self._put(snap, room.numpy().tobytes())
 
-    def _fetch(self, mine: Snap, moves: Sequence[Move]) -> bytes | None:
+    def _fetch(self, mine: Snap, moves: Sequence[Handover]) -> bytes | None:
         """Returns this rank's snapshot, wherever it lies; None if its seal is not this job's."""
         rank = self._channel.rank
         sends = [
@@ -276,7 +276,7 @@ def holders_of(places: Sequence[str]) -> list[int]:
     return holders
 
 
-def plan_recall(told: Sequence[Mapping[str, int]], run: str) -> tuple[int | None, list[Move]]:
+def plan_recall(told: Sequence[Mapping[str, int]], run: str) -> tuple[int | None, list[Handover]]:
     """Returns the newest step of which there is a snapshot of every rank, and who gives which to whom.
 
     Args:
@@ -296,7 +296,7 @@ def plan_recall(told: Sequence[Mapping[str, int]], run: str) -> tuple[int | None
             moves = []
             for rank, snap in enumerate(wanted):
                 source = rank if rank in held[snap] else min(held[snap])
-                moves.append(Move(snap, source, rank, held[snap][source]))
+                moves.append(Handover(snap, source, rank, held[snap][source]))
             return step, moves
     return None, []
 
