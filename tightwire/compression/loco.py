@@ -30,7 +30,7 @@ class LoCo(Stage):
     Attributes:
         beta: share of the newest error in the average, in (0, 1]; 1 without resets is `ef`. The default is ours,
             not the paper's.
-        reset: rounds after which the average begins anew; 0 for never.
+        reset: rounds after which the average begins anew; 0 for never. The default is ours too.
     """
 
     name: ClassVar[str] = "loco"
