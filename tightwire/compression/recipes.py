@@ -325,7 +325,8 @@ class SparseLoCo(Recipe):
         local:30/allreduce/sparseloco
 
     The paper also tries outer rates below 1, `diloco:30,outer_lr=0.8,outer_momentum=0`. Its two bits are quantiles of
-    the values that are sent; here they are the least and the largest magnitude, with their signs. Inside it has AdamW.
+    the values that are sent; here they are the least and the largest magnitude, with their signs. Its inner
+    optimizer is AdamW.
 
     An element waits 1/ratio rounds in the mean, so a run of fewer rounds than that sends some of them never: take a
     larger share then, as in `sparseloco:0.125`.
