@@ -268,7 +268,9 @@ averager = all_reduce_averager(
     bucket=plan_layout({"x": given}, [[0]])[0], tag=0, setting=setting,
 )
 mean = torch.empty_like(given)
-for number in range(4):
+number = 0
+while not setting.switch.account.lost:  # all ranks lose it in one run
+    number += 1
     if transport.rank == 0 and number == 2:
         print("half", flush=True)
     transport.barrier()

@@ -232,6 +232,7 @@ def test_shared_steps_are_those_of_the_reference(codes: torch.dtype, levels: int
         left, sent, out = x.clone(), torch.empty(2500, dtype=codes), torch.empty(2500)
         if module is gpu:
             left, sent, out = left.to(DEVICE), sent.to(DEVICE), out.to(DEVICE)
+        assert module.largest_bits(left) == int(x.abs().max().view(torch.int32))
         module.encode_fixed(left, sent, step, levels, stochastic, 7)
         module.decode_fixed(sent.to(torch.int16 if levels == 127 else torch.int32), out, step)
         found.append((sent.cpu(), left.cpu(), out.cpu()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -74,10 +75,13 @@ class InNetworkAverager(StatelessAverager):
         self._chunk = chunk_numel(codec, slot_bytes)
         self.itemsize = integer_bytes(codec)
         self.count = num_chunks(codec, bucket.numel, slot_bytes)
-        self._codes = torch.empty(bucket.numel, dtype=_CODES[self.itemsize])
-        self._code_bytes = self._codes.view(torch.uint8).numpy().data
+        # Views of every chunk, made once and not for every chunk on its way: there are thousands of them.
+        codes = torch.empty(bucket.numel, dtype=_CODES[self.itemsize])
+        self._codes: Sequence[Tensor] = codes.split(self._chunk)
+        self._code_bytes: list[memoryview] = [part.view(torch.uint8).numpy().data for part in self._codes]
         self._wide = torch.empty(min(self._chunk, bucket.numel), dtype=torch.float32)
-        self._work = self._mean = torch.empty(0)
+        self._work: Sequence[Tensor] = ()
+        self._mean: Sequence[Tensor] = ()
         self._seed = 0
         self._encoded: set[int] = set()
         self.delivery: Delivery = "rounded"
@@ -97,47 +101,47 @@ class InNetworkAverager(StatelessAverager):
             bucket.copy_(host)
             mean.copy_(whole)
             return
-        self._work, self._mean, self._seed = bucket, mean, seed
+        self._work, self._mean = bucket.split(self._chunk), mean.split(self._chunk)
+        self._seed = seed
         self._encoded.clear()
         lane, found = self._lane, Streamed(window=0)
         if lane.line is not None:
             found = lane.line.run(self, lane)
             lane.count_sent(self.bytes_sent - 8 * (lane.size - 1) if not found.lost else self._sent_of(found))
         self._agree(found)
-        self._work = self._mean = torch.empty(0)
+        self._work = self._mean = ()
 
     # What a line asks of chunks.
 
     def largest(self, chunk: int) -> int:
         """Returns the bits of a chunk's largest magnitude; those of a NaN are the largest of all."""
-        low, high = self._of(self._work, chunk).aminmax()
-        return int(torch.maximum(low.neg(), high).abs().float().view(torch.int32))
+        x = self._work[chunk]
+        return int(kernels.of(x).largest_bits(x if x.dtype == torch.float32 else x.float()))
 
     def integers(self, chunk: int, largest: int) -> memoryview:
         """Returns a chunk rounded to the step that follows from the largest magnitude of all workers'."""
-        start, stop = self._span(chunk)
         self._encoded.add(chunk)
-        codes, step = self._codes[start:stop], self._step(largest)
+        codes, step = self._codes[chunk], self._step(largest)
         if step == 0.0 or math.isnan(step):
             codes.zero_()
         else:
-            x = self._work[start:stop]
+            x = self._work[chunk]
             narrow = x.dtype != torch.float32
-            wide = self._wide[: stop - start].copy_(x) if narrow else x
+            wide = self._wide[: x.numel()].copy_(x) if narrow else x
             drawn = message_seed(self._seed, self._lane.rank + 1, chunk)
             kernels.of(wide).encode_fixed(wide, codes, step, self._levels, self._stochastic, drawn)
             if x.dtype == torch.float64:
                 x.sub_(codes, alpha=step)
             elif narrow:
                 x.copy_(wide)
-        return self._code_bytes[start * self.itemsize : stop * self.itemsize]
+        return self._code_bytes[chunk]
 
     def take(self, chunk: int, largest: int, sums: memoryview) -> None:
         """Takes in the sums of all workers' integers."""
         self._decode(chunk, largest, torch.frombuffer(sums, dtype=_SUMS[self.itemsize]))
 
     def _decode(self, chunk: int, largest: int, sums: Tensor) -> None:
-        out, step = self._of(self._mean, chunk), self._step(largest) / self._lane.size
+        out, step = self._mean[chunk], self._step(largest) / self._lane.size
         if math.isnan(step):
             out.fill_(torch.nan)
         elif out.dtype == torch.float64:
@@ -210,18 +214,11 @@ class InNetworkAverager(StatelessAverager):
         for chunk in chunks:
             if chunk not in self._encoded:
                 self.integers(chunk, largests[chunk])
-        sums = torch.cat([self._of(self._codes, chunk) for chunk in chunks]).to(torch.int32)
+        sums = torch.cat([self._codes[chunk] for chunk in chunks]).to(torch.int32)
         lane.all_reduce(sums).wait()
-        sizes = [self._span(chunk)[1] - self._span(chunk)[0] for chunk in chunks]
+        sizes = [self._codes[chunk].numel() for chunk in chunks]
         for chunk, part in zip(chunks, sums.split(sizes), strict=True):
             self._decode(chunk, largests[chunk], part.to(_SUMS[self.itemsize]))
 
     def _sent_of(self, found: Streamed) -> int:
-        return sum(self._of(self._codes, chunk).nbytes for chunk in self._encoded) + 4 * len(found.agreed)
-
-    def _span(self, chunk: int) -> tuple[int, int]:
-        return chunk * self._chunk, min((chunk + 1) * self._chunk, self._numel)
-
-    def _of(self, flat: Tensor, chunk: int) -> Tensor:
-        start, stop = self._span(chunk)
-        return flat[start:stop]
+        return sum(self._codes[chunk].nbytes for chunk in self._encoded) + 4 * len(found.agreed)

@@ -8,7 +8,7 @@ theme:
 |---|---|---|
 | `halves` | `encode_half`, `decode_half` | half-precision formats, saturating |
 | `uniform` | `quantise`, `dequantise` | a grid per block: int8, int4, int2, QSGD, NUQSGD, TernGrad |
-| `fixed` | `encode_fixed`, `decode_fixed` | integers of a step that all workers share, to be added as they are |
+| `fixed` | `largest_bits`, `encode_fixed`, `decode_fixed` | integers of a step that all workers share |
 | `floats` | `encode_powers`, `decode_powers` | powers of two, at random |
 | | `encode_fp8`, `decode_fp8` | 8-bit floats, scaled per block |
 | `hadamard` | `rotate` | blocks rotated at random, so that elements are nearly normal |

@@ -16,6 +16,7 @@ import socket
 import struct
 import sys
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,7 +97,10 @@ class Adder:
         """
         check_pool(slots, slot_bytes)
         self._slot_bytes = slot_bytes
-        self._pool = np.zeros((slots, slot_bytes), np.uint8)
+        pool = np.zeros((slots, slot_bytes), np.uint8)
+        # A slot as bytes, and as sums of integers of either size.
+        self._pool = [memoryview(slot.data) for slot in pool]
+        self._sums = {size: [slot.view(kind) for slot in pool] for size, kind in _SUMS.items()}
         self._free = list(range(slots))
         self._jobs: dict[bytes, _Job] = {}
         self._connections: dict[int, _Connection] = {}
@@ -201,7 +205,7 @@ class Adder:
         if len(job.members) > job.size or not job.size:
             raise ValueError("a worker of no job")
         if kind == PING:
-            self._send(connection, HEADER.pack(PONG, 0, run, 0, 0, 0))
+            self._wait(connection, memoryview(HEADER.pack(PONG, 0, run, 0, 0, 0)))
         elif kind == LARGEST:
             self._compare(job, run, payload)
         elif kind == ADD:
@@ -233,7 +237,7 @@ class Adder:
         under_way.missing -= 1
         under_way.largest = max(under_way.largest, largest)
         if under_way.slot is not None:
-            sums = self._pool[under_way.slot][:sum_bytes].view(_SUMS[itemsize])
+            sums = self._sums[itemsize][under_way.slot][: integers.size]
             if is_first:
                 sums[:] = integers
             else:
@@ -243,32 +247,34 @@ class Adder:
         del job.chunks[run, chunk]
         if under_way.slot is None:
             self.refused += 1
-            self._answer(job, HEADER.pack(REFUSED, itemsize, run, chunk, 0, under_way.largest), b"")
+            self._answer(job, HEADER.pack(REFUSED, itemsize, run, chunk, 0, under_way.largest))
             return
         self.added += 1
-        told = self._pool[under_way.slot][:sum_bytes].tobytes()
+        sums = self._pool[under_way.slot][:sum_bytes]
+        self._answer(job, HEADER.pack(ADD, itemsize, run, chunk, sum_bytes, under_way.largest), sums)
         self._free.append(under_way.slot)
-        self._answer(job, HEADER.pack(ADD, itemsize, run, chunk, sum_bytes, under_way.largest), told)
 
-    def _answer(self, job: _Job, header: bytes, payload: bytes) -> None:
-        message = header + payload + bytes(padding(len(payload)))
+    def _answer(self, job: _Job, header: bytes, payload: memoryview | bytes = b"") -> None:
+        """Sends a message to all workers, straight from its slot; only what has to wait is copied, once for all."""
+        parts = [header, payload, bytes(padding(len(payload)))]
+        size, waiting = sum(map(len, parts)), None
         for member in list(job.members.values()):
-            self._send(member, message)
+            sent = 0 if member.leaving else self._sent(member, parts)
+            if sent < size:
+                waiting = memoryview(b"".join(parts)) if waiting is None else waiting
+                self._wait(member, waiting[sent:])
 
-    def _send(self, connection: _Connection, message: bytes) -> None:
+    def _sent(self, connection: _Connection, parts: Sequence[memoryview | bytes]) -> int:
+        """Returns how many bytes the kernel took."""
+        try:
+            return connection.line.sendmsg(parts)
+        except OSError:
+            return 0  # it is full; or gone, which is seen when it is read from
+
+    def _wait(self, connection: _Connection, message: memoryview) -> None:
         if not connection.leaving:
-            try:
-                sent = connection.line.send(message)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                return  # its end is seen when it is read from
-            if sent == len(message):
-                return
-            connection.leaving.append(memoryview(message)[sent:])
             self._poll.modify(connection.line.fileno(), select.EPOLLIN | select.EPOLLOUT)
-            return
-        connection.leaving.append(memoryview(message))
+        connection.leaving.append(message)
 
     def _flush(self, connection: _Connection) -> None:
         leaving = connection.leaving

@@ -8,7 +8,7 @@ from __future__ import annotations
 from tightwire.kernels.cpu.blocks import scatter_blocks, select_blocks
 from tightwire.kernels.cpu.cosines import decode_cosines, encode_cosines
 from tightwire.kernels.cpu.entropy import decode_entropy, encode_entropy
-from tightwire.kernels.cpu.fixed import decode_fixed, encode_fixed
+from tightwire.kernels.cpu.fixed import decode_fixed, encode_fixed, largest_bits
 from tightwire.kernels.cpu.floats import decode_fp8, decode_powers, encode_fp8, encode_powers
 from tightwire.kernels.cpu.hadamard import rotate
 from tightwire.kernels.cpu.halves import decode_half, encode_half
@@ -50,6 +50,7 @@ __all__ = [
     "encode_votes",
     "estimate_from_sketch",
     "join_planes",
+    "largest_bits",
     "mean_magnitude",
     "quantise",
     "rotate",

@@ -7,7 +7,16 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from tightwire.kernels.cpu._bits import F32, LOOP, U32, random_unit
+from tightwire.kernels.cpu._bits import F32, LOOP, MAGNITUDE, U32, random_unit
+
+
+@njit(**LOOP)
+def largest_bits(bits: Any) -> Any:
+    """Returns the largest bits without the sign; compiled as 32-bit integers of whole vectors."""
+    found = U32(0)
+    for i in range(bits.size):
+        found = max(found, bits[i] & MAGNITUDE)
+    return found
 
 
 @njit(**LOOP)

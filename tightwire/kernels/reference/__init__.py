@@ -5,7 +5,7 @@ from __future__ import annotations
 from tightwire.kernels.reference.blocks import scatter_blocks, select_blocks
 from tightwire.kernels.reference.cosines import decode_cosines, encode_cosines
 from tightwire.kernels.reference.entropy import decode_entropy, encode_entropy
-from tightwire.kernels.reference.fixed import decode_fixed, encode_fixed
+from tightwire.kernels.reference.fixed import decode_fixed, encode_fixed, largest_bits
 from tightwire.kernels.reference.floats import decode_fp8, decode_powers, encode_fp8, encode_powers
 from tightwire.kernels.reference.hadamard import rotate
 from tightwire.kernels.reference.halves import decode_half, encode_half
@@ -47,6 +47,7 @@ __all__ = [
     "encode_votes",
     "estimate_from_sketch",
     "join_planes",
+    "largest_bits",
     "mean_magnitude",
     "quantise",
     "rotate",

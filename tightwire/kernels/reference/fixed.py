@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from tightwire.kernels.reference._random import random_unit
+
+
+def largest_bits(x: Tensor) -> int:
+    """Returns the bits of the largest magnitude of float32 `x`; infinity's and a NaN's are larger than all others."""
+    return int(x.view(torch.int32).bitwise_and(0x7FFFFFFF).max())
 
 
 def encode_fixed(x: Tensor, codes: Tensor, step: float, levels: int, stochastic: bool, seed: int) -> None:

@@ -20,7 +20,7 @@ from tightwire.kernels.reference.sparse_signs import (
 from tightwire.kernels.triton.blocks import scatter_blocks, select_blocks
 from tightwire.kernels.triton.cosines import decode_cosines, encode_cosines
 from tightwire.kernels.triton.entropy import decode_entropy, encode_entropy
-from tightwire.kernels.triton.fixed import decode_fixed, encode_fixed
+from tightwire.kernels.triton.fixed import decode_fixed, encode_fixed, largest_bits
 from tightwire.kernels.triton.floats import decode_fp8, decode_powers, encode_fp8, encode_powers
 from tightwire.kernels.triton.halves import decode_half, encode_half
 from tightwire.kernels.triton.planes import join_planes, split_planes
@@ -55,6 +55,7 @@ __all__ = [
     "encode_votes",
     "estimate_from_sketch",
     "join_planes",
+    "largest_bits",
     "mean_magnitude",
     "quantise",
     "rotate",

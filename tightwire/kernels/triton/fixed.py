@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from tightwire.kernels.reference import fixed
 from tightwire.kernels.triton import _fixed
 from tightwire.kernels.triton import _parts as parts
+
+
+def largest_bits(x: Tensor) -> int:
+    """Returns the bits of the largest magnitude of float32 `x`; infinity's and a NaN's are larger than all others."""
+    return fixed.largest_bits(x)  # two operations of torch; its value is needed on the host in any case
 
 
 def encode_fixed(x: Tensor, codes: Tensor, step: float, levels: int, stochastic: bool, seed: int) -> None:
