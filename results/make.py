@@ -136,6 +136,22 @@ RESULTS = {
         ("schedule", "architecture", "runtime", "transport", "bench/step.py"),
         "seven lossless methods beside the published survey",
     ),
+    "layers": Result(
+        "tightwire study layers",
+        ("layers.json", "layers.md"),
+        (
+            "architecture",
+            "averaging",
+            "cluster",
+            "jobs",
+            "lab",
+            "parallel",
+            "simulate",
+            "transport",
+            "validate",
+        ),
+        "five layers: published runs, uneven networks, several jobs, a switch that adds, rates that change",
+    ),
 }
 
 
