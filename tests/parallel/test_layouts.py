@@ -135,6 +135,18 @@ def test_contradictions_are_refused() -> None:
         check(GPT, Layout(data=8, micro_batch=4, recompute="none"), preset("dgx-a100", 1), OLD, 12e9)
 
 
+def test_a_layout_that_is_asked_for_is_the_only_one() -> None:
+    node = preset("dgx-h100", 1)
+    how = Layout(tensor=2, data=4, shard="zero3", recompute="full")
+    found = parallelise("llama3-8b", node, tokens_per_batch=2**19, layout=how)
+    assert [row.how for row in found.ranking] == [how]
+    assert found.considered == 1
+    with pytest.raises(PlanError, match="tensor=3 does not divide 32 heads; legal: 1, 2, 4, 8"):
+        parallelise("llama3-8b", node, layout=Layout(tensor=3))
+    with pytest.raises(PlanError, match="takes 4 workers, and the cluster has 8"):
+        parallelise("llama3-8b", node, layout=Layout(tensor=4))
+
+
 def test_the_fastest_that_fits_is_found() -> None:
     search = LayoutSearch(
         model=GPT,

@@ -45,7 +45,10 @@ def lab_jobs(
         say(f"{name} …", err=True)
         outcomes = {outcome.name: outcome for outcome in predicted.jobs}
         asked = [shared(job, outcomes[job.name].shift_s, outcomes[job.name].priority, jobs) for job in jobs]
-        steps_s = run_jobs(topology, asked, steps)
+        notes: list[str] = []
+        steps_s = run_jobs(topology, asked, steps, notes.append)
+        for note in notes:
+            say(note, err=True)
         rows = [
             {
                 "name": job.name,
@@ -56,7 +59,7 @@ def lab_jobs(
             }
             for job in jobs
         ]
-        told.append({"policy": name, "jobs": rows, "why": predicted.why})
+        told.append({"policy": name, "jobs": rows, "why": predicted.why, "notes": notes})
     if as_json:
         typer.echo(json.dumps({"policies": told}))
         return

@@ -17,7 +17,7 @@ from tightwire.cli.plan import AllowChoice
 from tightwire.cli.table import print_rows, say
 from tightwire.cluster import Cluster
 from tightwire.errors import FileError
-from tightwire.parallel import Layouts, parallelise
+from tightwire.parallel import Layout, Layouts, parallelise
 from tightwire.parallel.leg import PLAIN
 from tightwire.parallel.search import print_gb
 from tightwire.parallel.time import LayerCut
@@ -46,6 +46,12 @@ def parallel(
         str | None,
         typer.Option("--device", help=f"Device of each worker: {', '.join(DEVICES)}.", show_default=False),
     ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="This layout and no other: tensor=8,pipeline=4,data=4,shard=zero1.", show_default=False
+        ),
+    ] = None,
     top: Annotated[int, typer.Option(help="Number of layouts to list.", min=1)] = 10,
     allow: Annotated[
         AllowChoice, typer.Option(help="What the plan between replicas may change about training.")
@@ -69,6 +75,9 @@ def parallel(
 
         tightwire parallel llama3-70b --cluster cluster.yaml \\
             --tokens-per-batch 4M --out mesh.py --out titan.toml
+
+        tightwire parallel llama3-8b --cluster cluster.yaml \\
+            --layout tensor=8,data=16,shard=zero3
     """
     if cluster is None:
         raise FileError("the cluster is not given: write --cluster FILE; `tightwire cluster new` makes one.")
@@ -83,6 +92,9 @@ def parallel(
         device=device(device_name) if device_name else None,
         top=top,
         allow=allow.value,
+        layout=Layout.parse(dict(field.partition("=")[::2] for field in layout.split(",")))
+        if layout
+        else None,
     )
     for path in out or ():
         _write(found, model, path)

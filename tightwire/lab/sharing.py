@@ -13,7 +13,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,8 @@ SLACK = 1.03
 # An exchange this much of a period late still begins at once; a later one waits for its next turn.
 WINDOW = 0.25
 SETTLED = 3
+# Turns missed in a row after which a job keeps its phase no longer.
+MOST_MISSED = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +56,19 @@ class SharedJob:
     priority: int | None = None
 
 
-def run_jobs(topology: Topology, jobs: Sequence[SharedJob], steps: int = 12) -> dict[str, float]:
+def run_jobs(
+    topology: Topology,
+    jobs: Sequence[SharedJob],
+    steps: int = 12,
+    on_note: Callable[[str], None] = lambda text: None,
+) -> dict[str, float]:
     """Runs jobs at once in a lab; returns the mean settled step of each, in seconds, by name.
+
+    Args:
+        topology: of the lab.
+        jobs: on its hosts.
+        steps: of each job.
+        on_note: called with a sentence where a job could not do as it was told.
 
     Raises:
         LabError: no lab is possible here, or a worker failed.
@@ -67,6 +80,11 @@ def run_jobs(topology: Topology, jobs: Sequence[SharedJob], steps: int = 12) -> 
         if line.text.startswith("{"):
             told = json.loads(line.text)
             found[told["name"]] = told["step_s"]
+            if told["parted_at"] is not None:
+                on_note(
+                    f"job {told['name']} could not keep its phase: it missed {MOST_MISSED} turns in a row, and from "
+                    f"step {told['parted_at']} on it exchanges whenever it is ready, as under fair."
+                )
 
     with Lab(topology, batch_scheduling=True) as lab:
         told = {rank: job.priority for job in jobs for rank in job.workers if job.priority is not None}
@@ -116,6 +134,36 @@ def phase_wait_s(now_s: float, shift_s: float, period_s: float) -> float:
     return 0.0 if late_s <= WINDOW * period_s else period_s - late_s
 
 
+class Phase:
+    """When a job may begin its exchanges: at its turns, until it has missed several in a row.
+
+    A job that others hold up for longer than its turn lasts would otherwise wait for the next one in every step, and be
+    slower than without a phase.
+
+    Attributes:
+        kept: whether it still waits for its turns.
+    """
+
+    def __init__(self, shift_s: float | None, period_s: float) -> None:
+        self.kept = shift_s is not None
+        self._shift_s, self._period_s, self._missed = shift_s or 0.0, period_s, 0
+
+    def wait_s(self, now_s: float) -> float:
+        """Returns how long an exchange that is ready now waits.
+
+        >>> phase = Phase(0.0, 1.0)
+        >>> [round(phase.wait_s(step + 0.5), 3) for step in range(MOST_MISSED + 1)]
+        [0.5, 0.5, 0.5, 0.0, 0.0]
+        """
+        if not self.kept:
+            return 0.0
+        wait_s = phase_wait_s(now_s, self._shift_s, self._period_s)
+        # The first exchange finds its turn, and so does a job that is a little early.
+        self._missed = self._missed + 1 if wait_s > WINDOW * self._period_s else 0
+        self.kept = self._missed < MOST_MISSED
+        return wait_s if self.kept else 0.0
+
+
 def work(asked: Mapping[str, Any]) -> None:
     """Runs this host's part of its job."""
     host = int(os.environ["RANK"])
@@ -147,21 +195,23 @@ def work(asked: Mapping[str, Any]) -> None:
     # All hosts of this machine share a clock: the next whole multiple of some seconds is the same for all.
     start_s = (time.time() // 10 + 2) * 10
     time.sleep(max(0.0, start_s - time.time()))
+    phase, parted_at = Phase(job["shift_s"], job["period_s"]), None
     begins = []
-    for _ in range(asked["steps"]):
+    for step in range(asked["steps"]):
         begins.append(time.time())
         time.sleep(job["compute_s"])
-        if job["shift_s"] is not None:
-            time.sleep(
-                phase_wait_s(time.time() - start_s - job["compute_s"], job["shift_s"], job["period_s"])
-            )
+        was_kept = phase.kept
+        time.sleep(phase.wait_s(time.time() - start_s - job["compute_s"]))
+        if was_kept and not phase.kept:
+            parted_at = step
         runner.run(buffer, buffer)
     begins.append(time.time())
     if transport.rank == 0:
         steps = [
             after - before for before, after in zip(begins[SETTLED:], begins[SETTLED + 1 :], strict=False)
         ]
-        print(json.dumps({"name": job["name"], "step_s": statistics.fmean(steps)}), flush=True)
+        told = {"name": job["name"], "step_s": statistics.fmean(steps), "parted_at": parted_at}
+        print(json.dumps(told), flush=True)
     shutdown()
 
 

@@ -137,6 +137,7 @@ def parallelise(
     top: int = 10,
     allow: Allowance = "lossless",
     training: TrainingCost | None = None,
+    layout: Layout | None = None,
 ) -> Layouts:
     """Finds how to cut a transformer over a cluster: what fits in memory, fastest first.
 
@@ -149,6 +150,7 @@ def parallelise(
         top: how many layouts to return.
         allow: what the plan of the data-parallel leg may change about training, as for `recommend`.
         training: in place of `tokens_per_batch`, with more said.
+        layout: the only one to look at.
 
     Raises:
         PlanError: no layout is legal, or none fits, with what would.
@@ -167,7 +169,10 @@ def parallelise(
         training=training or TrainingCost(batch=batch),
         memory_bytes=memory_bytes or cluster.device_memory_bytes or on.memory_bytes,
         devices=Accelerators.of(on),
+        only=layout,
     )
+    if layout is not None:
+        check(shape, layout, cluster, search.training, search.memory_bytes)
     return search.run(top, allow)
 
 
@@ -203,13 +208,14 @@ def _device(device: DeviceFacts | str | None, cluster: Cluster) -> DeviceFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutSearch:
-    """One search."""
+    """One search, through all layouts or of one only."""
 
     model: Transformer
     cluster: Cluster
     training: TrainingCost
     memory_bytes: float
     devices: Accelerators
+    only: Layout | None = None
     _known: dict[tuple[int, int, int, Recompute], float] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -268,6 +274,9 @@ class LayoutSearch:
 
     def layouts(self) -> Iterator[tuple[Layout, int]]:
         """Yields every legal layout with its number of micro-batches."""
+        if self.only is not None:
+            yield self.only, self.training.batch // (self.only.data * self.only.micro_batch)
+            return
         for tensor, context, pipeline, data in self._degrees():
             for micro_batch in self._micro_batches(data):
                 micro_batches = self.training.batch // (data * micro_batch)
@@ -454,11 +463,11 @@ def check(
     Raises:
         PlanError: another number of devices, a degree that leaves a rest, or too much memory, with what would do.
     """
+    micro_batches = require_legal(model, how, training.batch)
     if how.workers != cluster.workers:
         raise PlanError(
             f"{how} takes {how.workers} workers, and the cluster has {cluster.workers}; make them equal."
         )
-    micro_batches = require_legal(model, how, training.batch)
     memory = memory_of(model, how, micro_batches, fused=training.fused)
     if memory.total > memory_bytes:
         raise PlanError(
