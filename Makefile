@@ -2,7 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: tour test check docs bench fuzz results clean
+.PHONY: help tour test check docs bench gpu fuzz results clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
 
 tour: .venv/ready  ## a real model on an emulated slow network, under stock DDP and under the chosen plans
 	$(BIN)/tightwire tour

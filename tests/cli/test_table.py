@@ -53,7 +53,9 @@ def test_what_commands_print_fits(
     monkeypatch.setenv("COLUMNS", str(width))
     model = Profile.uniform(layers=4, numel_per_layer=10**6, forward_s=0.1, backward_s=0.2)
     ranking = recommend(model, Cluster.uniform(4, 1e8, 5e-5), allow="stale")
-    measured.print_table(ranking.shortlist, [ranking.chance(row) for row in ranking.shortlist])
+    measured.print_table(
+        ranking.shortlist, {"sooner?": [f"{ranking.chance(row):.0%}" for row in ranking.shortlist]}
+    )
     methods.methods(names=None, matrix=False, as_json=False)
     methods.methods(names=["diloco", "topk"], matrix=False, as_json=False)
     row = CollectiveRow(

@@ -7,7 +7,7 @@ import pytest
 from tightwire.cluster import Cluster
 from tightwire.plan import Plan
 from tightwire.planner.quality import LEAST_SHARE, STUDIED_NOISE, extra_steps, measured, steps_for, table
-from tightwire.planner.ranking import faster_to_loss, more_steps, rank
+from tightwire.planner.ranking import more_steps, rank, sooner
 from tightwire.profile import Profile
 
 DENSE = [(100, 3.0), (200, 2.5), (400, 2.0)]
@@ -60,7 +60,7 @@ def test_by_loss_the_least_time_to_the_loss_is_chosen_and_only_if_sure() -> None
     slow = rank(profile, Cluster.uniform(4, 12e6, 1e-4), "lossy", by="loss")
     assert not slow.stays
     best_s = more_steps(slow.chosen.plan) * slow.chosen.step_s
-    assert faster_to_loss(slow.chosen, slow.stock) >= 0.75
+    assert sooner(slow.chosen, slow.stock) >= 0.75
     times = [more_steps(row.plan) * row.step_s for row in slow.rows]
     assert times == sorted(times)
     assert best_s <= slow.stock.step_s

@@ -85,6 +85,6 @@ def _about() -> str:
         "to agree on); lines are all alike, with a latency of 20 µs; codecs run at the memory rate of an "
         "accelerator (900 GB/s). In each "
         "cell: the method that changes training least, among those within 10 % of the fastest, and how "
-        "many times faster than plain all-reduce (PyTorch's default) a step is. Steps are compared, not what they are "
-        "worth: a step by stale gradients, or made alone, may teach less.\n\n"
+        "many times as fast as plain all-reduce (PyTorch's default) it reaches the loss that exact means reach. How "
+        "many more steps a method needs for that is measured on small tasks, or guessed from its relatives.\n\n"
     )

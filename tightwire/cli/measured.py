@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -18,13 +18,20 @@ from tightwire.cluster.presets import PRESETS, preset
 from tightwire.cluster.workers import WorkerKind, parse_kinds
 from tightwire.errors import FileError
 from tightwire.lab import Topology
-from tightwire.planner.confidence import print_chance
 from tightwire.planner.sweep import SLOWEST_BYTES_PER_S
 from tightwire.profile import Profile
 from tightwire.profile.devices import DEVICES, PCIE_3, TOUCHES_PER_PASS, derive, device
 from tightwire.profile.models import MODELS, model_shape
 from tightwire.simulate import Prediction
-from tightwire.units import of_option, parse_bytes, parse_rate, parse_seconds, print_ms, print_size
+from tightwire.units import (
+    of_option,
+    parse_bytes,
+    parse_rate,
+    parse_seconds,
+    print_ms,
+    print_rate,
+    print_size,
+)
 
 ProfileOption = Annotated[
     pathlib.Path | None,
@@ -119,6 +126,7 @@ TrafficPriceOption = Annotated[
 
 LAYERS = 48
 DEFAULT_LATENCY = "50us"
+PRECISIONS = {2: "half", 4: "single"}
 ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # The memory rate of a GPU whose name nobody told.
 GPU_BYTES_PER_S = 900e9
@@ -270,6 +278,12 @@ class Asked:
                 "10gbit or 25MB/s."
             )
         require_plausible("--bandwidth", rate)
+        if self.model is not None and workers > 1:
+            say(
+                f"cluster: each of {workers} workers has a line of its own, of {print_rate(rate * PAYLOAD_SHARE)} of "
+                "payload; where those of a node share one: --topology nodes=2x4,inside=100gbit,across=10gbit.",
+                err=True,
+            )
         return Cluster.uniform(workers, rate * PAYLOAD_SHARE, latency_s)
 
     def _known_model(self, model: str) -> Profile:
@@ -281,8 +295,13 @@ class Asked:
             )
         assert self.device is not None
         shape = model_shape(model, self.length)
-        itemsize = ITEMSIZES[self.dtype or "float32"]
-        return derive(shape, device(self.device), self.batch, itemsize=itemsize)
+        on, dtype = device(self.device), self.dtype or "float32"
+        say(
+            f"model: {model}, a sample is {shape.sample}; it computes in {PRECISIONS[on.value_bytes]} precision, at "
+            f"{on.efficiency:.0%} of the {on.flops_per_s / 1e12:g} Tflop/s of a {on.name}; gradients are {dtype}.",
+            err=True,
+        )
+        return derive(shape, on, self.batch, itemsize=ITEMSIZES[dtype])
 
     def _round_numbers(self) -> Profile:
         if self.gradients is None or self.compute is None:
@@ -356,27 +375,23 @@ def print_ranking(rows: Sequence[Prediction], why: Sequence[str], as_json: bool)
     say(*why)
 
 
-def print_table(rows: Sequence[Prediction], chances: Sequence[float] = (), costs: Sequence[str] = ()) -> None:
+def print_table(
+    rows: Sequence[Prediction], columns: Mapping[str, Sequence[str]] | None = None, caption: str = ""
+) -> None:
     """Prints the first predictions as a table.
 
     Args:
         rows: the chosen one first, if one was chosen.
-        chances: of each to be faster than the chosen one, if one was chosen.
-        costs: of a thousand steps by each, where prices are known.
+        columns: further cells of each row, by the heads of their columns.
+        caption: what those mean.
     """
-    head = ["plan", "step", "from", "to", "waiting", "sent", "bound by"]
-    head += [*(["faster?"] if chances else []), *(["1,000 steps"] if costs else [])]
+    columns = columns or {}
+    head = ["plan", "step", "from", "to", "waiting", "sent", "bound by", *columns]
     cells = []
     for place, row in enumerate(rows[:MOST_ROWS]):
         times = map(print_ms, (row.step_s, row.low_s, row.high_s, row.exposed_s))
-        sure = [] if not chances else ["chosen" if place == 0 else print_chance(chances[place])]
-        sure += [costs[place]] if costs else []
-        cells.append([str(row.plan), *times, print_size(row.bytes_per_step), row.bound_by, *sure])
-    captions = ["From and to: the step's 80 % interval."]
-    if chances:
-        captions.append(
-            "The fastest of each kind; faster?: the probability to be truly faster than the chosen plan."
-        )
-    if len(rows) > MOST_ROWS:
-        captions.append(f"{len(rows) - MOST_ROWS} more; --json lists all.")
-    print_rows(head, cells, caption=" ".join(captions))
+        beyond = [column[place] for column in columns.values()]
+        cells.append([str(row.plan), *times, print_size(row.bytes_per_step), row.bound_by, *beyond])
+    more = f"{len(rows) - MOST_ROWS} more; --json lists all." if len(rows) > MOST_ROWS else ""
+    captions = ["From and to: the step's 80 % interval.", caption, more]
+    print_rows(head, cells, caption=" ".join(filter(None, captions)))

@@ -40,6 +40,7 @@ from tightwire.cli.pictures import require_picture, write_picture
 from tightwire.cli.table import print_rows, say, width_of
 from tightwire.cluster import Prices
 from tightwire.planner import Ranking, recommend
+from tightwire.planner.confidence import print_chance
 from tightwire.planner.curves import curves, figure
 from tightwire.planner.curves import plot as plot_lines
 from tightwire.planner.explain_workers import batch_shares
@@ -51,6 +52,15 @@ from tightwire.simulate import Prediction
 app = App()
 # The drawing in text is as wide as this.
 DRAWING_WIDTH = 76
+
+
+# By step, and by loss.
+CAPTIONS = (
+    "The fastest of each kind; faster?: the probability to be truly faster than the chosen plan. Of plans about as "
+    "fast, the one that changes training and stock PyTorch least is chosen.",
+    "The best of each kind; to loss: against plain all-reduce, more steps counted in; sooner?: the probability to be "
+    "there before the chosen plan.",
+)
 
 
 class AllowChoice(StrEnum):
@@ -88,13 +98,14 @@ def plan(
         ),
     ] = AllowChoice.LOSSLESS,
     by: Annotated[
-        ByChoice,
+        ByChoice | None,
         typer.Option(
             help="What plans are compared by. step: the time of a step. loss: the expected time to the loss that exact "
-            "means reach, by how many more steps each method was seen to need. cost: what a step costs, by the prices "
-            "of workers and of traffic."
+            "means reach, by how many more steps each method was seen to need; so it is where lossy or stale plans "
+            "are allowed, if nothing else is said. cost: what a step costs, by the prices of workers and of traffic.",
+            show_default=False,
         ),
-    ] = ByChoice.STEP,
+    ] = None,
     out: Annotated[
         pathlib.Path | None,
         typer.Option(help="Write the chosen plan and its reasons here.", show_default=False),
@@ -192,13 +203,17 @@ def plan(
         axes = parse_axes(sweep_over)
         found = asked.read_cluster()
         shared = found.balanced() if shares is SharesChoice.SPEED else found
-        _sweep(sweep(asked.read_profile(), shared, axes, allow=allow.value, by=by.value), plot, as_json)
+        _sweep(
+            sweep(asked.read_profile(), shared, axes, allow=allow.value, by=by.value if by else None),
+            plot,
+            as_json,
+        )
         return
     ranking = recommend(
         asked.read_profile(),
         asked.read_cluster(),
         allow=allow.value,
-        by=by.value,
+        by=by.value if by else None,
         shares=shares.value,
         samples_per_epoch=samples_per_epoch,
     )
@@ -232,7 +247,7 @@ def print_all(ranking: Ranking, *, explain: bool) -> None:
     say(*ranking.why)
     typer.echo()
     rows = ranking.shortlist
-    print_table(rows, [ranking.chance(row) for row in rows[:MOST_ROWS]], _costs(ranking, rows[:MOST_ROWS]))
+    print_table(rows, _columns(ranking, rows[:MOST_ROWS]), CAPTIONS[ranking.by == "loss"])
     looked = f"{ranking.considered} plans looked at, {ranking.pruned} of them left out by their lower bound."
     say(looked if explain else f"{looked} More with --explain.")
     if not explain:
@@ -246,12 +261,25 @@ def print_all(ranking: Ranking, *, explain: bool) -> None:
             typer.echo(line)
 
 
-def _costs(ranking: Ranking, rows: Sequence[Prediction]) -> list[str]:
+def _columns(ranking: Ranking, rows: Sequence[Prediction]) -> dict[str, list[str]]:
+    """Returns what a ranking says of plans beyond their steps, by the heads of its columns."""
+    sure = ["chosen" if row == ranking.chosen else print_chance(ranking.chance(row)) for row in rows]
+    if ranking.by == "loss":
+        return {
+            "to loss": [f"{ranking.gain(row):.2f}×" for row in rows],
+            "sooner?": sure,
+            **_costs(ranking, rows),
+        }
+    return {"faster?": sure, **_costs(ranking, rows)}
+
+
+def _costs(ranking: Ranking, rows: Sequence[Prediction]) -> dict[str, list[str]]:
     """Returns what a thousand steps cost by each plan; nothing where nobody told a price."""
     cluster = ranking.cluster
     if not cluster.price_per_hour:
-        return []
-    return [(cluster.prices or Prices()).show(1000 * cost_per_step(row, cluster)) for row in rows]
+        return {}
+    prices = cluster.prices or Prices()
+    return {"1,000 steps": [prices.show(1000 * cost_per_step(row, cluster)) for row in rows]}
 
 
 def _money(ranking: Ranking, row: Prediction) -> dict[str, float]:

@@ -9,7 +9,7 @@ from tightwire.cluster import Cluster
 from tightwire.planner.candidates import Allowance
 from tightwire.planner.explain import detail, explain
 from tightwire.planner.money import steps_per_epoch
-from tightwire.planner.ranking import By, Ranking, rank
+from tightwire.planner.ranking import By, Ranking, rank, usual
 from tightwire.profile import Profile
 
 Shares = Literal["equal", "speed"]
@@ -20,7 +20,7 @@ def recommend(
     cluster: Cluster,
     *,
     allow: Allowance = "lossless",
-    by: By = "step",
+    by: By | None = None,
     shares: Shares = "equal",
     samples_per_epoch: int = 0,
 ) -> Ranking:
@@ -33,7 +33,8 @@ def recommend(
             make steps alone, with old gradients, or with some neighbours only.
         by: `step`: the fastest steps, of about equally fast ones those that change training least. `loss`: the least
             expected time to the loss that exact means reach, by how many more steps a plan was seen to need.
-            `cost`: the cheapest steps, by the cluster's prices of workers and traffic.
+            `cost`: the cheapest steps, by the cluster's prices of workers and traffic. None: `loss` where steps may be
+            worth less than exact ones, that is unless only `lossless` plans are allowed.
         shares: of the batch, where workers are of several kinds: `equal`, or as the cluster says; `speed`: each worker
             gets what it computes in the same time.
         samples_per_epoch: to tell what an epoch takes and costs; 0: nothing is told.
@@ -48,5 +49,7 @@ def recommend(
     if samples_per_epoch:
         steps_per_epoch(profile, cluster.workers, samples_per_epoch)  # refused before anything is predicted
     shared = cluster.balanced() if shares == "speed" else cluster
-    ranking = dataclasses.replace(rank(profile, shared, allow, by), samples_per_epoch=samples_per_epoch)
+    ranking = dataclasses.replace(
+        rank(profile, shared, allow, by or usual(allow)), samples_per_epoch=samples_per_epoch
+    )
     return dataclasses.replace(ranking, why=tuple(explain(ranking)), details=tuple(detail(ranking)))

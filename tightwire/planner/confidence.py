@@ -37,8 +37,16 @@ def chance(first: Prediction, second: Prediction, profile: Profile, cluster: Clu
     if deviation_s == 0.0:
         return 0.5
     found = statistics.NormalDist().cdf((second.step_s - first.step_s) / deviation_s)
+    return tempered(found, (first, second), profile, cluster)
+
+
+def tempered(
+    probability: float, of: tuple[Prediction, Prediction], profile: Profile, cluster: Cluster
+) -> float:
+    """Returns a probability as far as formulas can be trusted, where one of two predictions rests on them."""
+    fits = [_fit(found, profile, cluster) for found in of]
     is_measured = all(fit is not None and fit.source == "measured" for fit in fits)
-    return found if is_measured or cluster.workers == 1 else 0.5 + FORMULA_TRUST * (found - 0.5)
+    return probability if is_measured or cluster.workers == 1 else 0.5 + FORMULA_TRUST * (probability - 0.5)
 
 
 def print_chance(probability: float) -> str:

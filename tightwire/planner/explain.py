@@ -17,7 +17,7 @@ from tightwire.planner.explain_money import explain_cost
 from tightwire.planner.explain_workers import explain_workers
 from tightwire.planner.money import cost_per_step
 from tightwire.planner.quality import extra_steps
-from tightwire.planner.ranking import Ranking, least_gain, rank
+from tightwire.planner.ranking import By, Ranking, least_gain, rank
 from tightwire.planner.scaling import Scaling, Usage, scaling_of
 from tightwire.planner.search import SAME_CLASS
 from tightwire.planner.stock import stock_way
@@ -41,10 +41,10 @@ def explain(ranking: Ranking) -> Iterator[str]:
     """Yields the few sentences that everybody should read."""
     scaling = scaling_of(ranking) if ranking.cluster.workers > 1 else None
     yield from _verdict(ranking, scaling)
+    if scaling is not None:  # what to do instead comes first where the answer is not to
+        yield from _other_uses(ranking, scaling)
     yield _bound(ranking)
     yield from _loss(ranking)
-    if scaling is not None:
-        yield from _other_uses(ranking, scaling)
     yield from explain_workers(ranking)
     yield from explain_cost(ranking, scaling)
     yield from break_even(ranking)
@@ -105,17 +105,37 @@ def _verdict(ranking: Ranking, scaling: Scaling | None) -> Iterator[str]:
             f"takes {_interval(chosen)}, instead of {print_ms(stock.step_s)}. {worth}"
         )
         return
+    faster = (
+        f"{stock.step_s / chosen.step_s:.2f} times as fast as plain all-reduce ({stock.plan}, "
+        f"{print_ms(stock.step_s)})"
+    )
+    sure = print_chance(1 - ranking.chance(stock))
+    if ranking.by == "loss":
+        yield (
+            f"Train with {chosen.plan}: it is expected to reach the loss of plain all-reduce in "
+            f"{1 / ranking.gain(chosen):.0%} of the time, {ranking.gain(chosen):.2f} times as fast, and sooner at all "
+            f"with a probability of {sure}. {_interval(chosen)}, {faster}. {worth}"
+        )
+        return
     yield (
-        f"Train with {chosen.plan}: {_interval(chosen)}, {stock.step_s / chosen.step_s:.2f} times as fast as plain "
-        f"all-reduce ({stock.plan}, {print_ms(stock.step_s)}), and faster at all with a probability of "
-        f"{print_chance(1 - ranking.chance(stock))}. {worth}"
+        f"Train with {chosen.plan}: {_interval(chosen)}, {faster}, and faster at all with a probability of {sure}. "
+        f"{worth}"
     )
 
 
 def _why_stay(ranking: Ranking) -> str:
     best, stock = ranking.rows[0], ranking.stock
     if best.plan == stock.plan:
-        return "no plan that is allowed is faster"
+        return (
+            "no plan that is allowed is faster"
+            if ranking.by == "step"
+            else "no plan that is allowed is better"
+        )
+    if ranking.by == "loss":
+        return (
+            f"{best.plan} would be {ranking.gain(best):.2f} times as fast to its loss, which is too little, or too "
+            "little known"
+        )
     gain, least = 1 - best.step_s / stock.step_s, least_gain(ranking.profile, stock)
     if gain < least:
         return f"{best.plan} would save {gain:.1%}, and a difference below {least:.1%} is lost in the noise"
@@ -129,8 +149,8 @@ def _why_stay(ranking: Ranking) -> str:
 
 def _interval(found: Prediction) -> str:
     return (
-        f"{print_ms(found.step_s)} a step, with a probability of 80 % {print_ms(found.low_s)} to "
-        f"{print_ms(found.high_s)}"
+        f"{print_ms(found.step_s)} a step (80 times in 100 between {print_ms(found.low_s)} and "
+        f"{print_ms(found.high_s)})"
     )
 
 
@@ -148,12 +168,13 @@ def _loss(ranking: Ranking) -> Iterator[str]:
     if ranking.stays or (extra.factor == 1.0 and extra.spread == 0.0):
         return
     gain = ranking.stock.step_s / (ranking.chosen.step_s * extra.factor)
+    so = "" if ranking.by == "loss" else f", so it is there {gain:.2f} times as fast"
     known = f"by {extra.source}" if extra.source else "a guess: it was not measured"
     if noise is not None:
         known += f"; for gradients whose noise is {noise:.2g} times what they estimate, as this run measured"
     yield (
         f"To the loss of plain all-reduce it needs {extra.factor:.2f} times as many steps ({extra.low:.2f} to "
-        f"{extra.high:.2f}; {known}), so it is there {gain:.2f} times as fast."
+        f"{extra.high:.2f}; {known}){so}."
     )
 
 
@@ -183,7 +204,7 @@ def _other_uses(ranking: Ranking, scaling: Scaling) -> Iterator[str]:
         )
         offers.append(
             f"accumulating the gradients of {enough.passes} passes, or a batch as many times as large, makes "
-            f"{_rate(ranking, enough)} ({scaling.times_alone(enough):.1f} times one worker), with "
+            f"{_rate(ranking, enough)} ({scaling.times_alone(enough):.1f} times one worker that does so too), with "
             f"{enough.passes} times fewer updates for the same samples and a learning rate to match"
         )
     fewer = scaling.best_fewer
@@ -199,14 +220,16 @@ def _other_uses(ranking: Ranking, scaling: Scaling) -> Iterator[str]:
 
 
 def _lossy_offer(ranking: Ranking) -> Iterator[str]:
-    best = rank(ranking.profile, ranking.cluster, "lossy", ranking.by).chosen
+    by: By = "cost" if ranking.by == "cost" else "loss"
+    best = rank(ranking.profile, ranking.cluster, "lossy", by).chosen
     gain = ranking.chosen.step_s / best.step_s
-    if gain < 1 + least_gain(ranking.profile, ranking.stock):
-        yield f"Do not compress here: no lossy plan would be more than {SAME_CLASS:.0%} faster."
+    to_loss = gain / extra_steps(best.plan, ranking.profile.gradient_noise).factor
+    if to_loss < 1 + max(SAME_CLASS, least_gain(ranking.profile, ranking.stock)):
+        yield f"Do not compress here: no lossy plan is expected to reach a loss more than {SAME_CLASS:.0%} sooner."
     else:
         yield (
             f"With lossy plans allowed, {best.plan} would take {print_ms(best.step_s)} a step: {gain:.2f} times as "
-            "fast, while each step may teach less."
+            f"fast, and {to_loss:.2f} times to the loss, for each step teaches less."
         )
 
 

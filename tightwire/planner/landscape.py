@@ -1,7 +1,8 @@
 """The map: which method is best, over bandwidth, model intensity and workers, as the planner predicts it.
 
-Intensity is compute per byte to agree on: a step's seconds for 100 MB of gradients. A model of 48 equal layers stands
-for all of one intensity; codecs and copies run at an accelerator's memory rate, and nothing is measured.
+Methods are compared by the expected time to a loss: a step's time, times how many more steps a method needs than exact
+means do. Intensity is compute per byte to agree on: a step's seconds for 100 MB of gradients. A model of 48 equal
+layers stands for all of one intensity; codecs and copies run at an accelerator's memory rate, and nothing is measured.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from tightwire.cluster import Cluster
 from tightwire.plan import Plan
 from tightwire.planner import STOCK, Allowance, deviation
 from tightwire.planner.candidates import ALLOWANCES, is_allowed
+from tightwire.planner.ranking import more_steps
 from tightwire.planner.search import SAME_CLASS
 from tightwire.planner.sweep import predictions_over
 from tightwire.profile import Profile
@@ -133,9 +135,9 @@ class MapCell:
         workers: how many.
         gigabits: each worker's line, payload, each way.
         compute_s: of one step, for 100 MB of gradients.
-        letter: of the best idea: the mildest within 10 % of the fastest.
+        letter: of the best idea: the mildest within 10 % of the fastest to a loss.
         plan: that stands for it.
-        speedup: over plain all-reduce.
+        speedup: over plain all-reduce, to the loss that exact means reach.
         fastest: letter of the fastest.
     """
 
@@ -163,7 +165,7 @@ def survey(
     start = Cluster.uniform(workers[0], axes["bandwidth"][0], LATENCY_S)
     sweeping = predictions_over(model(1.0), start, axes, list(plans))
     for place, (_, _, found) in zip(places, sweeping, strict=True):
-        rows = [(row.step_s, row.plan, plans[row.plan]) for row in found]
+        rows = [(row.step_s * more_steps(row.plan), row.plan, plans[row.plan]) for row in found]
         for allow in ALLOWANCES:
             yield _best(allow, [row for row in rows if is_allowed(row[1], allow)], place)
         on_cell()
@@ -223,7 +225,7 @@ def grids(cells: Sequence[MapCell]) -> Iterator[tuple[Allowance, int, list[list[
 
 
 def lines(cells: Sequence[MapCell]) -> Iterator[str]:
-    """Yields the maps as Markdown that reads as text: a letter per cell, and how much faster than plain all-reduce."""
+    """Yields the maps as Markdown that reads as text: a letter per cell, and how much sooner than plain all-reduce."""
     for allow, workers, rows in grids(cells):
         yield f"## {allow}, {workers} workers"
         yield ""
@@ -252,8 +254,9 @@ def page(cells: Sequence[MapCell], command: str) -> str:
     return (
         f"<!doctype html><meta charset=utf-8><title>Tightwire: the map</title><style>{STYLE}</style>"
         "<h1>Which method is best where</h1><p>Predictions, not measurements. In a cell: the method that changes "
-        "training least, among those within 10 % of the fastest, and how many times faster than plain "
-        f"all-reduce a step is. Down: compute per 100 MB of gradients. Across: each worker's line. "
+        "training least, among those within 10 % of the fastest, and how many times as fast as plain all-reduce "
+        f"it reaches a loss, the steps counted in that it needs more. Down: compute per 100 MB of gradients. "
+        f"Across: each worker's line. "
         f"<code>{command}</code></p>"
         f"<p class=legend>{legend}</p><main>{maps}</main><h2>Where known models stand</h2><ul>{marks}</ul>"
     )

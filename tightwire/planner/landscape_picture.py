@@ -19,7 +19,7 @@ def picture(cells: Sequence[MapCell], workers: int, command: str) -> str:
         f'font-size="12" text-anchor="middle" role="img"><title>Which method is best where, {workers} workers'
         f'</title><rect width="{width}" height="{height}" fill="#fff"/>'
         f'<text x="{width / 2}" y="20" font-size="16" font-weight="bold">Which method is best where, as predicted '
-        f"for {workers} workers, and how many times faster than plain all-reduce a step is</text>"
+        f"for {workers} workers, and how many times as fast as plain all-reduce it reaches a loss</text>"
     ]
     colours = {idea.letter: idea.colour for idea in IDEAS}
     for number, (allow, rows) in enumerate(panels):

@@ -13,7 +13,7 @@ from typing import Literal
 from tightwire.cluster import Cluster
 from tightwire.plan import Plan, PlanFile
 from tightwire.planner.candidates import Allowance, begins_as_it_goes_on, departures, keeps_optimizer
-from tightwire.planner.confidence import chance
+from tightwire.planner.confidence import chance, tempered
 from tightwire.planner.deviation import deviation
 from tightwire.planner.money import require_prices, toll_s
 from tightwire.planner.quality import extra_steps
@@ -74,8 +74,16 @@ class Ranking:
         return next((row for row in self.rows if row.plan != self.chosen.plan), None)
 
     def chance(self, row: Prediction) -> float:
-        """Returns the probability that another plan is truly faster than the chosen one."""
+        """Returns the probability that another plan is truly faster than the chosen one, or before it at a loss."""
+        if self.by == "loss":
+            found = sooner(row, self.chosen, self.profile.gradient_noise)
+            return tempered(found, (row, self.chosen), self.profile, self.cluster)
         return chance(row, self.chosen, self.profile, self.cluster)
+
+    def gain(self, row: Prediction) -> float:
+        """Returns how many times as fast as plain all-reduce a plan is: per step, or to the loss."""
+        times = more_steps(row.plan, self.profile.gradient_noise) if self.by == "loss" else 1.0
+        return self.stock.step_s / row.step_s / times
 
     @property
     def confidence(self) -> float:
@@ -107,6 +115,11 @@ class Ranking:
             predicted=self.chosen.values(),
             why=(*self.why, *self.details),
         )
+
+
+def usual(allow: Allowance) -> By:
+    """Returns what plans are compared by if nothing else is asked: steps with exact means are all worth the same."""
+    return "step" if allow == "lossless" else "loss"
 
 
 def rank(profile: Profile, cluster: Cluster, allow: Allowance, by: By = "step") -> Ranking:
@@ -219,7 +232,7 @@ def choose_by_loss(rows: Sequence[Prediction], stock: Prediction, noise: float |
         for row in rows
         if keeps_optimizer(row.plan)
         and begins_as_it_goes_on(row.plan)
-        and faster_to_loss(row, stock, noise) >= SURE
+        and sooner(row, stock, noise) >= SURE
         and more_steps(row.plan, noise) * row.step_s < stock.step_s * (1 - LEAST_GAIN)
     ]
     return min(able, key=functools.partial(careful_s, noise=noise), default=stock)
@@ -236,12 +249,15 @@ def careful_s(row: Prediction, noise: float | None = None) -> float:
     return row.step_s * extra.factor * math.exp(extra.spread)
 
 
-def faster_to_loss(row: Prediction, stock: Prediction, noise: float | None = None) -> float:
-    """Returns the probability that a plan reaches a loss sooner than plain all-reduce."""
-    extra = extra_steps(row.plan, noise)
-    gain = math.log(stock.step_s / (extra.factor * row.step_s))
+def sooner(row: Prediction, other: Prediction, noise: float | None = None) -> float:
+    """Returns the probability that a plan reaches a loss sooner than another one."""
+    extra, others = extra_steps(row.plan, noise), extra_steps(other.plan, noise)
+    gain = math.log(others.factor * other.step_s / (extra.factor * row.step_s))
     spread = math.hypot(
-        extra.spread, row.wire_deviation_s / row.step_s, stock.wire_deviation_s / stock.step_s
+        extra.spread,
+        others.spread,
+        row.wire_deviation_s / row.step_s,
+        other.wire_deviation_s / other.step_s,
     )
     return statistics.NormalDist().cdf(gain / max(spread, 0.01))
 

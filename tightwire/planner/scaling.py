@@ -57,12 +57,14 @@ class Scaling:
         chosen: all workers with the chosen plan.
         fewer: fewer workers, each number with the best of a few plans.
         accumulating: all workers, with several passes between two exchanges.
+        pass_s: one worker's forward and backward pass.
     """
 
     alone: Usage
     chosen: Usage
     fewer: tuple[Usage, ...]
     accumulating: tuple[Usage, ...]
+    pass_s: float
 
     @property
     def speed_up(self) -> float:
@@ -75,8 +77,9 @@ class Scaling:
         return self.speed_up / self.chosen.workers
 
     def times_alone(self, usage: Usage) -> float:
-        """Returns how many times as much as one worker another use does."""
-        return usage.passes_per_s / self.alone.passes_per_s
+        """Returns how many times as much as one worker another use does, accumulating as much."""
+        alone_s = self.alone.prediction.step_s + (usage.passes - 1) * self.pass_s
+        return usage.passes_per_s * alone_s / usage.passes
 
     @property
     def cheapest(self) -> Usage:
@@ -111,6 +114,7 @@ def scaling_of(ranking: Ranking) -> Scaling:
         ),
         fewer=tuple(usage for usage in fewer if usage),
         accumulating=tuple(usage for usage in accumulating if usage),
+        pass_s=profile.forward_s + profile.backward_s,
     )
 
 

@@ -16,7 +16,7 @@ from tightwire.plan import Plan
 from tightwire.planner.break_even import pool_of, slower
 from tightwire.planner.candidates import Allowance, departures, stock_plan
 from tightwire.planner.money import cost_per_step
-from tightwire.planner.ranking import By, choose_by, rank
+from tightwire.planner.ranking import By, choose_by, rank, usual
 from tightwire.planner.scaling import smaller
 from tightwire.profile import Profile
 from tightwire.simulate import Prediction, predict
@@ -104,7 +104,7 @@ def sweep(
     axes: Mapping[str, Sequence[float]],
     *,
     allow: Allowance = "lossless",
-    by: By = "step",
+    by: By | None = None,
     plans: Sequence[Plan | str] = (),
 ) -> tuple[SweepRow, ...]:
     """Predicts a few plans at every point of a grid, and chooses at each as `recommend` would.
@@ -129,6 +129,7 @@ def sweep(
     if unknown := [axis for axis in axes if axis not in READ]:
         raise PlanError(f"a sweep over {unknown[0]} is not known; known: {', '.join(READ)}.")
     parsed = [Plan.parse(plan) if isinstance(plan, str) else plan for plan in plans]
+    by = by or usual(allow)
     pool = [stock_plan(), *parsed] if parsed else pool_of(rank(profile, cluster, allow, by))
     rows = [_row(*point, by) for point in predictions_over(profile, cluster, axes, pool)]
     return tuple(sorted(rows, key=lambda row: row.cost_per_million) if by == "cost" else rows)

@@ -22,7 +22,7 @@ from tightwire.errors import AttachError
 from tightwire.plan import Plan, PlanFile
 from tightwire.planner import STOCK, Allowance, Ranking, deviation, recommend
 from tightwire.planner.candidates import begins_as_it_goes_on, is_allowed, keeps_optimizer, legal
-from tightwire.planner.ranking import By, careful_s
+from tightwire.planner.ranking import By, careful_s, usual
 from tightwire.profile import Profile, Profiler, measure_codecs, measure_pass
 from tightwire.runtime.habits import Habits, obstacles
 from tightwire.runtime.lookout import Lookout, LossLevel
@@ -104,8 +104,8 @@ class PlanSearch:
 
     @property
     def by(self) -> By:
-        """What plans are compared by: exact means are worth the same in every step."""
-        return "step" if self.allow == "lossless" else "loss"
+        """What plans are compared by."""
+        return usual(self.allow)
 
 
 class Pilot:
