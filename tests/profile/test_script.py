@@ -1,9 +1,11 @@
 import json
+import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
+import torch.distributed as dist
 
 from tightwire.errors import AttachError
 from tightwire.profile import Profile
@@ -37,6 +39,27 @@ def test_a_script_is_profiled_as_it_is(script: pathlib.Path, capsys: pytest.Capt
     assert found.num_bytes == 4 * (4 * 8 + 8 + 8 * 2 + 2)
     assert "to the end" not in capsys.readouterr().out
     assert sys.argv == before
+
+
+def test_a_script_of_ddp_is_profiled_without_a_launcher(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    path = tmp_path / "ddp.py"
+    head = "import torch.distributed as dist\ndist.init_process_group('gloo')\n"
+    path.write_text(
+        head
+        + SCRIPT.replace(
+            "    optimizer =", "    model = nn.parallel.DistributedDataParallel(model)\n    optimizer ="
+        )
+    )
+    try:
+        found = profile_script(path, ["1000"], steps=2)
+    finally:
+        dist.destroy_process_group()
+    assert found.num_bytes == 232
+    assert "RANK" not in os.environ
 
 
 def test_a_short_script_is_refused(script: pathlib.Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pathlib
 from typing import Any
@@ -14,10 +15,16 @@ def require_picture(path: pathlib.Path | None, option: str) -> None:
     """Refuses what is no picture's name, before anything is computed for it.
 
     Raises:
-        FileError: an ending that is neither .html nor .png.
+        FileError: an ending that is neither .html nor .png, or no kaleido for .png.
     """
-    if path is not None and path.suffix not in (".html", ".png"):
+    if path is None:
+        return
+    if path.suffix not in (".html", ".png"):
         raise FileError(f"{option} {path}: a plot is written as .html or .png.")
+    if path.suffix == ".png" and importlib.util.find_spec("kaleido") is None:
+        raise FileError(
+            f"{option} {path}: .png needs kaleido and a browser; pip install kaleido, or write .html."
+        )
 
 
 def write_picture(drawing: Any, path: pathlib.Path, option: str) -> None:

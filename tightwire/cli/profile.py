@@ -22,6 +22,10 @@ from tightwire.units import print_ms, print_size
 
 app = App()
 
+# By so much the steps of a quiet machine do not differ.
+MOST_NOISE = 0.1
+NOISY = " Such a spread is another program's at work: what is predicted from this will be as far off. Profile again."
+
 
 @app.command(context_settings={"allow_interspersed_args": False})
 def profile(
@@ -100,4 +104,5 @@ def _describe(found: Profile, out: pathlib.Path) -> str:
         f"{len(found.parameters)} parameters, {print_size(found.num_bytes)} of gradients. A step: forward "
         f"{print_ms(found.forward_s)}, backward {print_ms(found.backward_s)}, the rest {print_ms(found.optimizer_s)}, "
         f"spread {found.noise:.1%}; {len(found.codecs)} codecs timed. Written to {out}."
+        + (NOISY if found.noise > MOST_NOISE else "")
     )

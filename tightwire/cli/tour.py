@@ -51,7 +51,7 @@ def tour(
     """See what Tightwire does: a real model on a slow network, under stock DDP and under the plans it chooses.
 
     The network is emulated here (no root needed where user namespaces are allowed); the training is real. Takes
-    under four minutes; writes report.html, curves.svg, cluster.yaml, profile.yaml, plan files and traces to OUT.
+    under five minutes; writes report.html, curves.svg, cluster.yaml, profile.yaml, plan files and traces to OUT.
 
         tightwire tour
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pathlib
 import runpy
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, final
@@ -103,7 +105,14 @@ def profile_script(
 
 @contextlib.contextmanager
 def _as_main(path: pathlib.Path, arguments: Sequence[str]) -> Iterator[None]:
+    """Has a script believe that it was started alone: by its own command line, and by torchrun as a world of one."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    alone |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     with (
+        mock.patch.dict(os.environ, alone | os.environ),
         mock.patch.object(sys, "argv", [str(path), *arguments]),
         mock.patch.object(sys, "path", [str(path.parent.resolve()), *sys.path]),
     ):

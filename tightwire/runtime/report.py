@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tightwire.planner import STOCK
 from tightwire.runtime.race import Contender
 
 
@@ -71,7 +72,7 @@ class Report:
             ("step time", _milliseconds(self.step_s) + self._predicted()),
             ("exposed wait", f"{_milliseconds(self.exposed_s)} per step"),
         ]
-        if self.baseline_step_s and self.step_s:
+        if self.baseline_step_s and self.step_s and self.plan != STOCK:
             rows.append(
                 ("speed-up", f"{self.baseline_step_s / self.step_s:.2f}× over plain all-reduce "
                  f"({_milliseconds(self.baseline_step_s)}, measured in this run)")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tightwire import files
-from tightwire.tour.tour import DDP, DDP_POWERSGD, PlanResult, TourResult
+from tightwire.tour.tour import DDP, DDP_POWERSGD, RACE, PlanResult, TourResult
 from tightwire.units import print_ms, print_rate, print_size
 
 # Plans of one role have its colour, and a line each: dashes and gaps, in pixels.
@@ -65,7 +65,8 @@ def cells(plan: PlanResult, result: TourResult) -> tuple[str, ...]:
 
 def label(plan: PlanResult) -> str:
     """Returns what a plan is called."""
-    return {DDP: "stock DDP", DDP_POWERSGD: "stock DDP, PowerSGD hook"}.get(plan.plan, plan.plan)
+    named = {DDP: "stock DDP", DDP_POWERSGD: "stock DDP, PowerSGD hook"}.get(plan.plan, plan.plan)
+    return f"race, won by {named}" if plan.asked == RACE else named
 
 
 def write(result: TourResult, path: pathlib.Path) -> None:
@@ -111,6 +112,7 @@ def _method(result: TourResult) -> str:
         f"The network: {result.lab}",
         "Every plan starts from the same parameters and sees the same text; held-out files are never trained on. "
         "Snapshots are judged after the clock has stopped.",
+        "A race pays for itself: the time in which it watches, and tries plans that do not win, is part of its time.",
         "Predictions were made before training, from the probe and the profile alone.",
         "“Exposed” is the time per step in which a worker has nothing to compute: measured for our plans; for stock "
         "DDP, which does not tell, its step less the measured compute.",

@@ -58,7 +58,10 @@ class TourOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanResult:
-    """One line of the tour's table; times in seconds, bytes of payload that each worker sends."""
+    """One line of the tour's table; times in seconds, bytes of payload that each worker sends.
+
+    `asked` is what the tour was asked for, as in `TourOptions.plans`; `plan` is what trained.
+    """
 
     plan: str
     role: str
@@ -71,6 +74,7 @@ class PlanResult:
     heldout_loss: float
     curve: tuple[tuple[float, int, float], ...]
     trace: pathlib.Path | None
+    asked: str = ""
 
     @property
     def prediction_error(self) -> float:
@@ -206,6 +210,7 @@ def _row(event: Event, result: TourResult) -> PlanResult:
     is_stock = event["role"] == DDP
     return PlanResult(
         plan=training["plan"],
+        asked=event["asked"],
         role=event["role"],
         steps=training["steps"],
         seconds=training["seconds"],

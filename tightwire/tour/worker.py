@@ -82,6 +82,7 @@ def main() -> None:
         teller.tell(
             "trained",
             role="lossy" if plan == RACE and not is_lossless(Plan.parse(training.plan)) else role,
+            asked=plan,
             training=asdict(training),
             prediction=prediction.values(),
             number=number,
