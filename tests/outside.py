@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
+
 from tightwire.architecture import PROGRAMS, Program, ProgramRecipe, build
 from tightwire.architecture.gossip.graphs import GRAPHS, Graph, GraphRecipe, ring
 from tightwire.catalogue import register
@@ -35,10 +37,10 @@ class Plain(Codec):
         return numel * itemsize
 
     def encode(self, x: Tensor, message: Tensor, *, seed: int = 0) -> None:
-        message.view(x.dtype).copy_(x)
+        message.copy_(x.view(torch.uint8))
 
     def decode(self, message: Tensor, out: Tensor, *, add: bool = False) -> None:
-        values = message.view(out.dtype)
+        values = message.clone().view(out.dtype)
         out.add_(values) if add else out.copy_(values)
 
     def normal_error(self, numel: int) -> float:

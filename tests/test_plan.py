@@ -120,7 +120,8 @@ def test_prints_the_shortest_text(text: str, printed: str) -> None:
     [
         ("bps", "Did you mean bsp?"),
         ("bsp/ringreduce", "is no known architecture; known: allreduce"),
-        ("bsp/allreduce/fp3", "'fp3' is no known compression; known: "),
+        ("bsp/allreduce/fp3", "'fp3' is no known compression; `tightwire methods` lists all"),
+        ("bsp/allreduce/fp3", "Did you mean fp8"),
         ("bsp/allreduce/none/mgwfpb", "is no known schedule"),
         ("bsp/allreduce:rign", "rign is no known program; known: auto, allgather"),
         ("", "is not a plan"),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tightwire._attach import attach
     from tightwire.cluster import Cluster
+    from tightwire.compression import check_codec
     from tightwire.errors import TightwireError
     from tightwire.integrations import ddp_buckets, ddp_hook
     from tightwire.integrations.fsdp import fsdp_hook
@@ -32,6 +33,7 @@ _HOMES = {
     "Run": "runtime",
     "TightwireError": "errors",
     "attach": "_attach",
+    "check_codec": "compression",
     "ddp_buckets": "integrations",
     "ddp_hook": "integrations",
     "device": "transport",
@@ -55,6 +57,7 @@ __all__ = [
     "Run",
     "TightwireError",
     "attach",
+    "check_codec",
     "ddp_buckets",
     "ddp_hook",
     "device",

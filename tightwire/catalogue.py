@@ -6,12 +6,15 @@ import dataclasses
 import difflib
 import functools
 import importlib
+import os
+import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from tightwire.answers import Axis, CompressionAnswer, Member
 from tightwire.errors import PlanError
+from tightwire.extensions import load_extensions
 from tightwire.units import Seconds, parse_bytes
 
 AnyMember = TypeVar("AnyMember", bound=Member)
@@ -26,6 +29,8 @@ FAMILIES: dict[Axis, tuple[str, ...]] = {
 }
 
 
+# As many names are listed where one is unknown.
+_FEW = 16
 _registered: list[type[Member]] = []
 
 
@@ -35,22 +40,43 @@ def register(member: type[AnyMember]) -> type[AnyMember]:
     A class decorator; members inside the package are a line in their family's `MEMBERS` instead. Every rank must
     register the same.
 
+    Registered once more, as when a cell of a notebook runs again, a class takes the place of what it was.
+
     Raises:
         PlanError: a name that the axis has already.
     """
-    if member.name in catalogue(member.axis):
+    before = [other for other in _registered if _same_class(other, member)]
+    if member.name in catalogue(member.axis) and catalogue(member.axis)[member.name] not in before:
         raise PlanError(
             f"{member.name!r} is a known {member.axis} already; give {member.__name__} another name."
         )
-    _registered.append(member)
+    _registered[:] = [*(other for other in _registered if other not in before), member]
     catalogue.cache_clear()
     parse_member.cache_clear()
     return member
 
 
+def _same_class(one: type[Member], other: type[Member]) -> bool:
+    """Whether two classes come from the same lines: a script that another imports is two modules."""
+    return one.__qualname__ == other.__qualname__ and (
+        one.__module__ == other.__module__ or _file_of(one) == _file_of(other) != ""
+    )
+
+
+def _file_of(member: type[Member]) -> str:
+    file = vars(sys.modules.get(member.__module__, object)).get("__file__")
+    return os.path.realpath(file) if isinstance(file, str) else ""
+
+
+def is_from_outside(member: Member) -> bool:
+    """Whether a member's class was registered, and is not part of this package."""
+    return type(member) in _registered
+
+
 @functools.cache
 def catalogue(axis: Axis) -> Mapping[str, type[Member]]:
     """Returns every member of an axis by name: the one table that lists what exists."""
+    load_extensions()
     families = map(importlib.import_module, FAMILIES[axis])
     own = [member for family in families for member in family.MEMBERS]
     return {member.name: member for member in (*own, *(m for m in _registered if m.axis == axis))}
@@ -69,14 +95,12 @@ def parse_member(axis: Axis, text: str) -> Member:
     """Reads `name[:arg][,key=value]` as a member of an axis.
 
     Raises:
-        PlanError: an unknown name (the known ones are listed), an unknown or malformed argument.
+        PlanError: an unknown name (those near it are named), an unknown or malformed argument.
     """
     name, _, arguments = text.strip().partition(":")
     known = catalogue(axis)
     if name not in known:
-        raise PlanError(
-            f"{name!r} is no known {axis}; known: {', '.join(sorted(known))}.{_did_you_mean(name, known)}"
-        )
+        raise PlanError(f"{name!r} is no known {axis}; {near(name, known)}")
     member = known[name]
     values = _read_arguments(member, arguments, text)
     try:
@@ -89,9 +113,17 @@ def parse_member(axis: Axis, text: str) -> Member:
         ) from None
 
 
-def _did_you_mean(name: str, known: Mapping[str, object]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean {close[0]}?" if close else ""
+def near(name: str, known: Iterable[str]) -> str:
+    """Returns what may have been meant: all that is known where that is little, otherwise the nearest names."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=3)
+    meant = f" Did you mean {' or '.join(close)}?" if close else ""
+    if len(names) <= _FEW:
+        return f"known: {', '.join(names)}.{meant}"
+    return (
+        f"`tightwire methods` lists all {len(names)}, and those in a file of your own are known after "
+        f"`tightwire --import FILE.py …`, or after an import.{meant}"
+    )
 
 
 def _read_arguments(member: type[Member], arguments: str, text: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@
     ├── FileError          (ValueError)    a file that cannot be read or written, or with a wrong field
     ├── UnitError          (ValueError)    a size, a rate or a time that cannot be read
     ├── TensorError        (ValueError)    a tensor that a codec or a bucket cannot take
+    ├── CodecError         (ValueError)    a codec that breaks a law that training relies on
     ├── ProgramError       (ValueError)    a collective program that is wrong, or cannot exist for this N
     ├── AttachError        (RuntimeError)  a model or an optimizer that cannot be attached as asked
     ├── MismatchError      (RuntimeError)  ranks that disagree about what they are about to do
@@ -39,6 +40,10 @@ class UnitError(TightwireError, ValueError):
 
 class TensorError(TightwireError, ValueError):
     """A tensor that cannot be encoded, decoded or bucketed: wrong dtype, size or layout."""
+
+
+class CodecError(TightwireError, ValueError):
+    """A codec that breaks a law; the message says which, what was seen, and what to do."""
 
 
 class ProgramError(TightwireError, ValueError):

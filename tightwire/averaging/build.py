@@ -13,7 +13,7 @@ from tightwire.averaging.in_network import InNetworkAverager
 from tightwire.averaging.method import TAGS, AveragingMethod
 from tightwire.averaging.on_host import OnHostAverager
 from tightwire.buckets import BucketLayout
-from tightwire.compression import Codec, Identity
+from tightwire.compression import Codec, Identity, check_before_use
 from tightwire.devices import device_named
 from tightwire.transport import Transport
 
@@ -38,12 +38,16 @@ def build_averager(
         bucket: of which size and dtype.
         number: tells averagers over one transport apart; the same on every rank.
         setting: what is known of the workers; by default, how many.
+
+    Raises:
+        CodecError: a codec from outside this package breaks a law.
     """
     if isinstance(sender, AveragingMethod):
         if sender.on_host and not device_named(bucket.device).is_host:
             return OnHostAverager(sender, transport, bucket, tag=number * TAGS)
         return sender.build(transport, bucket, tag=number * TAGS)
     assert isinstance(sender, Codec), sender
+    check_before_use(sender, bucket.dtype, bucket.device)
     return all_reduce_averager(
         architecture, sender, transport, bucket=bucket, tag=number * TAGS, setting=setting
     )

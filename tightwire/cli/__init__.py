@@ -39,6 +39,9 @@ ABOUT = """Make PyTorch training fast on the network you have.
 
     tightwire methods
         Every method, its paper, and what goes with what.
+
+    tightwire --import my_codec.py study compression --plans "bsp/allreduce/halves+ef"
+        Methods of your own, in any command.
 """
 
 
@@ -61,7 +64,7 @@ def application() -> Any:
     """Builds the group; a command's module is imported only when it is asked for."""
     import typer
 
-    from tightwire.cli.app import App, CommandGroup
+    from tightwire.cli.app import App, CommandGroup, program
 
     class Lazy(CommandGroup):
         def list_commands(self, ctx: Any) -> list[str]:
@@ -75,5 +78,5 @@ def application() -> Any:
             return command
 
     app = App(cls=Lazy, help=ABOUT, no_args_is_help=True, add_completion=True)
-    app.callback()(lambda: None)
+    app.callback()(program)
     return typer.main.get_command(app)

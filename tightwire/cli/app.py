@@ -6,12 +6,14 @@ import inspect
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from typer.core import TyperCommand, TyperGroup
+
+from tightwire.extensions import name_extensions
 
 # An example begins so: its lines are commands, to be copied as they are.
 PROGRAMS = ("tightwire ", "torchrun ", "tw.")
@@ -52,6 +54,28 @@ class CommandGroup(TyperGroup):
     def format_help_text(self, ctx: Any, formatter: Any) -> None:
         """Writes the docstring: prose is wrapped, examples are not."""
         write_help(self.help or "", formatter)
+
+
+def _import(sources: list[str] | None) -> list[str] | None:
+    name_extensions(sources or ())
+    return sources
+
+
+def program(
+    imports: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import",
+            help="A file or a module that registers methods of your own, imported here and in every worker; may be "
+            "given several times.",
+            metavar="FILE.py",
+            is_eager=True,  # before the command is looked up, whose lists may hold what is imported
+            callback=_import,
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Takes the options that stand before any command."""
 
 
 def first_sentence(command: Any) -> str:

@@ -15,7 +15,8 @@ from tightwire.answers import ArchitectureAnswer, Axis, CompressionAnswer, Membe
 from tightwire.architecture import PROGRAMS
 from tightwire.architecture.allreduce.switched import SWITCHED, SWITCHED_PAPER, SWITCHED_TITLE
 from tightwire.architecture.gossip import GRAPHS, METHODS
-from tightwire.catalogue import FAMILIES, arguments, catalogue
+from tightwire.catalogue import FAMILIES, arguments, catalogue, near
+from tightwire.cli import codec_laws
 from tightwire.cli.app import App
 from tightwire.cli.options import JsonOption
 from tightwire.cli.table import entries, lay_out, say, width_of, wrapped
@@ -34,6 +35,15 @@ def methods(
     rates: Annotated[
         bool, typer.Option("--rates", help="Show how fast each method is proven to converge.")
     ] = False,
+    check: Annotated[
+        str,
+        typer.Option(
+            "--check",
+            help="Hold a codec to the laws of codecs: its text in plans, or FILE.py:CLASS.",
+            metavar="CODEC",
+            show_default=False,
+        ),
+    ] = "",
     as_json: JsonOption = False,
 ) -> None:
     """List every method: what it does, its paper, and what it may be combined with.
@@ -46,12 +56,16 @@ def methods(
 
     tightwire methods --rates
 
+    tightwire methods --check my_codec.py:Halves
+
     tightwire methods --json | tail -n 1
     """
+    if check:
+        codec_laws.check(check, as_json=as_json)
+        return
     rows = list(describe())
     if unknown := sorted(set(names or ()) - {row["name"] for row in rows}):
-        known = {str(row["name"]) for row in rows}
-        raise PlanError(f"{unknown[0]!r} is no method; there are {', '.join(sorted(known))}.")
+        raise PlanError(f"{unknown[0]!r} is no method; {near(unknown[0], [row['name'] for row in rows])}")
     chosen = [row for row in rows if not names or row["name"] in names]
     if as_json:
         cases = [asdict(case) for case in legality()]

@@ -17,6 +17,7 @@ from tightwire.compression.ef import ErrorFeedback
 from tightwire.compression.ema import MovingAverage
 from tightwire.compression.fp8 import Float8
 from tightwire.compression.integers import Int2, Int4, Int8
+from tightwire.compression.laws import LawFound, check_before_use, check_codec
 from tightwire.compression.lion import Lion
 from tightwire.compression.loco import LoCo
 from tightwire.compression.momentum import Momentum
@@ -112,6 +113,7 @@ __all__ = [
     "Int2",
     "Int4",
     "Int8",
+    "LawFound",
     "Least",
     "Lion",
     "LoCo",
@@ -132,5 +134,7 @@ __all__ = [
     "Variance",
     "Wangni",
     "WarmUp",
+    "check_before_use",
+    "check_codec",
     "compile_kernels",
 ]

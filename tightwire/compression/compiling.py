@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tightwire.compression.codec import Codec
+from tightwire.compression.laws import check_before_use
 from tightwire.devices import device_named
 from tightwire.errors import DeviceError
 
@@ -42,10 +43,12 @@ def compile_kernels(
 
     Raises:
         DeviceError: the device's kernels are not right.
+        CodecError: a codec from outside this package breaks a law.
     """
     import torch
 
     began_s = time.perf_counter()
+    check_before_use(codec, dtype or torch.float32, device or torch.device("cpu"))
     x = torch.linspace(-1.0, 1.0, _NUMEL, dtype=dtype or torch.float32)
     slow = threading.Timer(_SLOW_S, _say_so, [str(codec), device.type if device else "cpu"])
     slow.daemon = True
