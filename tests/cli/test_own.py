@@ -84,7 +84,7 @@ def test_a_wrong_codec_ends_the_check_with_the_law(tmp_path: Path) -> None:
     done = tightwire("methods", "--check", str(tmp_path / "my_wrong.py"))
     assert done.code == 2
     assert "encode fills exactly the message that wire_bytes says" in done.stderr
-    assert "expanded size" in done.stderr
+    assert "with 7 elements of torch.float32 in a message of 14 bytes" in done.stderr
     assert "broken" in done.stdout
     assert ":E5M2" in refused("methods", "--check", f"{tmp_path / 'my_wrong.py'}:Other")
 
