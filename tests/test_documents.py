@@ -19,9 +19,11 @@ from torch import nn
 
 import tightwire
 from tests.command_line import tightwire as command_line
+from tightwire import catalogue as members
 from tightwire.catalogue import catalogue, parse_compression
 from tightwire.cli import COMMANDS, application
 from tightwire.plan import Phases
+from tightwire.study.studies import STUDIES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -50,11 +52,19 @@ def test_there_is_code_to_run() -> None:
 
 
 @pytest.mark.parametrize(("page", "code"), BLOCKS, ids=[name for name, _ in BLOCKS])
-def test_code_on_pages_runs_alone(page: str, code: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_code_on_pages_runs_alone(
+    page: str, code: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(members, "_registered", [])
+    studies = dict(STUDIES)
     try:
         exec(code, dict(NAMES))
     finally:
         tightwire.shutdown()
+        STUDIES.clear()
+        STUDIES.update(studies)
+        members.catalogue.cache_clear()
+        members.parse_member.cache_clear()
     if "run.report()" in code:
         assert "steps         3" in capsys.readouterr().out
 
@@ -96,6 +106,8 @@ def test_commands_on_pages_have_the_options_that_they_use() -> None:
     for line in sorted(set(commands())):
         words = shlex.split(line.partition(" -- ")[0])[1:]
         command = application()
+        while words[:1] == ["--import"]:  # which stands before the command
+            words = words[2:]
         while words and hasattr(command, "commands") and not words[0].startswith("-"):
             found = command.get_command(None, words[0])
             assert found is not None, line

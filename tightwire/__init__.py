@@ -80,3 +80,13 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+def _load_extensions() -> None:
+    import os
+
+    if os.environ.get("TIGHTWIRE_IMPORT"):
+        importlib.import_module("tightwire.extensions").load_extensions()
+
+
+_load_extensions()  # last: what it imports imports this

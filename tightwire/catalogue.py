@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 from tightwire.answers import Axis, CompressionAnswer, Member
 from tightwire.errors import PlanError
-from tightwire.extensions import load_extensions
 from tightwire.units import Seconds, parse_bytes
 
 AnyMember = TypeVar("AnyMember", bound=Member)
@@ -76,7 +75,6 @@ def is_from_outside(member: Member) -> bool:
 @functools.cache
 def catalogue(axis: Axis) -> Mapping[str, type[Member]]:
     """Returns every member of an axis by name: the one table that lists what exists."""
-    load_extensions()
     families = map(importlib.import_module, FAMILIES[axis])
     own = [member for family in families for member in family.MEMBERS]
     return {member.name: member for member in (*own, *(m for m in _registered if m.axis == axis))}

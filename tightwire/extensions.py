@@ -1,7 +1,7 @@
 """Files of one's own that register methods: named once, imported by every process of a job.
 
 `tightwire --import my_codec.py …` names them in an environment variable, which the workers of a study, a lab or a bench
-inherit; whoever first asks the catalogue for a name imports them.
+inherit; `import tightwire` imports them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import importlib.util
 import os
 import pathlib
 import sys
-import threading
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -19,9 +18,6 @@ from tightwire.errors import PlanError
 
 # Files and modules, separated as paths are.
 VARIABLE = "TIGHTWIRE_IMPORT"
-
-_lock = threading.RLock()
-_loaded: set[str] = set()
 
 
 def name_extensions(sources: Sequence[str]) -> None:
@@ -34,32 +30,20 @@ def name_extensions(sources: Sequence[str]) -> None:
         PlanError: one that does not exist or cannot be imported.
     """
     named = [str(pathlib.Path(s).resolve()) if s.endswith(".py") else s for s in sources]
-    _load(named)
+    for source in named:
+        import_source(source)
     before = list(filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)))
     os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys([*before, *named]))
 
 
 def load_extensions() -> None:
-    """Imports what TIGHTWIRE_IMPORT names and was not imported yet.
+    """Imports what TIGHTWIRE_IMPORT names, as `import tightwire` does last of all: before anything lists methods.
 
     Raises:
         PlanError: something that does not exist or cannot be imported.
     """
-    told = os.environ.get(VARIABLE)
-    if told:
-        _load(list(filter(None, told.split(os.pathsep))))
-
-
-def _load(sources: Sequence[str]) -> None:
-    with _lock:
-        for source in sources:
-            if source not in _loaded:
-                _loaded.add(source)  # before it is imported: what it registers asks for the catalogue
-                try:
-                    import_source(source)
-                except BaseException:
-                    _loaded.discard(source)
-                    raise
+    for source in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
+        import_source(source)
 
 
 def import_source(source: str) -> ModuleType:

@@ -30,7 +30,6 @@ register(Largest)
 def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Leaves nothing behind: neither a registered method, nor an import, nor what workers would inherit."""
     monkeypatch.setattr(catalogue, "_registered", [])
-    monkeypatch.setattr(extensions, "_loaded", set())
     monkeypatch.setenv(extensions.VARIABLE, "")
     before, path = set(sys.modules), list(sys.path)
     yield

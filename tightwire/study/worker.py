@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from tightwire.extensions import load_extensions
 from tightwire.study.results import Wanted
 from tightwire.study.studies import find
 from tightwire.study.trial import train
@@ -30,7 +29,6 @@ def main(path: pathlib.Path) -> None:
     """
     order: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     torch.set_num_threads(1)
-    load_extensions()
     transport = init(deadline_s=DEADLINE_S)
     study = find(order["study"])
     tasks = {task.name: task for task in study.tasks}
