@@ -18,6 +18,11 @@ from tightwire.runtime.spans import RoundTimes
 from tightwire.runtime.trace import Tracer
 from tightwire.schedule import Agenda, Scheduler
 from tightwire.transport import Transport
+from tightwire.transport.blame import Wait
+from tightwire.transport.helpers import expendable
+
+# So often it is asked whether lanes that move nothing wait for one who is gone.
+LOOK_S = 0.5
 
 
 class Exchange:
@@ -204,10 +209,26 @@ class Exchange:
             channel.require_sound()
 
     def _await(self, condition: Callable[[], bool]) -> None:
+        def is_over() -> bool:
+            return self._failure is not None or condition()
+
         with self._changed:
-            self._changed.wait_for(lambda: self._failure is not None or condition())
+            if not self._changed.wait_for(is_over, LOOK_S):
+                self._await_long(is_over)
         if self._failure is not None:
             raise self._failure
+
+    def _await_long(self, is_over: Callable[[], bool]) -> None:
+        """Waits on, but not for lanes that never come back: those that got a part of a message from one who is gone."""
+        wait = Wait(frozenset(), "for the means of its buckets")
+        watches = [channel.watch(wait) for channel in self._channels[:1]]  # what one knows of ranks, all know
+        try:
+            while not self._changed.wait_for(is_over, LOOK_S):
+                for watch in watches:
+                    watch.check()
+        finally:
+            for watch in watches:
+                watch.close()
 
     def _follow(self, pieces: Iterable[int]) -> None:
         """Has what this thread does next begin after what lanes did with the pieces."""
@@ -222,7 +243,7 @@ class Exchange:
         self._changed.notify_all()
 
     def _serve(self, queue: deque[int]) -> None:
-        with self._device.side(self._at):  # a stream of the lane's own
+        with expendable(), self._device.side(self._at):  # a stream of the lane's own
             self._move(queue)
 
     def _move(self, queue: deque[int]) -> None:

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import final
 
 Task = Callable[[], None]
+
+
+class _OfThread(threading.local):
+    is_expendable = False
+
+
+_here = _OfThread()
+
+
+@contextlib.contextmanager
+def expendable() -> Iterator[None]:
+    """Within it, calls that may never return are made on this thread: whoever waits for the thread can give it up."""
+    _here.is_expendable = True
+    try:
+        yield
+    finally:
+        _here.is_expendable = False
+
+
+def is_expendable() -> bool:
+    """Whether this thread may make calls that never return."""
+    return _here.is_expendable
 
 
 @final

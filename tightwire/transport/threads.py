@@ -277,7 +277,10 @@ class _Watch:
         self._ends_s = time.monotonic() + owner.deadline_s
 
     def check(self) -> None:
-        if self._world.has_verdict or time.monotonic() > self._ends_s:
+        is_due = (
+            bool(self._wait.peers) and time.monotonic() > self._ends_s
+        )  # who waits for nobody is never late
+        if self._world.has_verdict or is_due:
             self._world.overdue(self._rank, self._wait)
 
     def close(self) -> None:

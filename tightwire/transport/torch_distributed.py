@@ -20,7 +20,7 @@ from torch import Tensor
 from tightwire.errors import PeerError, TightwireError, TransportError
 from tightwire.transport.base import Transport, Watch, Work, check_group, check_message, check_summable
 from tightwire.transport.blame import Wait, describe
-from tightwire.transport.helpers import Helpers
+from tightwire.transport.helpers import Helpers, is_expendable
 from tightwire.transport.liveness import Liveness, error_text
 
 c10d: Final[Any] = dist  # torch does not type its stores and backends
@@ -28,6 +28,8 @@ GLOO_SUMS: Final = frozenset({"float32", "float64", "float16", "bfloat16", "uint
 POISON_TAG: Final = 2**31 - 2
 POINT_TO_POINT: Final = ("send", "receive")
 FOR_EVER: Final = timedelta(days=365)
+# What is smaller comes in one piece, or not at all.
+ONE_PIECE_BYTES: Final = 16384
 _helpers = Helpers("tightwire waits")
 log = logging.getLogger("tightwire")
 
@@ -221,7 +223,9 @@ class TorchDistributed(Transport):
 class _Pending:
     """Something that Gloo does; what goes wrong becomes a PeerError that names the ranks to blame.
 
-    A send or a receive that cannot even begin fails where it is waited for.
+    A send or a receive that cannot even begin fails where it is waited for. Gloo never ends the wait for a message of
+    which a part has come when its connection closes: such waits are made on threads that can be left behind, unless
+    this one can.
     """
 
     __slots__ = ("_arguments", "_done", "_error", "_owner", "_verb", "work")
@@ -245,8 +249,32 @@ class _Pending:
         if self._error is not None:
             raise self._owner._liveness.blame(self._describe()) from self._error
         if not self._done:
-            self._watched(self.work.wait, self._owner._timeout)
+            self._watched(self._wait_apart if self._may_stay() and not is_expendable() else self._wait)
             self._done = True  # Gloo would wait for another message
+
+    def _may_stay(self) -> bool:
+        """Whether what is awaited may come in part, and never to its end."""
+        awaited = self._arguments[0][0]
+        parts = [awaited] if isinstance(awaited, Tensor) else awaited
+        return self._verb != "send" and any(part.nbytes > ONE_PIECE_BYTES for part in parts)
+
+    def _wait(self) -> None:
+        self.work.wait(self._owner._timeout)
+
+    def _wait_apart(self) -> None:
+        failure: list[RuntimeError] = []
+
+        def attempt() -> bool:
+            try:
+                self._wait()
+            except RuntimeError as error:
+                failure.append(error)
+            return True
+
+        if not _helpers.run(attempt, lambda: self._owner._liveness.verdict is not None):
+            raise RuntimeError("the rest of a message never came")
+        if failure:
+            raise failure[0]
 
     def attend(self) -> bool:
         if self._done:
