@@ -16,6 +16,15 @@ for _ in range(size):
     r.wait()
     s.wait()
 """
+# Long enough to be struck in the middle of a message.
+LARGE = """
+b = torch.zeros(2**24)
+for _ in range(100):
+    r = t.irecv(b, (rank + 1) % size, 3)
+    s = t.isend(torch.zeros_like(b), (rank - 1) % size, 3)
+    r.wait()
+    s.wait()
+"""
 SUM = "t.all_reduce(torch.ones(1000)).wait()"
 CHAIN = "t.irecv(torch.zeros(3), (rank + 1) % size, 3).wait()"
 
@@ -72,6 +81,42 @@ def test_a_killed_worker_is_named_by_every_other(victim: int, wait: str) -> None
 def test_a_frozen_worker_is_named_by_every_other(victim: int, wait: str) -> None:
     ended = run_with_victim(victim, "os.kill(os.getpid(), signal.SIGSTOP)", wait)
     assert_named(ended, victim, f"rank {victim} does not answer")
+
+
+@pytest.mark.parametrize(("how", "says"), [("SIGKILL", "died"), ("SIGSTOP", "does not answer")])
+def test_who_ends_in_the_middle_of_a_message_is_named(how: str, says: str) -> None:
+    """Gloo does not end the wait for the rest of it: neither when the sender is gone, nor when others hang up."""
+    strike = f"threading.Timer(0.5, os.kill, (os.getpid(), signal.{how})).start()"
+    ended = run_with_victim(1, f"import threading; {strike}", LARGE, deadline_s=2.0)
+    assert_named(ended, 1, f"rank 1 {says}")
+
+
+@pytest.mark.parametrize("plan", ["bsp", "bsp/ps/none/sequential"])
+def test_a_run_ends_where_a_large_message_stopped_in_its_middle(plan: str) -> None:
+    ended = run_processes(
+        3,
+        f"""
+        import threading, tightwire
+        tightwire.init(deadline_s=2)
+        model = torch.nn.Linear(4096, 2048)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        if rank == 1:
+            threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGSTOP)).start()
+        try:
+            with tightwire.attach(model, optimizer, {plan!r}):
+                while True:
+                    optimizer.zero_grad()
+                    model(torch.ones(2, 4096)).sum().backward()
+                    optimizer.step()
+        except tightwire.TightwireError as error:
+            answer(list(error.ranks))
+            raise
+        """,
+        check=False,
+        timeout_s=30.0,
+        preload=("tightwire._attach", "torch._dynamo"),
+    )
+    assert [ended[0].answer, ended[2].answer] == [[1], [1]]
 
 
 def test_a_worker_that_raises_is_named_with_its_error() -> None:

@@ -35,6 +35,7 @@ from tightwire.cluster.wiring import wiring_of
 from tightwire.errors import PlanError
 from tightwire.lab import AddingSwitch, Lab, Topology
 from tightwire.transport import Transport
+from tightwire.transport.helpers import expendable
 from tightwire.transport.world import switch, workers_per_node
 
 if TYPE_CHECKING:
@@ -296,4 +297,5 @@ def _read(text: str) -> CollectivesBench:
 
 
 if __name__ == "__main__":
-    CollectivesWorker(_read(sys.argv[1])).run()
+    with expendable():  # as the threads are that average in a run
+        CollectivesWorker(_read(sys.argv[1])).run()

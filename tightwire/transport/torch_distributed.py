@@ -224,7 +224,7 @@ class _Pending:
     """Something that Gloo does; what goes wrong becomes a PeerError that names the ranks to blame.
 
     A send or a receive that cannot even begin fails where it is waited for. Gloo never ends the wait for a message of
-    which a part has come when its connection closes: such waits are made on threads that can be left behind, unless
+    which a part was moved when its connection closes: such waits are made on threads that can be left behind, unless
     this one can.
     """
 
@@ -253,10 +253,10 @@ class _Pending:
             self._done = True  # Gloo would wait for another message
 
     def _may_stay(self) -> bool:
-        """Whether what is awaited may come in part, and never to its end."""
-        awaited = self._arguments[0][0]
-        parts = [awaited] if isinstance(awaited, Tensor) else awaited
-        return self._verb != "send" and any(part.nbytes > ONE_PIECE_BYTES for part in parts)
+        """Whether what is under way may be moved in part, and never to its end."""
+        moving = self._arguments[0][0]
+        parts = [moving] if isinstance(moving, Tensor) else moving
+        return any(part.nbytes > ONE_PIECE_BYTES for part in parts)
 
     def _wait(self) -> None:
         self.work.wait(self._owner._timeout)
