@@ -74,7 +74,7 @@ def test_an_optimizer_of_other_parameters() -> None:
     ("plan", "error", "said"),
     [
         ("bsp/allreduce:ring/topk:0.1", PlanError, "Nearest legal"),
-        ("nothing-of-the-kind", PlanError, "known: acco, adacomm, "),
+        ("nothing-of-the-kind", PlanError, "`tightwire methods` lists all "),
         (
             PlanFile(plan="bsp/allreduce:ring", routing=(Route(match="*", compression="topk:0.1"),)),
             PlanError,

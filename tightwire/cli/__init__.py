@@ -40,7 +40,7 @@ ABOUT = """Make PyTorch training fast on the network you have.
     tightwire methods
         Every method, its paper, and what goes with what.
 
-    tightwire --import my_codec.py study compression --plans "bsp/allreduce/halves+ef"
+    tightwire --import my_codec.py study compression --plans "halves+ef"
         Methods of your own, in any command.
 """
 

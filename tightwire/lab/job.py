@@ -187,6 +187,10 @@ class LabJob:
         with suppress(ProcessLookupError):
             if signum in (signal.SIGSTOP, signal.SIGCONT, signal.SIGKILL):
                 os.killpg(process.pid, signum)
+                if (
+                    signum == signal.SIGSTOP
+                ):  # the kernel ends stopped orphans, but only those that have stopped
+                    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
             else:
                 os.kill(self._hosts.worker_pid(process.pid), signum)
 
