@@ -97,6 +97,8 @@ def ticks(low: float, high: float) -> Sequence[float]:
 
 
 def _told(plan: PlanResult, result: TourResult) -> str:
-    """Returns a plan's name, and when it had what stock DDP ends with."""
+    """Returns a plan's name without its schedule's settings, and when it had what stock DDP ends with."""
     reached_s = result.to_ddp_loss_s(plan)
-    return label(plan) + ("" if plan.plan == DDP or reached_s is None else f": there in {reached_s:.0f} s")
+    answers, _, schedule = label(plan).rpartition("/")
+    name = f"{answers}/{schedule.partition(':')[0]}" if answers else schedule
+    return name + ("" if plan.plan == DDP or reached_s is None else f": there in {reached_s:.0f} s")
