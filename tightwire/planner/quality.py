@@ -71,6 +71,7 @@ class ExtraSteps:
         return self.factor * math.exp(1.28 * self.spread)
 
 
+@functools.lru_cache(maxsize=8192)
 def extra_steps(plan: Plan, noise: float | None = None) -> ExtraSteps:
     """Returns how many times as many steps a plan needs as exact means do.
 

@@ -22,7 +22,7 @@ from tightwire.errors import AttachError
 from tightwire.plan import Plan, PlanFile
 from tightwire.planner import STOCK, Allowance, Ranking, deviation, recommend
 from tightwire.planner.candidates import begins_as_it_goes_on, is_allowed, keeps_optimizer, legal
-from tightwire.planner.ranking import By, careful_s, usual
+from tightwire.planner.ranking import By, careful_s, rank, usual
 from tightwire.profile import Profile, Profiler, measure_codecs, measure_pass
 from tightwire.runtime.habits import Habits, obstacles
 from tightwire.runtime.lookout import Lookout, LossLevel
@@ -227,22 +227,19 @@ class Pilot:
     def _rank(self) -> Ranking:
         """Ranks all plans; codecs of those that look best are timed for it, for timing compiles them."""
         assert self._profile is not None
-        first = recommend(self._profile, self._cluster, allow=self._search.allow, by=self._search.by)
+        first = rank(self._profile, self._cluster, self._search.allow, self._search.by)
         compressions = dict.fromkeys(
             row.plan.compression_text
             for row in (*first.rows, *_seeded(first))
             if keeps_optimizer(row.plan) and begins_as_it_goes_on(row.plan)
         )
-        likely = [text for text in compressions if text != "none"][:MOST_TIMED]
-        if not likely:
-            return first
-        profile = dataclasses.replace(
-            self._profile,
-            codecs=measure_codecs(["none", *likely], numel=TIMED_NUMEL),
-            pass_s_per_element=measure_pass(numel=TIMED_NUMEL),
-        )
-        self._profile = profile
-        return recommend(profile, self._cluster, allow=self._search.allow, by=self._search.by)
+        if likely := [text for text in compressions if text != "none"][:MOST_TIMED]:
+            self._profile = dataclasses.replace(
+                self._profile,
+                codecs=measure_codecs(["none", *likely], numel=TIMED_NUMEL),
+                pass_s_per_element=measure_pass(numel=TIMED_NUMEL),
+            )
+        return recommend(self._profile, self._cluster, allow=self._search.allow, by=self._search.by)
 
     def _choose(self, run: Trainee) -> None:
         """Has rank 0 choose, or name the contenders of a race, and all go on with that."""
@@ -389,12 +386,11 @@ def watched_plan(allow: Allowance, dense_s: float) -> str:
     """Returns the plan of the first steps: mild, and cheap on a wire on which a dense exchange takes so long.
 
     >>> watched_plan("lossless", 2.0), watched_plan("lossy", 0.2), watched_plan("stale", 2.0)
-    ('bsp/allreduce/none/sequential', 'bsp/allreduce/bf16/sequential', 'local:6/allreduce/int8/sequential')
+    ('bsp/allreduce/none/sequential', 'bsp/allreduce/bf16/sequential', 'bsp/allreduce/int8+ef/sequential')
     """
     if allow == "lossless" or dense_s <= CHEAP_S:
         return WATCHED
-    if allow == "stale":  # one exchange, when all was seen
-        return f"local:{WARM_UP_STEPS + PROFILE_STEPS}/allreduce/int8/sequential"
+    # Steps alone would send less, but leave optimizers unlike each other: to make them equal costs more than was saved.
     compression = "bf16" if dense_s <= MODERATE_S else "int8+ef" if dense_s <= LONG_S else "powersgd:4+ef"
     return f"bsp/allreduce/{compression}/sequential"
 
