@@ -24,7 +24,7 @@ RATES_BYTES_PER_S = (125e6, 12.5e6, 125e6)
 FIRST_STEPS, PHASE_STEPS, STATIC_STEPS = 30, 45, 12
 # A change of plan is due within so many steps; the rest of a phase is measured.
 DUE_STEPS = 20
-LAYERS, WIDTH, LAYER_S = 12, 512, 0.01
+LAYERS, WIDTH, LAYER_S = 12, 512, 0.025
 
 
 @dataclass(frozen=True, kw_only=True)
