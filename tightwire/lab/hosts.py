@@ -150,6 +150,32 @@ def stop_keeper(keeper: subprocess.Popen[str]) -> None:
 
 
 @final
+class Guard:
+    """Ends the process groups of workers when the process that started them is gone, in whatever way.
+
+    Attributes:
+        orders: file number of its standard input, which does not end before the last worker has given its order.
+    """
+
+    def __init__(self) -> None:
+        self._keeper, _ = start_keeper((), networks=0)
+        assert self._keeper.stdin is not None
+        self.orders = self._keeper.stdin.fileno()
+
+    def guarded(self, argv: Sequence[str]) -> list[str]:
+        """Returns a command that tells what to kill before anything runs that could survive."""
+        return ["sh", "-c", 'echo "+$$" >&0; exec "$@" </dev/null', "worker", *argv]
+
+    def forget(self, group: int) -> None:
+        """Tells that the number may belong to someone else from now on."""
+        os.write(self.orders, f"-{group}\n".encode())
+
+    def close(self) -> None:
+        """Ends it, and what it guards."""
+        stop_keeper(self._keeper)
+
+
+@final
 class Loopback(Hosts):
     """All workers on this machine's loopback, their rate held by Tightwire's own shaped transport."""
 
@@ -163,11 +189,11 @@ class Loopback(Hosts):
                 "the shaped mode has one rate for all workers, so it cannot emulate nodes or links that differ"
             )
         self._rate_bytes_per_s = topology.rate_bytes_per_s
-        self._keeper, _ = start_keeper((), networks=0)
+        self._guard = Guard()
 
     def command(self, rank: int, argv: Sequence[str]) -> list[str]:
-        """Tells the keeper what to kill when this process dies, before anything runs that could survive it."""
-        return ["sh", "-c", 'echo "+$$" >&0; exec "$@" </dev/null', "worker", *argv]
+        """The same, guarded."""
+        return self._guard.guarded(argv)
 
     def environment(self) -> dict[str, str]:
         """Tells `tw.init()` the rate to hold."""
@@ -186,13 +212,12 @@ class Loopback(Hosts):
         return process_pid
 
     def stdin(self) -> int:
-        """The keeper's orders: they do not end before the last worker has given its own."""
-        assert self._keeper.stdin is not None
-        return self._keeper.stdin.fileno()
+        """The guard's orders."""
+        return self._guard.orders
 
     def ended(self, group: int) -> None:
-        """Tells the keeper that the number may belong to someone else from now on."""
-        os.write(self.stdin(), f"-{group}\n".encode())
+        """Tells the guard."""
+        self._guard.forget(group)
 
     def traffic(self) -> tuple[Traffic, ...]:
         """Nothing: the loopback is shared with the whole machine."""
@@ -237,5 +262,5 @@ class Loopback(Hosts):
         )
 
     def close(self) -> None:
-        """Ends the keeper, and what it guards."""
-        stop_keeper(self._keeper)
+        """Ends the guard, and what it guards."""
+        self._guard.close()

@@ -215,6 +215,7 @@ class Lab:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
+            hosts.ended(process.pid)
 
     def traffic(self) -> tuple[Traffic, ...]:
         """What passed each worker's link since the lab was built; empty in the mode `shaped`."""

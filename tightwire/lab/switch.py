@@ -111,3 +111,4 @@ class SwitchProcess:
         with suppress(ProcessLookupError):
             self._process.kill()
         self._process.communicate()
+        self._hosts.ended(self._process.pid)
