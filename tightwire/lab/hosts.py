@@ -150,7 +150,7 @@ def stop_keeper(keeper: subprocess.Popen[str]) -> None:
 
 
 @final
-class Guard:
+class GroupGuard:
     """Ends the process groups of workers when the process that started them is gone, in whatever way.
 
     Attributes:
@@ -189,7 +189,7 @@ class Loopback(Hosts):
                 "the shaped mode has one rate for all workers, so it cannot emulate nodes or links that differ"
             )
         self._rate_bytes_per_s = topology.rate_bytes_per_s
-        self._guard = Guard()
+        self._guard = GroupGuard()
 
     def command(self, rank: int, argv: Sequence[str]) -> list[str]:
         """The same, guarded."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from tightwire.errors import LabError
-from tightwire.lab.hosts import Guard, Hosts, Mode, Traffic, start_keeper, stop_keeper
+from tightwire.lab.hosts import GroupGuard, Hosts, Mode, Traffic, start_keeper, stop_keeper
 from tightwire.lab.topology import Topology, format_rate
 
 _PACKAGES = {
@@ -55,7 +55,7 @@ class Namespaces(Hosts):
         self._next_port = _FIRST_PORT
         user = ["--user", "--map-root-user"] if mode == "userns" else []
         unshare = [self._tools["unshare"], *user, "--mount", "--pid", "--fork", "--kill-child"]
-        self._guard = Guard()
+        self._guard = GroupGuard()
         try:
             self._keeper, files = start_keeper(unshare, topology.workers + 1, _names(topology.workers))
         except BaseException:
