@@ -8,6 +8,7 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
@@ -31,84 +32,6 @@ class Traffic:
     tx_bytes: int
     rx_bytes: int
     dropped: int
-
-
-class Hosts(ABC):
-    """One host per worker, and the network between them.
-
-    Attributes:
-        mode: how the hosts are made.
-        interface: the name of a host's interface to the others.
-        master_address: the address of worker 0.
-    """
-
-    mode: Mode
-    interface: str
-    master_address: str
-
-    @abstractmethod
-    def command(self, rank: int, argv: Sequence[str]) -> list[str]:
-        """The command that runs `argv` on the worker's host, in the caller's working directory."""
-
-    @abstractmethod
-    def environment(self) -> dict[str, str]:
-        """Variables that every worker on these hosts needs."""
-
-    @abstractmethod
-    def master_port(self) -> int:
-        """A port that is free on worker 0's host, another one at every call."""
-
-    @abstractmethod
-    def worker_pid(self, process_pid: int) -> int:
-        """The process of the worker itself, given the process that runs its `command`."""
-
-    @abstractmethod
-    def stdin(self) -> int:
-        """The open file that `command` must have as its standard input; the worker itself gets an empty one."""
-
-    @abstractmethod
-    def ended(self, group: int) -> None:
-        """Notes that a process group which ran a `command` has ended."""
-
-    @abstractmethod
-    def traffic(self) -> tuple[Traffic, ...]:
-        """What passed each worker's link so far; empty where the kernel does not count per worker."""
-
-    @abstractmethod
-    def set_link(self, rank: int, up: bool) -> None:
-        """Connects or cuts the worker's link."""
-
-    @abstractmethod
-    def deafen(self, rank: int) -> None:
-        """Loses all that comes to the worker; what it sends arrives."""
-
-    @abstractmethod
-    def set_rate(self, rank: int, rate_bytes_per_s: float) -> None:
-        """Gives a worker's link another rate, in both directions; packets in its queues stay."""
-
-    @abstractmethod
-    def set_loss(self, rank: int, one_in: int) -> None:
-        """Loses one in so many of the packets that come to the worker."""
-
-    @abstractmethod
-    def set_priorities(self, priorities: Mapping[int, int]) -> None:
-        """Lets what workers with the least number send go first over the nodes' uplinks."""
-
-    @abstractmethod
-    def switch_command(self, argv: Sequence[str]) -> tuple[list[str], str]:
-        """The command that runs `argv` in the switch of all hosts, and the address that hosts reach it by.
-
-        Raises:
-            LabError: There is no such place.
-        """
-
-    @abstractmethod
-    def describe(self) -> str:
-        """What the hosts are, and who shapes their links, in a phrase that follows "N workers, "."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Ends every process on the hosts and gives everything back to the kernel."""
 
 
 def start_keeper(
@@ -154,7 +77,7 @@ class GroupGuard:
     """Ends the process groups of workers when the process that started them is gone, in whatever way.
 
     Attributes:
-        orders: file number of its standard input, which does not end before the last worker has given its order.
+        orders: the open file by which it is told of groups; it does not end before the last of them has told.
     """
 
     def __init__(self) -> None:
@@ -163,16 +86,95 @@ class GroupGuard:
         self.orders = self._keeper.stdin.fileno()
 
     def guarded(self, argv: Sequence[str]) -> list[str]:
-        """Returns a command that tells what to kill before anything runs that could survive."""
+        """Returns a command, to be started with `orders` as its standard input, that first says what to kill.
+
+        The command itself gets an empty input.
+        """
         return ["sh", "-c", 'echo "+$$" >&0; exec "$@" </dev/null', "worker", *argv]
 
     def forget(self, group: int) -> None:
         """Tells that the number may belong to someone else from now on."""
-        os.write(self.orders, f"-{group}\n".encode())
+        with suppress(BrokenPipeError):  # a guard that was killed remembers nothing
+            os.write(self.orders, f"-{group}\n".encode())
 
     def close(self) -> None:
         """Ends it, and what it guards."""
         stop_keeper(self._keeper)
+
+
+class Hosts(ABC):
+    """One host per worker, and the network between them.
+
+    Attributes:
+        mode: how the hosts are made.
+        interface: the name of a host's interface to the others.
+        master_address: the address of worker 0.
+        guard: of the process groups that run on the hosts.
+    """
+
+    mode: Mode
+    interface: str
+    master_address: str
+
+    def __init__(self) -> None:
+        """Starts the guard."""
+        self.guard = GroupGuard()
+
+    @abstractmethod
+    def command(self, rank: int, argv: Sequence[str]) -> list[str]:
+        """The guarded command that runs `argv` on the worker's host, in the caller's working directory."""
+
+    @abstractmethod
+    def environment(self) -> dict[str, str]:
+        """Variables that every worker on these hosts needs."""
+
+    @abstractmethod
+    def master_port(self) -> int:
+        """A port that is free on worker 0's host, another one at every call."""
+
+    @abstractmethod
+    def worker_pid(self, process_pid: int) -> int:
+        """The process of the worker itself, given the process that runs its `command`."""
+
+    @abstractmethod
+    def traffic(self) -> tuple[Traffic, ...]:
+        """What passed each worker's link so far; empty where the kernel does not count per worker."""
+
+    @abstractmethod
+    def set_link(self, rank: int, up: bool) -> None:
+        """Connects or cuts the worker's link."""
+
+    @abstractmethod
+    def deafen(self, rank: int) -> None:
+        """Loses all that comes to the worker; what it sends arrives."""
+
+    @abstractmethod
+    def set_rate(self, rank: int, rate_bytes_per_s: float) -> None:
+        """Gives a worker's link another rate, in both directions; packets in its queues stay."""
+
+    @abstractmethod
+    def set_loss(self, rank: int, one_in: int) -> None:
+        """Loses one in so many of the packets that come to the worker."""
+
+    @abstractmethod
+    def set_priorities(self, priorities: Mapping[int, int]) -> None:
+        """Lets what workers with the least number send go first over the nodes' uplinks."""
+
+    @abstractmethod
+    def switch_command(self, argv: Sequence[str]) -> tuple[list[str], str]:
+        """The command that runs `argv` in the switch of all hosts, and the address that hosts reach it by.
+
+        Raises:
+            LabError: There is no such place.
+        """
+
+    @abstractmethod
+    def describe(self) -> str:
+        """What the hosts are, and who shapes their links, in a phrase that follows "N workers, "."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends every process on the hosts and gives everything back to the kernel."""
 
 
 @final
@@ -189,11 +191,11 @@ class Loopback(Hosts):
                 "the shaped mode has one rate for all workers, so it cannot emulate nodes or links that differ"
             )
         self._rate_bytes_per_s = topology.rate_bytes_per_s
-        self._guard = GroupGuard()
+        super().__init__()
 
     def command(self, rank: int, argv: Sequence[str]) -> list[str]:
         """The same, guarded."""
-        return self._guard.guarded(argv)
+        return self.guard.guarded(argv)
 
     def environment(self) -> dict[str, str]:
         """Tells `tw.init()` the rate to hold."""
@@ -210,14 +212,6 @@ class Loopback(Hosts):
     def worker_pid(self, process_pid: int) -> int:
         """The same: nothing stands between."""
         return process_pid
-
-    def stdin(self) -> int:
-        """The guard's orders."""
-        return self._guard.orders
-
-    def ended(self, group: int) -> None:
-        """Tells the guard."""
-        self._guard.forget(group)
 
     def traffic(self) -> tuple[Traffic, ...]:
         """Nothing: the loopback is shared with the whole machine."""
@@ -263,4 +257,4 @@ class Loopback(Hosts):
 
     def close(self) -> None:
         """Ends the guard, and what it guards."""
-        self._guard.close()
+        self.guard.close()

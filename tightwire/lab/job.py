@@ -187,10 +187,6 @@ class LabJob:
         with suppress(ProcessLookupError):
             if signum in (signal.SIGSTOP, signal.SIGCONT, signal.SIGKILL):
                 os.killpg(process.pid, signum)
-                if (
-                    signum == signal.SIGSTOP
-                ):  # the kernel ends stopped orphans, but only those that have stopped
-                    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
             else:
                 os.kill(self._hosts.worker_pid(process.pid), signum)
 
@@ -209,7 +205,7 @@ class LabJob:
         process = subprocess.Popen(
             self._commands[rank],
             env=self._environments[rank],
-            stdin=self._hosts.stdin(),
+            stdin=self._hosts.guard.orders,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             encoding="utf-8",
@@ -232,7 +228,7 @@ class LabJob:
         # While the worker is not reaped, the number of its group cannot belong to anyone else.
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        self._hosts.ended(process.pid)
+        self._hosts.guard.forget(process.pid)
         self._events.put(_Exit(rank, process.wait()))
 
     def _read(self, rank: int, stream: Literal["stdout", "stderr"], pipe: IO[str]) -> None:

@@ -196,7 +196,7 @@ class Lab:
         process = subprocess.Popen(
             hosts.command(0, [*argv, "--host", hosts.master_address, "--port", str(port)]),
             env=self._environment(0, {}),
-            stdin=hosts.stdin(),
+            stdin=hosts.guard.orders,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -215,7 +215,7 @@ class Lab:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
-            hosts.ended(process.pid)
+            hosts.guard.forget(process.pid)
 
     def traffic(self) -> tuple[Traffic, ...]:
         """What passed each worker's link since the lab was built; empty in the mode `shaped`."""

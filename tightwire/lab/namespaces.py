@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from tightwire.errors import LabError
-from tightwire.lab.hosts import GroupGuard, Hosts, Mode, Traffic, start_keeper, stop_keeper
+from tightwire.lab.hosts import Hosts, Mode, Traffic, start_keeper, stop_keeper
 from tightwire.lab.topology import Topology, format_rate
 
 _PACKAGES = {
@@ -55,11 +55,11 @@ class Namespaces(Hosts):
         self._next_port = _FIRST_PORT
         user = ["--user", "--map-root-user"] if mode == "userns" else []
         unshare = [self._tools["unshare"], *user, "--mount", "--pid", "--fork", "--kill-child"]
-        self._guard = GroupGuard()
+        super().__init__()
         try:
             self._keeper, files = start_keeper(unshare, topology.workers + 1, _names(topology.workers))
         except BaseException:
-            self._guard.close()
+            self.guard.close()
             raise
         try:
             self._keeper_pid = child_of(self._keeper.pid)
@@ -71,7 +71,7 @@ class Namespaces(Hosts):
 
     def command(self, rank: int, argv: Sequence[str]) -> list[str]:
         """Enters the worker's namespaces first; what enters them stays outside, and is guarded."""
-        return self._guard.guarded(self._inside(self._hosts[rank], argv))
+        return self.guard.guarded(self._inside(self._hosts[rank], argv))
 
     def _inside(self, network: str, argv: Sequence[str]) -> list[str]:
         keeper = f"/proc/{self._keeper_pid}/ns"
@@ -90,14 +90,6 @@ class Namespaces(Hosts):
     def worker_pid(self, process_pid: int) -> int:
         """The child of the process that entered the namespaces."""
         return child_of(process_pid)
-
-    def stdin(self) -> int:
-        """The guard's orders."""
-        return self._guard.orders
-
-    def ended(self, group: int) -> None:
-        """Tells the guard."""
-        self._guard.forget(group)
 
     def traffic(self) -> tuple[Traffic, ...]:
         """Reads the queues at both ends of each link."""
@@ -158,7 +150,7 @@ class Namespaces(Hosts):
         if has_cubic():
             lines.append(f"route replace 10.77.0.0/16 dev core src {_SWITCH_ADDRESS} congctl cubic")
         self._batch("ip", self._switch, lines)
-        return self._guard.guarded(self._inside(self._switch, argv)), _SWITCH_ADDRESS
+        return self.guard.guarded(self._inside(self._switch, argv)), _SWITCH_ADDRESS
 
     def describe(self) -> str:
         """Says whose namespaces these are."""
@@ -176,7 +168,7 @@ class Namespaces(Hosts):
     def close(self) -> None:
         """Ends the keeper and the guard; the kernel does the rest."""
         stop_keeper(self._keeper)
-        self._guard.close()
+        self.guard.close()
 
     def _build(self) -> None:
         topology = self._topology

@@ -92,7 +92,7 @@ class SwitchProcess:
         self._hosts = hosts
         self._process = subprocess.Popen(
             command,
-            stdin=hosts.stdin(),
+            stdin=hosts.guard.orders,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -111,4 +111,4 @@ class SwitchProcess:
         with suppress(ProcessLookupError):
             self._process.kill()
         self._process.communicate()
-        self._hosts.ended(self._process.pid)
+        self._hosts.guard.forget(self._process.pid)
