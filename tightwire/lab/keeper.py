@@ -1,9 +1,9 @@
 """The process that an emulated cluster lives in. Run as a script, it imports the standard library only.
 
 It makes network namespaces and holds each by an open file, never by a name in the file system, so that they
-vanish with it. As the first process of its process namespace it takes every worker with it when it ends;
-where there is no such namespace, it kills the process groups it was told to guard. It ends when its standard
-input does: when whoever started it closes the lab, or dies, in whatever way.
+vanish with it. As the first process of its process namespace it takes every worker with it when it ends; as a
+guard, which has no namespace, it kills the process groups that it was told of. It ends when its standard input
+does: when whoever started it closes the lab, or dies, in whatever way.
 """
 
 from __future__ import annotations
