@@ -237,7 +237,7 @@ def _sweep(rows: Sequence[SweepRow], plot: pathlib.Path | None, as_json: bool) -
     print_rows(
         head,
         cells,
-        caption="x stock: against plain all-reduce; of one each: each worker's work, of one alone.",
+        caption="x stock: a step against that of plain all-reduce; of one each: each worker's work, of one alone.",
     )
 
 

@@ -112,9 +112,9 @@ def _verdict(ranking: Ranking, scaling: Scaling | None) -> Iterator[str]:
     sure = print_chance(1 - ranking.chance(stock))
     if ranking.by == "loss":
         yield (
-            f"Train with {chosen.plan}: it is expected to reach the loss of plain all-reduce in "
-            f"{1 / ranking.gain(chosen):.0%} of the time, {ranking.gain(chosen):.2f} times as fast, and sooner at all "
-            f"with a probability of {sure}. {_interval(chosen)}, {faster}. {worth}"
+            f"Train with {chosen.plan}: it is expected to reach the loss of plain all-reduce "
+            f"{ranking.gain(chosen):.2f} times as fast, and sooner at all with a probability of {sure}. A step takes "
+            f"{print_ms(chosen.step_s)} ({_range(chosen)}): {faster}. {worth}"
         )
         return
     yield (
@@ -126,11 +126,7 @@ def _verdict(ranking: Ranking, scaling: Scaling | None) -> Iterator[str]:
 def _why_stay(ranking: Ranking) -> str:
     best, stock = ranking.rows[0], ranking.stock
     if best.plan == stock.plan:
-        return (
-            "no plan that is allowed is faster"
-            if ranking.by == "step"
-            else "no plan that is allowed is better"
-        )
+        return f"no plan that is allowed is {'faster' if ranking.by == 'step' else 'better'}"
     if ranking.by == "loss":
         return (
             f"{best.plan} would be {ranking.gain(best):.2f} times as fast to its loss, which is too little, or too "
@@ -148,10 +144,11 @@ def _why_stay(ranking: Ranking) -> str:
 
 
 def _interval(found: Prediction) -> str:
-    return (
-        f"{print_ms(found.step_s)} a step (80 times in 100 between {print_ms(found.low_s)} and "
-        f"{print_ms(found.high_s)})"
-    )
+    return f"{print_ms(found.step_s)} a step ({_range(found)})"
+
+
+def _range(found: Prediction) -> str:
+    return f"80 times in 100 between {print_ms(found.low_s)} and {print_ms(found.high_s)}"
 
 
 def _rate(ranking: Ranking, usage: Usage) -> str:
@@ -328,13 +325,16 @@ def _runner_up(ranking: Ranking) -> Iterator[str]:
             why = ", which needs another optimizer"
         elif ranking.stays:
             why = ", too little gain to leave plain all-reduce"
+        elif ranking.by == "loss":
+            why = ", which is expected to need more steps, or is less known"
         elif deviation(rival.plan) > deviation(ranking.chosen.plan):
             why = ", which changes training more"
         else:
             why = ", which gains next to nothing and differs from stock PyTorch in more"
+    better = "the one that is sooner at the loss" if ranking.by == "loss" else "the faster one"
     yield (
-        f"The next is {rival.plan} with {print_ms(rival.step_s)}{why}: the probability that the choice is truly the "
-        f"faster one is {print_chance(1 - ranking.chance(rival))}."
+        f"The next is {rival.plan} with {print_ms(rival.step_s)}{why}: the probability that the choice is truly "
+        f"{better} is {print_chance(1 - ranking.chance(rival))}."
     )
 
 

@@ -77,8 +77,8 @@ def extra_steps(plan: Plan, noise: float | None = None) -> ExtraSteps:
 
     What a plan does to a step weighs the more, the less noise there is in the step anyway: with feedback, and with
     local steps, the terms of compression and of drift stand beside the variance's in the rates (Stich and Karimireddy
-    2020, arXiv:1909.05350, theorem 22; Koloskova et al. 2020, arXiv:2003.10422, theorem 2). Here the logarithm of the
-    factor is taken in proportion to 1/(1 + noise): a rule of ours that follows the direction of those theorems, between
+    2020, arXiv:1909.05350; Koloskova et al. 2020, arXiv:2003.10422). Here the logarithm of the
+    factor is taken in proportion to 1/(1 + noise): a rule of ours that follows the direction of those rates, between
     the half and the double of what was measured, and the spread grows by half of what it changes. What is lost without
     feedback by an unbiased codec is noise in proportion to the gradient and its noise alike, and stays.
 

@@ -29,6 +29,7 @@ class AsyncDiLoCo(Served):
     The paper reports, for models up to 150 M parameters on C4 and workers of unlike speed, the loss per update of
     synchronous DiLoCo in much less time, and that neither part does so alone. It differs in that there a worker's inner
     learning rate follows a schedule of the server's count of updates; here it is the user's, by the worker's own steps.
+    The update above was written without the paper's full text at hand, and is held to its abstract and to `diloco`.
 
     Args:
         H: inner steps between two changes.
@@ -73,9 +74,8 @@ class AsyncDiLoCo(Served):
         Raises:
             PlanError: momentum would be applied more often than once per N updates.
         """
-        if (
-            self.activation * workers > 1 + 1e-9 and workers < MANY_WORKERS
-        ):  # not asked of nobody in particular
+        is_asked = workers < MANY_WORKERS  # not of nobody in particular
+        if is_asked and self.activation * workers > 1 + 1e-9:
             raise PlanError(
                 f"{self} among {workers} workers applies momentum {self.activation * workers:.2f} times per {workers} "
                 f"updates: write activation=0, or at most {1 / workers:.3g}."
