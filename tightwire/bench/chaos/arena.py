@@ -164,7 +164,7 @@ def environment_of(workers: int) -> dict[str, str]:
 
 
 def _address(folder: pathlib.Path) -> str:
-    """Returns where the lighthouse is, once it shines."""
+    """Returns where the lighthouse is, once it listens."""
     ends_s = time.monotonic() + START_S
     while not (folder / LIGHTHOUSE).exists():
         if time.monotonic() > ends_s:
