@@ -52,6 +52,9 @@ USUAL = (
     "onebit-adam:100",
     "onebit-lamb:100",  # sends what 1-bit Adam does
     "zero-one-adam",
+    "int4+loco",
+    "topk:0.01+adacomp",
+    "topk:0.01+variance",
 )
 
 

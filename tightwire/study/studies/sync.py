@@ -31,6 +31,18 @@ SSP, ASP, BACKUP = f"ssp:4/{SERVED}", f"asp/{SERVED}", f"backup:1/{SERVED}"
 SCALED, COMPENSATED = f"asp:rate_by=staleness/{SERVED}", f"asp:dc=0.04/{SERVED}"
 QUORUM = f"diloco:32,outer_momentum=0.6,quorum=0.75/{ONE}"
 ASYNC = f"async-diloco:32,outer_momentum=0.6/{SERVED}"
+# Of 2023 and later, tried among equals alone.
+RECENT = (
+    f"edit:32,outer_momentum=0.6/{ONE}",
+    f"diloco:32,outer_momentum=0.6,overlap=32,eager=true/{ONE}",
+    full_text("diloco:32,outer_momentum=0.6/allreduce/int4+ef/sequential"),
+    full_text("diloco:32,outer_momentum=0.6,overlap=32/allreduce/dilocox/sequential"),
+    full_text("local:32/allreduce/sparseloco/sequential"),
+    full_text("local:32/allreduce/sparseloco:0.125/sequential"),
+    f"local:8,momenta=3/{ONE}",
+    f"sparta/{ONE}",
+    f"acco/{ONE}",
+)
 EVEN, SLOW_LINE, HIDDEN, STRAGGLER = "even", "50 Mb/s", "50 Mb/s and long steps", "straggler"
 
 
@@ -147,10 +159,11 @@ PLANS = (
     BACKUP,
     QUORUM,
     ASYNC,
+    *RECENT,
 )
 # What is made for stragglers is tried beside one; on a slow line post-local would end before its local part begins.
 AMONG_EQUALS = tuple(plan for plan in PLANS if plan not in (SCALED, COMPENSATED, BACKUP, QUORUM, ASYNC))
-ON_SLOW_LINE = tuple(plan for plan in AMONG_EQUALS if plan != POSTLOCAL)
+ON_SLOW_LINE = tuple(plan for plan in AMONG_EQUALS if plan not in (POSTLOCAL, *RECENT))
 BESIDE_STRAGGLER = (
     DDP, BSP, LOCAL, OVERLAPPED, DILOCO, DELAYED, SSP, ASP, SCALED, COMPENSATED, BACKUP, QUORUM, ASYNC,
 )  # fmt: skip
