@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from tightwire.bench.chaos.faults import FAULTS
+from tightwire.bench.chaos.slow import slow_loopback
 from tightwire.bench.chaos.worker import LIGHTHOUSE, ChaosTrial, run_worker, serve_lighthouse
 from tightwire.errors import LabError
 
@@ -65,6 +66,14 @@ class Ending:
 
 
 def run_trial(trial: ChaosTrial) -> Ending:
+    """Runs the workers on this host's loopback; those of a large model on a slow one of their own."""
+    if not trial.large:
+        return _run_trial(trial)
+    with slow_loopback():
+        return _run_trial(trial)
+
+
+def _run_trial(trial: ChaosTrial) -> Ending:
     """Forks the workers, strikes from outside where the fault asks for it, and waits until all have ended.
 
     Contract: the caller has imported torch and run nothing with it: a fork takes no threads along.
@@ -221,7 +230,7 @@ def _watch(
     fault = FAULTS.get(trial.fault)
     began_s = time.monotonic()
     alive, ended = dict(processes), dict[int, tuple[int | None, float]]()
-    run_s = trial.steps * (trial.step_s + 0.05) + MORE_S
+    run_s = trial.steps * (trial.takes_s + 0.05) + MORE_S
     limit_s = began_s + START_S
     started = [folder / f"started{rank}" for rank in processes.values()]
     continue_s: float | None = None

@@ -42,6 +42,7 @@ class Campaign:
         workers: in each trial.
         deadline_s: of the transport.
         at_once: trials that run side by side.
+        large: the share of trials with a model so large that faults fall into the middle of messages.
     """
 
     plans: tuple[str, ...] = tuple(FAMILIES)
@@ -53,6 +54,7 @@ class Campaign:
     workers: int = 3
     deadline_s: float = 4.0
     at_once: int = 1
+    large: float = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +228,7 @@ def draw(campaign: Campaign) -> Iterator[ChaosTrial]:
             and FAMILIES.get(plan) == "ends"
             and fault.name in ENDING
             and dice.random() < 0.5,
+            large=fault.where != "torchrun" and dice.random() < campaign.large,
         )
 
 

@@ -48,7 +48,7 @@ def run_under_torchrun(trial: ChaosTrial) -> Ending:
                 env=os.environ | {"OMP_NUM_THREADS": "1"} | told,
             )
         try:
-            limit_s = began_s + START_S + trial.steps * trial.step_s + 2.5 * trial.deadline_s + MORE_S
+            limit_s = began_s + START_S + trial.steps * trial.takes_s + 2.5 * trial.deadline_s + MORE_S
             while time.monotonic() < limit_s and agent.poll() is None:
                 if STRIKE_ME in (folder / "out").read_text(errors="replace"):
                     agent.kill()

@@ -27,7 +27,7 @@ def run_on_hosts(trial: ChaosTrial) -> Ending:
     """
     folder = pathlib.Path(tempfile.mkdtemp(prefix="tightwire-chaos-"))
     errors = [""] * trial.workers
-    limit_s = START_S + trial.steps * trial.step_s + 2.5 * trial.deadline_s + MORE_S
+    limit_s = START_S + trial.steps * trial.takes_s + 2.5 * trial.deadline_s + MORE_S
     try:
         topology = Topology.parse("star", trial.workers, RATE_BYTES_PER_S)
         with Lab(topology, grace_s=trial.deadline_s + MORE_S) as lab:

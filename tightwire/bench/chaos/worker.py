@@ -17,6 +17,7 @@ from typing import Any, Final
 
 # What the victim prints when the fault is to come from outside: over its link, or to its launcher.
 STRIKE_ME: Final = "now"
+LARGE: Final = 12_000  # hidden units of a model of 1.15 MB
 LIGHTHOUSE: Final = "lighthouse.json"  # its process and its address
 SIGNALS: Final = {
     "kill": signal.SIGKILL,
@@ -47,6 +48,7 @@ class ChaosTrial:
         late_s: of the transport.
         elastic: whether the job is.
         logs: whether every step also sums the loss by torch.distributed, as scripts and trainers do.
+        large: whether messages take most of a step: faults fall into the middle of one.
     """
 
     plan: str
@@ -61,11 +63,17 @@ class ChaosTrial:
     late_s: float
     elastic: bool = False
     logs: bool = False
+    large: bool = False
 
     @property
     def label(self) -> str:
         """The plan, and whether members are elastic."""
         return f"{self.plan}, elastic" if self.elastic else self.plan
+
+    @property
+    def takes_s(self) -> float:
+        """A step's time, about."""
+        return self.step_s + (0.15 if self.large else 0.0)
 
     @property
     def min_workers(self) -> int:
@@ -115,7 +123,8 @@ def _train(trial: ChaosTrial, rank: int, folder: pathlib.Path, end: dict[str, An
         join._is_listening = _slowly(join._is_listening)
     tightwire.init(deadline_s=trial.deadline_s, late_s=trial.late_s, elastic=trial.elastic)
     torch.manual_seed(0)
-    width = 9 if is_victim and trial.fault == "other-model" else 8
+    width = LARGE if trial.large else 8
+    width += is_victim and trial.fault == "other-model"
     model = torch.nn.Sequential(torch.nn.Linear(20, width), torch.nn.Tanh(), torch.nn.Linear(width, 3))
     rate = 0.02 if is_victim and trial.fault == "other-rate" else 0.01
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
@@ -127,12 +136,14 @@ def _train(trial: ChaosTrial, rank: int, folder: pathlib.Path, end: dict[str, An
             x = torch.randn(4, 20, generator=torch.Generator().manual_seed(1000 * rank + step))
             loss = (model(x) - rank).square().mean()
             is_struck = is_victim and step == trial.at_step
+            if is_struck and trial.fault in SIGNALS:
+                _strike(trial, folder, run, 0.0)
             optimizer.zero_grad()
             if is_struck and trial.fault == "nan":
                 loss = loss * float("nan")
             if not (is_struck and trial.fault == "skip"):
                 loss.backward()
-            if is_struck:
+            if is_struck and trial.fault not in SIGNALS:
                 _strike(trial, folder, run, 0.0)
                 if trial.fault == "extra-pass":
                     model(x).sum().backward()
@@ -143,7 +154,7 @@ def _train(trial: ChaosTrial, rank: int, folder: pathlib.Path, end: dict[str, An
             end["stepped_s"].append(round(time.monotonic(), 3))
             time.sleep(trial.step_s)
         if run.is_server and is_victim:
-            _strike(trial, folder, run, trial.at_step * trial.step_s)
+            _strike(trial, folder, run, trial.at_step * trial.takes_s)
     flat = torch.cat([p.detach().flatten() for p in model.parameters()])
     end["digest"] = hashlib.sha256(flat.numpy().tobytes()).hexdigest()
     end["finite"] = bool(flat.isfinite().all())
@@ -154,7 +165,7 @@ def _strike(trial: ChaosTrial, folder: pathlib.Path, run: Any, after_s: float) -
     _write(folder / "struck", time.monotonic() + after_s)
     match trial.fault:
         case fault if fault in SIGNALS:
-            delay_s = after_s + trial.step_s * trial.moment
+            delay_s = after_s + trial.takes_s * trial.moment
             threading.Timer(delay_s, os.kill, (os.getpid(), SIGNALS[fault])).start()
         case "cut" | "half-open" | "slow-link" | "loss" | "launcher":
             print(STRIKE_ME, flush=True)

@@ -49,6 +49,12 @@ def chaos(
     at_once: Annotated[
         int, typer.Option(help="Runs side by side: most of each is waiting for deadlines.", min=1)
     ] = 1,
+    large: Annotated[
+        float,
+        typer.Option(
+            help="Share of runs with a model so large, on lines so slow, that faults fall into messages.", min=0, max=1
+        ),
+    ] = 0.25,
     page: Annotated[
         pathlib.Path | None,
         typer.Option(help="Write a page (.html) with the campaign's timeline here.", show_default=False),
@@ -91,6 +97,7 @@ def chaos(
         workers=workers,
         deadline_s=deadline,
         at_once=at_once,
+        large=large,
         plans=fixed,
         elastic=changing,
     )
@@ -100,6 +107,7 @@ def chaos(
     for outcome in wrong:
         trial = outcome.trial
         at = f"at step {trial.at_step}" if trial.at_step >= 0 else "at the start"
+        at += ", within large messages" if trial.large else ""
         for sentence in outcome.found:
             say(f"{trial.label}, {trial.fault} of rank {trial.victim} {at}: {sentence}", err=True)
     rows = families(outcomes)
