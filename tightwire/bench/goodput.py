@@ -6,7 +6,8 @@ that the cores of one machine stand for those of many. Each worker prints every 
 - *progress*: steps that the job made, less those that were dropped because a round lost a member;
 - *samples*: over these steps, the workers that took part in each.
 
-Run as a module, `python -m tightwire.bench.goodput JSON`, it is one worker.
+Workers are `bench/goodput_worker.py`; those of a plan that begins with `torchft:` are `bench/goodput_torchft.py`, to
+compare with.
 """
 
 from __future__ import annotations
@@ -14,23 +15,30 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Final, Literal
 
 from tightwire.errors import LabError
 from tightwire.lab import Lab, OutputLine, Topology
+from tightwire.plan import Plan
 
 Kind = Literal["kill", "freeze", "cut"]
 KINDS: Final[tuple[Kind, ...]] = ("kill", "freeze", "cut")
 MARK: Final = "STEP "
+LOST: Final = "LOST"
 DONE: Final = "DONE"
+TORCHFT: Final = "torchft:"
 # After the first worker's end, one that was just started anew and is in no world yet is waited for so long.
 PATIENCE_S: Final = 10.0
+# Until workers have imported all and met, about, where eight share two cores.
+START_S: Final = 25.0
+CALM_S: Final = 60.0  # a run without faults lasts no longer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +46,13 @@ class GoodputBench:
     """What is measured.
 
     Attributes:
-        plan: of the job.
+        plan: of the job; `torchft:diloco:30` is torchft's own.
         workers: how many.
         rate_bytes_per_s: of each worker's line.
         seconds: of a run, from the first step on.
-        every_s: between faults; 0: none.
+        every_s: from the beginning of a fault to that of the next; 0: none.
         kinds: of faults, drawn from.
-        outage_s: after so long a stopped worker goes on, and a cut line is mended.
+        outage_s: after so long a stopped worker goes on, and a cut line is mended; at most half of `every_s`.
         compute_s: of a step.
         parameters: of the model.
         deadline_s: for how long a worker may be silent.
@@ -64,6 +72,16 @@ class GoodputBench:
     deadline_s: float = 4.0
     seed: int = 0
     elastic: bool = True
+
+    @property
+    def is_torchft(self) -> bool:
+        """Whether torchft's own method runs."""
+        return self.plan.startswith(TORCHFT)
+
+    @property
+    def steps_per_round(self) -> int:
+        """Steps from one exchange to the next."""
+        return Plan.parse(self.plan.removeprefix(TORCHFT)).sync.steps_per_round
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +115,10 @@ class GoodputRow:
         samples: as above.
         lost_rounds: rounds that were dropped.
         gaps_s: after each fault, the longest time without progress until the next one.
+        idle_s: after each fault that members noticed, the time without progress from then on.
+        joins_s: for each time that members became more, by how much that step took longer than others of its kind.
         waited_s: the longest time between two steps of the job where there was no fault.
+        wall_s: of the whole run, with starting and ending.
     """
 
     plan: str
@@ -107,7 +128,10 @@ class GoodputRow:
     samples: int
     lost_rounds: int
     gaps_s: tuple[float, ...] = field(default=())
+    idle_s: tuple[float, ...] = field(default=())
+    joins_s: tuple[float, ...] = field(default=())
     waited_s: float = 0.0
+    wall_s: float = 0.0
 
     @property
     def steps_per_s(self) -> float:
@@ -120,6 +144,18 @@ class GoodputRow:
         return self.samples / self.seconds if self.seconds else 0.0
 
 
+def takes_s(plans: Sequence[str], seconds: float) -> float:
+    """Returns how long the bench of some plans takes, about.
+
+    Args:
+        plans: as in `GoodputBench`.
+        seconds: of faults, for each.
+    """
+    calm = sum(1 if plan.startswith(TORCHFT) else 2 for plan in plans)
+    runs = calm + len(plans)
+    return calm * min(CALM_S, seconds) + len(plans) * seconds + runs * START_S
+
+
 def run(bench: GoodputBench) -> GoodputRow:
     """Runs a job for some time among faults.
 
@@ -127,7 +163,9 @@ def run(bench: GoodputBench) -> GoodputRow:
         LabError: no worker made a step, or one failed by itself.
     """
     seen: list[StepMade] = []
+    noticed: list[float] = []
     struck: list[tuple[float, str, int]] = []
+    start_s = time.monotonic()
     ended = threading.Event()
     began = threading.Event()
     done: set[int] = set()
@@ -150,6 +188,8 @@ def run(bench: GoodputBench) -> GoodputRow:
                 ended.set()
                 threading.Timer(PATIENCE_S, end_the_rest, (lab,)).start()
             done.add(line.rank)
+        elif line.stream == "stdout" and line.text == LOST:
+            noticed.append(time.monotonic())
         elif line.stream == "stderr":
             print(f"[{line.rank}] {line.text}", file=sys.stderr)
 
@@ -157,7 +197,15 @@ def run(bench: GoodputBench) -> GoodputRow:
     with Lab(topology, batch_scheduling=True) as lab:
         driver = threading.Thread(target=_strike, args=(bench, lab, struck, began, ended), daemon=True)
         driver.start()
-        command = [sys.executable, "-W", "ignore", "-m", "tightwire.bench.goodput", json.dumps(asdict(bench))]
+        worker = "goodput_torchft" if bench.is_torchft else "goodput_worker"
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            f"tightwire.bench.{worker}",
+            json.dumps(asdict(bench)),
+        ]
         try:
             result = lab.run(command, on_line=on_line, elastic=bench.elastic)
         finally:
@@ -166,16 +214,25 @@ def run(bench: GoodputBench) -> GoodputRow:
             driver.join()
     if not seen or not done or not (result.ok or bench.elastic):
         raise LabError(f"{bench.plan}: {result.describe()} {len(seen)} steps were made.")
-    return account(bench.plan, seen, struck)
+    row = account(bench.plan, seen, struck, noticed, bench.steps_per_round)
+    return replace(row, wall_s=time.monotonic() - start_s)
 
 
-def account(plan: str, seen: list[StepMade], struck: list[tuple[float, str, int]]) -> GoodputRow:
+def account(
+    plan: str,
+    seen: list[StepMade],
+    struck: list[tuple[float, str, int]],
+    noticed: Sequence[float] = (),
+    steps_per_round: int = 1,
+) -> GoodputRow:
     """Returns what was achieved.
 
     Args:
         plan: of the job.
         seen: all workers' steps, in order of time.
         struck: faults: when, by the same clock, what, and on whom.
+        noticed: when a worker noticed that another was lost, by the same clock.
+        steps_per_round: of the plan.
     """
     first_s, last_s = seen[0].at_s, seen[-1].at_s
     newest = list(_newest(seen))
@@ -196,6 +253,8 @@ def account(plan: str, seen: list[StepMade], struck: list[tuple[float, str, int]
         samples=sum(step.members for step in made),
         lost_rounds=len(lost_at),
         gaps_s=gaps,
+        idle_s=tuple(_idle(times, noticed, bounds)),
+        joins_s=tuple(_joins(made, steps_per_round)),
         waited_s=_longest([t for t in times if t <= until_s]),
     )
 
@@ -221,6 +280,25 @@ def _lost_at(seen: list[StepMade]) -> set[int]:
     return lost
 
 
+def _idle(times: list[float], noticed: Sequence[float], bounds: list[float]) -> Iterator[float]:
+    """Yields, for each fault that somebody noticed, the time from then until the job's next step."""
+    for start, end in itertools.pairwise(bounds):
+        first = min((t for t in noticed if start <= t < end), default=None)
+        after = min((t for t in times if first is not None and t > first), default=None)
+        if first is not None and after is not None:
+            yield after - first
+
+
+def _joins(made: list[StepMade], steps_per_round: int) -> Iterator[float]:
+    """Yields what each newcomer cost: its step's time, less the usual one of steps at that place in a round."""
+    took = [(b, b.at_s - a.at_s, b.members - a.members) for a, b in itertools.pairwise(made)]
+    for step, seconds, more in took:
+        if more > 0:
+            place = step.step % steps_per_round
+            usual = [s for other, s, change in took if not change and other.step % steps_per_round == place]
+            yield seconds - (statistics.median(usual) if usual else 0.0)
+
+
 def _longest(times: list[float]) -> float:
     return max((b - a for a, b in itertools.pairwise(times)), default=0.0)
 
@@ -235,7 +313,10 @@ def _strike(
     """Breaks workers until the job has ended."""
     chance = random.Random(bench.seed)
     began.wait()
-    while bench.every_s and not ended.wait(bench.every_s):
+    outage_s = min(bench.outage_s, bench.every_s / 2)
+    next_s = time.monotonic() + bench.every_s
+    while bench.every_s and not ended.wait(max(0.0, next_s - time.monotonic())):
+        next_s += bench.every_s
         kind = chance.choice(bench.kinds)
         # The lighthouse is on host 0, which may not be cut off.
         rank = chance.randrange(1 if kind == "cut" else 0, bench.workers)
@@ -244,7 +325,7 @@ def _strike(
         try:
             begin(rank)
             if end is not None:
-                ended.wait(bench.outage_s)
+                ended.wait(outage_s)
                 end(rank)
         except LabError:  # the job has just ended
             return
@@ -252,62 +333,3 @@ def _strike(
 
 def _acts(lab: Lab, kind: Kind) -> tuple[Callable[[int], None], Callable[[int], None] | None]:
     return {"kill": (lab.kill, None), "freeze": (lab.freeze, lab.thaw), "cut": (lab.cut, lab.mend)}[kind]
-
-
-def main() -> None:
-    """Is one worker: trains until the time is over on the worker that has seen most of it."""
-    import torch
-
-    import tightwire
-
-    bench = GoodputBench(**json.loads(sys.argv[1]))
-    torch.set_num_threads(1)
-    tightwire.init(elastic=bench.elastic, deadline_s=bench.deadline_s)
-    torch.manual_seed(0)
-    width = 250
-    layers = max(1, round(bench.parameters / (width * width)))
-    model = torch.nn.Sequential(*[torch.nn.Linear(width, width) for _ in range(layers)])
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    x = torch.randn(1, width)
-    clock = JobClock()
-    with tightwire.attach(
-        model, optimizer, bench.plan, carry={"clock": clock} if bench.elastic else None
-    ) as run:
-        while clock.seconds < bench.seconds:
-            clock.begin()
-            optimizer.zero_grad()
-            loss = model(x).square().mean()
-            time.sleep(bench.compute_s)
-            loss.backward()
-            optimizer.step()
-            print(f"{MARK}{run.step} {run.lost_rounds} {run.transport.size}", flush=True)
-    print(DONE, flush=True)
-
-
-class JobClock:
-    """Seconds since the job's first step, which a newcomer takes from a member."""
-
-    def __init__(self) -> None:
-        self._began_s: float | None = None
-
-    @property
-    def seconds(self) -> float:
-        """Since then."""
-        return 0.0 if self._began_s is None else time.time() - self._began_s
-
-    def begin(self) -> None:
-        """Starts, once."""
-        if self._began_s is None:
-            self._began_s = time.time()
-
-    def state_dict(self) -> dict[str, float]:
-        """Returns when it began: all hosts of a lab have one clock."""
-        return {} if self._began_s is None else {"began_s": self._began_s}
-
-    def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        """Takes another's."""
-        self._began_s = state_dict.get("began_s", self._began_s)
-
-
-if __name__ == "__main__":
-    main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from tightwire.sync.roll import CHECKED, DIGIT, WHO_FIELDS, roll_fields
 from tightwire.transport import Transport
 from tightwire.transport.door import Door
 
+log = logging.getLogger("tightwire")
+MEMBER_LOST = "a member was lost in what was under way: %s"
 REMEDY = (
     "Give every rank the same rates at the same time; a rank that leaves out a backward pass calls run.skip() in its "
     "place, and then steps as the others do; a forward pass of one rank that is not for training (an evaluation, a "
@@ -135,9 +138,10 @@ class Membership:
         """
         try:
             act()
-        except PeerError:
+        except PeerError as error:
             if self.door is None:
                 raise
+            log.info(MEMBER_LOST, error)
             self.renew()
 
     def weigh(self, weight: float) -> None:

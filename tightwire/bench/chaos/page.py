@@ -79,4 +79,6 @@ def timeline(outcomes: Sequence[TrialOutcome], title: str) -> Any:
 def _about(outcome: TrialOutcome) -> str:
     trial = outcome.trial
     at = f"at step {trial.at_step}" if trial.at_step >= 0 else "at the start"
-    return f"{trial.label}{', large messages' if trial.large else ''}: {trial.fault} of rank {trial.victim} {at}"
+    return (
+        f"{trial.label}{', large messages' if trial.large else ''}: {trial.fault} of rank {trial.victim} {at}"
+    )

@@ -52,7 +52,9 @@ def chaos(
     large: Annotated[
         float,
         typer.Option(
-            help="Share of runs with a model so large, on lines so slow, that faults fall into messages.", min=0, max=1
+            help="Share of runs with a model so large, on lines so slow, that faults fall into messages.",
+            min=0,
+            max=1,
         ),
     ] = 0.25,
     page: Annotated[

@@ -10,12 +10,14 @@ import typer
 
 from tightwire.cli.app import progress
 from tightwire.cli.options import JsonOption
-from tightwire.cli.table import print_rows
+from tightwire.cli.table import print_rows, say
 from tightwire.errors import LabError
 
 
 def goodput(
-    plans: Annotated[str, typer.Option(help="Plans, separated by spaces.")] = "diloco:30 local:8 bsp",
+    plans: Annotated[
+        str, typer.Option(help="Plans, separated by spaces; torchft:diloco:30 is torchft's own.")
+    ] = "diloco:30 torchft:diloco:30 local:8 bsp",
     minutes: Annotated[float, typer.Option(help="Of faults, for each plan.")] = 2.0,
     every: Annotated[float, typer.Option(help="Seconds between faults.", min=1)] = 30.0,
     faults: Annotated[
@@ -31,7 +33,8 @@ def goodput(
 ) -> None:
     """Kill, stop and cut off workers of an elastic job, and tell what it keeps of its fault-free throughput.
 
-    Each plan runs three times: without elastic members, with them, and then with faults. Compute is emulated.
+    Each plan runs three times: without elastic members, with them, and then with faults; torchft's, the second and the
+    third time. Compute is emulated. A gap is a time without a step; after detection, from when a member noticed a loss.
 
         tightwire bench goodput --minutes 5
 
@@ -46,6 +49,8 @@ def goodput(
     bytes_per_s = parse_rate(rate)
     if bytes_per_s is None:
         raise LabError("--rate none: goodput is measured on lines of a known rate, such as 200mbit.")
+    takes_s = bench.takes_s(plans.split(), 60 * minutes)
+    say(f"{len(plans.split())} plans take about {takes_s / 60:.0f} minutes", err=True)
     rows: list[dict[str, Any]] = []
     for plan in plans.split():
         asked = bench.GoodputBench(
@@ -60,9 +65,9 @@ def goodput(
             deadline_s=deadline,
             seed=seed,
         )
-        calm = replace(asked, every_s=0.0, seconds=min(60.0, 60 * minutes))
+        calm = replace(asked, every_s=0.0, seconds=min(bench.CALM_S, 60 * minutes))
         with progress(None, f"{plan}: members that stay, elastic ones, and {minutes:g} minutes of faults"):
-            static = bench.run(replace(calm, elastic=False))
+            static = None if asked.is_torchft else bench.run(replace(calm, elastic=False))
             free = bench.run(calm)
             found = bench.run(asked)
         rows.append(
@@ -71,9 +76,12 @@ def goodput(
                 "faults": len(found.faults),
                 "goodput": found.steps_per_s / free.steps_per_s,
                 "goodput_samples": found.samples_per_s / free.samples_per_s,
-                "elastic_cost": static.steps_per_s / free.steps_per_s - 1,
+                "elastic_cost": static and static.steps_per_s / free.steps_per_s - 1,
                 "longest_gap_s": max(found.gaps_s, default=0.0),
-                "static": asdict(static),
+                "longest_after_detection_s": max(found.idle_s, default=None),
+                "joiner_cost_s": max(found.joins_s, default=None),
+                "round_s": asked.steps_per_round / free.steps_per_s,
+                "static": static and asdict(static),
                 "free": asdict(free),
                 "faulty": asdict(found),
             }
@@ -82,7 +90,17 @@ def goodput(
         typer.echo(json.dumps({"rows": rows}))
         return
     print_rows(
-        ("plan", "faults", "goodput", "in samples", "longest gap", "cost without faults"),
+        (
+            "plan",
+            "faults",
+            "goodput",
+            "in samples",
+            "longest gap",
+            "after detection",
+            "joiner",
+            "round",
+            "cost without faults",
+        ),
         [
             (
                 row["plan"],
@@ -90,10 +108,17 @@ def goodput(
                 f"{row['goodput']:.1%}",
                 f"{row['goodput_samples']:.1%}",
                 f"{row['longest_gap_s']:.1f} s",
-                f"{row['elastic_cost']:+.2%}",
+                _seconds(row["longest_after_detection_s"]),
+                _seconds(row["joiner_cost_s"]),
+                _seconds(row["round_s"]),
+                "" if row["elastic_cost"] is None else f"{row['elastic_cost']:+.2%}",
             )
             for row in rows
         ],
         caption="Goodput: steps of the job per second over those without faults; in samples: workers' steps. "
-        "Compute is emulated.",
+        "Joiner: by how much a step that let one in took longer. Compute is emulated.",
     )
+
+
+def _seconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:.1f} s"
