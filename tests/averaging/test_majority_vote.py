@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.laws.test_stages import averager as a_bucket_averager
 from tests.runtime.training import Net, job, loss_of
+from tightwire.architecture.round import Round
 from tightwire.averaging.majority_vote import MajorityVote
 from tightwire.buckets import BucketLayout, plan_layout
 from tightwire.errors import PlanError
@@ -119,3 +121,16 @@ def test_momentum_is_voted_on_and_loss_scaling_leaves_the_size() -> None:
         assert seen.abs().eq(1).all()
         if "momentum" in plan:
             assert torch.equal(seen, (first.sign() + second.sign() + third.sign()).sign())
+
+
+def test_votes_on_16_bits_are_those_of_true_gradients_whatever_the_loss_scale() -> None:
+    """Divided by 32768, these are all zero as float16, and zeros vote at random."""
+
+    def worker(transport: Transport) -> Tensor:
+        x = torch.linspace(-1e-3, 1e-3, 200).half()  # no zero among them
+        averager = a_bucket_averager(transport, "sign", {"x": x})
+        averager.bucket.flat.copy_(x)
+        averager.run(Round(number=1, seed=5, scale=torch.tensor(2.0**15)))
+        return averager.bucket.flat / (2.0**15 * x.sign() if transport.size > 1 else x)
+
+    assert all(ratio.eq(1).all() for size in (1, 3) for ratio in run_threads(size, worker, deadline_s=20))

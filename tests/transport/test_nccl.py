@@ -20,7 +20,7 @@ from tightwire.catalogue import catalogue, parse_compression
 from tightwire.devices.cuda import Cuda
 from tightwire.errors import AttachError, PeerError, ProgramError, TransportError
 from tightwire.transport import Transport, nccl, run_threads
-from tightwire.transport.nccl import Nccl, require_devices_apart, require_queue
+from tightwire.transport.nccl import Nccl, TorchCommunicator, require_devices_apart, require_queue
 from tightwire.transport.reach import NearAndFar, reaching
 
 # Host memory stands for the device's: everything on these ranks goes in order.
@@ -328,3 +328,15 @@ def test_a_group_that_nccl_calls_complete_and_failed_ends_the_channel(
         return "nothing"
 
     assert all("who all are alive: REMOTE_ERROR" in text for text in run_threads(2, work, deadline_s=20))
+
+
+def test_a_communicator_of_torch_is_called_as_torch_declares() -> None:
+    """Torch's stand-in for a process group has the methods and arguments of the one that speaks NCCL."""
+    from torch._C import _distributed_c10d as c10d  # what torch.distributed re-exports
+
+    communicator = TorchCommunicator(c10d.FakeProcessGroup._create_internal(0, 2))  # type: ignore[attr-defined]
+    x, y, number = torch.ones(3), torch.zeros(4, dtype=torch.int16), torch.tensor(1.0)
+    communicator.together([(x, 1), (number, 1)], [(y, 1), (torch.empty(0), 1)]).wait()
+    communicator.all_reduce(x).wait()
+    communicator.abort()
+    assert communicator not in nccl._living

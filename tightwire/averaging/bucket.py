@@ -78,7 +78,7 @@ class BucketAverager:
         self._main = build(sender_of(compression))
         self._averager = self._main  # of the last run
         self._other: tuple[Sender, Averager] | None = None
-        self._votes = self._main.delivery == "voted"
+        self._votes = self._main.delivery == "voted" and workers > 1
         self._memories = _memories(bucket.layout, compression, workers)
         self._active = self._memories  # in the last run
         for stage in _stages(compression):
@@ -157,7 +157,7 @@ class BucketAverager:
         assert work is not None
         self._active = self._active_in(self._averager)
         x = work.copy_(flat) if self._is_narrow else flat
-        if now.is_scaled:
+        if now.is_scaled and self._memories:  # votes alone ask for signs, which 16 bits might lose in a quotient
             x.div_(now.scale)
         for memory in self._active:
             memory.begin(now.number)

@@ -52,6 +52,10 @@ class Cpu(Device):
         """Changes nothing: there are no streams."""
         return contextlib.nullcontext()
 
+    def current(self, at: torch.device) -> contextlib.AbstractContextManager[None]:
+        """Changes nothing: there is one."""
+        return contextlib.nullcontext()
+
     def pinned(self, num_bytes: int) -> Tensor:
         """Returns ordinary memory."""
         import torch

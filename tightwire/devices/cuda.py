@@ -106,6 +106,12 @@ class Cuda(Device):
                 yield
             stream.synchronize()
 
+    def current(self, at: torch.device) -> contextlib.AbstractContextManager[None]:
+        """Makes the device current: a thread begins at `cuda:0`, and its first call would take memory there."""
+        import torch
+
+        return torch.cuda.device(at)
+
     def pinned(self, num_bytes: int) -> Tensor:
         """Returns page-locked memory from the pool."""
         return self._pool.take(num_bytes)

@@ -72,6 +72,10 @@ class Device(abc.ABC):
         """Within it, what this thread asks of the device `like` goes on a stream of its own, beside all others."""
 
     @abc.abstractmethod
+    def current(self, at: torch.device) -> contextlib.AbstractContextManager[None]:
+        """Within it, what this thread calls that names no device speaks to the device `at`."""
+
+    @abc.abstractmethod
     def pinned(self, num_bytes: int) -> Tensor:
         """Returns (num_bytes,) uint8 host memory that copies to and from the device need not wait for, from a pool."""
 

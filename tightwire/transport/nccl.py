@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, final
 
+from tightwire.devices import device_named
 from tightwire.errors import AttachError, TransportError
 from tightwire.transport.addresses import Candidates, choose, own_candidates
 from tightwire.transport.base import Transport, Watch, Work, check_group, check_message, check_summable
@@ -185,7 +186,7 @@ class Nccl(Wrapper):
     def _connected(self, at: torch.device) -> Communicator:
         if self._communicator is None:
             self._communicator = self._connect(self.inner, self._name, at)
-            self._watcher = _Watcher(self.inner, self._communicator)
+            self._watcher = _Watcher(self.inner, self._communicator, at)
         return self._communicator
 
     def _watch(self, launched: Launched, peers: Sequence[int]) -> None:
@@ -235,7 +236,8 @@ class _Watcher:
         failure: why it ended.
     """
 
-    def __init__(self, inner: Transport, communicator: Communicator) -> None:
+    def __init__(self, inner: Transport, communicator: Communicator, at: torch.device) -> None:
+        self._at = at
         self.failure: BaseException | None = None
         self._inner, self._communicator = inner, communicator
         self._peers = frozenset(range(inner.size)) - {inner.rank}  # of the last group
@@ -259,6 +261,10 @@ class _Watcher:
         self._thread.join(timeout=1.0)
 
     def _run(self) -> None:
+        with device_named(self._at).current(self._at):
+            self._look()
+
+    def _look(self) -> None:
         while (launched := self._next()) is not None:
             watch: Watch | None = None
             try:
@@ -313,20 +319,20 @@ class _Watcher:
 class TorchCommunicator:
     """A communicator of torch's `ProcessGroupNCCL`, called directly, beside whatever groups the user has."""
 
-    def __init__(self, backend: Any, device: torch.device) -> None:
-        self._backend, self._device = backend, device
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
         _living.add(self)
 
     def together(
         self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]]
     ) -> Launched:
         """Launches between `ncclGroupStart` and `ncclGroupEnd`; receives first, in the order of asking."""
-        self._backend._start_coalescing(self._device)
+        self._backend._start_coalescing()
         for tensor, src in receives:
-            self._backend.recv([tensor.view(-1)], src, 0)
+            self._backend.recv([_bytes_of(tensor)], src, 0)
         for tensor, dst in sends:
-            self._backend.send([tensor.view(-1)], dst, 0)
-        launched: Launched = self._backend._end_coalescing(self._device)
+            self._backend.send([_bytes_of(tensor)], dst, 0)
+        launched: Launched = self._backend._end_coalescing()
         return launched
 
     def all_reduce(self, tensor: Tensor) -> Launched:
@@ -343,6 +349,13 @@ class TorchCommunicator:
         """Ends the communicator; kernels that wait on the device return."""
         _living.discard(self)
         self._backend.abort()
+
+
+def _bytes_of(tensor: Tensor) -> Tensor:
+    """Returns a message as bytes: NCCL knows fewer dtypes than messages have, such as no int16."""
+    import torch
+
+    return tensor.view(-1).view(torch.uint8)
 
 
 def connect_nccl(transport: Transport, name: str, at: torch.device) -> Communicator:
@@ -379,7 +392,7 @@ def connect_nccl(transport: Transport, name: str, at: torch.device) -> Communica
         )
     backend.eager_connect_single_device(at)
     transport.barrier()
-    return TorchCommunicator(backend, at)
+    return TorchCommunicator(backend)
 
 
 def require_queue(communicators: int, environment: Mapping[str, str]) -> None:
