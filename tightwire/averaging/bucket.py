@@ -157,7 +157,8 @@ class BucketAverager:
         assert work is not None
         self._active = self._active_in(self._averager)
         x = work.copy_(flat) if self._is_narrow else flat
-        if now.is_scaled and self._memories:  # votes alone ask for signs, which 16 bits might lose in a quotient
+        # Votes alone ask for signs, which 16 bits might lose in a quotient.
+        if now.is_scaled and self._memories:
             x.div_(now.scale)
         for memory in self._active:
             memory.begin(now.number)
