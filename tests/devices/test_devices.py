@@ -54,6 +54,9 @@ class Recording(Device):
     def side(self, like: torch.device) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
+    def current(self, at: torch.device) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
     def drain(self, at: torch.device) -> None:
         raise AssertionError("nothing here waits on the host")
 
