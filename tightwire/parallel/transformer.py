@@ -177,6 +177,22 @@ def _gpt(layers: int, hidden: int, heads: int) -> Transformer:
     return Transformer(layers=layers, hidden=hidden, heads=heads, seq_len=2048, paper=paper)
 
 
+def _llama2(layers: int, hidden: int, heads: int, ffn: int, kv_heads: int = 0) -> Transformer:
+    return Transformer(
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        kv_heads=kv_heads,
+        ffn=ffn,
+        gated=True,
+        seq_len=4096,
+        vocabulary=32000,
+        tied=False,
+        dropout=False,
+        paper="Touvron et al. 2023, Llama 2: open foundation and fine-tuned chat models, arXiv:2307.09288",
+    )
+
+
 def _llama(layers: int, hidden: int, heads: int, ffn: int) -> Transformer:
     return Transformer(
         layers=layers,
@@ -206,7 +222,24 @@ SHAPES: dict[str, Transformer] = {
     "gpt3-310b": _gpt(96, 16384, 128),
     "gpt3-530b": _gpt(105, 20480, 128),
     "gpt3-1t": _gpt(128, 25600, 160),
+    "llama2-7b": _llama2(32, 4096, 32, 11008),
+    "llama2-13b": _llama2(40, 5120, 40, 13824),
+    "llama2-34b": _llama2(48, 8192, 64, 22016, kv_heads=8),
+    "llama2-70b": _llama2(80, 8192, 64, 28672, kv_heads=8),
     "llama3-8b": _llama(32, 4096, 32, 14336),
+    "llama3-15b": Transformer(
+        layers=40,
+        hidden=5120,
+        heads=40,
+        kv_heads=8,
+        ffn=17920,
+        gated=True,
+        seq_len=4096,
+        vocabulary=128256,
+        tied=False,
+        dropout=False,
+        paper="KempnerForge, benchmarks/mfu_scaling: a Llama 3 of 14.8 billion parameters",
+    ),
     "llama3-70b": _llama(80, 8192, 64, 28672),
     "llama3-405b": _llama(126, 16384, 128, 53248),
     "mixtral-8x7b": Transformer(

@@ -15,6 +15,8 @@ from tightwire.errors import FileError
 Shape = tuple[int, ...]
 # Of an attention head, in BERT and GPT-2 alike.
 HEAD_WIDTH = 64
+RESNET = "He et al., Deep Residual Learning for Image Recognition, arXiv:1512.03385"
+RESNEXT = "Xie et al., Aggregated Residual Transformations for Deep Neural Networks, arXiv:1611.05431"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,11 +161,28 @@ def _attention(name: str, heads_width: int, length: int, *, writes_scores: bool 
     return Layer(name=name, shapes={}, forward_flops=4.0 * length**2 * heads_width, kept_values=kept)
 
 
-def _resnet50(name: str) -> ModelShape:
-    def bottleneck(prefix: str, come: int, middle: int, side: int, stride: int) -> Iterator[Layer]:
-        go = 4 * middle
+def _resnet(
+    stages: tuple[int, int, int, int], *, groups: int = 1, group_width: int = 64, paper: str
+) -> Callable[[str], ModelShape]:
+    """A residual network of bottlenecks; with groups, the middle convolution is cut into as many (ResNeXt).
+
+    Args:
+        stages: bottlenecks in each of the four stages.
+        groups: of the middle convolution.
+        group_width: channels of a group in the first stage.
+        paper: where it is from.
+    """
+
+    def bottleneck(prefix: str, come: int, planes: int, side: int, stride: int) -> Iterator[Layer]:
+        go, middle = 4 * planes, planes * group_width // 64 * groups
+        # A group of the middle convolution sees its own channels alone.
         for number, (channels, kernel, at) in enumerate(
-            (((come, middle), 1, side * stride), ((middle, middle), 3, side), ((middle, go), 1, side)), 1
+            (
+                ((come, middle), 1, side * stride),
+                ((middle // groups, middle), 3, side),
+                ((middle, go), 1, side),
+            ),
+            1,
         ):
             yield _conv(f"{prefix}.conv{number}", channels, kernel, at)
             yield _norm(f"{prefix}.bn{number}", channels[1], at**2)
@@ -175,17 +194,18 @@ def _resnet50(name: str) -> ModelShape:
         yield _conv("conv1", (3, 64), 7, 112)
         yield _norm("bn1", 64, 112**2)
         come = 64
-        for stage, (blocks, middle, side) in enumerate(
-            ((3, 64, 56), (4, 128, 28), (6, 256, 14), (3, 512, 7)), 1
+        for stage, (blocks, planes, side) in enumerate(
+            zip(stages, (64, 128, 256, 512), (56, 28, 14, 7), strict=True), 1
         ):
             for block in range(blocks):
                 stride = 2 if block == 0 and stage > 1 else 1
-                yield from bottleneck(f"layer{stage}.{block}", come, middle, side, stride)
-                come = 4 * middle
+                yield from bottleneck(f"layer{stage}.{block}", come, planes, side, stride)
+                come = 4 * planes
         yield _linear("fc", (2048, 1000))
 
-    paper = "He et al., Deep Residual Learning for Image Recognition, arXiv:1512.03385"
-    return ModelShape(name=name, sample="an image of 224 × 224 pixels", layers=tuple(layers()), paper=paper)
+    return lambda name: ModelShape(
+        name=name, sample="an image of 224 × 224 pixels", layers=tuple(layers()), paper=paper
+    )
 
 
 def _vgg16(name: str) -> ModelShape:
@@ -307,7 +327,10 @@ SEQUENCES: dict[str, Callable[[int], Callable[[str], ModelShape]]] = {
     "llama-70b": lambda length: _llama(80, 8192, 28672, length),
 }
 MODELS: dict[str, Callable[[str], ModelShape]] = {
-    "resnet50": _resnet50,
+    "resnet50": _resnet((3, 4, 6, 3), paper=RESNET),
+    "resnet101": _resnet((3, 4, 23, 3), paper=RESNET),
+    "resnext50-32x4d": _resnet((3, 4, 6, 3), groups=32, group_width=4, paper=RESNEXT),
+    "resnext101-32x8d": _resnet((3, 4, 23, 3), groups=32, group_width=8, paper=RESNEXT),
     "vgg16": _vgg16,
     "bert-base": _bert(12, 768),
     "bert-large": _bert(24, 1024),

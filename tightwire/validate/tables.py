@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from tightwire.validate import lab, megatron, nccl, programs, seven_methods, transformers
+from tightwire.validate import ddp, diloco, fsdp, lab, megatron, nccl, programs, seven_methods, transformers
 from tightwire.validate.table import Table
 
 TABLES: Mapping[str, Callable[[], Table]] = {
@@ -15,6 +15,9 @@ TABLES: Mapping[str, Callable[[], Table]] = {
     "megatron": megatron.table,
     "megatron-more": megatron.more_table,
     "transformers": transformers.table,
+    "fsdp": fsdp.table,
+    "ddp": ddp.table,
+    "diloco": diloco.table,
     "seven-methods": seven_methods.table,
     "seven-methods-more": seven_methods.more_table,
     "lab": lab.table,

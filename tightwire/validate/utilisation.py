@@ -9,7 +9,7 @@ sizes that the paper takes, in float32; nothing here was measured.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,7 +108,11 @@ def utilisation(plan: str, profile: Profile, gigabits: float) -> float:
 
 def needed_gigabits(plan: str, profile: Profile, share: float) -> float | None:
     """Returns the least Gb/s with which devices compute this share of the time, within a percent."""
-    used = functools.partial(utilisation, plan, profile)
+    return least_gigabits(functools.partial(utilisation, plan, profile), share)
+
+
+def least_gigabits(used: Callable[[float], float], share: float) -> float | None:
+    """Returns the least Gb/s with which at least this share is used, within a percent; None where none is enough."""
     low, high = LEAST_GIGABITS, MOST_GIGABITS
     if used(high) < share:
         return None

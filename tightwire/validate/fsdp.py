@@ -1,0 +1,95 @@
+"""Fully sharded training (PyTorch's FSDP) as its users measured it, held to what `tightwire parallel` predicts.
+
+Nothing is fitted to it: the constants are those that Megatron-LM on A100s was fitted by, for H200s scaled by data sheets.
+The sources do not tell the network between nodes; the constants' is taken, one line a device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tightwire.parallel import Layout, TrainingCost, Transformer, predict_iteration, transformer
+from tightwire.simulate.interval import COVERAGE
+from tightwire.validate import megatron, published
+from tightwire.validate.table import Point, Table, interval
+from tightwire.validate.transformers import constants
+
+
+@dataclass(frozen=True, kw_only=True)
+class FsdpCase:
+    """One measured run.
+
+    Attributes:
+        source: the report's short name.
+        model: that was trained.
+        how: it was cut.
+        device: its name.
+        per_node: devices in a node.
+        batch: sequences per step, over all devices.
+        seconds: of a step.
+    """
+
+    source: str
+    model: Transformer
+    how: Layout
+    device: str
+    per_node: int
+    batch: int
+    seconds: float
+
+    def predict(self) -> float:
+        """Returns the predicted seconds."""
+        devices = dataclasses.replace(constants(self.device), devices_per_node=self.per_node)
+        return predict_iteration(self.model, self.how, TrainingCost(batch=self.batch), devices).seconds
+
+
+def table() -> Table:
+    """Predicts every run; the interval is what held-out families of Megatron-LM were off by."""
+    deviation = megatron.deviation_without(())
+    points = [
+        Point(
+            name=f"{case.source}: {case.how.workers} × {case.device}, {case.model.hidden} wide, {case.how}",
+            group=f"{case.source}, {case.model.hidden} wide on {case.how.workers}",
+            measured=case.seconds,
+            predicted=predicted,
+            stated=interval(predicted, deviation),
+        )
+        for case in cases()
+        if (predicted := case.predict())
+    ]
+    return Table(
+        name="FSDP",
+        points=tuple(points),
+        better="low",
+        target={"mape": 0.15, "coverage": COVERAGE},
+        note="Llamas of 7 to 70 billion parameters on 1 to 160 H200 and 128 A100; no constant saw any; seconds.",
+    )
+
+
+def cases() -> Iterator[FsdpCase]:
+    """Yields what was measured."""
+    for row in published.read("fsdp_iterations.csv"):
+        model = dataclasses.replace(transformer(row["model"]), seq_len=int(row["seq_len"]))
+        data = int(row["gpus"]) // int(row["tensor"])
+        batch = data * int(row["micro_batch"]) * int(row["accumulated"])
+        yield FsdpCase(
+            source=row["source"],
+            model=model,
+            how=Layout.parse(
+                {
+                    "data": data,
+                    "shard": "zero3" if data > 1 else "none",
+                    "shard_group": row["shard_group"] if data > 1 else 0,
+                    "tensor": row["tensor"],
+                    "sequence": int(row["tensor"]) > 1,
+                    "micro_batch": row["micro_batch"],
+                    "recompute": row["recompute"],
+                }
+            ),
+            device=row["device"],
+            per_node=int(row["per_node"]),
+            batch=batch,
+            seconds=batch * model.seq_len / float(row["tokens_per_s"]),
+        )
