@@ -8,7 +8,7 @@ import pytest
 from tightwire.cli.validate import missed_targets
 from tightwire.parallel import Accelerators, Layout, TrainingCost, Transformer, predict_iteration
 from tightwire.schedule import TensorFacts, Wire
-from tightwire.validate import Point, Table, megatron, nccl, seven_methods
+from tightwire.validate import Point, Table, ddp, diloco, fsdp, hooks, megatron, nccl, seven_methods
 from tightwire.validate.fitting import Prior, fit
 from tightwire.validate.table import deviation_of, interval
 from tightwire.validate.tables import TABLES
@@ -54,7 +54,7 @@ def test_constants_are_found_again() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["programs", "nccl-sizes", "nccl-all-sizes", "nccl-scaling", "megatron", "megatron-more"]
+    "name", ["programs", "nccl-sizes", "nccl-all-sizes", "nccl-scaling", "megatron", "megatron-more", "fsdp"]
 )
 def test_targets_are_met(name: str) -> None:
     assert missed_targets(TABLES[name]()) == []
@@ -85,12 +85,30 @@ def test_every_measurement_has_its_prediction() -> None:
     assert len(list(megatron.cases(megatron.MORE))) == 36
     cases = list(seven_methods.cases())
     assert (len(cases), len(list(seven_methods.cases(seven_methods.MORE)))) == (112, 140)
+    assert [len(list(of.cases())) for of in (ddp, fsdp, hooks, diloco)] == [51, 29, 5, 75]
     assert sum(case.is_fitted for case in cases) == 28
     testbed = seven_methods.Testbed(**{k: p.value for k, p in seven_methods.priors("10GbE-TCP").items()})
     for case in cases[::5]:
         alone = case.batch_per_gpu / seven_methods.load(case.model).compute_s
         assert 0 < seven_methods.predict(testbed, case) <= case.gpus * alone
     assert math.isclose(sum(t.num_bytes for t in seven_methods.load("ResNet-50").tensors), 4 * 25_557_032)
+
+
+def test_one_device_is_given_and_the_rest_follows() -> None:
+    profile = ddp.profile_of("resnet50", 32, 0.1)
+    assert profile.compute_s == pytest.approx(0.1)
+    assert ddp.cluster(16, 2).workers == 16
+    given, bf16 = [case for case in hooks.cases() if case.source.startswith("EgoVerse")]
+    assert given.predict(1.4368) == pytest.approx(given.times, rel=1e-3)
+    assert bf16.predict(1.4368) == pytest.approx(bf16.times, rel=0.03)
+
+
+def test_what_travels_beside_a_backward_pass_costs_a_site_nothing() -> None:
+    case = next(case for case in diloco.cases() if (case.method, case.utilisation) == ("streaming", 0.9))
+    # Bits of a fragment in bfloat16, behind two thirds of a step.
+    fragment = 16 * case.model.parameters / (case.model.layers // 3)
+    enough = fragment / (case.model.step_s * 2 / 3) / 1e9
+    assert case.used(enough * 1.05) == 1.0 > case.used(enough * 0.9)
 
 
 def test_the_survey_merges_by_its_own_tables() -> None:

@@ -29,13 +29,15 @@ from tightwire.parallel.time import Accelerators, Iteration, LayerCut, TrainingC
 from tightwire.parallel.transformer import Transformer, transformer
 from tightwire.planner import Allowance
 from tightwire.profile.devices import DEVICES, DeviceFacts
+from tightwire.simulate.interval import DEVIATIONS
 from tightwire.units import print_bytes
 
 MAX_MICRO_BATCH = 16
 MAX_CHUNKS = 8
 LEAST_TOKENS = 2048  # of a part of a sequence
-# Of each part of the prediction, what held-out published iterations were off by: `tightwire validate --only megatron`.
-RESIDUAL = 0.09
+# What held-out published iterations were off by, as a standard deviation of logarithms: Megatron-LM's by tensor, data
+# and pipeline parallelism, and those that shard parameters or gradients (`tightwire validate --only fsdp`).
+RESIDUAL, SHARDED_RESIDUAL = 0.09, 0.25
 # A batch may be this much larger or smaller than asked, so that it can be halved often.
 BATCH_SLACK = 0.05
 
@@ -73,11 +75,10 @@ class Candidate:
 
     @property
     def interval_s(self) -> tuple[float, float]:
-        """Where the truth is likely: what held-out measurements were off by, and the experts' spread."""
-        off = RESIDUAL * self.step_s
-        return max(
-            0.0, self.step_s - off - self.iteration.imbalance_s
-        ), self.step_s + off + 2 * self.iteration.imbalance_s
+        """Where the truth is in 80 of 100: by what held-out measurements were off by, and the experts' spread."""
+        reach = math.exp(DEVIATIONS * residual_of(self.how))
+        low_s = max(0.0, self.step_s / reach - self.iteration.imbalance_s)
+        return low_s, self.step_s * reach + 2 * self.iteration.imbalance_s
 
     def summary(self) -> dict[str, Any]:
         """Returns plain values."""
@@ -93,6 +94,11 @@ class Candidate:
             "plan": self.leg.plan,
             "parts_s": self.parts_s,
         }
+
+
+def residual_of(how: Layout) -> float:
+    """Returns how far a prediction of a layout may be off: the standard deviation of its logarithm."""
+    return SHARDED_RESIDUAL if how.shard in ("zero2", "zero3") else RESIDUAL
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -141,11 +141,15 @@ class TrainingCost:
         batch: sequences per iteration, over all workers.
         fused: whether attention is fused: scores are never stored, and those above the diagonal never computed.
         overlaps: whether averaging gradients and gathering parameters goes on beside compute.
+        sums_whole: whether shares of the batch add up whole gradients and average them once an iteration (FSDP2's
+            `set_requires_gradient_sync`), in place of after each micro-batch; for `zero2` and `zero3`. Memory for whole
+            gradients is then needed, which no memory of a layout counts.
     """
 
     batch: int
     fused: bool = True
     overlaps: bool = True
+    sums_whole: bool = False
 
 
 def predict_iteration(
@@ -353,8 +357,9 @@ class LayerCut:
             return net.scatter_s(num_bytes, around) + net.scatter_s(num_bytes / context, inner)
 
         across_s = net.all_reduce_s(sums / context / near, outer)
+        once_s, each_s = (spread_s(sums), 0.0) if self.training.sums_whole else (0.0, spread_s(sums))
         if how.shard == "zero3":
-            return across_s, spread_s(sums) + 2 * spread_s(values)
+            return across_s + once_s, each_s + 2 * spread_s(values)
         if how.shard == "zero2":
-            return across_s + spread_s(values), spread_s(sums)
+            return across_s + spread_s(values) + once_s, each_s
         return across_s + spread_s(values) + spread_s(sums), 0.0

@@ -1,8 +1,8 @@
-"""PyTorch's DistributedDataParallel as its own benchmark measured it: one device is given, every other number predicted.
+"""PyTorch's DistributedDataParallel as its own benchmark measured it: one device is given, the others are predicted.
 
-The benchmark (pytorch/pytorch, `benchmarks/distributed/ddp`) trains on eight V100 a node, NVLink inside and four lines of
-100 Gb/s InfiniBand across. Nothing is fitted: the cluster is the preset `dgx-1v`, layers share out the measured step by
-their operations, and the plan is stock DDP's.
+The benchmark (pytorch/pytorch, `benchmarks/distributed/ddp`) trains on eight V100 a node, NVLink inside and four lines
+of 100 Gb/s InfiniBand across. Nothing is fitted: the cluster is the preset `dgx-1v`, layers share out the measured step
+by their operations, and the plan is stock DDP's.
 """
 
 from __future__ import annotations

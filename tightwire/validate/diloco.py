@@ -1,6 +1,6 @@
 """The bandwidth that DiLoCo's variants need, against the figures of Streaming DiLoCo (arXiv:2501.18512, table 4).
 
-Those were simulated, not measured, and on a grid: neighbours differ by a factor of 1.2. There a site sends bfloat16, and
+Those were simulated, not measured, and on a grid: neighbours differ by a factor of 1.2. Sites send bfloat16 there, and
 what is exchanged travels beside one backward pass even where no step overlaps it; so it does here, and nowhere else in
 this package: a pseudo-gradient exists only after the last backward of its round.
 """

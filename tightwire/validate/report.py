@@ -44,7 +44,7 @@ def _statistics(tables: Sequence[Table]) -> Iterator[Sequence[str]]:
 
 def _about(table: Table) -> str:
     targets = ", ".join(f"{key} {target:g}" for key, target in table.target.items())
-    return f"- **{table.name}**: {table.note} Asked: {targets}."
+    return f"- **{table.name}**: {table.note} Asked: {targets or 'nothing'}."
 
 
 def _needed(needs: Sequence[Need]) -> Iterator[Sequence[str]]:

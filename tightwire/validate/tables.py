@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from tightwire.validate import ddp, diloco, fsdp, lab, megatron, nccl, programs, seven_methods, transformers
+from tightwire.validate import (
+    ddp,
+    diloco,
+    fsdp,
+    hooks,
+    lab,
+    megatron,
+    nccl,
+    programs,
+    seven_methods,
+    transformers,
+)
 from tightwire.validate.table import Table
 
 TABLES: Mapping[str, Callable[[], Table]] = {
@@ -17,6 +28,7 @@ TABLES: Mapping[str, Callable[[], Table]] = {
     "transformers": transformers.table,
     "fsdp": fsdp.table,
     "ddp": ddp.table,
+    "ddp-hooks": hooks.table,
     "diloco": diloco.table,
     "seven-methods": seven_methods.table,
     "seven-methods-more": seven_methods.more_table,
