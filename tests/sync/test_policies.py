@@ -37,6 +37,8 @@ from tightwire.transport import Single, Transport, run_threads
         ("hierarchical-local:2,3", "multiple of H1"),
         ("hierarchical-local:0,2", "H1 is a number of optimizer steps"),
         ("adacomm:0", "H0 is a number"),
+        ("adacomm:8,gamma=0", "gamma is by what rounds shorten"),
+        ("adacomm:8,interval=0", "interval is a number"),
         ("easgd:0", "tau is a number"),
         ("easgd:4,alpha=1", "share of the distance"),
         ("slowmo:4,beta=1", "momentum 1.0 cannot be"),
@@ -139,18 +141,20 @@ def test_adacomm_needs_the_loss_and_follows_it() -> None:
 
     def falling(transport: Transport) -> list[int]:
         rounds = []
-        with job(transport, "adacomm:8") as j:
-            for step in range(18):
-                j.run.report_loss(torch.tensor(1.0 if step < 8 else 1 / 16, requires_grad=True))
+        with job(transport, "adacomm:8,interval=8") as j:
+            for step in range(29):
+                j.run.report_loss(torch.tensor(1.0 if step < 8 else 0.2, requires_grad=True))
                 j.step(step)
                 rounds.append(j.run.report().rounds)
         return rounds
 
     with pytest.raises(AttachError, match="closed"):
         run_threads(2, silent, deadline_s=20)
-    # 8 steps, 8 more whose loss is a sixteenth, then 8·√(1/16) = 2.
+    # The first 8 steps say nothing of a fall: 8·√1 is not below 8, which is halved. A fifth of the loss asks for
+    # ⌈8·√0.2⌉ = 4, which is not below 4: in 8 steps, two rounds, it is halved again, and after four more once again.
     for rounds in run_threads(2, falling, deadline_s=20):
-        assert rounds == [0] * 7 + [1] * 8 + [2] * 2 + [3]
+        ends = [step for step in range(1, 29) if rounds[step] > rounds[step - 1]]
+        assert ends == [7, 11, 15, 17, 19, 21, 23, 24, 25, 26, 27, 28]
 
 
 def test_samples_weigh_workers() -> None:

@@ -29,7 +29,9 @@ class ACPSGD(AveragingMethod):
     averaged exactly. About half of PowerSGD's bytes, and nothing waits for an all-reduce within a bucket.
 
     `bytes_sent` is the larger of both kinds of rounds, to which a dropped round does not count. The leftover is the
-    input less the mean, to be kept by `+ef`. Factors are float32, float64 in float64 buckets.
+    input less the mean, to be kept by `+ef`; the authors' code (github.com/lzhangbv/acpsgd) keeps the input less what
+    the worker's own factor holds of it, which adds up to the same over workers, and only the sum matters. Factors are
+    float32, float64 in float64 buckets.
 
     Attributes:
         rank: columns of the factors, at least 1.

@@ -31,6 +31,9 @@ class Dion(AveragingMethod):
 
         run = tw.attach(model, [SGD(matrices, lr=0.01), AdamW(others, lr=1e-3)], "bsp/allreduce/dion:64")
 
+    The authors' code (github.com/microsoft/dion) turns matrices of more columns than rows over, so that the factor
+    with exactly orthonormal columns is the longer one; here it is P always, as in algorithm 1.
+
     The paper reports Muon's loss per step, and better for larger models, at the bytes of its factors: rank·(m + n).
     A world of one is plain training.
 

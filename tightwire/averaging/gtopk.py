@@ -15,7 +15,8 @@ class GTopK(SparseDoubling):
 
     Algorithm 3, by recursive doubling instead of a tree and a broadcast: ⌈log₂ n⌉ messages of k elements, half of
     the paper's time. What a merge drops is charged to the workers that made it, in equal shares, so that nothing
-    is lost under `+ef` even where the paper's algorithm 4 forgets it.
+    is lost under `+ef` even where the paper's algorithm 4 forgets it, as the authors' code does
+    (github.com/hclhkbu/gtopkssgd): an element that arrives counts as sent whole.
 
     Attributes:
         ratio: of the elements that are sent and kept, in (0, 1].

@@ -30,6 +30,10 @@ class OkTopK(TopKMethod):
     largest of its sum: 2(n−1)⌈k/n⌉ elements each, whatever n. What an owner drops is charged to it. Dense where
     that is smaller.
 
+    The paper, and the authors' code (github.com/Shigangli/Ok-Topk), send what is above thresholds, which they estimate
+    anew every so many rounds (128 in the code), in messages of unlike size; and what an owner drops stays with the
+    workers that sent it, which adds up to the same.
+
     Attributes:
         ratio: of the elements that are sent and kept, in (0, 1].
     """

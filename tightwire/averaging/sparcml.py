@@ -14,7 +14,7 @@ class SparCML(SparseDoubling):
     """Adds all workers' k largest elements exactly: sparse sums that grow, and turn dense when that is smaller.
 
     SSAR_Recursive_double of section 5.3.1 with the switch of section 5.1 made on the most elements that a sum can
-    have, so that sizes are known before anything is sent; unused places travel as zeros.
+    have, so that sizes are known before anything is sent; unused places travel as zeros. From memory of the paper.
 
     Attributes:
         ratio: of the elements that a worker selects, in (0, 1].

@@ -34,7 +34,8 @@ class THC(AveragingMethod):
     root mean squares, with P(|normal| > t) = `p`. A rotated element, cut to that range, is rounded stochastically to
     one of 2^bits levels, which are integers of a table from 0 to `granularity`. An owner of a part adds up integers,
     never decoding, and sends the sums back in as many bits as they need: nothing is lost on the second way. The table
-    is the one of least error for normal elements (section 5.2), here among those that are symmetric.
+    is the one of least error for normal elements (section 5.2), here among those that are symmetric. Blocks are turned
+    twice (see `eden`); the authors' code (github.com/SophiaLi06/BytePS_THC) turns all that is sent together once.
 
     The paper, whose owners are servers or switches, reports 1.40 to 1.47 times the speed of uncompressed training to
     the same accuracy, at 4 bits up and 8 bits down. Cutting makes a small bias, which `+ef` feeds back.

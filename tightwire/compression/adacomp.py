@@ -23,7 +23,8 @@ class AdaComp(_Pick):
 
     Algorithm 2: G = R + g, H = G + g, and element i goes iff |H_i| ≥ max |G| of its bin; the others stay in R. How
     many go follows from the gradients; the codec's room bounds it, and what finds no room stays in R too. The
-    paper sends signs of one scale; here the codec says what is sent, exact values under `topk`.
+    paper sends signs of one scale; here the codec says what is sent, exact values under `topk`. From memory of the
+    paper.
 
     Attributes:
         bin: consecutive elements that are compared; the paper takes 50 for convolutions and 500 else.

@@ -46,7 +46,8 @@ class Eden(Codec):
     The paper claims the error D/(1 − D), D being what rounding a normal variable to so many levels loses: 0.571, 0.133,
     0.036, 0.0096 of the square for 1 to 4 bits, whatever the input, where one that is not rotated first depends on it.
     Blocks are turned twice: after one turn few large elements would still have few magnitudes, and a bias. Blocks of
-    the paper are whole tensors. The message begins with its seed: workers must turn differently for errors to average.
+    the paper are whole tensors. Scales and levels are those of the authors' code (github.com/amitport). The message
+    begins with its seed: workers must turn differently for errors to average.
 
     Attributes:
         bits: per element, 1 to 4.

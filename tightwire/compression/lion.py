@@ -23,7 +23,8 @@ class Lion(Stage):
     Around `sign` (majority vote) or `meansign` (averaging) it is Distributed Lion, for `torch.optim.SGD` without
     momentum, whose `lr` and `weight_decay` are Lion's: x ← x − lr·(Δ + λx). With `+signed` around exact means it is
     Lion itself, of the whole batch. The paper reports the quality of Lion and AdamW on means of gradients at one bit an
-    element each way (majority). A world of one is plain training, which has no momentum then.
+    element each way (majority). The authors' code (github.com/kyleliang919/distributed-lion-pytorch) has the vote
+    alone, and counts zeros and ties as −1; see `sign`. A world of one is plain training, which has no momentum then.
 
     Attributes:
         beta1: share of the momentum in what is sent, in [0, 1).

@@ -23,14 +23,15 @@ class LoCo(Stage):
     Unlike `ef` it does not pay back every error: single errors of rounding are noise, of which the average keeps what
     lasts, and a reset drops what is out of date. For few-bit rounding, `int4+loco`; around a sparse codec most of what
     waits would be lost. The paper keeps e in 8 bits, here it is float32; it shards optimizer states and weights, which
-    changes nothing of what is sent. It reports 14 to 40 % more speed with Megatron-LM and FSDP at 4 bits and no loss of
-    quality. Where weights travel too, SDP4Bit (arXiv:2410.15526) sends their differences in 4 bits, as
-    `local:1/allreduce/int4:128`, and smooths gradients by a Hadamard transform first, as `eden:4` does.
+    changes nothing of what is sent. Algorithm 1 is from memory of the paper. It reports 14 to 40 % more speed with
+    Megatron-LM and FSDP at 4 bits and no loss of quality. Where weights travel too, SDP4Bit (arXiv:2410.15526) sends
+    their differences in 4 bits, as `local:1/allreduce/int4:128`, and smooths gradients by a Hadamard transform first,
+    as `eden:4` does.
 
     Attributes:
-        beta: share of the newest error in the average, in (0, 1]; 1 without resets is `ef`. The default is ours,
-            not the paper's.
-        reset: rounds after which the average begins anew; 0 for never. The default is ours too.
+        beta: share of the newest error in the average, in (0, 1]; 1 without resets is `ef`. The default is ours;
+            DeepSpeed's form of LoCo has an `err_beta` of 0.8.
+        reset: rounds after which the average begins anew; 0 for never. DeepSpeed's form takes 1024.
     """
 
     name: ClassVar[str] = "loco"

@@ -188,6 +188,11 @@ class DeMo(Recipe):
     feedback that decays by β is that momentum. The rate of the optimizer is a signed step's: about a tenth
     of Adam's or less.
 
+    The authors' code (github.com/bloc97/DeMo) differs in three things. It adds g times the learning rate, so that a
+    gradient counts in m by the rate of its time. A wave's mean is over those workers that sent it; here, as the paper
+    writes, over all. And of a matrix it transforms squares of 64 × 64 and sends 32 of 4096 waves, of a vector 32 of 64:
+    the default here, 2 of every 64 elements, is between the two.
+
     Attributes:
         kept: waves of each chunk that are sent.
         chunk: elements that are transformed together.
@@ -238,9 +243,10 @@ class SketchedSGD(Recipe):
 class FetchSGD(Recipe):
     """Heavy hitters as the summed sketch estimates them, with momentum and error feedback.
 
-    The paper keeps momentum and error as sketches at a server. A sketch is linear: kept by the workers unsketched
-    they sum to the same. Rows are five, as in the paper, of three places for every element that is recovered; there
-    it is about ten, for models where a thousandth is plenty.
+    The paper keeps momentum and error as sketches at a server. A sketch is linear: kept by the workers unsketched they
+    sum to the same. The authors' code (github.com/kiddyboots216/CommEfficient) empties the places of momentum and error
+    that an element was read from; see `sketch`. Rows are five, as in the paper, of three places for every element that
+    is recovered; there it is about ten, for models where a thousandth is plenty.
 
     Attributes:
         ratio: of the elements that are recovered.
@@ -324,9 +330,10 @@ class SparseLoCo(Recipe):
 
         local:30/allreduce/sparseloco
 
-    The paper also tries outer rates below 1, `diloco:30,outer_lr=0.8,outer_momentum=0`. Its two bits are quantiles of
-    the values that are sent; here they are the least and the largest magnitude, with their signs. Its inner
-    optimizer is AdamW.
+    The paper also tries outer rates below 1, `diloco:30,outer_lr=0.8,outer_momentum=0`. Its inner optimizer is AdamW.
+    The authors' code (github.com/tplr-ai/templar) multiplies Δ by the outer rate before feedback, which is the same,
+    has chunks of 64 × 64 of a matrix, and four levels for all values of a tensor: the means of four bins, each of 1.5
+    standard deviations. Here a chunk has its own: the least and the largest magnitude, with their signs.
 
     An element waits 1/ratio rounds in the mean, so a run of fewer rounds than that sends some of them never: take a
     larger share then, as in `sparseloco:0.125`.
@@ -398,12 +405,17 @@ class DistributedLion(Recipe):
 @final
 @dataclass(frozen=True)
 class Cocktail(Recipe):
-    """A tenth of the elements at random, the largest quarter of these, in four bits, with error feedback.
+    """A tenth of the elements at random, the largest fifth of these, in four bits, with error feedback.
 
     The paper applies the mean one step late, behind the next step's computation, and reports about a hundredth of the
-    bytes and training over 500 Mb/s at nearly the speed of data-centre networks. Whole it is
+    bytes and training over 500 Mb/s at nearly the speed of data-centre networks. As a whole it is nearly
 
         delayed:1/allreduce/cocktail
+
+    The authors' code (github.com/DS3Lab/CocktailSGD), whose ratios these are, compresses how far a worker's parameters
+    went from those that all have, so that what was not sent stays in them, and every worker differs. Each is the
+    server of a part, which compresses the mean again with feedback of its own, and all draw the same elements. Here
+    gradients are compressed, once, replicas stay equal, and each worker draws its own elements.
 
     Attributes:
         ratio: of the elements that are drawn.
@@ -416,7 +428,7 @@ class Cocktail(Recipe):
     paper: ClassVar[str] = "Wang et al. 2023, CocktailSGD, ICML"
 
     ratio: float = 0.1
-    top: float = 0.25
+    top: float = 0.2
     values: str = "int4"
 
     @property
@@ -431,8 +443,9 @@ class EF21Muon(Recipe):
 
     Muon without momentum of its own steps with the mean of what all follow: Muon(matrices, momentum=0, nesterov=False),
     which is the spectral-norm step of the paper, and another optimizer for the rest. The paper also compresses what a
-    server sends back; here every worker holds the mean and makes the same step. It reports up to 7 times fewer bytes
-    from the workers without loss of quality.
+    server sends back; here every worker holds the mean and makes the same step. Averages and what is known of them
+    begin at zero, where the paper begins with a first gradient. It reports up to 7 times fewer bytes from the workers
+    without loss of quality. Algorithm 3 is from a summary of the paper.
 
     Attributes:
         ratio: of the elements that are sent.
@@ -460,8 +473,9 @@ class DiLoCoX(Recipe):
 
         diloco:125,overlap=125/allreduce/dilocox
 
-    The paper also lowers the rank, and lengthens rounds, as the rank of Δ that it measures falls; here both stay. It
-    reports 357 times the throughput of plain all-reduce for a 107 B model over 1 Gb/s, without loss of quality.
+    The paper also lowers the rank, and lengthens rounds, as the rank of Δ that it measures falls; here both stay.
+    Written from the paper's abstract and from memory. It reports 357 times the throughput of plain all-reduce for a 107
+    B model over 1 Gb/s, without loss of quality.
 
     Attributes:
         rank: columns of the factors.

@@ -41,7 +41,7 @@ class Sampled(Codec):
     selects: ClassVar[bool] = True
 
     ratio: float
-    top: float = 0.25
+    top: float = 0.2
     values: str = "int4"
     block: int = 256
 

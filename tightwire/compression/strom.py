@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 class Strom(WidenedCodec):
     """Sends +t or −t for the elements of magnitude t or more: a position and its sign in four bytes; 4 + 4k bytes.
 
-    What an element has beyond ±t is left over, to be sent in later rounds by `+ef`, as in the paper. A message has
+    What an element has beyond ±t is left over, to be sent in later rounds by `+ef`, as in the paper, which has no bound
+    on how many elements go (from memory). A message has
     k = max(1, ⌈ratio·n⌉) places; where more elements reach t the k largest of them go, and unused places are zero.
 
     Attributes:

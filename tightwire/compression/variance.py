@@ -24,7 +24,8 @@ class Variance(_Pick):
     Algorithm 1: r sums the gradients that were not sent and v their squares; an element that goes starts anew, one
     that waits has v shrunk by ζ. The paper sums squares over the samples of a batch, which nobody but the
     model sees: here a round's gradient is one sample, so that with α ≥ 1 an element waits for at least a second
-    round which agrees with the first. The paper sends powers of two; here the codec says what is sent.
+    round which agrees with the first. The paper sends powers of two; here the codec says what is sent. The rule is from
+    memory of the paper.
 
     Attributes:
         alpha: how clear the sign must be; the paper takes 1 to 2.

@@ -25,10 +25,10 @@ HISTOGRAM = 1.06
 class Wangni(WidenedCodec):
     """Sends elements drawn with odds p = min(1, λ|x|) as x/p: unbiased, and of all such of least variance.
 
-    λ makes the odds sum to at most k = max(1, ⌈ratio·n⌉); it is found on a histogram that takes magnitudes an
-    eighth too large at most, so that a few places stay unused and travel as zeros. Drawn systematically
-    instead of by one coin per element, with the same odds, so that a message never has more than k elements.
-    Values are float32; an element whose x/p is beyond the largest one is cut to it.
+    λ makes the odds sum to at most k = max(1, ⌈ratio·n⌉); it is found on a histogram that takes magnitudes an eighth
+    too large at most, so that a few places stay unused and travel as zeros. Drawn systematically instead of by one coin
+    per element, with the same odds, so that a message never has more than k elements. From memory of the paper. Values
+    are float32; an element whose x/p is beyond the largest one is cut to it.
 
     Attributes:
         ratio: of the elements that a message has room for, in (0, 1].

@@ -12,12 +12,15 @@ from tightwire.sync.sync import EngineKind, PredictorKind, Sync
 class Acco(Sync):
     """The mean of one half batch travels while the other half is computed, and a provisional step hides its lateness.
 
-    Every backward pass is a half batch, every second `optimizer.step()` a whole step. While the mean of g̃ₜ travels,
-    gₜ is computed at θₜ; then a provisional step leads to θ̃ = Opt(θₜ, g̃ₜ), where g̃ₜ₊₁ is computed while the mean of gₜ
-    travels; then the provisional step is taken back, the optimizer's state with it, and θₜ₊₁ = Opt(θₜ, (gₜ + g̃ₜ)/2). So
-    a whole step has half of its gradients from where it starts, and the other half from a guess of that, where
+    Every backward pass is a half batch, every second `optimizer.step()` a whole step. While the mean of g̃ₜ travels, gₜ
+    is computed at θₜ; then a provisional step leads to θ̃ = Opt(θₜ, g̃ₜ), where g̃ₜ₊₁ is computed while the mean of gₜ
+    travels; then the provisional step is taken back, the optimizer's state with it, and θₜ₊₁ = Opt(θₜ, (gₜ + g̃ₜ)/2).
+    So a whole step has half of its gradients from where it starts, and the other half from a guess of that, where
     `delayed:1` has all from one step before. What the paper shards, the optimizer's state, every worker has whole here.
     The paper reports the loss of exact means where delayed ones need a warm-up, at no exposed communication.
+
+    The authors' code (github.com/edouardoyallon/acco) weighs the halves by how many micro-batches each worker managed
+    to compute in them; here both have one size. Its schedule of the learning rate moves in whole steps.
 
     Before the first whole step there is none to take back: the first half batch changes nothing until its mean is here.
     """

@@ -7,18 +7,25 @@ from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 from tightwire.answers import Rate
+from tightwire.errors import PlanError
 from tightwire.sync.rounds import Rounds, State, require_state, require_steps
 
 
 @dataclass(frozen=True)
 class AdaComm(Rounds):
-    """H local steps, then average; H = ceil(H0·sqrt(F_t/F_0)) follows the loss (Wang & Joshi, eq. 17).
+    """H local steps, then average; H follows the loss: ⌈H0·√(F/F_0)⌉, and γ·H where that is not below H any more.
 
-    F is the mean over workers of what `run.report_loss` was told in a round; the mean travels with the round, so that
-    all ranks agree on H. The paper renews H at intervals of time, here it is renewed in every round.
+    The first rule is equation 17 of Wang & Joshi, and the second, equation 18, keeps H falling while the loss stays
+    where it is: without it the error of long rounds would remain. F is the mean over workers of what `run.report_loss`
+    was told since H was chosen, F_0 that of the first round; the sums travel with rounds, so that all ranks agree on H.
+    The paper chooses H anew every 60 seconds; here it is every `interval` steps, at the end of a round, so that runs
+    can be repeated. Its third rule, by which H grows where the learning rate falls, belongs to schedules that wait for
+    H = 1 before the rate falls, and is left out. Equations and γ are written from memory of the paper.
 
     Args:
-        H0: local steps in the first round.
+        H0: local steps in the first rounds.
+        gamma: γ, in (0, 1]; 1 is the first rule alone.
+        interval: steps after which H is chosen anew.
         state: of the optimizer, as in `local`.
     """
 
@@ -36,24 +43,38 @@ class AdaComm(Rounds):
 
     H0: int
     _: KW_ONLY
+    gamma: float = 0.5
+    interval: int = 100
     state: str = "kept"
 
     def __post_init__(self) -> None:
         require_steps(self, "H0", self.H0)
+        require_steps(self, "interval", self.interval)
         require_state(self, self.state)
+        if not 0 < self.gamma <= 1:
+            raise PlanError(
+                f"{self}: gamma is by what rounds shorten while the loss stays where it is, above 0 and at most 1."
+            )
 
     @property
     def steps_per_round(self) -> int:
         """H0: at most, while the loss falls."""
         return self.H0
 
-    def steps_after(self, loss_ratio: float) -> int:
-        """Returns the length of the next round.
+    def steps_after(self, loss_ratio: float, last: int) -> int:
+        """Returns H from now on.
 
-        >>> [AdaComm(8).steps_after(ratio) for ratio in (1.0, 0.25, 0.01, 0.0)]
-        [8, 4, 1, 1]
+        >>> [AdaComm(8).steps_after(ratio, 8) for ratio in (1.0, 0.81, 0.25, 0.01, 0.0)]
+        [4, 4, 4, 1, 1]
+        >>> [AdaComm(8).steps_after(0.25, last) for last in (6, 5, 4, 3, 1)]
+        [4, 4, 2, 2, 1]
         """
-        return max(1, math.ceil(self.H0 * math.sqrt(max(loss_ratio, 0.0))))
+        wanted = max(1, math.ceil(self.H0 * math.sqrt(max(loss_ratio, 0.0))))
+        return wanted if wanted < last else math.ceil(self.gamma * last)
+
+    @property
+    def steps_between_lengths(self) -> int:  # noqa: D102
+        return self.interval
 
     @property
     def optimizer_state(self) -> State:  # noqa: D102

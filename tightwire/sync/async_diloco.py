@@ -29,7 +29,7 @@ class AsyncDiLoCo(Served):
     The paper reports, for models up to 150 M parameters on C4 and workers of unlike speed, the loss per update of
     synchronous DiLoCo in much less time, and that neither part does so alone. It differs in that there a worker's inner
     learning rate follows a schedule of the server's count of updates; here it is the user's, by the worker's own steps.
-    The update above was written without the paper's full text at hand, and is held to its abstract and to `diloco`.
+    The update above is from memory of the paper, and is held to its abstract and to `diloco`.
 
     Args:
         H: inner steps between two changes.

@@ -19,6 +19,10 @@ class Delayed(Sync):
     first steps have no mean yet and change nothing; the means still under way at the end are applied then, with the
     rate of that time, so that none is lost.
 
+    OD-SGD (algorithm 1) has each worker step with its own gradient as well, and computes the next one there, until the
+    mean arrives and takes the place of that step. Here nobody steps alone, as in Pipe-SGD, so that replicas are equal
+    at any time. Both from memory of the papers.
+
     The overlapped forms of local and DiLoCo are `local:H,overlap=H` and `diloco:H,overlap=H`.
 
     Args:

@@ -21,13 +21,15 @@ class DiLoCo(OuterRounds):
     this nearly as good as waiting, where a mean that is late as a whole is clearly worse.
 
     With `quorum=0.75,grace=5s` a round ends when three quarters of the workers have made their H steps, and 5 s have
-    passed or all are there (the quorum and the grace window of Decoupled DiLoCo). Nobody waits for the others: they
-    go on computing, begin again from the new outer model with what they have changed added to it, and hand that in
-    when their H steps are made; it enters the next round. The mean is over those who took part, each weighted by the
-    steps behind its change: Σ tᵢΔᵢ / Σ tᵢ. The paper weighs by tokens; tell them by `run.weigh` if steps differ in
-    size. It has servers that merge; here every worker's communication thread takes part in every round, for a late
-    one with zeros of no weight, so that all hold the same outer model at the same bytes. So late *computing* is not
-    waited for; a slow line, or a process that is stopped, is.
+    passed or all are there (the quorum and the grace window of Decoupled DiLoCo). Nobody waits for the others: they go
+    on computing, begin again from the new outer model with what they have changed added to it, and hand that in when
+    their H steps are made; it enters the next round. The mean is over those who took part, each weighted by the steps
+    behind its change: Σ tᵢΔᵢ / Σ tᵢ. The paper's weight of c tokens in t steps is c·c/t, which is the same where all
+    batches have one size; `run.weigh` makes it the tokens. The paper has servers that merge; here every worker's
+    communication thread takes part in every round, for a late one with zeros of no weight, so that all hold the same
+    outer model at the same bytes. So late *computing* is not waited for; a slow line, or a process that is stopped, is.
+
+    Eager updates and weights are from summaries of their papers, whose text could not be read.
 
     Args:
         H: inner steps per round.

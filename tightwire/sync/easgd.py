@@ -20,6 +20,10 @@ class EASGD(Rounds):
     momentum form (EAMSGD) is this policy with Nesterov momentum in the worker's own optimizer:
     `torch.optim.SGD(…, momentum=0.99, nesterov=True)`; the force acts on x, not on the velocity, as in the paper.
 
+    Equation 5, and the authors' code (github.com/sixin-zh/mpiT), take force and gradient of a step at the same x. Here
+    the force acts when a round ends, and the next gradient is that of where it led: otherwise a copy of every force
+    would wait for a step, also in checkpoints. Both agree up to η·α times the curvature.
+
     Args:
         tau: local steps between exchanges.
         alpha: the force, as a share of the distance; 0: 0.9 over the number of workers, as in the paper. At 1 over that

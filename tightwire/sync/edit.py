@@ -17,9 +17,9 @@ class EDiT(Rounds):
     `clip` is shortened to it. The paper takes norms module by module, as its shards synchronise layer by layer, and
     each worker keeps statistics of its own; here they are the model's (under streaming the fragment's) and shared:
     they travel with the message that begins a round. Moving means take 0.02 of a new norm, and 3 deviations are odd, as
-    in the authors' code (DLRover's ATorch), which waits 120 steps before it calls anything odd; here it is 10 rounds,
-    with norms of all workers in each. It reports better loss than DiLoCo and local SGD on language
-    models, and none of their spikes on unclean data.
+    in the authors' code (DLRover's ATorch), which waits for 120 norms before it calls anything odd, and
+    raises the three where recent norms spread more; here it is 10 rounds, with norms of all workers in each. It reports
+    better loss than DiLoCo and local SGD on language models, and none of their spikes on unclean data.
 
     Args:
         H: inner steps per round.

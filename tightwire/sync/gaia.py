@@ -19,7 +19,7 @@ class Gaia(Sync):
     pairs of index and value; x is what all agree on, t the step. Updates count 1/n each, as gradients do in a mean, so
     that s = 0 is local:1. What a round sends is told in a vote before it. At the end all updates count as significant.
 
-    The paper's filter sits between data centres; here every worker is one.
+    The paper's filter sits between data centres; here every worker is one. The rule is from memory of the paper.
 
     Args:
         s: the threshold of the first step, 0.01 in the paper.

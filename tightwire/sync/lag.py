@@ -23,7 +23,7 @@ class Lag(Sync):
     descent, for which the method is made; the noise of small batches makes workers send nearly always. All then step
     with the mean of what each sent last. A step begins with one vote about who sends; the bytes of a step follow from
     it: none if nobody does, the plan's own exchange if all do, and else a tree from the senders to one of them and
-    from there to all.
+    from there to all. The rule is from memory of the paper.
 
     Args:
         threshold: the paper's ξ, 0.1 there; 0 skips only what has not changed at all, which is bsp.

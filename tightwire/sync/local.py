@@ -36,7 +36,8 @@ class Local(Rounds):
     With `momenta=3,variances=6` it is Desynced Low Communication (Des-LOC): of the optimizer's state first moments are
     averaged in every third round and second moments, which change slowest, in every sixth, at half the bytes of
     averaging all in every round (1/3 + 1/6 of the model more than local:H), and, the paper reports, with the loss of
-    `state=averaged`, also where keeping momenta local diverges.
+    `state=averaged`, also where keeping momenta local diverges. From a summary of the paper, which clips gradients,
+    too.
 
     Args:
         H: local steps per round; 1 is bsp, up to rounding, for an optimizer that is linear in the gradient.

@@ -19,6 +19,10 @@ class MuLoCo(OuterRounds):
     in the mean than AdamW's and bears more compression: the paper sends it in 2 bits with feedback, an eighth of
     DiLoCo's bytes, and reports a better loss than DiLoCo's with AdamW, and no worse one than dense Muon's.
 
+    The defaults are DiLoCo's. The authors' configuration (github.com/facebookresearch/MuLoCo) for two workers is
+    `muloco:30,outer_lr=0.9,outer_momentum=0.8` around Muon without Nesterov momentum, and with two bits
+    `muloco:30,outer_lr=0.8`, whose feedback decays by 0.9, as in `int2+ef:0.9`.
+
     Args:
         H: inner steps per round.
         outer_lr: rate of the outer step.

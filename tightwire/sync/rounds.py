@@ -112,13 +112,19 @@ class Rounds(Sync, abc.ABC):
     def deviation(self) -> float:  # noqa: D102
         return float(self.steps_per_round)
 
-    def steps_after(self, loss_ratio: float) -> int:
-        """Returns the length of the next round.
+    def steps_after(self, loss_ratio: float, last: int) -> int:
+        """Returns the length of rounds from now on, where the loss decides it.
 
         Args:
-            loss_ratio: mean loss in the round just ended, over that in the first.
+            loss_ratio: mean loss since the length was chosen last, over that of the first round.
+            last: their length until now.
         """
         return self.steps_per_round
+
+    @property
+    def steps_between_lengths(self) -> int:
+        """How many steps a length lasts at least, where the loss decides it."""
+        return 1
 
     def steps_of(self, round_number: int) -> int:
         """Returns the length of a round, counted from 1, where the loss does not decide it."""

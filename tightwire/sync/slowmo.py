@@ -13,9 +13,9 @@ from tightwire.sync.rounds import Outer, Rounds, State, require_state, require_s
 class SlowMo(Rounds):
     """local:H, then u ← βu + (x_start − mean)/γ and x ← x_start − αγu (Wang et al., Algorithm 1).
 
-    γ is the inner optimizer's rate at the round's end, that of its first parameter group: only its change from round
-    to round matters. β = 0 and α = 1 is local:H; block-wise model-update filtering (BMUF, Chen & Huo 2016) is its
-    ancestor.
+    γ is the inner optimizer's rate at the round's end, that of its first parameter group (in the authors' code,
+    fairscale, each group's own): only its change from round to round matters. β = 0 and α = 1 is local:H; block-wise
+    model-update filtering (BMUF, Chen & Huo 2016) is its ancestor.
 
     Args:
         H: local steps per round (the paper's τ).

@@ -18,7 +18,7 @@ class Sparta(Sync):
 
     All draw the same places from a shared seed, so that no indices travel: of every stretch of 1/ratio elements one.
     The others stay each worker's own, so that replicas differ at any time, and agree at the end, on the mean of all.
-    With ratio 1 it is local:1. Its authors (the code of EXO Gym; there is no paper) average 0.05 to 0.5 % and report
+    With ratio 1 it is local:1. Its authors' code (EXO Gym) draws each place by a coin, 0.5 % by default. They report
     the loss of dense training at a thousandth of the bytes, with higher rates than one worker bears alone.
 
     Args:
@@ -27,7 +27,7 @@ class Sparta(Sync):
 
     name: ClassVar[str] = "sparta"
     title: ClassVar[str] = "every step averages a random share of the parameters"
-    paper: ClassVar[str] = "EXO Labs 2025, SPARTA, in EXO Gym (code)"
+    paper: ClassVar[str] = "EXO Labs 2025, SPARTA, openreview.net/forum?id=stFPf3gzq1; EXO Gym (code)"
     example: ClassVar[str] = "sparta:0.005"
     engine: ClassVar[EngineKind] = "shares"
     predictor: ClassVar[PredictorKind] = "rounds"

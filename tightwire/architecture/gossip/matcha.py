@@ -1,6 +1,7 @@
 """MATCHA: a graph cut into matchings, each activated at random, those that connect the graph more often.
 
-Wang et al. 2019, arXiv:1905.09435.
+Wang et al. 2019, arXiv:1905.09435; both problems are those of the authors' code (github.com/JYWa/MATCHA), which mixes
+parameters after a step, W(x − ηg): that is `local:1/gossip:matcha`. Under `bsp` it is `d-psgd`, Wx − ηg.
 """
 
 from __future__ import annotations

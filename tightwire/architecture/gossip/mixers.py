@@ -158,7 +158,9 @@ class D2(Mixer):
 
     Converges where λₙ(W) > −1/3 (assumption 1.3). A ring of an even number of workers has −1/3, a star less: the graph
     hands over (I + W)/2 for these (`Method.eigenvalues_above`). Lifting λₙ only just above the bound diverged on a
-    small network under momentum. The paper has no momentum, and its theorem 1 asks for a rate that falls with 1 − λ₂.
+    small network under momentum. The recursion is that of exact diffusion, too, as in an example of BlueFog
+    (github.com/Bluefog-Lib/bluefog); the rest is from memory of the paper, which has no momentum, and whose theorem 1
+    asks for a rate that falls with 1 − λ₂.
     """
 
     def __init__(
@@ -336,7 +338,8 @@ class NoLoCo(Mixer):
     """δ ← αδ − βΣ WᵢⱼΔⱼ − γ(φᵢ − Σ Wᵢⱼφⱼ); φ ← φ + δ, with slow parameters φ, fast ones θ and Δ = φ − θ.
 
     With DiLoCo's sign of Δ; α and β are the outer step's momentum and rate. γ = 1: where nothing moves, a pair's slow
-    parameters meet. A message holds Δ and φ.
+    parameters meet; the authors' code (github.com/gensyn-ai/noloco, `sparse_optimizer_c`) takes γ = β, with α = 0.5 and
+    β = 0.7. A message holds Δ and φ.
     """
 
     GAMMA: ClassVar[float] = 1.0

@@ -165,6 +165,8 @@ class ECD(GossipStage):
 
     x ← Σ Wᵢⱼx̃ⱼ + x½ − x; z = (1 − t/2)x_t + (t/2)x_{t+1}; x̃ ← (1 − 2/t)x̃ + (2/t)C(z).
 
+    t is 1 in the first round, as in the code of the CHOCO paper (github.com/epfml/ChocoSGD).
+
     z grows with t, and so does a codec's error on it: only codecs with a bounded absolute error serve, and those
     of few bits fail first, as in the CHOCO paper's comparison.
     """
@@ -186,8 +188,8 @@ class ECD(GossipStage):
 class SAPS(GossipStage):
     """Mixes the same random elements on all workers, and leaves the others: x ← x½ + Σ Wᵢⱼ(m ∘ xⱼ½) − m ∘ xᵢ½.
 
-    Nothing is lost, so nothing is remembered. The paper's peer, one per round and along fast links, is the graph
-    `bandwidth`: `bsp/gossip:bandwidth/saps:0.01`.
+    Nothing is lost, so nothing is remembered. From memory of the paper, whose peer, one per round and along fast links,
+    is the graph `bandwidth`: `bsp/gossip:bandwidth/saps:0.01`.
 
     Attributes:
         codec: `randomk:RATIO`, or the ratio alone.

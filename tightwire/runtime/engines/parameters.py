@@ -26,6 +26,7 @@ from tightwire.runtime.engines.memory import (
 from tightwire.runtime.engines.segments import Segment, build_segments
 from tightwire.runtime.engines.states import States
 from tightwire.runtime.membership import Called
+from tightwire.runtime.pace import LengthByLoss
 from tightwire.sync import Rounds
 
 
@@ -53,7 +54,7 @@ class ParameterEngine(BaseEngine):
         self._clock = 0  # steps since all agreed last, at the same count on all ranks
         self._loss, self._losses, self._samples = 0.0, 0, 0.0
         self._is_weighed = False
-        self._first_loss: float | None = None
+        self._pace = LengthByLoss(self._sync)
         self._told = (0.0, 0, 0.0)  # loss, losses and samples of the round begun last
         self._next = 0  # the count of steps at which anything begins or lands
         self._look_ahead()
@@ -132,7 +133,7 @@ class ParameterEngine(BaseEngine):
             "clock": self._clock,
             "spoiled": self._spoiled,
             "heard": [self._loss, self._losses, self._samples],
-            "first_loss": self._first_loss,
+            "pace": self._pace.state_dict(),
             "segments": [segment.state_dict() for segment in self._all_segments()],
             "inside": self._inside.parameters.state_dict() if self._inside else {},
         }
@@ -155,7 +156,7 @@ class ParameterEngine(BaseEngine):
             self._inside.parameters.load_state_dict(state["inside"])
         self._clock, self._spoiled = state["clock"], state["spoiled"]
         self._loss, self._losses, self._samples = state["heard"]
-        self._first_loss = state["first_loss"]
+        self._pace.load_state_dict(state["pace"])
         self._look_ahead()
 
     def position(self) -> Position:
@@ -195,7 +196,7 @@ class ParameterEngine(BaseEngine):
         caught_up = {
             **own,
             "memory": shared_part(own["memory"], theirs["memory"]),
-            "first_loss": theirs["first_loss"],
+            "pace": theirs["pace"],
             "segments": [
                 here if news is None else {**news, "alone": 0}
                 for here, news in zip(own["segments"], missed, strict=True)
@@ -292,14 +293,7 @@ class ParameterEngine(BaseEngine):
         if not self._sync.follows_loss:
             return self._sync.steps_of(segment.number + 2)
         loss, losses, *_ = called.own.tolist()
-        if losses < 0.5:
-            raise AttachError(
-                f"{self._sync} follows the loss, and no worker reported one in this round: call "
-                "run.report_loss(loss) in every step, before optimizer.step()."
-            )
-        mean = loss / losses
-        self._first_loss = mean if self._first_loss is None else self._first_loss
-        return self._sync.steps_after(mean / self._first_loss if self._first_loss > 0 else 1.0)
+        return self._pace.after(loss, losses)
 
     def _start(self, segment: Segment, mine: float, called: Called) -> None:
         segment.number += 1
