@@ -88,6 +88,8 @@ def train(
     scales: bool = False,
     poison: int = -1,
     around: Callable[[str], contextlib.AbstractContextManager[None]] = lambda what: contextlib.nullcontext(),
+    make: Callable[[], nn.Module] = Net,
+    call: Callable[[nn.Module], Callable[[Tensor], Tensor]] = lambda model: model,
 ) -> list[list[Tensor]]:
     """Returns each rank's parameters after training under `plan` on a kind of device, on the host.
 
@@ -102,6 +104,8 @@ def train(
         scales: whether a GradScaler scales the loss.
         poison: the step in which the last rank's loss is infinite; -1 for none.
         around: what the ranks' threads do each `backward` and each `step` in.
+        make: the model, which takes (4, 6).
+        call: returns what is called in place of an attached model.
     """
 
     def work(transport: Transport) -> list[Tensor]:
@@ -112,15 +116,16 @@ def train(
             if kind == KIND:
                 stack.enter_context(TRACED.side(device))  # each rank's own default stream
                 transport = reach(transport)
-            model = Net().to(device, dtype)
+            model = make().to(device, dtype)
             steps_with = optimizer(model.parameters())
             scaler = torch.amp.GradScaler(kind, init_scale=1024.0, enabled=scales)
             with attach(model, steps_with, plan, transport=transport, scaler=scaler if scales else None):
+                forward = call(model)
                 for step in range(steps):
                     drawn = torch.Generator().manual_seed(100 * transport.rank + step)
                     x = torch.randn(4, 6, generator=drawn).to(device, dtype)
                     steps_with.zero_grad()
-                    loss = (model(x) - transport.rank).square().mean()
+                    loss = (forward(x) - transport.rank).square().mean()
                     if step == poison and transport.rank == workers - 1:
                         loss = loss * torch.inf
                     with around("backward"):

@@ -7,11 +7,16 @@ its other half in the group that the peer is at. Nothing is buffered. When no ra
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from tightwire.transport import Transport
+
+AnyHub = TypeVar("AnyHub", bound="Hub")
 
 
 class WouldHangError(RuntimeError):
@@ -25,6 +30,7 @@ class Group:
     sends: dict[int, list[Tensor]] = field(default_factory=dict)
     receives: dict[int, list[Tensor]] = field(default_factory=dict)
     sum: Tensor | None = None
+    met: list[Tensor] = field(default_factory=list)
 
     @property
     def is_done(self) -> bool:
@@ -84,16 +90,23 @@ class Hub:
                             f"rank {rank} sends {source.nbytes} bytes, rank {peer} expects {target.nbytes}"
                         )
                         return
-                    target.copy_(source.view(target.dtype).view(target.shape))
+                    self.deliver(source, target)
+
+    def deliver(self, source: Tensor, target: Tensor) -> None:
+        target.copy_(source.view(target.dtype).view(target.shape))
+
+    def meet_all(self, rank: int, tensor: Tensor) -> list[Tensor]:
+        """Returns what every rank came with, by rank, once all have come to a sum."""
+        group = Group(sum=tensor)
+        self.run(rank, group)
+        return group.met
 
     def _sum(self) -> None:
         groups = [self.at[rank] for rank in sorted(self.at)]
         tensors = [group.sum for group in groups if group.sum is not None]
         if len(tensors) == self.size:
-            total = torch.stack([tensor.clone() for tensor in tensors]).sum(0)
-            for group, tensor in zip(groups, tensors, strict=True):
-                tensor.copy_(total)
-                group.sum = None
+            for group in groups:
+                group.met, group.sum = tensors, None
 
 
 class Complete:
@@ -126,7 +139,8 @@ class FakeCommunicator:
         return Complete()
 
     def all_reduce(self, tensor: Tensor) -> Complete:
-        self.hub.run(self.rank, Group(sum=tensor))
+        parts = self.hub.meet_all(self.rank, tensor.clone())
+        tensor.copy_(torch.stack(parts).sum(0))
         return Complete()
 
     def fault(self) -> str:
@@ -143,8 +157,9 @@ class Hubs:
         self._hubs: dict[str, Hub] = {}
         self._lock = threading.Lock()
 
-    def connect(self, transport: object, name: str, at: torch.device) -> FakeCommunicator:
-        size, rank = transport.size, transport.rank  # type: ignore[attr-defined]
+    def connect(self, transport: Transport, name: str, at: torch.device) -> FakeCommunicator:
+        return FakeCommunicator(self.hub(name, transport.size, Hub), transport.rank)
+
+    def hub(self, name: str, size: int, make: Callable[[int], AnyHub]) -> AnyHub:
         with self._lock:
-            hub = self._hubs.setdefault(name, Hub(size))
-        return FakeCommunicator(hub, rank)
+            return self._hubs.setdefault(name, make(size))  # type: ignore[return-value]

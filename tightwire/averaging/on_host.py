@@ -59,7 +59,7 @@ class OnHostAverager:
         device.copy(self._mean, mean)
         if not self.lossless:
             device.copy(self._work, bucket)
-        device.wait(device.mark(self._at))  # both are written again by the host in the next run
+        # Both are written again by the host in the next run, behind its wait: its copy comes after these.
 
     def keep(self) -> None:
         """As the method does."""

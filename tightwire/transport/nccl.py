@@ -225,7 +225,7 @@ class _Launched:
         self._launched.wait()
 
     def attend(self) -> bool:
-        self._launched.wait()
+        self.wait()
         return True
 
 

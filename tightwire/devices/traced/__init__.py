@@ -25,9 +25,9 @@ from tightwire.devices import DEVICES
 from tightwire.devices.cuda import CAPTURED
 from tightwire.devices.device import Device, DeviceMemory, Mark
 from tightwire.devices.pool import PinnedPool
-from tightwire.devices.traced.backend import KIND, Backend
+from tightwire.devices.traced.backend import KIND, Backend, place
 from tightwire.devices.traced.clocks import AccessRace, Clock
-from tightwire.devices.traced.streams import StreamEvent, Streams
+from tightwire.devices.traced.streams import Span, StreamEvent, Streams
 from tightwire.errors import AttachError
 
 __all__ = ["KIND", "AccessRace", "TracedDevice", "install"]
@@ -46,7 +46,7 @@ class TracedDevice(Device):
     """The emulated device; `omit` leaves out one wait, to see that it is missed.
 
     Attributes:
-        omitted: the sites whose waits are left out: `follow` or `wait`, and the line that calls it.
+        omitted: the sites whose waits are left out: `follow` or `wait`, and the line of ours that asks for it.
         sites: all that were met.
         captures: whether a graph is being captured, as a test says.
     """
@@ -87,7 +87,7 @@ class TracedDevice(Device):
     def follow(self, mark: Mark) -> None:
         """Has this thread's streams begin after the mark."""
         assert isinstance(mark, TracedMark)
-        if self._omits("follow"):
+        if self.omits("follow"):
             return
         self.scheduler.learn(mark.known)
         if mark.event is not None:
@@ -96,7 +96,7 @@ class TracedDevice(Device):
     def wait(self, mark: Mark) -> None:
         """Does what the mark marks."""
         assert isinstance(mark, TracedMark)
-        if self._omits("wait"):
+        if self.omits("wait"):
             return
         self.scheduler.learn(mark.known)
         if mark.event is not None:
@@ -182,12 +182,17 @@ class TracedDevice(Device):
         """Notes that this thread writes pinned memory, as a transport does that receives into it."""
         self.scheduler.touch_on_host([], self._backend.spans(tensor), "received by the host")
 
-    def _omits(self, kind: str) -> bool:
-        frame = inspect.currentframe()
-        while frame is not None and "/tightwire/devices/" in frame.f_code.co_filename:
-            frame = frame.f_back
-        name = frame.f_code.co_qualname if frame is not None else "nobody"
-        site = f"{kind} in {name}"
+    def on_host(self, tensor: Tensor) -> Tensor:
+        """Returns the same memory as a CPU tensor, for who moves it as the device would."""
+        return self._backend.on_host(tensor)
+
+    def spans(self, tensor: Tensor) -> list[Span]:
+        """Returns the bytes that a tensor covers; none of ordinary host memory."""
+        return self._backend.spans(tensor)
+
+    def omits(self, kind: str) -> bool:
+        """Notes a wait at the innermost line of ours that asks for it; returns whether it is to be left out."""
+        site = f"{kind} at {place()}"
         self.sites.add(site)
         return site in self.omitted
 

@@ -73,6 +73,9 @@ class Backend:
         from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
         _setup_privateuseone_for_python_backend(KIND)
+        # Torch's stand-in for a device's module lacks what autocast asks of one.
+        module: Any = torch.get_device_module(KIND)
+        module.get_amp_supported_dtype = lambda: [torch.float16, torch.bfloat16]
         self._library = torch.library.Library("_", "IMPL")
         self._library.fallback(self._dispatch, "PrivateUse1")
 
@@ -125,7 +128,7 @@ class Backend:
             with torch.no_grad():
                 call()
 
-        self.scheduler.ask(stream, task, read, written, f"{what} at {_place()}")
+        self.scheduler.ask(stream, task, read, written, f"{what} at {place()}")
 
     def wait_for_stream(self, tensors: Sequence[Tensor]) -> None:
         """Has the host wait for all that was asked of the current stream, as whatever returns a value must."""
@@ -207,7 +210,7 @@ class Backend:
     def _run_now(self, op: Any, name: str, flat: list[Any], spec: Any, tensors: list[Tensor]) -> Any:
         self.wait_for_stream(tensors)
         self.scheduler.touch_on_host(
-            [span for t in tensors for span in self.spans(t)], [], f"{name} at {_place()}"
+            [span for t in tensors for span in self.spans(t)], [], f"{name} at {place()}"
         )
         args, kwargs = tree_unflatten([self._lower(x) for x in flat], spec)
         found, found_spec = tree_flatten(op(*args, **kwargs))
@@ -304,7 +307,7 @@ def _shapes(flat: list[Any]) -> list[Any]:
     ]
 
 
-def _place() -> str:
+def place() -> str:
     """Returns the innermost line of ours, outside this package, that is being run."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
