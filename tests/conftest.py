@@ -1,6 +1,7 @@
 """Settings for all tests: nothing is judged by the clock, and runs are repeatable."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from hypothesis import settings
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, whichever test does that first
+_cache = tempfile.TemporaryDirectory(prefix="tightwire-tests-")  # the user's own is neither read nor written
+os.environ["XDG_CACHE_HOME"] = _cache.name
 settings.register_profile("tightwire", deadline=None, derandomize=True)
 settings.load_profile("tightwire")
 torch.set_num_threads(1)  # tests run side by side, and worker threads share the cores

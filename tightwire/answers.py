@@ -11,6 +11,7 @@ family imports a later one and nothing is probed for.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -72,6 +73,11 @@ class Member:
         return None
 
     def __str__(self) -> str:
+        return self._text
+
+    @functools.cached_property
+    def _text(self) -> str:
+        """The text form; searches print the same few members thousands of times."""
         return self.name + _print_arguments(self)
 
 

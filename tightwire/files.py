@@ -369,6 +369,11 @@ def told(error: Exception) -> str:
     return shortened(repr(error))
 
 
+def cache_folder() -> pathlib.Path:
+    """Returns where what can be found anew is kept for this user, as the XDG base directories say."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "tightwire"
+
+
 def own_version() -> str:
     """Returns the version that is installed, or that of a tree that was copied and never installed."""
     from importlib.metadata import PackageNotFoundError, version

@@ -57,6 +57,16 @@ class Plan:
         """
         return cls(**_parse_answers(text))
 
+    @classmethod
+    def legal(cls, text: str) -> Plan | None:
+        """Reads the text form; None where its members do not go together, and nothing is looked for in their place.
+
+        Raises:
+            PlanError: a part that cannot be read, or a name nobody has.
+        """
+        plan = _unchecked(text)
+        return None if _refusal(plan) else plan
+
     @property
     def sender(self) -> Sender:
         """What makes the messages: the codec, or the method with an exchange of its own."""
@@ -140,14 +150,19 @@ def _refusal(plan: Plan) -> Refusal | None:
     return next(filter(None, (member.refusal(plan) for member in plan.members())), None)
 
 
+def _unchecked(text: str) -> Plan:
+    plan = object.__new__(Plan)
+    plan.__dict__.update(_parse_answers(text))
+    return plan
+
+
 def _nearest_legal(refusal: Refusal, seen: set[str]) -> Iterator[str]:
     """Follows what a member proposes, blind to the other members' objections, to plans that are legal."""
     for text in refusal.nearest:
         if text in seen:
             continue
         seen.add(text)
-        proposed = object.__new__(Plan)  # unchecked
-        proposed.__dict__.update(_parse_answers(text))
+        proposed = _unchecked(text)
         if further := _refusal(proposed):
             yield from _nearest_legal(further, seen)
         else:

@@ -52,4 +52,9 @@ def recommend(
     ranking = dataclasses.replace(
         rank(profile, shared, allow, by or usual(allow)), samples_per_epoch=samples_per_epoch
     )
+    return explained(ranking)
+
+
+def explained(ranking: Ranking) -> Ranking:
+    """Returns a ranking with the reasons of its choice."""
     return dataclasses.replace(ranking, why=tuple(explain(ranking)), details=tuple(detail(ranking)))

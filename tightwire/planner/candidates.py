@@ -94,7 +94,7 @@ def neighbours(
 def legal(text: str) -> Plan | None:
     """Returns the plan of a text, or None where its members do not go together."""
     try:
-        return Plan.parse(text)
+        return Plan.legal(text)
     except PlanError:
         return None
 

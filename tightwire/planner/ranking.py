@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,9 +17,9 @@ from tightwire.planner.confidence import chance, tempered
 from tightwire.planner.deviation import deviation
 from tightwire.planner.money import require_prices, toll_s
 from tightwire.planner.quality import extra_steps
-from tightwire.planner.search import SAME_CLASS, Search
+from tightwire.planner.search import SAME_CLASS, Search, competes
 from tightwire.profile import Profile
-from tightwire.simulate import Prediction
+from tightwire.simulate import Prediction, predict
 
 By = Literal["step", "loss", "cost"]
 # Below this, a predicted gain is no reason to leave stock PyTorch.
@@ -128,12 +128,7 @@ def rank(profile: Profile, cluster: Cluster, allow: Allowance, by: By = "step") 
     Raises:
         PlanError: an unknown allowance, a model that does not fit the memory of the devices, or no price to go by.
     """
-    search = Search(profile, cluster, allow)
-    if by == "loss":
-        search.times = functools.partial(more_steps, noise=profile.gradient_noise)
-    elif by == "cost":
-        require_prices(cluster)
-        search.toll_s = functools.partial(toll_s, cluster=cluster)
+    search = _search(profile, cluster, allow, by)
     rows = search.run()
     stock = next(row for row in rows if departures(row.plan) == 0)
     return Ranking(
@@ -146,6 +141,44 @@ def rank(profile: Profile, cluster: Cluster, allow: Allowance, by: By = "step") 
         stock=stock,
         considered=search.considered,
         pruned=search.pruned,
+    )
+
+
+def _search(profile: Profile, cluster: Cluster, allow: Allowance, by: By) -> Search:
+    search = Search(profile, cluster, allow)
+    if by == "loss":
+        search.times = functools.partial(more_steps, noise=profile.gradient_noise)
+    elif by == "cost":
+        require_prices(cluster)
+        search.toll_s = functools.partial(toll_s, cluster=cluster)
+    return search
+
+
+def rank_again(ranking: Ranking, profile: Profile, more: Iterable[Plan] = (), most: int = 100) -> Ranking:
+    """Predicts the best plans of a ranking anew, from a profile that knows more; without a search, and reasons.
+
+    Args:
+        ranking: whose plans.
+        profile: of the same model.
+        more: plans to be predicted beside them.
+        most: of the ranking's plans are looked at.
+    """
+    cluster, stock = ranking.cluster, predict(ranking.stock.plan, profile, ranking.cluster)
+    plans = dict.fromkeys([*(row.plan for row in ranking.rows[:most]), *more])
+    found = [
+        predict(plan, profile, cluster)
+        for plan in plans
+        if plan != stock.plan and competes(plan, profile, cluster)
+    ]
+    rows = sorted([stock, *found], key=_search(profile, cluster, ranking.allow, ranking.by).worth)
+    return dataclasses.replace(
+        ranking,
+        profile=profile,
+        rows=tuple(rows),
+        stock=stock,
+        chosen=choose_by(ranking.by, rows, stock, profile, cluster),
+        why=(),
+        details=(),
     )
 
 

@@ -77,21 +77,22 @@ class Search:
                 for plan in centres
                 for other in neighbours(plan, size, self.allow, levelled=levelled, adding=adding)
             )
-        return sorted(self.rows, key=self._worth)
+        return sorted(self.rows, key=self.worth)
 
-    def _worth(self, row: Prediction) -> float:
+    def worth(self, row: Prediction) -> float:
+        """Returns what plans are compared by; the less, the better."""
         return self.times(row.plan) * row.step_s + self.toll_s(row)
 
     def _best(self) -> list[Plan]:
         """Returns the fastest plans, and of those about as fast the one that changes training least."""
-        fastest = sorted((row for row in self.rows if keeps_optimizer(row.plan)), key=self._worth)
-        equals = [row for row in fastest if self._worth(row) <= self._worth(fastest[0]) * (1 + SAME_CLASS)]
+        fastest = sorted((row for row in self.rows if keeps_optimizer(row.plan)), key=self.worth)
+        equals = [row for row in fastest if self.worth(row) <= self.worth(fastest[0]) * (1 + SAME_CLASS)]
         mildest = min(equals, key=lambda row: (deviation(row.plan), row.step_s))
         return list(dict.fromkeys([mildest.plan, *(row.plan for row in fastest[:WIDTH])]))
 
     def _predict(self, plans: Iterable[Plan]) -> None:
         """Predicts those of some plans that may be worth it, those with the lowest bounds first."""
-        best_s = min(self._worth(row) for row in self.rows if keeps_optimizer(row.plan))
+        best_s = min(self.worth(row) for row in self.rows if keeps_optimizer(row.plan))
         for bound_s, plan in sorted(self._bounded(plans), key=lambda pair: pair[0]):
             if bound_s > best_s * (1 + SAME_CLASS):
                 self.pruned += 1
@@ -105,7 +106,7 @@ class Search:
                 continue
             self.rows.append(found)
             if keeps_optimizer(plan):
-                best_s = min(best_s, self._worth(found))
+                best_s = min(best_s, self.worth(found))
 
     def _bounded(self, plans: Iterable[Plan]) -> Iterable[tuple[float, Plan]]:
         for plan in plans:

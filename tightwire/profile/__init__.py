@@ -9,15 +9,23 @@ from tightwire.profile.values import CodecCost, ParameterProfile, Profile
 
 if TYPE_CHECKING:
     from tightwire.profile.codecs import measure_codecs, measure_pass
+    from tightwire.profile.known import known_costs
     from tightwire.profile.model import Profiler, measure
 
-_HOMES = {"Profiler": "model", "measure": "model", "measure_codecs": "codecs", "measure_pass": "codecs"}
+_HOMES = {
+    "Profiler": "model",
+    "measure": "model",
+    "known_costs": "known",
+    "measure_codecs": "codecs",
+    "measure_pass": "codecs",
+}
 
 __all__ = [
     "CodecCost",
     "ParameterProfile",
     "Profile",
     "Profiler",
+    "known_costs",
     "measure",
     "measure_codecs",
     "measure_pass",

@@ -18,32 +18,36 @@ from dataclasses import dataclass
 from torch import nn
 
 from tightwire.cluster import Cluster
+from tightwire.compression import Codec
 from tightwire.errors import AttachError
 from tightwire.plan import Plan, PlanFile
 from tightwire.planner import STOCK, Allowance, Ranking, deviation, recommend
+from tightwire.planner.advice import explained
 from tightwire.planner.candidates import begins_as_it_goes_on, is_allowed, keeps_optimizer, legal
-from tightwire.planner.ranking import By, careful_s, rank, usual
-from tightwire.profile import Profile, Profiler, measure_codecs, measure_pass
+from tightwire.planner.quality import extra_steps
+from tightwire.planner.ranking import By, careful_s, rank, rank_again, usual
+from tightwire.profile import Profile, Profiler, known_costs
 from tightwire.runtime.habits import Habits, obstacles
 from tightwire.runtime.lookout import Lookout, LossLevel
 from tightwire.runtime.noise import NoiseWatch, gradient_noise
-from tightwire.runtime.race import Contender, Heats, Race, plan_heats
+from tightwire.runtime.race import PRIOR_SPREAD, Contender, Heats, Race, plan_heats
 from tightwire.runtime.racing import Racing
 from tightwire.runtime.step import Optimizers
 from tightwire.runtime.trainee import Trainee
 from tightwire.runtime.wire import Change, WireWatch
 from tightwire.simulate import Prediction, predict
+from tightwire.sync import Rounds
 
 # Nothing travels during backward under this plan, so compute is seen undisturbed.
 WATCHED = "bsp/allreduce/none/sequential"
 WARM_UP_STEPS = 2
-PROFILE_STEPS = 4
+PROFILE_STEPS = 3
 BASELINE_STEPS = 4
 PROBE_BUDGET_S = 1.5
 # Where a dense exchange takes longer than this, the first steps send less, if the allowance lets them.
 CHEAP_S = 0.05
 # Dense exchanges longer than this are sent as int8 and no longer as bf16, and longer than the next by powersgd.
-MODERATE_S, LONG_S = 0.4, 2.0
+MODERATE_S, LONG_S = 0.4, 1.0
 # Where it takes longer than this, plain all-reduce is not measured beside.
 BASELINE_S = 0.3
 # A change of plan that gains less is not worth its meeting.
@@ -52,9 +56,7 @@ WORTH = 0.95
 MOST_CONSIDERED = 20
 # Codecs that are timed: those of so many of the plans that look best without, on so many elements.
 MOST_TIMED, TIMED_NUMEL = 10, 2**18
-# Of one policy, and of one codec, so many plans contend.
-MOST_OF_A_KIND = 2
-# What has a place in a race whatever the planner thinks of it: experience is wider than one table of a few studies.
+# What is predicted whatever the search finds, and may contend: experience is wider than one table of a few studies.
 SEEDED = tuple(
     f"{sync}/allreduce/{compression}/{schedule}"
     for sync, compression in (
@@ -161,7 +163,8 @@ class Pilot:
     def begin(self) -> None:
         """Starts to watch."""
         self._profiler.__enter__()
-        if self._search.by == "loss" and Plan.parse(self.watched).sync.is_bulk:
+        # A mean of low rank is shorter than what gradients have in common, and would pass for noise.
+        if self._search.by == "loss" and isinstance(Plan.parse(self.watched).sender, Codec):
             self._noise.begin()
 
     def close(self) -> None:
@@ -225,21 +228,22 @@ class Pilot:
         return dataclasses.replace(profile, optimizer_s=max(0.0, profile.optimizer_s - exposed_s))
 
     def _rank(self) -> Ranking:
-        """Ranks all plans; codecs of those that look best are timed for it, for timing compiles them."""
+        """Ranks all plans; of those that look best, codecs are timed, and steps predicted anew."""
         assert self._profile is not None
-        first = rank(self._profile, self._cluster, self._search.allow, self._search.by)
+        allow = self._search.allow
+        first = rank(self._profile, self._cluster, allow, self._search.by)
+        seeded = [plan for plan in map(legal, SEEDED) if plan is not None and is_allowed(plan, allow)]
         compressions = dict.fromkeys(
-            row.plan.compression_text
-            for row in (*first.rows, *_seeded(first))
-            if keeps_optimizer(row.plan) and begins_as_it_goes_on(row.plan)
+            plan.compression_text
+            for plan in (*seeded, *(row.plan for row in first.rows))
+            if keeps_optimizer(plan) and begins_as_it_goes_on(plan)
         )
-        if likely := [text for text in compressions if text != "none"][:MOST_TIMED]:
-            self._profile = dataclasses.replace(
-                self._profile,
-                codecs=measure_codecs(["none", *likely], numel=TIMED_NUMEL),
-                pass_s_per_element=measure_pass(numel=TIMED_NUMEL),
-            )
-        return recommend(self._profile, self._cluster, allow=self._search.allow, by=self._search.by)
+        likely = [text for text in compressions if text != "none"][:MOST_TIMED]
+        if likely:
+            costs, pass_s = known_costs(["none", *likely], numel=TIMED_NUMEL)
+            self._profile = dataclasses.replace(self._profile, codecs=costs, pass_s_per_element=pass_s)
+        again = rank_again(first, self._profile, seeded)
+        return again if self._search.race is not None else explained(again)
 
     def _choose(self, run: Trainee) -> None:
         """Has rank 0 choose, or name the contenders of a race, and all go on with that."""
@@ -385,7 +389,7 @@ def dense_exchange_s(num_bytes: int, cluster: Cluster) -> float:
 def watched_plan(allow: Allowance, dense_s: float) -> str:
     """Returns the plan of the first steps: mild, and cheap on a wire on which a dense exchange takes so long.
 
-    >>> watched_plan("lossless", 2.0), watched_plan("lossy", 0.2), watched_plan("stale", 2.0)
+    >>> watched_plan("lossless", 2.0), watched_plan("lossy", 0.2), watched_plan("stale", 0.8)
     ('bsp/allreduce/none/sequential', 'bsp/allreduce/bf16/sequential', 'bsp/allreduce/int8+ef/sequential')
     """
     if allow == "lossless" or dense_s <= CHEAP_S:
@@ -406,66 +410,64 @@ def announced(heats: Heats, cost: str) -> str:
 
 
 def contenders(ranking: Ranking, in_the_way: Sequence[str]) -> Iterator[Contender]:
-    """Yields plans that are worth a trial, few of a kind: the best bulk-synchronous, other and seeded ones first.
+    """Yields plans that are worth a trial: of every kind the best one first, by turns bulk-synchronous and others.
+
+    Five neighbours of one kind would tell no more than one of them, and be wrong together.
 
     Args:
-        ranking: of all plans.
+        ranking: of all plans, those among them that have a place in any race.
         in_the_way: why no schedule may be used under which the next forward begins early; nothing where it may.
     """
-
-    def able(rows: Iterable[Prediction]) -> list[Prediction]:
-        return [
+    careful = functools.partial(careful_s, noise=ranking.profile.gradient_noise)
+    rows = sorted(
+        (
             row
-            for row in rows
+            for row in ranking.rows
             if keeps_optimizer(row.plan)
             and begins_as_it_goes_on(row.plan)
             and not (in_the_way and row.plan.schedule.overlaps_forward)
-        ]
-
-    rows = able(ranking.rows)
-    careful = functools.partial(careful_s, noise=ranking.profile.gradient_noise)
+        ),
+        key=careful,
+    )
     if ranking.allow == "lossless":  # what is learned is the same, and steps differ little between kinds
-        found = sorted(rows, key=careful)
+        found = rows
     else:
-        kinds = [
-            _few_of_a_kind((row for row in rows if row.plan.sync.is_bulk is bulk), careful)
-            for bulk in (True, False)
+        worth_it = [row for row in rows if careful(row) <= MOST_BEHIND * careful(rows[0])]
+        bests = [
+            _best_of_kinds(row for row in worth_it if row.plan.sync.is_bulk is bulk) for bulk in (True, False)
         ]
-        kinds.sort(key=lambda found: careful(found[0]) if found else math.inf)
-        best_s = careful(kinds[0][0]) if kinds[0] else math.inf
-        seeded = (row for row in able(_seeded(ranking)) if careful(row) <= MOST_BEHIND * best_s)
-        kinds.append(_few_of_a_kind(seeded, careful))
-        mixed = [row for turn in itertools.zip_longest(*kinds) for row in turn if row is not None]
-        found = list({str(row.plan): row for row in reversed(mixed)}.values())[::-1]
+        bests.sort(key=lambda found: careful(found[0]) if found else math.inf)
+        mixed = [row for turn in itertools.zip_longest(*bests) for row in turn if row is not None]
+        firsts = {row.plan for row in mixed}
+        found = [*mixed, *_best_of_kinds(row for row in worth_it if row.plan not in firsts)]
     for row in found:
+        extra = extra_steps(row.plan, ranking.profile.gradient_noise)
         yield Contender(
             plan=str(row.plan),
             predicted_step_s=row.step_s,
             expected=careful(row) / row.step_s,
+            spread=max(PRIOR_SPREAD, extra.spread),
             steps_per_round=row.plan.sync.steps_per_round,
             deviation=deviation(row.plan),
         )
 
 
-def _seeded(ranking: Ranking) -> list[Prediction]:
-    """Returns predictions of the plans that have a place in any race that allows them."""
-    plans = [plan for plan in map(legal, SEEDED) if plan is not None and is_allowed(plan, ranking.allow)]
-    return [predict(plan, ranking.profile, ranking.cluster) for plan in plans]
+def _best_of_kinds(rows: Iterable[Prediction]) -> list[Prediction]:
+    """Returns the best of every kind; the rows come in their order."""
+    found: dict[str, Prediction] = {}
+    for row in rows:
+        found.setdefault(_kind(row.plan), row)
+    return list(found.values())
 
 
-def _few_of_a_kind(rows: Iterable[Prediction], careful: Callable[[Prediction], float]) -> list[Prediction]:
-    """Returns the best expected of some plans: of one policy, and of one codec, a few; none that is far behind."""
-    seen: list[str] = []
-    found: list[Prediction] = []
-    for row in sorted(rows, key=careful):
-        kinds = [row.plan.sync.name, row.plan.sender.name]
-        pair = "/".join(kinds)
-        if careful(row) > MOST_BEHIND * careful(found[0] if found else row):
-            break
-        if pair not in seen and all(seen.count(kind) < MOST_OF_A_KIND for kind in kinds if kind != "bsp"):
-            seen += [pair, *kinds]
-            found.append(row)
-    return found
+def _kind(plan: Plan) -> str:
+    """Returns what contenders are told apart by: the codec under bsp, else the policy, methods of rounds being two."""
+    final, _ = plan.sync.stretches()[-1]
+    if final.name == "bsp":
+        return plan.sender.name
+    if isinstance(final, Rounds):
+        return "rounds that an outer step closes" if final.has_outer_step else "rounds"
+    return final.name
 
 
 def _choice(ranking: Ranking, in_the_way: Sequence[str]) -> Choice:

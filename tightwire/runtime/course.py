@@ -119,12 +119,12 @@ class Course:
         """
         self.asked, self._phases = Phases((plan,)), spelled_out(Phases((plan,)))
         plan = self._phases.at(self.step + 1)
+        are_equal = snapshot.is_equal
         if not self.is_alone:
-            self.meet(News(why="turn", plan=str(plan)))
+            told = self.meet(News(why="turn", plan=str(plan), goes_back=True))
+            are_equal = are_equal and not told.of("finish")
         snapshot.restore()
-        self.build(plan)
-        if self.engine.keeps_replicas_equal:  # the snapshot may be of a plan that does not
-            self._make_states_equal()
+        self.build(plan, were_equal=are_equal)
         if remembering and snapshot.engine is not None:
             self.engine.load_state_dict(snapshot.engine)
 
@@ -164,7 +164,7 @@ class Course:
         self._trains = False
         while not (told := self.meet(News(why="finish"))).are_finished:
             if turn := told.first("turn"):
-                self._go_on(Plan.parse(turn.plan), keep=False)
+                self.build(Plan.parse(turn.plan), were_equal=False if turn.goes_back else None)
             elif told.of("rebuild"):
                 self._rebuild(told)
         self._trains = True
@@ -244,17 +244,23 @@ class Course:
         elif leaving:
             self.context.membership.guard(lambda: self._go_on_without(leaving))
 
-    def build(self, plan: Plan) -> dict[str, Any]:
-        """Replaces the engine, in which nothing is under way; returns what it remembered. Every member."""
+    def build(self, plan: Plan, *, were_equal: bool | None = None) -> dict[str, Any]:
+        """Replaces the engine, in which nothing is under way; returns what it remembered. Every member.
+
+        Args:
+            plan: of the next one.
+            were_equal: whether what optimizers remember is equal on all members; None: where the engine kept it so.
+        """
         self.plan = plan
         for member in self.context.optimizers.members:
             configure_variance(member, plan, lambda: self.engine.last_round)
-        state, were_equal = self.engine.state_dict(), self.engine.keeps_replicas_equal
+        state = self.engine.state_dict()
+        is_equal = self.engine.keeps_replicas_equal if were_equal is None else were_equal
         self.engine.close()
         self.record.begin_plan(self.engine)
         self.engine = LoneEngine()
         if not self.is_alone:
-            self.context.membership.guard(lambda: self._begin_plan(plan, were_equal))
+            self.context.membership.guard(lambda: self._begin_plan(plan, is_equal))
         return state
 
     def _begin_plan(self, plan: Plan, were_equal: bool) -> None:

@@ -24,6 +24,7 @@ class News:
         step: steps that it has made.
         waited_s: how long it only waited for others, so far.
         plan: that it goes on with (turn).
+        goes_back: whether it does so from an earlier state, which those that are finished do not have (turn).
         measured: what it measured (rebuild), in the form of `Observed.state`.
         answer: to the question that all ask.
     """
@@ -32,6 +33,7 @@ class News:
     step: int = 0
     waited_s: float = 0.0
     plan: str = ""
+    goes_back: bool = False
     measured: list[Any] | None = None
     answer: str = ""
 

@@ -6,7 +6,7 @@ Talwalkar 2016, arXiv:1502.07943, with the leader's progress kept).
 
 A contender is judged by loss per second: the slope of its losses over the time of its steps, through the loss that all
 began with. A short trial tells little, so what was measured is weighed, by its own standard error, against what the
-planner expected.
+planner expected. Who is clearly behind by then is out at once; of those that cannot be told apart, the mildest leads.
 """
 
 from __future__ import annotations
@@ -21,9 +21,14 @@ from tightwire.units import parse_seconds
 
 # A trial of fewer steps tells nothing.
 LEAST_STEPS = 4
-# How far a contender's loss per second may be from what the planner expects, as a share: its weight against trials.
-PRIOR_SPREAD = 0.5
+# How far a contender's loss per second may be from what the planner expects, as a share, at least: the planner's table
+# is of another task, and what it says of its own spread is of that one.
+PRIOR_SPREAD = 0.3
 MOST_HEATS = 3
+# How probable it must be that the leader is better, for another contender to be out before its time.
+CLEAR = 0.9
+# Contenders are told apart if the leader is better with this probability, or by this share of its loss per second.
+SURE, TIE = 0.75, 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +105,11 @@ class Contender:
     Attributes:
         plan: its text.
         predicted_step_s: what a step was expected to take.
-        expected: how many times as many steps as exact means it was expected to need for a loss.
+        expected: how many times as many steps as exact means it was expected to need for a loss; the order of mildness
+            among those that cannot be told apart.
+        spread: standard deviation of what is expected, as a share.
         steps_per_round: steps until workers agree: a trial ends with a round.
-        deviation: how much it changes training; the order of mildness.
+        deviation: how much it changes training by its answers alone.
         step_s: what a step took in its last trial; None before any.
         loss: the mean of the last losses of its last trial, or the judge's at its end.
         loss_per_s: by which the loss fell per second in its last trial.
@@ -116,6 +123,7 @@ class Contender:
     plan: str
     predicted_step_s: float
     expected: float = 1.0
+    spread: float = PRIOR_SPREAD
     steps_per_round: int = 1
     deviation: float = 1.0
     step_s: float | None = None
@@ -186,14 +194,26 @@ def plan_heats(contenders: Sequence[Contender], cost_s: float, most: int = 6) ->
     ((4, 2), (1,))
     """
     for size in range(min(most, len(contenders)), 1, -1):
-        fields = [size]
-        while fields[-1] > 2 and len(fields) < MOST_HEATS:
-            fields.append(math.ceil(fields[-1] / 2))
-        shares = [cost_s / len(fields) / (n - 1) for n in fields]
-        able = [c.plan for c in contenders if c.least_steps * c.known_step_s <= shares[0]]
-        if len(able) >= size:
-            return Heats(entered=tuple(able[:size]), trial_s=tuple(shares), fields=tuple(fields))
+        for fields in _shapes(size):
+            shares = [cost_s / len(fields) / (n - 1) for n in fields]
+            able = [c.plan for c in contenders if c.least_steps * c.known_step_s <= shares[0]]
+            if len(able) >= size:
+                return Heats(entered=tuple(able[:size]), trial_s=tuple(shares), fields=fields)
     return Heats(entered=tuple(c.plan for c in contenders[:1]), trial_s=(0.0,), fields=(1,))
+
+
+def _shapes(size: int) -> list[tuple[int, ...]]:
+    """Returns the sizes of the heats' fields; two run twice, if there is time, so that a clear loser runs half as long.
+
+    >>> _shapes(6), _shapes(2)
+    ([(6, 3, 2)], [(2, 2), (2,)])
+    """
+    if size == 2:
+        return [(2, 2), (2,)]
+    fields = [size]
+    while fields[-1] > 2 and len(fields) < MOST_HEATS:
+        fields.append(math.ceil(fields[-1] / 2))
+    return [tuple(fields)]
 
 
 def judged(contender: Contender, losses: Sequence[float], step_s: float, start: float) -> Contender:
@@ -220,23 +240,78 @@ def judged(contender: Contender, losses: Sequence[float], step_s: float, start: 
     return replace(contender, step_s=step_s, loss=statistics.fmean(last), loss_per_s=slope, error=error)
 
 
+@dataclass(frozen=True)
+class Belief:
+    """What loss per second to expect of a contender: mean and standard deviation."""
+
+    mean: float
+    spread: float
+
+    def over(self, other: Belief) -> float:
+        """Returns the probability that this one is better.
+
+        >>> Belief(2.0, 0.1).over(Belief(1.0, 0.1)) > 0.99, Belief(1.0, 0.1).over(Belief(1.0, 0.1))
+        (True, 0.5)
+        """
+        if not (math.isfinite(self.mean) and math.isfinite(other.mean)):
+            return float(math.isfinite(self.mean))
+        spread = math.hypot(self.spread, other.spread)
+        if spread == 0.0:
+            return 0.5 if self.mean == other.mean else float(self.mean > other.mean)
+        return statistics.NormalDist().cdf((self.mean - other.mean) / spread)
+
+
 def order(contenders: Sequence[Contender]) -> list[Contender]:
     """Returns the contenders of a heat, the best first: by what was measured, weighed against what was expected.
 
-    The planner says who is how many times as good, the heat as a whole how good that is.
+    The planner says who is how many times as good, the heat as a whole how good that is. Of those that are about as
+    good as the best one, and not surely worse, the mildest leads.
     """
-    ran = [c for c in contenders if c.loss_per_s is not None and math.isfinite(c.loss_per_s)]
-    scale = max(0.0, sum(c.loss_per_s or 0.0 for c in ran) / sum(c.prior for c in ran)) if ran else 0.0
-    return sorted(contenders, key=lambda c: -_believed(c, scale))
+    found = beliefs(contenders)
+    ranked = sorted(contenders, key=lambda c: -found[c.plan].mean)
+    if not ranked or not math.isfinite(found[ranked[0].plan].mean):
+        return ranked
+    best = found[ranked[0].plan]
+    equals = [
+        c
+        for c in ranked
+        if found[c.plan].mean >= best.mean - TIE * abs(best.mean) and best.over(found[c.plan]) < SURE
+    ]
+    leader = min(equals, key=lambda c: c.expected)
+    return [leader, *(c for c in ranked if c is not leader)]
 
 
-def _believed(contender: Contender, scale: float) -> float:
-    """Returns the loss per second to expect: the mean of measured and expected, weighed by their precisions."""
+def clearly_behind(contenders: Sequence[Contender]) -> set[str]:
+    """Returns the plans of those that the leader is better than, as good as surely."""
+    found = beliefs(contenders)
+    leader, *others = order(contenders)
+    return {c.plan for c in others if found[leader.plan].over(found[c.plan]) >= CLEAR}
+
+
+def beliefs(contenders: Sequence[Contender]) -> dict[str, Belief]:
+    """Returns what to expect of each contender of a heat, by plan."""
+    ran = [
+        (c, c.loss_per_s)
+        for c in contenders
+        if c.loss_per_s is not None and math.isfinite(c.loss_per_s) and math.isfinite(c.error)
+    ]
+    exact = [(c, y) for c, y in ran if c.error == 0.0]
+    # How much loss one step with exact means is worth: least squares over the heat, at least what noise may hide.
+    weights = [(c.prior, y, 1.0 if exact else c.error**-2) for c, y in (exact or ran)]
+    square = sum(w * p * p for p, _, w in weights)
+    scale = sum(w * p * y for p, y, w in weights) / square if square else 0.0
+    if not exact:
+        scale = max(scale, square**-0.5 if square else 0.0)
+    return {c.plan: _believed(c, max(0.0, scale)) for c in contenders}
+
+
+def _believed(contender: Contender, scale: float) -> Belief:
+    """Returns the mean of measured and expected, weighed by their precisions."""
     measured, expected = contender.loss_per_s, scale * contender.prior
     if measured is None or not math.isfinite(measured):
-        return -math.inf
-    spread = PRIOR_SPREAD * expected
+        return Belief(-math.inf, 0.0)
+    spread = max(PRIOR_SPREAD, contender.spread) * expected
     if spread <= 0 or contender.error <= 0:
-        return measured
-    trust, doubt = 1 / contender.error**2, 1 / spread**2
-    return (trust * measured + doubt * expected) / (trust + doubt)
+        return Belief(measured, contender.error if math.isfinite(contender.error) else 0.0)
+    trust, doubt = contender.error**-2, spread**-2
+    return Belief((trust * measured + doubt * expected) / (trust + doubt), (trust + doubt) ** -0.5)

@@ -7,14 +7,14 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from tightwire.errors import AttachError, PlanError
 from tightwire.plan import Plan
-from tightwire.runtime.race import Contender, Heats, Race, judged, order
+from tightwire.runtime.race import Contender, Heats, Race, clearly_behind, judged, order
 from tightwire.runtime.report import typical_step_s
 from tightwire.runtime.snapshot import Snapshot
 from tightwire.runtime.trainee import Trainee
@@ -72,7 +72,8 @@ class Racing:
         self._base_judged: float | None = None
         self._lead: Snapshot | None = None
         self._lead_of = ""
-        self._planned = 0
+        self._live = ""  # the leader, while the run is just where its trial ended
+        self._planned = self._whole = 0
         self._losses: list[float] = []
         self._steps_s: list[float] = []
         self._began_s = self._last_s = 0.0
@@ -94,8 +95,20 @@ class Racing:
         self._last_s = now_s
         if loss is not None:
             self._losses.append(loss)
-        if len(self._steps_s) == self._planned:
-            self._end_trial(run)
+        if len(self._steps_s) < self._planned:
+            return
+        if self._planned < self._whole and not self._is_hopeless(run):
+            self._planned = self._whole
+            self._last_s = time.perf_counter()
+            return
+        self._end_trial(run)
+
+    def _is_hopeless(self, run: Trainee) -> bool:
+        """Whether what a trial has shown so far is clearly behind the leader of its heat. Every rank; blocks."""
+        contender = self.contenders[self._running]
+        trial = _together(self._hear(run, None), contender, self._planned)
+        seen = self._judged_by(self._trials | {self._running: trial})
+        return self._running in clearly_behind(list(seen.values()))
 
     def _begin_heat(self, run: Trainee) -> None:
         self._queue, self._trials = list(self._field), {}
@@ -108,7 +121,7 @@ class Racing:
             self._running = self._queue.pop(0)
             contender = self.contenders[self._running]
             trial_s = self._heats.trial_s[self._heat]
-            self._planned = contender.steps_in(trial_s)
+            self._planned = self._whole = contender.steps_in(trial_s)
             if (
                 contender.heats
                 and self._trials
@@ -116,31 +129,30 @@ class Racing:
             ):
                 self._note("its shortest trial is too long for what may be lost")
                 continue
+            if self._trials and self._judge is None:  # there is a leader to be behind of
+                self._planned = min(self._whole, contender.least_steps)
+            self._began_s = time.perf_counter()
             try:
                 self._go_to(run, Plan.parse(self._running))
             except (AttachError, PlanError) as refusal:
                 self._note(f"refused: {refusal}")
                 continue
             self._losses, self._steps_s = [], []
-            self._began_s = self._last_s = time.perf_counter()
+            self._last_s = time.perf_counter()
             return
         self._end_heat(run)
 
     def _go_to(self, run: Trainee, plan: Plan) -> None:
         assert self._base is not None
+        if self._live == self._running == self._base_of:  # there already
+            return
+        self._live = ""
         run.go_back(self._base, plan, remembering=self._running == self._base_of)
 
     def _end_trial(self, run: Trainee) -> None:
         """Hears all ranks, keeps the state of the best so far."""
         contender = self.contenders[self._running]
-        told = {
-            "losses": self._losses,
-            "step_s": typical_step_s(self._steps_s[1:], contender.steps_per_round),
-            "seconds": time.perf_counter() - self._began_s,
-            "judged": self._ask_judge(run),
-        }
-        answers = [json.loads(text) for text in run.ask(json.dumps(told)) if text is not None]
-        trial = _together(answers, contender, self._planned)
+        trial = _together(self._hear(run, self._ask_judge(run)), contender, self._planned)
         self._trials[self._running] = trial
         self.contenders[self._running] = replace(
             contender,
@@ -156,19 +168,34 @@ class Racing:
         )  # fmt: skip
         if ranked[0].plan == self._running and ranked[0].loss is not None:
             self._lead, self._lead_of = run.snapshot(remembering=True), self._running
+            self._live = self._running
         self._next(run)
+
+    def _hear(self, run: Trainee, judgement: float | None) -> list[dict[str, object]]:
+        """Returns what every rank tells of the trial so far."""
+        rounds = self.contenders[self._running].steps_per_round
+        told = {
+            "losses": self._losses,
+            "step_s": typical_step_s(self._steps_s[1:], rounds),
+            "seconds": time.perf_counter() - self._began_s,
+            "judged": judgement,
+        }
+        return [json.loads(text) for text in run.ask(json.dumps(told)) if text is not None]
 
     def _judge_all(self) -> list[Contender]:
         """Judges what ran in this heat by what all of it showed; the best first."""
-        trials = self._trials
+        self.contenders |= (found := self._judged_by(self._trials))
+        return order(list(found.values()))
+
+    def _judged_by(self, trials: Mapping[str, RaceTrial]) -> dict[str, Contender]:
         starts = [t.losses[0] for t in trials.values() if t.losses and math.isfinite(t.losses[0])]
         start = statistics.fmean(starts) if starts else math.nan
-        for plan, trial in trials.items():
-            if trial.judged is not None:
-                self.contenders[plan] = _by_judge(self.contenders[plan], trial, self._base_judged)
-            else:
-                self.contenders[plan] = judged(self.contenders[plan], trial.losses, trial.step_s, start)
-        return order([self.contenders[plan] for plan in trials])
+        return {
+            plan: judged(self.contenders[plan], trial.losses, trial.step_s, start)
+            if trial.judged is None
+            else _by_judge(self.contenders[plan], trial, self._base_judged)
+            for plan, trial in trials.items()
+        }
 
     def _end_heat(self, run: Trainee) -> None:
         ranked = self._judge_all() or [self.contenders[plan] for plan in self._field]
@@ -177,12 +204,18 @@ class Racing:
             self._base_judged = self._trials[self._lead_of].judged
             self._lost_s -= self._trials[self._lead_of].seconds
         self._heat += 1
-        is_last = self._heat >= len(self._heats.fields) or self._lost_s >= self._cost_s or len(ranked) < 2
+        beaten = clearly_behind(ranked)
+        is_last = (
+            self._heat >= len(self._heats.fields)
+            or self._lost_s >= self._cost_s
+            or len(ranked) - len(beaten) < 2
+        )
         keep = 1 if is_last else self._heats.fields[self._heat]
-        for out in ranked[keep:]:
-            note = out.note or f"behind in heat {self._heat}"
-            self.contenders[out.plan] = replace(out, note=note)
-        self._field = [c.plan for c in ranked[:keep]]
+        self._field = [c.plan for c in ranked if c.plan not in beaten][:keep]
+        for out in ranked:
+            if out.plan not in self._field:
+                note = out.note or f"behind in heat {self._heat}"
+                self.contenders[out.plan] = replace(out, note=note)
         if is_last:
             self._end(run, ranked)
         else:

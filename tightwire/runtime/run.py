@@ -188,7 +188,7 @@ class Run:
             remembering: whether to copy what the plan's stages remember too: every rank then, and it may block.
         """
         engine = self._engine.state_dict() if remembering else None
-        return Snapshot(self._model, self._optimizers, engine)
+        return Snapshot(self._model, self._optimizers, engine, is_equal=self._engine.keeps_replicas_equal)
 
     def go_back(self, snapshot: Snapshot, plan: Plan, *, remembering: bool = False) -> None:
         """Restores a snapshot to the bit, and goes on from it under a plan; steps are counted on.

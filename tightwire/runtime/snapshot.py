@@ -21,10 +21,16 @@ class Snapshot:
 
     Attributes:
         engine: what the plan's engine remembered; None: engines begin anew.
+        is_equal: whether the plan kept what optimizers remember equal on all workers.
     """
 
     def __init__(
-        self, model: nn.Module, optimizers: Optimizers, engine: dict[str, Any] | None = None
+        self,
+        model: nn.Module,
+        optimizers: Optimizers,
+        engine: dict[str, Any] | None = None,
+        *,
+        is_equal: bool = False,
     ) -> None:
         """Copies. Local.
 
@@ -32,8 +38,9 @@ class Snapshot:
             model: whose parameters and buffers.
             optimizers: whose states.
             engine: what `Engine.state_dict` returned, which is a copy already.
+            is_equal: whether all workers' optimizers remember the same.
         """
-        self.engine = engine
+        self.engine, self.is_equal = engine, is_equal
         self._model, self._optimizers = model, optimizers
         self._tensors = {name: t.detach().clone() for name, t in _named(model).items()}
         self._states = [

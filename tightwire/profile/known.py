@@ -1,0 +1,84 @@
+"""What codecs cost on this machine, timed once and kept on disk: the next run on it need not wait for that."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+import platform
+import time
+from collections.abc import Sequence
+
+import torch
+
+from tightwire import files
+from tightwire.catalogue import parse_compression
+from tightwire.errors import FileError
+from tightwire.profile.codecs import measure_codecs, measure_pass
+from tightwire.profile.values import CodecCost
+
+# Machines change under the same name, as virtual ones do.
+FRESH_S = 7 * 24 * 3600.0
+# Times on the wall so many times as long as on the processor tell of other work, and are not kept.
+QUIET = 1.25
+
+log = logging.getLogger("tightwire")
+
+
+def known_costs(
+    compressions: Sequence[str], *, numel: int, path: pathlib.Path | None = None
+) -> tuple[tuple[CodecCost, ...], float]:
+    """Returns what the senders of some compressions cost, and one pass over memory, in seconds per element.
+
+    What the file does not hold is timed, and kept if the machine did little else meanwhile. A file of another machine,
+    version or number of threads, or one that cannot be read, is replaced.
+
+    Args:
+        compressions: compression answers.
+        numel: of the bucket that they are timed on.
+        path: of the file; None: in the user's cache.
+    """
+    path = path or files.cache_folder() / f"codecs-{numel}.json"
+    costs, pass_s = _read(path)
+    missing = [text for text in compressions if str(parse_compression(text)[0]) not in costs]
+    if missing or pass_s is None:
+        wall_s, processor_s = time.perf_counter(), time.process_time()
+        costs |= {cost.compression: cost for cost in measure_codecs(missing, numel=numel)}
+        pass_s = measure_pass(numel=numel) if pass_s is None else pass_s
+        if time.perf_counter() - wall_s <= QUIET * (time.process_time() - processor_s):
+            _write(path, costs, pass_s)
+    return tuple(costs.values()), pass_s
+
+
+def _facts() -> dict[str, object]:
+    return {
+        "version": files.own_version(),
+        "torch": torch.__version__,
+        "machine": f"{platform.node()} {platform.machine()}, {os.cpu_count()} cores",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _read(path: pathlib.Path) -> tuple[dict[str, CodecCost], float | None]:
+    try:
+        if time.time() - path.stat().st_mtime > FRESH_S:
+            return {}, None
+        kept = files.read_json(path)
+        if kept["made_on"] != _facts():
+            return {}, None
+        costs = [files.check(row, CodecCost, str(path)) for row in kept["codecs"]]
+        return {cost.compression: cost for cost in costs}, float(kept["pass_s_per_element"])
+    except (OSError, FileError, KeyError, TypeError, ValueError):
+        return {}, None
+
+
+def _write(path: pathlib.Path, costs: dict[str, CodecCost], pass_s: float) -> None:
+    rows = [dataclasses.asdict(cost) for cost in costs.values()]
+    content = {"made_on": _facts(), "pass_s_per_element": pass_s, "codecs": rows}
+    try:
+        files.make_directory(path.parent)
+        files.write_text(path, json.dumps(content, indent=1) + "\n")
+    except FileError as error:
+        log.debug("what codecs cost here is not kept: %s", error)
