@@ -21,7 +21,6 @@ PLANS = [
     "bsp/allreduce/topk:0.1+ef",
     "bsp/allreduce/powersgd:2+ef",
     "bsp/allreduce/sign",
-    "bsp/allreduce/thc",
     "bsp/allreduce/none/bytescheduler:128B,256B",
     "local:2/allreduce/int8+ef",
 ]

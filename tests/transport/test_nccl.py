@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable
 
@@ -215,60 +214,6 @@ def test_ranks_on_one_device_are_refused_on_all() -> None:
         return str(refused.value)
 
     assert all("ranks 0 and 1 train on one device" in text for text in run_threads(4, work, deadline_s=60))
-
-
-Step = tuple[int, frozenset[int]]  # which communicator, and who takes part
-
-
-def hangs(asked: list[list[Step]], room: int) -> bool:
-    """Walks every state of ranks that launch kernels of several communicators; `room` may wait on a device at once.
-
-    A rank launches its next kernel whenever there is room; a kernel ends once all who take part have launched theirs.
-    """
-    seen: set[tuple[int, ...]] = set()
-    frontier = [(0,) * len(asked)]
-    while frontier:
-        at = frontier.pop()
-        if at in seen:
-            continue
-        seen.add(at)
-        done = _ended(asked, at)
-        moves = [
-            tuple(n + (r == rank) for r, n in enumerate(at))
-            for rank in range(len(asked))
-            if at[rank] < len(asked[rank]) and at[rank] - done[rank] < room
-        ]
-        if not moves and any(n < len(steps) for n, steps in zip(at, asked, strict=True)):
-            return True
-        if not moves and any(d < len(steps) for d, steps in zip(done, asked, strict=True)):
-            return True
-        frontier += moves
-    return False
-
-
-def _ended(asked: list[list[Step]], at: tuple[int, ...]) -> list[int]:
-    """Returns how many of each rank's launched kernels have ended: the k-th of a communicator meets the k-th."""
-    launched = [steps[:n] for steps, n in zip(asked, at, strict=True)]
-    counts = [{c: sum(step[0] == c for step in steps) for c in {0, 1}} for steps in launched]
-    ended = []
-    for steps in launched:
-        seen = {0: 0, 1: 0}
-        done = 0
-        for communicator, participants in steps:
-            seen[communicator] += 1
-            done += all(counts[r][communicator] >= seen[communicator] for r in participants)
-        ended.append(done)
-    return ended
-
-
-def test_two_communicators_at_once_hang_in_some_order_unless_each_finds_room() -> None:
-    both = frozenset({0, 1})
-    orders = list(itertools.permutations([(0, both), (0, both), (1, both)]))
-    crossed = [[list(a), list(b)] for a, b in itertools.product(orders, orders)]
-    assert any(hangs(asked, room=1) for asked in crossed)
-    lanes = [asked for asked in crossed if not hangs(asked, room=1)]
-    assert all(a == b for a, b in lanes)  # one order on all ranks is what needs no room
-    assert not any(hangs(asked, room=3) for asked in crossed)
 
 
 def test_messages_within_nodes_go_by_nccl_and_others_by_host_memory() -> None:
