@@ -15,7 +15,7 @@ from tightwire.validate import layers
 
 
 def test_jobs_beside_their_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "run_jobs", lambda lab, jobs, steps: {job.name: 1.0 for job in jobs})
+    monkeypatch.setattr(layers, "run_jobs", lambda lab, jobs, steps, **more: {job.name: 1.0 for job in jobs})
     asked = ["layers", "--part", "jobs", "--out", str(tmp_path / "layers.json"), "--json"]
     done = CliRunner().invoke(app, asked, catch_exceptions=False)
     rows = json.loads(done.stdout.splitlines()[-1])["rows"]

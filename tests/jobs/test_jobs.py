@@ -56,7 +56,7 @@ def test_tcp_lets_equal_jobs_drift_apart() -> None:
         assert b[0] - a[0] == pytest.approx(offset_s)
         offset_s = 0.45 * (2 - 1 / share) + offset_s * (1 / share - 1)
     assert predict_jobs(HALVES, policy("tcp")).worst_slowdown == pytest.approx(1.0, abs=0.01)
-    assert as_the_lab_runs(HALVES, "fair", 12).worst_slowdown == pytest.approx(1.04, abs=0.04)
+    assert as_the_lab_runs(HALVES, "tcp", 12).worst_slowdown == pytest.approx(1.04, abs=0.04)
 
 
 def test_a_link_cannot_carry_more_than_its_rate() -> None:
@@ -100,7 +100,9 @@ def test_shifts_are_as_good_as_the_best_of_all() -> None:
 def test_periods_that_differ_meet_on_their_common_circle() -> None:
     """A job with half the other's period fits into both of its gaps, or into none."""
     jobs = [job("slow", 1.6, 0.4), job("fast", 0.7, 0.3)]
-    assert interleave(jobs).fits
+    shifts = interleave(jobs)
+    assert shifts.fits
+    assert shifts.period_s == pytest.approx({"slow": 2.0, "fast": 1.0})  # each keeps its own
     assert not interleave([job("slow", 0.8, 1.2), job("fast", 0.7, 0.3)]).fits
 
 

@@ -84,6 +84,26 @@ def test_a_first_guess_that_was_too_low_is_corrected() -> None:
     assert second.scale == pytest.approx(1.0, rel=0.1)
 
 
+def test_busy_processors_are_no_slower_wire() -> None:
+    """Codecs and messages take more than twice as long, and bytes as long as ever."""
+    watch, run = WireWatch(CLUSTER), Trainee()
+    steps(watch, run, WIRE_S + 0.65, 20)
+    assert steps(watch, run, WIRE_S + 1.5, 40) == []
+    assert len(steps(watch, run, 5 * WIRE_S + 1.5, 20)) == 1
+
+
+def test_what_was_predicted_beside_the_wire_makes_no_line_faster_than_its_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(WireWatch, "_expected", lambda *told: (WIRE_S, 5.0))
+    watch, run = WireWatch(CLUSTER), Trainee()
+    steps(watch, run, WIRE_S, 20)
+    slow = steps(watch, run, 10 * WIRE_S, 12)
+    assert [change.scale for _, change in slow] == pytest.approx([0.1], rel=0.05)
+    fast = steps(watch, run, 5 * WIRE_S, 20)
+    assert [change.scale for _, change in fast] == pytest.approx([0.2], rel=0.05)
+
+
 def test_lines_are_kept_busy_by_any_piece_and_few_rounds_are_kept() -> None:
     times = RoundTimes()
     for i in range(40):

@@ -15,7 +15,7 @@ from tightwire.jobs import read_jobs
 from tightwire.lab import Topology
 from tightwire.lab.sharing import as_the_lab_runs, run_jobs, shared
 
-MEASURED = ("fair", "intensity", "interleaved")
+MEASURED = ("fair", "tcp", "intensity", "interleaved")
 
 
 def lab_jobs(
@@ -44,9 +44,9 @@ def lab_jobs(
         predicted = as_the_lab_runs(jobs, name, steps)
         say(f"{name} …", err=True)
         outcomes = {outcome.name: outcome for outcome in predicted.jobs}
-        asked = [shared(job, outcomes[job.name].shift_s, outcomes[job.name].priority, jobs) for job in jobs]
+        asked = [shared(job, outcomes[job.name]) for job in jobs]
         notes: list[str] = []
-        steps_s = run_jobs(topology, asked, steps, notes.append)
+        steps_s = run_jobs(topology, asked, steps, notes.append, one_queue=name == "tcp")
         for note in notes:
             say(note, err=True)
         rows = [

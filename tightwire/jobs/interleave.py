@@ -93,24 +93,28 @@ class Shifts:
 
     Attributes:
         shift_s: by the job's name.
+        period_s: that a job's turns repeat after, by its name: its step, to a tick of the common circle.
         fits: whether no exchange meets another any more; else they still share.
     """
 
     shift_s: dict[str, float]
+    period_s: dict[str, float]
     fits: bool
 
 
 def interleave(jobs: Sequence[Job]) -> Shifts:
     """Returns the shifts at which jobs meet least, for each connected part of the affinity graph."""
     shift_s = {job.name: 0.0 for job in jobs}
+    period_s = {job.name: job.alone_s for job in jobs}
     fits = True
     for part in affinity_parts(jobs):
         circles = Circles(tuple(part))
         ticks = _turn(circles)
         fits = fits and circles.excess(ticks) < 0.02 * circles.length
-        for job, tick in zip(part, ticks, strict=True):
+        for job, tick, period in zip(part, ticks, circles.periods, strict=True):
             shift_s[job.name] = tick * circles.tick_s
-    return Shifts(shift_s=shift_s, fits=fits)
+            period_s[job.name] = period * circles.tick_s
+    return Shifts(shift_s=shift_s, period_s=period_s, fits=fits)
 
 
 def affinity_parts(jobs: Sequence[Job]) -> list[list[Job]]:

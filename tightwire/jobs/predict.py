@@ -29,6 +29,7 @@ class JobOutcome:
         tail_s: their 95th percentile.
         alone_s: a step when nobody else is there.
         shift_s: by which it was shifted; None where the policy shifts nobody.
+        period_s: that its turns repeat after, where it was shifted.
         priority: its place in the policy's order, 0 the first; None where there is none that lasts.
         steps: (start, end of compute, start and end of the exchange) of its first steps, for a picture.
     """
@@ -38,6 +39,7 @@ class JobOutcome:
     tail_s: float
     alone_s: float
     shift_s: float | None = None
+    period_s: float | None = None
     priority: int | None = None
     steps: tuple[tuple[float, float, float, float], ...] = field(default=(), repr=False)
 
@@ -115,6 +117,7 @@ def predict_jobs(
                 tail_s=sorted(times)[min(len(times) - 1, int(TAIL * len(times)))],
                 alone_s=job.alone_s,
                 shift_s=shifts.shift_s[job.name] if shifts else None,
+                period_s=shifts.period_s[job.name] if shifts else None,
                 priority=priorities.get(job.name),
                 steps=tuple(own[:8]),
             )

@@ -157,8 +157,8 @@ class Hosts(ABC):
         """Loses one in so many of the packets that come to the worker."""
 
     @abstractmethod
-    def set_priorities(self, priorities: Mapping[int, int]) -> None:
-        """Lets what workers with the least number send go first over the nodes' uplinks."""
+    def set_classes(self, classes: Mapping[int, int], equal: bool) -> None:
+        """Sorts what workers send over the nodes' uplinks by their class: the least first, or all classes alike."""
 
     @abstractmethod
     def switch_command(self, argv: Sequence[str]) -> tuple[list[str], str]:
@@ -233,9 +233,9 @@ class Loopback(Hosts):
         """Loopback loses nothing."""
         self.set_loss(rank, 1)
 
-    def set_priorities(self, priorities: Mapping[int, int]) -> None:
+    def set_classes(self, classes: Mapping[int, int], equal: bool) -> None:
         """Refuses: loopback has no uplinks."""
-        raise LabError("the shaped mode has no uplinks at which one job could go before another")
+        raise LabError("the shaped mode has no uplinks at which jobs could be told apart")
 
     def set_link(self, rank: int, up: bool) -> None:
         """Refuses: there is no link."""

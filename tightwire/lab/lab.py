@@ -46,6 +46,8 @@ class Lab:
         grace_s: how long the others may go on, in seconds, after one worker failed.
         slow: workers that take longer than the others.
         switch: memory with which the switch adds for the workers; None: it does not.
+        keeps_windows: whether TCP goes on after a pause with the window that it had, as on hosts that are set up for
+            training (`net.ipv4.tcp_slow_start_after_idle=0`); by default it starts anew, as Linux does.
 
     Raises:
         LabError: The mode is unknown, or (when the block is entered) not possible here; with the reason.
@@ -60,6 +62,7 @@ class Lab:
         grace_s: float = 5.0,
         slow: Sequence[Slow] = (),
         switch: AddingSwitch | None = None,
+        keeps_windows: bool = False,
     ) -> None:
         if mode not in ("auto", *get_args(Mode)):
             raise LabError(f"mode {mode!r} is unknown. Known: auto, {', '.join(get_args(Mode))}.")
@@ -67,6 +70,7 @@ class Lab:
         self._wanted = mode
         self._batch_scheduling = batch_scheduling
         self._grace_s = grace_s
+        self._keeps_windows = keeps_windows
         self._slow = tuple(slow)
         if strangers := [one for one in slow if one.rank >= topology.workers]:
             raise LabError(f"--slow {strangers[0]}: this lab has ranks 0 to {topology.workers - 1}.")
@@ -278,13 +282,18 @@ class Lab:
         """
         self._open.set_loss(self._existing(rank), one_in)
 
-    def set_priorities(self, priorities: Mapping[int, int]) -> None:
-        """Lets what some workers send go before others at the nodes' uplinks: the least number first.
+    def set_classes(self, classes: Mapping[int, int], *, equal: bool) -> None:
+        """Sorts what workers send by class at the nodes' uplinks, each class with a queue of its own.
+
+        Args:
+            classes: of each worker.
+            equal: whether all classes have the same share of the line where they meet; else the least number goes
+                first, and the next has what is left.
 
         Raises:
             LabError: no nodes with uplinks of one rate.
         """
-        self._open.set_priorities({self._existing(rank): place for rank, place in priorities.items()})
+        self._open.set_classes({self._existing(rank): number for rank, number in classes.items()}, equal)
 
     def mend(self, rank: int) -> None:
         """Puts a worker's link up again."""
@@ -298,7 +307,7 @@ class Lab:
 
     def _open_wanted(self, mode: Mode) -> Hosts:
         try:
-            return _build(mode, self.topology)
+            return _build(mode, self.topology, self._keeps_windows)
         except LabError as error:
             raise LabError(
                 f"mode {mode!r} is not possible here: {error}. Mode auto takes one that is."
@@ -307,7 +316,7 @@ class Lab:
     def _open_first(self) -> Hosts:
         for mode in get_args(Mode):
             try:
-                return _build(mode, self.topology)
+                return _build(mode, self.topology, self._keeps_windows)
             except LabError as error:
                 self._why_not.append(f"{mode} ({error})")
         raise LabError(
@@ -361,8 +370,8 @@ class Lab:
         )
 
 
-def _build(mode: Mode, topology: Topology) -> Hosts:
-    return Loopback(topology) if mode == "shaped" else Namespaces(topology, mode)
+def _build(mode: Mode, topology: Topology, keeps_windows: bool) -> Hosts:
+    return Loopback(topology) if mode == "shaped" else Namespaces(topology, mode, keeps_windows)
 
 
 def _found(argv: Sequence[str]) -> list[str]:

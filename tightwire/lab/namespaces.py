@@ -32,6 +32,10 @@ _SMALLEST_BURST_BYTES = 2 * 1514
 _LARGEST_BURST_BYTES = 256 * 1024
 # Room for the windows of several senders to one receiver; TCP shrinks them long before a second of queue.
 _QUEUE_S = 0.1
+# Whether a connection that paused for longer than its timeout starts again from a small window; of each namespace.
+_AFTER_IDLE = "/proc/sys/net/ipv4/tcp_slow_start_after_idle"
+# What a class sends at a time where several share what is left of a line.
+_QUANTUM_BYTES = 2 * 1514
 _SMALLEST_QUEUE_BYTES = 512 * 1024
 
 
@@ -45,12 +49,15 @@ class Namespaces(Hosts):
 
     interface = "eth0"
 
-    def __init__(self, topology: Topology, mode: Literal["root", "userns"]) -> None:
+    def __init__(
+        self, topology: Topology, mode: Literal["root", "userns"], keeps_windows: bool = False
+    ) -> None:
         if mode == "root" and os.geteuid() != 0:
             raise LabError("this process is not root")
         self.mode: Mode = mode
         self.master_address = _address(0)
         self._topology = topology
+        self._keeps_windows = keeps_windows
         self._tools = {name: _tool(name) for name in _PACKAGES}
         self._next_port = _FIRST_PORT
         user = ["--user", "--map-root-user"] if mode == "userns" else []
@@ -128,16 +135,15 @@ class Namespaces(Hosts):
             )
         self._batch("tc", self._switch, _losing(_port(rank), rate, one_in))
 
-    def set_priorities(self, priorities: Mapping[int, int]) -> None:
-        """Gives every uplink a class per priority, into which packets are sorted by who sent them."""
-        rate = self._topology.across_bytes_per_s
-        if rate is None or self._topology.is_uneven or self._topology.sites:
+    def set_classes(self, classes: Mapping[int, int], equal: bool) -> None:
+        """Gives every uplink its classes, into which packets are sorted by who sent them."""
+        if self._topology.is_uneven:
             raise LabError(
-                "priorities need nodes with uplinks of one rate; write for example nodes=2x2,across=200mbit."
+                "jobs are told apart at uplinks, all of one rate; write for example nodes=2x2,across=200mbit."
             )
-        for node in range(self._topology.nodes or 0):
-            for device in (f"up{node}", f"down{node}"):
-                self._batch("tc", self._switch, _classes(device, rate, priorities))
+        for device, rate in _uplinks(self._topology):
+            if rate is not None:
+                self._batch("tc", self._switch, _classes(device, rate, classes, equal))
 
     def switch_command(self, argv: Sequence[str]) -> tuple[list[str], str]:
         """Enters the namespace of the switch, and gives it an address on the network that it switches."""
@@ -163,6 +169,7 @@ class Namespaces(Hosts):
         who = "as root" if self.mode == "root" else "in a user namespace"
         host = f"each in its own network namespace with a link of {rate} both ways"
         control = ", TCP cubic" if has_cubic() else ""
+        control += ", windows kept over pauses" if self._keeps_windows else ""
         return f"{host}{nodes}{control}, {who} (mode {self.mode})"
 
     def close(self) -> None:
@@ -178,6 +185,8 @@ class Namespaces(Hosts):
             self._batch("ip", self._switch, [*_rails(topology, self._hosts)])
         self._batch("tc", self._switch, _switch_queues(topology))
         for rank, host in enumerate(self._hosts):
+            if self._keeps_windows:
+                self._call(host, ["sh", "-c", f"echo 0 > {_AFTER_IDLE}"])
             self._batch("ip", host, _host_links(rank, burst))
             self._batch("tc", host, [_queue("eth0", topology.line_bytes_per_s(rank))])
             if topology.rails:
@@ -189,10 +198,12 @@ class Namespaces(Hosts):
         return [self._tools["nsenter"], *(user if self.mode == "userns" else []), f"--net={network}"]
 
     def _batch(self, tool: str, network: str, lines: Iterable[str]) -> None:
-        command = [*self._enter(network), self._tools[tool], "-batch", "-"]
-        done = subprocess.run(command, input="\n".join(lines) + "\n", capture_output=True, text=True)
+        self._call(network, [self._tools[tool], "-batch", "-"], "\n".join(lines) + "\n")
+
+    def _call(self, network: str, argv: Sequence[str], text: str = "") -> None:
+        done = subprocess.run([*self._enter(network), *argv], input=text, capture_output=True, text=True)
         if done.returncode:
-            raise LabError(f"{tool} failed: {' '.join(done.stderr.split())}")
+            raise LabError(f"{Path(argv[0]).name} failed: {' '.join(done.stderr.split())}")
 
     def _counts(self, network: str) -> dict[str, Any]:
         command = [*self._enter(network), self._tools["tc"], "-s", "-j", "qdisc", "show"]
@@ -317,19 +328,20 @@ def _second_link(topology: Topology, rank: int) -> Iterator[str]:
             yield f"route replace {_address(peer)}/32 dev eth1 src {_address(rank)}{control}"
 
 
-def _classes(device: str, rate_bytes_per_s: float, priorities: Mapping[int, int]) -> Iterator[str]:
-    """One class for the line, and inside it one per priority, each of which may use all that is left."""
-    levels = sorted(set(priorities.values()))
+def _classes(device: str, rate_bytes_per_s: float, classes: Mapping[int, int], equal: bool) -> Iterator[str]:
+    """One class for the line, and inside it the workers' classes, each of which may use all that is left."""
+    levels = sorted(set(classes.values()))
     bits, burst = round(rate_bytes_per_s * 8), burst_bytes(rate_bytes_per_s)
     limit = int(max(rate_bytes_per_s * _QUEUE_S, _SMALLEST_QUEUE_BYTES))
     yield f"qdisc replace dev {device} root handle 1: htb default {10 + len(levels) - 1}"
     yield f"class add dev {device} parent 1: classid 1:1 htb rate {bits}bit burst {burst}b cburst {burst}b"
     for place, level in enumerate(levels):
-        own = max(8000, bits // 100)
-        shape = f"rate {own}bit ceil {bits}bit prio {min(place, 7)} burst {burst}b cburst {burst}b"
+        own = bits // len(levels) if equal else max(8000, bits // 100)
+        prio = 0 if equal else min(place, 7)
+        shape = f"rate {own}bit ceil {bits}bit prio {prio} quantum {_QUANTUM_BYTES} burst {burst}b cburst {burst}b"
         yield f"class add dev {device} parent 1:1 classid 1:{10 + place} htb {shape}"
         yield f"qdisc add dev {device} parent 1:{10 + place} bfifo limit {limit}b"
-        for rank in (rank for rank, own_level in priorities.items() if own_level == level):
+        for rank in (rank for rank, number in classes.items() if number == level):
             match = f"match ip src {_address(rank)}/32"
             yield f"filter add dev {device} parent 1: protocol ip prio 1 u32 {match} flowid 1:{10 + place}"
 
@@ -370,16 +382,23 @@ def _switch_queues(topology: Topology) -> Iterator[str]:
         yield _queue(_port(rank), topology.line_bytes_per_s(rank))
         if topology.rails:
             yield _queue(f"side{rank}", topology.across_bytes_per_s)
+    for device, rate in _uplinks(topology):
+        if not topology.across_lines_bytes_per_s:
+            yield _queue(device, rate)
+        elif device.startswith("up"):
+            yield from _lines(topology, device)
+        else:
+            yield _queue(device, None)  # shaped on the way up already
+
+
+def _uplinks(topology: Topology) -> Iterator[tuple[str, float | None]]:
+    """Both ends of every node's and every site's uplink, and what they carry."""
     for node in range(topology.nodes or 0):
-        if topology.across_lines_bytes_per_s:
-            yield from _lines(topology, f"up{node}")
-            yield _queue(f"down{node}", None)  # shaped on the way up already
-            continue
-        yield _queue(f"up{node}", topology.across_bytes_per_s)
-        yield _queue(f"down{node}", topology.across_bytes_per_s)
+        yield f"up{node}", topology.across_bytes_per_s
+        yield f"down{node}", topology.across_bytes_per_s
     for site in range(topology.sites or 0):
-        yield _queue(f"out{site}", topology.between_bytes_per_s)
-        yield _queue(f"in{site}", topology.between_bytes_per_s)
+        yield f"out{site}", topology.between_bytes_per_s
+        yield f"in{site}", topology.between_bytes_per_s
 
 
 def _queue(device: str, rate_bytes_per_s: float | None) -> str:

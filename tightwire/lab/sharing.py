@@ -1,13 +1,17 @@
 """Several jobs at once on one emulated network: emulated compute, real exchanges, shifts obeyed by the workers.
 
 The launching half builds the lab; the working half, `python -m tightwire.lab.sharing JSON`, runs on its hosts. A worker
-begins its exchanges at its job's phase: at times that are the shift modulo a period, and re-finds it after drift.
-Priorities among jobs are classes of the kernel's queues at the nodes' uplinks.
+begins its exchanges at its job's phase: at times that are the shift modulo a period, and re-finds it after drift. All
+jobs begin at one moment and go on until the slowest has made its steps.
+At the nodes' uplinks every job has a class of the kernel's queues: of its priority, or of an equal share; and windows
+are kept while a job computes, for the job that began first would be ahead of one whose window has to grow again. Policy
+`tcp` does without both. Jobs in one queue are not served fairly: beside a long exchange whose windows fill the queue
+(100 ms of it), a short one waits for that queue at every doubling of its own window.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import json
 import os
 import statistics
@@ -15,15 +19,21 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from tightwire.errors import LabError
-from tightwire.jobs import Job, PolicyOutcome, policy, predict_jobs
-from tightwire.jobs.policies import TCP_FIRST_SHARE
+from tightwire.jobs import Job, JobOutcome, PolicyOutcome, policy, predict_jobs
 from tightwire.lab.lab import Lab
 from tightwire.lab.topology import Topology
 
 FIRST_PORT = 31_000
+# Of the workers' processes: they wait more than they work, and waits must end on time.
+PRIORITY = -10
+# From the last host's arrival to the first step.
+READY_S = 0.5
+# A host that comes later than the others by more than this has failed.
+ARRIVAL_S = 120.0
 # A period longer than a step alone, so that small delays are made up for.
 SLACK = 1.03
 # An exchange this much of a period late still begins at once; a later one waits for its next turn.
@@ -40,15 +50,17 @@ class SharedJob:
     Attributes:
         name: to tell it apart.
         workers: hosts that it runs on.
+        alone_s: a step when nobody else is there.
         compute_s: of a step, emulated.
         exchange_bytes: that its workers average after it.
         shift_s: of its exchanges within a period; None: whenever they are ready.
-        period_s: that shifts repeat after.
-        priority: of its packets at uplinks, 0 the first; all alike where none is given.
+        period_s: that its turns repeat after.
+        priority: of its packets at uplinks, 0 the first; equal shares where none is given.
     """
 
     name: str
     workers: tuple[int, ...]
+    alone_s: float
     compute_s: float
     exchange_bytes: int
     shift_s: float | None = None
@@ -61,19 +73,23 @@ def run_jobs(
     jobs: Sequence[SharedJob],
     steps: int = 12,
     on_note: Callable[[str], None] = lambda text: None,
+    *,
+    one_queue: bool = False,
 ) -> dict[str, float]:
     """Runs jobs at once in a lab; returns the mean settled step of each, in seconds, by name.
 
     Args:
         topology: of the lab.
         jobs: on its hosts.
-        steps: of each job.
+        steps: of the slowest job, alone; the others go on for as long.
         on_note: called with a sentence where a job could not do as it was told.
+        one_queue: whether jobs meet in one queue, as TCP alone would have it.
 
     Raises:
         LabError: no lab is possible here, or a worker failed.
     """
-    asked = json.dumps({"jobs": [vars(job) for job in jobs], "steps": steps})
+    alone_s = [job.alone_s for job in jobs]
+    asked = json.dumps({"jobs": [vars(job) for job in jobs], "seconds": steps * max(alone_s)})
     found: dict[str, float] = {}
 
     def on_line(line: Any) -> None:
@@ -86,10 +102,11 @@ def run_jobs(
                     f"step {told['parted_at']} on it exchanges whenever it is ready, as under fair."
                 )
 
-    with Lab(topology, batch_scheduling=True) as lab:
-        told = {rank: job.priority for job in jobs for rank in job.workers if job.priority is not None}
-        if told:
-            lab.set_priorities(told)
+    with Lab(topology, keeps_windows=not one_queue) as lab:
+        first = {rank: job.priority for job in jobs for rank in job.workers if job.priority is not None}
+        if not one_queue:
+            places = {rank: number for number, job in enumerate(jobs) for rank in job.workers}
+            lab.set_classes(first or places, equal=not first)
         result = lab.run(
             [sys.executable, "-m", "tightwire.lab.sharing", asked], on_line=on_line, timeout_s=240
         )
@@ -99,14 +116,12 @@ def run_jobs(
 
 
 def as_the_lab_runs(jobs: Sequence[Job], name: str, steps: int) -> PolicyOutcome:
-    """Predicts a policy over as many steps as the lab runs, links being shared by TCP where no class comes first."""
-    asked = policy(name)
-    sharing = dataclasses.replace(asked, first_share=TCP_FIRST_SHARE) if asked.key is None else asked
-    return predict_jobs(jobs, sharing, steps=steps + 1, settled=SETTLED)
+    """Predicts a policy over as many steps as the lab runs."""
+    return predict_jobs(jobs, policy(name), steps=steps + 1, settled=SETTLED)
 
 
-def shared(job: Job, shift_s: float | None, priority: int | None, jobs: Sequence[Job]) -> SharedJob:
-    """Returns a job as the lab runs it.
+def shared(job: Job, outcome: JobOutcome) -> SharedJob:
+    """Returns a job as the lab runs it, by what a policy gives it.
 
     Raises:
         LabError: one that exchanges while it computes.
@@ -116,11 +131,12 @@ def shared(job: Job, shift_s: float | None, priority: int | None, jobs: Sequence
     return SharedJob(
         name=job.name,
         workers=job.workers,
+        alone_s=job.alone_s,
         compute_s=job.compute_s,
         exchange_bytes=job.exchange_bytes,
-        shift_s=shift_s,
-        period_s=SLACK * max(job.alone_s for job in jobs),
-        priority=priority,
+        shift_s=outcome.shift_s,
+        period_s=SLACK * (outcome.period_s or 0.0),
+        priority=outcome.priority,
     )
 
 
@@ -167,11 +183,11 @@ class Phase:
 def work(asked: Mapping[str, Any]) -> None:
     """Runs this host's part of its job."""
     host = int(os.environ["RANK"])
-    places = [number for number, job in enumerate(asked["jobs"]) if host in job["workers"]]
-    if not places:
-        return  # no job runs on this host
-    number, job = places[0], asked["jobs"][places[0]]
-    workers = job["workers"]
+    hosts = sorted(rank for job in asked["jobs"] for rank in job["workers"])
+    if host not in hosts:
+        return  # no job runs here
+    number, job = next((n, job) for n, job in enumerate(asked["jobs"]) if host in job["workers"])
+    workers, meeting = job["workers"], (f"worker{hosts[0]}", int(os.environ["MASTER_PORT"]))
     os.environ |= {
         "RANK": str(workers.index(host)),
         "WORLD_SIZE": str(len(workers)),
@@ -180,32 +196,46 @@ def work(asked: Mapping[str, Any]) -> None:
         "MASTER_ADDR": f"worker{workers[0]}",
         "MASTER_PORT": str(FIRST_PORT + number),
     }
+    with contextlib.suppress(
+        PermissionError
+    ):  # root alone may: what else runs here is no part of the network
+        os.nice(PRIORITY)
     import torch
+    from torch.distributed import TCPStore
 
     from tightwire.architecture import Runner, build
     from tightwire.compression import Identity
     from tightwire.transport import init, shutdown
 
+    store = TCPStore(*meeting, is_master=host == hosts[0], timeout=timedelta(seconds=ARRIVAL_S))
     transport = init(deadline_s=120)
     buffer = torch.ones(job["exchange_bytes"] // 4)
     runner = Runner(
         build("ring", len(workers)), transport, numel=buffer.numel(), dtype=buffer.dtype, codec=Identity()
     )
     runner.run(buffer, buffer)
-    # All hosts of this machine share a clock: the next whole multiple of some seconds is the same for all.
-    start_s = (time.time() // 10 + 2) * 10
+    # All hosts of this machine share a clock; who comes last says when all begin.
+    if store.add("arrived", 1) == len(hosts):
+        store.set("start", str(time.time() + READY_S))
+    start_s = float(store.get("start"))
     time.sleep(max(0.0, start_s - time.time()))
     phase, parted_at = Phase(job["shift_s"], job["period_s"]), None
-    begins = []
-    for step in range(asked["steps"]):
+    begins, is_over = [], False
+    while not is_over:
         begins.append(time.time())
         time.sleep(job["compute_s"])
         was_kept = phase.kept
         time.sleep(phase.wait_s(time.time() - start_s - job["compute_s"]))
         if was_kept and not phase.kept:
-            parted_at = step
+            parted_at = len(begins)
+        buffer[0] = float(time.time() > start_s + asked["seconds"])  # the mean tells both ends of it
         runner.run(buffer, buffer)
+        is_over = bool(buffer[0] > 0)
     begins.append(time.time())
+    if store.add("left", 1) == len(hosts):
+        store.set("end", "")
+    elif host == hosts[0]:
+        store.wait(["end"])  # the store lives here
     if transport.rank == 0:
         steps = [
             after - before for before, after in zip(begins[SETTLED:], begins[SETTLED + 1 :], strict=False)

@@ -343,15 +343,22 @@ class Pilot:
         if run.transport.rank == 0:
             ranking = recommend(self._profile, self._cluster, allow=self._search.allow, by=self._search.by)
             self._plan_file = ranking.plan_file()
-            present = predict(run.plan, ranking.profile, self._cluster).step_s
-            decision = json.dumps([dataclasses.asdict(_choice(ranking, self._in_the_way)), present])
+            present, found = (
+                predict(run.plan, ranking.profile, self._cluster),
+                _choice(ranking, self._in_the_way),
+            )
+            value = _value(ranking)
+            gains = value(predict(Plan.parse(found.plan), ranking.profile, self._cluster)) < WORTH * value(
+                present
+            )
+            decision = json.dumps([dataclasses.asdict(found), present.step_s, gains])
         if (answer := run.ask(decision)[0]) is None:
             return
-        facts, present_s = json.loads(answer)
+        facts, present_s, gains = json.loads(answer)
         considered = tuple((plan, step_s) for plan, step_s in facts["considered"])
         found = Choice(**facts | {"why": tuple(facts["why"]), "considered": considered, "contenders": ()})
         at = f"step {run.report().steps}: {change}"
-        if found.plan == str(run.plan) or found.predicted_step_s > WORTH * present_s:
+        if found.plan == str(run.plan) or not gains:
             self._say(f"{at}. {run.plan} is still the best, or nearly, at {present_s * 1e3:,.1f} ms a step.")
             return
         self._say(
@@ -366,7 +373,8 @@ class Pilot:
         log.info("plan auto: %s", remark)
 
     def _tell(self, run: Trainee, choice: Choice) -> None:
-        log.info("plan %s: %s", choice.plan, " ".join(choice.why))
+        if not self._told:  # later choices have said why
+            log.info("plan %s: %s", choice.plan, " ".join(choice.why))
         if self._plan_file is not None and run.transport.rank == 0:
             predicted = self._plan_file.predicted | {"step_s": choice.predicted_step_s}
             self._search.keep(
@@ -470,6 +478,13 @@ def _kind(plan: Plan) -> str:
     return final.name
 
 
+def _value(ranking: Ranking) -> Callable[[Prediction], float]:
+    """Returns what plans are compared by, the less the better: a step's time, or that of what an exact one does."""
+    if ranking.by == "loss":
+        return functools.partial(careful_s, noise=ranking.profile.gradient_noise)
+    return lambda row: row.step_s
+
+
 def _choice(ranking: Ranking, in_the_way: Sequence[str]) -> Choice:
     """Returns the plan to go on with: the ranking's, unless the loop does what its schedule cannot bear."""
     chosen, why = ranking.chosen, ranking.why
@@ -485,11 +500,6 @@ def _choice(ranking: Ranking, in_the_way: Sequence[str]) -> Choice:
             and keeps_optimizer(row.plan)
             and begins_as_it_goes_on(row.plan)
         ]
-        chosen = min(
-            others,
-            key=functools.partial(careful_s, noise=ranking.profile.gradient_noise)
-            if ranking.by == "loss"
-            else lambda row: row.step_s,
-        )
+        chosen = min(others, key=_value(ranking))
     considered = tuple((str(row.plan), row.step_s) for row in ranking.rows[:MOST_CONSIDERED])
     return Choice(plan=str(chosen.plan), predicted_step_s=chosen.step_s, why=why, considered=considered)

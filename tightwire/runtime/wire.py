@@ -19,8 +19,9 @@ ROUNDS = 3
 # that needs no guess of what else a round holds.
 BEYOND = 1.25
 # It is slower where rounds take so many times as long, and more of it than so many times the bytes' own time; provided
-# that the bytes have this share of a round, or that it takes very much longer: else there is no telling.
-GROWN, BAND, SHARE, MUCH = 1.3, 1.4, 0.1, 3.0
+# that the bytes have this share of a round, or that it takes very much longer: else there is no telling. What is beside
+# the wire may take so many times as long without a change of it: codecs and messages wait where processors are busy.
+GROWN, BAND, SHARE, MUCH, BUSY = 1.3, 1.4, 0.1, 3.0, 2.5
 # One look does not say more than that.
 MOST = 20.0
 # How far a prediction may be off, before the bandwidth that the last change told is doubted.
@@ -110,6 +111,7 @@ class WireWatch:
             self._next_look = self._steps + LOOK_STEPS
             return None
         _, wire_s, other_s = answers[0]
+        is_known = self._usual_s is not None
         if self._usual_s is None:
             sign = self._calibrate(now_s, wire_s / self.scale, other_s)
         else:
@@ -118,9 +120,10 @@ class WireWatch:
             self._sign = sign
             self._next_look = self._steps + (AGAIN_STEPS if sign else LOOK_STEPS)
             return None
-        change = Change(
-            self._scale_at(now_s), self.scale, now_s, self._usual_s or self._moved_s + self._rest_s
-        )
+        # What is beside the wire, where it is predicted only, may not be there: a faster round is all bytes then.
+        rest_s = 0.0 if sign > 0 and not is_known else self._rest_s
+        usual_s = self._usual_s or self._moved_s + self._rest_s
+        change = Change(self._scale_at(now_s, rest_s), self.scale, now_s, usual_s)
         if 1 / BAND < change.scale / self.scale < BAND:  # as far as may be believed already
             self._is_sure, self._usual_s, self._sign = True, None, 0
             self._next_look = self._steps + LOOK_STEPS
@@ -150,13 +153,13 @@ class WireWatch:
         if now_s < self._usual_s:  # what is beside the wire takes less
             self._rest_s, self._usual_s = max(0.0, now_s - self._moved_s), now_s
         counts = self._moved_s > SHARE * self._usual_s or now_s > MUCH * self._usual_s
-        slower = now_s > GROWN * self._usual_s and now_s - self._rest_s > BAND * self._moved_s
+        slower = now_s > GROWN * self._usual_s and now_s - BUSY * self._rest_s > BAND * self._moved_s
         return -int(counts and slower)
 
-    def _scale_at(self, now_s: float) -> float:
+    def _scale_at(self, now_s: float, rest_s: float) -> float:
         """Returns the bandwidth that a round tells, as a multiple of the probed one."""
         least_s = max(self._moved_s / MOST, 1e-9)
-        found = self.scale * max(self._moved_s / max(now_s - self._rest_s, least_s), 1 / MOST)
+        found = self.scale * max(self._moved_s / max(now_s - rest_s, least_s), 1 / MOST)
         return min(max(found, 1 / FURTHEST), FURTHEST)
 
     def _expected(self, run: Trainee, profile: Profile) -> tuple[float, float]:

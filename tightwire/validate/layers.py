@@ -155,8 +155,9 @@ def _beside(lab: Topology, jobs: list[Job], name: str, asked: float) -> Iterator
     predicted = {outcome.name: outcome for outcome in as_the_lab_runs(jobs, name, JOB_STEPS).jobs}
     steps_s = run_jobs(
         lab,
-        [shared(job, predicted[job.name].shift_s, predicted[job.name].priority, jobs) for job in jobs],
+        [shared(job, predicted[job.name]) for job in jobs],
         JOB_STEPS,
+        one_queue=name == "tcp",
     )
     for job in jobs:
         yield LayerRow(
@@ -242,6 +243,9 @@ def vertical() -> Iterator[LayerRow]:
             measured=float(phase.changed_after or 0),
             asked=20.0,
             unit="steps",
+        )
+        yield LayerRow(
+            part=part, name=f"{name}: changes of plan", measured=float(phase.changes), asked=2.0, unit=""
         )
         yield LayerRow(
             part=part,
