@@ -1,10 +1,7 @@
 """Synthesis: right on any network, near its bound, and the bound is a bound."""
 
 import itertools
-import json
-import pathlib
 import time
-import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
@@ -14,8 +11,6 @@ from hypothesis import strategies as st
 from tightwire.architecture import AllReduce, Setting, Wiring, build, check, synthesise
 from tightwire.architecture.allreduce.builders.synthesis.packing import proven, tree_load
 from tightwire.architecture.allreduce.builders.synthesis.programs import GOALS
-from tightwire.architecture.allreduce.exports import export
-from tightwire.architecture.allreduce.exports.mscclpp import execution_plan
 from tightwire.cluster import Cluster, Level, Link, LinkGraph, topologies
 from tightwire.cluster.wiring import wiring_of
 from tightwire.compression import Identity
@@ -140,63 +135,3 @@ def test_a_plan_must_be_told_the_links() -> None:
         plan.program_for(Identity(), 100, 4, Setting(num_ranks=4, wiring=Wiring.star([1.0, 1.0])))
     told = Setting(num_ranks=4, wiring=Wiring.star([1.0, 0.25, 1.0, 1.0]))
     assert plan.program_for(Identity(), 100, 4, told).name == "synthesised"
-
-
-def test_exports(tmp_path: pathlib.Path) -> None:
-    program = synthesise(Wiring.star([1.0, 0.25, 1.0])).program
-    for name in ("plan.json", "tuner.csv", "graph.xml", "trace.et"):
-        export(program, tmp_path / name, 3000)
-    plan = json.loads((tmp_path / "plan.json").read_text())
-    assert plan["collective"] == "allreduce"
-    assert len(plan["gpus"]) == 3
-    rows = [
-        row.split(",") for row in (tmp_path / "tuner.csv").read_text().splitlines() if not row.startswith("#")
-    ]
-    assert all(len(row) == 10 and row[0] == "allreduce" for row in rows)
-    channels = ElementTree.parse(tmp_path / "graph.xml").getroot().findall("graph/channel")
-    assert all(sorted(int(gpu.attrib["dev"]) for gpu in channel) == [0, 1, 2] for channel in channels)
-    assert sorted(p.name for p in tmp_path.glob("*.et")) == ["trace.0.et", "trace.1.et", "trace.2.et"]
-    with pytest.raises(ProgramError, match=r"programs are written as \.json"):
-        export(program, tmp_path / "plan.txt", 3000)
-    with pytest.raises(ProgramError, match="NCCL has no algorithm like torus"):
-        export(build("torus", 4), tmp_path / "tuner.csv", 3000)
-
-
-def test_an_execution_plan_adds_up() -> None:
-    """The plan's operations, played on numbers, end with the sum everywhere."""
-    n = 4
-    plan = execution_plan(synthesise(Wiring.star([1.0, 0.5, 1.0, 0.25])).program)
-    buffers = {(gpu["id"], "i"): [10 ** gpu["id"]] * gpu["input_chunks"] for gpu in plan["gpus"]}
-    buffers |= {(gpu["id"], "s"): [0] * gpu["scratch_chunks"] for gpu in plan["gpus"]}
-    queues = {gpu["id"]: list(gpu["threadblocks"][0]["ops"]) for gpu in plan["gpus"]}
-    peers = {gpu["id"]: gpu["channels"][0]["connected_to"] for gpu in plan["gpus"]}
-    remote = {gpu["id"]: gpu["remote_buffers"] for gpu in plan["gpus"]}
-    signals = {(a, b): 0 for a in range(n) for b in range(n)}
-    while any(queues.values()):
-        moved = False
-        for rank, queue in queues.items():
-            while queue and _play(rank, queue[0], buffers, peers, remote, signals):
-                queue.pop(0)
-                moved = True
-        assert moved, "the plan waits for ever"
-    assert all(buffers[rank, "i"] == [1111] * len(buffers[rank, "i"]) for rank in range(n))
-
-
-def _play(rank, op, buffers, peers, remote, signals) -> bool:  # type: ignore[no-untyped-def]  # noqa: ANN001
-    near = [peers[rank][i] for i in op.get("channel_ids", ())]
-    if op["name"] == "wait":
-        if not all(signals[peer, rank] for peer in near):
-            return False
-        for peer in near:
-            signals[peer, rank] -= 1
-    elif op["name"] == "signal":
-        for peer in near:
-            signals[rank, peer] += 1
-    elif op["name"] == "put":
-        (src,), (dst,) = op["src_buff"], op["dst_buff"]
-        place = remote[rank][dst["buffer_id"]]
-        buffers[place["rank"], place["type"]][dst["index"]] = buffers[rank, src["type"]][src["index"]]
-    elif op["name"] == "re":
-        own, landed = op["src_buff"]
-        buffers[rank, own["type"]][own["index"]] += buffers[rank, landed["type"]][landed["index"]]
-    return True

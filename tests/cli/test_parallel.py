@@ -13,7 +13,7 @@ from tightwire.errors import FileError, PlanError
 
 def test_the_ranking_as_json_and_files(tmp_path: Path) -> None:
     preset("dgx-h100", 1).write(tmp_path / "c.yaml")
-    files = [str(tmp_path / name) for name in ("mesh.py", "titan.toml", "all.json", "links.html")]
+    files = [str(tmp_path / name) for name in ("mesh.py", "titan.toml", "titan.sh", "all.json", "links.html")]
     outs = [part for file in files for part in ("--out", file)]
     asked = ["llama3-8b", "--cluster", str(tmp_path / "c.yaml"), "--tokens-per-batch", "0.5M", "--top", "2"]
     done = CliRunner().invoke(app, [*asked, "--json", *outs], catch_exceptions=False)
@@ -35,6 +35,13 @@ def test_the_ranking_as_json_and_files(tmp_path: Path) -> None:
     assert all(Path(file).stat().st_size for file in files)
     printed = CliRunner().invoke(app, asked, catch_exceptions=False).stdout
     assert "layouts are legal" in printed
+    command = (tmp_path / "titan.sh").read_text()
+    assert "--module llama3 --config llama3_8b" in command
+    assert "--training.seq_len 8192" in command
+    one = CliRunner().invoke(
+        app, [*asked, "--layout", "data=8,shard=zero3,", "--json"], catch_exceptions=False
+    )
+    assert json.loads(one.stdout.splitlines()[-1])["ranking"][0]["layout"]["data"] == 8
 
 
 def test_bad_input_is_refused(tmp_path: Path) -> None:
@@ -49,5 +56,7 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
         refused("--cluster", str(tmp_path / "c.yaml"), "--tokens-per-batch", "lots")
     with pytest.raises(FileError, match="--memory"):
         refused("--cluster", str(tmp_path / "c.yaml"), "--memory", "8 sacks")
+    with pytest.raises(FileError, match="'tensor' has no value"):
+        refused("--cluster", str(tmp_path / "c.yaml"), "--layout", "tensor,data=8")
     with pytest.raises(PlanError, match="fits"):
         refused("--cluster", str(tmp_path / "c.yaml"), "--memory", "3GB")

@@ -22,7 +22,14 @@ from tightwire.parallel.leg import PLAIN
 from tightwire.parallel.search import print_gb
 from tightwire.parallel.time import LayerCut
 from tightwire.parallel.transformer import SHAPES, transformer
-from tightwire.parallel.written import device_mesh, link_loads, picture, placement, torchtitan
+from tightwire.parallel.written import (
+    device_mesh,
+    link_loads,
+    picture,
+    placement,
+    torchtitan,
+    torchtitan_command,
+)
 from tightwire.profile.devices import DEVICES, device
 from tightwire.units import parse_bytes
 
@@ -59,8 +66,8 @@ def parallel(
     out: Annotated[
         list[pathlib.Path] | None,
         typer.Option(
-            help="Write the best layout: .py a torch DeviceMesh, .toml for torchtitan, .json the ranking, .html a "
-            "picture of its links. Repeatable.",
+            help="Write the best layout: .py a torch DeviceMesh, .sh torchtitan's command, .toml for torchtitan before "
+            "0.3, .json the ranking, .html a picture of its links. Repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -74,7 +81,7 @@ def parallel(
         tightwire cluster new dgx-h100 --nodes 16
 
         tightwire parallel llama3-70b --cluster cluster.yaml \\
-            --tokens-per-batch 4M --out mesh.py --out titan.toml
+            --tokens-per-batch 4M --out mesh.py --out titan.sh
 
         tightwire parallel llama3-8b --cluster cluster.yaml \\
             --layout tensor=8,data=16,shard=zero3
@@ -92,9 +99,7 @@ def parallel(
         device=device(device_name) if device_name else None,
         top=top,
         allow=allow.value,
-        layout=Layout.parse(dict(field.partition("=")[::2] for field in layout.split(",")))
-        if layout
-        else None,
+        layout=_layout(layout) if layout else None,
     )
     for path in out or ():
         _write(found, model, path)
@@ -150,14 +155,26 @@ def _write(found: Layouts, model: str, path: pathlib.Path) -> None:
         path.write_text(device_mesh(found.best.how), encoding="utf-8")
     elif path.suffix == ".toml":
         path.write_text(torchtitan(found.best, model, batch, seq_len), encoding="utf-8")
+    elif path.suffix == ".sh":
+        path.write_text(torchtitan_command(found.best, model, batch, seq_len), encoding="utf-8")
     elif path.suffix == ".json":
         path.write_text(json.dumps(_plain(found), indent=1) + "\n", encoding="utf-8")
     elif path.suffix == ".html":
         picture(link_loads(_cut(found), found)).write_html(path, include_plotlyjs=True)
     else:
         raise FileError(
-            f"--out {path}: a layout is written as .py (DeviceMesh), .toml (torchtitan), .json or .html."
+            f"--out {path}: a layout is written as .py (DeviceMesh), .sh or .toml (torchtitan), .json or .html."
         )
+
+
+def _layout(text: str) -> Layout:
+    """Reads degrees; a comma too many is none."""
+    fields = [field.strip() for field in text.split(",") if field.strip()]
+    if bare := [field for field in fields if "=" not in field]:
+        raise FileError(
+            f"--layout {text!r}: {bare[0]!r} has no value; write for example tensor=8,pipeline=4,data=4,shard=zero1."
+        )
+    return Layout.parse(dict(field.partition("=")[::2] for field in fields))
 
 
 def _count(text: str) -> int:

@@ -201,13 +201,14 @@ def work(asked: Mapping[str, Any]) -> None:
     ):  # root alone may: what else runs here is no part of the network
         os.nice(PRIORITY)
     import torch
-    from torch.distributed import TCPStore
+    from torch.distributed import distributed_c10d
 
     from tightwire.architecture import Runner, build
     from tightwire.compression import Identity
     from tightwire.transport import init, shutdown
 
-    store = TCPStore(*meeting, is_master=host == hosts[0], timeout=timedelta(seconds=ARRIVAL_S))
+    c10d: Any = distributed_c10d  # torch does not type its stores
+    store = c10d.TCPStore(*meeting, is_master=host == hosts[0], timeout=timedelta(seconds=ARRIVAL_S))
     transport = init(deadline_s=120)
     buffer = torch.ones(job["exchange_bytes"] // 4)
     runner = Runner(

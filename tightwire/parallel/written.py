@@ -12,6 +12,13 @@ from tightwire.parallel.time import LayerCut
 
 SCHEDULES = {"1f1b": "1F1B", "interleaved": "Interleaved1F1B", "zero-bubble": "InterleavedZeroBubble"}
 SHOWN_RANKS = 16
+# Of torchtitan 0.3: its module of a model, and the configuration there.
+TORCHTITAN = {
+    "llama3-8b": ("llama3", "llama3_8b"),
+    "llama3-70b": ("llama3", "llama3_70b"),
+    "llama3-405b": ("llama3", "llama3_405b"),
+    "deepseek-v3": ("deepseek_v3", "deepseek_v3_671b"),
+}
 
 
 def device_mesh(how: Layout) -> str:
@@ -49,7 +56,7 @@ def _note(how: Layout) -> str:
 
 
 def torchtitan(candidate: Candidate, model: str, batch: int, seq_len: int) -> str:
-    """Returns a configuration of torchtitan, as TOML: the sections that a layout decides.
+    """Returns a configuration of torchtitan before 0.3, as TOML: the sections that a layout decides.
 
     torchtitan shards parameters wherever it shards anything: zero1 and zero2 are written as sharding without
     resharding after forward.
@@ -84,6 +91,52 @@ def torchtitan(candidate: Candidate, model: str, batch: int, seq_len: int) -> st
         "",
     ]
     return "\n".join(lines)
+
+
+def torchtitan_command(candidate: Candidate, model: str, batch: int, seq_len: int) -> str:
+    """Returns the command by which torchtitan 0.3 trains so: it reads no TOML any more.
+
+    Recomputation is left to the configuration that the command names; a line says which one the layout asks for.
+    """
+    how = candidate.how
+    near = how.shard_group or (how.data if how.shard != "none" else 1)
+    share = batch // how.data
+    module, config = TORCHTITAN.get(model, ("MODULE", "CONFIG"))
+    asked = {
+        "training.local_batch_size": share if how.pipeline > 1 else how.micro_batch,
+        "training.global_batch_size": batch,
+        "training.seq_len": seq_len,
+        "parallelism.data_parallel_replicate_degree": how.data // near,
+        "parallelism.data_parallel_shard_degree": near,
+        "parallelism.fsdp_reshard_after_forward": "always" if how.shard == "zero3" else "never",
+        "parallelism.tensor_parallel_degree": how.tensor,
+        "parallelism.context_parallel_degree": how.context,
+        "parallelism.pipeline_parallel_degree": how.pipeline,
+        "parallelism.expert_parallel_degree": how.expert,
+    }
+    flags = [f"--{name} {value}" for name, value in asked.items()]
+    if how.tensor > 1:
+        flags.append(f"--parallelism.{'' if how.sequence else 'no_'}enable_sequence_parallel")
+    if how.pipeline > 1:
+        flags += [
+            f"--parallelism.pipeline_parallel_schedule {SCHEDULES[how.schedule]}",
+            f"--parallelism.pipeline_parallel_microbatch_size {how.micro_batch}",
+            "--training.disable_cuda_graphs",
+        ]
+    unknown = (
+        [] if model in TORCHTITAN else [f"# write torchtitan's module and configuration of {model} below"]
+    )
+    head = [
+        f"# {model}: {how}",
+        f"# predicted: {candidate.step_s:.4g} s per step, {candidate.memory.total / 1e9:.3g} GB per device",
+        f"# recomputation: {how.recompute} (activation_checkpoint of the configuration)",
+        *unknown,
+    ]
+    call = [
+        "torchrun --nnodes $NNODES --nproc-per-node $GPUS -m torchtitan.train",
+        f"--module {module} --config {config}",
+    ]
+    return "\n".join([*head, " \\\n    ".join([*call, *flags]), ""])
 
 
 def link_loads(cut: LayerCut, layouts: Layouts) -> list[dict[str, Any]]:

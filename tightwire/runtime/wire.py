@@ -21,7 +21,7 @@ BEYOND = 1.25
 # It is slower where rounds take so many times as long, and more of it than so many times the bytes' own time; provided
 # that the bytes have this share of a round, or that it takes very much longer: else there is no telling. What is beside
 # the wire may take so many times as long without a change of it: codecs and messages wait where processors are busy.
-GROWN, BAND, SHARE, MUCH, BUSY = 1.3, 1.4, 0.1, 3.0, 2.5
+GROWN, BAND, SHARE, MUCH, BUSY = 1.3, 1.4, 0.1, 20.0, 2.5
 # One look does not say more than that.
 MOST = 20.0
 # How far a prediction may be off, before the bandwidth that the last change told is doubted.
