@@ -31,7 +31,10 @@ class NormWatch:
         self._norm: float | None = None
 
     def weigh(self, norm: float) -> float:
-        """Returns the weight of a pseudo-gradient of this norm, relative to that of the mean norm."""
+        """Returns the weight of a pseudo-gradient of this norm, relative to that of the mean norm.
+
+        There is no mean in the first round: norms of more than `LARGEST_POWER` weigh alike there.
+        """
         spread = math.sqrt(max(self._square - self._mean**2, (LEAST_SPREAD * self._mean) ** 2))
         is_known = self._rounds >= LEAST_ROUNDS
         if not math.isfinite(norm) or (is_known and norm > self._mean + self._guard.z * spread):

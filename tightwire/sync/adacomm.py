@@ -19,8 +19,9 @@ class AdaComm(Rounds):
     where it is: without it the error of long rounds would remain. F is the mean over workers of what `run.report_loss`
     was told since H was chosen, F_0 that of the first round; the sums travel with rounds, so that all ranks agree on H.
     The paper chooses H anew every 60 seconds; here it is every `interval` steps, at the end of a round, so that runs
-    can be repeated. Its third rule, by which H grows where the learning rate falls, belongs to schedules that wait for
-    H = 1 before the rate falls, and is left out. Equations and γ are written from memory of the paper.
+    can be repeated. Its third rule, by which H grows with √(η_0/η) where the learning rate η falls, belongs to
+    schedules that wait for H = 1 before the rate falls, and is left out (PaddlePaddle's adaptive local SGD has that
+    one, and not the second). Equations 17 and 18 and γ are from memory of the paper.
 
     Args:
         H0: local steps in the first rounds.

@@ -18,7 +18,8 @@ class Asp(Served):
     """Each gradient makes an update when it comes, and its worker gets the newest parameters.
 
     Delay compensation replaces a gradient by g + λ g⊙g⊙(x_now − x_read), what it would have been at x_now to first
-    order with g⊙g for the Hessian (DC-ASGD, equation 10, from memory; its constant λ, not the adaptive one).
+    order with g⊙g for the Hessian (DC-ASGD, equation 10, with the constant λ, not the adaptive one; MXNet has it as
+    `dcasgd`, where g holds weight decay, too).
 
     Args:
         rate_by: `mean` multiplies the worker's learning rate by 1/n, so that n workers' steps weigh as one of bsp,

@@ -22,8 +22,9 @@ class Lag(Sync):
     That is (15a) of Chen et al. with ξ_d = threshold, θ^{k+1−d} − θ^{k−d} = −α · sum of gradients: that of gradient
     descent, for which the method is made; the noise of small batches makes workers send nearly always. All then step
     with the mean of what each sent last. A step begins with one vote about who sends; the bytes of a step follow from
-    it: none if nobody does, the plan's own exchange if all do, and else a tree from the senders to one of them and
-    from there to all. The rule is from memory of the paper.
+    it: none if nobody does, the plan's own exchange if all do, and else a tree from the senders to one of them and from
+    there to all. Rule and defaults are those of the authors' code (github.com/chentianyi1991/LAG-code); there nobody
+    sends in the first ten steps, and here all do until there are means to compare with.
 
     Args:
         threshold: the paper's ξ, 0.1 there; 0 skips only what has not changed at all, which is bsp.

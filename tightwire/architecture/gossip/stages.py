@@ -188,8 +188,8 @@ class ECD(GossipStage):
 class SAPS(GossipStage):
     """Mixes the same random elements on all workers, and leaves the others: x ← x½ + Σ Wᵢⱼ(m ∘ xⱼ½) − m ∘ xᵢ½.
 
-    Nothing is lost, so nothing is remembered. From memory of the paper, whose peer, one per round and along fast links,
-    is the graph `bandwidth`: `bsp/gossip:bandwidth/saps:0.01`.
+    Nothing is lost, so nothing is remembered. Mixing is that of the authors' code (github.com/wizard1203/GossipFL). The
+    paper's peer, one per round and along fast links, is the graph `bandwidth`: `bsp/gossip:bandwidth/saps:0.01`.
 
     Attributes:
         codec: `randomk:RATIO`, or the ratio alone.
