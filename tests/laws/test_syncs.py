@@ -41,7 +41,7 @@ LOCAL_SETTINGS = [
     "postlocal:2,start=3",
     "hierarchical-local:1,2,node=2",
     "hierarchical-local:2,4,node=2",
-    "adacomm:3",
+    "adacomm:3,interval=4",
     "easgd:2",
     "easgd:2,alpha=0.1",
     "slowmo:2",

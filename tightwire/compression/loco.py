@@ -25,8 +25,8 @@ class LoCo(Stage):
     waits would be lost. The paper keeps e in 8 bits, here it is float32; it shards optimizer states and weights, which
     changes nothing of what is sent. Algorithm 1 is from memory of the paper. It reports 14 to 40 % more speed with
     Megatron-LM and FSDP at 4 bits and no loss of quality. Where weights travel too, SDP4Bit (arXiv:2410.15526) sends
-    their differences in 4 bits, as `local:1/allreduce/int4:128`, and smooths gradients by a Hadamard transform first,
-    as `eden:4` does.
+    their differences in 4 bits, as `local:1/allreduce/int4:2048`, and gradients in 8 bits inside nodes and 4 between
+    them, in groups of 128 that a Hadamard transform smooths first, as `eden:4` does (github.com/hpdps-group/SDP4Bit).
 
     Attributes:
         beta: share of the newest error in the average, in (0, 1]; 1 without resets is `ef`. The default is ours;
