@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 
 import pytest
+import torch
 
 from tests.traced.training import TRACED
+from tests.transport.fake_nccl import FakeCommunicator, Hub
 from tightwire.bench.gpu import machine, page
-from tightwire.bench.gpu_parts import EMULATED, GpuPart, kernels_right, world_of_one
+from tightwire.bench.gpu_parts import EMULATED, GpuPart, kernels_right, nccl_alone, world_of_one
+from tightwire.transport import nccl
 
 
 @pytest.mark.parametrize("part", [kernels_right, world_of_one])
@@ -21,6 +24,18 @@ def test_parts_hold_on_the_traced_device(part) -> None:  # type: ignore[no-untyp
 
 def test_a_page_says_what_was_emulated_and_what_does_not_hold() -> None:
     parts = [asdict(replace(GpuPart(name="", ok=False, said="a | b"), name="overlap"))]
+    parts[0]["rows"] = [
+        {"plan": "bsp", "step_s": 0.0125, "losses": [2.0, 1.5], "sent_bytes": 2_500_000, "digest": [1.0]},
+        {"plan": "ddp", "step_s": 0.02, "losses": [2.0, 1.5]},
+    ]
     text = page({"machine": machine(EMULATED), "emulated": True, "parts": parts})
+    assert "| plan | step (ms) | losses | sent (MB) |\n|---|---:|---|---:|" in text
+    assert "| bsp | 12.500 | 2 → 1.5 | 2.500 |\n| ddp | 20.000 | 2 → 1.5 | – |" in text
     assert "no speed is measured" in text
     assert "| overlap | NO | a / b | 0 |" in text
+
+
+def test_nccl_alone_sends_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = FakeCommunicator(Hub(1), 0)
+    monkeypatch.setattr(nccl, "connect_nccl", lambda transport, name, at: alone)
+    assert nccl_alone(torch.device("cpu")) == []

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import platform
 import signal
@@ -29,6 +30,8 @@ from tightwire.devices import DEVICES
 from tightwire.errors import LabError
 
 LIMIT_S = 480.0
+# Of rows: what a page does not show, for it is for comparing alone.
+UNTOLD = ("digest", "rank", "job", "races")
 
 
 def run(
@@ -126,5 +129,32 @@ def page(found: dict[str, Any]) -> str:
         lines.append(f"| {part['name']} | {'yes' if part['ok'] else 'NO'} | {said} | {part['seconds']:.0f} |")
     for part in found["parts"]:
         if part["rows"]:
-            lines += ["", f"## {part['name']}", "", "```", *(json.dumps(row) for row in part["rows"]), "```"]
+            lines += ["", f"## {part['name']}", "", *_table(part["rows"])]
     return "\n".join(lines) + "\n"
+
+
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    """Returns rows as lines of a Markdown table, numbers to the right; a column for whatever any of them tells."""
+    keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in UNTOLD]
+    numbers = {key: all(isinstance(row.get(key), int | float | None) for row in rows) for key in keys}
+    heads = [" ".join(key.removesuffix("_s").removesuffix("_bytes").split("_")) for key in keys]
+    units = [" (ms)" if key.endswith("_s") else " (MB)" if key.endswith("_bytes") else "" for key in keys]
+    return [
+        "| " + " | ".join(map(str.__add__, heads, units)) + " |",
+        "|" + "|".join("---:" if numbers[key] else "---" for key in keys) + "|",
+        *("| " + " | ".join(_cell(key, row.get(key)) for key in keys) + " |" for row in rows),
+    ]
+
+
+def _cell(key: str, value: object) -> str:
+    if isinstance(value, list | tuple):
+        return " → ".join(_cell("", each) for each in value)
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "–"
+    if isinstance(value, int | float) and key.endswith(("_s", "seconds")):
+        return f"{1e3 * value:,.3f}"
+    if isinstance(value, int | float) and key.endswith("_bytes"):
+        return f"{value / 1e6:,.3f}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value).replace("|", "/")

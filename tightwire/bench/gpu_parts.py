@@ -292,11 +292,13 @@ def _pinned_times(setting: GpuSetting) -> dict[str, float]:
 
 
 def nccl(setting: GpuSetting) -> GpuPart:
-    """Runs NCCL: a world of one, and where several devices are, one process for each."""
+    """Runs NCCL: alone, by the calls that every message takes; and where several devices are, one process for each."""
     import torch.distributed as dist
 
     if setting.kind != "cuda" or not dist.is_nccl_available():
         return GpuPart(name="", ok=True, said="not run: no NCCL here")
+    wrong = nccl_alone(torch.device("cuda", 0))
+    said = f"alone: {'; '.join(wrong) or 'messages and sums arrive'}"
     devices = DEVICES["cuda"].count()
     plans = ("bsp", "bsp/allreduce:native", "bsp/allreduce:ring", "bsp/allreduce/topk:0.01+ef")
     rows, trouble = _spawn(
@@ -304,15 +306,39 @@ def nccl(setting: GpuSetting) -> GpuPart:
     )
     by_plan = _by_plan(rows)
     same = all(row["digest"] == of[0]["digest"] for of in by_plan.values() for row in of)
-    said = (
-        f"{devices} devices, {len(by_plan)} of {len(plans)} plans: replicas {'agree' if same else 'DIFFER'}"
+    said += (
+        f"; {devices} devices, {len(by_plan)} of {len(plans)} plans: replicas {'agree' if same else 'DIFFER'}"
     )
     return GpuPart(
         name="",
-        ok=same and not trouble,
+        ok=same and not trouble and not wrong,
         said=f"{said}; {trouble}" if trouble else said,
         rows=[of[0] for of in by_plan.values()],
     )
+
+
+def nccl_alone(device: torch.device) -> list[str]:
+    """Sends to itself and sums alone, as one device can; returns what did not arrive."""
+    from tightwire.transport import Single, nccl
+
+    communicator = nccl.connect_nccl(Single(), "bench", device)
+    wrong = []
+    try:
+        for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.uint8, torch.int16):
+            sent = torch.arange(100, device=device).to(dtype)
+            arrived = torch.zeros_like(sent)
+            communicator.together([(sent, 0)], [(arrived, 0)]).wait()
+            if not torch.equal(sent.cpu(), arrived.cpu()):
+                wrong.append(f"a message of {dtype} did not arrive")
+        alone = torch.ones(100, device=device)
+        communicator.all_reduce(alone).wait()
+        if not alone.cpu().eq(1).all():
+            wrong.append("a sum of one is another number")
+        if fault := communicator.fault():
+            wrong.append(f"NCCL tells {fault}")
+    finally:
+        communicator.abort()
+    return wrong
 
 
 def memory(setting: GpuSetting) -> GpuPart:

@@ -10,6 +10,7 @@ Once made, the device belongs to the process: torch has one such name. Memory of
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, Final
@@ -65,6 +66,7 @@ class Backend:
         self._library: Any = None
         self._blocks: dict[int, Tensor] = {}
         self._pinned: dict[int, Tensor] = {}
+        self._given: dict[int, int] = {}  # bytes, by thread
 
     def register(self) -> None:
         """Makes the device known to torch, once in a process."""
@@ -83,13 +85,14 @@ class Backend:
         """Forgets all memory and streams, and begins a run under another adversary."""
         self.scheduler = Streams(seed, haste)
         self._blocks.clear()
+        self._given.clear()
         self._pinned.clear()
 
     @property
     def allocated_bytes(self) -> int:
-        """Bytes of all device memory that the present run was given."""
+        """Bytes of device memory that this thread, which is a rank, was given in the present run."""
         with self.scheduler.lock:
-            return sum(block.numel() for block in self._blocks.values())
+            return self._given.get(threading.get_ident(), 0)
 
     def pin(self, num_bytes: int) -> Tensor:
         """Returns host memory of which accesses are noted."""
@@ -154,6 +157,8 @@ class Backend:
         block = torch.full((max(num_bytes, 1),), 0xA5, dtype=torch.uint8)
         with self.scheduler.lock:
             self._blocks[block.data_ptr()] = block
+            rank = threading.get_ident()
+            self._given[rank] = self._given.get(rank, 0) + num_bytes
         storage = torch._C._construct_storage_from_data_pointer(
             block.data_ptr(), torch.device(KIND, index), num_bytes
         )
