@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from tightwire.errors import AttachError, PlanError
 from tightwire.plan import Plan
 from tightwire.planner import STOCK
 from tightwire.profile import CodecCost
-from tightwire.runtime import auto
+from tightwire.runtime import auto, lookout
 from tightwire.runtime.auto import PROFILE_STEPS, WARM_UP_STEPS
 from tightwire.runtime.lookout import Lookout, LossLevel
 from tightwire.runtime.race import Contender, Heats, Race, clearly_behind, judged, order, plan_heats
@@ -70,6 +71,9 @@ def test_what_may_be_lost_bounds_the_field() -> None:
     two = [contender("bsp", 0.1), contender("bsp/allreduce/bf16", 0.1)]
     assert plan_heats(two, 1.0).fields == (2, 2)  # a clear loser runs half as long
     assert plan_heats(two, 0.5).fields == (2,)
+    long = [contender("local:16", 0.1), *two]  # 1.6 s at least
+    assert plan_heats(long, 2.0) == Heats(entered=("local:16", "bsp"), trial_s=(2.0,), fields=(2,))
+    assert plan_heats(long, 1.0).entered == ("bsp", "bsp/allreduce/bf16")
 
 
 def test_what_was_measured_outweighs_what_was_expected_once_it_is_precise() -> None:
@@ -247,22 +251,57 @@ def test_a_race_needs_the_loss(quick: None) -> None:
 def test_a_loss_that_rises_sends_training_back_to_a_milder_plan() -> None:
     def worker(transport: Transport) -> tuple[str, list[str]]:
         with job(transport, "bsp/allreduce/topk:0.1+ef", optimizer=adam) as j:
-            lookout = Lookout(["bsp/allreduce/int8+ef", "local:8"], j.run.plan)
-            assert lookout.milder == ["bsp/allreduce/int8+ef", STOCK]
-            lookout.begin(j.run, LossLevel(1.0, 0.0))
+            watch = Lookout(["bsp/allreduce/int8+ef", "local:8"], j.run.plan)
+            assert watch.milder == ["bsp/allreduce/int8+ef", STOCK]
+            watch.begin(j.run, LossLevel(1.0, 0.0))
             before = state(j)
-            for number in range(lookout._planned * 5):
+            for number in range(watch._planned * 5):
                 step(j, number)
-                lookout.after_step(j.run, 2.0 + 0.01 * (number % 2))
-                if lookout.remarks:
+                watch.after_step(j.run, 2.0 + 0.01 * (number % 2))
+                if watch.remarks:
                     assert same(state(j), before)
                     break
-            return str(j.run.plan), lookout.remarks
+            return str(j.run.plan), watch.remarks
 
     first, second = run_threads(2, worker, deadline_s=20)
     assert first == second
     assert first[0] == str(Plan.parse("bsp/allreduce/int8+ef"))
     assert "went back" in first[1][0]
+
+
+class Watched:
+    """A run of one worker, as far as a lookout sees it."""
+
+    def __init__(self) -> None:
+        self.plan = Plan.parse("bsp/allreduce/topk:0.1+ef")
+        self.snapshots = 0
+
+    def ask(self, answer: str) -> list[str | None]:
+        return [answer]
+
+    def snapshot(self, *, remembering: bool = False) -> int:
+        self.snapshots += 1
+        return self.snapshots
+
+    def go_back(self, snapshot: int, plan: Plan) -> None:
+        self.plan = plan
+
+
+def test_what_a_plan_may_spoil_is_a_share_of_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookout, "SHORT_S", 0.0)  # steps that take long
+    run: Any = Watched()
+    watch = Lookout(["bsp/allreduce/int8+ef"], run.plan)
+    watch.begin(run)
+    windows = []
+    for number in range(1000):
+        if watch._steps == 0:
+            windows.append((number, watch._planned))
+        watch.after_step(run, 3.0 - 0.001 * number)
+    assert all(size <= max(20, 0.25 * done) for done, size in windows)
+    assert run.snapshots == len(windows)
+    while not watch.remarks:
+        watch.after_step(run, math.nan)
+    assert str(run.plan) == str(Plan.parse("bsp/allreduce/int8+ef"))
 
 
 def test_noise_is_no_rise() -> None:

@@ -15,9 +15,10 @@ from tightwire.planner import STOCK, deviation
 from tightwire.runtime.snapshot import Snapshot
 from tightwire.runtime.trainee import Trainee
 
-# The first window; each one that goes well is followed by one of twice the steps, so that watching costs ever less.
+# The first window. While windows are short they grow fast; later each is a share of all steps watched so far: watching
+# costs ever less, and what a plan may spoil before it is found out stays a share of what was done.
 FIRST_STEPS, MOST_STEPS = 20, 2000
-FIRST_S = 3.0
+SHORT_S, GROWTH, OF_PAST = 3.0, 4, 0.25
 # A window is bad if its mean loss is above the best one's by so many standard errors of their difference, and by this
 # share of it: a loss that rises a little tells of the data, or of the rate.
 SIGMAS, SHARE = 4.0, 0.02
@@ -79,6 +80,7 @@ class Lookout:
                 self.milder.append(text)
                 most = found
         self._planned, self._window = 0, FIRST_STEPS
+        self._watched = 0
         self._losses: list[float] = []
         self._steps = 0
         self._best: LossLevel | None = None
@@ -105,6 +107,7 @@ class Lookout:
     def after_step(self, run: Trainee, loss: float | None) -> None:
         """Counts a step, and acts where a window ends. Every rank."""
         self._steps += 1
+        self._watched += 1
         if loss is not None:
             self._losses.append(loss)
         if self._steps == self._planned and not self.is_over:
@@ -131,10 +134,8 @@ class Lookout:
             self._bad = 0
             if self._best is None or level.mean < self._best.mean:
                 self._best, self._snapshot = level, run.snapshot(remembering=True)
-            if took_s > FIRST_S:
-                self._window = min(MOST_STEPS, 2 * self._window)
-            else:
-                self._window = min(MOST_STEPS, 4 * self._window)
+            longest = GROWTH * self._window if took_s < SHORT_S else int(OF_PAST * self._watched)
+            self._window = min(MOST_STEPS, max(self._window, longest))
         self._begin_window(run)
 
     def _fall_back(self, run: Trainee, level: LossLevel) -> None:

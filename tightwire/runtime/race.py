@@ -193,12 +193,17 @@ def plan_heats(contenders: Sequence[Contender], cost_s: float, most: int = 6) ->
     >>> plan_heats(field, 10.0).fields, plan_heats(field, 0.1).fields
     ((4, 2), (1,))
     """
-    for size in range(min(most, len(contenders)), 1, -1):
-        for fields in _shapes(size):
+    sizes = range(min(most, len(contenders)), 1, -1)
+    shapes = [fields for size in sizes for fields in _shapes(size)]
+    for required in (
+        contenders[:1],
+        (),
+    ):  # rather a small race with the best expected one than a large one without
+        for fields in shapes:
             shares = [cost_s / len(fields) / (n - 1) for n in fields]
-            able = [c.plan for c in contenders if c.least_steps * c.known_step_s <= shares[0]]
-            if len(able) >= size:
-                return Heats(entered=tuple(able[:size]), trial_s=tuple(shares), fields=fields)
+            able = [c for c in contenders if c.least_steps * c.known_step_s <= shares[0]][: fields[0]]
+            if len(able) == fields[0] and all(c in able for c in required):
+                return Heats(entered=tuple(c.plan for c in able), trial_s=tuple(shares), fields=fields)
     return Heats(entered=tuple(c.plan for c in contenders[:1]), trial_s=(0.0,), fields=(1,))
 
 

@@ -243,9 +243,10 @@ class Racing:
     def told(self) -> str:
         """Returns how the race went, in a sentence."""
         assert self.winner is not None
-        rates = ", ".join(f"{plan} {self._told_of(plan)}" for plan in self.contenders)
+        entered = self._heats.entered
+        rates = ", ".join(f"{plan} {self._told_of(plan)}" for plan in entered)
         return (
-            f"{self.winner.plan} won a race of {len(self.contenders)}, in {self._heat} heats; the time of the others, "
+            f"{self.winner.plan} won a race of {len(entered)}, in {self._heat} heats; the time of the others, "
             f"{self._lost_s:.1f} s, is lost (at most {self._cost_s:.1f} s were planned): {rates}."
         )
 
