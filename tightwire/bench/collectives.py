@@ -64,6 +64,7 @@ class CollectivesBench:
             by n.
         samples: per program and size; the median counts.
         topology: of the lab, as `Topology` reads it.
+        keeps_windows: whether TCP goes on after a pause as before it; see `Lab`.
     """
 
     workers: int
@@ -72,6 +73,7 @@ class CollectivesBench:
     programs: tuple[str, ...]
     samples: int = 7
     topology: str = "star"
+    keeps_windows: bool = False
 
     def __post_init__(self) -> None:
         for program in self.programs:
@@ -146,7 +148,7 @@ def measure(
             rows.append(CollectiveRow(**message["row"]))
 
     adder = AddingSwitch() if any(map(is_switched, bench.programs)) else None
-    with Lab(bench.lab, batch_scheduling=True, switch=adder) as lab:
+    with Lab(bench.lab, batch_scheduling=True, switch=adder, keeps_windows=bench.keeps_windows) as lab:
         description = lab.describe()
         if not lab.shapes_everything:
             bench = replace(bench, programs=tuple(p for p in bench.programs if p not in BACKENDS_OWN))

@@ -160,7 +160,8 @@ def _write(found: Layouts, model: str, path: pathlib.Path) -> None:
     elif path.suffix == ".json":
         path.write_text(json.dumps(_plain(found), indent=1) + "\n", encoding="utf-8")
     elif path.suffix == ".html":
-        picture(link_loads(_cut(found), found)).write_html(path, include_plotlyjs=True)
+        cut = _cut(found)
+        picture(cut, link_loads(cut, found), found.best.how.workers).write_html(path, include_plotlyjs=True)
     else:
         raise FileError(
             f"--out {path}: a layout is written as .py (DeviceMesh), .sh or .toml (torchtitan), .json or .html."

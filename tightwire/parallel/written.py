@@ -12,6 +12,8 @@ from tightwire.parallel.time import LayerCut
 
 SCHEDULES = {"1f1b": "1F1B", "interleaved": "Interleaved1F1B", "zero-bubble": "InterleavedZeroBubble"}
 SHOWN_RANKS = 16
+# In the picture; and colours, which repeat after so many groups.
+DRAWN_RANKS, COLOURS = 64, 16
 # Of torchtitan 0.3: its module of a model, and the configuration there.
 TORCHTITAN = {
     "llama3-8b": ("llama3", "llama3_8b"),
@@ -180,18 +182,43 @@ def _letters(group: RankGroup, workers: int) -> str:
     return shown + ("…" if workers > SHOWN_RANKS else "")
 
 
-def picture(rows: Sequence[dict[str, Any]]) -> Any:
-    """Returns a plotly figure: dimensions × links, coloured by how many ranks share a line."""
+def picture(cut: LayerCut, rows: Sequence[dict[str, Any]], workers: int) -> Any:
+    """Returns a plotly figure, ranks × links: in a column, ranks of one colour talk over that link.
+
+    Args:
+        cut: a layout on a network.
+        rows: what `link_loads` tells of it.
+        workers: of the cluster, the first of which are shown.
+    """
     import plotly.graph_objects as go
 
-    dimensions = list(dict.fromkeys(row["dimension"] for row in rows))
-    links = list(dict.fromkeys(row["link"] for row in rows))
-    load = {(row["dimension"], row["link"]): row["ranks"] for row in rows}
-    heat = [[load.get((dimension, link), 0) for link in links] for dimension in dimensions]
-    drawing = go.Figure(go.Heatmap(z=heat, x=links, y=dimensions, colorbar={"title": "ranks per line"}))
+    shown = min(workers, DRAWN_RANKS)
+    columns, colours, texts = [], list[list[int]](), list[list[str]]()
+    for row in rows:
+        number = dict[int, int]()
+        for group, ranks in enumerate(groups_of(workers, cut.groups[row["dimension"]])):
+            number.update(dict.fromkeys(ranks, group))
+        columns.append(f"{row['dimension']} ({row['size']})<br>{row['link']}<br>{row['ranks']:g} at once")
+        colours.append([number.get(rank, 0) % COLOURS for rank in range(shown)])
+        texts.append([f"rank {rank}, group {number.get(rank, 0)}" for rank in range(shown)])
+    drawing = go.Figure(
+        go.Heatmap(
+            z=[list(values) for values in zip(*colours, strict=True)],
+            text=[list(values) for values in zip(*texts, strict=True)],
+            hoverinfo="text",
+            x=columns,
+            y=list(range(shown)),
+            colorscale="Turbo",
+            showscale=False,
+            xgap=6,
+            ygap=1,
+        )
+    )
+    drawing.update_yaxes(autorange="reversed")
+    more = f", the first {shown} of {workers} ranks" if workers > shown else ""
     drawing.update_layout(
-        title="Which parallel dimension loads which link, in ranks per line",
-        xaxis_title="link",
-        yaxis_title="parallel dimension",
+        title=f"Ranks × links of {cut.how}{more}",
+        xaxis_title="parallel dimension (its ranks), the link it crosses, and how many ranks share a line of it",
+        yaxis_title="rank; in a column, equal colours talk",
     )
     return drawing

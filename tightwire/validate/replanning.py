@@ -124,14 +124,14 @@ def _run(lab: Lab, asked: dict[str, Any], on_step: Any) -> None:
 
 def work(asked: dict[str, Any]) -> None:
     """Trains on this host."""
+    with contextlib.suppress(PermissionError):  # what else runs here is no part of the device
+        os.nice(PRIORITY)
     import torch
 
     import tightwire as tw
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    with contextlib.suppress(PermissionError):  # what else runs here is no part of the device
-        os.nice(PRIORITY)
     tw.init()
     wait = Waits()
 
