@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import threading
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from tightwire.averaging import BucketAverager, build_averager
 from tightwire.buckets import Bucket, plan_layout
 from tightwire.catalogue import parse_compression
 from tightwire.devices import DEVICES, Device, DeviceMemory, Mark, device_of, require_one_device
+from tightwire.devices.cuda import Cuda
 from tightwire.devices.pool import PinnedPool
 from tightwire.errors import AttachError, DeviceError, TightwireError
 from tightwire.plan import Plan
@@ -227,3 +229,34 @@ def test_without_triton_or_with_an_old_one_plain_torch_takes_its_place(
         )
         with pytest.warns(RuntimeWarning, match=why):
             assert kernels._module.__wrapped__("triton").__name__ == "tightwire.kernels.reference"
+
+
+def test_a_thread_has_one_stream_of_a_device_however_often_it_goes_aside(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[Any] = []
+
+    class Stream:
+        def __init__(self) -> None:
+            made.append(self)
+            self.waits = 0
+
+        def synchronize(self) -> None:
+            self.waits += 1
+
+    monkeypatch.setattr(torch.cuda, "device", lambda at: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    device = Cuda()
+
+    def work() -> None:
+        for _ in range(3):
+            with device.side(torch.device("cuda", 0)):
+                pass
+
+    for _ in range(2):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert [stream.waits for stream in made] == [3, 3]

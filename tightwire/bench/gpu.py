@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from tightwire.bench.gpu_parts import EMULATED, LIMITS_S, PARTS, GpuPart, GpuSetting
+from tightwire.bench.gpu_parts import EMULATED, LIMITS_S, PARTS, GpuPart, GpuSetting, end_of
 from tightwire.devices import DEVICES
 from tightwire.errors import LabError
 
@@ -100,7 +100,7 @@ def _run_apart(name: str, emulate: bool, limit_s: float) -> GpuPart:
     if rows:
         return GpuPart(**rows[-1])
     why = f"did not end within {limit_s:.0f} s" if late else f"its process ended with {process.returncode}"
-    return GpuPart(name=name, ok=False, said=f"{why}: {err.strip()[-600:]}")
+    return GpuPart(name=name, ok=False, said=f"{why}: {end_of(err)}")
 
 
 def machine(setting: GpuSetting) -> dict[str, Any]:

@@ -425,11 +425,17 @@ def _spawn(
         except subprocess.TimeoutExpired:
             process.kill()
             out, err = process.communicate()
-            trouble = trouble or f"did not end in time: {err.strip()[-600:]}"
+            trouble = trouble or f"did not end in time: {end_of(err)}"
         if process.returncode and not trouble:
-            trouble = f"failed, one with {process.returncode}: {err.strip()[-1200:]}"
+            trouble = f"failed, one with {process.returncode}: {end_of(err)}"
         rows += [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     return rows, trouble
+
+
+def end_of(errors: str) -> str:
+    """Returns the last line that a process wrote of what went wrong: an exception's type and sentence."""
+    lines = [line for line in errors.splitlines() if line.strip()]
+    return lines[-1].strip()[-300:] if lines else "it said nothing"
 
 
 def _halfway(setting: GpuSetting) -> float:

@@ -11,6 +11,7 @@ live on `cuda:1` in a thread whose current device is `cuda:0`, so that every cal
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, final
 
@@ -49,6 +50,7 @@ class Cuda(Device):
 
     def __init__(self) -> None:
         self._pool = PinnedPool(_pin, self.wait)
+        self._local = threading.local()
 
     def mark(self, at: torch.device) -> Mark:
         """Records an event on the device's current stream, without timing, which would cost more.
@@ -94,14 +96,19 @@ class Cuda(Device):
 
     @contextlib.contextmanager
     def side(self, like: torch.device) -> Iterator[None]:
-        """Makes the device and a stream of its own current in this thread; it follows nothing yet.
+        """Makes the device and a stream of this thread's own current in it; at first it follows nothing.
 
-        At the end the host waits for the stream, so that memory which only its work still uses may be given back.
+        At the end the host waits for the stream, so that memory which only its work still uses may be given back. The
+        thread's next one is the same: torch keeps freed memory by stream, and would keep it for every one of many.
         """
         import torch
 
+        streams: dict[int, torch.cuda.Stream] = self._local.__dict__.setdefault("streams", {})
         with torch.cuda.device(like):
-            stream = torch.cuda.Stream()
+            at = torch.cuda.current_device()
+            if at not in streams:
+                streams[at] = torch.cuda.Stream()
+            stream = streams[at]
             with torch.cuda.stream(stream):
                 yield
             stream.synchronize()
