@@ -23,15 +23,16 @@ class LoCo(Stage):
     Unlike `ef` it does not pay back every error: single errors of rounding are noise, of which the average keeps what
     lasts, and a reset drops what is out of date. For few-bit rounding, `int4+loco`; around a sparse codec most of what
     waits would be lost. The paper keeps e in 8 bits, here it is float32; it shards optimizer states and weights, which
-    changes nothing of what is sent. Algorithm 1 is from memory of the paper. It reports 14 to 40 % more speed with
-    Megatron-LM and FSDP at 4 bits and no loss of quality. Where weights travel too, SDP4Bit (arXiv:2410.15526) sends
-    their differences in 4 bits, as `local:1/allreduce/int4:2048`, and gradients in 8 bits inside nodes and 4 between
-    them, in groups of 128 that a Hadamard transform smooths first, as `eden:4` does (github.com/hpdps-group/SDP4Bit).
+    changes nothing of what is sent. The update and the defaults are those of the authors' code (in DeepSpeed,
+    `csrc/quantization/swizzled_quantize.cu`; its guides have `err_beta` 0.8 and `reset_T` 1024). The paper reports 14
+    to 40 % more speed with Megatron-LM and FSDP at 4 bits and no loss of quality. Where weights travel too, SDP4Bit
+    (arXiv:2410.15526) sends their differences in 4 bits, as `local:1/allreduce/int4:2048`, and gradients in 8 bits
+    inside nodes and 4 between them, in groups of 128 that a Hadamard transform smooths first, as `eden:4` does
+    (github.com/hpdps-group/SDP4Bit).
 
     Attributes:
-        beta: share of the newest error in the average, in (0, 1]; 1 without resets is `ef`. The default is ours;
-            DeepSpeed's form of LoCo has an `err_beta` of 0.8.
-        reset: rounds after which the average begins anew; 0 for never. DeepSpeed's form takes 1024.
+        beta: share of the newest error in the average, in (0, 1]; 1 without resets is `ef`.
+        reset: rounds after which the average begins anew; 0 for never.
     """
 
     name: ClassVar[str] = "loco"
@@ -40,12 +41,12 @@ class LoCo(Stage):
     example: ClassVar[str] = "int4+loco"
     place: ClassVar[int] = 0
 
-    beta: float = 0.5
-    reset: int = 512
+    beta: float = 0.2
+    reset: int = 1024
 
     def __post_init__(self) -> None:
         if not 0 < self.beta <= 1:
-            raise PlanError(f"loco:{self.beta} averages nothing: give a share in (0, 1], as in loco:0.5.")
+            raise PlanError(f"loco:{self.beta} averages nothing: give a share in (0, 1], as in loco:0.2.")
         if self.reset < 0:
             raise PlanError(f"loco:reset={self.reset} is no number of rounds; 0 for never.")
 
