@@ -99,6 +99,21 @@ def test_of_two_that_noise_alone_tells_apart_the_mildest_leads() -> None:
     assert clearly_behind(told) == {"bsp"}
 
 
+def test_four_losses_that_happen_to_lie_on_lines_tell_less_than_forty() -> None:
+    def heat(steps: int) -> set[str]:
+        noise = [0.03 * (-1) ** i for i in range(steps)]
+        slopes = {"bsp": 0.02, "local:8": 0.04}
+        return clearly_behind(
+            [
+                judged(contender(p, 0.1), [3 - a * i + e for i, e in enumerate(noise)], 0.1, 3.0)
+                for p, a in slopes.items()
+            ]
+        )
+
+    assert heat(4) == set()
+    assert heat(40) == {"bsp"}
+
+
 def test_a_heat_that_shows_nothing_leaves_it_to_what_was_expected() -> None:
     fast, slow = contender("local:8", 0.1, expected=1.2), contender("bsp", 1.0)
     up = [3 + 0.2 * (-1) ** i for i in range(8)]

@@ -27,6 +27,8 @@ PRIOR_SPREAD = 0.3
 MOST_HEATS = 3
 # How probable it must be that the leader is better, for another contender to be out before its time.
 CLEAR = 0.9
+# An error that was estimated from two or three losses.
+MOST_UNSURE = 3.0
 # Contenders are told apart if the leader is better with this probability, or by this share of its loss per second.
 SURE, TIE = 0.75, 0.1
 
@@ -240,7 +242,8 @@ def judged(contender: Contender, losses: Sequence[float], step_s: float, start: 
     weight = sum(t * t for t in times)
     slope = sum(t * (start - loss) for t, loss in zip(times, losses, strict=True)) / weight if weight else 0.0
     rest = sum((start - slope * t - loss) ** 2 for t, loss in zip(times, losses, strict=True))
-    error = math.sqrt(rest / max(1, len(losses) - 1) / weight) if weight else math.inf
+    freedom = max(1, len(losses) - 1)
+    error = _unsure(freedom) * math.sqrt(rest / freedom / weight) if weight else math.inf
     last = losses[-max(1, len(losses) // 4) :]
     return replace(contender, step_s=step_s, loss=statistics.fmean(last), loss_per_s=slope, error=error)
 
@@ -264,6 +267,15 @@ class Belief:
         if spread == 0.0:
             return 0.5 if self.mean == other.mean else float(self.mean > other.mean)
         return statistics.NormalDist().cdf((self.mean - other.mean) / spread)
+
+
+def _unsure(freedom: int) -> float:
+    """Returns by how much an error that was estimated from few losses is larger: Student's t over the normal law.
+
+    >>> round(_unsure(3), 2), round(_unsure(20), 2)
+    (1.73, 1.05)
+    """
+    return math.sqrt(freedom / (freedom - 2)) if freedom > 2 else MOST_UNSURE
 
 
 def order(contenders: Sequence[Contender]) -> list[Contender]:
