@@ -383,3 +383,14 @@ def test_a_model_learns(compression: str) -> None:
 
     start = float((_problem(0)[1]).square().mean())
     assert max(run_threads(3, worker, deadline_s=20)) < 0.05 * start
+
+
+@every_stage
+def test_what_is_held_is_as_many_copies_as_are_declared(text: str) -> None:
+    (layout,) = plan_layout({"x": torch.zeros(40, 5)}, [[0]])
+    for stage in parse_compression(text)[1:]:
+        assert isinstance(stage, Stage)
+        memory = stage.memory(layout, 4)
+        held = vars(memory).values() if memory is not None else ()
+        tensors = [tensor for tensor in held if isinstance(tensor, Tensor)]
+        assert sum(tensor.numel() for tensor in tensors) == stage.copies * layout.numel

@@ -7,7 +7,12 @@ import torch
 
 from tests.traced.training import TRACED, Net, sgd
 from tightwire._attach import attach
+from tightwire.architecture.allreduce.engine import RECEIVES_AHEAD
+from tightwire.architecture.allreduce.traffic import PIECE_BYTES
 from tightwire.errors import AttachError, MismatchError
+from tightwire.plan import Plan
+from tightwire.profile import ParameterProfile, Profile
+from tightwire.simulate.memory import added_bytes
 from tightwire.transport import Single, Transport, run_threads
 
 DEVICE = torch.device("traced")
@@ -89,6 +94,38 @@ def test_memory_that_a_run_adds_is_reported() -> None:
     for num_bytes, text in run_threads(2, work, deadline_s=60):
         assert num_bytes >= gradients  # nothing is given back here, not even what kernels were tried on
         assert f"memory added  {num_bytes:,} bytes on the device" in text
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "plan",
+    [
+        "bsp/allreduce:native",
+        "bsp/allreduce:ring",
+        "bsp/allreduce:ring/int8+ef",
+        "bsp/allreduce/topk:0.01+ef+momentum:0.9",
+        "bsp/allreduce/qsgd:7",
+        "bsp/allreduce/topk:0.01+ef21",
+    ],
+)
+def test_memory_that_a_plan_adds_is_what_was_predicted(plan: str, dtype: torch.dtype) -> None:
+    numel = 4000 * 3000
+
+    def work(transport: Transport) -> int:
+        with TRACED.side(DEVICE):
+            model = torch.nn.Linear(4000, 3000, bias=False).to(DEVICE, dtype)
+            with attach(model, sgd(model.parameters()), plan, transport=transport) as run:
+                return run.report().device_bytes
+
+    parameter = ParameterProfile(
+        name="w", numel=numel, itemsize=dtype.itemsize, ready_s=1.0, shape=(3000, 4000)
+    )
+    profile = Profile(forward_s=1.0, backward_s=1.0, optimizer_s=0.0, parameters=(parameter,))
+    predicted = added_bytes(Plan.parse(plan), profile, 2)
+    assert predicted is not None
+    for held in run_threads(2, work, deadline_s=60):
+        # Pieces that are about to land; and here nothing that kernels were tried on is given back.
+        assert predicted <= held <= predicted + RECEIVES_AHEAD * PIECE_BYTES + 2**20
 
 
 def test_a_model_on_two_devices_is_refused_by_name() -> None:

@@ -30,6 +30,7 @@ class AdaComp(_Pick):
         bin: consecutive elements that are compared; the paper takes 50 for convolutions and 500 else.
     """
 
+    copies: ClassVar[int] = 2
     name: ClassVar[str] = "adacomp"
     title: ClassVar[str] = "elements that reach their bin's largest leftover"
     paper: ClassVar[str] = "Chen et al. 2018, AdaComp, arXiv:1712.02679, Algorithm 2"

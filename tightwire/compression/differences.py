@@ -37,6 +37,7 @@ class EF21(Stage):
     )
     example: ClassVar[str] = "topk:0.01+ef21"
     place: ClassVar[int] = 0
+    copies: ClassVar[int] = 4
 
     def memory(self, bucket: BucketLayout, workers: int) -> StageMemory:
         """Returns a memory of h and of its mean."""
@@ -81,6 +82,7 @@ class DIANA(Stage):
     )
     example: ClassVar[str] = "qsgd:127+diana:0.1"
     place: ClassVar[int] = 0
+    copies: ClassVar[int] = 4
 
     alpha: float
 

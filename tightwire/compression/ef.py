@@ -39,6 +39,7 @@ class ErrorFeedback(Stage):
     )
     example: ClassVar[str] = "topk:0.01+ef"
     place: ClassVar[int] = 0
+    copies: ClassVar[int] = 1
 
     decay: float = 1.0
 

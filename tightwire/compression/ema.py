@@ -35,6 +35,7 @@ class MovingAverage(Stage):
     paper: ClassVar[str] = "Tang et al. 2021, 1-bit Adam, arXiv:2102.02888, Algorithm 1"
     example: ClassVar[str] = "doublesqueeze+ef+ema:0.9+dense-first:1000"
     place: ClassVar[int] = 1
+    copies: ClassVar[int] = 2
     keeps_optimizer: ClassVar[bool] = False
 
     beta: float

@@ -39,6 +39,7 @@ class Lion(Stage):
     example: ClassVar[str] = "sign+lion"
     keeps_optimizer: ClassVar[bool] = False
     place: ClassVar[int] = 1
+    copies: ClassVar[int] = 3
     serves_dense: ClassVar[bool] = True
 
     beta1: float = 0.9

@@ -40,6 +40,7 @@ class LoCo(Stage):
     paper: ClassVar[str] = "Xie, Lin, Toh and Zhou 2024, LoCo, arXiv:2407.04480, Algorithm 1"
     example: ClassVar[str] = "int4+loco"
     place: ClassVar[int] = 0
+    copies: ClassVar[int] = 1
 
     beta: float = 0.2
     reset: int = 1024

@@ -38,6 +38,7 @@ class Momentum(Stage):
     example: ClassVar[str] = "topk:0.01+ef+momentum:0.9"
     keeps_optimizer: ClassVar[bool] = False
     place: ClassVar[int] = 1
+    copies: ClassVar[int] = 2
     serves_dense: ClassVar[bool] = True
 
     m: float

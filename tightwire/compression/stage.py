@@ -98,9 +98,11 @@ class Stage(CompressionAnswer):
         place: from the inside out; stages of one place do the same in different ways, and exclude each other.
         serves_dense: whether it does anything where nothing is left over.
         mixes: whether some rounds, beyond the first ones, or some tensors go uncompressed.
+        copies: of a bucket, in float32 where it has 16 bits, that it holds from round to round.
     """
 
     place: ClassVar[int]
+    copies: ClassVar[int] = 0
     mixes: ClassVar[bool] = False
 
     def sender_at(self, sender: Sender, round_number: int) -> Sender:

@@ -32,6 +32,7 @@ class Variance(_Pick):
         zeta: what stays of v each round, in (0, 1].
     """
 
+    copies: ClassVar[int] = 4
     name: ClassVar[str] = "variance"
     title: ClassVar[str] = "elements whose sum outgrows its spread"
     paper: ClassVar[str] = "Tsuzuku, Imachi and Akiba 2018, arXiv:1802.06058, Algorithm 1"

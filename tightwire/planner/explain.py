@@ -22,6 +22,7 @@ from tightwire.planner.scaling import Scaling, Usage, scaling_of
 from tightwire.planner.search import SAME_CLASS
 from tightwire.planner.stock import stock_way
 from tightwire.simulate import Prediction, fit_of, predict
+from tightwire.simulate.memory import added_bytes
 from tightwire.units import print_ms, print_rate, print_size
 
 BOUNDS = {
@@ -275,6 +276,9 @@ def _memory(ranking: Ranking) -> Iterator[str]:
     else:
         beside = "; activations are not counted, for nothing tells them, and grow with the batch"
     yield f"Memory: at least {needs}{of} a worker ({counted}){beside}."
+    adds = added_bytes(ranking.chosen.plan, profile, ranking.cluster.workers)
+    if profile.device not in ("", "cpu") and ranking.cluster.workers > 1 and adds is not None:
+        yield f"Memory: {ranking.chosen.plan} adds about {print_size(adds)} on each device, its buckets included."
 
 
 def _too_full(ranking: Ranking) -> Iterator[str]:
