@@ -321,6 +321,7 @@ def test_where_one_worker_is_faster_than_all_it_says_so() -> None:
     )
     assert any("accumulating the gradients of 32 passes" in sentence for sentence in ranking.why)
     assert any("shown by emulation alone" in sentence for sentence in ranking.why)
+    assert any("on each device, its buckets included" in sentence for sentence in ranking.why)
 
 
 def test_the_work_of_all_is_told_against_one_and_against_fewer() -> None:
