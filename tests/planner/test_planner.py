@@ -321,7 +321,11 @@ def test_where_one_worker_is_faster_than_all_it_says_so() -> None:
     )
     assert any("accumulating the gradients of 32 passes" in sentence for sentence in ranking.why)
     assert any("shown by emulation alone" in sentence for sentence in ranking.why)
-    assert any("on each device, its buckets included" in sentence for sentence in ranking.why)
+
+
+def test_what_a_plan_adds_to_a_gpu_is_told() -> None:
+    ranking = recommend(HEAVY, Cluster.uniform(4, 1.19e9, 5e-5))
+    assert any("adds about 12.80 MB on each device" in sentence for sentence in ranking.details)
 
 
 def test_the_work_of_all_is_told_against_one_and_against_fewer() -> None:
