@@ -219,7 +219,7 @@ def _other_uses(ranking: Ranking, scaling: Scaling) -> Iterator[str]:
 
 def _lossy_offer(ranking: Ranking) -> Iterator[str]:
     by: By = "cost" if ranking.by == "cost" else "loss"
-    best = rank(ranking.profile, ranking.cluster, "lossy", by).chosen
+    best = rank(ranking.profile, ranking.cluster, "lossy", by, known=ranking.rows).chosen
     gain = ranking.chosen.step_s / best.step_s
     to_loss = gain / extra_steps(best.plan, ranking.profile.gradient_noise).factor
     if to_loss < 1 + max(SAME_CLASS, least_gain(ranking.profile, ranking.stock)):

@@ -122,13 +122,27 @@ def usual(allow: Allowance) -> By:
     return "step" if allow == "lossless" else "loss"
 
 
-def rank(profile: Profile, cluster: Cluster, allow: Allowance, by: By = "step") -> Ranking:
+def rank(
+    profile: Profile,
+    cluster: Cluster,
+    allow: Allowance,
+    by: By = "step",
+    known: Sequence[Prediction] = (),
+) -> Ranking:
     """Returns the ranking without its reasons.
+
+    Args:
+        profile: one worker's step without exchange.
+        cluster: the wire.
+        allow: which plans.
+        by: what they are compared by.
+        known: predictions of this profile on this cluster that were made before.
 
     Raises:
         PlanError: an unknown allowance, a model that does not fit the memory of the devices, or no price to go by.
     """
     search = _search(profile, cluster, allow, by)
+    search.known = {str(row.plan): row for row in known}
     rows = search.run()
     stock = next(row for row in rows if departures(row.plan) == 0)
     return Ranking(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from tightwire.architecture import AllReduce
@@ -27,6 +27,8 @@ from tightwire.simulate import Prediction, fit_of, predict
 SAME_CLASS = 0.10
 # Programs are made for a cluster's links within a second among so many workers; beyond, only when named.
 MAX_MADE = 32
+# More pieces than this cost more to keep in order than their order gains, and long to predict; only when named.
+MOST_PIECES = 4096
 # How many of the fastest are looked around in each round, and how many rounds are made at most.
 WIDTH, ROUNDS = 2, 4
 
@@ -38,6 +40,7 @@ class Search:
     Attributes:
         rows: what was predicted, stock first.
         times: by what a plan's step time is multiplied before plans are compared: how many more steps it needs.
+        known: predictions made before, of this profile on this cluster, by the plan's text.
         toll_s: what is added to it: for how long workers could be had for the price of its traffic.
         considered: how many plans were looked at.
         pruned: how many of them were not predicted, for their lower bound is above the best found.
@@ -48,6 +51,7 @@ class Search:
     allow: Allowance
     times: Callable[[Plan], float] = field(default=lambda plan: 1.0)
     toll_s: Callable[[Prediction], float] = field(default=lambda row: 0.0)
+    known: Mapping[str, Prediction] = field(default_factory=dict)
     rows: list[Prediction] = field(default_factory=list)
     considered: int = 0
     pruned: int = 0
@@ -60,7 +64,7 @@ class Search:
             PlanError: an unknown allowance, or a model that does not fit the memory of the devices.
         """
         stock = stock_plan()
-        self.rows.append(predict(stock, self.profile, self.cluster))
+        self.rows.append(self.known.get(str(stock)) or predict(stock, self.profile, self.cluster))
         self._seen.add(str(stock))
         self.considered = 1
         levelled = self.cluster.links is not None
@@ -98,7 +102,7 @@ class Search:
                 self.pruned += 1
                 continue
             try:
-                found = predict(plan, self.profile, self.cluster)
+                found = self.known.get(str(plan)) or predict(plan, self.profile, self.cluster)
             except (
                 PlanError,
                 ProgramError,
@@ -131,6 +135,8 @@ def competes(plan: Plan, profile: Profile, cluster: Cluster) -> bool:
     if departures(plan) == 0:
         return True
     if plan.sync.steps_inside and cluster.workers_per_node < 2:  # no worker has a node to average with
+        return False
+    if profile.num_bytes > MOST_PIECES * plan.schedule.cut_bytes > 0:
         return False
     architecture = plan.architecture
     if isinstance(architecture, AllReduce) and architecture.is_made and cluster.workers > MAX_MADE:

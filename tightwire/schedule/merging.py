@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
+
+import numpy as np
 
 from tightwire.errors import PlanError
 from tightwire.schedule.scheduler import (
@@ -96,18 +97,20 @@ def merge(tensors: Sequence[TensorFacts], wire: Wire) -> list[tuple[int, int]]:
 
     Among equals, the fewest transfers.
     """
-    ends_s, transfers, starts = [0.0], [0], [0]
+    count = len(tensors)
+    # What is before each place: bytes, when the best of its transfers ends, how many they are.
+    before = np.cumsum([0, *(tensor.num_bytes for tensor in tensors)], dtype=np.float64)
+    ends_s, transfers = np.zeros(count + 1), np.zeros(count + 1, dtype=np.int64)
+    starts = [0]
     ready_s = 0.0
-    for stop in range(1, len(tensors) + 1):
+    for stop in range(1, count + 1):
         ready_s = max(ready_s, tensors[stop - 1].ready_s)
-        best, num_bytes = (math.inf, 0, 0), 0
-        for start in range(stop - 1, -1, -1):
-            num_bytes += tensors[start].num_bytes
-            end_s = max(ends_s[start], ready_s) + wire.seconds(num_bytes)
-            best = min(best, (end_s, transfers[start] + 1, start))
-        ends_s.append(best[0])
-        transfers.append(best[1])
-        starts.append(best[2])
+        moving_s = wire.latency_s + (before[stop] - before[:stop]) / wire.bytes_per_s
+        end_s = np.maximum(ends_s[:stop], ready_s) + moving_s
+        earliest = np.flatnonzero(end_s == end_s.min())
+        start = int(earliest[np.argmin(transfers[earliest])])
+        ends_s[stop], transfers[stop] = end_s[start], transfers[start] + 1
+        starts.append(start)
     runs, stop = [], len(tensors)
     while stop:
         runs.append((starts[stop], stop))

@@ -70,6 +70,11 @@ class P3(Preemptive):
     def __post_init__(self) -> None:
         _require_slice(self.name, self.slice_bytes)
 
+    @property
+    def cut_bytes(self) -> int:
+        """What pieces of a bucket are cut to."""
+        return self.slice_bytes
+
     def remark(self, num_bytes: int) -> str | None:  # noqa: D102
         return _cuts_nothing(self, self.slice_bytes, P3.slice_bytes, num_bytes)
 
@@ -130,6 +135,11 @@ class ByteScheduler(Preemptive):
                 f"{print_bytes(self.partition_bytes)}; fuse up to a quarter of a slice, or 0 for not at all."
             )
 
+    @property
+    def cut_bytes(self) -> int:
+        """What pieces of a bucket are cut to."""
+        return self.partition_bytes
+
     def remark(self, num_bytes: int) -> str | None:  # noqa: D102
         return _cuts_nothing(self, self.partition_bytes, ByteScheduler.partition_bytes, num_bytes)
 
@@ -167,6 +177,11 @@ class Pace(Preemptive):
 
     def __post_init__(self) -> None:
         _require_slice(self.name, self.block_bytes)
+
+    @property
+    def cut_bytes(self) -> int:
+        """What pieces of a bucket are cut to."""
+        return self.block_bytes
 
     def remark(self, num_bytes: int) -> str | None:  # noqa: D102
         return _cuts_nothing(self, self.block_bytes, Pace.block_bytes, num_bytes)

@@ -241,6 +241,11 @@ class Schedule(ScheduleAnswer, abc.ABC):
         """Cuts buckets into pieces, and puts these in the order that all ranks keep to."""
         return Agenda(pieces=whole(buckets))
 
+    @property
+    def cut_bytes(self) -> int:
+        """What pieces of a bucket are cut to; 0: buckets travel whole."""
+        return 0
+
     def remark(self, num_bytes: int) -> str | None:
         """Returns what will not happen as asked on a model with so many bytes of gradients; None if all will."""
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -223,7 +223,7 @@ class Costs:
         workers = self.cluster.workers
         if workers == 1:
             return FREE
-        sent = busiest_bytes(sender, shapes, itemsize, workers)
+        sent = busiest_bytes(sender, tuple(shapes), itemsize, workers)
         dense = self.collective_for(Identity(), numel, itemsize)
         fit = dense.fit(self.cluster)
         line = fit.at(sent)
@@ -328,8 +328,9 @@ def fit_of(plan: Plan, profile: Profile, cluster: Cluster) -> Fit:
 MAX_COUNTED = 64
 
 
+@lru_cache(maxsize=4096)
 def busiest_bytes(
-    sender: AveragingMethod, shapes: Sequence[tuple[int, ...]], itemsize: int, workers: int
+    sender: AveragingMethod, shapes: tuple[tuple[int, ...], ...], itemsize: int, workers: int
 ) -> int:
     """Returns the payload bytes of the busiest worker under a method with an exchange of its own.
 

@@ -79,14 +79,13 @@ def predict_bytes(
         unit = ITEM_BYTES[codec.sums_as] if codec.sums_as else itemsize
         return native_bytes(codec.wire_bytes(numel, itemsize) // unit, unit, program.num_ranks, rank)
     pieces = pieces_of(program, codec, numel, itemsize, piece_bytes)
-    return program.bytes_sent(
-        rank, [sum(message_sizes(program, codec, pieces, itemsize, of)) for of in pieces.of_chunk]
-    )
+    sizes = message_sizes(program, codec, pieces, itemsize)
+    return program.bytes_sent(rank, [sum(sizes[piece] for piece in of) for of in pieces.of_chunk])
 
 
-def message_sizes(
-    program: Program, codec: Codec, pieces: Pieces, itemsize: int, of: Sequence[int] | None = None
-) -> list[int]:
-    """Returns the bytes that each piece (of `of`, or of all) is on the wire."""
-    sizes = pieces.sizes if of is None else [pieces.sizes[piece] for piece in of]
-    return list(sizes) if program.gathers else [codec.wire_bytes(size, itemsize) for size in sizes]
+def message_sizes(program: Program, codec: Codec, pieces: Pieces, itemsize: int) -> list[int]:
+    """Returns the bytes that each piece is on the wire."""
+    if program.gathers:
+        return list(pieces.sizes)
+    of_size = {size: codec.wire_bytes(size, itemsize) for size in set(pieces.sizes)}  # they are few
+    return [of_size[size] for size in pieces.sizes]
