@@ -190,20 +190,20 @@ class PlanFile:
 
     Attributes:
         plan: the text form, of one plan or of phases.
+        why: one sentence per decision; first in the file, for those who open it.
         routing: exceptions by parameter name; the first match wins.
-        measured: the profile and the cluster that the plan was derived from.
         predicted: the prediction it was chosen by.
-        why: one sentence per decision.
+        measured: the profile and the cluster that the plan was derived from.
         version: of this format.
     """
 
     __pydantic_config__: ClassVar = files.STRICT
 
     plan: str
-    routing: tuple[Route, ...] = ()
-    measured: dict[str, Any] = field(default_factory=dict)
-    predicted: dict[str, Any] = field(default_factory=dict)
     why: tuple[str, ...] = ()
+    routing: tuple[Route, ...] = ()
+    predicted: dict[str, Any] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
     version: Literal[1] = 1
 
     @classmethod

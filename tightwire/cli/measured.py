@@ -13,7 +13,7 @@ import typer
 
 from tightwire.cli.table import print_rows, say
 from tightwire.cluster import PAYLOAD_SHARE, Cluster, Prices
-from tightwire.cluster.limits import require_plausible
+from tightwire.cluster.limits import MAX_LATENCY_S, MAX_WORKERS, require_plausible
 from tightwire.cluster.presets import PRESETS, preset
 from tightwire.cluster.workers import WorkerKind, parse_kinds
 from tightwire.errors import FileError
@@ -22,6 +22,7 @@ from tightwire.planner.sweep import SLOWEST_BYTES_PER_S
 from tightwire.profile import Profile
 from tightwire.profile.devices import DEVICES, PCIE_3, TOUCHES_PER_PASS, derive, device
 from tightwire.profile.models import MODELS, model_shape
+from tightwire.profile.values import MAX_SECONDS
 from tightwire.simulate import Prediction
 from tightwire.units import (
     of_option,
@@ -264,6 +265,10 @@ class Asked:
             self._refuse("--hardware says it", "workers", "bandwidth", "latency")
             return _hardware(self.hardware)
         latency_s = of_option("--latency", parse_seconds, self.latency or DEFAULT_LATENCY)
+        if latency_s > MAX_LATENCY_S:
+            raise FileError(
+                f"--latency {self.latency}: a message takes {MAX_LATENCY_S:g} s at most; write 50us."
+            )
         if self.topology is not None:
             self._refuse("--topology says it", "workers", "bandwidth")
             return Topology.parse(self.topology).cluster(latency_s)
@@ -272,7 +277,9 @@ class Asked:
             missing = "--workers" if workers is None else "--bandwidth"
             raise FileError(f"the cluster is not given: {missing} is missing; {ASK_CLUSTER}.")
         rate = of_option("--bandwidth", parse_rate, self.bandwidth)
-        if 0 < rate < SLOWEST_BYTES_PER_S:
+        if rate <= 0:
+            raise FileError(f"--bandwidth {self.bandwidth}: such a line never moves anything; write 10gbit.")
+        if rate < SLOWEST_BYTES_PER_S:
             raise FileError(
                 f"--bandwidth {self.bandwidth} is {8 * rate:g} bits a second; write the unit, as in "
                 "10gbit or 25MB/s."
@@ -315,6 +322,10 @@ class Asked:
         itemsize = ITEMSIZES[self.dtype or "float32"]
         if compute_s < LEAST_COMPUTE_S:
             raise FileError(f"--compute {self.compute}: a step takes a microsecond at least; write 300ms.")
+        if compute_s > MAX_SECONDS:
+            raise FileError(
+                f"--compute {self.compute}: a step takes {MAX_SECONDS:,.0f} s at most; write 300ms."
+            )
         if num_bytes < itemsize:
             raise FileError(f"--gradients {self.gradients}: there is nothing to exchange; write 100MB.")
         layers = min(LAYERS, num_bytes // itemsize)
@@ -356,6 +367,9 @@ def _hardware(text: str) -> Cluster:
     name, _, nodes = text.partition(":")
     if name not in PRESETS or not (nodes or "1").isdigit():
         raise FileError(f"--hardware {text}: write NAME:NODES, as in aws-p4d:4; known: {', '.join(PRESETS)}.")
+    most = MAX_WORKERS // PRESETS[name].devices
+    if not 1 <= int(nodes or "1") <= most:
+        raise FileError(f"--hardware {text}: write 1 to {most:,} nodes, as in {name}:4.")
     return preset(name, int(nodes or "1"))
 
 

@@ -32,6 +32,7 @@ from tightwire.cli.measured import (
 from tightwire.cli.options import JsonOption
 from tightwire.files import require_writable, write_text
 from tightwire.planner import STOCK, describe, predict
+from tightwire.planner.candidates import lacks_feedback
 from tightwire.simulate import Prediction
 
 app = App()
@@ -85,7 +86,13 @@ def simulate(
     if trace is not None:
         events = [event for track, row in enumerate(rows) for event in _events(track, row)]
         write_text(trace, json.dumps({"traceEvents": events}))
-    print_ranking(rows, [describe(row, stock) for row in rows], as_json)
+    why = [describe(row, stock) for row in rows]
+    why += [
+        f"{row.plan} drops for good what it does not send, and may never reach the loss: write +ef behind it."
+        for row in rows
+        if lacks_feedback(row.plan)
+    ]
+    print_ranking(rows, why, as_json)
 
 
 def _events(track: int, row: Prediction) -> Iterator[dict[str, Any]]:

@@ -209,6 +209,19 @@ def _sendings(text: str) -> Iterator[str]:
         yield f"{sender}+ef"
 
 
+def lacks_feedback(plan: Plan) -> bool:
+    """Whether a plan drops most of what it should send for good: a biased codec without anything that remembers.
+
+    >>> [lacks_feedback(Plan.parse(f"bsp/allreduce/{text}")) for text in ("topk:0.01", "topk:0.01+ef", "bf16")]
+    [True, False, False]
+    """
+    sender = plan.compression[0]
+    if len(plan.compression) > 1 or not isinstance(sender, Codec):
+        return False
+    sound = sender.lossless or sender.unbiased or sender.votes
+    return not sound and ratio((sender,)) > MAX_RATIO_WITHOUT_FEEDBACK
+
+
 def sync_texts() -> tuple[str, ...]:
     """Returns the policies worth a try."""
     return tuple(

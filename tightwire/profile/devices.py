@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tightwire.cluster import require_range
 from tightwire.errors import FileError
 from tightwire.profile.models import Layer, ModelShape
-from tightwire.profile.values import ParameterProfile, Profile
+from tightwire.profile.values import MAX_SAMPLES, MAX_SECONDS, ParameterProfile, Profile
 
 # Backward computes gradients by inputs and by weights: twice the forward's products.
 BACKWARD_OVER_FORWARD = 2.0
@@ -98,12 +98,17 @@ def derive(
         noise: spread of step times, relative.
 
     Raises:
-        FileError: no samples.
+        FileError: no samples, or more than a step can be predicted with.
     """
     if batch < 1:
         raise FileError(f"batch: {batch} samples per step: at least 1.")
     forward_s = batch * sum(on.forward_s(layer) for layer in shape.layers)
     backward_s = BACKWARD_OVER_FORWARD * forward_s
+    if batch > MAX_SAMPLES or backward_s > MAX_SECONDS:
+        raise FileError(
+            f"batch: {batch:,} samples ({shape.sample}) would take {forward_s + backward_s:,.0f} s a step on "
+            f"{on.name}; a pass of {MAX_SECONDS:,.0f} s and {MAX_SAMPLES:,.0f} samples are the most. Take fewer."
+        )
     parameters, done = [], 0.0
     for layer in reversed(shape.layers):
         done += batch * on.forward_s(layer) / forward_s

@@ -15,6 +15,7 @@ from tightwire.cluster import require_range
 from tightwire.errors import FileError
 
 MAX_SECONDS = 1e6
+MAX_SAMPLES = 1e9
 # For what was not measured: a pass over float32 on one ordinary core.
 PRIOR_PASS_S_PER_ELEMENT = 5e-10
 
@@ -126,7 +127,7 @@ class Profile:
         require_range("gradient_noise", self.gradient_noise or 0.0, 0.0, 1e12)
         require_range("compute_uncertainty", self.compute_uncertainty, 0.0, 10.0)
         require_range("contention", self.contention, 1.0, 1000.0)
-        require_range("samples", self.samples, 0, 1e9)
+        require_range("samples", self.samples, 0, MAX_SAMPLES)
         require_range("memory_bytes", self.memory_bytes, 0, 1e15)
         require_range("activation_bytes", self.activation_bytes, 0, 1e18)
         _require_parameters(self.parameters, self.backward_s)
