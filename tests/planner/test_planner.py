@@ -33,6 +33,7 @@ from tightwire.planner.curves import curves, plot
 from tightwire.planner.explain import explain
 from tightwire.planner.ranking import rank
 from tightwire.planner.scaling import scaling_of, smaller
+from tightwire.planner.search import competes
 from tightwire.profile import Profile
 from tightwire.units import print_rate
 
@@ -385,3 +386,10 @@ def test_known_hardware_is_planned_for_with_what_ifs_beyond_what_exists(name: st
     assert max(bandwidths) == pytest.approx(30 * ranking.cluster.bandwidth_bytes_per_s)
     assert drawn
     assert break_even(ranking)
+
+
+def test_slices_too_many_to_keep_in_order_are_for_those_who_name_them() -> None:
+    large = Profile.uniform(layers=4, numel_per_layer=10**9, forward_s=1.0, backward_s=2.0)
+    cluster = Cluster.uniform(4, 1e9, 1e-5)
+    assert not competes(Plan.parse("bsp/allreduce/none/p3"), large, cluster)
+    assert competes(Plan.parse("bsp/allreduce/none/p3:16MiB"), large, cluster)

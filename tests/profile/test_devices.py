@@ -95,3 +95,8 @@ def test_a_module_that_looks_at_values_is_refused() -> None:
 
     with pytest.raises(FileError, match="needs values"):
         module_shape(Looks, torch.empty(2, device="meta"))
+
+
+def test_a_batch_beyond_any_step_is_refused_as_a_batch() -> None:
+    with pytest.raises(FileError, match="^batch: 100,000,000,000 samples"):
+        derive(model_shape("gpt2"), device("a100"), 10**11)
