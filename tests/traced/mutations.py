@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ast
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,10 +152,15 @@ def without(site: str, name: str, expected: list[list[Tensor]]) -> Outcome:
     return Outcome(site, name, len(races), str(races[0]) if races else "", other)
 
 
-def outcomes() -> list[Outcome]:
+# Jobs that reach nothing which others do not: what is left out shows in one more of them, or in none.
+MORE = ("bsp/allreduce:ring/int8+ef", "bsp/allreduce/topk:0.1+ef", "bsp/allreduce/none/tictac", "local:2")
+FEW = [name for name in JOBS if name not in MORE]
+
+
+def outcomes(names: Iterable[str] = tuple(JOBS)) -> list[Outcome]:
     """Leaves out every wait, each in jobs that reach it, until it is caught; then what no job reaches."""
     found: dict[str, Outcome] = {}
-    for name, job in JOBS.items():
+    for name, job in ((name, JOBS[name]) for name in names):
         expected = job("cpu")
         TRACED.restart()
         assert same(expected, job(KIND)), name
