@@ -156,6 +156,8 @@ def attach(
         *(parse_compression(r.compression) for r in plan_file.routing),
     ]
     adder = switch()
+    if entrance is not None:
+        _require_elastic(chosen, is_auto)
     for phase in chosen.plans:
         _require_servable(phase, transport.size, buffers)
         if (
@@ -168,9 +170,7 @@ def attach(
     common = settings | wire_facts(compressions) | model_facts(model, left)
     if entrance is None:
         require_agreement(transport, common)
-    else:
-        _require_elastic(chosen, is_auto)
-        # Newcomers get the options that optimizers have by then.
+    else:  # newcomers get the options that optimizers have by then
         common = {key: fact for key, fact in common.items() if key not in optimizers.hyperparameters()}
     require_attachable(model, optimizers)
     require_one_device(dict(model.named_parameters()))
@@ -259,7 +259,7 @@ def _require_elastic(chosen: Phases, is_auto: bool) -> None:
     """Makes sure that a plan can be carried out by members who come and go.
 
     Raises:
-        AttachError: it is searched for by all together, or needs whole nodes.
+        AttachError: it is searched for by all together, needs whole nodes, or has servers.
     """
     if is_auto or any(isinstance(plan.schedule, Auto) for plan in chosen.plans):
         raise AttachError(
@@ -271,6 +271,19 @@ def _require_elastic(chosen: Phases, is_auto: bool) -> None:
         raise AttachError(
             f"tightwire.init(elastic=True) was asked for with {levelled[0]}, which needs whole nodes, and workers come "
             "and go alone; choose a program without levels, such as bsp/allreduce:ring."
+        )
+    served = [
+        str(plan)
+        for plan in chosen.plans
+        if isinstance(plan.architecture, ParameterServer)
+        and (plan.sync.is_served or plan.architecture.servers)
+    ]
+    if served:
+        raise AttachError(
+            f"tightwire.init(elastic=True) was asked for with {served[0]}, and of each shard of parameters only its "
+            "server has the optimizer's state and the workers' clocks: nobody could take its place. Choose a plan under "
+            "which every worker has everything (bsp, local:8, diloco:30 over an all-reduce), or leave elastic=True out: "
+            "under ps:servers=1 workers may die then, and the server may not."
         )
 
 

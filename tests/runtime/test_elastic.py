@@ -166,9 +166,17 @@ def test_a_newcomer_is_given_what_the_user_carries() -> None:
     assert elastic.join() == [2.0**-6] * 3
 
 
-@pytest.mark.parametrize("plan", ["asp/ps", "asp/gossip:ad-psgd", "delayed:1"])
-def test_what_cannot_be_survived_yet_is_refused(plan: str) -> None:
-    with pytest.raises(AttachError, match="cannot yet do without"):
+@pytest.mark.parametrize(
+    ("plan", "says"),
+    [
+        ("asp/ps", "asp/ps, and of each shard"),
+        ("ssp:2/ps:servers=1", "ssp:2/ps:servers=1, and of each shard"),
+        ("asp/gossip:ad-psgd", "cannot yet do without"),
+        ("delayed:1", "cannot yet do without"),
+    ],
+)
+def test_what_cannot_be_survived_yet_is_refused(plan: str, says: str) -> None:
+    with pytest.raises(AttachError, match=says):
         Elastic(trainer(plan), start=2, dies_at=[]).join()
 
 

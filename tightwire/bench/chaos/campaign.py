@@ -272,7 +272,8 @@ def run_campaign(campaign: Campaign, on_outcome: Callable[[TrialOutcome], None])
         campaign: what is tried.
         on_outcome: told of each end.
     """
-    # Before the forks, once for all.
+    # Before the forks, once for all: each would take seconds.
+    import numba  # noqa: F401
     import torch._dynamo
     import torch.distributed  # noqa: F401
 
