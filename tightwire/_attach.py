@@ -281,9 +281,9 @@ def _require_elastic(chosen: Phases, is_auto: bool) -> None:
     if served:
         raise AttachError(
             f"tightwire.init(elastic=True) was asked for with {served[0]}, and of each shard of parameters only its "
-            "server has the optimizer's state and the workers' clocks: nobody could take its place. Choose a plan under "
-            "which every worker has everything (bsp, local:8, diloco:30 over an all-reduce), or leave elastic=True out: "
-            "under ps:servers=1 workers may die then, and the server may not."
+            "server has the optimizer's state and the workers' clocks: nobody could take its place. Choose a plan "
+            "under which every worker has everything (bsp, local:8, diloco:30 over an all-reduce), or leave "
+            "elastic=True out: under ps:servers=1 workers may die then, and the server may not."
         )
 
 

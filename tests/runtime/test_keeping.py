@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+import random
 import shutil
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 from tests.runtime.training import adam, job, same, values
 from tightwire import _attach
 from tightwire.errors import AttachError, PeerError
 from tightwire.runtime.keeping import Handover, plan_recall
+from tightwire.runtime.randomness import random_state, set_random_state
 from tightwire.transport import Transport, run_threads
 from tightwire.transport.seal import Seal
 from tightwire.transport.shelf import Shelf, Snap
@@ -37,7 +42,7 @@ class Attempts:
             shutil.rmtree(self._place / host)
 
     def run(
-        self, plan: str, *, ends_at: int = STEPS, secret: str = "of the job"
+        self, plan: str, *, ends_at: int = STEPS, secret: str = "of the job", workers: int = 2
     ) -> list[tuple[int, list[Tensor]]]:
         """Returns after which step each rank began, and its parameters in the end."""
 
@@ -56,7 +61,7 @@ class Attempts:
                 ended = values(j.model)
             return began, ended
 
-        return run_threads(2, train)
+        return run_threads(workers, train)
 
 
 @pytest.fixture
@@ -92,6 +97,26 @@ def test_what_another_job_sealed_is_taken_up_by_nobody(attempts: Attempts) -> No
 def test_nothing_is_recalled_of_another_plan(attempts: Attempts) -> None:
     attempts.run("bsp", ends_at=7)
     assert [began for began, _ in attempts.run("local:2")] == [0, 0]
+
+
+def test_snapshots_of_another_number_of_workers_are_told(
+    attempts: Attempts, caplog: pytest.LogCaptureFixture
+) -> None:
+    attempts.run("bsp", ends_at=5)
+    assert attempts.run("bsp", workers=1)[0][0] == 0
+    assert "started anew with 1 workers, and hosts hold snapshots of 2" in caplog.text
+
+
+def test_every_generator_goes_on() -> None:
+    def draw() -> list[float]:
+        return [torch.rand(()).item(), np.random.rand(), np.random.randn(), random.random()]
+
+    at, file = torch.device("cpu"), io.BytesIO()
+    torch.save(random_state(at), file)
+    drawn = draw()
+    file.seek(0)
+    set_random_state(torch.load(file, weights_only=True), at)
+    assert draw() == drawn
 
 
 RUN = "0123456789abcdef"

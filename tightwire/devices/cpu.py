@@ -73,6 +73,15 @@ class Cpu(Device):
         """Returns 1: processors are one device."""
         return 1
 
+    def random_state(self, at: torch.device) -> Tensor:
+        """Returns nothing: the generator is the host's."""
+        import torch
+
+        return torch.empty(0, dtype=torch.uint8)
+
+    def set_random_state(self, at: torch.device, state: Tensor) -> None:
+        """Does nothing."""
+
     def identity(self, device: torch.device) -> str:
         """Returns its kind: there is one."""
         return self.kind

@@ -137,6 +137,19 @@ class Cuda(Device):
 
         return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
+    def random_state(self, at: torch.device) -> Tensor:
+        """Returns that of torch's CUDA generator."""
+        import torch
+
+        return torch.cuda.get_rng_state(at)
+
+    def set_random_state(self, at: torch.device, state: Tensor) -> None:
+        """Gives it to torch's CUDA generator; one of another kind of device is left out."""
+        import torch
+
+        if state.numel():
+            torch.cuda.set_rng_state(state, at)
+
     def identity(self, device: torch.device) -> str:
         """Returns the device's name and UUID."""
         import torch

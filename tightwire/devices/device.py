@@ -92,6 +92,14 @@ class Device(abc.ABC):
         """Returns how many of its kind this process can use; 0 where torch has none."""
 
     @abc.abstractmethod
+    def random_state(self, at: torch.device) -> Tensor:
+        """Returns the state of the device's own generator, uint8 on the host; empty where it has none."""
+
+    @abc.abstractmethod
+    def set_random_state(self, at: torch.device, state: Tensor) -> None:
+        """Takes back what `random_state` returned."""
+
+    @abc.abstractmethod
     def identity(self, device: torch.device) -> str:
         """Returns which piece of hardware it is, unlike all others of this host."""
 

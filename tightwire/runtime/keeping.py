@@ -18,6 +18,7 @@ from tightwire.errors import AttachError
 from tightwire.plan import Phases
 from tightwire.runtime.carried import Carried
 from tightwire.runtime.context import RunContext
+from tightwire.runtime.randomness import random_state, set_random_state
 from tightwire.sync import Rounds
 from tightwire.transport import Transport
 from tightwire.transport.shelf import Shelf, Snap
@@ -85,8 +86,8 @@ class Keeping:
             run: what tells this run of the job from others, and from one of something else; equal on all ranks.
         """
         self._shelf, self._model, self._context, self._carried = shelf, model, context, carried
-        self._every = every
-        self._run = hashlib.sha256(f"{run}\0{context.transport.size}".encode()).hexdigest()[:16]
+        self._every, self._at = every, next(model.parameters()).device
+        self._run = f"{hashlib.sha256(run.encode()).hexdigest()[:12]}{context.transport.size:04x}"
         self._channel: Transport = context.transport.inner.channel()
         self._places = [told.decode() for told in self._channel.exchange(shelf.place.encode())]
         self._rounds = 0
@@ -101,10 +102,18 @@ class Keeping:
         Contract: every rank; blocks. A snapshot that lacks its seal is taken up by nobody.
         """
         held = {snap.name: size for snap, size in self._shelf.held(self._run).items()}
-        told = [json.loads(other) for other in self._channel.exchange(json.dumps(held).encode())]
+        mine = json.dumps([held, self._shelf.other_sizes(self._run)]).encode()
+        told, others = zip(*map(json.loads, self._channel.exchange(mine)), strict=True)
         step, moves = plan_recall(told, self._run)
-        if not any(told):  # the job begins
-            return
+        if not any(told):
+            if sizes := sorted({size for sizes in others for size in sizes}):
+                log.warning(
+                    "started anew with %d workers, and hosts hold snapshots of %s: each worker's is its own part, and "
+                    "they do not fit another number. Training begins where the script begins: load a checkpoint.",
+                    self._channel.size,
+                    " and ".join(map(str, sizes)),
+                )
+            return  # else the job begins
         if step is None:
             self._forget_after(-1)
             log.warning(
@@ -154,7 +163,7 @@ class Keeping:
                 "optimizers": [member.state_dict() for member in self._context.optimizers.members],
                 "run": run.state_dict(),
                 "carried": {} if self._carried is None else self._carried.state_dict(run.step),
-                "random": torch.get_rng_state(),
+                "random": random_state(self._at),
             },
             file,
         )
@@ -167,7 +176,7 @@ class Keeping:
         run.load_state_dict(state["run"])
         if self._carried is not None:
             self._carried.load_state_dict(state["carried"])
-        torch.set_rng_state(state["random"])
+        set_random_state(state["random"], self._at)
 
     def _put(self, snap: Snap, data: bytes) -> None:
         try:

@@ -33,7 +33,7 @@ class Snap:
     """What one file is.
 
     Attributes:
-        run: which run of the job, and of what; 16 hexadecimal digits.
+        run: which run of the job, and of what: 12 hexadecimal digits, and 4 of the number of workers.
         rank: whose.
         step: after which.
     """
@@ -101,6 +101,11 @@ class Shelf:
                 with suppress(FileNotFoundError):  # another worker of this host has just forgotten it
                     found[snap] = path.stat().st_size
         return found
+
+    def other_sizes(self, run: str) -> list[int]:
+        """Returns the numbers of workers, other than a run's, of which there are snapshots of the same."""
+        snaps = [snap for path in self._directory.iterdir() if (snap := Snap.parse(path.name))]
+        return sorted({int(s.run[12:], 16) for s in snaps if s.run[:12] == run[:12] and s.run != run})
 
     def read(self, snap: Snap) -> bytes:
         """Returns a snapshot with its seal, as it is sent."""
