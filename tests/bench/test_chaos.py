@@ -10,8 +10,9 @@ from typing import Any
 
 from tightwire.bench.chaos import Campaign, draw
 from tightwire.bench.chaos.arena import Ended, Ending
-from tightwire.bench.chaos.campaign import judge
+from tightwire.bench.chaos.campaign import TrialOutcome, judge
 from tightwire.bench.chaos.faults import FAMILIES, LOCAL_FAULTS
+from tightwire.bench.chaos.page import timeline
 from tightwire.bench.chaos.worker import ChaosTrial
 
 
@@ -70,6 +71,14 @@ def test_a_victim_says_that_the_disk_is_full() -> None:
     right = ended("PeerError", 1, ranks=[1], error="rank 1 failed: FileError: trace.json cannot be written")
     assert found("bsp", "full-disk", right, ended("FileError", 1), right) == [0, 0, 0]
     assert found("bsp", "full-disk", right, ended("OSError", 1), right) == [0, 1, 0]
+
+
+def test_runs_side_by_side_have_lanes_of_their_own() -> None:
+    trial = next(draw(Campaign(count=1)))
+    spans = [(0, 5), (1, 3), (3, 6), (5, 8)]
+    outcomes = [TrialOutcome(trial=trial, seconds=end - start, end_s=end) for start, end in spans]
+    bars = timeline(outcomes, "").data[2]
+    assert list(bars.y) == [0, 1, 1, 0]
 
 
 def test_a_small_campaign(tmp_path: pathlib.Path) -> None:

@@ -15,12 +15,13 @@ BIN_S: Final = 1.0
 def timeline(outcomes: Sequence[TrialOutcome], title: str) -> Any:
     """Returns a plotly figure.
 
-    Above: steps per second that workers which were not struck made, and when somebody was struck. Below: one lane
-    per plan, in which a run lasts from its start to its last worker's end; red where something was wrong with the end.
+    Above: steps per second that workers which were not struck made, and when somebody was struck. Below: lanes per
+    plan, as many as runs of it were side by side, in which a run lasts from its start to its last worker's end; red
+    where something was wrong with the end.
     """
     from plotly.subplots import make_subplots
 
-    lanes = list(dict.fromkeys(o.trial.label for o in outcomes))
+    lane_of, lanes = _lanes(outcomes)
     drawing = make_subplots(
         rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06, row_heights=[260, 40 + 30 * len(lanes)]
     )
@@ -49,7 +50,7 @@ def timeline(outcomes: Sequence[TrialOutcome], title: str) -> Any:
     for colour, name, wrong in ((RIGHT, "ended right", False), (WRONG, "ended wrong", True)):
         mine = [o for o in outcomes if bool(o.found) == wrong]
         drawing.add_bar(
-            y=[o.trial.label for o in mine],
+            y=[lane_of[o] for o in mine],
             base=[o.end_s - o.seconds for o in mine],
             x=[o.seconds for o in mine],
             text=[o.trial.fault for o in mine],
@@ -71,9 +72,30 @@ def timeline(outcomes: Sequence[TrialOutcome], title: str) -> Any:
         margin={"t": 110},
     )  # fmt: skip
     drawing.update_yaxes(title_text="steps per second", rangemode="tozero", row=1, col=1)
-    drawing.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=lanes, row=2, col=1)
+    first = {label: lanes.index(label) for label in lanes}
+    drawing.update_yaxes(
+        range=[len(lanes) - 0.5, -0.5], tickvals=list(first.values()), ticktext=list(first), row=2, col=1
+    )
     drawing.update_xaxes(title_text="seconds from the start of the campaign", row=2, col=1)
     return drawing
+
+
+def _lanes(outcomes: Sequence[TrialOutcome]) -> tuple[dict[TrialOutcome, int], list[str]]:
+    """Returns the lane of each run, and of each lane the plan: runs that were side by side never share one."""
+    lanes: list[str] = []
+    lane_of: dict[TrialOutcome, int] = {}
+    for label in dict.fromkeys(o.trial.label for o in outcomes):
+        free_s: list[float] = []  # when each of the plan's lanes becomes free
+        begins = len(lanes)
+        for outcome in sorted(
+            (o for o in outcomes if o.trial.label == label), key=lambda o: o.end_s - o.seconds
+        ):
+            start_s = outcome.end_s - outcome.seconds
+            lane = next((n for n, end_s in enumerate(free_s) if end_s <= start_s), len(free_s))
+            free_s[lane : lane + 1] = [outcome.end_s]
+            lane_of[outcome] = begins + lane
+        lanes += [label] * len(free_s)
+    return lane_of, lanes
 
 
 def _about(outcome: TrialOutcome) -> str:
