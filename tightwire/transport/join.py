@@ -106,7 +106,6 @@ def join(
     secret: str = "",
     deadline_s: float,
     late_s: float | None = None,
-    silent_s: float | None = None,
 ) -> TorchDistributed:
     """Makes the world's transport once all ranks have come.
 
@@ -118,7 +117,6 @@ def join(
         secret: the job's; "" for none, and then whoever reads the store can speak for the job.
         deadline_s: the longest that a rank may be silent, or not come.
         late_s: the longest that a rank that is alive may be waited for; by default 20 deadlines.
-        silent_s: the longest that a rank that has come may be silent; by default `deadline_s`.
 
     Raises:
         PeerError: names the ranks that did not come in time.
@@ -131,7 +129,7 @@ def join(
     )
     _require_one_system([str(card["system"]) for card in cards])
     address = choose([Candidates(**card["at"]) for card in cards], rank)
-    liveness = Liveness(rank, host=address, deadline_s=deadline_s, late_s=late_s, silent_s=silent_s)
+    liveness = Liveness(rank, host=address, deadline_s=deadline_s, late_s=late_s)
     try:
         listening = meeting.exchange("listens", {"address": list(liveness.address)})
         nonce = ",".join(str(card["nonce"]) for card in cards)

@@ -186,7 +186,6 @@ class Lighthouse:
             secret=self._secret,
             deadline_s=self._deadline_s,
             late_s=self._late_s,
-            silent_s=DEAD_MS / 1000,  # the lighthouse takes it for dead by then
         )
 
     def _close_world(self) -> None:

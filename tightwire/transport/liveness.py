@@ -87,15 +87,7 @@ class Liveness:
         changed: notified when a verdict is known or a rank is lost.
     """
 
-    def __init__(
-        self,
-        rank: int,
-        *,
-        host: str,
-        deadline_s: float,
-        late_s: float | None = None,
-        silent_s: float | None = None,
-    ) -> None:
+    def __init__(self, rank: int, *, host: str, deadline_s: float, late_s: float | None = None) -> None:
         """Takes a port; `meet` follows.
 
         Args:
@@ -103,7 +95,6 @@ class Liveness:
             host: this process's address, on the interface that carries the traffic.
             deadline_s: see above.
             late_s: see above; by default 20 deadlines.
-            silent_s: the longest that a rank may be silent, if that is less than `deadline_s`.
         """
         self.rank, self.deadline_s = rank, deadline_s
         self.late_s = LATE_FACTOR * deadline_s if late_s is None else max(late_s, deadline_s)
@@ -111,8 +102,7 @@ class Liveness:
         self.lost: set[int] = set()
         self.announced: dict[int, int] = {}
         self.changed = threading.Condition()
-        self._silent_s = deadline_s if silent_s is None else min(silent_s, deadline_s)
-        self._quiet_s = max(self._silent_s - 15.0, self._silent_s / 2)
+        self._quiet_s = max(deadline_s - 15.0, deadline_s / 2)
         self._waits: dict[object, Waiting] = {}
         self._seal: Seal | None = None
         self._peers: dict[int, Address] = {}
@@ -128,7 +118,7 @@ class Liveness:
         self._note = ""
         self._has_left = False
         self._on_verdict: list[weakref.WeakMethod[Callable[[], None]]] = []
-        self._ear = Ear(host, tick_s=min(1.0, self._silent_s / 8), soon_s=REPEAT_S / 4)
+        self._ear = Ear(host, tick_s=min(1.0, deadline_s / 8), soon_s=REPEAT_S / 4)
         self.address: Final[Address] = self._ear.address
 
     def meet(self, addresses: Mapping[int, Address], seal: Seal) -> None:
@@ -353,12 +343,11 @@ class Liveness:
 
     def _judge(self, waiting: Waiting, now: float) -> None:
         age_s, peers = now - waiting.began_s, set(waiting.describe().peers)
-        has_lost = bool(waiting.ends_run and self.lost & peers)
-        is_due = age_s >= self._silent_s or has_lost
+        is_due = age_s >= self.deadline_s or bool(waiting.ends_run and self.lost & peers)
         if not (is_due or waiting.is_broken or waiting.is_first):
             return
-        broken_patience_s = min(BROKEN_SILENT_S, self._silent_s / 2)
-        patience_s = broken_patience_s if waiting.is_broken else self._silent_s - self._quiet_s
+        broken_patience_s = min(BROKEN_SILENT_S, self.deadline_s / 2)
+        patience_s = broken_patience_s if waiting.is_broken else self.deadline_s - self._quiet_s
         silent = {r for r, since in self._asked_s.items() if now - since >= patience_s} - self._dead
         observed = RankObserved(
             waits={r: answer.waits for r, answer in self._answers.items()} | {self.rank: peers},
@@ -377,7 +366,7 @@ class Liveness:
         if waiting.is_broken:
             if age_s >= min(BROKEN_ALIVE_S, self.deadline_s):
                 self._decide(Verdict(tuple(sorted(peers)), "broken"))
-        elif waiting.has_end and (age_s >= self.deadline_s or has_lost):
+        elif waiting.has_end and is_due:
             self._judge_late(waiting, peers - self.lost, observed, age_s)
 
     def _doubted(self, verdict: Verdict, since_s: float) -> Verdict:
