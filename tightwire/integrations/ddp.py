@@ -137,11 +137,13 @@ class DDPHook:
 
     Attributes:
         rounds: backward passes averaged so far, those before a checkpoint included.
+        failure: what went wrong in the last round, of which DDP tells only the text.
     """
 
     def __init__(self, plan: Plan, transport: Transport, *, scaler: Scaler | None, seed: int) -> None:
         self.plan = plan
         self.rounds = 0
+        self.failure: Exception | None = None
         self._announced_bytes = 0
         self._spared = Spared()
         self._world = transport
@@ -294,6 +296,7 @@ class DDPHook:
             job.future.set_result(job.buffer)
         except Exception as failure:  # whatever it is, backward must learn of it
             self._under_way.clear()
+            self.failure = failure
             cast(Any, job.future).set_exception(failure)
 
     def _end_round(self) -> None:

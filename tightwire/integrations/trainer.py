@@ -47,6 +47,9 @@ def compress(trainer: Trainer, plan: Plan | str, *, seed: int = 0) -> TightwireC
         try:
             return train(resume_from_checkpoint, *args, **kwargs)
         except BaseException as error:
+            failure = callback.hook.failure if callback.hook is not None else None
+            if isinstance(failure, PeerError):
+                raise failure from error  # DDP tells only its text
             if callback.hook is not None and not isinstance(error, PeerError):
                 current().fail(error)
             raise
