@@ -58,5 +58,7 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
         refused("--cluster", str(tmp_path / "c.yaml"), "--memory", "8 sacks")
     with pytest.raises(FileError, match="'tensor' has no value"):
         refused("--cluster", str(tmp_path / "c.yaml"), "--layout", "tensor,data=8")
+    with pytest.raises(FileError, match="gives one degree twice"):
+        refused("--cluster", str(tmp_path / "c.yaml"), "--layout", "tensor=8,tensor=4")
     with pytest.raises(PlanError, match="fits"):
         refused("--cluster", str(tmp_path / "c.yaml"), "--memory", "3GB")

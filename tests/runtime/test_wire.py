@@ -92,6 +92,16 @@ def test_busy_processors_are_no_slower_wire() -> None:
     assert len(steps(watch, run, 5 * WIRE_S + 1.5, 20)) == 1
 
 
+def test_a_line_that_recovers_is_believed_to_be_what_was_probed_and_not_more() -> None:
+    """Beside the slow line processors were busy, and then no more."""
+    watch, run = WireWatch(CLUSTER), Trainee()
+    steps(watch, run, WIRE_S, 20)
+    steps(watch, run, 10 * WIRE_S, 12)
+    assert steps(watch, run, 20 * WIRE_S, 8) == []
+    ((_, change),) = steps(watch, run, 2 * WIRE_S, 20)
+    assert 0.4 < change.scale <= 1.0
+
+
 def test_what_was_predicted_beside_the_wire_makes_no_line_faster_than_its_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -175,7 +175,10 @@ def _layout(text: str) -> Layout:
         raise FileError(
             f"--layout {text!r}: {bare[0]!r} has no value; write for example tensor=8,pipeline=4,data=4,shard=zero1."
         )
-    return Layout.parse(dict(field.partition("=")[::2] for field in fields))
+    told = dict(field.partition("=")[::2] for field in fields)
+    if len(told) < len(fields):
+        raise FileError(f"--layout {text!r} gives one degree twice; which of them is meant?")
+    return Layout.parse(told)
 
 
 def _count(text: str) -> int:

@@ -160,6 +160,8 @@ class WireWatch:
         """Returns the bandwidth that a round tells, as a multiple of the probed one."""
         least_s = max(self._moved_s / MOST, 1e-9)
         found = self.scale * max(self._moved_s / max(now_s - rest_s, least_s), 1 / MOST)
+        # What was beside the wire may have been a busy processor's: beyond what was probed, bytes alone count.
+        found = min(found, max(1.0, self.scale * self._moved_s / now_s))
         return min(max(found, 1 / FURTHEST), FURTHEST)
 
     def _expected(self, run: Trainee, profile: Profile) -> tuple[float, float]:
