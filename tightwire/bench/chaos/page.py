@@ -61,6 +61,7 @@ def timeline(outcomes: Sequence[TrialOutcome], title: str) -> Any:
             insidetextanchor="start",
             constraintext="inside",
             orientation="h",
+            width=0.8,  # else it depends on the lanes of the same colour
             name=f"{name}: {len(mine)}",
             marker={"color": colour, "line": {"color": "white", "width": 1}},
             row=2,
