@@ -12,7 +12,9 @@ from tests.validate.test_seven_in_lab import cell_of
 from tightwire.cli import jobs as jobs_command
 from tightwire.cluster import Cluster
 from tightwire.jobs.predict import JobOutcome, PolicyOutcome
-from tightwire.parallel.written import picture as loads
+from tightwire.parallel import Accelerators, Layout, TrainingCost, Transformer
+from tightwire.parallel.time import LayerCut
+from tightwire.parallel.written import picture as ranks_and_links
 from tightwire.planner import sweep
 from tightwire.planner.curves import figure
 from tightwire.planner.landscape_picture import picture as map_picture
@@ -36,7 +38,11 @@ def test_what_plan_draws() -> None:
 
 
 def test_what_parallel_and_jobs_draw(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
-    check_picture(loads([{"dimension": "tensor", "link": "node", "ranks": 2}]).to_dict())
+    tiny = Transformer(layers=2, hidden=8, heads=2, seq_len=8)
+    devices = Accelerators()
+    cut = LayerCut(tiny, Layout(tensor=2, data=2), TrainingCost(batch=2), devices, devices.network)
+    rows = [{"dimension": "tensor", "size": 2, "link": "node", "ranks": 2}]
+    check_picture(ranks_and_links(cut, rows, workers=4).to_dict())
     job = JobOutcome(name="a", step_s=1.0, alone_s=1.0, tail_s=1.0, steps=((0.0, 0.5, 0.5, 1.0),))
     outcome = PolicyOutcome(policy="fair", jobs=(job,))
     (found,) = drawn(monkeypatch, lambda: jobs_command.draw([outcome], tmp_path / "jobs.html"))

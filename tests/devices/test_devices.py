@@ -89,6 +89,12 @@ class Recording(Device):
     def copy(self, source: Tensor, target: Tensor) -> None:
         target.copy_(source)
 
+    def random_state(self, at: torch.device) -> Tensor:
+        return torch.empty(0, dtype=torch.uint8)
+
+    def set_random_state(self, at: torch.device, state: Tensor) -> None:
+        pass
+
     def identity(self, device: torch.device) -> str:
         return "here"
 
