@@ -41,12 +41,14 @@ class Result:
         first_failed: the rank whose failure came first, before the lab ended the others; None: none failed.
         timed_out: the workers were ended because the time was over.
         wall_s: from the first worker's start to the last one's end, in seconds.
+        last_line: that the first failing worker wrote to its standard error; empty where there is none.
     """
 
     exit_codes: tuple[int, ...]
     first_failed: int | None
     timed_out: bool
     wall_s: float
+    last_line: str = ""
 
     @property
     def ok(self) -> bool:
@@ -64,9 +66,9 @@ class Result:
     def describe(self) -> str:
         """One sentence about the ending."""
         if self.first_failed is not None:
-            return (
-                f"rank {self.first_failed} failed first, {describe_exit(self.exit_codes[self.first_failed])}."
-            )
+            ending = describe_exit(self.exit_codes[self.first_failed])
+            line = f" It wrote last: {self.last_line}" if self.last_line else ""
+            return f"rank {self.first_failed} failed first, {ending}.{line}"
         ending = "did not end in time and were stopped" if self.timed_out else "ended well"
         return f"{len(self.exit_codes)} workers {ending} after {self.wall_s:.1f} s."
 
@@ -132,6 +134,7 @@ class LabJob:
         self._grace_s = grace_s
         self._events: SimpleQueue[_Event] = SimpleQueue()
         self._exit_codes: dict[int, int] = {}
+        self._last_lines: dict[int, str] = {}
         self._first_failed: int | None = None
         self._timed_out = False
         self._interrupted: int | None = None
@@ -247,6 +250,8 @@ class LabJob:
     def _handle(self, event: _Event, on_line: Callable[[OutputLine], None]) -> None:
         match event:
             case OutputLine():
+                if event.stream == "stderr" and event.text.strip():
+                    self._last_lines[event.rank] = event.text.strip()
                 on_line(event)
             case _Exit(rank, code) if code < 0 and self._restarts and not self._is_ending:
                 self._start(rank)
@@ -316,5 +321,9 @@ class LabJob:
     def _result(self, wall_s: float) -> Result:
         codes = tuple(self._exit_codes[rank] for rank in range(len(self._processes)))
         return Result(
-            exit_codes=codes, first_failed=self._first_failed, timed_out=self._timed_out, wall_s=wall_s
+            exit_codes=codes,
+            first_failed=self._first_failed,
+            timed_out=self._timed_out,
+            wall_s=wall_s,
+            last_line="" if self._first_failed is None else self._last_lines.get(self._first_failed, ""),
         )

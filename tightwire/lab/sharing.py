@@ -201,13 +201,13 @@ def work(asked: Mapping[str, Any]) -> None:
     ):  # root alone may: what else runs here is no part of the network
         os.nice(PRIORITY)
     import torch
-    from torch.distributed import distributed_c10d
+    import torch.distributed
 
     from tightwire.architecture import Runner, build
     from tightwire.compression import Identity
     from tightwire.transport import init, shutdown
 
-    c10d: Any = distributed_c10d  # torch does not type its stores
+    c10d: Any = torch.distributed  # torch does not type its stores
     store = c10d.TCPStore(*meeting, is_master=host == hosts[0], timeout=timedelta(seconds=ARRIVAL_S))
     transport = init(deadline_s=120)
     buffer = torch.ones(job["exchange_bytes"] // 4)
