@@ -59,3 +59,15 @@ def test_help_teaches_by_example() -> None:
     code, stdout, _ = run("--help")
     assert code == 0
     assert "tightwire lab run --workers 4 --rate 200mbit -- python train.py" in stdout
+
+
+def test_a_log_is_told_of_progress(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tightwire.cli import app
+
+    monkeypatch.setattr(app, "LINE_EVERY_S", 0.0)
+    with app.progress(3, "first") as tell:
+        tell("one", 1)
+        tell("another", 1)
+    assert "1 of 3 after 0 s; one\n2 of 3 after 0 s; another" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -16,6 +17,8 @@ from typer.core import TyperCommand, TyperGroup
 from tightwire.extensions import name_extensions
 
 # An example begins so: its lines are commands, to be copied as they are.
+# In a pipe.
+LINE_EVERY_S = 30.0
 PROGRAMS = ("tightwire ", "torchrun ", "tw.")
 
 
@@ -106,6 +109,8 @@ def write_help(text: str, formatter: Any) -> None:
 def progress(total: int | None, first: str) -> Iterator[Callable[[str, int], None]]:
     """Shows on standard error how far a command is; yields what is told of progress: the text, and steps made.
 
+    In a pipe a line is written every half a minute, for who reads a log.
+
     Args:
         total: steps in all; None where nobody knows.
         first: what is shown until the first step.
@@ -114,8 +119,15 @@ def progress(total: int | None, first: str) -> Iterator[Callable[[str, int], Non
     known = columns if total is not None else (columns[0], columns[2], columns[3])
     with Progress(*known, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(first, total=total)
+        made, began_s, told_s = 0, time.monotonic(), time.monotonic()
 
         def tell(text: str, steps: int) -> None:
+            nonlocal made, told_s
+            made += steps
             bar.update(task, description=text, advance=steps)
+            if not bar.console.is_terminal and time.monotonic() - told_s > LINE_EVERY_S:
+                told_s = time.monotonic()
+                of = "" if total is None else f" of {total}"
+                typer.echo(f"{made}{of} after {told_s - began_s:.0f} s; {text}", err=True)
 
         yield tell
