@@ -18,6 +18,7 @@ from typing import Any, Final
 # What the victim prints when the fault is to come from outside: over its link, or to its launcher.
 STRIKE_ME: Final = "now"
 LARGE: Final = 12_000  # hidden units of a model of 1.15 MB
+REACHED: Final = "reached"  # written once rank 0 has come to the step at which a server is struck
 LIGHTHOUSE: Final = "lighthouse.json"  # its process and its address
 SIGNALS: Final = {
     "kill": signal.SIGKILL,
@@ -136,15 +137,17 @@ def _train(trial: ChaosTrial, rank: int, folder: pathlib.Path, end: dict[str, An
             x = torch.randn(4, 20, generator=torch.Generator().manual_seed(1000 * rank + step))
             loss = (model(x) - rank).square().mean()
             is_struck = is_victim and step == trial.at_step
+            if rank == 0 and step == trial.at_step:
+                _write(folder / REACHED, step)
             if is_struck and trial.fault in SIGNALS:
-                _strike(trial, folder, run, 0.0)
+                _strike(trial, folder, run)
             optimizer.zero_grad()
             if is_struck and trial.fault == "nan":
                 loss = loss * float("nan")
             if not (is_struck and trial.fault == "skip"):
                 loss.backward()
             if is_struck and trial.fault not in SIGNALS:
-                _strike(trial, folder, run, 0.0)
+                _strike(trial, folder, run)
                 if trial.fault == "extra-pass":
                     model(x).sum().backward()
             optimizer.step()
@@ -154,18 +157,25 @@ def _train(trial: ChaosTrial, rank: int, folder: pathlib.Path, end: dict[str, An
             end["stepped_s"].append(round(time.monotonic(), 3))
             time.sleep(trial.step_s)
         if run.is_server and is_victim:
-            _strike(trial, folder, run, trial.at_step * trial.takes_s)
+            threading.Thread(target=_strike_server, args=(trial, folder, run), daemon=True).start()
     flat = torch.cat([p.detach().flatten() for p in model.parameters()])
     end["digest"] = hashlib.sha256(flat.numpy().tobytes()).hexdigest()
     end["finite"] = bool(flat.isfinite().all())
     tightwire.shutdown()
 
 
-def _strike(trial: ChaosTrial, folder: pathlib.Path, run: Any, after_s: float) -> None:
-    _write(folder / "struck", time.monotonic() + after_s)
+def _strike_server(trial: ChaosTrial, folder: pathlib.Path, run: Any) -> None:
+    """Strikes a server, which makes no steps, by those of a worker."""
+    while not (folder / REACHED).exists():
+        time.sleep(0.001)
+    _strike(trial, folder, run)
+
+
+def _strike(trial: ChaosTrial, folder: pathlib.Path, run: Any) -> None:
+    _write(folder / "struck", time.monotonic())
     match trial.fault:
         case fault if fault in SIGNALS:
-            delay_s = after_s + trial.takes_s * trial.moment
+            delay_s = trial.takes_s * trial.moment
             threading.Timer(delay_s, os.kill, (os.getpid(), SIGNALS[fault])).start()
         case "cut" | "half-open" | "slow-link" | "loss" | "launcher":
             print(STRIKE_ME, flush=True)
