@@ -89,7 +89,9 @@ DENSE: dict[str, TrainingSettings] = {
 }
 
 # Codecs that send one part in tens of a gradient, or a size that is not its own.
-DELAYING = ("randomk", "sketch", "sbc", "stc", "strom", "dct", "blocktopk", "layertopk")
+DELAYING = (
+    "randomk", "sampled", "sketch", "sbc", "stc", "strom", "dct", "blocktopk", "layertopk", "adacomp", "variance",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,10 @@ OWN_SETTINGS = (
     _of("sign", digits=_sgd(0.005), text=_sgd(0.005)),
     _of("meansign", digits=_sgd(0.005), text=_sgd(0.005)),
     _of("signed", digits=_sgd(0.005), text=_sgd(0.005)),
+    # Orthonormal updates: all singular values are one, and the rate is their length. Momentum is the method's own.
+    _of("dion", digits=_sgd(0.02), text=_sgd(0.02)),
+    # Lion's blend as it is, followed by EF21.
+    _of("lion", "ef21", digits=_sgd(0.05), text=_sgd(0.05)),
     # 1-bit Adam and its kin replace the optimizer, and average with its momentum.
     _of("ema", digits=_onebit_adam(0.003), text=_onebit_adam(0.03)),
     # Momentum is a stage. DGC also clips every worker's gradient of every tensor, which shortens steps: the rate makes
