@@ -113,12 +113,16 @@ class Lighthouse:
         self.watches = False
         self._close_world()
         self._begin_to_beat()
-        ends_s = time.monotonic() + (self._late_s or 20 * self._deadline_s)
+        limit_s = self._late_s or 20 * self._deadline_s
+        ends_s, seen = time.monotonic() + limit_s, ""
         while True:
+            if seen and time.monotonic() > ends_s:
+                raise PeerError(f"this worker ({self.name}) found no world within {limit_s:g} s: {seen}", [])
             quorum = self._ask(rounds, ends_s)
             members = list(quorum.participants)
             names = tuple(member.replica_id for member in members)
             if self.name not in names:
+                seen = f"the lighthouse at {self._address} names {', '.join(names) or 'nobody'}, and not this one."
                 continue
             if len(names) < self._min_workers and not any(member.step for member in members):
                 if time.monotonic() > ends_s:
@@ -133,6 +137,7 @@ class Lighthouse:
                 world = self._meet(quorum, names)
             except PeerError as error:
                 log.info("a world of %d did not come about: %s", len(names), error)
+                seen = f"the last, of {len(names)}, did not come about: {error}"
                 continue
             self._world, self._members, self._knocks = world, frozenset(names), False
             number = int(quorum.quorum_id)
