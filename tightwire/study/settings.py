@@ -149,10 +149,10 @@ OWN_SETTINGS = (
         for methods in (("efsign",), ("onebit",), *((name, "ef") for name in DELAYING))
     ),
     # A step made with an older gradient is momentum by itself (Mitliagkas et al. 2016): 0.9 on top diverges.
-    *(
-        _of(*methods, digits=_sgd(0.2, 0.5), text=_sgd(1.0))
-        for methods in (("delayed",), ("asp", "ps"), ("ssp",))
-    ),
+    *(_of(*methods, digits=_sgd(0.2, 0.5), text=_sgd(1.0)) for methods in (("asp", "ps"), ("ssp",))),
+    _of("delayed", digits=_sgd(0.2, 0.5), text=_sgd(0.5)),
+    # A slow momentum of 0.7 makes rounds three times as long.
+    _of("slowmo", text=_sgd(0.2, 0.9)),
     # So is a gradient that stands for later ones.
     _of("lag", text=_sgd(0.25, 0.9)),
 )
