@@ -228,7 +228,8 @@ def _read(folder: pathlib.Path) -> dict[str, dict[str, ExtraSteps]]:
             for trial in kept["trials"]
             if trial["task"] == "text"
             and trial["metric"] is not None
-            and not trial["scene"].startswith("unlike")
+            # Of unlike data, and of dense gradients with the settings of other methods.
+            and not trial["scene"].startswith(("unlike", "dense with"))
         ]
     by_steps: dict[int, list[float]] = defaultdict(list)
     for trial in trials:
