@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from typer.core import TyperCommand, TyperGroup
 
+from tightwire.cli.table import say
 from tightwire.extensions import name_extensions
 
 # An example begins so: its lines are commands, to be copied as they are.
@@ -128,6 +129,6 @@ def progress(total: int | None, first: str) -> Iterator[Callable[[str, int], Non
             if not bar.console.is_terminal and time.monotonic() - told_s > LINE_EVERY_S:
                 told_s = time.monotonic()
                 of = "" if total is None else f" of {total}"
-                typer.echo(f"{made}{of} after {told_s - began_s:.0f} s; {text}", err=True)
+                say(f"{made}{of} after {told_s - began_s:.0f} s; {text}", err=True)
 
         yield tell
