@@ -53,9 +53,8 @@ def train(bench: GoodputBench) -> None:
     candidates = own_candidates(host)
     mine = candidates.named or candidates.route or "127.0.0.1"
     os.environ.setdefault("RUST_LOG", "warn")  # else it logs every quorum
-    socket.gethostname = lambda: (
-        mine
-    )  # by which torchft tells others where it is; hosts of a lab have no names
+    # By it torchft tells others where it is; hosts of a lab have no names of their own.
+    socket.gethostname = lambda: mine
     from torchft.local_sgd import DiLoCo
     from torchft.manager import Manager
     from torchft.process_group import ProcessGroupGloo

@@ -196,9 +196,8 @@ def work(asked: Mapping[str, Any]) -> None:
         "MASTER_ADDR": f"worker{workers[0]}",
         "MASTER_PORT": str(FIRST_PORT + number),
     }
-    with contextlib.suppress(
-        PermissionError
-    ):  # root alone may: what else runs here is no part of the network
+    # What else runs on this machine is no part of the network; root alone may say so.
+    with contextlib.suppress(PermissionError):
         os.nice(PRIORITY)
     import torch
     import torch.distributed

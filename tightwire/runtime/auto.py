@@ -343,14 +343,11 @@ class Pilot:
         if run.transport.rank == 0:
             ranking = recommend(self._profile, self._cluster, allow=self._search.allow, by=self._search.by)
             self._plan_file = ranking.plan_file()
-            present, found = (
-                predict(run.plan, ranking.profile, self._cluster),
-                _choice(ranking, self._in_the_way),
-            )
+            present = predict(run.plan, ranking.profile, self._cluster)
+            found = _choice(ranking, self._in_the_way)
+            better = predict(Plan.parse(found.plan), ranking.profile, self._cluster)
             value = _value(ranking)
-            gains = value(predict(Plan.parse(found.plan), ranking.profile, self._cluster)) < WORTH * value(
-                present
-            )
+            gains = value(better) < WORTH * value(present)
             decision = json.dumps([dataclasses.asdict(found), present.step_s, gains])
         if (answer := run.ask(decision)[0]) is None:
             return

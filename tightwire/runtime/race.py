@@ -197,10 +197,8 @@ def plan_heats(contenders: Sequence[Contender], cost_s: float, most: int = 6) ->
     """
     sizes = range(min(most, len(contenders)), 1, -1)
     shapes = [fields for size in sizes for fields in _shapes(size)]
-    for required in (
-        contenders[:1],
-        (),
-    ):  # rather a small race with the best expected one than a large one without
+    # Rather a small race with the best expected one than a large one without.
+    for required in (contenders[:1], ()):
         for fields in shapes:
             shares = [cost_s / len(fields) / (n - 1) for n in fields]
             able = [c for c in contenders if c.least_steps * c.known_step_s <= shares[0]][: fields[0]]

@@ -1,6 +1,7 @@
 """Fully sharded training (PyTorch's FSDP) as its users measured it, held to what `tightwire parallel` predicts.
 
-Nothing is fitted to it: the constants are those of Megatron-LM on A100s, for H200s scaled by data sheets.
+No constant is fitted to it: they are those of Megatron-LM on A100s, for H200s scaled by data sheets. The width of the
+interval that sharded layouts state was set on these runs.
 The sources do not tell the network between nodes; the constants' is taken, one line a device. Gradients of several
 micro-batches are averaged once, as the script of the runs has it (KempnerForge, `training/grad.py`).
 """

@@ -78,6 +78,7 @@ def chaos(
     from tightwire.bench.chaos.campaign import families
     from tightwire.bench.chaos.faults import ELASTIC, FAMILIES, LOCAL_FAULTS
     from tightwire.bench.chaos.page import timeline
+    from tightwire.bench.chaos.slow import slow_loopback
     from tightwire.plan import Plan
 
     require_writable(page)
@@ -103,6 +104,14 @@ def chaos(
         plans=fixed,
         elastic=changing,
     )
+    with slow_loopback() as is_slow:
+        pass
+    if large and not is_slow:
+        say(
+            "Messages of large models are as fast as this host's loopback, and few faults fall into them: a slow one "
+            "takes root and tc.",
+            err=True,
+        )
     with progress(count, "the first run starts") as tell:
         outcomes = run_campaign(asked, lambda o: tell(f"{o.trial.label}: {o.trial.fault}", 1))
     wrong = [outcome for outcome in outcomes if outcome.found]
