@@ -93,6 +93,7 @@ class Worker:
         self.name, self.lobby, self.dies_at = name, lobby, dies_at
         self.watches, self.notice, self.is_dead = False, threading.Event(), False
         self.sends = itertools.count()
+        self.patience = 0  # how often it is told that the dead still count
         self.admission: Admission | None = None
         self.result: Any = None
         self.error: BaseException | None = None
@@ -109,6 +110,10 @@ class Worker:
 
     def knocks(self) -> bool:
         return self.watches and bool(set(self.lobby.waiting) - set(self.lobby.inside))
+
+    def counts(self, ranks: Sequence[int]) -> bool:
+        self.patience -= 1
+        return self.patience >= 0
 
     def close(self) -> None:
         self.lobby.gone(self.name)

@@ -54,6 +54,23 @@ def test_survivors_of_a_death_are_equal_and_train_to_the_end(plan: str, dies_at:
     assert all(torch.isfinite(p).all() for p in ends[0].parameters)
 
 
+@pytest.mark.parametrize(
+    "plan", ["local:3", "diloco:4/allreduce/int8+ef", "diloco:4/allreduce/none/streaming:2"]
+)
+@pytest.mark.parametrize("dies_at", [3, 8])
+def test_survivors_step_on_while_the_dead_one_still_counts(plan: str, dies_at: int) -> None:
+    def train(transport: Transport, worker: Worker) -> Trained:
+        worker.patience = 2
+        return trainer(plan, optimizer=momentum)(transport, worker)
+
+    elastic = Elastic(train, start=3, dies_at=[None, dies_at])
+    ends = elastic.join()
+    assert len(ends) == 2
+    assert same(ends[0].parameters, ends[1].parameters)
+    assert all(end.report.steps == 12 and end.report.workers == 2 for end in ends)
+    assert all(worker.patience < 0 for worker in elastic.workers if not worker.is_dead)  # they were asked
+
+
 @pytest.mark.parametrize("plan", PLANS)
 def test_two_deaths_and_two_newcomers(plan: str) -> None:
     def train(transport: Transport, worker: Worker) -> Trained:

@@ -47,3 +47,14 @@ def test_who_was_given_up_does_not_blame_those_that_left_without_it() -> None:
     worker.leave()
     assert error.ranks == ()
     assert str(error).startswith("the other workers gave this one (rank 1) up")
+
+
+def test_who_is_waited_for_and_heard_to_be_silent_elsewhere_is_gone_at_once() -> None:
+    liveness = Liveness(0, host="127.0.0.1", deadline_s=60)
+    liveness.hear_silent([1])  # nobody waits
+    assert liveness.verdict is None
+    liveness.watch("wait", lambda: Wait(frozenset({1, 2}), "for an all-reduce"))
+    assert liveness.waited_s() > 0
+    liveness.hear_silent([1, 3])
+    liveness.leave()
+    assert liveness.verdict == Verdict((1,), "silent")

@@ -117,6 +117,7 @@ class Membership:
     renew: Callable[[], None] = _no_buffers
     renewals: int = 0
     lost_rounds: int = 0
+    _lost: PeerError | None = None  # in a round that can wait
     _weight: float | None = None
     _usual_weight: float = 1.0
 
@@ -130,8 +131,25 @@ class Membership:
         """Whether this worker leaves, or knows of one that waits to be let in."""
         return self.leaving or (self.door is not None and (self.door.notice.is_set() or self.door.knocks()))
 
-    def guard(self, act: Callable[[], None]) -> None:
+    @property
+    def postpones(self) -> bool:
+        """Whether rounds are put off: a member was lost, and going on without it would still mean to wait.
+
+        Raises:
+            PeerError: the others can go on now.
+        """
+        if self._lost is None or self.door is None:
+            return False
+        if self.door.counts(self._lost.ranks):
+            return True
+        raise self._lost
+
+    def guard(self, act: Callable[[], None], *, can_wait: bool = False) -> None:
         """Does something that every member does; where it loses one, goes on among the others without the rest of it.
+
+        Args:
+            act: what they do.
+            can_wait: whether training may go on meanwhile, and `postpones` is asked before the next round.
 
         Raises:
             PeerError: members are static.
@@ -141,8 +159,12 @@ class Membership:
         except PeerError as error:
             if self.door is None:
                 raise
-            log.info(MEMBER_LOST, error)
-            self.renew()
+            if error is not self._lost:
+                log.info(MEMBER_LOST, error)
+            if can_wait and self._lost is None and error.ranks and self.door.counts(error.ranks):
+                self._lost = error
+            else:
+                self.renew()
 
     def weigh(self, weight: float) -> None:
         """Takes this worker's weight in the next mean; see `Run.weigh`."""
@@ -184,6 +206,7 @@ class Membership:
         self.renewals += 1
         self.meetings = meetings + 1
         self.calls_meeting = False
+        self._lost = None
         self._weight, self._usual_weight = None, 1.0
 
     def even_out(self, transport: Transport, tensors: Iterable[Tensor], rounds: int) -> int:

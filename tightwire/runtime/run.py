@@ -526,7 +526,9 @@ class Run:
         course.step += 1
         self._accumulated_at = -1
         self._context.tracer.record("compute", "optimizer", self._step_start_s, time.perf_counter())
-        self._context.membership.guard(lambda: self._engine.after_step(course.step))
+        self._context.membership.guard(
+            lambda: self._engine.after_step(course.step), can_wait=self._engine.postpones
+        )
         if self._syncs_buffers:
             self._context.membership.guard(lambda: self._buffers.settle(trains=True))
         exposed_s = self._engine.exposed_s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,6 +52,9 @@ class Door(Protocol):
 
     def knocks(self) -> bool:
         """Whether somebody waits outside, as far as this worker knows; local, at once."""
+
+    def counts(self, ranks: Sequence[int]) -> bool:
+        """Whether some members, lost to this worker, are still taken for living, so that `enter` would wait; local."""
 
     def close(self) -> None:
         """Goes away for good: the others are told at once. Local."""

@@ -2,12 +2,13 @@
 
 Each worker tells it every `BEAT_S` that it lives. When the members of a world want another one, because somebody died,
 left or waits outside, each asks for a quorum; the lighthouse answers all at once, when all that live have asked.
+A member whose beats it has not heard for a while is gone for those that wait for it, whatever their deadline is.
 Members then meet at a store of the first one's, under the quorum's own prefix, so that the death of any worker, also
 of the first, ends no job. The lighthouse itself may not die: without it nobody can enter and no death be survived,
 though training goes on until then.
 
 Run as a program (`python -m tightwire.transport.lighthouse --port 29510`) it is a lighthouse; so is torchft's own
-`torchft_lighthouse --min_replicas 1 --heartbeat_timeout_ms 2000 --join_timeout_ms 2000`.
+`torchft_lighthouse --min_replicas 1 --heartbeat_timeout_ms 1000 --join_timeout_ms 1000`.
 
 Source: torchft 0.2.0, github.com/meta-pytorch/torchft, src/lighthouse.rs.
 """
@@ -18,6 +19,7 @@ import argparse
 import atexit
 import importlib.util
 import logging
+import math
 import os
 import re
 import secrets
@@ -26,7 +28,7 @@ import socket
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -41,14 +43,20 @@ from tightwire.transport.addresses import own_candidates
 from tightwire.transport.base import Transport
 from tightwire.transport.door import Admission
 from tightwire.transport.join import join, within
+from tightwire.transport.torch_distributed import TorchDistributed
 
 c10d: Final[Any] = dist  # torch does not type its stores
 VARIABLE: Final = "TORCHFT_LIGHTHOUSE"  # torchft's own name for its address
 BEAT_S: Final = 0.2
 LOOK_S: Final = 1.0
 # Without a beat for so long, a worker is dead; so long the others wait for one that lives and does not ask.
-DEAD_MS: Final = 2000
-JOIN_MS: Final = 2000
+DEAD_MS: Final = 1000
+JOIN_MS: Final = 1000
+# Who waits for so long asks the lighthouse whom it hears; of many, each asks less often.
+WAITED_S: Final = 0.3
+ASK_S_PER_MEMBER: Final = 0.02
+# A dead member that is still taken for living after so long: the lighthouse does not hear either.
+COUNTED_S: Final = 10.0
 # A page of the lighthouse: who beats at present. Its client has no call for it.
 _BEATS: Final = re.compile(r'<li class="heartbeat\s*(old)?\s*">\s*(\S+): seen')
 
@@ -100,8 +108,10 @@ class Lighthouse:
             mine, 0, None, True, timedelta(seconds=deadline_s), wait_for_workers=False
         )
         self._place = f"{mine}:{self._store.port}"
-        self._world: Transport | None = None
-        self._members: frozenset[str] = frozenset()
+        self._world: TorchDistributed | None = None
+        self._names: tuple[str, ...] = ()
+        self._living: frozenset[str] | None = None  # as of the last look; None: not since somebody was lost
+        self._lost_s: float | None = None  # when somebody was
         self.watches = False
         self.notice = threading.Event()
         self._knocks = False
@@ -139,13 +149,24 @@ class Lighthouse:
                 log.info("a world of %d did not come about: %s", len(names), error)
                 seen = f"the last, of {len(names)}, did not come about: {error}"
                 continue
-            self._world, self._members, self._knocks = world, frozenset(names), False
+            self._world, self._names, self._knocks = world, names, False
+            self._living = self._lost_s = None
             number = int(quorum.quorum_id)
             return Admission(number=number, names=names, transport=self._wrap(world))
 
     def knocks(self) -> bool:
         """Tells what the beating thread saw last; the first member alone looks."""
         return self._knocks
+
+    def counts(self, ranks: Sequence[int]) -> bool:
+        """Tells what the beating thread saw since it was first asked."""
+        now = time.monotonic()
+        if self._lost_s is None:
+            self._living, self._lost_s = None, now
+        if self._ended.is_set() or now - self._lost_s > COUNTED_S:
+            return False
+        living = self._living
+        return living is None or any(self._names[rank] in living for rank in ranks)
 
     def close(self) -> None:
         """Ends the beats, and leaves the world."""
@@ -167,7 +188,7 @@ class Lighthouse:
                     ) from error
                 time.sleep(BEAT_S)
 
-    def _meet(self, quorum: Any, names: tuple[str, ...]) -> Transport:
+    def _meet(self, quorum: Any, names: tuple[str, ...]) -> TorchDistributed:
         host, _, port = quorum.participants[0].store_address.rpartition(":")
         limit = timedelta(seconds=self._deadline_s)
         place = (host, int(port), None, False, limit)
@@ -227,10 +248,11 @@ class Lighthouse:
             try:
                 self._client.heartbeat(self.name, timedelta(seconds=BEAT_S * 5))
                 is_told = False
-                if self.watches and time.monotonic() - looked_s > LOOK_S:
+                if time.monotonic() - looked_s > self._look_after_s():
                     looked_s = time.monotonic()
-                    self._knocks = bool(self._beating() - self._members)
-            except (OSError, RuntimeError, TimeoutError) as error:
+                    self._look()
+            except Exception as error:  # whatever it is: a thread that ended would make this worker look dead
+                self._living = frozenset()
                 if not is_told:
                     is_told = True
                     log.warning(
@@ -241,10 +263,27 @@ class Lighthouse:
                     )
             self._ended.wait(BEAT_S)
 
-    def _beating(self) -> set[str]:
+    def _look_after_s(self) -> float:
+        """Returns after how long this worker looks again whom the lighthouse hears."""
+        world, often_s = self._world, max(BEAT_S / 2, ASK_S_PER_MEMBER * len(self._names))
+        if self._lost_s is not None or (world is not None and world.waited_s > WAITED_S):
+            return often_s
+        return max(LOOK_S, often_s) if self.watches else math.inf
+
+    def _look(self) -> None:
+        """Looks whom the lighthouse hears: newcomers, and members that are silent."""
         with urllib.request.urlopen(f"{self._address}/status", timeout=BEAT_S * 5) as page:
             text = page.read(1 << 20).decode(errors="replace")
-        return {name for old, name in _BEATS.findall(text) if not old}
+        heard = _BEATS.findall(text)
+        living = frozenset(name for old, name in heard if not old)
+        world, names = self._world, self._names
+        if self.name not in living:  # it may be the lighthouse that was stopped
+            return
+        self._living = living
+        self._knocks = self.watches and bool(living - set(names))
+        silent = {name for old, name in heard if old} & set(names)
+        if silent and world is not None and self._names == names:
+            world.hear_silent([rank for rank, name in enumerate(names) if name in silent])
 
 
 def native() -> ModuleType:

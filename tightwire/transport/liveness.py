@@ -152,6 +152,17 @@ class Liveness:
         """Ends a watch."""
         self._waits.pop(key, None)
 
+    def waited_s(self) -> float:
+        """Returns for how long this process has waited for others, who end the run if they are gone."""
+        began_s = [waiting.began_s for waiting in list(self._waits.values()) if waiting.ends_run]
+        return time.monotonic() - min(began_s) if began_s else 0.0
+
+    def hear_silent(self, ranks: Collection[int]) -> None:
+        """Hears from one who listens all the time that ranks are silent: whoever is waited for is gone then."""
+        waits = [waiting.describe().peers for waiting in list(self._waits.values()) if waiting.ends_run]
+        if gone := set(ranks) & set().union(*waits) - self._left.keys():
+            self._decide(Verdict(tuple(sorted(gone)), "silent"))
+
     def blame(self, wait: Wait) -> PeerError:
         """Returns the error for a wait whose connection broke, once it is known who is to blame.
 

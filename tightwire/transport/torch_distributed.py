@@ -140,6 +140,15 @@ class TorchDistributed(Transport):
         """Returns what this process has heard."""
         return self._liveness.announced.get(self._world[rank], 0)
 
+    @property
+    def waited_s(self) -> float:
+        """For how long this process has waited for others."""
+        return self._liveness.waited_s()
+
+    def hear_silent(self, ranks: Sequence[int]) -> None:
+        """Hears from elsewhere that ranks are silent; whoever waits for one of them is told that it is gone."""
+        self._liveness.hear_silent(ranks)
+
     def give_up(self, rank: int) -> None:
         """Leaves the threads that attend to the rank behind; they end when the channel closes."""
         self._given_up.add(self._world[rank])

@@ -166,10 +166,12 @@ class Surviving(Protocol):
         survives: whether it can.
         calls_rolls: whether a round tells that somebody is about to leave or waits outside, so that all meet. Else a
             worker that is told so leaves, or begins another world, by itself, and the others lose it in a round.
+        postpones: whether it makes steps while a round that lost a member waits, as `Membership.postpones` says.
     """
 
     survives: bool
     calls_rolls: bool
+    postpones: bool
 
     def position(self) -> Position:
         """Returns how far this worker is."""
@@ -231,6 +233,7 @@ class BaseEngine:
     is_silent = False
     survives = False
     calls_rolls = True
+    postpones = False
 
     def position(self) -> Position:
         """Has agreed on all that it began."""

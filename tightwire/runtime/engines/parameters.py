@@ -46,7 +46,7 @@ class ParameterEngine(BaseEngine):
             instead = "write state=averaged where the policy has it, or choose bsp"
             require_one_copy(context.optimizers.members, str(plan.sync), instead)
         self._segments, self._inside = build_segments(parameters, plan, self._sync, context)
-        self.survives = self._inside is None
+        self.survives = self.postpones = self._inside is None
         self._trained = tuple(parameters.values())
         policy, periods = self._sync.optimizer_state, self._sync.state_periods
         self._states = States(parameters, plan, context, policy, periods)
@@ -98,6 +98,9 @@ class ParameterEngine(BaseEngine):
 
     def _come_to_rounds(self) -> None:
         """Lands and begins what is due."""
+        if self._context.membership.postpones:
+            self._next = self._clock + 1
+            return
         start_s = time.perf_counter()
         self._land_due()
         for segment in self._beginning():
