@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
 import re
 
 import pytest
@@ -37,7 +36,7 @@ def test_what_plan_draws() -> None:
     assert [trace["name"] for trace in found["data"]] == ["2 workers", "8 workers"]
 
 
-def test_what_parallel_and_jobs_draw(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+def test_what_parallel_and_jobs_draw() -> None:
     tiny = Transformer(layers=2, hidden=8, heads=2, seq_len=8)
     devices = Accelerators()
     cut = LayerCut(tiny, Layout(tensor=2, data=2), TrainingCost(batch=2), devices, devices.network)
@@ -45,8 +44,7 @@ def test_what_parallel_and_jobs_draw(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     check_picture(ranks_and_links(cut, rows, workers=4).to_dict())
     job = JobOutcome(name="a", step_s=1.0, alone_s=1.0, tail_s=1.0, steps=((0.0, 0.5, 0.5, 1.0),))
     outcome = PolicyOutcome(policy="fair", jobs=(job,))
-    (found,) = drawn(monkeypatch, lambda: jobs_command.draw([outcome], tmp_path / "jobs.html"))
-    check_picture(found)
+    check_picture(jobs_command.drawing_of([outcome]).to_dict())
 
 
 def test_what_validation_draws(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +27,8 @@ COMMANDS = {
     "validate": "tightwire.cli.validate",
     "methods": "tightwire.cli.methods",
 }
+# Of a word in an error; longer ones are cut.
+MOST_LETTERS = 400
 ABOUT = """Make PyTorch training fast on the network you have.
 
     tightwire tour
@@ -56,7 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         application().main(None if arguments is None else list(arguments), prog_name="tightwire")
     except TightwireError as error:
-        print(f"tightwire: {error}", file=sys.stderr)
+        # A value of thousands of digits is told by how it begins.
+        said = re.sub(rf"\S{{{MOST_LETTERS},}}", lambda word: f"{word[0][:40]}…", str(error))
+        print(f"tightwire: {said}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -15,11 +15,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from typer.core import TyperCommand, TyperGroup
 
 from tightwire.cli.table import say
+from tightwire.errors import TightwireError
 from tightwire.extensions import name_extensions
 
-# An example begins so: its lines are commands, to be copied as they are.
 # In a pipe.
 LINE_EVERY_S = 30.0
+# An example begins so: its lines are commands, to be copied as they are.
 PROGRAMS = ("tightwire ", "torchrun ", "tw.")
 
 
@@ -43,6 +44,20 @@ class Command(TyperCommand):
     def format_help_text(self, ctx: Any, formatter: Any) -> None:
         """Writes the docstring: prose is wrapped, examples are not."""
         write_help(self.help or "", formatter)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command; where it refuses what an option says, and names the value alone, the option is named too.
+
+        Raises:
+            TightwireError: the command does.
+        """
+        try:
+            return super().invoke(ctx)
+        except TightwireError as error:
+            said = str(error)
+            if (option := option_refused(said, _given(self, ctx))) is not None:
+                error.args = (f"{option}: {said}",)
+            raise
 
 
 class CommandGroup(TyperGroup):
@@ -80,6 +95,38 @@ def program(
     ] = None,
 ) -> None:
     """Takes the options that stand before any command."""
+
+
+def option_refused(said: str, given: Sequence[tuple[str, object]]) -> str | None:
+    """Returns the option whose value a refusal begins with; None where it names options itself, or no such value.
+
+    >>> option_refused("'x' is no known model; known: gpt2.", [("--model", "x")])
+    '--model'
+    >>> option_refused("--hardware x: write NAME:NODES.", [("--hardware", "x")])
+
+    Args:
+        said: the refusal.
+        given: options and their values.
+    """
+    if any(option in said for option, _ in given):
+        return None
+    for option, value in given:
+        if said.startswith((f"{value!r} ", f"{value} cannot", f"{value} is ", f"{value}: ")):
+            return option
+    return None
+
+
+def _given(command: Any, ctx: Any) -> list[tuple[str, object]]:
+    """Returns the options that a user wrote, with each of their values as text."""
+    return [
+        (parameter.opts[0], str(value))
+        for parameter in command.params
+        if (source := ctx.get_parameter_source(parameter.name)) is not None
+        and source.name == "COMMANDLINE"
+        and parameter.param_type_name == "option"
+        and (told := ctx.params.get(parameter.name)) is not None
+        for value in (told if isinstance(told, list | tuple) else [told])
+    ]
 
 
 def first_sentence(command: Any) -> str:

@@ -17,7 +17,7 @@ from tightwire.architecture.allreduce.exports import export
 from tightwire.cli.app import App
 from tightwire.cli.options import JsonOption
 from tightwire.cli.table import entries, say, width_of
-from tightwire.cluster import Cluster
+from tightwire.cluster import Cluster, require_range
 from tightwire.cluster.imports import SOURCES as CLUSTER_SOURCES
 from tightwire.cluster.imports import Source, refuse_nodes
 from tightwire.cluster.presets import PRESETS, NodePrice, preset
@@ -34,7 +34,8 @@ ABOUT = """Write cluster files: of known hardware, or from the files of other to
 """
 app = App(help=ABOUT, no_args_is_help=True)
 OutOption = Annotated[pathlib.Path, typer.Option("--out", help="Cluster file to write.")]
-NodesOption = Annotated[int, typer.Option(min=1, help="Number of nodes.")]
+NodesOption = Annotated[int, typer.Option(min=1, max=100_000, help="Number of nodes.")]
+MOST_BYTES = 10**15
 
 
 # Traces need profiles, which come after clusters.
@@ -147,8 +148,7 @@ def synthesise_(
         num_bytes = parse_bytes(size)
     except ValueError as error:
         raise FileError(f"--size: {str(error).rstrip('.')}.") from None
-    if num_bytes < 1:
-        raise FileError(f"--size {size}: there is nothing to move; write 64MB.")
+    require_range("--size", num_bytes, 1, MOST_BYTES)
     for file in out or ():
         export(found.program, file, num_bytes)
     program, certificate = found.program, found.certificate

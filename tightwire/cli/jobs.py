@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from tightwire.cli.app import App
 from tightwire.cli.options import JsonOption
+from tightwire.cli.pictures import require_picture, write_picture
 from tightwire.cli.table import print_rows, say
-from tightwire.errors import FileError
+from tightwire.files import require_writable
 from tightwire.jobs import POLICIES, PolicyOutcome, policy, predict_jobs, read_jobs
 
 app = App()
@@ -28,7 +29,7 @@ def jobs(
         ),
     ] = None,
     plot: Annotated[
-        pathlib.Path | None, typer.Option(help="Draw a timeline here, as .html.", show_default=False)
+        pathlib.Path | None, typer.Option(help="Draw a timeline here, as .html or .png.", show_default=False)
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -49,12 +50,13 @@ def jobs(
 
         tightwire jobs jobs.yaml --policy fair --policy interleaved --plot jobs.html
     """
+    require_writable(plot)
+    require_picture(plot, "--plot")
+    policies = [policy(name) for name in only or POLICIES]
     built, _ = read_jobs(path)
-    found = [predict_jobs(built, policy(name)) for name in only or POLICIES]
+    found = [predict_jobs(built, under) for under in policies]
     if plot is not None:
-        if plot.suffix != ".html":
-            raise FileError(f"--plot {plot}: a timeline is written as .html.")
-        draw(found, plot)
+        write_picture(drawing_of(found), plot, "--plot")
     if as_json:
         typer.echo(json.dumps({"policies": [outcome.summary() for outcome in found]}))
         return
@@ -77,8 +79,8 @@ def _print(found: Sequence[PolicyOutcome]) -> None:
         say(f"{outcome.policy}: {outcome.mean_slowdown:.2f} × in the mean. {outcome.why}")
 
 
-def draw(found: Sequence[PolicyOutcome], path: pathlib.Path) -> None:
-    """Draws when each job computes and exchanges, its first steps under every policy."""
+def drawing_of(found: Sequence[PolicyOutcome]) -> Any:
+    """Returns a picture of when each job computes and exchanges, its first steps under every policy."""
     import plotly.graph_objects as go
 
     drawing = go.Figure()
@@ -103,4 +105,4 @@ def draw(found: Sequence[PolicyOutcome], path: pathlib.Path) -> None:
         xaxis_title="seconds",
         yaxis_title="policy: job",
     )
-    drawing.write_html(path, include_plotlyjs=True)
+    return drawing

@@ -15,6 +15,7 @@ from tightwire.cli import made
 from tightwire.cli.app import App, progress
 from tightwire.cli.options import JsonOption
 from tightwire.cli.table import print_rows, say
+from tightwire.errors import FileError
 from tightwire.planner import landscape
 from tightwire.planner.landscape_picture import picture
 from tightwire.units import print_ms
@@ -39,8 +40,12 @@ def map_(
 
     tightwire map --out out/map.json --json
     """
+    if out.suffix != ".json":
+        raise FileError(
+            f"--out {out}: results are kept as .json, as in results/map.json; the map stands beside it."
+        )
     files.make_directory(out.parent)
-    files.require_writable(out)
+    files.require_writable(*(out.with_suffix(ending) for ending in (".json", ".md", ".html", ".svg")))
     cells = _cells()
     rows = [asdict(cell) for cell in cells]
     kept = "".join(f"\n{json.dumps(row)}," for row in rows).rstrip(",")

@@ -13,8 +13,9 @@ import typer
 
 from tightwire.cli.table import print_rows, say
 from tightwire.cluster import PAYLOAD_SHARE, Cluster, Prices
-from tightwire.cluster.limits import MAX_LATENCY_S, MAX_WORKERS, require_plausible
+from tightwire.cluster.limits import MAX_LATENCY_S, MAX_WORKERS, require_plausible, require_range
 from tightwire.cluster.presets import PRESETS, preset
+from tightwire.cluster.prices import MOST_PRICE
 from tightwire.cluster.workers import WorkerKind, parse_kinds
 from tightwire.errors import FileError
 from tightwire.lab import Topology
@@ -22,7 +23,7 @@ from tightwire.planner.sweep import SLOWEST_BYTES_PER_S
 from tightwire.profile import Profile
 from tightwire.profile.devices import DEVICES, PCIE_3, TOUCHES_PER_PASS, derive, device
 from tightwire.profile.models import MODELS, model_shape
-from tightwire.profile.values import MAX_SECONDS
+from tightwire.profile.values import MAX_SAMPLES, MAX_SECONDS
 from tightwire.simulate import Prediction
 from tightwire.units import (
     of_option,
@@ -72,7 +73,7 @@ DeviceOption = Annotated[
     ),
 ]
 BatchOption = Annotated[
-    int | None, typer.Option(help="Samples of a worker's batch.", show_default=False, min=1)
+    int | None, typer.Option(help="Samples of a worker's batch.", show_default=False, min=1, max=MAX_SAMPLES)
 ]
 LengthOption = Annotated[
     int | None, typer.Option(help="With --model: tokens of a sequence.", show_default=False)
@@ -202,6 +203,8 @@ class Asked:
             found = dataclasses.replace(found, kinds=kinds)
         if self.price is None and self.price_per_gb is None:
             return found
+        for option, price in (("--price", self.price), ("--price-per-gb", self.price_per_gb)):
+            require_range(option, price or 0.0, 0.0, MOST_PRICE)
         prices = found.prices or Prices()
         if self.price is not None:  # instead of what the file or the hardware said, wherever that came from
             prices = Prices(per_worker_hour=self.price, per_gb_across=prices.per_gb_across)

@@ -6,20 +6,23 @@ import dataclasses
 import json
 import pathlib
 import re
+from collections.abc import Callable, Mapping
 from typing import Annotated
 
 import typer
 
+from tightwire import files
 from tightwire.cli.app import App
 from tightwire.cli.measured import ClusterOption
 from tightwire.cli.options import JsonOption
+from tightwire.cli.pictures import write_picture
 from tightwire.cli.plan import AllowChoice
 from tightwire.cli.table import print_rows, say
 from tightwire.cluster import Cluster
-from tightwire.errors import FileError
+from tightwire.errors import FileError, PlanError
 from tightwire.parallel import Layout, Layouts, parallelise
 from tightwire.parallel.leg import PLAIN
-from tightwire.parallel.search import print_gb
+from tightwire.parallel.search import Candidate, print_gb
 from tightwire.parallel.time import LayerCut
 from tightwire.parallel.transformer import SHAPES, transformer
 from tightwire.parallel.written import (
@@ -88,6 +91,12 @@ def parallel(
     """
     if cluster is None:
         raise FileError("the cluster is not given: write --cluster FILE; `tightwire cluster new` makes one.")
+    for path in out or ():
+        if path.suffix not in (*WRITTEN, ".html"):
+            raise FileError(
+                f"--out {path}: a layout is written as .py (DeviceMesh), .sh or .toml (torchtitan), .json or .html."
+            )
+    files.require_writable(*(out or ()))
     shape = transformer(model)
     if seq_len is not None:
         shape = dataclasses.replace(shape, seq_len=seq_len)
@@ -150,22 +159,24 @@ def _print(found: Layouts) -> None:
 
 
 def _write(found: Layouts, model: str, path: pathlib.Path) -> None:
-    batch, seq_len = found.training.batch, found.model.seq_len
-    if path.suffix == ".py":
-        path.write_text(device_mesh(found.best.how), encoding="utf-8")
-    elif path.suffix == ".toml":
-        path.write_text(torchtitan(found.best, model, batch, seq_len), encoding="utf-8")
-    elif path.suffix == ".sh":
-        path.write_text(torchtitan_command(found.best, model, batch, seq_len), encoding="utf-8")
-    elif path.suffix == ".json":
-        path.write_text(json.dumps(_plain(found), indent=1) + "\n", encoding="utf-8")
-    elif path.suffix == ".html":
+    if path.suffix == ".html":
         cut = _cut(found)
-        picture(cut, link_loads(cut, found), found.best.how.workers).write_html(path, include_plotlyjs=True)
+        write_picture(picture(cut, link_loads(cut, found), found.best.how.workers), path, "--out")
     else:
-        raise FileError(
-            f"--out {path}: a layout is written as .py (DeviceMesh), .sh or .toml (torchtitan), .json or .html."
-        )
+        files.write_text(path, WRITTEN[path.suffix](found, model))
+
+
+def _titan(write: Callable[[Candidate, str, int, int], str]) -> Callable[[Layouts, str], str]:
+    return lambda found, model: write(found.best, model, found.training.batch, found.model.seq_len)
+
+
+# What a layout is written as, by the ending of its file, beside a picture as .html.
+WRITTEN: Mapping[str, Callable[[Layouts, str], str]] = {
+    ".py": lambda found, model: device_mesh(found.best.how),
+    ".sh": _titan(torchtitan_command),
+    ".toml": _titan(torchtitan),
+    ".json": lambda found, model: json.dumps(_plain(found), indent=1) + "\n",
+}
 
 
 def _layout(text: str) -> Layout:
@@ -178,7 +189,10 @@ def _layout(text: str) -> Layout:
     told = dict(field.partition("=")[::2] for field in fields)
     if len(told) < len(fields):
         raise FileError(f"--layout {text!r} gives one degree twice; which of them is meant?")
-    return Layout.parse(told)
+    try:
+        return Layout.parse(told)
+    except PlanError as error:
+        raise PlanError(f"--layout {text!r}: {error}") from None
 
 
 def _count(text: str) -> int:

@@ -44,7 +44,7 @@ from tightwire.planner.confidence import print_chance
 from tightwire.planner.curves import curves, figure
 from tightwire.planner.curves import plot as plot_lines
 from tightwire.planner.explain_workers import batch_shares
-from tightwire.planner.money import cost_per_step, steps_per_epoch
+from tightwire.planner.money import MOST_SAMPLES, cost_per_step, steps_per_epoch
 from tightwire.planner.quality import extra_steps
 from tightwire.planner.sweep import SweepRow, parse_axes, sweep, sweep_figure, table
 from tightwire.simulate import Prediction
@@ -139,7 +139,10 @@ def plan(
     samples_per_epoch: Annotated[
         int,
         typer.Option(
-            help="Tell what an epoch of so many samples takes and costs.", show_default=False, min=0
+            help="Tell what an epoch of so many samples takes and costs.",
+            show_default=False,
+            min=0,
+            max=MOST_SAMPLES,
         ),
     ] = 0,
     gradients: GradientsOption = None,

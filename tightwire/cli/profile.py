@@ -66,6 +66,8 @@ def profile(
     """
     files.require_writable(out)
     if trace is not None:
+        if model is not None or device_name is not None or script:
+            raise FileError("--trace FILE says it all; leave out --model, --device and the script.")
         found = profile_of_trace(trace)
     elif model is not None:
         found = _derived(model, device_name, batch, script)

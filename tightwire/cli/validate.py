@@ -74,14 +74,26 @@ def validate(
     for option, names in (("--only", only or ()), ("--without", without or ())):
         if unknown := [name for name in names if name not in TABLES]:
             raise FileError(f"{option} {unknown[0]} is no validation; known: {', '.join(TABLES)}.")
+    if out is not None and out.suffix != ".json":
+        raise FileError(f"--out {out}: results are stored as .json; a page stands beside it, as .md.")
+    if plot is not None and plot.suffix != ".html":
+        raise FileError(f"--plot {plot}: utilisation is drawn as .html.")
     files.require_writable(out, plot)
     if utilised:
+        beside = {"--only": only, "--without": without, "--points": points, "--out": out, "--strict": strict}
+        if refused := [option for option, value in beside.items() if value]:
+            raise FileError(
+                f"{refused[0]} is of tables, and --utilisation makes none: leave out one of the two."
+            )
         _utilisation(plot, as_json)
         return
     if plot is not None:
         raise FileError(f"--plot {plot} draws utilisation; write --utilisation as well.")
+    names = [name for name in dict.fromkeys(only or TABLES) if name not in (without or ())]
+    if not names:
+        raise FileError("--without leaves out all that --only names; nothing remains to validate.")
     tables = []
-    for name in (name for name in only or TABLES if name not in (without or ())):
+    for name in names:
         say(f"{name} …", err=True)
         tables.append(TABLES[name]())
     rows = [row for table in tables for row in table.rows()]

@@ -11,6 +11,8 @@ from tightwire.cluster.limits import require_range
 from tightwire.errors import FileError
 
 GIGABYTE = 1e9
+# More is a price of something else.
+MOST_PRICE = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +37,8 @@ class Prices:
     date: str | datetime.date = ""
 
     def __post_init__(self) -> None:
-        require_range("prices: per_worker_hour", self.per_worker_hour, 0.0, 1e6)
-        require_range("prices: per_gb_across", self.per_gb_across, 0.0, 1e6)
+        require_range("prices: per_worker_hour", self.per_worker_hour, 0.0, MOST_PRICE)
+        require_range("prices: per_gb_across", self.per_gb_across, 0.0, MOST_PRICE)
         if isinstance(self.date, datetime.date):  # as YAML reads a day without quotes
             object.__setattr__(self, "date", self.date.isoformat())
         elif self.date:

@@ -99,8 +99,8 @@ def parse_kinds(text: str) -> tuple[tuple[WorkerKind, ...], frozenset[str]]:
                 raise FileError(f"--kinds {part!r}: {key}={value} cannot be read; {ask}.") from None
             if key == "speed":
                 told.add(name)
-        kinds.append(
-            WorkerKind(
+        try:
+            kind = WorkerKind(
                 name=name,
                 workers=int(workers),
                 speed=given.get("speed", 1.0),
@@ -108,7 +108,9 @@ def parse_kinds(text: str) -> tuple[tuple[WorkerKind, ...], frozenset[str]]:
                 bandwidth_bytes_per_s=given.get("bandwidth_bytes_per_s"),
                 price_per_hour=given.get("price_per_hour"),
             )
-        )
+        except FileError as error:
+            raise FileError(f"--kinds {part!r}: {str(error).removeprefix(f'kinds: {name}: ')}") from None
+        kinds.append(kind)
     return tuple(kinds), frozenset(told)
 
 

@@ -19,6 +19,7 @@ from tightwire.plan import Plan
 from tightwire.profile import Profile
 
 MAX_SECONDS = 1e6
+MAX_BYTES = 10**15
 ITEM_BYTES = 4
 
 
@@ -59,6 +60,8 @@ class JobEntry:
         require_range(f"job {self.name}: compute_s", self.compute_s or 0.0, 0.0, MAX_SECONDS)
         require_range(f"job {self.name}: ready_s", self.ready_s or 0.0, 0.0, MAX_SECONDS)
         require_range(f"job {self.name}: start_s", self.start_s, 0.0, MAX_SECONDS)
+        if self.exchange_bytes is not None:
+            require_range(f"job {self.name}: exchange_bytes", self.exchange_bytes, ITEM_BYTES, MAX_BYTES)
         if not self.workers or len(set(self.workers)) < len(self.workers):
             raise FileError(
                 f"job {self.name}: workers {list(self.workers)} must be one or more different ranks."

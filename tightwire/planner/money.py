@@ -11,6 +11,7 @@ from tightwire.profile import Profile
 from tightwire.simulate import Prediction
 
 HOUR_S = 3600.0
+MOST_SAMPLES = 10**15
 NO_PRICE = (
     "nothing says what a worker costs: write --price with the price of a worker and hour, or prices in the cluster "
     "file, or take hardware whose price is known (`tightwire cluster hardware`)."
@@ -50,8 +51,10 @@ def steps_per_epoch(profile: Profile, workers: int, samples_per_epoch: int) -> i
     """Returns how many steps all workers make to see so many samples once.
 
     Raises:
-        PlanError: nobody told the samples of a step.
+        PlanError: nobody told the samples of a step, or more than anybody has.
     """
+    if not 0 <= samples_per_epoch <= MOST_SAMPLES:
+        raise PlanError(f"samples per epoch: {samples_per_epoch:.3g} is outside 0 … {MOST_SAMPLES:,}.")
     if not profile.samples:
         raise PlanError(
             "samples per epoch: nothing says how many samples a worker's step has; write --batch, or samples in the "

@@ -105,7 +105,7 @@ def model_shape(name: str, length: int | None = None) -> ModelShape:
     if length is None:
         return MODELS[name](name)
     if name not in SEQUENCES:
-        raise FileError(f"{name} trains on images, which have no length in tokens; leave the length out.")
+        raise FileError(f"{name} trains on images, which have no length in tokens; leave --length out.")
     if not 1 <= length <= MAX_LENGTH:
         raise FileError(f"a length of {length} tokens cannot be; write 1 to {MAX_LENGTH:,}.")
     return SEQUENCES[name](length)(name)
