@@ -233,7 +233,9 @@ def attach(
         chosen,
         context,
         buffers=buffers,
-        predicted_step_s=plan_file.predicted.get("step_s"),
+        predicted={
+            name: value for name, value in plan_file.predicted.items() if isinstance(value, int | float)
+        },
         why=plan_file.why,
         pilot=pilot or _tuner(chosen, transport, seed),
         facts=common,

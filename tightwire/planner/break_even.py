@@ -9,14 +9,17 @@ two apart, and what turns and turns back between two of them is not seen; a sent
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tightwire.cluster import Cluster
 from tightwire.errors import PlanError, ProgramError
 from tightwire.plan import Plan
+from tightwire.planner.bounds import lower_bound_s
 from tightwire.planner.candidates import departures, stock_plan
-from tightwire.planner.ranking import By, Ranking, choose_by, kind_of
+from tightwire.planner.naming import name_of
+from tightwire.planner.ranking import LEAST_GAIN, By, Ranking, choose_by, kind_of, least_gain, more_steps
 from tightwire.planner.scaling import smaller
 from tightwire.profile import Profile
 from tightwire.simulate import Prediction, predict
@@ -28,6 +31,7 @@ MAX_LATENCY_S = 1.0
 MOST_WORKERS = 1024
 # Bandwidth is what a choice is most asked about; the others are told to two digits.
 EXACT, ROUGH = 1.02, 1.05
+Choose = Callable[[Profile, Cluster], Plan]
 # How many plans are predicted at every point, and how many of a ranking's are tried on a slow wire to find them.
 POOL, TRIED = 5, 24
 SLOW_WIRE = 1 / 30
@@ -38,7 +42,12 @@ def break_even(ranking: Ranking) -> tuple[str, ...]:
     if ranking.cluster.workers == 1:
         return ()
     pool = pool_of(ranking)
-    return tuple(sentence for look in (_bandwidth, _others) for sentence in look(ranking, pool))
+
+    @functools.cache  # every search begins where the ranking is
+    def choose(profile: Profile, cluster: Cluster) -> Plan:
+        return chosen_among(pool, profile, cluster, ranking.by)
+
+    return tuple(sentence for look in (_bandwidth, _others) for sentence in look(ranking, choose))
 
 
 def pool_of(ranking: Ranking) -> tuple[Plan, ...]:
@@ -104,97 +113,115 @@ def chosen_among(plans: Sequence[Plan], profile: Profile, cluster: Cluster, by: 
 
     A plan that differs from another in settings alone counts as the same, for which a turn tells nothing.
     """
-    rows = sorted(_predicted(plans, profile, cluster), key=_step_s)
-    stock = next(row for row in rows if departures(row.plan) == 0)
+    stock = predict(stock_plan(), profile, cluster, quick=True)
+    able = [plan for plan in plans if departures(plan) and can_gain(plan, stock, profile, cluster, by)]
+    rows = sorted([stock, *_predicted(able, profile, cluster)], key=_step_s)
     found = choose_by(by, rows, stock, profile, cluster).plan
     if departures(found) == 0:
         return found
     return next(plan for plan in plans if departures(plan) and kind_of(plan) == kind_of(found))
 
 
-def _bandwidth(ranking: Ranking, pool: Sequence[Plan]) -> Iterator[str]:
+def can_gain(plan: Plan, stock: Prediction, profile: Profile, cluster: Cluster, by: By) -> bool:
+    """Whether a plan's lower bound leaves room for what is asked of it: one without room is never chosen.
+
+    Where traffic has a price, a slower plan may be the cheaper one.
+    """
+    if by == "cost" and cluster.charges_traffic:
+        return True
+    try:
+        bound_s = lower_bound_s(plan, profile, cluster)
+    except (PlanError, ProgramError):
+        return False
+    if by == "loss":
+        return more_steps(plan, profile.gradient_noise) * bound_s < stock.step_s * (1 - LEAST_GAIN)
+    return bound_s < stock.step_s * (1 - least_gain(profile, stock))
+
+
+def _bandwidth(ranking: Ranking, choose: Choose) -> Iterator[str]:
     here = ranking.cluster.bandwidth_bytes_per_s
     turns = [
         find_change(
-            lambda f: chosen_among(pool, ranking.profile, ranking.cluster.scaled(f), ranking.by), farthest
+            lambda f: choose(ranking.profile, ranking.cluster.scaled(f)),
+            farthest,
         )
         for farthest in (FARTHEST, 1 / FARTHEST)
     ]
-    said = [
-        f"{'from' if turn.factor > 1 else 'below'} {print_rate(here * turn.factor)} a line "
-        f"({_times(turn.factor)} the present rate) {_name(turn.plan)}"
-        for turn in turns
-        if turn.factor is not None
-    ]
-    if said:
-        yield f"What would change it: {', and '.join(said)} would be chosen."
-    else:
+    lead = "What would change it: "
+    for turn in turns:
+        if turn.factor is not None:
+            yield (
+                f"{lead}{'from' if turn.factor > 1 else 'below'} {print_rate(here * turn.factor)} a line "
+                f"({_times(turn.factor)} the present rate) {name_of(turn.plan)} would be chosen."
+            )
+            lead = "And "
+    if all(turn.factor is None for turn in turns):
         low, high = (print_rate(here * turn.last) for turn in reversed(turns))
         yield f"At every bandwidth checked, from {low} to {high} in steps of two, the choice stands."
 
 
-def _others(ranking: Ranking, pool: Sequence[Plan]) -> Iterator[str]:
-    found = [*_latency(ranking, pool), *_compute(ranking, pool), *_workers(ranking, pool)]
-    if turns := [text for turned, text in found if turned]:
+def _others(ranking: Ranking, choose: Choose) -> Iterator[str]:
+    """Yields a sentence with the nearest turn of each kind, and one more for each turn on a kind's other side."""
+    turns, others, stands = [], [], []
+    for look in (_latency, _compute, _workers):
+        of_kind = list(look(ranking, choose))
+        turned = [text for is_turn, text in of_kind if is_turn]
+        stands += [text for is_turn, text in of_kind if not is_turn]
+        turns += turned[:1]
+        others += turned[1:]
+    if turns:
         yield f"Also {'; '.join(turns)}."
-    if stands := [text for turned, text in found if not turned]:
+    yield from (f"And {text}." for text in others)
+    if stands:
         yield f"It stands {', '.join(stands)}, as far as was checked."
 
 
-def _latency(ranking: Ranking, pool: Sequence[Plan]) -> Iterator[tuple[bool, str]]:
+def _latency(ranking: Ranking, choose: Choose) -> Iterator[tuple[bool, str]]:
     """Yields at which latency of lines that are all alike; measured programs keep theirs."""
     cluster, here = ranking.cluster, ranking.cluster.latency_s
     if cluster.fits or cluster.links is not None or not 0 < here < MAX_LATENCY_S:
         return
 
-    def choice(factor: float) -> Plan:
-        slower = dataclasses.replace(cluster, latency_s=here * factor)
-        return chosen_among(pool, ranking.profile, slower, ranking.by)
-
-    turn = find_change(choice, MAX_LATENCY_S / here, ROUGH)
+    turn = find_change(
+        lambda f: choose(ranking.profile, dataclasses.replace(cluster, latency_s=here * f)),
+        MAX_LATENCY_S / here,
+        ROUGH,
+    )
     if turn.factor is None:
         yield False, f"up to a latency of {print_ms(MAX_LATENCY_S)}"
     else:
-        yield True, f"above a latency of {print_ms(here * turn.factor)} {_name(turn.plan)}"
+        yield True, f"above a latency of {print_ms(here * turn.factor)} {name_of(turn.plan)}"
 
 
-def _compute(ranking: Ranking, pool: Sequence[Plan]) -> Iterator[tuple[bool, str]]:
-    """Yields how many times as large a batch, or compute per step."""
-    turns = [
-        find_change(
-            lambda f: chosen_among(pool, slower(ranking.profile, f), ranking.cluster, ranking.by),
-            farthest,
-            ROUGH,
-        )
-        for farthest in (FARTHEST, 1 / FARTHEST)
-    ]
-    said = [
-        f"with {_times(turn.factor)} the compute per step or {'more' if turn.factor > 1 else 'less'}, as by another "
-        f"batch, {_name(turn.plan)}"
-        for turn in turns
-        if turn.factor is not None
-    ]
-    for text in said[:1]:
-        yield True, text
-    if not said:
-        yield False, f"with {FARTHEST:,.0f} times the compute per step and with 1/{FARTHEST:,.0f}"
+def _compute(ranking: Ranking, choose: Choose) -> Iterator[tuple[bool, str]]:
+    """Yields how many times as large a batch, or compute per step; the other way only where the first turns nothing."""
+    for farthest in (FARTHEST, 1 / FARTHEST):
+        turn = find_change(lambda f: choose(slower(ranking.profile, f), ranking.cluster), farthest, ROUGH)
+        if turn.factor is not None:
+            yield (
+                True,
+                f"with {_times(turn.factor)} the compute per step or {'more' if turn.factor > 1 else 'less'}, as by "
+                f"another batch, {name_of(turn.plan)}",
+            )
+            return
+    yield False, f"with {FARTHEST:,.0f} times the compute per step and with 1/{FARTHEST:,.0f}"
 
 
-def _workers(ranking: Ranking, pool: Sequence[Plan]) -> Iterator[tuple[bool, str]]:
+def _workers(ranking: Ranking, choose: Choose) -> Iterator[tuple[bool, str]]:
     """Yields the nearest power of two of workers, where lines are all alike and nothing was measured."""
     cluster, here = ranking.cluster, ranking.cluster.workers
     if cluster.fits or cluster.kinds or cluster.links is not None:
         return
-    now = chosen_among(pool, ranking.profile, cluster, ranking.by)
+    now = choose(ranking.profile, cluster)
     powers = [2**power for power in range(1, MOST_WORKERS.bit_length())]
     for counts, way in (
         ([n for n in powers if n > here], "or more"),
         ([n for n in reversed(powers) if n < here], "or fewer"),
     ):
         for workers in counts:
-            other = chosen_among(pool, ranking.profile, smaller(cluster, workers), ranking.by)
+            other = choose(ranking.profile, smaller(cluster, workers))
             if other != now:
-                yield True, f"with {workers:,} workers {way} {_name(other)}"
+                yield True, f"with {workers:,} workers {way} {name_of(other)}"
                 break
 
 
@@ -220,10 +247,6 @@ def _predicted(plans: Sequence[Plan], profile: Profile, cluster: Cluster) -> lis
 
 def _step_s(row: Prediction) -> float:
     return row.step_s
-
-
-def _name(plan: Plan) -> str:
-    return "plain all-reduce" if departures(plan) == 0 else str(plan)
 
 
 def _times(factor: float) -> str:

@@ -16,6 +16,7 @@ from tightwire.planner.deviation import deviation
 from tightwire.planner.explain_money import explain_cost
 from tightwire.planner.explain_workers import explain_workers
 from tightwire.planner.money import cost_per_step
+from tightwire.planner.naming import short
 from tightwire.planner.quality import extra_steps
 from tightwire.planner.ranking import By, Ranking, least_gain, rank
 from tightwire.planner.scaling import Scaling, Usage, scaling_of
@@ -68,7 +69,7 @@ def detail(ranking: Ranking) -> Iterator[str]:
 def describe(prediction: Prediction, stock: Prediction) -> str:
     """Returns a sentence on what a plan's step is made of, and how it compares with plain all-reduce."""
     return (
-        f"{prediction.plan}: {print_ms(prediction.compute_s)} of computing and {print_ms(prediction.exposed_s)} "
+        f"{short(prediction.plan)}: {print_ms(prediction.compute_s)} of computing and {print_ms(prediction.exposed_s)} "
         f"of waiting for the exchange, bound by {BOUNDS[prediction.bound_by]}; {stock.step_s / prediction.step_s:.2f} "
         "times as fast as plain all-reduce."
     )
@@ -88,8 +89,8 @@ def _verdict(ranking: Ranking, scaling: Scaling | None) -> Iterator[str]:
         )
         yield (
             f"Do not train this model on these {workers} workers: {one} {_rate(ranking, scaling.best_fewer)}, "
-            f"and all {workers} together, with the best plan allowed ({chosen.plan}, {print_ms(chosen.step_s)} a "
-            f"step), make {_rate(ranking, scaling.chosen)}."
+            f"and all {workers} together, with the best plan allowed ({short(chosen.plan)}, "
+            f"{print_ms(chosen.step_s)} a step), make {_rate(ranking, scaling.chosen)}."
         )
         return
     worth = (
@@ -102,8 +103,8 @@ def _verdict(ranking: Ranking, scaling: Scaling | None) -> Iterator[str]:
     if ranking.by == "cost":
         less = 1 - cost_per_step(chosen, ranking.cluster) / cost_per_step(stock, ranking.cluster)
         yield (
-            f"Train with {chosen.plan}: a step costs {less:.0%} less than by plain all-reduce ({stock.plan}), and "
-            f"takes {_interval(chosen)}, instead of {print_ms(stock.step_s)}. {worth}"
+            f"Train with {short(chosen.plan)}: a step costs {less:.0%} less than by plain all-reduce ({stock.plan}), "
+            f"and takes {_interval(chosen)}, instead of {print_ms(stock.step_s)}. {worth}"
         )
         return
     faster = (
@@ -113,14 +114,14 @@ def _verdict(ranking: Ranking, scaling: Scaling | None) -> Iterator[str]:
     sure = print_chance(1 - ranking.chance(stock))
     if ranking.by == "loss":
         yield (
-            f"Train with {chosen.plan}: it is expected to reach the loss of plain all-reduce "
+            f"Train with {short(chosen.plan)}: it is expected to reach the loss of plain all-reduce "
             f"{ranking.gain(chosen):.2f} times as fast, and sooner at all with a probability of {sure}. A step takes "
             f"{print_ms(chosen.step_s)} ({_range(chosen)}): {faster}. {worth}"
         )
         return
     yield (
-        f"Train with {chosen.plan}: {_interval(chosen)}, {faster}, and faster at all with a probability of {sure}. "
-        f"{worth}"
+        f"Train with {short(chosen.plan)}: {_interval(chosen)}, {faster}, and faster at all with a probability of "
+        f"{sure}. {worth}"
     )
 
 
@@ -130,16 +131,17 @@ def _why_stay(ranking: Ranking) -> str:
         return f"no plan that is allowed is {'faster' if ranking.by == 'step' else 'better'}"
     if ranking.by == "loss":
         return (
-            f"{best.plan} would be {ranking.gain(best):.2f} times as fast to its loss, which is too little, or too "
-            "little known"
+            f"{short(best.plan)} would be {ranking.gain(best):.2f} times as fast to its loss, which is too little, or "
+            "too little known"
         )
     gain, least = 1 - best.step_s / stock.step_s, least_gain(ranking.profile, stock)
     if gain < least:
-        return f"{best.plan} would save {gain:.1%}, and a difference below {least:.1%} is lost in the noise"
+        return f"{short(best.plan)} would save {gain:.1%}, and a difference below {least:.1%} is lost in the noise"
     if not keeps_optimizer(best.plan):
-        return f"{best.plan} would be {stock.step_s / best.step_s:.2f} times as fast, but needs another optimizer"
+        times = stock.step_s / best.step_s
+        return f"{short(best.plan)} would be {times:.2f} times as fast, but needs another optimizer"
     return (
-        f"{best.plan} would save {gain:.1%}, and is truly faster with a probability of only "
+        f"{short(best.plan)} would save {gain:.1%}, and is truly faster with a probability of only "
         f"{print_chance(1 - ranking.chance(stock) if ranking.chosen == best else ranking.chance(best))}"
     )
 
@@ -226,8 +228,8 @@ def _lossy_offer(ranking: Ranking) -> Iterator[str]:
         yield f"Do not compress here: no lossy plan is expected to reach a loss more than {SAME_CLASS:.0%} sooner."
     else:
         yield (
-            f"With lossy plans allowed, {best.plan} would take {print_ms(best.step_s)} a step: {gain:.2f} times as "
-            f"fast, and {to_loss:.2f} times to the loss, for each step teaches less."
+            f"With lossy plans allowed, {short(best.plan)} would take {print_ms(best.step_s)} a step: {gain:.2f} times "
+            f"as fast, and {to_loss:.2f} times to the loss, for each step teaches less."
         )
 
 
@@ -278,7 +280,7 @@ def _memory(ranking: Ranking) -> Iterator[str]:
     yield f"Memory: at least {needs}{of} a worker ({counted}){beside}."
     adds = added_bytes(ranking.chosen.plan, profile, ranking.cluster.workers)
     if profile.device not in ("", "cpu") and ranking.cluster.workers > 1 and adds is not None:
-        yield f"Memory: {ranking.chosen.plan} adds about {print_size(adds)} on each device, its buckets included."
+        yield f"Memory: {short(ranking.chosen.plan)} adds about {print_size(adds)} on each device, buckets included."
 
 
 def _too_full(ranking: Ranking) -> Iterator[str]:
@@ -337,7 +339,7 @@ def _runner_up(ranking: Ranking) -> Iterator[str]:
             why = ", which gains next to nothing and differs from stock PyTorch in more"
     better = "the one that is sooner at the loss" if ranking.by == "loss" else "the faster one"
     yield (
-        f"The next is {rival.plan} with {print_ms(rival.step_s)}{why}: the probability that the choice is truly "
+        f"The next is {short(rival.plan)} with {print_ms(rival.step_s)}{why}: the probability that the choice is truly "
         f"{better} is {print_chance(1 - ranking.chance(rival))}."
     )
 

@@ -12,8 +12,8 @@ import json
 import logging
 import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -78,6 +78,7 @@ class Choice:
     Attributes:
         plan: its text.
         predicted_step_s: what a step is expected to take.
+        predicted: the parts of it that are known: `exposed_s` and `codec_s`.
         why: the reasons.
         considered: the best plans that were looked at, with what their steps are expected to take.
         contenders: of a race, the best expected first.
@@ -86,6 +87,7 @@ class Choice:
     plan: str
     predicted_step_s: float
     why: tuple[str, ...]
+    predicted: Mapping[str, float] = field(default_factory=dict)
     considered: tuple[tuple[str, float], ...] = ()
     contenders: tuple[Contender, ...] = ()
 
@@ -295,7 +297,7 @@ class Pilot:
             self._decide(
                 run,
                 dataclasses.replace(
-                    choice, plan=best.plan, predicted_step_s=best.predicted_step_s, why=(why,),
+                    choice, plan=best.plan, predicted_step_s=best.predicted_step_s, predicted={}, why=(why,),
                     contenders=tuple(field),
                 ),
             )  # fmt: skip
@@ -315,6 +317,7 @@ class Pilot:
             self._entered,
             plan=winner.plan,
             predicted_step_s=winner.step_s or winner.predicted_step_s,
+            predicted={},
             why=(racing.told(),),
             contenders=tuple(racing.contenders.values()),
         )
@@ -329,7 +332,7 @@ class Pilot:
         except AttachError as refusal:
             why = f"{choice.plan} was chosen and refused: {refusal}"
             log.warning("plan auto: %s", why)
-            self.choice = dataclasses.replace(choice, plan=STOCK, why=(*choice.why, why))
+            self.choice = dataclasses.replace(choice, plan=STOCK, predicted={}, why=(*choice.why, why))
             run.adopt(Plan.parse(STOCK))
         self._tell(run, self.choice)
         self._look_out(run, None)
@@ -499,4 +502,7 @@ def _choice(ranking: Ranking, in_the_way: Sequence[str]) -> Choice:
         ]
         chosen = min(others, key=_value(ranking))
     considered = tuple((str(row.plan), row.step_s) for row in ranking.rows[:MOST_CONSIDERED])
-    return Choice(plan=str(chosen.plan), predicted_step_s=chosen.step_s, why=why, considered=considered)
+    parts = {"exposed_s": chosen.exposed_s, "codec_s": chosen.codec_s}
+    return Choice(
+        plan=str(chosen.plan), predicted_step_s=chosen.step_s, predicted=parts, why=why, considered=considered
+    )

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from tightwire.planner import STOCK
 from tightwire.runtime.race import Contender
 
+# A step this much longer or shorter than predicted is told with the part of it that was.
+FAR_OFF = 0.15
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
@@ -27,6 +30,7 @@ class Report:
         step_s: typical time between the ends of steps, exchanges in proportion; None before the second step.
         exposed_s: mean time per step that this worker only waited for others.
         predicted_step_s: what the planner expected; None when nothing was predicted.
+        predicted: its parts as far as they were told: `exposed_s`, of waiting, and `codec_s`, of encoding and decoding.
         baseline_step_s: median step under plain all-reduce measured in this run; None when it was not measured.
         why: the planner's reasons.
         considered: plans that `auto` looked at, the best first, with the seconds that it expected of a step.
@@ -52,6 +56,7 @@ class Report:
     exposed_s: float
     late: int = 0
     predicted_step_s: float | None = None
+    predicted: Mapping[str, float] = field(default_factory=dict)
     baseline_step_s: float | None = None
     why: tuple[str, ...] = ()
     considered: tuple[tuple[str, float], ...] = ()
@@ -72,6 +77,8 @@ class Report:
             ("step time", _milliseconds(self.step_s) + self._predicted()),
             ("exposed wait", f"{_milliseconds(self.exposed_s)} per step"),
         ]
+        if off := where_off(self.step_s, self.exposed_s, self.predicted_step_s, self.predicted):
+            rows.append(("prediction", off))
         if self.baseline_step_s and self.step_s and self.plan != STOCK:
             rows.append(
                 ("speed-up", f"{self.baseline_step_s / self.step_s:.2f}× over plain all-reduce "
@@ -107,6 +114,50 @@ class Report:
 
     def _predicted(self) -> str:
         return f" (predicted {_milliseconds(self.predicted_step_s)})" if self.predicted_step_s else ""
+
+
+def where_off(
+    step_s: float | None, exposed_s: float, predicted_step_s: float | None, predicted: Mapping[str, float]
+) -> str:
+    """Returns where a prediction was far off; nothing where it was not, or where no part of it is known.
+
+    >>> where_off(0.15, 0.02, 0.1, {"exposed_s": 0.01, "codec_s": 0.002})
+    'a step takes 1.50 times as long as predicted: computing 130.0 ms, predicted 90.0 ms'
+    >>> where_off(0.15, 0.06, 0.1, {"exposed_s": 0.02, "codec_s": 0.015}).partition("; ")[2]
+    '15.0 ms of it were to be codecs, which are not timed apart here: `tightwire profile` times them'
+    >>> where_off(0.105, 0.06, 0.1, {"exposed_s": 0.02})
+    ''
+
+    Args:
+        step_s: measured.
+        exposed_s: what of it was only waited.
+        predicted_step_s: what was expected of a step.
+        predicted: of its parts, by name.
+    """
+    expected_s = predicted.get("exposed_s")
+    if not step_s or not predicted_step_s or expected_s is None:
+        return ""
+    times = step_s / predicted_step_s
+    if 1 / (1 + FAR_OFF) <= times <= 1 + FAR_OFF:
+        return ""
+    parts = {
+        "computing": (step_s - exposed_s, predicted_step_s - expected_s),
+        "waiting for the exchange": (exposed_s, expected_s),
+    }
+    name, (seen_s, told_s) = max(
+        parts.items(), key=lambda part: (part[1][0] - part[1][1]) * (1 if times > 1 else -1)
+    )
+    said = (
+        f"a step takes {times:.2f} times as long as predicted: {name} {_milliseconds(seen_s)}, predicted "
+        f"{_milliseconds(told_s)}"
+    )
+    codec_s = predicted.get("codec_s", 0.0)
+    if times > 1 and name != "computing" and codec_s > 0.1 * predicted_step_s:
+        said += (
+            f"; {_milliseconds(codec_s)} of it were to be codecs, which are not timed apart here: `tightwire profile` "
+            "times them"
+        )
+    return said
 
 
 def typical_step_s(steps_s: Sequence[float], steps_per_round: int) -> float | None:

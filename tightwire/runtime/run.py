@@ -71,7 +71,7 @@ class Run:
         context: RunContext,
         *,
         buffers: Buffers = "start",
-        predicted_step_s: float | None = None,
+        predicted: Mapping[str, float] | None = None,
         why: tuple[str, ...] = (),
         pilot: Pilot | Tuner | None = None,
         facts: Mapping[str, object] | None = None,
@@ -79,7 +79,7 @@ class Run:
         keeping: Keeping | None = None,
     ) -> None:
         self._keeping = keeping
-        self._predicted_step_s, self._why, self._pilot = predicted_step_s, why, pilot
+        self._predicted, self._why, self._pilot = predicted or {}, why, pilot
         self._model, self._optimizers = model, context.optimizers
         self._course = Course(phases, context, self._shared_parameters, self._move, facts, carried)
         self._closed = False
@@ -487,7 +487,8 @@ class Run:
             buffer_bytes=self._buffers.transport.bytes_sent,
             step_s=typical_step_s(list(record.steps_s), self.plan.sync.steps_per_round),
             exposed_s=statistics.fmean(record.exposed_s) if record.exposed_s else 0.0,
-            predicted_step_s=choice.predicted_step_s if choice else self._predicted_step_s,
+            predicted_step_s=choice.predicted_step_s if choice else self._predicted.get("step_s"),
+            predicted=choice.predicted if choice else self._predicted,
             baseline_step_s=self._pilot.baseline_step_s if self._pilot else None,
             why=(*choice.why, *(self._pilot.remarks if self._pilot else ())) if choice else self._why,
             considered=choice.considered if choice else (),

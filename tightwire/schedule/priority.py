@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ class P3(Preemptive):
         return _cuts_nothing(self, self.slice_bytes, P3.slice_bytes, num_bytes)
 
     def agenda(self, buckets: Sequence[BucketFacts], wire: Wire | None = None) -> Agenda:  # noqa: D102
-        return by_urgency(cut(buckets, self.slice_bytes), buckets, wire)
+        return by_urgency(cut(tuple(buckets), self.slice_bytes), buckets, wire)
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ class ByteScheduler(Preemptive):
 
     def agenda(self, buckets: Sequence[BucketFacts], wire: Wire | None = None) -> Agenda:  # noqa: D102
         return by_urgency(
-            cut(buckets, self.partition_bytes),
+            cut(tuple(buckets), self.partition_bytes),
             buckets,
             wire,
             lanes=min(MAX_LANES, self.credit_bytes // self.partition_bytes),
@@ -193,10 +194,11 @@ class Pace(Preemptive):
         return tuple(run for bucket in merged for run in _limit(bucket, tensors, self.block_bytes))
 
     def agenda(self, buckets: Sequence[BucketFacts], wire: Wire | None = None) -> Agenda:  # noqa: D102
-        return by_urgency(cut(buckets, self.block_bytes), buckets, wire)
+        return by_urgency(cut(tuple(buckets), self.block_bytes), buckets, wire)
 
 
-def cut(buckets: Sequence[BucketFacts], slice_bytes: int) -> tuple[Piece, ...]:
+@functools.lru_cache(maxsize=32)  # a planner asks for the same slices on many wires
+def cut(buckets: tuple[BucketFacts, ...], slice_bytes: int) -> tuple[Piece, ...]:
     """Cuts each divisible bucket into nearly equal slices of about `slice_bytes` at most."""
     return tuple(
         Piece(number, start, stop)

@@ -172,7 +172,9 @@ class Agreed(Scheduler):
     """Starts the pieces of an agenda in its order, each once its bucket is ready and credit suffices."""
 
     def __init__(self, agenda: Agenda) -> None:
-        self._agenda = agenda
+        self._buckets = [piece.bucket for piece in agenda.pieces]
+        self._sizes = [piece.num_bytes for piece in agenda.pieces]
+        self._credit_bytes = agenda.credit_bytes
         self.begin()
 
     def begin(self) -> None:  # noqa: D102
@@ -189,21 +191,21 @@ class Agreed(Scheduler):
         self._ended = True
 
     def next(self) -> int | None:  # noqa: D102
-        if self._next == len(self._agenda.pieces):
+        if self._next == len(self._buckets):
             return None
-        piece = self._agenda.pieces[self._next]
-        if not (self._ended or piece.bucket in self._ready):
+        if not (self._ended or self._buckets[self._next] in self._ready):
             return None
-        if self._under_way and self._bytes_under_way + piece.num_bytes > self._agenda.credit_bytes:
+        num_bytes = self._sizes[self._next]
+        if self._under_way and self._bytes_under_way + num_bytes > self._credit_bytes:
             return None
         self._under_way.add(self._next)
-        self._bytes_under_way += piece.num_bytes
+        self._bytes_under_way += num_bytes
         self._next += 1
         return self._next - 1
 
     def done(self, piece: int) -> None:  # noqa: D102
         self._under_way.remove(piece)
-        self._bytes_under_way -= self._agenda.pieces[piece].num_bytes
+        self._bytes_under_way -= self._sizes[piece]
 
 
 @dataclass(frozen=True)

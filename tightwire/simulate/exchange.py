@@ -32,14 +32,18 @@ def _routes(compression: tuple[CompressionAnswer, ...], profile: Profile) -> Rou
 
 
 @lru_cache(maxsize=256)
+def _facts(compression: tuple[CompressionAnswer, ...], profile: Profile) -> tuple[TensorFacts, ...]:
+    return tuple(
+        TensorFacts(num_bytes=p.numel * p.itemsize, kind=(p.itemsize, *map(str, route)), ready_s=p.ready_s)
+        for p, route in zip(profile.parameters, _routes(compression, profile), strict=True)
+    )
+
+
+@lru_cache(maxsize=256)
 def _partition(
     schedule: Schedule, compression: tuple[CompressionAnswer, ...], profile: Profile, wire: Wire | None
 ) -> Partition:
-    facts = [
-        TensorFacts(num_bytes=p.numel * p.itemsize, kind=(p.itemsize, *map(str, route)), ready_s=p.ready_s)
-        for p, route in zip(profile.parameters, _routes(compression, profile), strict=True)
-    ]
-    return schedule.partition(facts, wire)
+    return schedule.partition(_facts(compression, profile), wire)
 
 
 @dataclass(frozen=True, kw_only=True)

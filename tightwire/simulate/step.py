@@ -9,10 +9,12 @@ comes next, a milestone or an arrival.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tightwire.schedule import Agenda, Scheduler
 from tightwire.simulate.cost import BucketCost
@@ -25,8 +27,7 @@ STEPS_TO_REPEAT = 4
 Action = Callable[[], None]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PieceTransfer:
+class PieceTransfer(NamedTuple):  # thousands are made for one prediction
     """One piece's way over the wire, in seconds from the start of its step's backward."""
 
     piece: int
@@ -121,10 +122,7 @@ class _Simulation:
                 action()
             self.set_speed()
         begun_s = self.begun_s
-        self.timeline.moves = [
-            PieceTransfer(piece=p, bucket=b, start_s=s - begun_s, end_s=e - begun_s)
-            for p, b, s, e in wire.moves
-        ]
+        self.timeline.moves = [PieceTransfer(p, b, s - begun_s, e - begun_s) for p, b, s, e in wire.moves]
         if len(self.ends_s) > 1:
             self.timeline.period_s = self.ends_s[-1] - self.ends_s[-2]
         return self.timeline
@@ -166,8 +164,15 @@ class _Simulation:
         self.scheduler.end()
         self.wire.start_ready(self.now_s)
         self.ends_s.append(self.now_s)
-        if self.steps.overlaps_forward and len(self.ends_s) < STEPS_TO_REPEAT:
+        if self.steps.overlaps_forward and len(self.ends_s) < STEPS_TO_REPEAT and not self.repeats():
             self.forward(self.needs(), 0.0)
+
+    def repeats(self) -> bool:
+        """Whether the last step took as long as the one before it."""
+        if len(self.ends_s) < 3:
+            return False
+        before_s, last_s = (b - a for a, b in itertools.pairwise(self.ends_s[-3:]))
+        return math.isclose(before_s, last_s, rel_tol=1e-9)
 
     def needs(self) -> deque[tuple[float, int]]:
         """Returns when in a forward pass each bucket is needed: backward's order, reversed."""
@@ -222,6 +227,7 @@ class _Wire:
             deque()
         )  # arrival, piece, start; in order of arrival
         self._started = 0
+        self._in_lane = [0] * self._lanes
         self._line_free_s = 0.0
 
     def begin(self) -> None:
@@ -241,6 +247,7 @@ class _Wire:
         end_s, piece, start_s = self._under_way.popleft()
         bucket = self._buckets[piece]
         self.moves.append((piece, bucket, start_s, end_s))
+        self._in_lane[piece % self._lanes] -= 1
         self._scheduler.done(piece)
         self._left[bucket] -= 1
         if not self._left[bucket]:
@@ -253,6 +260,7 @@ class _Wire:
             on_line_s = max(now_s + self._latency_s[piece], self._line_free_s)
             self._line_free_s = on_line_s + self._on_line_s[piece]
             self._under_way.append((self._line_free_s, piece, now_s))
+            self._in_lane[piece % self._lanes] += 1
 
     def speed_left(self) -> float:
         """Which share of its speed compute has beside what is under way."""
@@ -261,7 +269,4 @@ class _Wire:
         return 1.0 - min(MOST_STOLEN, sum(self._stolen[piece] for _, piece, _ in self._under_way))
 
     def _lane_is_free(self) -> bool:
-        if len(self._under_way) >= self._lanes:
-            return False
-        lane = self._started % self._lanes
-        return all(piece % self._lanes != lane for _, piece, _ in self._under_way)
+        return len(self._under_way) < self._lanes and not self._in_lane[self._started % self._lanes]
