@@ -24,8 +24,8 @@ def total(tensors: Sequence[Tensor]) -> float:
     >>> total([torch.ones(2, 3), torch.zeros(0), torch.ones(5)])
     11.0
     """
-    addresses = np.array([tensor.data_ptr() for tensor in tensors], np.int64)
-    sizes = np.array([tensor.numel() for tensor in tensors], np.int64)
+    addresses = np.fromiter(map(Tensor.data_ptr, tensors), np.int64, len(tensors))
+    sizes = np.fromiter(map(Tensor.numel, tensors), np.int64, len(tensors))
     return float(_total(addresses, sizes))
 
 

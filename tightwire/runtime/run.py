@@ -507,15 +507,16 @@ class Run:
 
     def before_step(self) -> None:
         """Hears that the optimizers are about to step; see `StepListener`."""
+        course = self._course
         if self._pilot is not None:
             self._pilot.before_step()
-        if not self._engine.is_silent:
+        if not course.engine.is_silent:
             self._guard.check()
         self._evaluation.require_over()
         if self._passes is not None:
             self._passes.hear_step()
         self._step_start_s = time.perf_counter()
-        self._context.membership.guard(self._engine.before_step)
+        course.context.membership.guard(course.engine.before_step)
 
     def more_gradients(self) -> None:
         """Hears that gradients were computed anew within a step; see `StepListener`."""
@@ -523,16 +524,16 @@ class Run:
 
     def after_step(self) -> None:
         """Hears that the optimizers have stepped; see `StepListener`."""
-        course = self._course
-        course.step += 1
+        course, context, step = self._course, self._course.context, self._course.step + 1
+        course.step = step
         self._accumulated_at = -1
-        self._context.tracer.record("compute", "optimizer", self._step_start_s, time.perf_counter())
-        self._context.membership.guard(
-            lambda: self._engine.after_step(course.step), can_wait=self._engine.postpones
-        )
+        context.tracer.record("compute", "optimizer", self._step_start_s, time.perf_counter())
+        context.membership.guard(lambda: course.engine.after_step(step), can_wait=course.engine.postpones)
         if self._syncs_buffers:
-            self._context.membership.guard(lambda: self._buffers.settle(trains=True))
-        exposed_s = self._engine.exposed_s
+            self._context.membership.guard(
+                lambda: self._buffers.settle(trains=True)
+            )  # members may be others by now
+        exposed_s = course.engine.exposed_s
         course.record.note_wait(exposed_s)
         course.end_step()
         if course.has_left:
@@ -540,11 +541,11 @@ class Run:
         if self._pilot is not None:
             self._pilot.after_step(self, exposed_s)
         if self._writer is not None:
-            course.record.log(self._writer, self._engine, self._context.transport.bytes_sent, self.step)
+            course.record.log(self._writer, course.engine, self._context.transport.bytes_sent, self.step)
         course.end_phase()
         course.record.end_step()
         if self._keeping is not None:
-            self._keeping.after_step(self, self.step if course.is_alone else self._engine.rounds)
+            self._keeping.after_step(self, self.step if course.is_alone else course.engine.rounds)
 
     def _go_by_notice(self) -> NoReturn:
         """Ends this worker, which was told to leave (SIGTERM) and has left; the others go on."""

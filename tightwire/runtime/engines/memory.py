@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -21,6 +22,7 @@ Named = Mapping[str, Mapping[str, Tensor]]
 LARGE = 1 << 15
 # From so many on, PyTorch's threads share in a sum of one.
 SHARED = 1 << 17
+_PLACE = operator.attrgetter("is_cpu", "dtype")
 
 
 def memory(averagers: Iterable[BucketAverager]) -> dict[str, dict[str, Tensor]]:
@@ -119,26 +121,18 @@ def drop_unless_finite(parameters: Iterable[Parameter]) -> bool:
 
 def have_finite_gradients(parameters: Iterable[Parameter]) -> bool:
     """Whether no gradient has a NaN or an Inf; on a GPU the host waits for it once."""
-    gradients = [g for p in parameters if (g := p.grad) is not None and g.numel()]
+    gradients = [g for p in parameters if (g := p.grad) is not None]
     # Whatever is not finite makes a sum so, and sums run at the speed of memory. They may overflow where no element
     # has, and then the largest magnitude is asked, which takes twenty times as long.
     if math.isfinite(_sum_of(gradients)):
         return True
-    return bool(get_total_norm(gradients, norm_type=math.inf).isfinite())
+    return bool(get_total_norm([g for g in gradients if g.numel()], norm_type=math.inf).isfinite())
 
 
 def _sum_of(gradients: Sequence[Tensor]) -> float:
     """Returns something that is finite only if all gradients are."""
     most = math.inf if torch.get_num_threads() == 1 else SHARED
-    quick = [
-        g
-        for g in gradients
-        if type(g) is Tensor
-        and g.is_cpu
-        and g.dtype is torch.float32
-        and g.is_contiguous()
-        and g.numel() < most
-    ]
+    quick = gradients if _are_quick(gradients, most) else [g for g in gradients if _are_quick([g], most)]
     found = 0.0
     if quick:
         from tightwire.kernels.totals import total  # loads numba, which `import tightwire` does not
@@ -151,3 +145,17 @@ def _sum_of(gradients: Sequence[Tensor]) -> float:
     sums = [g.sum() for g in others if g.numel() >= LARGE]
     small = [g for g in others if g.numel() < LARGE]
     return found + torch.stack([*sums, *(torch._foreach_norm(small) if small else ())]).sum().item()
+
+
+def _are_quick(gradients: Sequence[Tensor], most: float) -> bool:
+    """Whether all are such as `total` takes, and below `most` elements; asked without a call of Python per tensor."""
+    return (
+        _are_plain(map(type, gradients), Tensor)
+        and _are_plain(map(_PLACE, gradients), (True, torch.float32))
+        and all(map(Tensor.is_contiguous, gradients))
+        and max(map(Tensor.numel, gradients), default=0) < most
+    )
+
+
+def _are_plain(seen: Iterable[object], wanted: object) -> bool:
+    return set(seen) <= {wanted}
