@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from tightwire.profile import Profile
@@ -65,6 +67,15 @@ def test_the_best_rate_is_kept_where_it_gains_enough(tmp_path: object) -> None:
     results.add(trial(DENSE, 2.0, "rate × 1", rates.SEED))
     results.add(trial(DENSE, 1.99, "rate × 2", rates.SEED))
     assert rates.best_factors(study, results) == {"text": {INT8: 0.5}}
+    assert rates.without_rate(study, results) == []
     assert [scene.settings_for("text", INT8).lr for scene in study.scenes] == [
         f * PLAIN.settings_for("text", INT8).lr for f in rates.FACTORS
     ]
+
+
+def test_no_rate_is_kept_where_all_diverge() -> None:
+    study = rates.rates_study(find("compression").narrowed(tasks=["text"], plans=[INT8]))
+    metrics = {0.5: 991.0, 1.0: math.log(256) + 0.01, 2.0: 16022.0}
+    results = Results(None, [trial(INT8, m, f"rate × {f:g}", rates.SEED) for f, m in metrics.items()])
+    assert rates.best_factors(study, results) == {}
+    assert rates.without_rate(study, results) == [("text", INT8)]

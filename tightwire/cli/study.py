@@ -7,12 +7,10 @@ import pathlib
 from typing import Annotated, Any, cast
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tightwire import files
 from tightwire.cli import equal_time, layers, loss_table, made, seven_methods
-from tightwire.cli.app import App, CommandGroup
+from tightwire.cli.app import App, CommandGroup, progress
 from tightwire.cli.map import map_
 from tightwire.cli.options import JsonOption
 from tightwire.cli.table import print_rows, say
@@ -100,6 +98,11 @@ def study(
         seeds = 1
     found = _conduct(chosen, range(chosen.first_seed, chosen.first_seed + seeds), results)
     if chosen.name.endswith(rates.SUFFIX):
+        for task, plan in rates.without_rate(chosen, found):
+            say(
+                f"At none of these rates {plan} learns {task}: none is kept, and it needs other settings.",
+                err=True,
+            )
         say(f"The best factors of rates are kept in {rates.write(chosen, found)}.", err=True)
     files.write_text(path.with_suffix(".md"), report.markdown(chosen, found))
     if as_json:
@@ -124,18 +127,13 @@ def _chosen(name: str, time_to_loss: bool) -> Study:
 
 def _conduct(chosen: Study, seeds: range, results: Results) -> Results:
     asked = wanted(chosen, seeds)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True) as progress:
-        known = len(asked) - len(results.missing(asked))
-        bar = progress.add_task("the workers start", total=len(asked), completed=known)
+    with progress(len(asked), "the workers start") as tell:
+        tell("the workers start", len(asked) - len(results.missing(asked)))
 
         def show(trial: Trial | Wanted) -> None:
-            if not isinstance(trial, Trial):
-                progress.update(bar, description=f"{trial.task} {trial.plan} seed {trial.seed}")
-                return
-            progress.advance(bar)
-            console.print(_line(trial), highlight=False, soft_wrap=True)
+            tell(f"{trial.task} {trial.plan} seed {trial.seed}", int(isinstance(trial, Trial)))
+            if isinstance(trial, Trial):
+                say(_line(trial), err=True)
 
         return conduct(chosen, seeds, results, show)
 

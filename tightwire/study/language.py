@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -32,6 +33,7 @@ class Language(Task):
 
     metric: ClassVar[str] = "held-out loss"
     higher_is_better: ClassVar[bool] = False
+    guess: ClassVar[float] = math.log(256)
 
     name: str = "text"
     steps: int = 800

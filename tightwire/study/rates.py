@@ -15,6 +15,7 @@ from tightwire import files
 from tightwire.study.results import Results
 from tightwire.study.settings import FOUND_RATES
 from tightwire.study.study import Scene, Study
+from tightwire.study.task import Task
 
 SUFFIX = "-rates"
 # Base rates were tuned by factors of two: a method that wants a rate further away than that wants settings of its own.
@@ -41,16 +42,11 @@ def rates_study(study: Study) -> Study:
 
 
 def best_factors(study: Study, results: Results) -> dict[str, dict[str, float]]:
-    """Returns the best factor by task and plan, where one is better than the base rate."""
+    """Returns the best factor by task and plan, where one is better than the base rate; of those that learn."""
     found: dict[str, dict[str, float]] = {}
     for task in study.tasks:
-        sign = -1.0 if task.higher_is_better else 1.0
         for plan in study.plans:
-            metrics = {
-                scene.rate: sign * mean
-                for scene in study.scenes
-                if (mean := results.summary(scene.name, task.name, plan).mean) is not None
-            }
+            metrics = _losses(study, results, task, plan)
             if not metrics:
                 continue
             best = min(metrics, key=metrics.__getitem__)
@@ -58,6 +54,27 @@ def best_factors(study: Study, results: Results) -> dict[str, dict[str, float]]:
             if base - metrics[best] > LEAST_GAIN * abs(metrics[best]):
                 found.setdefault(task.name, {})[plan] = best
     return found
+
+
+def without_rate(study: Study, results: Results) -> list[tuple[str, str]]:
+    """Returns task and plan of those that were tried at every rate and diverged at each."""
+    return [
+        (task.name, plan)
+        for task in study.tasks
+        for plan in study.plans
+        if all(results.summary(scene.name, task.name, plan).trials for scene in study.scenes)
+        and not _losses(study, results, task, plan)
+    ]
+
+
+def _losses(study: Study, results: Results, task: Task, plan: str) -> dict[float, float]:
+    """Returns a plan's metric by factor, the less the better, of those with which it learns."""
+    sign = -1.0 if task.higher_is_better else 1.0
+    return {
+        scene.rate: sign * mean
+        for scene in study.scenes
+        if (mean := results.summary(scene.name, task.name, plan).mean) is not None and task.is_learnt(mean)
+    }
 
 
 def write(study: Study, results: Results, path: pathlib.Path = FOUND_RATES) -> pathlib.Path:

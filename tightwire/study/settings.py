@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from tightwire.averaging import DoubleSqueeze
 from tightwire.plan import Plan
 
 if TYPE_CHECKING:
@@ -89,9 +90,9 @@ DENSE: dict[str, TrainingSettings] = {
 }
 
 # Codecs that send one part in tens of a gradient, or a size that is not its own.
-DELAYING = (
-    "randomk", "sampled", "sketch", "sbc", "stc", "strom", "dct", "blocktopk", "layertopk", "adacomp", "variance",
-)  # fmt: skip
+DELAYING = ("randomk", "sampled", "sketch", "sbc", "stc", "strom", "dct", "blocktopk", "layertopk")
+# Stages that remember what they did not let through; feedback of their own.
+PICKING = ("adacomp", "variance")
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,12 @@ OWN_SETTINGS = (
     # plain SGD itself is slow: what these lose there to dense with momentum, top-k loses without momentum, too.
     *(
         _of(*methods, digits=_sgd(0.5), text=_sgd(2.0))
-        for methods in (("efsign",), ("onebit",), *((name, "ef") for name in DELAYING))
+        for methods in (
+            ("efsign",),
+            ("onebit",),
+            *((name, "ef") for name in DELAYING),
+            *((name,) for name in PICKING),
+        )
     ),
     # A step made with an older gradient is momentum by itself (Mitliagkas et al. 2016): 0.9 on top diverges.
     *(_of(*methods, digits=_sgd(0.2, 0.5), text=_sgd(1.0)) for methods in (("asp", "ps"), ("ssp",))),
@@ -188,7 +194,7 @@ def _unscaled(task: str, plan: str) -> TrainingSettings:
 
 
 def _answers(plan: Plan) -> frozenset[str]:
-    """Returns the names of the members that bear on the optimizer.
+    """Returns the names of the members that bear on the optimizer, and of the codec inside one that carries another's.
 
     Where rounds are agreed on, every worker steps with its own dense gradients: what holds a message back acts
     between the rounds, and rates that were found for plain SGD behind it make the steps in between diverge.
@@ -196,4 +202,6 @@ def _answers(plan: Plan) -> frozenset[str]:
     members = (
         (plan.sync, plan.architecture, plan.schedule) if plan.sync.engine == "rounds" else plan.members()
     )
-    return frozenset(member.name for member in members)
+    members = tuple(members)
+    inside = (member.sender for member in members if isinstance(member, DoubleSqueeze))
+    return frozenset(member.name for member in (*members, *inside))

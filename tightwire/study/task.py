@@ -71,6 +71,7 @@ class Task(abc.ABC):
     Class attributes:
         metric: what is measured on held-out data.
         higher_is_better: the direction of the metric.
+        guess: the metric of equal chances for every outcome: whoever is no better has diverged.
 
     Attributes:
         name: in results and on the command line.
@@ -79,9 +80,14 @@ class Task(abc.ABC):
 
     metric: ClassVar[str]
     higher_is_better: ClassVar[bool]
+    guess: ClassVar[float]
     name: str
     steps: int
 
     @abc.abstractmethod
     def replica(self, place: Place) -> Replica:
         """Builds one worker's replica: the same weights on every rank, data of its own."""
+
+    def is_learnt(self, metric: float | None) -> bool:
+        """Whether a model with this metric knows more than one that guesses; None stands for NaN."""
+        return metric is not None and (metric > self.guess) == self.higher_is_better
