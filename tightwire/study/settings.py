@@ -199,9 +199,9 @@ def _answers(plan: Plan) -> frozenset[str]:
     Where rounds are agreed on, every worker steps with its own dense gradients: what holds a message back acts
     between the rounds, and rates that were found for plain SGD behind it make the steps in between diverge.
     """
-    members = (
-        (plan.sync, plan.architecture, plan.schedule) if plan.sync.engine == "rounds" else plan.members()
-    )
-    members = tuple(members)
-    inside = (member.sender for member in members if isinstance(member, DoubleSqueeze))
-    return frozenset(member.name for member in (*members, *inside))
+    if plan.sync.engine == "rounds":
+        return frozenset({plan.sync.name, plan.architecture.name, plan.schedule.name})
+    names = {member.name for member in plan.members()}
+    if isinstance(plan.sender, DoubleSqueeze):
+        names.add(plan.sender.sender.name)
+    return frozenset(names)
