@@ -17,7 +17,7 @@ def short(plan: Plan) -> str:
     >>> short(Plan.parse("bsp/allreduce/none/bytescheduler:4MiB,credit_bytes=16MiB,fuse_bytes=1MiB"))
     'bsp/allreduce/none/bytescheduler:4MiB,…'
     >>> short(Plan.parse("local:8"))
-    'local:8/allreduce/none/wfbp'
+    'local:8'
     """
     text = str(plan)
     return text if len(text) <= LONGEST else re.sub(r"([:,])[a-z_]+=[^,/+]*(,[a-z_]+=[^,/+]*)*", r"\1…", text)
