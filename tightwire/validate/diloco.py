@@ -7,6 +7,7 @@ this package: a pseudo-gradient exists only after the last backward of its round
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,7 +15,8 @@ from tightwire.cluster import Cluster
 from tightwire.plan import Plan
 from tightwire.simulate import predict
 from tightwire.validate import published
-from tightwire.validate.table import Point, Table
+from tightwire.validate.table import Table
+from tightwire.validate.unfitted import points_of
 from tightwire.validate.utilisation import LATENCY_S, SITES, Model, least_gigabits
 
 STEPS = 100
@@ -36,7 +38,24 @@ class DilocoCase:
     model: Model
     method: str
     utilisation: float
-    gigabits_per_s: float
+    figure: float
+
+    @property
+    def name(self) -> str:
+        """What is computed by which method, and how much of the time."""
+        return f"{self.model.name}, {self.method}, {self.utilisation:.0%} computing"
+
+    @property
+    def group(self) -> str:
+        """Methods compete for one model and one share of the time."""
+        return f"{self.model.name}, {self.utilisation:.0%}"
+
+    def predict(self) -> float:
+        """Returns the least Gb/s; infinity where none suffices."""
+        return least_gigabits(self.used, self.utilisation) or math.inf
+
+    def stated(self, predicted: float) -> None:
+        """States no interval: the figures were simulated."""
 
     @property
     def plan(self) -> Plan:
@@ -56,18 +75,9 @@ class DilocoCase:
 
 def table() -> Table:
     """Predicts every figure of the table."""
-    points = [
-        Point(
-            name=f"{case.model.name}, {case.method}, {case.utilisation:.0%} computing",
-            group=f"{case.model.name}, {case.utilisation:.0%}",
-            measured=case.gigabits_per_s,
-            predicted=least_gigabits(case.used, case.utilisation) or float("inf"),
-        )
-        for case in cases()
-    ]
     return Table(
         name="DiLoCo's bandwidth",
-        points=tuple(points),
+        points=points_of(cases()),
         better="low",
         target={"mape": 0.2},
         note="Gb/s between sites in which 50 to 99 % of the time is computing, as the paper's simulation has it (on a "
@@ -87,5 +97,5 @@ def cases() -> Iterator[DilocoCase]:
             ),
             method=row["method"],
             utilisation=float(row["utilisation"]),
-            gigabits_per_s=float(row["gigabits_per_s"]),
+            figure=float(row["gigabits_per_s"]),
         )

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from tightwire.parallel import Layout, TrainingCost, Transformer, predict_iteration, transformer
 from tightwire.parallel.search import residual_of
 from tightwire.validate import published
-from tightwire.validate.table import Point, Table, interval
+from tightwire.validate.table import Table, interval
 from tightwire.validate.transformers import constants
+from tightwire.validate.unfitted import points_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class FsdpCase:
         device: its name.
         per_node: devices in a node.
         batch: sequences per step, over all devices.
-        seconds: of a step.
+        figure: seconds of a step.
     """
 
     source: str
@@ -39,7 +40,21 @@ class FsdpCase:
     device: str
     per_node: int
     batch: int
-    seconds: float
+    figure: float
+
+    @property
+    def name(self) -> str:
+        """Who measured what on which devices."""
+        return f"{self.source}: {self.how.workers} × {self.device}, {self.model.hidden} wide, {self.how}"
+
+    @property
+    def group(self) -> str:
+        """Layouts compete for one model on so many devices."""
+        return f"{self.source}, {self.model.hidden} wide on {self.how.workers}"
+
+    def stated(self, predicted: float) -> tuple[float, float]:
+        """Returns the interval that `tightwire parallel` states for such a layout."""
+        return interval(predicted, residual_of(self.how))
 
     def predict(self) -> float:
         """Returns the predicted seconds."""
@@ -50,20 +65,9 @@ class FsdpCase:
 
 def table() -> Table:
     """Predicts every run, with the interval that `tightwire parallel` states for such a layout."""
-    points = [
-        Point(
-            name=f"{case.source}: {case.how.workers} × {case.device}, {case.model.hidden} wide, {case.how}",
-            group=f"{case.source}, {case.model.hidden} wide on {case.how.workers}",
-            measured=case.seconds,
-            predicted=predicted,
-            stated=interval(predicted, residual_of(case.how)),
-        )
-        for case in cases()
-        if (predicted := case.predict())
-    ]
     return Table(
         name="FSDP",
-        points=tuple(points),
+        points=points_of(cases()),
         better="low",
         target={"mape": 0.15},
         note="Llamas of 7 to 70 billion parameters on 1 to 160 H200 and 128 A100; no constant saw any; how wide the "
@@ -94,5 +98,5 @@ def cases() -> Iterator[FsdpCase]:
             device=row["device"],
             per_node=int(row["per_node"]),
             batch=batch,
-            seconds=batch * model.seq_len / float(row["tokens_per_s"]),
+            figure=batch * model.seq_len / float(row["tokens_per_s"]),
         )
