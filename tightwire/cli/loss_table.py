@@ -12,7 +12,7 @@ import typer
 from tightwire import files
 from tightwire.cli import made
 from tightwire.cli.options import JsonOption
-from tightwire.cli.table import say
+from tightwire.cli.table import print_rows, say
 from tightwire.errors import LabError
 from tightwire.profile import Profile
 from tightwire.study import table as tables
@@ -73,7 +73,13 @@ def table(
     files.make_directory(folder)
     files.write_text(path, json.dumps(document, indent=1) + "\n")
     files.write_text(path.with_suffix(".md"), tables.markdown(entries))
-    typer.echo(json.dumps({"rows": tables.rows(entries)}) if as_json else tables.markdown(entries))
+    if as_json:
+        typer.echo(json.dumps({"rows": tables.rows(entries)}))
+    else:
+        for task, (head, *cells) in tables.tables(entries):
+            say(task, "")
+            print_rows(head, cells, texts=2)
+            say("")
     say(f"Kept in {path} and {path.with_suffix('.md')}", err=True)
 
 

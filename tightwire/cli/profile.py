@@ -12,6 +12,7 @@ import typer
 from tightwire import files
 from tightwire.cli.app import App
 from tightwire.cli.options import JsonOption
+from tightwire.cli.table import say
 from tightwire.errors import FileError
 from tightwire.planner import candidates
 from tightwire.profile import Profile
@@ -74,7 +75,10 @@ def profile(
     else:
         found = _measured(script, steps, codecs)
     found.write(out)
-    typer.echo(json.dumps(dataclasses.asdict(found)) if as_json else _describe(found, out))
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(found)))
+    else:
+        say(_describe(found, out))
 
 
 def _derived(model: str, device_name: str | None, batch: int, script: list[str] | None) -> Profile:

@@ -7,7 +7,7 @@ those that the loss of dense gradients takes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from tightwire.plan import Plan
 from tightwire.planner import extra_steps
 from tightwire.profile import Profile, measure
 from tightwire.simulate import predict
-from tightwire.study.report import aligned
+from tightwire.study.report import Table, aligned
 from tightwire.study.results import Results, Summary
 from tightwire.study.study import STOCK, TASKS, Scene, Study, labels
 from tightwire.study.task import Place, Task
@@ -160,8 +160,13 @@ def markdown(found: Sequence[Entry], rates: Sequence[float] = RATES) -> str:
         "Times are predicted by the simulator for the measured compute of the task's model: of the training, and in "
         "brackets to the loss that dense gradients end with.",
     ]
+    parts += [part for task, table in tables(found, rates) for part in (f"## {task}", aligned(table))]
+    return "\n\n".join(parts) + "\n"
+
+
+def tables(found: Sequence[Entry], rates: Sequence[float] = RATES) -> Iterator[tuple[str, Table]]:
+    """Yields each task with its table, head first."""
     for task in dict.fromkeys(entry.task for entry in found):
-        mine = [entry for entry in found if entry.task == task]
         head = (
             "method",
             "study",
@@ -170,8 +175,7 @@ def markdown(found: Sequence[Entry], rates: Sequence[float] = RATES) -> str:
             "sent",
             *(print_rate(rate) for rate in rates),
         )
-        parts += [f"## {task}", aligned([head, *map(_cells, mine)])]
-    return "\n\n".join(parts) + "\n"
+        yield task, [head, *(_cells(entry) for entry in found if entry.task == task)]
 
 
 def _cells(entry: Entry) -> tuple[str, ...]:
