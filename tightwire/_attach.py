@@ -48,7 +48,8 @@ from tightwire.runtime.tuning import Tuner
 from tightwire.schedule import Auto
 from tightwire.sync import Rounds
 from tightwire.transport import Counting, Single, Transport, current, shelf, switch, workers_per_node
-from tightwire.transport.reach import Over, reaching
+from tightwire.transport.base import Over
+from tightwire.transport.reach import reaching
 
 log = logging.getLogger("tightwire")
 _attached = itertools.count()  # tells the runs of one job apart
@@ -350,7 +351,11 @@ def _pilot(
 
     trained = [p for name, p in model.named_parameters() if p.requires_grad and name not in left]
     num_bytes = sum(p.numel() * p.itemsize for p in trained)
-    return Pilot(model, optimizers, probe(transport, budget_s=PROBE_BUDGET_S), search, num_bytes)
+    at = next(
+        model.parameters()
+    ).device  # where messages begin: copies, or NCCL, are then in what is measured
+    cluster = probe(transport, budget_s=PROBE_BUDGET_S, device=at)
+    return Pilot(model, optimizers, cluster, search, num_bytes)
 
 
 def _asked(race: Race | None, allow: Allowance) -> str:

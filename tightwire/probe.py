@@ -21,8 +21,10 @@ from tightwire.architecture import Program, Runner, build
 from tightwire.architecture.allreduce.traffic import predict_bytes
 from tightwire.cluster import MAX_BANDWIDTH_BYTES_PER_S, Cluster, Fit, Pair
 from tightwire.compression import Identity
+from tightwire.devices import device_named
 from tightwire.transport import Transport, init, shutdown
 
+HOST = torch.device("cpu")
 PROGRAMS = ("native", "ring", "recursive-doubling", "allgather")
 # Tournament rounds in which all pairs are tried; of larger clusters only as many.
 MAX_ROUNDS = 7
@@ -60,6 +62,7 @@ def probe(
     budget_s: float = 10.0,
     programs: Sequence[str] = PROGRAMS,
     on_progress: Progress = lambda share, what: None,
+    device: torch.device = HOST,
 ) -> Cluster:
     """Measures the cluster that a transport connects.
 
@@ -70,6 +73,7 @@ def probe(
         budget_s: how long it may take, in seconds; more gives larger messages and smaller errors.
         programs: to be timed and fitted, by name.
         on_progress: is told the share that is done and what comes next.
+        device: in whose memory the programs' buffers are; pairs are measured in host memory.
 
     Returns:
         The same cluster on every rank.
@@ -80,7 +84,7 @@ def probe(
     """
     if transport.size == 1:  # nothing is ever sent
         return Cluster.uniform(1, MAX_BANDWIDTH_BYTES_PER_S, 0.0)
-    return _Probe(transport, budget_s, tuple(programs), on_progress).run()
+    return _Probe(transport, budget_s, tuple(programs), on_progress, device).run()
 
 
 def fit(program: str, points: Sequence[ProbePoint]) -> Fit:
@@ -147,8 +151,14 @@ class _Probe:
     """One probe under way on one rank; every rank makes the same calls in the same order."""
 
     def __init__(
-        self, transport: Transport, budget_s: float, programs: tuple[str, ...], on_progress: Progress
+        self,
+        transport: Transport,
+        budget_s: float,
+        programs: tuple[str, ...],
+        on_progress: Progress,
+        at: torch.device,
     ) -> None:
+        self._at, self._device = at, device_named(at)
         self._transport = transport
         self._budget_s = budget_s
         self._programs = [build(name, transport.size) for name in programs]
@@ -258,8 +268,10 @@ class _Probe:
         """Times a program on a buffer for which the busiest worker sends about `target` bytes."""
         self._tell(f"{program.name}, {target / 1e6:.2g} MB")
         numel = max(1, round(target / _sent_per_element(program)))
-        buffer = torch.zeros(numel)
-        runner = Runner(program, self._transport, numel=numel, dtype=torch.float32, codec=Identity())
+        buffer = torch.zeros(numel, device=self._at)
+        runner = Runner(
+            program, self._transport, numel=numel, dtype=torch.float32, codec=Identity(), device=self._at
+        )
         first_s = max(self._gather(self._sample(lambda: runner.run(buffer, buffer), 1)))
         runs = round(min(MAX_RUNS, max(1.0, self._sample_s / first_s)))
         began_s = time.process_time()
@@ -275,6 +287,7 @@ class _Probe:
         begin_s = time.perf_counter()
         for _ in range(runs):
             run()
+        self._device.drain(self._at)
         return (time.perf_counter() - begin_s) / runs
 
     def _gather(self, value: Any) -> list[Any]:

@@ -14,7 +14,7 @@ def test_what_was_timed_here_is_not_timed_again(
 ) -> None:
     timed: list[str] = []
 
-    def measure(texts: list[str], numel: int) -> tuple[CodecCost, ...]:
+    def measure(texts: list[str], numel: int, device: object) -> tuple[CodecCost, ...]:
         timed.extend(texts)
         senders = [text.partition("+")[0] for text in texts]
         return tuple(

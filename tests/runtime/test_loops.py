@@ -841,7 +841,7 @@ def test_gossip_refuses_a_scaler() -> None:
 
 
 def test_auto_keeps_out_of_the_way_of_a_loop_that_clips(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auto, "known_costs", lambda texts, numel: ((), 1e-9))  # takes seconds
+    monkeypatch.setattr(auto, "known_costs", lambda texts, numel, at: ((), 1e-9))  # takes seconds
 
     def worker(transport: Transport) -> str:
         with job(transport, "auto", optimizer=adam) as j:

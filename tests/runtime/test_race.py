@@ -222,7 +222,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     def cost(text: str) -> CodecCost:
         return CodecCost(compression=text, encode_s_per_element=1e-9, decode_s_per_element=1e-9)
 
-    monkeypatch.setattr(auto, "known_costs", lambda texts, numel: (tuple(map(cost, texts)), 1e-9))
+    monkeypatch.setattr(auto, "known_costs", lambda texts, numel, at: (tuple(map(cost, texts)), 1e-9))
     monkeypatch.setattr(auto, "CHEAP_S", 0.0)  # a slow wire
     monkeypatch.setattr("tightwire._attach.PROBE_BUDGET_S", 0.2)
     monkeypatch.setattr(

@@ -9,7 +9,11 @@ import torch
 
 from tests.traced.over_nccl import TracedHubs, nccl, nccl_inside
 from tests.traced.training import TRACED, same, train
+from tightwire.catalogue import parse_compression
+from tightwire.compression import Codec
+from tightwire.compression.checks import FiniteCheck
 from tightwire.devices.traced import KIND
+from tightwire.errors import TensorError
 from tightwire.transport import Transport, run_threads
 from tightwire.transport.nccl import Nccl
 
@@ -65,3 +69,38 @@ def test_the_host_waits_for_no_group_and_a_read_that_does_not_wait_is_a_race() -
     assert run_threads(2, work, deadline_s=60) == [False, True]
     assert all("rank 0" in race.second.agent for race in TRACED.races)
     assert TRACED.races
+
+
+@pytest.mark.parametrize("plan", ["bsp", "bsp/allreduce/topk:0.1+ef", "bsp/allreduce/blocktopk:0.1+ef"])
+def test_the_host_waits_for_a_device_where_the_optimizer_needs_the_mean_and_nowhere_before(plan: str) -> None:
+    TRACED.restart()
+    train(plan, "traced", reach=nccl())
+    once = (
+        "FiniteCheck.__bool__",
+        "compile_kernels",
+        "_copy_together",
+        "run_threads",
+    )  # but for the first: at attach
+    assert not [line for line in TRACED.scheduler.waits if not any(name in line for name in once)]
+
+
+def test_a_message_that_cannot_be_is_told_where_its_mean_is_looked_at() -> None:
+    TRACED.restart()
+    device = torch.device(KIND)
+    with TRACED.side(device):
+        codec = parse_compression("topk:0.5")[0]
+        assert isinstance(codec, Codec)
+        x, out = torch.ones(8, device=device), torch.zeros(8, device=device)
+        message = torch.empty(codec.wire_bytes(8, 4), dtype=torch.uint8, device=device)
+        codec.encode(x, message)
+        message[4:8] = message[:4]  # an index twice
+        waits = set(TRACED.scheduler.waits)
+        codec.decode(message, out, add=True)  # the host does not know yet
+        check = FiniteCheck(device)
+        check.ask(out)
+        assert TRACED.scheduler.waits == waits
+        with pytest.raises(TensorError, match="indices do not ascend"):
+            bool(check)
+        assert not out.any()
+        check.ask(out)  # it is told once
+        assert check

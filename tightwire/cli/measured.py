@@ -7,7 +7,7 @@ import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -21,10 +21,11 @@ from tightwire.errors import FileError
 from tightwire.lab import Topology
 from tightwire.planner.sweep import SLOWEST_BYTES_PER_S
 from tightwire.profile import Profile
-from tightwire.profile.devices import DEVICES, PCIE_3, TOUCHES_PER_PASS, derive, device
+from tightwire.profile.devices import DEVICES, SOME_GPU, derive, device
 from tightwire.profile.models import MODELS, model_shape
 from tightwire.profile.values import MAX_SAMPLES, MAX_SECONDS
 from tightwire.simulate import Prediction
+from tightwire.transport.base import Over
 from tightwire.units import (
     of_option,
     parse_bytes,
@@ -90,6 +91,13 @@ LatencyOption = Annotated[
     str | None,
     typer.Option(help="Of a small message between two workers; 50us unless told.", show_default=False),
 ]
+OverOption = Annotated[
+    str | None,
+    typer.Option(
+        help=f"How messages leave a GPU, as in attach(over=): {', '.join(get_args(Over))}. auto takes NCCL.",
+        show_default=False,
+    ),
+]
 HardwareOption = Annotated[
     str | None,
     typer.Option(
@@ -130,8 +138,6 @@ LAYERS = 48
 DEFAULT_LATENCY = "50us"
 PRECISIONS = {2: "half", 4: "single"}
 ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
-# The memory rate of a GPU whose name nobody told.
-GPU_BYTES_PER_S = 900e9
 # Starting one kernel takes a few of them.
 LEAST_COMPUTE_S = 1e-6
 # Of a table; all are in the JSON.
@@ -164,6 +170,7 @@ class Asked:
     hardware: str | None = None
     topology: str | None = None
     kinds: str | None = None
+    over: str | None = None
     price: float | None = None
     price_per_gb: float | None = None
 
@@ -201,6 +208,11 @@ class Asked:
             if found.kinds:
                 raise FileError("--kinds: the cluster file has kinds; leave out one of the two.")
             found = dataclasses.replace(found, kinds=kinds)
+        if self.over is not None:
+            over = next((way for way in get_args(Over) if way == self.over), None)
+            if over is None:
+                raise FileError(f"--over {self.over} is none of {', '.join(get_args(Over))}.")
+            found = dataclasses.replace(found, over=over)
         if self.price is None and self.price_per_gb is None:
             return found
         for option, price in (("--price", self.price), ("--price-per-gb", self.price_per_gb)):
@@ -344,13 +356,7 @@ class Asked:
         )
         if self.device == "cpu":
             return profile
-        known = DEVICES.get(self.device or "")
-        rate = known.memory_bytes_per_s if known else GPU_BYTES_PER_S
-        return dataclasses.replace(
-            profile,
-            pass_s_per_element=TOUCHES_PER_PASS * itemsize / rate,
-            copy_s_per_byte=1 / (known.host_bytes_per_s if known else PCIE_3),
-        )
+        return DEVICES.get(self.device or "", SOME_GPU).priced(profile)
 
     def _refuse(self, why: str, *names: str) -> None:
         given = [f"--{name}" for name in names if vars(self)[name] is not None]

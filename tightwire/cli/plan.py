@@ -28,6 +28,7 @@ from tightwire.cli.measured import (
     LatencyOption,
     LengthOption,
     ModelOption,
+    OverOption,
     PriceOption,
     ProfileOption,
     TopologyOption,
@@ -158,6 +159,7 @@ def plan(
     hardware: HardwareOption = None,
     topology: TopologyOption = None,
     kinds: KindsOption = None,
+    over: OverOption = None,
     price: PriceOption = None,
     price_per_gb: TrafficPriceOption = None,
     as_json: JsonOption = False,
@@ -198,7 +200,7 @@ def plan(
     asked = Asked(
         profile=profile, cluster=cluster, gradients=gradients, compute=compute, model=model, device=device,
         batch=batch, length=length, dtype=dtype, workers=workers, bandwidth=bandwidth, latency=latency,
-        hardware=hardware, topology=topology, kinds=kinds, price=price, price_per_gb=price_per_gb,
+        hardware=hardware, topology=topology, kinds=kinds, over=over, price=price, price_per_gb=price_per_gb,
     )  # fmt: skip
     files.require_writable(out, plot)
     require_picture(plot, "--plot")

@@ -90,7 +90,10 @@ def _derived(model: str, device_name: str | None, batch: int, script: list[str] 
 
 
 def _measured(script: list[str] | None, steps: int, codecs: bool) -> Profile:
+    import torch
+
     from tightwire.profile import measure_codecs, measure_pass
+    from tightwire.profile.beside import with_device
     from tightwire.profile.script import profile_script
 
     if not script:
@@ -99,10 +102,13 @@ def _measured(script: list[str] | None, steps: int, codecs: bool) -> Profile:
     if not path.is_file():
         raise FileError(f"{path} is no file; write the path of a training script.")
     found = profile_script(path, script[1:], steps=steps)
+    at = torch.device(found.device or "cpu")
+    found = with_device(found, at)
     if not codecs:
         return found
     compressions = sorted({plan.compression_text for plan in candidates(found.num_bytes, "lossy")})
-    return dataclasses.replace(found, codecs=measure_codecs(compressions), pass_s_per_element=measure_pass())
+    costs, pass_s = measure_codecs(compressions, device=at), measure_pass(device=at)
+    return dataclasses.replace(found, codecs=costs, pass_s_per_element=pass_s)
 
 
 def _describe(found: Profile, out: pathlib.Path) -> str:

@@ -24,6 +24,7 @@ from tightwire.cli.measured import (
     LatencyOption,
     LengthOption,
     ModelOption,
+    OverOption,
     ProfileOption,
     TopologyOption,
     WorkersOption,
@@ -33,6 +34,7 @@ from tightwire.cli.options import JsonOption
 from tightwire.files import require_writable, write_text
 from tightwire.planner import STOCK, describe, predict
 from tightwire.planner.candidates import lacks_feedback
+from tightwire.planner.explain_devices import explain_devices
 from tightwire.simulate import Prediction
 
 app = App()
@@ -64,6 +66,7 @@ def simulate(
     hardware: HardwareOption = None,
     topology: TopologyOption = None,
     kinds: KindsOption = None,
+    over: OverOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Predict the step time of plans, and what bounds each of them.
@@ -77,7 +80,7 @@ def simulate(
     asked = Asked(
         profile=profile, cluster=cluster, gradients=gradients, compute=compute, model=model, device=device,
         batch=batch, length=length, dtype=dtype, workers=workers, bandwidth=bandwidth, latency=latency,
-        hardware=hardware, topology=topology, kinds=kinds,
+        hardware=hardware, topology=topology, kinds=kinds, over=over,
     )  # fmt: skip
     require_writable(trace)
     facts, wire = asked.read_profile(), asked.read_cluster()
@@ -87,6 +90,7 @@ def simulate(
         events = [event for track, row in enumerate(rows) for event in _events(track, row)]
         write_text(trace, json.dumps({"traceEvents": events}))
     why = [describe(row, stock) for row in rows]
+    why += explain_devices(facts, wire)
     why += [
         f"{row.plan} drops for good what it does not send, and may never reach the loss: write +ef behind it."
         for row in rows

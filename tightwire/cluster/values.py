@@ -26,6 +26,7 @@ from tightwire.cluster.prices import Prices
 from tightwire.cluster.topologies import star_of
 from tightwire.cluster.workers import WorkerKind, by_speed, each_line, require_kinds
 from tightwire.errors import FileError
+from tightwire.transport.base import Over
 from tightwire.units import print_rate
 
 # TCP on Ethernet with MTU 1500: 1448 payload bytes in a frame of 1514.
@@ -73,6 +74,7 @@ class Cluster:
         devices: how many there are to train on; no limit if not given.
         device_memory_bytes: of each; no limit if not given.
         nccl: over what NCCL reaches other nodes, for formulas of its all-reduce where nothing was measured.
+        over: how messages leave workers' devices, as in `attach(over=)`; auto: by NCCL. In host memory it says nothing.
         adding: which of its switches add for the workers; None: none does.
         notes: what a reader must know: what was guessed, converted or left out, a sentence each.
     """
@@ -91,6 +93,7 @@ class Cluster:
     kinds: tuple[WorkerKind, ...] = ()
     prices: Prices | None = None
     nccl: NcclWire | None = None
+    over: Over = "auto"
     adding: Adding | None = None
     notes: tuple[str, ...] = ()
     version: Literal[1] = 1
@@ -206,6 +209,22 @@ class Cluster:
         return {
             fit.program: (fit.alpha_s, fit.beta_s_per_byte) for fit in self.fits if fit.source == "measured"
         }
+
+    def by_host(self, host_bytes_per_s: float) -> Cluster:
+        """Returns this cluster as messages find it that cross host memory: no NVLink, a device's line to its host."""
+        inside = self.levels[:1]
+        lines = tuple(
+            dataclasses.replace(
+                level, bandwidth_bytes_per_s=min(level.bandwidth_bytes_per_s, host_bytes_per_s)
+            )
+            for level in inside
+        )
+        return dataclasses.replace(
+            self,
+            bandwidth_bytes_per_s=min(self.bandwidth_bytes_per_s, host_bytes_per_s),
+            levels=lines + self.levels[1:],
+            nccl=None,
+        )
 
     @property
     def workers_per_node(self) -> int:

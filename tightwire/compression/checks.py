@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from tightwire import kernels
 from tightwire.compression.codec import Codec
 from tightwire.devices import device_named
 from tightwire.errors import PlanError, TensorError
@@ -87,7 +88,8 @@ class FiniteCheck:
 
     Where the memory is the host's the answer is there at once. Elsewhere the extremes are queued behind what fills the
     tensor, and copied to the host behind that; who looks waits for this copy and for nothing that was asked for since:
-    `tensor.item()` would wait for a whole stream, with the next forward in it.
+    `tensor.item()` would wait for a whole stream, with the next forward in it. So is the flag of kernels that met a
+    message which cannot be (`kernels.flag_of`), and by the same copy's event it is known.
     """
 
     def __init__(self, at: torch.device) -> None:
@@ -96,9 +98,16 @@ class FiniteCheck:
         self._finite: bool | None = True
         self._room: Tensor | None = None
         self._answered: Mark | None = None
+        self._flag: Tensor | None = None
 
     def ask(self, x: Tensor) -> None:
-        """Asks of `x`, which may be changed afterwards; an answer that nobody looked at is gone."""
+        """Asks of `x`, which may be changed afterwards; an answer that nobody looked at is gone.
+
+        Raises:
+            TensorError: the round before, whose answer nobody looked at, had a message that cannot be.
+        """
+        if self._finite is None and self._flag is not None:
+            bool(self)
         if self._device.is_host or x.numel() == 0:
             self._finite = is_finite(x)
             return
@@ -109,15 +118,29 @@ class FiniteCheck:
         self._room.fill_(torch.nan)
         self._finite = None
         self._device.copy(torch.stack(x.aminmax()), self._room)  # a NaN anywhere makes both NaN
+        if (flag := kernels.flag_if_any(x.device)) is not None:
+            if self._flag is None:
+                self._flag = self._device.pinned(4).view(torch.int32)
+            self._device.copy(flag, self._flag)
+            flag.zero_()
         self._answered = self._device.mark(self._at)
 
     def __bool__(self) -> bool:
-        """Returns the last answer, once it is there; True where nothing was asked."""
+        """Returns the last answer, once it is there; True where nothing was asked.
+
+        Raises:
+            TensorError: a message of this thread could not be decoded.
+        """
         if self._finite is None:
             assert self._answered is not None
             assert self._room is not None
             self._device.wait(self._answered)
             self._finite = bool(self._room.isfinite().all())
+            if self._flag is not None and int(self._flag):
+                raise TensorError(
+                    "a message of this round cannot be decoded: its indices do not ascend within the bucket. It was "
+                    "corrupted, or written by another plan; the round is not applied."
+                )
         return self._finite
 
 

@@ -26,6 +26,9 @@ theme:
 | `entropy` | `encode_entropy`, `decode_entropy` | floats without loss: exponents in fewer bits |
 | `sketches` | `add_to_sketch`, `estimate_from_sketch` | a count-sketch, and the estimates it gives |
 
+`scatter_*` and `decode_cosines` return False, with nothing done, where an index is wrong; on a device, to know that the
+host would have to wait: they return True there, and set the thread's flag (`flag_of`).
+
 Every function takes flat contiguous tensors and message memory that the caller owns, leaves in `x` what the
 message does not carry, and releases the GIL while it works.
 """
@@ -39,6 +42,7 @@ import importlib.util
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from tightwire.kernels._doubts import flag_if_any, flag_of
 from tightwire.kernels._scratch import per_thread, scratch_tensor
 
 if TYPE_CHECKING:
@@ -46,7 +50,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["install", "of", "per_thread", "scratch_tensor"]
+__all__ = ["flag_if_any", "flag_of", "install", "of", "per_thread", "scratch_tensor"]
 
 _PACKAGES = {"cpu": "cpu", "cuda": "triton"}
 _INSTALLED: dict[str, Any] = {}

@@ -13,6 +13,7 @@ from tightwire.planner.break_even import break_even
 from tightwire.planner.candidates import answers, keeps_optimizer
 from tightwire.planner.confidence import print_chance
 from tightwire.planner.deviation import deviation
+from tightwire.planner.explain_devices import explain_devices
 from tightwire.planner.explain_money import explain_cost
 from tightwire.planner.explain_workers import explain_workers
 from tightwire.planner.money import cost_per_step
@@ -31,6 +32,7 @@ BOUNDS = {
     "wire": "bytes on the wire",
     "latency": "the latency of messages, not their bytes",
     "codec": "encoding and decoding",
+    "copies": "copies between devices and their hosts",
     "stragglers": "waiting for the slowest worker",
 }
 # Below this share of a worker's work per worker, other ways to use the workers are told.
@@ -53,6 +55,7 @@ def explain(ranking: Ranking) -> Iterator[str]:
     if ranking.allow == "lossless" and ranking.cluster.workers > 1:
         yield from _lossy_offer(ranking)
     yield from _too_full(ranking)
+    yield from explain_devices(ranking.profile, ranking.cluster)
     yield from _not_measured(ranking)
     yield from _unproven(ranking)
 
@@ -278,7 +281,7 @@ def _memory(ranking: Ranking) -> Iterator[str]:
     else:
         beside = "; activations are not counted, for nothing tells them, and grow with the batch"
     yield f"Memory: at least {needs}{of} a worker ({counted}){beside}."
-    adds = added_bytes(ranking.chosen.plan, profile, ranking.cluster.workers)
+    adds = added_bytes(ranking.chosen.plan, profile, ranking.cluster)
     if profile.device not in ("", "cpu") and ranking.cluster.workers > 1 and adds is not None:
         yield f"Memory: {short(ranking.chosen.plan)} adds about {print_size(adds)} on each device, buckets included."
 

@@ -7,6 +7,7 @@ in tests/profile/test_devices.py; `tightwire profile` beats it.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from tightwire.cluster import require_range
@@ -27,6 +28,14 @@ PCIE_3, PCIE_4, PCIE_5 = 12e9, 24e9, 50e9
 # Each activation is written and read forward, and four of its reads and two writes are backward's: of itself for the
 # weights' gradients, and of its own gradient by what made it and by what normalises it.
 TOUCHES_PER_ACTIVATION = 8
+# While NCCL's kernels run beside it, compute takes 1.189 times as long in the mean and 1.40 times at most (Lee et al.
+# 2025, arXiv:2507.03114: GPT and LLaMA on four A100, H100, MI250 or MI210, against compute with nothing beside it).
+NCCL_SLOWDOWN = 1.19
+# Codecs' kernels keep the memory busy, which a training step waits for as well: at worst compute loses all their time,
+# as if they ran on its own stream. A bound, and not a measurement.
+KERNEL_SHARE = 1.0
+# Between that mean and that maximum two standard deviations: (0.40 − 0.19) / 2 / 0.19.
+SHARING_UNCERTAINTY = 0.55
 # How far this is from published training speeds, relative.
 DATA_SHEET_UNCERTAINTY = 0.25
 
@@ -41,6 +50,9 @@ class DeviceFacts:
         memory_bytes_per_s: of its memory.
         memory_bytes: size of its memory.
         host_bytes_per_s: of copies between it and its host, each way: what PCIe × 16 leaves for payload.
+        nccl_slowdown: how many times as long compute takes beside NCCL's kernels.
+        kernel_share: of the time of codecs' kernels, what compute beside them loses.
+        sharing_uncertainty: standard deviation over value of what those two take.
         efficiency: share of the peak that the products of a well-kept training step reach.
         value_bytes: of an activation, in the precision of training.
         source: where the figures come from.
@@ -51,6 +63,9 @@ class DeviceFacts:
     memory_bytes_per_s: float
     memory_bytes: int
     host_bytes_per_s: float = PCIE_4
+    nccl_slowdown: float = NCCL_SLOWDOWN
+    kernel_share: float = KERNEL_SHARE
+    sharing_uncertainty: float = SHARING_UNCERTAINTY
     efficiency: float = 0.4
     value_bytes: int = 2
     source: str = ""
@@ -60,6 +75,8 @@ class DeviceFacts:
         require_range("memory_bytes_per_s", self.memory_bytes_per_s, 1e6, 1e15)
         require_range("memory_bytes", self.memory_bytes, 1e6, 1e13)
         require_range("host_bytes_per_s", self.host_bytes_per_s, 1e6, 1e15)
+        require_range("nccl_slowdown", self.nccl_slowdown, 1.0, 100.0)
+        require_range("kernel_share", self.kernel_share, 0.0, 10.0)
         require_range("efficiency", self.efficiency, 1e-3, 1.0)
 
     def forward_s(self, layer: Layer) -> float:
@@ -68,6 +85,18 @@ class DeviceFacts:
         passes = 1 + BACKWARD_OVER_FORWARD
         products_s = layer.forward_flops / (self.flops_per_s * self.efficiency)
         return products_s + touched_bytes / self.memory_bytes_per_s / passes
+
+    def priced(self, profile: Profile) -> Profile:
+        """Returns a profile whose exchanges cost what they do on this device, as far as its sheet and papers tell."""
+        itemsize = profile.parameters[0].itemsize
+        return dataclasses.replace(
+            profile,
+            pass_s_per_element=TOUCHES_PER_PASS * itemsize / self.memory_bytes_per_s,
+            copy_s_per_byte=1 / self.host_bytes_per_s,
+            nccl_slowdown=self.nccl_slowdown,
+            kernel_share=self.kernel_share,
+            sharing_uncertainty=self.sharing_uncertainty,
+        )
 
 
 def device(name: str) -> DeviceFacts:
@@ -122,13 +151,11 @@ def derive(
             )
             for name, numel in reversed(tuple(zip(layer.shapes, layer.numels, strict=True)))
         ]
-    return Profile(
+    found = Profile(
         forward_s=forward_s,
         backward_s=backward_s,
         optimizer_s=shape.numel * OPTIMIZER_BYTES_PER_PARAMETER / on.memory_bytes_per_s,
         parameters=tuple(parameters),
-        pass_s_per_element=TOUCHES_PER_PASS * itemsize / on.memory_bytes_per_s,
-        copy_s_per_byte=1 / on.host_bytes_per_s,
         noise=noise,
         compute_uncertainty=DATA_SHEET_UNCERTAINTY,
         samples=batch,
@@ -136,6 +163,7 @@ def derive(
         memory_bytes=shape.numel * STATE_BYTES_PER_PARAMETER,
         activation_bytes=round(batch * shape.kept_values * on.value_bytes),
     )
+    return on.priced(found)
 
 
 def _nvidia(
@@ -161,6 +189,10 @@ def _nvidia(
     )
 
 
+# A GPU whose name nobody told: an old one of data centres.
+SOME_GPU = DeviceFacts(
+    name="gpu", flops_per_s=1e14, memory_bytes_per_s=900e9, memory_bytes=16 * 10**9, host_bytes_per_s=PCIE_3
+)
 DEVICES: dict[str, DeviceFacts] = {
     d.name: d
     for d in (

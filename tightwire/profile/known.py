@@ -15,10 +15,12 @@ import torch
 
 from tightwire import files
 from tightwire.catalogue import parse_compression
+from tightwire.devices import Device, device_named
 from tightwire.errors import FileError
 from tightwire.profile.codecs import measure_codecs, measure_pass
 from tightwire.profile.values import CodecCost
 
+HOST = torch.device("cpu")
 # Machines change under the same name, as virtual ones do.
 FRESH_S = 7 * 24 * 3600.0
 # Times on the wall so many times as long as on the processor tell of other work, and are not kept.
@@ -28,7 +30,11 @@ log = logging.getLogger("tightwire")
 
 
 def known_costs(
-    compressions: Sequence[str], *, numel: int, path: pathlib.Path | None = None
+    compressions: Sequence[str],
+    *,
+    numel: int,
+    at: torch.device = HOST,
+    path: pathlib.Path | None = None,
 ) -> tuple[tuple[CodecCost, ...], float]:
     """Returns what the senders of some compressions cost, and one pass over memory, in seconds per element.
 
@@ -38,22 +44,29 @@ def known_costs(
     Args:
         compressions: compression answers.
         numel: of the bucket that they are timed on.
+        at: the device that they are timed on.
         path: of the file; None: in the user's cache.
     """
-    path = path or files.cache_folder() / f"codecs-{numel}.json"
-    costs, pass_s = _read(path)
+    device = device_named(at)
+    on = "" if device.is_host else f"-{at.type}"
+    path = path or files.cache_folder() / f"codecs-{numel}{on}.json"
+    facts = _facts(device, at)
+    costs, pass_s = _read(path, facts)
     missing = [text for text in compressions if str(parse_compression(text)[0]) not in costs]
     if missing or pass_s is None:
         wall_s, processor_s = time.perf_counter(), time.process_time()
-        costs |= {cost.compression: cost for cost in measure_codecs(missing, numel=numel)}
-        pass_s = measure_pass(numel=numel) if pass_s is None else pass_s
-        if time.perf_counter() - wall_s <= QUIET * (time.process_time() - processor_s):
-            _write(path, costs, pass_s)
+        costs |= {cost.compression: cost for cost in measure_codecs(missing, numel=numel, device=at)}
+        pass_s = measure_pass(numel=numel, device=at) if pass_s is None else pass_s
+        # A device is ours alone, and the host waits for it.
+        is_quiet = time.perf_counter() - wall_s <= QUIET * (time.process_time() - processor_s)
+        if is_quiet or not device.is_host:
+            _write(path, facts, costs, pass_s)
     return tuple(costs.values()), pass_s
 
 
-def _facts() -> dict[str, object]:
+def _facts(device: Device, at: torch.device) -> dict[str, object]:
     return {
+        "device": device.kind if device.is_host else device.facts(at),
         "version": files.own_version(),
         "torch": torch.__version__,
         "machine": f"{platform.node()} {platform.machine()}, {os.cpu_count()} cores",
@@ -61,12 +74,12 @@ def _facts() -> dict[str, object]:
     }
 
 
-def _read(path: pathlib.Path) -> tuple[dict[str, CodecCost], float | None]:
+def _read(path: pathlib.Path, facts: dict[str, object]) -> tuple[dict[str, CodecCost], float | None]:
     try:
         if time.time() - path.stat().st_mtime > FRESH_S:
             return {}, None
         kept = files.read_json(path)
-        if kept["made_on"] != _facts():
+        if kept["made_on"] != facts:
             return {}, None
         costs = [files.check(row, CodecCost, str(path)) for row in kept["codecs"]]
         return {cost.compression: cost for cost in costs}, float(kept["pass_s_per_element"])
@@ -74,9 +87,9 @@ def _read(path: pathlib.Path) -> tuple[dict[str, CodecCost], float | None]:
         return {}, None
 
 
-def _write(path: pathlib.Path, costs: dict[str, CodecCost], pass_s: float) -> None:
+def _write(path: pathlib.Path, facts: dict[str, object], costs: dict[str, CodecCost], pass_s: float) -> None:
     rows = [dataclasses.asdict(cost) for cost in costs.values()]
-    content = {"made_on": _facts(), "pass_s_per_element": pass_s, "codecs": rows}
+    content = {"made_on": facts, "pass_s_per_element": pass_s, "codecs": rows}
     try:
         files.make_directory(path.parent)
         files.write_text(path, json.dumps(content, indent=1) + "\n")

@@ -84,6 +84,11 @@ class Profile:
         codecs: what encoding and decoding cost.
         pass_s_per_element: one pass over memory, such as adding a leftover.
         copy_s_per_byte: of a copy between the device and its host, one way (PCIe); 0 where they are one.
+        nccl_slowdown: how many times as long compute takes while NCCL's kernels are at work on the same device; 1 in
+            host memory.
+        kernel_share: of the time of codecs' kernels and passes, what compute loses while they run beside it on the same
+            device: 1: as if they ran on compute's own stream; 0 in host memory.
+        sharing_uncertainty: standard deviation over value of what those two take from compute: 0 where it was measured.
         noise: spread of the step time, from step to step and worker to worker: standard deviation over median.
         compute_uncertainty: standard deviation over value of how far compute may be off in all steps alike: 0 where it
             was measured, more where it was derived from a data sheet.
@@ -108,6 +113,9 @@ class Profile:
     codecs: tuple[CodecCost, ...] = ()
     pass_s_per_element: float = PRIOR_PASS_S_PER_ELEMENT
     copy_s_per_byte: float = 0.0
+    nccl_slowdown: float = 1.0
+    kernel_share: float = 0.0
+    sharing_uncertainty: float = 0.0
     noise: float = 0.02
     compute_uncertainty: float = 0.0
     contention: float = 1.0
@@ -123,6 +131,9 @@ class Profile:
             require_range(field, vars(self)[field], 0.0, MAX_SECONDS)
         require_range("pass_s_per_element", self.pass_s_per_element, 0.0, 1.0)
         require_range("copy_s_per_byte", self.copy_s_per_byte, 0.0, 1.0)
+        require_range("nccl_slowdown", self.nccl_slowdown, 1.0, 100.0)
+        require_range("kernel_share", self.kernel_share, 0.0, 10.0)
+        require_range("sharing_uncertainty", self.sharing_uncertainty, 0.0, 10.0)
         require_range("noise", self.noise, 0.0, 10.0)
         require_range("gradient_noise", self.gradient_noise or 0.0, 0.0, 1e12)
         require_range("compute_uncertainty", self.compute_uncertainty, 0.0, 10.0)
@@ -177,6 +188,11 @@ class Profile:
     def __hash__(self) -> int:
         """Returns the hash of what it holds, found once: profiles are large, and keys of many caches."""
         return self._hash
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether it is of a device whose memory is not the host's."""
+        return self.copy_s_per_byte > 0
 
     @property
     def compute_s(self) -> float:

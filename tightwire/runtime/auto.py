@@ -27,6 +27,7 @@ from tightwire.planner.candidates import begins_as_it_goes_on, is_allowed, keeps
 from tightwire.planner.quality import extra_steps
 from tightwire.planner.ranking import By, careful_s, rank, rank_again, usual
 from tightwire.profile import Profile, Profiler, known_costs
+from tightwire.profile.beside import with_device
 from tightwire.runtime.habits import Habits, obstacles
 from tightwire.runtime.lookout import Lookout, LossLevel
 from tightwire.runtime.noise import NoiseWatch, gradient_noise
@@ -217,15 +218,20 @@ class Pilot:
         if self._steps == watched and self._baseline_steps > 1:
             run.adopt(Plan.parse(STOCK))
         if self._steps == watched + 1:  # the profiler saw the step before only now
-            self._profile = self._watched()
+            self._profile = self._watched(run)
         if self._steps == watched + self._baseline_steps:
             if self._baseline_steps > 1:
                 self.baseline_step_s = run.report().step_s
             self._choose(run)
 
-    def _watched(self) -> Profile:
+    def _watched(self, run: Trainee) -> Profile:
         """Returns the profile; what came after backward held the exchange, which is no compute."""
-        profile = self._profiler.profile(warm_up=WARM_UP_STEPS)
+        at = next(self._model.parameters()).device
+        profile = with_device(self._profiler.profile(warm_up=WARM_UP_STEPS), at)
+        if (
+            at.type not in run.transport.ordered
+        ):  # its messages cross the host, as they did when the wire was probed
+            profile = dataclasses.replace(profile, nccl_slowdown=1.0)
         exposed_s = statistics.median(self._exposed_s[WARM_UP_STEPS:-1])
         return dataclasses.replace(profile, optimizer_s=max(0.0, profile.optimizer_s - exposed_s))
 
@@ -242,7 +248,8 @@ class Pilot:
         )
         likely = [text for text in compressions if text != "none"][:MOST_TIMED]
         if likely:
-            costs, pass_s = known_costs(["none", *likely], numel=TIMED_NUMEL)
+            at = next(self._model.parameters()).device
+            costs, pass_s = known_costs(["none", *likely], numel=TIMED_NUMEL, at=at)
             self._profile = dataclasses.replace(self._profile, codecs=costs, pass_s_per_element=pass_s)
         again = rank_again(first, self._profile, seeded)
         return again if self._search.race is not None else explained(again)

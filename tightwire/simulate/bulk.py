@@ -129,7 +129,7 @@ def _shares(
     control_s = sum(span.seconds for span in path if span.what == "control message")
     moving_s = (timeline.end_s - start_s if train else 0.0) + control_s
     # Where pieces move side by side, their latencies overlap.
-    latency_s = max(0.0, min(on_path.latency_s, moving_s - on_path.wire_s - on_path.codec_s))
+    latency_s = max(0.0, min(on_path.latency_s, moving_s - on_path.seconds + on_path.latency_s))
     late_s = sum(segment.seconds for segment in path if segment.what == "slowest worker")
     total_s = path[-1].end_s if path else 0.0
     return {
@@ -138,4 +138,5 @@ def _shares(
         "wire": on_path.wire_s,
         "latency": latency_s + control_s,
         "codec": on_path.codec_s,
+        "copies": on_path.copy_s,
     }

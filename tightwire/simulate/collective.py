@@ -31,6 +31,7 @@ class Collective:
         workers: how many.
         program: its transfers; None where it is too large to be built, and a closed form stands for it.
         counts: what its busiest worker does.
+        busiest: that worker's rank.
     """
 
     def __init__(self, name: str, workers: int, program: Program | None) -> None:
@@ -40,7 +41,7 @@ class Collective:
             self.counts: ProgramCounts = switched.COUNTS
         else:
             self.counts = count(program) if program and workers > 1 else counts_of(name, workers)
-        self._busiest = busiest_rank(program) if program and workers > 1 else 0
+        self.busiest = busiest_rank(program) if program and workers > 1 else 0
         self._on_links: dict[LinkGraph, Fit] = {}
         self._sent: dict[tuple[Codec, int, int], int] = {}
 
@@ -81,7 +82,7 @@ class Collective:
             return round(self.counts.sends * codec.wire_bytes(numel, itemsize) / self.counts.chunks)
         key = (codec, numel, itemsize)
         if key not in self._sent:
-            self._sent[key] = predict_bytes(self.program, codec, numel, itemsize, self._busiest)
+            self._sent[key] = predict_bytes(self.program, codec, numel, itemsize, self.busiest)
         return self._sent[key]
 
     def moved_bytes(self, codec: Codec, numel: int, itemsize: int) -> float:

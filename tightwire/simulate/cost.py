@@ -21,7 +21,9 @@ from tightwire.errors import PlanError
 from tightwire.plan import Plan
 from tightwire.profile import Profile
 from tightwire.simulate.collective import Collective, collective_of
+from tightwire.simulate.sharing import DeviceSharing
 from tightwire.sync.roll import roll_fields
+from tightwire.transport.base import Over
 
 # From this contention on, a communication thread takes its whole processor time from compute.
 SATURATED = 1.5
@@ -37,8 +39,9 @@ class BucketCost:
         codec_s: encoding, decoding and passes over memory that no transfer hides.
         latency_s: the part of the program's time that does not depend on bytes.
         wire_s: the part that does.
+        copy_s: what copies between a device and its host add to that.
         sent_bytes: payload that the busiest worker sends.
-        stolen_s: compute time that it costs while both overlap, where workers share cores.
+        stolen_s: compute time that it costs while both overlap, where workers share cores, or both share a device.
         across_bytes: payload that all workers together send from zone to zone; 0 where traffic has no price.
     """
 
@@ -46,13 +49,14 @@ class BucketCost:
     latency_s: float
     wire_s: float
     sent_bytes: int
+    copy_s: float = 0.0
     stolen_s: float = 0.0
     across_bytes: float = 0.0
 
     @property
     def seconds(self) -> float:
         """The whole."""
-        return self.codec_s + self.latency_s + self.wire_s
+        return self.codec_s + self.latency_s + self.wire_s + self.copy_s
 
     def __add__(self, other: BucketCost) -> BucketCost:
         """Returns one after the other."""
@@ -61,6 +65,7 @@ class BucketCost:
             latency_s=self.latency_s + other.latency_s,
             wire_s=self.wire_s + other.wire_s,
             sent_bytes=self.sent_bytes + other.sent_bytes,
+            copy_s=self.copy_s + other.copy_s,
             stolen_s=self.stolen_s + other.stolen_s,
             across_bytes=self.across_bytes + other.across_bytes,
         )
@@ -68,15 +73,18 @@ class BucketCost:
 
 def total(costs: Iterable[BucketCost]) -> BucketCost:
     """Returns all of them, one after the other."""
-    rows = [(c.codec_s, c.latency_s, c.wire_s, c.sent_bytes, c.stolen_s, c.across_bytes) for c in costs]
+    rows = [
+        (c.codec_s, c.latency_s, c.wire_s, c.sent_bytes, c.copy_s, c.stolen_s, c.across_bytes) for c in costs
+    ]
     if not rows:
         return FREE
-    codec_s, latency_s, wire_s, sent_bytes, stolen_s, across_bytes = map(sum, zip(*rows, strict=True))
+    codec_s, latency_s, wire_s, sent_bytes, copy_s, stolen_s, across_bytes = map(sum, zip(*rows, strict=True))
     return BucketCost(
         codec_s=codec_s,
         latency_s=latency_s,
         wire_s=wire_s,
         sent_bytes=int(sent_bytes),
+        copy_s=copy_s,
         stolen_s=stolen_s,
         across_bytes=across_bytes,
     )
@@ -162,18 +170,24 @@ class Costs:
     def _leg(
         self, collective: Collective, cluster: Cluster, numel: int, itemsize: int, codec: Codec
     ) -> BucketCost:
-        fit, sent = collective.fit(cluster), collective.sent_bytes(codec, numel, itemsize)
+        is_whole = cluster is self.cluster
+        sharing = self._sharing if is_whole else DeviceSharing(profile=self.profile, cluster=cluster)
+        fit = collective.fit(sharing.wire_of(collective))
+        sent = collective.sent_bytes(codec, numel, itemsize)
         line = fit.at(sent)
         wire_s = line.beta_s_per_byte * collective.moved_bytes(codec, numel, itemsize)
         codec_s = self._codec_s(collective, codec, numel)
         hidden_s = self._hidden_s(collective, numel * itemsize, codec_s, wire_s)
         passes_s = self._passes_s(codec.lossless, numel)
+        copy_s = sharing.copy_s(collective, codec, numel, itemsize, sent, wire_s)
+        on_device_s = sharing.stolen_s(codec_s + passes_s, line.alpha_s + wire_s)
         return BucketCost(
             codec_s=codec_s - hidden_s + passes_s,
             latency_s=line.alpha_s * self.profile.contention,  # who waits for a core answers late
             wire_s=wire_s,
             sent_bytes=sent,
-            stolen_s=self._stolen_s(codec_s + passes_s, fit.cpu_s_per_byte * sent),
+            copy_s=copy_s,
+            stolen_s=self._stolen_s(codec_s + passes_s, fit.cpu_s_per_byte * sent) + on_device_s,
             across_bytes=_across(collective, cluster, codec.wire_bytes(numel, itemsize)),
         )
 
@@ -185,7 +199,8 @@ class Costs:
         cost = self.profile.codec_cost(codec)
         codec_s = cost.fixed_s + numel * (cost.encode_s_per_element + cost.decode_s_per_element)
         work_s = codec_s + self._passes_s(False, numel) - self._passes_s(True, numel)
-        return leg + dataclasses.replace(FREE, codec_s=work_s, stolen_s=self._stolen_s(work_s, 0.0))
+        stolen_s = self._stolen_s(work_s, 0.0) + self._sharing.stolen_s(work_s, 0.0)
+        return leg + dataclasses.replace(FREE, codec_s=work_s, stolen_s=stolen_s)
 
     def _by_levels(self, numel: int, itemsize: int, codec: Codec) -> BucketCost:
         """Dense inside nodes, through the codec across them: the runtime's three movements of a shard each."""
@@ -203,6 +218,10 @@ class Costs:
         # Every place of a node exchanges a shard of its own with its likes.
         paid = inside * _across(collective, self.cluster, codec.wire_bytes(shard, itemsize), every=inside)
         return dataclasses.replace(total(legs), across_bytes=paid)
+
+    @cached_property
+    def _sharing(self) -> DeviceSharing:
+        return DeviceSharing(profile=self.profile, cluster=self.cluster)
 
     @property
     def _workers_inside(self) -> int:
@@ -225,17 +244,20 @@ class Costs:
             return FREE
         sent = busiest_bytes(sender, tuple(shapes), itemsize, workers)
         dense = self.collective_for(Identity(), numel, itemsize)
-        fit = dense.fit(self.cluster)
+        fit = dense.fit(self._sharing.wire_of(dense))
         line = fit.at(sent)
+        wire_s = line.beta_s_per_byte * sent
         cost = self.profile.codec_cost(sender)
         codec_s = cost.fixed_s + numel * (cost.encode_s_per_element + cost.decode_s_per_element)
         work_s = codec_s + self._passes_s(sender.lossless, numel)
         return BucketCost(
             codec_s=work_s,
             latency_s=REDUCTION_EXCHANGES * line.alpha_s * self.profile.contention,
-            wire_s=line.beta_s_per_byte * sent,
+            wire_s=wire_s,
             sent_bytes=sent,
-            stolen_s=self._stolen_s(work_s, fit.cpu_s_per_byte * sent),
+            copy_s=self._sharing.copy_s(dense, Identity(), sent // itemsize, itemsize, sent, wire_s),
+            stolen_s=self._stolen_s(work_s, fit.cpu_s_per_byte * sent)
+            + self._sharing.stolen_s(work_s, line.alpha_s + wire_s),
             across_bytes=_across(
                 dense, self.cluster, sent * dense.counts.chunks / max(1, dense.counts.sends)
             ),
@@ -300,12 +322,13 @@ FAR_ROUND = 720_720_000
 
 
 def node_of(cluster: Cluster, workers: int) -> Cluster:
-    """Returns one node of a cluster: its workers on lines of their own."""
+    """Returns one node of a cluster: its workers on lines of their own, NVLink's where NCCL moves what is inside."""
     level = cluster.levels[0] if cluster.levels and cluster.levels[0].workers == workers else None
     return Cluster(
         workers=workers,
         bandwidth_bytes_per_s=level.bandwidth_bytes_per_s if level else cluster.bandwidth_bytes_per_s,
         latency_s=level.latency_s if level else cluster.latency_s,
+        over="nccl" if cluster.over == "nccl-inside" else cluster.over,
     )
 
 
@@ -314,7 +337,8 @@ def across_of(cluster: Cluster, workers_inside: int) -> Cluster:
     nodes = cluster.workers // workers_inside
     outer = cluster.levels[1].bandwidth_bytes_per_s if len(cluster.levels) > 1 else None
     share = outer / workers_inside if outer else cluster.bandwidth_bytes_per_s
-    return Cluster(workers=nodes, bandwidth_bytes_per_s=share, latency_s=cluster.latency_s)
+    over: Over = "pinned" if cluster.over == "nccl-inside" else cluster.over
+    return Cluster(workers=nodes, bandwidth_bytes_per_s=share, latency_s=cluster.latency_s, over=over)
 
 
 def fit_of(plan: Plan, profile: Profile, cluster: Cluster) -> Fit:

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from tightwire.answers import CompressionAnswer
+from tightwire.answers import CompressionAnswer, Sender
 from tightwire.cluster import Cluster
 from tightwire.compression.routing import compression_for
 from tightwire.compression.stage import sender_of
@@ -121,11 +121,12 @@ class SimulatedExchange:
             costs.append(known[key])
         return costs
 
+    def sender_of(self, bucket: int) -> Sender:
+        """Returns what a bucket goes by."""
+        return sender_of(self._routes[self.positions[bucket][0]])
+
     def _cost(self, piece: Piece) -> BucketCost:
-        bucket, sender = (
-            self.buckets[piece.bucket],
-            sender_of(self._routes[self.positions[piece.bucket][0]]),
-        )
+        bucket, sender = self.buckets[piece.bucket], self.sender_of(piece.bucket)
         itemsize = bucket[0].itemsize
         is_whole = piece.num_bytes == sum(p.numel * p.itemsize for p in bucket)
         shapes = tuple(p.shape or (p.numel,) for p in bucket) if is_whole else ()
@@ -155,6 +156,7 @@ def scaled(cost: BucketCost, factor: float) -> BucketCost:
         latency_s=factor * cost.latency_s,
         wire_s=factor * cost.wire_s,
         sent_bytes=round(factor * cost.sent_bytes),
+        copy_s=factor * cost.copy_s,
         stolen_s=factor * cost.stolen_s,
         across_bytes=factor * cost.across_bytes,
     )

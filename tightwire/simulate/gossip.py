@@ -12,6 +12,7 @@ from tightwire.compression import Codec
 from tightwire.errors import PlanError
 from tightwire.plan import Plan
 from tightwire.profile import Profile
+from tightwire.profile.values import PRIOR_PASS_S_PER_ELEMENT
 from tightwire.simulate.collective import Collective
 from tightwire.simulate.flows import program_seconds
 from tightwire.simulate.interval import with_interval
@@ -38,7 +39,7 @@ class _Mixing:
     def prediction(self) -> Prediction:
         profile, steps = self.profile, self.plan.sync.steps_per_round
         compute_s = steps * profile.compute_s
-        moving_s, sent = self._round_s, self._round_bytes
+        moving_s, sent = self._round_s + self._copy_s, self._round_bytes
         work_s = self._work_s
         # A worker waits for its neighbours, and so, over rounds, nearly for the slowest of all.
         place = 0 if self._gossip.asynchronous else None
@@ -50,7 +51,8 @@ class _Mixing:
         shares: dict[Bound, float] = {
             "compute": compute_s,
             "stragglers": waited_for_s,
-            "wire": moving_s - self._latency_s,
+            "wire": moving_s - self._latency_s - self._copy_s,
+            "copies": self._copy_s,
             "latency": self._latency_s,
             "codec": work_s,
         }
@@ -132,11 +134,19 @@ class _Mixing:
         return statistics.fmean(times)
 
     @property
+    def _copy_s(self) -> float:
+        """Averages are made in host memory: what is mixed comes from the device, and what it becomes goes there."""
+        if self.cluster.workers == 1:
+            return 0.0
+        return 2 * self.profile.num_bytes * self.profile.copy_s_per_byte
+
+    @property
     def _work_s(self) -> float:
         """Mixing, encoding one's own message and decoding the neighbours'."""
         if self.cluster.workers == 1:
             return 0.0
-        passes_s = MIXING_PASSES * self._numel * self.profile.pass_s_per_element
+        pass_s = PRIOR_PASS_S_PER_ELEMENT if self.profile.is_apart else self.profile.pass_s_per_element
+        passes_s = MIXING_PASSES * self._numel * pass_s
         if self._codec.lossless:
             return passes_s
         cost = self.profile.codec_cost(self._codec)

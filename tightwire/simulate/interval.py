@@ -1,8 +1,9 @@
 """How sure a prediction is: the interval that it states, from what its measurements and formulas leave open.
 
 Every interval holds 80 %: errors are taken to be normal, and an interval reaches 1.28 standard deviations to each side.
-Three things are left open. Compute that was measured varies from step to step; compute that was derived from a data
-sheet may be wrong altogether. A program's time on the wire is as sure as its fit. And the simulator leaves things out.
+Four things are left open. Compute that was measured varies from step to step; compute that was derived from a data
+sheet may be wrong altogether. What transfers take from it on a device may be a guess. A program's time on the wire is
+as sure as its fit. And the simulator leaves things out.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def with_interval(
         waiting_s = found.exposed_s if found.bound_by != "compute" else min(found.exposed_s, found.step_s / 2)
         wire_s = residual * waiting_s
     compute_s = math.hypot(profile.noise / math.sqrt(steps), profile.compute_uncertainty) * found.compute_s
-    deviation_s = math.hypot(compute_s, wire_s, SIMULATION_ERROR * found.step_s)
+    taken_s = profile.sharing_uncertainty * max(0.0, found.compute_s - profile.compute_s)
+    deviation_s = math.hypot(compute_s, taken_s, wire_s, SIMULATION_ERROR * found.step_s)
     return dataclasses.replace(
         found,
         low_s=max(0.0, found.step_s - DEVIATIONS * deviation_s),

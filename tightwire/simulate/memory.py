@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from tightwire.architecture import AllReduce
+from tightwire.architecture.allreduce.traffic import ALIGN_BYTES, PIECE_BYTES, RECEIVES_AHEAD, pieces_of
+from tightwire.cluster import Cluster
 from tightwire.compression.codec import Codec
 from tightwire.compression.routing import compression_for
 from tightwire.compression.stage import Stage
+from tightwire.simulate.exchange import SimulatedExchange
 
 if TYPE_CHECKING:
     from tightwire.plan import Plan
@@ -16,17 +20,17 @@ if TYPE_CHECKING:
 FLOAT_BYTES = 4
 
 
-def added_bytes(plan: Plan, profile: Profile, workers: int) -> int | None:
+def added_bytes(plan: Plan, profile: Profile, cluster: Cluster) -> int | None:
     """Returns the device memory that exchanges by all-reduce hold beside the model and its optimizer.
 
     Buckets, of which gradients are views; a lossy message's input, which keeps what is left over; what stages remember;
-    messages, which a gather holds of all workers. Left out are the pieces of sums that are about to land, 32 of 1 MiB a
-    bucket at most where a program of ours makes them, and what kernels need meanwhile.
+    messages, which a gather holds of all workers; and in each lane the pieces of sums that are about to land, of the
+    largest bucket. Left out is what kernels need meanwhile.
 
     Args:
         plan: whose averages are made on the device.
         profile: of the model.
-        workers: how many take part.
+        cluster: of those who take part.
 
     Returns:
         Bytes; None where a method holds more than it says, or averages are made in host memory.
@@ -47,6 +51,45 @@ def added_bytes(plan: Plan, profile: Profile, workers: int) -> int | None:
         if copies and wide_bytes > num_bytes:
             total += wide_bytes + num_bytes  # the mean as stages see it, and what travels
         if not (sender.lossless and sender.sums_as == ""):
-            messages = workers if sender.combine == "none" else 1
+            messages = cluster.workers if sender.combine == "none" else 1
             total += messages * sender.wire_bytes(parameter.numel, parameter.itemsize)
-    return total
+    return total + landing_bytes(plan, profile, cluster)
+
+
+def landing_bytes(plan: Plan, profile: Profile, cluster: Cluster) -> int:
+    """Returns what is kept for pieces that are about to land: in each lane, as much as its largest bucket needs."""
+    if cluster.workers == 1:
+        return 0
+    exchange = SimulatedExchange(plan=plan, profile=profile, cluster=cluster)
+    by_lane: Counter[int] = Counter()
+    for place, piece in enumerate(exchange.agenda.pieces):
+        itemsize = exchange.buckets[piece.bucket][0].itemsize
+        codec = exchange.sender_of(piece.bucket)
+        assert isinstance(codec, Codec), codec
+        lane = place % exchange.agenda.lanes
+        needs = _landing_of(exchange, codec, piece.num_bytes // itemsize, itemsize)
+        by_lane[lane] = max(by_lane[lane], needs)
+    return sum(by_lane.values())
+
+
+def _landing_of(exchange: SimulatedExchange, codec: Codec, numel: int, itemsize: int) -> int:
+    """Returns what one bucket's runner needs; nothing where messages are gathered, or a backend sums them."""
+    collective = exchange.costs.collective_for(codec, numel, itemsize)
+    if codec.combine == "none" or collective.name == "native" or not numel:
+        return 0
+    is_dense = codec.lossless and codec.sums_as == ""
+    program = collective.program
+    if (
+        program is None
+    ):  # too large to be built: rings, whose chunks are equal, and more pieces than are awaited
+        size, slots = min(PIECE_BYTES // 4 // itemsize, -(-numel // collective.workers)), RECEIVES_AHEAD
+    else:
+        pieces = pieces_of(program, codec, numel, itemsize, PIECE_BYTES)
+        receives = program.receives(collective.busiest)
+        size = max(pieces.sizes, default=0)
+        if exchange.cluster.over == "pinned":
+            slots = min(RECEIVES_AHEAD, sum(len(pieces.of_chunk[t.chunk]) for t in receives))
+        else:  # by NCCL, where what starts together ends together: a step's pieces of one place in their chunks
+            slots = max(Counter(t.step for t in receives).values(), default=0)
+    slot_bytes = size * itemsize if is_dense else codec.wire_bytes(size, itemsize)
+    return slots * -(-slot_bytes // ALIGN_BYTES) * ALIGN_BYTES

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from tightwire.plan import Plan
 
-Bound = Literal["compute", "wire", "latency", "codec", "stragglers"]
+Bound = Literal["compute", "wire", "latency", "codec", "copies", "stragglers"]
 
 
 @dataclass(frozen=True, kw_only=True)

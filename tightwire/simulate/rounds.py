@@ -77,6 +77,7 @@ class _Local(SimulatedExchange):
             "wire": moving.wire_s,
             "latency": moving.latency_s,
             "codec": moving.codec_s,
+            "copies": moving.copy_s,
         }
         found = Prediction(
             plan=self.plan,

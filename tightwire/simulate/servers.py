@@ -58,16 +58,18 @@ class _Serving:
         line_s = self._busiest_line_s / self._steps_per_push
         if self._pushes_together:  # all push at once, and then all pull: the busiest line is busy twice
             step_s = (
-                compute_s + waited_for_s + moving.latency_s + moving.codec_s + max(moving.wire_s, 2 * line_s)
-            )
+                compute_s + waited_for_s + moving.latency_s + moving.codec_s + moving.copy_s
+                + max(moving.wire_s, 2 * line_s)
+            )  # fmt: skip
         else:  # some push while others compute; lines that carry all workers' bytes may still be the slower ones
             step_s = max(compute_s + moving.seconds, line_s) + waited_for_s
         shares: dict[Bound, float] = {
             "compute": compute_s,
             "stragglers": waited_for_s,
-            "wire": step_s - compute_s - waited_for_s - moving.latency_s - moving.codec_s,
+            "wire": step_s - compute_s - waited_for_s - moving.latency_s - moving.codec_s - moving.copy_s,
             "latency": moving.latency_s,
             "codec": moving.codec_s,
+            "copies": moving.copy_s,
         }
         found = Prediction(
             plan=self.plan,
@@ -145,6 +147,7 @@ class _Serving:
             codec_s=self._codec_s,
             latency_s=(MESSAGES * 2 + GAP * 2 * (owners + serves)) * self.cluster.latency_s,
             wire_s=wire_s,
+            copy_s=2 * self._message_bytes * self.profile.copy_s_per_byte,  # of a push, and of what is pulled
             sent_bytes=round(one_way + serves * own * self._message_bytes)
             + MESSAGES * HEADER_BYTES * (owners + serves),
         )

@@ -216,7 +216,7 @@ class _Wire:
         self._scheduler, self._lanes = scheduler, steps.agenda.lanes
         self._buckets = [piece.bucket for piece in steps.agenda.pieces]
         self._latency_s = [cost.latency_s for cost in steps.costs]
-        self._on_line_s = [cost.codec_s + cost.wire_s for cost in steps.costs]
+        self._on_line_s = [cost.codec_s + cost.wire_s + cost.copy_s for cost in steps.costs]
         self._stolen = [cost.stolen_s / cost.seconds if cost.seconds else 0.0 for cost in steps.costs]
         self._steals = any(self._stolen)
         self._missing = [0] * (1 + max(self._buckets, default=-1))

@@ -16,8 +16,9 @@ from tightwire.transport.wrapper import Wrapper
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Of what a native all-reduce moves at a time: large enough for the wire's rate, small enough to copy beside it.
-CHUNK_BYTES = 4 * 1024 * 1024
+# Of what a native all-reduce moves at a time: small enough to copy beside it, and for each rank large enough for the
+# wire's rate, since it sends a part of a rank at a time.
+CHUNK_BYTES, PART_BYTES = 1024 * 1024, 256 * 1024
 
 
 @final
@@ -64,6 +65,11 @@ class Pinned(Wrapper):
     def wrap(self, child: Transport, ranks: Sequence[int]) -> Transport:
         """Wraps a channel or a group."""
         return Pinned(child)
+
+
+def chunk_bytes(ranks: int) -> int:
+    """Returns how much of a native all-reduce among so many ranks is copied, and summed, at a time."""
+    return max(CHUNK_BYTES, ranks * PART_BYTES)
 
 
 def _room(device: Device, tensor: Tensor) -> Tensor:
@@ -123,7 +129,7 @@ class _Summing:
     def __init__(self, inner: Transport, device: Device, tensor: Tensor) -> None:
         self._inner, self._device, self._pending = inner, device, True
         # Chunks of which all ranks own equal parts, so that a sum in chunks sends what a whole one would.
-        unit = inner.size * max(1, CHUNK_BYTES // (inner.size * tensor.element_size()))
+        unit = inner.size * max(1, chunk_bytes(inner.size) // (inner.size * tensor.element_size()))
         self._chunks = list(tensor.view(-1).split(unit))
         self._rooms = [_room(device, chunk) for chunk in self._chunks]
         self._marks: list[Mark] = []

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, final, get_args
+from typing import TYPE_CHECKING, final, get_args
 
 from tightwire.devices import device_named
 from tightwire.errors import AttachError
-from tightwire.transport.base import Transport, Work
+from tightwire.transport.base import Over, Transport, Work
 from tightwire.transport.nccl import Nccl, connect_nccl, require_devices_apart
 from tightwire.transport.pinned import Pinned
 from tightwire.transport.world import workers_per_node
@@ -17,8 +17,6 @@ from tightwire.transport.wrapper import Wrapper
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-Over = Literal["auto", "nccl", "pinned", "nccl-inside"]
 
 
 def reaching(transport: Transport, where: torch.device, over: Over) -> Transport:

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tightwire.architecture.allreduce.landing import Slots
 from tightwire.architecture.allreduce.losses import share_of_loss
 from tightwire.architecture.allreduce.part import Encode, Receive, Send
 from tightwire.architecture.allreduce.program import Program
 from tightwire.architecture.allreduce.seeds import message_seed
-from tightwire.architecture.allreduce.traffic import Pieces, message_sizes
+from tightwire.architecture.allreduce.traffic import ALIGN_BYTES, Pieces, message_sizes
 from tightwire.compression.codec import Codec
-
-ALIGN_BYTES = 64
+from tightwire.transport import Transport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,16 +62,17 @@ class Buffers(abc.ABC):
 class DenseBuffers(Buffers):
     """Values as they are, summed in place in `mean`."""
 
-    def __init__(self, job: RunnerJob, num_slots: int) -> None:
+    def __init__(self, job: RunnerJob, transport: Transport, num_slots: int) -> None:
         self._sizes = list(job.pieces.sizes)
         self._num_ranks = job.program.num_ranks
-        self._slots = torch.empty(
-            num_slots, max(self._sizes, default=0), dtype=job.dtype, device=job.device
-        ).unbind()
+        self._dtype = job.dtype
+        largest = max(self._sizes, default=0) * job.dtype.itemsize
+        self._slots = Slots(transport, num_slots, largest, job.device)
         self._views: Sequence[Tensor] = ()
 
     def begin(self, work: Tensor, mean: Tensor, seed: int) -> None:
         """Works on `mean` in place."""
+        self._slots.begin()
         if mean.data_ptr() != work.data_ptr():
             mean.copy_(work)
         self._views = mean.split_with_sizes(self._sizes)
@@ -83,21 +84,23 @@ class DenseBuffers(Buffers):
     def landing(self, receive: Receive, slot: int) -> Tensor:
         """Returns a slot for what is added, the place itself for a finished sum."""
         # A finished sum arrives only after all that this rank gave to it was taken: its place is free then.
-        if receive.op == "copy":
-            return self._views[receive.piece]
-        return self._slots[slot][: self._sizes[receive.piece]]
+        return self._views[receive.piece] if receive.op == "copy" else self._landed(receive.piece, slot)
 
     def arrived(self, receive: Receive, slot: int) -> None:
         """Adds what landed."""
         if receive.op == "copy":
             return
-        value = self._views[receive.piece].add_(self._slots[slot][: self._sizes[receive.piece]])
+        value = self._views[receive.piece].add_(self._landed(receive.piece, slot))
         if receive.completes:
             value.div_(self._num_ranks)
 
     def finish(self) -> None:
         """Forgets the buffers of the run."""
         self._views = ()
+        self._slots.end()
+
+    def _landed(self, piece: int, slot: int) -> Tensor:
+        return self._slots[slot].view(self._dtype)[: self._sizes[piece]]
 
 
 class MessageBuffers(Buffers):
@@ -107,12 +110,12 @@ class MessageBuffers(Buffers):
     message; added to, it is decoded into `mean`. A finished value travels on as the message that it came in.
     """
 
-    def __init__(self, job: RunnerJob, num_slots: int) -> None:
+    def __init__(self, job: RunnerJob, transport: Transport, num_slots: int) -> None:
         self._codec, self._num_ranks = job.codec, job.program.num_ranks
         self._sizes = list(job.pieces.sizes)
         self._bytes = message_sizes(job.program, job.codec, job.pieces, job.dtype.itemsize)
         self._messages = _aligned(self._bytes, job.device)
-        self._slots = _aligned([max(self._bytes, default=0)] * num_slots, job.device)
+        self._slots = Slots(transport, num_slots, max(self._bytes, default=0), job.device)
         self._work: Sequence[Tensor] = ()
         self._mean: Sequence[Tensor] = ()
         self._seed = 0
@@ -122,6 +125,7 @@ class MessageBuffers(Buffers):
 
     def begin(self, work: Tensor, mean: Tensor, seed: int) -> None:
         """Takes the buffers piece by piece."""
+        self._slots.begin()
         if self._codec.lossless and mean.data_ptr() == work.data_ptr():
             work = work.clone()
         if self._divides_first:
@@ -162,6 +166,7 @@ class MessageBuffers(Buffers):
         if self._divides_first:
             self._whole.mul_(self._num_ranks)  # what is left over, in units of what came in
         self._work = self._mean = ()
+        self._slots.end()
 
     def _add(self, receive: Receive, message: Tensor) -> None:
         work, mean = self._work[receive.piece], self._mean[receive.piece]
@@ -191,7 +196,7 @@ class MessageBuffers(Buffers):
 class GatherBuffers(Buffers):
     """Whole messages, one per rank, that everybody decodes and adds in rank order."""
 
-    def __init__(self, job: RunnerJob, num_slots: int) -> None:
+    def __init__(self, job: RunnerJob) -> None:
         self._codec, self._rank = job.codec, job.rank
         self._messages = _aligned(
             [job.codec.wire_bytes(job.numel, job.dtype.itemsize)] * job.program.num_ranks, job.device

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tightwire.architecture.allreduce.buffers import Buffers, RunnerJob
 from tightwire.architecture.allreduce.engine import part_runner, slots_for
+from tightwire.architecture.allreduce.landing import Slots
 from tightwire.architecture.allreduce.part import Receive, Send, part_of
 from tightwire.architecture.allreduce.program import Program
 from tightwire.architecture.allreduce.runner import HOST
@@ -73,7 +74,7 @@ class Mover:
             device=device,
         )
         part = part_of(program, transport.rank, pieces, tag)
-        self._buffers = SumBuffers(job, slots_for(part, transport, device.type))
+        self._buffers = SumBuffers(job, transport, slots_for(part, transport, device.type))
         self._of_chunk = pieces.of_chunk
         self._engine = (
             part_runner(part, transport, self._buffers, len(pieces.sizes), device.type)
@@ -142,11 +143,10 @@ class Mover:
 class SumBuffers(Buffers):
     """Values as they are, summed in place and not divided, wherever they were placed."""
 
-    def __init__(self, job: RunnerJob, num_slots: int) -> None:
-        self.sizes = list(job.pieces.sizes)
-        self._slots = torch.empty(
-            num_slots, max(self.sizes, default=0), dtype=job.dtype, device=job.device
-        ).unbind()
+    def __init__(self, job: RunnerJob, transport: Transport, num_slots: int) -> None:
+        self.sizes, self._dtype = list(job.pieces.sizes), job.dtype
+        largest = max(self.sizes, default=0) * job.dtype.itemsize
+        self._slots = Slots(transport, num_slots, largest, job.device)
         self._views: Sequence[Tensor] = ()
 
     def place(self, where: Tensor | Sequence[Tensor]) -> None:
@@ -155,6 +155,7 @@ class SumBuffers(Buffers):
 
     def begin(self, work: Tensor, mean: Tensor, seed: int) -> None:
         """Finds all in place."""
+        self._slots.begin()
 
     def outgoing(self, send: Send) -> Tensor:
         """Returns the values themselves."""
@@ -163,13 +164,17 @@ class SumBuffers(Buffers):
     def landing(self, receive: Receive, slot: int) -> Tensor:
         """Returns a slot for what is added, the place itself for a copy."""
         piece = receive.piece
-        return self._views[piece] if receive.op == "copy" else self._slots[slot][: self.sizes[piece]]
+        return self._views[piece] if receive.op == "copy" else self._landed(piece, slot)
 
     def arrived(self, receive: Receive, slot: int) -> None:
         """Adds what landed."""
         if receive.op == "reduce":
-            self._views[receive.piece].add_(self._slots[slot][: self.sizes[receive.piece]])
+            self._views[receive.piece].add_(self._landed(receive.piece, slot))
 
     def finish(self) -> None:
         """Forgets the buffers of the run."""
         self._views = ()
+        self._slots.end()
+
+    def _landed(self, piece: int, slot: int) -> Tensor:
+        return self._slots[slot].view(self._dtype)[: self.sizes[piece]]

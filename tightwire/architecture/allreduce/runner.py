@@ -157,11 +157,11 @@ def _way(job: RunnerJob, transport: Transport, tag: int) -> Running:
     part = part_of(job.program, job.rank, job.pieces, tag)
     slots = slots_for(part, transport, job.device.type)
     if job.program.gathers:
-        buffers: Buffers = GatherBuffers(job, slots)
+        buffers: Buffers = GatherBuffers(job)
     elif job.codec.sums_as == "" and job.codec.lossless:
-        buffers = DenseBuffers(job, slots)
+        buffers = DenseBuffers(job, transport, slots)
     else:
-        buffers = MessageBuffers(job, slots)
+        buffers = MessageBuffers(job, transport, slots)
     return part_runner(part, transport, buffers, len(job.pieces.sizes), job.device.type)
 
 

@@ -11,6 +11,12 @@ from tightwire.compression.codec import Codec
 from tightwire.transport.base import native_bytes
 
 PIECE_BYTES = 1024 * 1024
+# Where messages begin in memory: any dtype may.
+ALIGN_BYTES = 64
+# Pieces that may be on their way to a rank at once, as far as it has asked for them. Measured at 1 Gb/s, 16 MB, pieces
+# of 256 KB, eight ranks: with 8, halving-doubling and direct, which talk to several partners at once, took 10 to 13 %
+# more time, and with 16 up to 7 %; a ring is as fast with 8.
+RECEIVES_AHEAD = 32
 PIECE_MULTIPLE = 1024  # elements; codecs work in blocks, and this is a whole number of them
 
 ITEM_BYTES = {
@@ -56,9 +62,12 @@ def cut(chunk_sizes: Sequence[int], itemsize: int, piece_bytes: int) -> Pieces:
 
 
 def _cut_one(size: int, itemsize: int, piece_bytes: int) -> tuple[int, ...]:
-    num_bytes = size * itemsize
-    count = max(-(-num_bytes // piece_bytes), 2 if 2 * num_bytes > piece_bytes else 1)
-    return tuple(filter(None, split(size, count, PIECE_MULTIPLE)))
+    return tuple(filter(None, split(size, num_pieces(size * itemsize, piece_bytes), PIECE_MULTIPLE)))
+
+
+def num_pieces(num_bytes: int, piece_bytes: int) -> int:
+    """Returns how many pieces a chunk of so many bytes is cut into."""
+    return max(-(-num_bytes // piece_bytes), 2 if 2 * num_bytes > piece_bytes else 1)
 
 
 def pieces_of(program: Program, codec: Codec, numel: int, itemsize: int, piece_bytes: int) -> Pieces:

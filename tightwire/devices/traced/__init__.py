@@ -28,17 +28,18 @@ from tightwire.devices.pool import PinnedPool
 from tightwire.devices.traced.backend import KIND, Backend, place
 from tightwire.devices.traced.clocks import AccessRace, Clock
 from tightwire.devices.traced.streams import Span, StreamEvent, Streams
+from tightwire.devices.traced.timing import VirtualTime
 from tightwire.errors import AttachError
 
-__all__ = ["KIND", "AccessRace", "TracedDevice", "install"]
+__all__ = ["KIND", "AccessRace", "TracedDevice", "VirtualTime", "install"]
 
 
 @final
 class TracedMark(Mark):
-    """An event, of which device, and what the thread that made it knew."""
+    """An event, of which device, what the thread that made it knew, and its virtual time."""
 
-    def __init__(self, event: StreamEvent | None, index: int, known: Clock) -> None:
-        self.event, self.index, self.known = event, index, known
+    def __init__(self, event: StreamEvent | None, index: int, known: Clock, at_s: float = 0.0) -> None:
+        self.event, self.index, self.known, self.at_s = event, index, known, at_s
 
 
 @final
@@ -49,6 +50,7 @@ class TracedDevice(Device):
         omitted: the sites whose waits are left out: `follow` or `wait`, and the line of ours that asks for it.
         sites: all that were met.
         captures: whether a graph is being captured, as a test says.
+        timing: virtual time, where somebody asks for it.
     """
 
     kind = KIND
@@ -59,6 +61,7 @@ class TracedDevice(Device):
         self.omitted: frozenset[str] = frozenset()
         self.sites: set[str] = set()
         self.captures = False
+        self.timing: VirtualTime | None = None
         self._local = threading.local()
         self._pool = PinnedPool(backend.pin, self.wait)
 
@@ -81,8 +84,10 @@ class TracedDevice(Device):
     def mark(self, at: torch.device) -> Mark:
         """Records an event on this thread's stream of a device."""
         index = at.index or 0
-        event = self.scheduler.record(self.scheduler.current(index))
-        return TracedMark(event, index, self.scheduler.knowledge())
+        stream = self.scheduler.current(index)
+        event = self.scheduler.record(stream)
+        at_s = self.timing.end_of(stream) if self.timing is not None else 0.0
+        return TracedMark(event, index, self.scheduler.knowledge(), at_s)
 
     def follow(self, mark: Mark) -> None:
         """Has this thread's streams begin after the mark."""
@@ -92,6 +97,8 @@ class TracedDevice(Device):
         self.scheduler.learn(mark.known)
         if mark.event is not None:
             self.scheduler.follow(self.scheduler.current(mark.index), mark.event)
+        if self.timing is not None:
+            self.timing.follow(self.scheduler.current(mark.index), mark.at_s)
 
     def wait(self, mark: Mark) -> None:
         """Does what the mark marks."""
@@ -100,7 +107,10 @@ class TracedDevice(Device):
             return
         self.scheduler.learn(mark.known)
         if mark.event is not None:
+            self.scheduler.wait_at(place())
             self.scheduler.wait(mark.event)
+        if self.timing is not None:
+            self.timing.wait_until(mark.at_s)
 
     def drain(self, at: torch.device) -> None:
         """Does all that any stream was asked for."""
@@ -138,6 +148,9 @@ class TracedDevice(Device):
     def copy(self, source: Tensor, target: Tensor) -> None:
         """Queues a copy."""
         target.copy_(source, non_blocking=True)
+        if self.timing is not None:
+            at = source.device if source.device.type == KIND else target.device
+            self.timing.copy(self.scheduler.current(at.index or 0), source.nbytes)
 
     def count(self) -> int:
         """Returns 1."""
@@ -221,6 +234,10 @@ _READ_ONLY = {
 }
 
 
+# Kernels that tell of a wrong index by a flag on the device, as on CUDA.
+_DOUBTED = ("scatter_largest", "scatter_sparse", "scatter_blocks", "decode_cosines")
+
+
 class _Kernels(SimpleNamespace):
     """The CPU's kernels, queued; those that return a value wait for the stream, as on CUDA."""
 
@@ -247,6 +264,16 @@ class _Kernels(SimpleNamespace):
             bound = inspect.signature(function).bind(*args, **kwargs).arguments
             untouched = next((names for prefix, names in _READ_ONLY.items() if name.startswith(prefix)), ())
             written = [x for k, x in bound.items() if isinstance(x, Tensor) and k not in untouched]
+            if name in _DOUBTED:
+                flag = kernels.flag_of(tensors[0].device)
+                raised = backend.on_host(flag)
+
+                def try_it() -> None:
+                    if not function(*lowered, **named):
+                        raised.fill_(1)
+
+                backend.launch(try_it, [*tensors, flag], [*written, flag], name)
+                return True
             backend.launch(lambda: results.append(function(*lowered, **named)), tensors, written, name)
             if not answers:
                 return None

@@ -74,6 +74,7 @@ class Backend:
             return
         from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+        _name_all_operators()
         _setup_privateuseone_for_python_backend(KIND)
         # Torch's stand-in for a device's module lacks what autocast asks of one.
         module: Any = torch.get_device_module(KIND)
@@ -137,6 +138,7 @@ class Backend:
         """Has the host wait for all that was asked of the current stream, as whatever returns a value must."""
         device = next(t.device for t in tensors if t.device.type == KIND)
         scheduler = self.scheduler
+        scheduler.wait_at(place())
         scheduler.wait(scheduler.record(scheduler.current(device.index or 0)))
 
     def on_host(self, tensor: Tensor) -> Tensor:
@@ -326,3 +328,16 @@ def place() -> str:
 def current_stream(backend: Backend, device: torch.device) -> Stream:
     """Returns the stream that this thread asks a device for."""
     return backend.scheduler.current(device.index or 0)
+
+
+def _name_all_operators() -> None:
+    """Makes torch's object for every operator now, in one thread.
+
+    The fallback is given that object by an address that torch keeps and does not own. Where two threads meet an
+    operator for the first time at once, each makes one, the second replaces the first, and the address is of freed
+    memory.
+    """
+    for full in torch._C._dispatch_get_all_op_names():
+        name, _, overload = full.removeprefix("aten::").partition(".")
+        if full.startswith("aten::"):
+            getattr(getattr(torch.ops.aten, name), overload or "default")

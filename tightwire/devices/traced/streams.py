@@ -55,6 +55,7 @@ class Streams:
 
     Attributes:
         memory: who touched what.
+        waits: lines of ours that had the host wait for a stream.
         lock: guards everything here.
     """
 
@@ -66,6 +67,7 @@ class Streams:
             haste: how many tasks it runs, on average, whenever one is asked for; 0: none before the host waits.
         """
         self.memory = TouchedMemory()
+        self.waits: set[str] = set()
         self.lock = threading.RLock()
         self._random, self._haste = random.Random(seed), haste
         self._streams: list[Stream] = []
@@ -137,6 +139,11 @@ class Streams:
         with self.lock:
             self._run_to(event)
             self._host().join(event.clock)
+
+    def wait_at(self, line: str) -> None:
+        """Notes which line has the host wait."""
+        with self.lock:
+            self.waits.add(line)
 
     def drain(self) -> None:
         """Does all that any stream was asked for; the host has waited for all of it then."""

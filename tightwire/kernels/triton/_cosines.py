@@ -63,6 +63,7 @@ def add_waves(
     out: tl.tensor,
     message: tl.tensor,
     backward: tl.tensor,
+    fault: tl.tensor,
     numel: tl.tensor,
     kept: tl.tensor,
     HOW: tl.constexpr,
@@ -76,6 +77,7 @@ def add_waves(
         out: (numel,) float32.
         message: uint16 indices within chunks, then float32 coefficients.
         backward: (WIDTH, WIDTH) float32; row j is the wave of coefficient j.
+        fault: int32; where it is not 0, nothing is done.
         numel: elements.
         kept: coefficients per chunk.
         HOW: they meet `out`.
@@ -87,12 +89,13 @@ def add_waves(
     place = tl.arange(0, WIDTH)[None, :]
     values = message + 2 * tl.cdiv(numel, BLOCK).to(tl.int64) * kept
     total = tl.zeros([ROWS, WIDTH], tl.float32)
+    is_sound = tl.load(fault) == 0
     for j in range(kept):
         slot = row * kept + j
-        index = get_words(message, slot, size > 0, 2, tl.int32)
+        index = get_words(message, slot, (size > 0) & is_sound, 2, tl.int32)
         value = get_words(values, slot, size > 0, 4, tl.int32).to(tl.float32, bitcast=True)
         total = total + value[:, None] * tl.load(backward + index[:, None] * WIDTH + place)
-    inside = place < size[:, None]
+    inside = (place < size[:, None]) & is_sound
     where = out + row[:, None] * BLOCK + place
     if HOW == 1:
         total = tl.load(where, mask=inside, other=0.0) + total

@@ -239,6 +239,7 @@ def check(
 def place(
     out: tl.tensor,
     message: tl.tensor,
+    fault: tl.tensor,
     k: tl.tensor,
     block: tl.tensor,
     kept: tl.tensor,
@@ -256,6 +257,7 @@ def place(
     Args:
         out: signed integers, the bits of floats.
         message: as for `check`.
+        fault: int32; where it is not 0, nothing is done.
         k: as for `check`.
         block: as for `check`.
         kept: as for `check`.
@@ -269,7 +271,7 @@ def place(
         TILE: indices of a program.
     """
     j = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    here = j < k
+    here = (j < k) & (tl.load(fault) == 0)
     if COUNTED:
         zero = tl.zeros([TILE], tl.int32)
         here = here & (j < get_words(message, zero, zero == 0, 4, tl.int32))

@@ -31,7 +31,7 @@ def select_blocks(x: Tensor, message: Tensor, block: int, kept: tuple[int, int])
 
 
 def scatter_blocks(message: Tensor, out: Tensor, block: int, kept: tuple[int, int], add: bool) -> bool:
-    """Writes or adds a message of blocks; False, with nothing done, if an index is wrong."""
+    """Writes or adds a message of blocks; nothing, and a flag, if an index is wrong."""
     num_blocks = out.numel() // block
     total = num_blocks * kept[0] + kept[1]
     layout = block, max(kept[0], 1), num_blocks

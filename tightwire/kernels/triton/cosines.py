@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tightwire.kernels._doubts import flag_of
 from tightwire.kernels._rotations import cosine_network, cosine_scale
 from tightwire.kernels._scratch import per_thread, scratch_tensor
 from tightwire.kernels.triton import _cosines
 from tightwire.kernels.triton import _parts as parts
 from tightwire.kernels.triton.blocks import select_blocks
-from tightwire.kernels.triton.sparse import are_possible
+from tightwire.kernels.triton.sparse import check
 
 
 def encode_cosines(
@@ -41,16 +42,18 @@ def _network(chunk: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, 
 
 
 def decode_cosines(message: Tensor, out: Tensor, backward: Tensor, kept: int, how: int) -> bool:
-    """Writes, adds or subtracts the waves of a message; False, with nothing done, if an index is wrong."""
+    """Writes, adds or subtracts the waves of a message; nothing, and a flag, if an index is wrong."""
     chunk = backward.shape[0]
     num_chunks = -(-out.numel() // chunk)
     layout = chunk, kept, num_chunks
-    if not are_possible(message, num_chunks * chunk, num_chunks * kept, layout, COUNTED=False, BLOCKED=True):
-        return False
+    check(message, num_chunks * chunk, num_chunks * kept, layout, COUNTED=False, BLOCKED=True)
     _add_waves(message, out, backward, kept, how)
     return True
 
 
 def _add_waves(message: Tensor, out: Tensor, backward: Tensor, kept: int, how: int) -> None:
     programs, shape = parts.rows(out.numel(), backward.shape[0])
-    parts.launch(_cosines.add_waves, programs, out, message, backward, out.numel(), kept, HOW=how, **shape)
+    fault = flag_of(out.device)
+    parts.launch(
+        _cosines.add_waves, programs, out, message, backward, fault, out.numel(), kept, HOW=how, **shape
+    )

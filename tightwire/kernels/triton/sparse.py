@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tightwire.kernels._doubts import flag_of
 from tightwire.kernels._scratch import scratch_tensor
 from tightwire.kernels.triton import _parts as parts
 from tightwire.kernels.triton import _sparse
@@ -23,7 +24,7 @@ def select_largest(x: Tensor, message: Tensor, k: int) -> None:
 
 
 def scatter_largest(message: Tensor, out: Tensor, k: int, add: bool) -> bool:
-    """Writes or adds the k values of a message to `out`; False, with nothing done, if an index is wrong."""
+    """Writes or adds the k values of a message to `out`; nothing, and a flag, if an index is wrong."""
     return place_values(message, out, k, add, (1, 1, 0), COUNTED=False, BLOCKED=False)
 
 
@@ -37,7 +38,7 @@ def select_above(x: Tensor, message: Tensor, k: int, threshold: float) -> None:
 
 
 def scatter_sparse(message: Tensor, out: Tensor, k: int, add: bool) -> bool:
-    """Writes or adds a message of at most k elements; False, with nothing done, if it cannot be valid."""
+    """Writes or adds a message of at most k elements; nothing, and a flag, if it cannot be valid."""
     return place_values(message, out, k, add, (1, 1, 0), COUNTED=True, BLOCKED=False)
 
 
@@ -91,10 +92,12 @@ def _move(x: Tensor, state: Tensor, indices: Tensor, values: Tensor, counted: Te
 def place_values(
     message: Tensor, out: Tensor, k: int, add: bool, layout: tuple[int, int, int], **kind: bool
 ) -> bool:
-    """Writes or adds the values of a message, if its indices can be; `layout` and `kind` are as for `_sparse.check`."""
+    """Writes or adds the values of a message, if its indices can be; `layout` and `kind` are as for `_sparse.check`.
+
+    True, for nothing here waits to know: where they cannot be, the thread's flag is set, and nothing is placed.
+    """
     bits, constants = parts.as_integers(out)
-    if not are_possible(message, out.numel(), k, layout, **kind):
-        return False
+    fault = check(message, out.numel(), k, layout, **kind)
     if not add:
         out.zero_()
     of = {
@@ -102,13 +105,16 @@ def place_values(
         "ITEMSIZE": out.element_size(),
         "WIDE": constants["WIDE"],
     }
-    parts.launch_by_tile(_sparse.place, bits, message, k, *layout, numel=k, **kind, ADD=add, **of)
+    parts.launch_by_tile(_sparse.place, bits, message, fault, k, *layout, numel=k, **kind, ADD=add, **of)
     return True
 
 
-def are_possible(message: Tensor, numel: int, k: int, layout: tuple[int, int, int], **kind: bool) -> bool:
-    """Whether the indices of a message can be; `layout` and `kind` are as for `_sparse.check`."""
-    fault = scratch_tensor("fault", 1, torch.int32, message.device).zero_()
+def check(message: Tensor, numel: int, k: int, layout: tuple[int, int, int], **kind: bool) -> Tensor:
+    """Returns this thread's flag, which is set by then on the device unless the indices of a message can be.
+
+    `layout` and `kind` are as for `_sparse.check`.
+    """
+    fault = flag_of(message.device)
     # One more, for a message without room for indices still has a count.
     parts.launch_by_tile(_sparse.check, message, fault, numel, k, *layout, numel=k + 1, **kind)
-    return not fault.item()
+    return fault
