@@ -27,11 +27,18 @@ class LandingRoom:
         self._lock = threading.Lock()
 
     def reserve(self, num_bytes: int, at: torch.device) -> None:
-        """Makes sure that one block is free which is large enough; smaller ones are given back to torch."""
+        """Makes sure that one block is free which is large enough; smaller ones are given back to torch.
+
+        The host waits for what still reads those: torch would hand them out again by the stream that asked for them.
+        """
         with self._lock:
             if any(block.numel() >= num_bytes and block.device == at for block, _ in self._free):
                 return
-            self._free = [entry for entry in self._free if entry[0].device != at]
+            smaller, self._free = self._free, [entry for entry in self._free if entry[0].device != at]
+        for block, mark in smaller:
+            if block.device == at:
+                device_named(at).wait(mark)
+        del smaller
         self.put(torch.empty(num_bytes, dtype=torch.uint8, device=at))
 
     def take(self, num_bytes: int, at: torch.device) -> Tensor:
