@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Sequence
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -18,12 +18,26 @@ from tightwire.transport import Transport
 _rooms: weakref.WeakKeyDictionary[Transport, LandingRoom] = weakref.WeakKeyDictionary()
 
 
+class _Free(NamedTuple):
+    """A block that nobody receives into at present.
+
+    Attributes:
+        block: (bytes,) uint8.
+        mark: what was asked of it last; None: nothing yet.
+        thread: that asked, whose next work comes after that by itself.
+    """
+
+    block: Tensor
+    mark: Mark | None
+    thread: int
+
+
 @final
 class LandingRoom:
     """Blocks of memory that nobody receives into at present."""
 
     def __init__(self) -> None:
-        self._free: list[tuple[Tensor, Mark]] = []
+        self._free: list[_Free] = []
         self._lock = threading.Lock()
 
     def reserve(self, num_bytes: int, at: torch.device) -> None:
@@ -32,32 +46,35 @@ class LandingRoom:
         The host waits for what still reads those: torch would hand them out again by the stream that asked for them.
         """
         with self._lock:
-            if any(block.numel() >= num_bytes and block.device == at for block, _ in self._free):
+            if any(free.block.numel() >= num_bytes and free.block.device == at for free in self._free):
                 return
-            smaller, self._free = self._free, [entry for entry in self._free if entry[0].device != at]
-        for block, mark in smaller:
-            if block.device == at:
-                device_named(at).wait(mark)
-        del smaller
-        self.put(torch.empty(num_bytes, dtype=torch.uint8, device=at))
+            smaller = [free for free in self._free if free.block.device == at]
+            # Whatever the allocator gave this memory for before comes before any bucket is filled, which lanes follow.
+            made = _Free(torch.empty(num_bytes, dtype=torch.uint8, device=at), None, threading.get_ident())
+            self._free = [free for free in self._free if free.block.device != at] + [made]
+        for free in smaller:
+            if free.mark is not None:
+                device_named(at).wait(free.mark)
 
     def take(self, num_bytes: int, at: torch.device) -> Tensor:
         """Returns a block, (num_bytes,) uint8 or more, which this thread's stream may write."""
         with self._lock:
-            for i, (block, _) in enumerate(self._free):
-                if block.numel() >= num_bytes and block.device == at:
-                    block, mark = self._free.pop(i)
-                    break
-            else:  # two runners are under way, or one failed, and its receives may still write into what it had
-                return torch.empty(num_bytes, dtype=torch.uint8, device=at)
-        device_named(at).follow(mark)
-        return block
+            fits = (f for f in self._free if f.block.numel() >= num_bytes and f.block.device == at)
+            if (found := next(fits, None)) is not None:
+                self._free = [free for free in self._free if free is not found]
+        if (
+            found is None
+        ):  # two runners are under way, or one failed: its receives may still write into what it had
+            return torch.empty(num_bytes, dtype=torch.uint8, device=at)
+        if found.mark is not None and found.thread != threading.get_ident():
+            device_named(at).follow(found.mark)
+        return found.block
 
     def put(self, block: Tensor) -> None:
         """Takes a block back, once this thread's stream is done with it."""
         mark = device_named(block.device).mark(block.device)
         with self._lock:
-            self._free.append((block, mark))
+            self._free.append(_Free(block, mark, threading.get_ident()))
 
 
 @final
