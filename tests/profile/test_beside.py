@@ -1,4 +1,4 @@
-"""What a device and exchanges on it take from each other, measured: here on the emulated one, of which nothing is said."""
+"""What a device and exchanges on it take from each other: measured on the emulated one, of which it says nothing."""
 
 from __future__ import annotations
 

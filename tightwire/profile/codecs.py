@@ -72,7 +72,7 @@ def measure_pass(
 
 def _normal(shape: tuple[int, ...], device: torch.device | str) -> Tensor:
     """Draws from a generator of its own: measuring must not change the numbers that training draws."""
-    return torch.randn(shape, device=device, generator=torch.Generator(device).manual_seed(0))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def _measure(codec: Codec, values: Tensor, samples: int) -> CodecCost:
