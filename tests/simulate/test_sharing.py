@@ -38,9 +38,9 @@ def test_the_longer_of_copies_and_wire_and_one_piece_of_the_other() -> None:
 
 def test_a_native_sum_by_pinned_memory_copies_each_value_once_each_way() -> None:
     found = predict("bsp/allreduce:native/none/sequential", DEVICE, over("pinned"))
-    # 64 MiB both ways in 16 chunks of 4 MiB, beside 64 MiB on the wire (a ring of two sends each half twice).
+    # 64 MiB both ways in 64 chunks of 1 MiB, beside 64 MiB on the wire (a ring of two sends each half twice).
     copies_s, wire_s = 2 * 64 * MIB / PCIE, 64 * MIB / WIRE
-    assert found.exposed_s == pytest.approx(wire_s + copies_s / 16 + 2 * COPY_LATENCY_S)
+    assert found.exposed_s == pytest.approx(wire_s + copies_s / 64 + 2 * COPY_LATENCY_S)
     assert found.bound_by == "compute"
 
 
@@ -51,7 +51,7 @@ def test_where_copies_take_longer_they_set_the_pace() -> None:
         2 * 64 * MIB / 1e8,
         64 * MIB / 1e8,
     )  # no link is faster than a device's line to its host
-    assert found.exposed_s == pytest.approx(copies_s + wire_s / 16 + 2 * COPY_LATENCY_S)
+    assert found.exposed_s == pytest.approx(copies_s + wire_s / 64 + 2 * COPY_LATENCY_S)
     assert found.bound_by == "copies"
 
 

@@ -25,7 +25,7 @@ def gather(transport: Transport, part: Mapping[str, Any]) -> list[dict[str, Any]
     Contract: every rank, with nothing under way; blocks; sends the part to rank 0, which holds all of them.
     """
     file = io.BytesIO()
-    torch.save(dict(part), file)
+    torch.save(on_host(dict(part)), file)
     mine = torch.frombuffer(bytearray(file.getbuffer()), dtype=torch.uint8)
     told = transport.exchange(len(mine).to_bytes(8, "little"))
     if transport.rank:
@@ -36,6 +36,17 @@ def gather(transport: Transport, part: Mapping[str, Any]) -> list[dict[str, Any]
         parts.append(torch.empty(int.from_bytes(told[rank], "little"), dtype=torch.uint8))
         transport.irecv(parts[-1], rank, TAG).wait()
     return [torch.load(io.BytesIO(other.numpy().data), weights_only=True) for other in parts]
+
+
+def on_host(state: Any) -> Any:
+    """Returns a state with all of its tensors in host memory: a device of another rank is not there to load them to."""
+    if isinstance(state, Tensor):
+        return state.cpu()
+    if isinstance(state, Mapping):
+        return {key: on_host(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(map(on_host, state))
+    return state
 
 
 def own_tensors(

@@ -364,7 +364,8 @@ class Run:
         """Returns this rank's part of a checkpoint, to be saved beside the model's and the optimizer's.
 
         What is under way arrives first, is part of the checkpoint, and lands once, whether training goes on or is
-        resumed. Everything by parameter name; tensors are copies. Loading it and continuing equals continuing.
+        resumed. Everything by parameter name; tensors are copies, in host memory. Loading it and continuing equals
+        continuing.
 
             state = run.state_dict(gather=True)  # on every rank
             if rank == 0:
@@ -403,7 +404,7 @@ class Run:
             "workers": self._context.transport.size,
             "step": self.step,
             "observed": self._context.observed.state(),
-            "engine": self._engine_state(),
+            "engine": checkpoint.on_host(self._engine_state()),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

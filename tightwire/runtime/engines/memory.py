@@ -26,9 +26,9 @@ _PLACE = operator.attrgetter("is_cpu", "dtype")
 
 
 def memory(averagers: Iterable[BucketAverager]) -> dict[str, dict[str, Tensor]]:
-    """Returns copies of all that stages and averagers remember, by tensor name, then by what it is called."""
+    """Returns copies, in host memory, of all that stages and averagers remember, by tensor name, then by kind."""
     return {
-        name: {kind: kept.clone() for kind, kept in kinds.items()}
+        name: {kind: kept.to("cpu", copy=True) for kind, kept in kinds.items()}
         for averager in averagers
         for name, kinds in averager.memory().items()
     }
