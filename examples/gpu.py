@@ -15,7 +15,10 @@ def main() -> None:
     device = tw.device()  # the GPU of this rank, or the CPU
     text = standard_library().train
     share = torch.Generator().manual_seed(rank)
-    model = ByteTransformer().to(device)
+    size = (
+        {"width": 256, "layers": 6} if device.type == "cuda" else {"width": 64, "layers": 2}
+    )  # to be tried out
+    model = ByteTransformer(**size).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=device.type == "cuda")
     scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")  # for float16 alone
     with tw.attach(model, optimizer, plan="bsp/allreduce/int8+ef", scaler=scaler) as run:

@@ -1,4 +1,4 @@
-"""A process that has imported torch once and forks workers from then on: they start in milliseconds.
+"""A process that has imported torch and Tightwire once and forks workers: they start in milliseconds.
 
 Reads one job a line on standard input and answers with one line; workers.py writes the jobs.
 """
@@ -18,8 +18,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch.distributed  # noqa: F401  (all of these for the workers)
+# All of these for the workers, each of which would take two to four seconds of processor to import them.
+import torch._dynamo
+import torch.distributed  # noqa: F401
 
+import tightwire._attach
+import tightwire.integrations
+import tightwire.kernels.cpu
+import tightwire.probe
+import tightwire.runtime
 import tightwire.transport.join  # noqa: F401
 
 PR_SET_PDEATHSIG = 1

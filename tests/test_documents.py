@@ -19,6 +19,7 @@ from torch import nn
 
 import tightwire
 from tests.command_line import tightwire as command_line
+from tests.workers import run_processes
 from tightwire import catalogue as members
 from tightwire.catalogue import catalogue, parse_compression
 from tightwire.cli import COMMANDS, application
@@ -179,7 +180,6 @@ ALONE = {
 }
 # Name: what it needs besides torch, how many workers, what it is given, what it prints.
 TOGETHER = {
-    "elastic": ("torchdata", 2, [], "step 60, 2 workers"),
     "gpu": ("torch", 2, [], "workers       2"),
     "ddp_hook": ("torch", 2, [], "a checkpoint holds model, hook"),
     "checkpoint": ("torch", 2, ["{tmp}/run.pt"], "after step 10"),
@@ -190,26 +190,40 @@ TOGETHER = {
     "with_trainer": ("transformers", 2, [], ""),
 }
 
-# Run elsewhere: by tests/processes/test_ray.py and tests/integrations/test_launchers.py.
-ELSEWHERE = ("with_ray", "with_torchtitan")
+# Run elsewhere: below, by tests/processes/test_ray.py and tests/integrations/test_launchers.py.
+ELSEWHERE = ("elastic", "with_ray", "with_torchtitan")
 
 
-def run_example(command: list[str], arguments: list[str], tmp_path: Path) -> str:
-    done = subprocess.run(
-        [*command, *(argument.format(tmp=tmp_path) for argument in arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+# As a launcher would start it: a worker that torchrun's store serves, or, alone, one that no launcher started.
+RUN = """
+import runpy
+if size == 1:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        del os.environ[name]
+else:
+    store = rendezvous()
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+sys.argv = ARGUMENTS
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run_example(
+    name: str, workers: int, arguments: list[str], tmp_path: Path, preload: tuple[str, ...] = ()
+) -> str:
+    given = [
+        str(ROOT / "examples" / f"{name}.py"),
+        *(argument.format(tmp=tmp_path) for argument in arguments),
+    ]
+    script = RUN.replace("ARGUMENTS", repr(given))
+    ended = run_processes(workers, script, join=False, timeout_s=150, preload=preload)
+    return "".join(end.out for end in ended)
 
 
 @pytest.mark.parametrize("name", ALONE)
 def test_an_example_runs_alone(name: str, tmp_path: Path) -> None:
     arguments, said = ALONE[name]
-    assert said in run_example([sys.executable, f"examples/{name}.py"], arguments, tmp_path)
+    assert said in run_example(name, 1, arguments, tmp_path)
 
 
 @pytest.mark.parametrize("name", TOGETHER)
@@ -217,10 +231,35 @@ def test_an_example_runs_together(name: str, tmp_path: Path) -> None:
     module, workers, arguments, said = TOGETHER[name]
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"{module} is not installed")
-    lab = [sys.executable, "-m", "tightwire", "lab", "run", "--mode", "shaped", "--rate", "none"]
-    lab += ["--elastic"] if name == "elastic" else []
-    command = [*lab, "--workers", str(workers), "--", sys.executable, "-W", "ignore", f"examples/{name}.py"]
-    assert said in run_example(command, arguments, tmp_path)
+    assert said in run_example(name, workers, arguments, tmp_path, preload=(module,))
+
+
+def test_an_example_goes_on_without_a_worker() -> None:
+    """By the command that the pages name, for it needs a lighthouse."""
+    pytest.importorskip("torchdata")
+    lab = [
+        "-m",
+        "tightwire",
+        "lab",
+        "run",
+        "--mode",
+        "shaped",
+        "--rate",
+        "none",
+        "--elastic",
+        "--workers",
+        "2",
+        "--",
+    ]
+    done = subprocess.run(
+        [sys.executable, *lab, sys.executable, "-W", "ignore", "examples/elastic.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "step 60, 2 workers" in done.stdout
 
 
 def test_every_example_is_run() -> None:

@@ -95,7 +95,7 @@ def run_processes(
         timeout_s: after it all are killed (code −9).
         check: whether a non-zero exit code is an AssertionError with that worker's standard error.
         join: whether to initialise torch.distributed first.
-        preload: modules that take long to import, to be imported once and not by each worker.
+        preload: modules that take long to import and are not in nursery.py, to be imported once and not by each worker.
         full_exit: whether a worker that succeeds also tears the interpreter down (one that fails always does).
     """
     ranks = list(ranks or range(num_workers))

@@ -68,8 +68,9 @@ def test_one_encoding_loses_what_is_declared(text: str) -> None:
         assert lost >= 0.85 * declared
 
 
-@pytest.mark.parametrize("n", [4, 8, 16, 64])
-@pytest.mark.parametrize("text", LOSSY)
+@pytest.mark.parametrize(
+    ("text", "n"), [(text, n) for place, text in enumerate(LOSSY) for n in (4, (8, 16)[place % 2], 64)]
+)
 def test_means_of_independent_gradients_are_as_near_as_declared(text: str, n: int) -> None:
     """One of `sbc` is further at times: all elements of a worker err to the side that it did not send."""
     codec, checked = codec_of(text), 0
@@ -127,12 +128,11 @@ class Alone(StatelessAverager):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
-@pytest.mark.parametrize(
-    ("text", "rounds"), [("topk:0.1+ef", 10_000), ("int4+ef", 2000), ("topk:0.1+adacomp:20", 2000)]
-)
-def test_feedback_keeps_its_promise_for_long(text: str, rounds: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("text", ["topk:0.1+ef", "int4+ef", "topk:0.1+adacomp:20"])
+def test_feedback_keeps_its_promise_for_long(text: str, dtype: torch.dtype) -> None:
     """What has arrived and what is left over is what was put in, also of elements that are small beside others."""
-    numel = 64
+    # The coarsest dtype loses most, and top-k sends the smallest elements seldom.
+    numel, rounds = 64, 10_000 if (text, dtype) == ("topk:0.1+ef", torch.bfloat16) else 2000
     given = torch.logspace(0, -3, numel, dtype=torch.float64).to(dtype)
     (layout,) = plan_layout({"w": given}, [[0]])
     averager = BucketAverager(Bucket(layout), parse_compression(text), Alone, workers=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -28,17 +29,16 @@ def test_a_world_of_one(law: Law, wrap: Wrap) -> None:
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
-@pytest.mark.parametrize("size", [2, 3, 4, 5, 8])
+@pytest.mark.parametrize("size", [2, 3, 5, 8])
 def test_threads(law: Law, wrap: Wrap, size: int) -> None:
     run_threads(size, lambda transport: law(wrap(transport)), deadline_s=20.0)
 
 
-@pytest.mark.parametrize("size", range(1, 18))
-@pytest.mark.parametrize("numel", [0, 1, 7, 1000, 4097])
-def test_native_bytes_are_those_of_a_ring(size: int, numel: int) -> None:
-    sent = [native_bytes(numel, 4, size, rank) for rank in range(size)]
-    assert sum(sent) == 2 * (size - 1) * numel * 4
-    assert max(sent) - min(sent) <= 2 * 4
+def test_native_bytes_are_those_of_a_ring() -> None:
+    for size, numel in itertools.product(range(1, 18), (0, 1, 7, 1000, 4097)):
+        sent = [native_bytes(numel, 4, size, rank) for rank in range(size)]
+        assert sum(sent) == 2 * (size - 1) * numel * 4, (size, numel)
+        assert max(sent) - min(sent) <= 2 * 4, (size, numel)
 
 
 @pytest.mark.parametrize("size", [2, 3, 5, 8])

@@ -6,9 +6,6 @@ import pytest
 
 from tests.workers import run_processes
 
-PRELOAD = ("tightwire.runtime", "tightwire.planner", "tightwire.architecture", "tightwire.compression")
-DDP = "torch._dynamo"  # which DDP imports
-
 # The same model and data under stock DDP and under attach; answers with the largest difference.
 COMPARE = """
 import copy
@@ -72,7 +69,7 @@ answer(differences)
 
 def test_training_equals_stock_ddp() -> None:
     plans = ["bsp", "bsp/allreduce:ring", "bsp/allreduce:recursive-doubling/none/fusion:1KB"]
-    for end in run_processes(3, f"PLANS = {plans}\n" + COMPARE, preload=(*PRELOAD, DDP)):
+    for end in run_processes(3, f"PLANS = {plans}\n" + COMPARE):
         assert len(end.answer) == 4 * len(plans)
         assert max(end.answer.values()) < 1e-6, end.answer
 
@@ -105,9 +102,7 @@ except PeerError as error:
     [("bsp/allreduce:ring", "SIGKILL"), ("bsp", "SIGSTOP"), ("local:2", "SIGSTOP")],
 )
 def test_a_lost_worker_is_named_within_the_deadline(plan: str, signal: str) -> None:
-    ends = run_processes(
-        3, f"PLAN, SIGNAL = {plan!r}, {signal!r}\n" + LOSE, check=False, timeout_s=30, preload=PRELOAD
-    )
+    ends = run_processes(3, f"PLAN, SIGNAL = {plan!r}, {signal!r}\n" + LOSE, check=False, timeout_s=30)
     for rank in (0, 2):
         assert ends[rank].answer is not None, ends[rank].err
         assert ends[rank].answer["ranks"] == [1]
@@ -128,6 +123,6 @@ def test_ranks_that_disagree_all_say_so() -> None:
         answer(str(error))
     tw.shutdown()
     """
-    messages = {end.answer for end in run_processes(3, script, preload=PRELOAD)}
+    messages = {end.answer for end in run_processes(3, script)}
     assert len(messages) == 1
     assert "parameter weight: ranks 0 and 1 have [2, 3] torch.float32; rank 2 has [3, 3]" in messages.pop()

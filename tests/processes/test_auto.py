@@ -32,9 +32,7 @@ answer([
 
 @pytest.mark.parametrize("allow", ["lossless", "lossy"])
 def test_auto_measures_chooses_and_tells(allow: str) -> None:
-    ended = run_processes(
-        2, TRAIN.replace("ALLOW", repr(allow)), preload=("tightwire.runtime", "tightwire.probe")
-    )
+    ended = run_processes(2, TRAIN.replace("ALLOW", repr(allow)))
     plan, why, *facts, parameters = ended[0].answer
     assert why, plan
     assert facts == [True] * 4

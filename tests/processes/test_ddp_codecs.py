@@ -135,8 +135,7 @@ def compressions() -> list[str]:
 def test_every_compression_works_under_ddp() -> None:
     texts = compressions()
     assert len(texts) > 30
-    preload = ("tightwire.integrations", "tightwire.compression", "tightwire.averaging")
-    ended = run_processes(2, f"COMPRESSIONS = {texts!r}\n{SETUP}{EVERY}", preload=preload, timeout_s=120)
+    ended = run_processes(2, f"COMPRESSIONS = {texts!r}\n{SETUP}{EVERY}", timeout_s=120)
     assert [end.answer for end in ended] == [[], []]
 
 

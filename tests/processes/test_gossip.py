@@ -27,18 +27,17 @@ report = run.report()
 digest = sum(p.detach().double().sum().item() for p in model.parameters())
 answer([report.sent_bytes == report.planned_bytes > 0, report.rounds, digest])
 """
-PRELOAD = ("tightwire.runtime", "tightwire.architecture", "tightwire.compression")
 
 
 @pytest.mark.parametrize("plan", ["bsp/gossip:exponential/choco:topk=0.2", "asp/gossip:ad-psgd"])
 def test_processes_gossip_and_agree(plan: str) -> None:
-    answers = [e.answer for e in run_processes(3, f"PLAN, VICTIM = {plan!r}, -1\n{TRAIN}", preload=PRELOAD)]
+    answers = [e.answer for e in run_processes(3, f"PLAN, VICTIM = {plan!r}, -1\n{TRAIN}")]
     assert all(counted and rounds and digest == answers[0][2] for counted, rounds, digest in answers)
 
 
 @pytest.mark.parametrize("plan", ["bsp/gossip:ring", "asp/gossip:ad-psgd"])
 def test_a_killed_worker_is_done_without(plan: str) -> None:
-    ended = run_processes(4, f"PLAN, VICTIM = {plan!r}, 2\n{TRAIN}", preload=PRELOAD, check=False)
+    ended = run_processes(4, f"PLAN, VICTIM = {plan!r}, 2\n{TRAIN}", check=False)
     assert [e.code for e in ended] == [0, 0, -9, 0], [e.err[-800:] for e in ended]
     living = [e.answer for e in ended if e.code == 0]
     assert all(counted and digest == living[0][2] for counted, _, digest in living)

@@ -56,6 +56,5 @@ def test_every_member_trains_between_processes(axis: str) -> None:
     if axis == "architecture":
         # What is made for given links must be told them; it has tests of its own.
         plans += [f"bsp/allreduce:{program}" for program in PROGRAMS if not AllReduce(program).is_made]
-    preload = ("tightwire.runtime", "tightwire.planner", "tightwire.architecture", "tightwire.compression")
-    ended = run_processes(3, f"PLANS = {plans!r}\n{TRAIN}", preload=preload, timeout_s=120)
+    ended = run_processes(3, f"PLANS = {plans!r}\n{TRAIN}", timeout_s=120)
     assert [end.answer for end in ended] == [[]] * 3

@@ -67,8 +67,7 @@ answer([wrong, run.report().workers, sum(bytes_of(model)) if rank != 1 else None
 
 
 def test_joining_out_evaluating_lateness_and_leaving() -> None:
-    preload = ("tightwire.runtime", "tightwire.planner", "tightwire.architecture", "tightwire.compression")
-    ended = run_processes(3, TRAIN, preload=preload, timeout_s=120)
+    ended = run_processes(3, TRAIN, timeout_s=120)
     (wrong, *first), (_, *gone), (_, *last) = [end.answer for end in ended]
     assert wrong == []
     assert first == last

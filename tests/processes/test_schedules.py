@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from tests.workers import run_processes
 
-PRELOAD = ("tightwire.runtime", "tightwire.planner", "tightwire.architecture", "tightwire.compression")
-
 SCRIPT = """
 import random, time
 import tightwire as tw
@@ -62,5 +60,5 @@ PLANS = [
 
 
 def test_overlap_changes_nothing_between_processes() -> None:
-    ended = run_processes(2, f"PLANS = {PLANS!r}\n{SCRIPT}", preload=PRELOAD, timeout_s=120)
+    ended = run_processes(2, f"PLANS = {PLANS!r}\n{SCRIPT}", timeout_s=120)
     assert [end.answer for end in ended] == [[]] * 2

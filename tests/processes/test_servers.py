@@ -6,7 +6,6 @@ import pytest
 
 from tests.workers import run_processes
 
-PRELOAD = ("tightwire.runtime", "tightwire.planner", "tightwire.architecture", "tightwire.compression")
 TRAIN = """
 import warnings
 import tightwire as tw
@@ -32,7 +31,7 @@ def state():
 
 def run(num_workers: int, plan: str, body: str, *, deadline_s: float = 30.0, check: bool = True) -> list:
     script = f"DEADLINE_S, PLAN = {deadline_s}, {plan!r}\n{TRAIN}\n{body}"
-    return run_processes(num_workers, script, preload=PRELOAD, timeout_s=60, check=check)
+    return run_processes(num_workers, script, timeout_s=60, check=check)
 
 
 PLANS = [

@@ -227,6 +227,7 @@ def trained(tmp_path: Path, script: str, library: str) -> dict[str, list[float]]
             "MASTER_PORT": "1",
         },
         timeout_s=150,
+        preload=(library,),
     )
     found: dict[str, list[float]] = ended[0].answer
     assert found == ended[1].answer

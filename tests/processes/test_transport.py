@@ -114,7 +114,6 @@ def test_a_run_ends_where_a_large_message_stopped_in_its_middle(plan: str) -> No
         """,
         check=False,
         timeout_s=30.0,
-        preload=("tightwire._attach", "torch._dynamo"),
     )
     assert [ended[0].answer, ended[2].answer] == [[1], [1]]
 
@@ -147,7 +146,6 @@ def test_an_error_inside_an_attached_run_reaches_the_others(plan: str) -> None:
             raise
         """,
         check=False,
-        preload=("tightwire._attach", "torch._dynamo"),
     )
     for end in (ended[0], ended[2]):
         assert end.answer[0] == [1], end.err
