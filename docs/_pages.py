@@ -5,6 +5,7 @@ A hook of MkDocs; `family_page` and its kin are called by tests too.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import pathlib
 import re
@@ -50,12 +51,25 @@ def pages() -> Iterator[tuple[str, str]]:
         yield f"methods/{axis}.md", family_page(axis)
     yield "api.md", api_page()
     for path in sorted((ROOT / "results").glob("*.md")):
-        yield f"results/{path.name}", path.read_text(encoding="utf-8").replace("(map.html)", "(map.md)")
+        text = path.read_text(encoding="utf-8").replace("(map.html)", "(map.md)")
+        yield f"results/{path.name}", f"---\nhide: [toc]\n---\n{_breakable(text)}"  # tables are wide
+
+
+def _breakable(text: str) -> str:
+    """Lets a browser break plans, which have no spaces, in the first column of tables."""
+    return re.sub(
+        r"^\| [^|`\[]*", lambda cell: re.sub(r"[/,+](?=\S)", r"\g<0><wbr>", cell[0]), text, flags=re.MULTILINE
+    )
+
+
+@functools.cache
+def _rows() -> list[dict[str, Any]]:
+    return list(describe())
 
 
 def family_page(axis: Axis) -> str:
     """Returns the page of one family: every member, with what it says of itself."""
-    rows = {row["name"]: row for row in describe() if row["axis"] == axis}
+    rows = {row["name"]: row for row in _rows() if row["axis"] == axis}
     made = [
         *((f"allreduce:{n}", r) for n, r in PROGRAMS.items()),
         *((f"gossip:{n}", g) for n, g in (*GRAPHS.items(), *METHODS.items())),
@@ -120,7 +134,22 @@ def _measured(axis: Axis, name: str) -> Iterator[str]:
 
 def _partners(row: dict[str, Any]) -> Iterator[str]:
     for axis, texts in row["combines_with"].items():
-        yield f"- **Goes with {axis}**: " + (", ".join(f"`{text}`" for text in texts) or "nothing")
+        rest = [text for text in _all_partners(axis) if text not in texts]
+        if not texts:
+            told = "nothing"
+        elif not rest:
+            told = "all"
+        elif len(rest) < len(texts):
+            told = f"all but {', '.join(f'`{text}`' for text in rest)}"
+        else:
+            told = ", ".join(f"`{text}`" for text in texts)
+        yield f"- **Goes with {axis}**: {told}"
+
+
+@functools.cache
+def _all_partners(axis: str) -> tuple[str, ...]:
+    """Returns what some member goes with on an axis, in the order of the catalogue."""
+    return tuple(dict.fromkeys(text for row in _rows() for text in row["combines_with"].get(axis, ())))
 
 
 def _bytes(member: type[Codec]) -> str:

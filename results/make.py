@@ -217,8 +217,8 @@ def page(kept: dict[str, dict[str, str]]) -> str:
         "Each is made by one command; `make results` makes what is stale, and goes on where it was stopped. A result",
         "is stale when the code that it depends on has changed since.",
         "",
-        "| result | shows | command | made at | on | state |",
-        "|---|---|---|---|---|---|",
+        "| result | shows | command | made on | state |",
+        "|---|---|---|---|---|",
     ]
     for name, result in RESULTS.items():
         record = kept.get(name, {})
@@ -227,7 +227,7 @@ def page(kept: dict[str, dict[str, str]]) -> str:
         state = f"stale: {record.get('why', 'not made yet')}" if name in old else "fresh"
         lines.append(
             f"| {title} | {result.about} | `{record.get('command', result.command)}` "
-            f"| {record.get('commit', '')} | {record.get('machine', '')} | {state} |"
+            f"| {record.get('machine', '')} | {state} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -87,17 +87,26 @@ def _keep(kept: Kept, out: pathlib.Path) -> None:
     about = {"command": made.command(), "machine": made.machine()}
     parts = {name: [row.summary() for row in part] for name, part in found.items()}
     files.write_text(out, json.dumps({"about": about, "parts": parts}, indent=1) + "\n")
-    missing = [name for name in PARTS if name not in found]
+    files.write_text(
+        out.with_suffix(".md"), _page(about, rows, [name for name in PARTS if name not in found])
+    )
+
+
+def _page(about: dict[str, str], rows: list[LayerRow], missing: list[str]) -> str:
     page = [
         "# Five layers",
         "",
-        f"`{about['command']}`; {about['machine']}.",
+        "How near does each layer of a training system come to what can be asked of it: the cut of the model, the "
+        "collectives, several jobs on one network, the network itself, and all of them under rates that change?",
         "",
-        aligned([HEAD, *map(_cells, rows)]),
+        f"Made by `{about['command']}` on {about['machine']}. *Predicted* is what the planner or the simulator says; a "
+        "row *holds* where what is measured, or else predicted, is within what is asked.",
+        "",
+        aligned([HEAD, *map(_cells, rows)], texts=2),
     ]
     if missing:
         page += ["", f"Not measured yet: {', '.join(missing)}."]
-    files.write_text(out.with_suffix(".md"), "\n".join(page) + "\n")
+    return "\n".join(page) + "\n"
 
 
 def _cells(row: LayerRow) -> tuple[str, ...]:
@@ -110,4 +119,4 @@ def _number(value: float | None) -> str:
 
 
 def _asked(row: LayerRow) -> str:
-    return f"{'≥' if row.at_least else '≤'} {row.asked:.3g} {row.unit}"
+    return f"{'≥' if row.at_least else '≤'} {row.asked:.3g} {row.unit}".rstrip()

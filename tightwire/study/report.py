@@ -220,15 +220,16 @@ def _made(study: Study, results: Results) -> str:
     return " ".join(filter(None, lines))
 
 
-def aligned(table: Table) -> str:
-    """Returns a table as Markdown whose columns line up in plain text too."""
+def aligned(table: Table, *, texts: int = 1) -> str:
+    """Returns a table as Markdown whose columns line up in plain text too; the first `texts` hold words."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
         padded = [
-            c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))
+            c.ljust(w) if i < texts else c.rjust(w)
+            for i, (c, w) in enumerate(zip(cells, widths, strict=True))
         ]
         return "| " + " | ".join(padded) + " |"
 
-    rule = "|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|"
+    rule = "|" + "|".join("-" * (w + 1) + (":" if i >= texts else "-") for i, w in enumerate(widths)) + "|"
     return "\n".join([line(table[0]), rule, *map(line, table[1:])])
