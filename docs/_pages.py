@@ -37,11 +37,14 @@ SECTIONS = re.compile(r"^(Args|Attributes|Class attributes|Raises|Returns|Contra
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Adds the pages that are made."""
+    """Adds the pages that are made, and the pictures of results."""
     from mkdocs.structure.files import File
 
     for path, text in pages():
         files.append(File.generated(config, path, content=text))
+    for picture in (ROOT / "results").rglob("*.svg"):
+        path = picture.relative_to(ROOT).as_posix()
+        files.append(File.generated(config, path, content=picture.read_text(encoding="utf-8")))
     return files
 
 
