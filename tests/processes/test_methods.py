@@ -56,5 +56,6 @@ def test_every_member_trains_between_processes(axis: str) -> None:
     if axis == "architecture":
         # What is made for given links must be told them; it has tests of its own.
         plans += [f"bsp/allreduce:{program}" for program in PROGRAMS if not AllReduce(program).is_made]
-    ended = run_processes(3, f"PLANS = {plans!r}\n{TRAIN}", timeout_s=120)
-    assert [end.answer for end in ended] == [[]] * 3
+    workers = 3 if axis in ("sync", "architecture") else 2  # two are enough to send and to receive
+    ended = run_processes(workers, f"PLANS = {plans!r}\n{TRAIN}", timeout_s=150)
+    assert [end.answer for end in ended] == [[]] * workers
