@@ -200,6 +200,22 @@ def test_a_cut_link_is_silent_until_mended(mode: str, open_lab: Callable[..., La
 
 
 @pytest.mark.parametrize("mode", KERNEL_MODES)
+def test_the_end_is_told_of_a_worker_whose_starter_was_stopped_alone(
+    mode: str, open_lab: Callable[..., Lab]
+) -> None:
+    # A starter that sees its worker stopped stops itself, at times only after both were told to go on.
+    def stop_the_starters(line: OutputLine) -> None:
+        for children in Path("/proc/self/task").glob("*/children"):
+            for child in children.read_text().split():
+                if b"nsenter" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")[0]:
+                    os.kill(int(child), signal.SIGSTOP)
+
+    lab = open_lab(mode)
+    result = lab.run(["sh", "-c", "echo; sleep 0.2"], on_line=stop_the_starters, timeout_s=20.0)
+    assert result.ok, result.describe()
+
+
+@pytest.mark.parametrize("mode", KERNEL_MODES)
 def test_two_labs_at_once_are_strangers(mode: str, open_lab: Callable[..., Lab]) -> None:
     first, second = open_lab(mode), open_lab(mode)
     send(second, 1000)

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import IO, Literal, final
@@ -189,6 +190,8 @@ class LabJob:
             return
         with suppress(ProcessLookupError):
             if signum in (signal.SIGSTOP, signal.SIGCONT, signal.SIGKILL):
+                if signum == signal.SIGCONT:  # the worker first; `_watch_exit` says why
+                    os.kill(self._hosts.worker_pid(process.pid), signum)
                 os.killpg(process.pid, signum)
             else:
                 os.kill(self._hosts.worker_pid(process.pid), signum)
@@ -227,12 +230,28 @@ class LabJob:
         self._watchers.append(_start_thread(self._watch_exit, rank, process))
 
     def _watch_exit(self, rank: int, process: subprocess.Popen[str]) -> None:
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        while (seen := os.waitid(os.P_PID, process.pid, os.WEXITED | os.WSTOPPED | os.WNOWAIT)) is not None:
+            if seen.si_code != os.CLD_STOPPED:
+                break
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOHANG)
+            self._go_on(process.pid)
         # While the worker is not reaped, the number of its group cannot belong to anyone else.
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         self._hosts.guard.forget(process.pid)
         self._events.put(_Exit(rank, process.wait()))
+
+    def _go_on(self, starter: int) -> None:
+        """Lets the process that started a worker go on unless the worker itself is stopped.
+
+        `nsenter` stops itself when it sees its child stopped, at times only after both were told to go on; then it
+        would never tell of the worker's end.
+        """
+        with suppress(ProcessLookupError, FileNotFoundError):
+            worker = self._hosts.worker_pid(starter)
+            state = Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[0]
+            if state != "T":
+                os.kill(starter, signal.SIGCONT)
 
     def _read(self, rank: int, stream: Literal["stdout", "stderr"], pipe: IO[str]) -> None:
         with pipe:

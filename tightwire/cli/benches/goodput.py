@@ -86,6 +86,10 @@ def goodput(
                 "faulty": asdict(found),
             }
         )
+        say(
+            f"{plan}: {rows[-1]['goodput']:.1%} of its fault-free throughput, {len(found.faults)} faults",
+            err=True,
+        )
     if as_json:
         typer.echo(json.dumps({"rows": rows}))
         return
