@@ -93,6 +93,7 @@ class Worker:
         self.name, self.lobby, self.dies_at = name, lobby, dies_at
         self.watches, self.notice, self.is_dead = False, threading.Event(), False
         self.sends = itertools.count()
+        self.rounds_told: list[int] = []
         self.patience = 0  # how often it is told that the dead still count
         self.admission: Admission | None = None
         self.result: Any = None
@@ -106,6 +107,7 @@ class Worker:
         if self.is_dead:
             raise DiedError
         self.watches = False
+        self.rounds_told.append(rounds)
         return self.lobby.admit(self)
 
     def knocks(self) -> bool:

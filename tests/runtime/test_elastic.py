@@ -71,6 +71,14 @@ def test_survivors_step_on_while_the_dead_one_still_counts(plan: str, dies_at: i
     assert all(worker.patience < 0 for worker in elastic.workers if not worker.is_dead)  # they were asked
 
 
+def test_who_has_trained_is_no_worker_of_a_job_that_is_still_to_begin() -> None:
+    """Else survivors of a death in the first round would wait until `min_workers` have come."""
+    elastic = Elastic(trainer("bsp"), start=3, dies_at=[None, 1])
+    elastic.join()
+    survivors = [worker.rounds_told for worker in elastic.workers if not worker.is_dead]
+    assert all(told[0] == 0 and min(told[1:]) >= 1 for told in survivors)
+
+
 @pytest.mark.parametrize("plan", PLANS)
 def test_two_deaths_and_two_newcomers(plan: str) -> None:
     def train(transport: Transport, worker: Worker) -> Trained:

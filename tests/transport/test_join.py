@@ -8,7 +8,7 @@ import pytest
 import torch.distributed as dist
 
 from tightwire.errors import PeerError
-from tightwire.transport.join import ABSENT, _Meeting, within
+from tightwire.transport.join import ABSENT, _Meeting, join, within
 from tightwire.transport.seal import Seal
 
 
@@ -38,3 +38,18 @@ def test_the_keeper_of_the_store_names_who_is_absent_though_others_are_slow_to_s
     with pytest.raises(PeerError, match="rank 2 did not join") as raised:
         _Meeting(store, 0, 3, seal, "none", 0.5).exchange("here", {})
     assert raised.value.ranks == (2,)
+
+
+def test_closing_does_not_wait_for_a_collective_that_never_ends() -> None:
+    """Gloo's backend waits for its collectives when it ends: one that got a part of a message ends after minutes."""
+    may_end, ended = threading.Event(), list[bool]()
+
+    class Stuck:
+        def __del__(self) -> None:
+            ended.append(may_end.wait(20))
+
+    transport = join(dist.HashStore(), 0, 1, host="127.0.0.1", deadline_s=5)
+    transport._gloo, transport._has_abandoned = Stuck(), True
+    transport.close()
+    assert ended == []
+    may_end.set()

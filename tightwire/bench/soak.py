@@ -1,5 +1,9 @@
 """Long runs in which memory, descriptors and threads must stay as they are: steps, attaches, changes of plan.
 
+Every attach and change connects anew, by process groups of Gloo's, and PyTorch keeps some 2 kB of each that was made
+and ended, in native memory. How much is measured in the same processes, by groups that nothing of ours made
+(`dist.new_group`, `dist.destroy_process_group`), and so much may memory grow for each connection.
+
 Run as a module, `python -m tightwire.bench.soak JSON`, it is one worker.
 """
 
@@ -18,11 +22,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 import torch
+import torch.distributed as dist
 
 from tightwire.bench.chaos.arena import environment_of
 from tightwire.bench.chaos.faults import FAMILIES
 from tightwire.errors import LabError
 from tightwire.plan import Plan
+from tightwire.transport import Transport
+from tightwire.transport.torch_distributed import TorchDistributed
 
 Kind = Literal["steps", "attaches", "changes"]
 SAMPLES: Final = 10
@@ -31,6 +38,7 @@ CHANGING: Final = tuple(plan for plan in FAMILIES if not plan.startswith(("asp",
 # What may come without a leak: the allocator's pages, per process.
 SLACK_BYTES: Final = 2 << 20
 SLACK_OBJECTS: Final = 200
+STOCK_GROUPS: Final = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +67,14 @@ class Held:
         objects: that Python's collector knows.
         descriptors: that are open.
         threads: that run.
+        groups: of Gloo's that were made so far.
     """
 
     resident_bytes: int
     objects: int
     descriptors: int
     threads: int
+    groups: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +85,13 @@ class SoakRow:
         soak: the run.
         middle: of that worker.
         end: of that worker.
+        stock_bytes: that PyTorch keeps of a group that was made and ended.
     """
 
     soak: Soak
     middle: Held
     end: Held
+    stock_bytes: float = 0.0
 
     @property
     def bytes_each(self) -> float:
@@ -87,11 +99,17 @@ class SoakRow:
         return 2 * (self.end.resident_bytes - self.middle.resident_bytes) / self.soak.times
 
     @property
+    def stock_bytes_each(self) -> float:
+        """Growth of memory per time that as many stock groups cause."""
+        return 2 * self.stock_bytes * (self.end.groups - self.middle.groups) / self.soak.times
+
+    @property
     def is_flat(self) -> bool:
-        """Whether nothing grew beyond what an allocator and a thread that ends need."""
+        """Whether nothing grew beyond what an allocator, a thread that ends, and PyTorch's own groups need."""
         middle, end = self.middle, self.end
+        stock_bytes = self.stock_bytes * (end.groups - middle.groups)
         return (
-            end.resident_bytes - middle.resident_bytes <= SLACK_BYTES
+            end.resident_bytes - middle.resident_bytes <= SLACK_BYTES + stock_bytes
             and end.objects - middle.objects <= SLACK_OBJECTS
             and end.descriptors <= middle.descriptors
             and end.threads <= middle.threads
@@ -132,8 +150,10 @@ def run(soak: Soak, timeout_s: float | None = None) -> SoakRow:
             out, error = worker.communicate(timeout=timeout_s)
             if worker.returncode:
                 raise LabError(f"{soak.plan or soak.kind}: rank {rank} failed: {error.strip()[-400:]}")
-            held = [Held(**sample) for sample in json.loads(out.splitlines()[-1])]
-            rows.append(SoakRow(soak=soak, middle=held[len(held) // 2 - 1], end=held[-1]))
+            told = json.loads(out.splitlines()[-1])
+            held = [Held(**sample) for sample in told["held"]]
+            middle = held[len(held) // 2 - 1]
+            rows.append(SoakRow(soak=soak, middle=middle, end=held[-1], stock_bytes=told["stock_bytes"]))
     finally:
         for worker in workers:
             worker.kill()
@@ -141,25 +161,44 @@ def run(soak: Soak, timeout_s: float | None = None) -> SoakRow:
     return max(rows, key=lambda row: (not row.is_flat, row.bytes_each))
 
 
-def holds() -> Held:
-    """Returns what this process holds, after a collection."""
+def resident_bytes() -> int:
+    """Returns the memory of this process, after a collection."""
     gc.collect()
     pages = int(pathlib.Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+    return pages * resource.getpagesize()
+
+
+def stock_bytes_each(groups: int = STOCK_GROUPS) -> float:
+    """Returns by how much memory grows with each group that torch.distributed makes and ends. Every rank; blocks."""
+    one, held = torch.ones(1), list[int]()
+    for half in (groups // 2, groups):
+        for _ in range(half):
+            group = dist.new_group()
+            dist.all_reduce(one, group=group)
+            dist.destroy_process_group(group)
+            del group
+        held.append(resident_bytes())
+    return max(0.0, (held[1] - held[0]) / groups)
+
+
+def holds(transport: Transport) -> Held:
+    """Returns what this process holds, after a collection."""
     return Held(
-        resident_bytes=pages * resource.getpagesize(),
+        resident_bytes=resident_bytes(),
         objects=len(gc.get_objects()),
         descriptors=len(list(pathlib.Path("/proc/self/fd").iterdir())),
         threads=len(list(pathlib.Path("/proc/self/task").iterdir())),
+        groups=transport.num_children if isinstance(transport, TorchDistributed) else 0,
     )
 
 
-def work(soak: Soak) -> list[Held]:
-    """Does a worker's part, and returns what it held at ten moments."""
+def work(soak: Soak) -> tuple[list[Held], float]:
+    """Does a worker's part; returns what it held at ten moments, and `stock_bytes_each` where it connected often."""
     import tightwire
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    tightwire.init(deadline_s=60)
+    transport = tightwire.init(deadline_s=60)
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(20, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -175,7 +214,7 @@ def work(soak: Soak) -> list[Held]:
         for number in range(1, soak.times + 1):
             once(number)
             if number * SAMPLES // soak.times > (number - 1) * SAMPLES // soak.times:
-                held.append(holds())
+                held.append(holds(transport))
 
     def attach_once(number: int) -> None:
         with tightwire.attach(model, optimizer, CHANGING[number % len(CHANGING)]):
@@ -187,7 +226,7 @@ def work(soak: Soak) -> list[Held]:
                 if not run.is_server:
                     repeat(lambda _: step())
             if not held:  # a server, which has only its end
-                held.append(holds())
+                held.append(holds(transport))
         case "attaches":
             repeat(attach_once)
         case "changes":
@@ -198,9 +237,11 @@ def work(soak: Soak) -> list[Held]:
                     step()
 
                 repeat(change)
+    stock_bytes = stock_bytes_each() if soak.kind != "steps" and transport.size > 1 else 0.0
     tightwire.shutdown()
-    return held
+    return held, stock_bytes
 
 
 if __name__ == "__main__":
-    print(json.dumps([asdict(sample) for sample in work(Soak(**json.loads(sys.argv[1])))]))
+    held, stock_bytes = work(Soak(**json.loads(sys.argv[1])))
+    print(json.dumps({"held": [asdict(sample) for sample in held], "stock_bytes": stock_bytes}))

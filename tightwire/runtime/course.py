@@ -298,7 +298,8 @@ class Course:
 
     def _enter(self, door: Door, position: Position, state: Mapping[str, Any]) -> bool:
         """Takes this worker into the next world; returns whether it came about."""
-        admission = door.enter(position.agreed)
+        # Who has trained before is not a worker of a job that is still to begin, whatever engine it has just now.
+        admission = door.enter(max(position.agreed, int(self._world > 0)))
         transport, membership = admission.transport, self.context.membership
         try:
             card = Card(
@@ -311,6 +312,7 @@ class Course:
                 trains=self._trains,
                 meetings=membership.meetings,
                 plan=str(self.plan),
+                uneven=membership.uneven,
                 facts=digest_of_facts(self._facts),
             )
             cards = show_cards(transport, card)
@@ -343,7 +345,7 @@ class Course:
         received = hand_over(transport, source, lacking, luggage) if lacking else None
         self._is_lost = cards.is_round_lost
         membership = self.context.membership
-        membership.begin_anew(transport.size, furthest.meetings)
+        membership.begin_anew(transport.size, furthest.meetings, any(card.uneven for card in cards.by_rank))
         membership.lost_rounds += self._is_lost
         where = next(iter(self._parameters().values())).device
         reached = reaching(transport, where, self.context.leaves_by)

@@ -199,13 +199,13 @@ class Membership:
         self.number += 1
         self.renewals += 1
 
-    def begin_anew(self, size: int, meetings: int) -> None:
-        """Goes on with other members, who take up their count of meetings from the furthest."""
+    def begin_anew(self, size: int, meetings: int, uneven: bool) -> None:
+        """Goes on with other members, who take up their count of meetings from the furthest, and what any knows."""
         self.ranks = tuple(range(size))
         self.number += 1
         self.renewals += 1
         self.meetings = meetings + 1
-        self.calls_meeting = False
+        self.calls_meeting, self.uneven = False, uneven
         self._lost = None
         self._weight, self._usual_weight = None, 1.0
 

@@ -22,6 +22,7 @@ from tightwire.runtime.agreement import differences
 from tightwire.transport import Transport
 
 LUGGAGE_TAG = 0
+PIECE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,7 @@ class Card:
         trains: whether its data is not over.
         meetings: how often it has met all others.
         plan: in force.
+        uneven: whether rounds were made without those that are finished; see `Membership`.
         facts: a digest of what must be equal on all.
     """
 
@@ -50,6 +52,7 @@ class Card:
     trains: bool = True
     meetings: int = 0
     plan: str = ""
+    uneven: bool = False
     facts: str = ""
 
 
@@ -144,6 +147,9 @@ def hand_over(
         lacking: the ranks that get it.
         luggage: plain values and tensors; on the source alone.
 
+    What is sent is cut into pieces: the wait for each is short, so that a state that takes minutes is not taken for
+    ranks that wait for each other, and a sender that stops is noticed within the deadline.
+
     Contract: every member, at once; those concerned block. Nothing is unpickled but plain values and tensors.
     """
     packed = (
@@ -153,13 +159,15 @@ def hand_over(
     )
     sizes = transport.exchange(packed.numel().to_bytes(8, "little"))
     if transport.rank == source:
-        for work in [transport.isend(packed, rank, LUGGAGE_TAG) for rank in lacking]:
-            work.wait()
+        for piece in packed.split(PIECE_BYTES):
+            for work in [transport.isend(piece, rank, LUGGAGE_TAG) for rank in lacking]:
+                work.wait()
         return None
     if transport.rank not in lacking:
         return None
     packed = torch.empty(int.from_bytes(sizes[source], "little"), dtype=torch.uint8)
-    transport.irecv(packed, source, LUGGAGE_TAG).wait()
+    for piece in packed.split(PIECE_BYTES):
+        transport.irecv(piece, source, LUGGAGE_TAG).wait()
     received: dict[str, Any] = torch.load(
         io.BytesIO(packed.numpy().tobytes()), map_location="cpu", weights_only=True
     )

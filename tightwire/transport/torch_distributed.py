@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import itertools
 import logging
 import sys
 import threading
@@ -41,6 +40,9 @@ class TorchDistributed(Transport):
     Nothing here touches the process groups of the user: collectives on WORLD do not interfere. The backend
     object is called directly, for `dist.isend` costs a third more per small message. Tensors of other devices
     travel by way of host memory.
+
+    Attributes:
+        num_children: how many channels and groups were made from here so far.
     """
 
     native_dtypes = GLOO_SUMS
@@ -70,7 +72,7 @@ class TorchDistributed(Transport):
         self._waiting: set[_Pending] = set()
         # The liveness thread ends waits; Gloo's own limit would close all connections of a context.
         self._timeout = timedelta(seconds=1.2 * liveness.late_s + 10)
-        self._num_children = itertools.count()
+        self.num_children = 0
         self._children: weakref.WeakSet[TorchDistributed] = weakref.WeakSet()
         self._gloo: Any = _CLOSED
         self._connect()
@@ -113,7 +115,7 @@ class TorchDistributed(Transport):
         check_group(self, ranks)
         if self.rank in ranks:
             return self._child(ranks)
-        next(self._num_children)
+        self.num_children += 1
         return None
 
     def barrier(self) -> None:
@@ -176,6 +178,9 @@ class TorchDistributed(Transport):
             child.close()
         if self._liveness.verdict or self._attended or self._waiting or self._has_abandoned:
             self._hang_up()  # else a wait under way would keep its thread until its deadline, or for ever
+            # Gloo's backend ends with its collectives, and one that got a part of a last message ends after minutes.
+            last, self._gloo = [self._gloo], _CLOSED
+            threading.Thread(target=last.clear, name="tightwire lets go", daemon=True).start()
         self._gloo = _CLOSED
 
     def _connect(self) -> None:
@@ -202,7 +207,8 @@ class TorchDistributed(Transport):
 
     def _child(self, ranks: Sequence[int]) -> TorchDistributed:
         self._liveness.recover()
-        store = c10d.PrefixStore(f"child{next(self._num_children)}", self._store)
+        store = c10d.PrefixStore(f"child{self.num_children}", self._store)
+        self.num_children += 1
         world = [self._world[r] for r in ranks]
         child = TorchDistributed(store, list(ranks).index(self.rank), world, self._liveness)
         self._children.add(child)
@@ -281,6 +287,7 @@ class _Pending:
             return True
 
         if not _helpers.run(attempt, lambda: self._owner._liveness.verdict is not None):
+            self._owner._has_abandoned = True
             raise RuntimeError("the rest of a message never came")
         if failure:
             raise failure[0]

@@ -26,8 +26,8 @@ def soak(
 ) -> None:
     """Train for long, attach often and change plans often; tell what processes came to hold meanwhile.
 
-    From the middle of each run to its end, memory may grow by 2 MB, descriptors and threads not at all. The exit code
-    is 1 if something grew.
+    From the middle of each run to its end, memory may grow by 2 MB and by what PyTorch itself keeps of as many process
+    groups (stock, measured in the same run), descriptors and threads not at all. The exit code is 1 if something grew.
 
         tightwire bench soak
 
@@ -49,12 +49,13 @@ def soak(
         typer.echo(json.dumps({"rows": found}))
     else:
         print_rows(
-            ("run", "times", "bytes each", "objects", "descriptors", "threads", "flat"),
+            ("run", "times", "bytes each", "stock", "objects", "descriptors", "threads", "flat"),
             [
                 (
                     row.soak.plan or row.soak.kind,
                     str(row.soak.times),
                     f"{row.bytes_each:.1f}",
+                    f"{row.stock_bytes_each:.1f}",
                     f"{row.end.objects - row.middle.objects:+d}",
                     f"{row.end.descriptors - row.middle.descriptors:+d}",
                     f"{row.end.threads - row.middle.threads:+d}",

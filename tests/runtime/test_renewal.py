@@ -1,0 +1,50 @@
+"""What a member of an elastic job gives to those that lack something."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tightwire.runtime import renewal
+from tightwire.runtime.renewal import Card, Cards, hand_over
+from tightwire.transport import Transport, run_threads
+
+
+def test_what_is_handed_over_comes_in_pieces_and_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(renewal, "PIECE_BYTES", 100)
+    sent: list[int] = []
+
+    def work(transport: Transport) -> object:
+        if transport.rank == 1:
+            send = transport.isend
+
+            def isend(tensor: torch.Tensor, dst: int, tag: int) -> object:
+                sent.append(tensor.nbytes)
+                return send(tensor, dst, tag)
+
+            transport.isend = isend  # type: ignore[method-assign, assignment]
+        luggage = {"weights": torch.arange(500.0), "step": 7} if transport.rank == 1 else None
+        return hand_over(transport, 1, [0, 3], luggage)
+
+    received = run_threads(4, work)
+    assert received[1] is None
+    assert received[2] is None
+    for got in (received[0], received[3]):
+        assert isinstance(got, dict)
+        assert got["step"] == 7
+        assert torch.equal(got["weights"], torch.arange(500.0))
+    assert max(sent) <= 100
+    assert len(sent) > 40
+
+
+def test_who_is_furthest_is_the_source_and_who_misses_a_round_lacks_it() -> None:
+    cards = Cards(
+        (
+            Card(agreed=3, begun=4, is_new=False, step=9),
+            Card(agreed=4, begun=4, is_new=False, step=9),
+            Card(),
+        )
+    )
+    assert cards.source == 1
+    assert cards.lacking() == [0, 2]
+    assert not cards.is_round_lost
