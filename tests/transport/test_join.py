@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from tightwire.errors import PeerError
+from tightwire.transport.blame import Verdict
 from tightwire.transport.join import ABSENT, _Meeting, join, within
 from tightwire.transport.seal import Seal
+from tightwire.transport.torch_distributed import _Pending
 
 
 @pytest.mark.parametrize("forged", ["[0]", "no list", "é"])
@@ -53,3 +57,16 @@ def test_closing_does_not_wait_for_a_collective_that_never_ends() -> None:
     transport.close()
     assert ended == []
     may_end.set()
+
+
+def test_a_small_send_that_never_ends_is_left_behind_once_somebody_is_to_blame() -> None:
+    """Gloo forgets a send that it takes up when the connection has just closed."""
+    may_end = threading.Event()
+    never = SimpleNamespace(wait=lambda timeout: may_end.wait(20))
+    transport = join(dist.HashStore(), 0, 1, host="127.0.0.1", deadline_s=5)
+    send = _Pending(transport, lambda *arguments: never, ([torch.ones(1)], 0, 0), "send")
+    transport._liveness._decide(Verdict((0,), "given-up"))
+    with pytest.raises(PeerError, match="gave this one"):
+        send.wait()
+    may_end.set()
+    transport.close()

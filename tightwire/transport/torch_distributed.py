@@ -27,8 +27,6 @@ GLOO_SUMS: Final = frozenset({"float32", "float64", "float16", "bfloat16", "uint
 POISON_TAG: Final = 2**31 - 2
 POINT_TO_POINT: Final = ("send", "receive")
 FOR_EVER: Final = timedelta(days=365)
-# What is smaller comes in one piece, or not at all.
-ONE_PIECE_BYTES: Final = 16384
 _helpers = Helpers("tightwire waits")
 log = logging.getLogger("tightwire")
 
@@ -238,9 +236,10 @@ class TorchDistributed(Transport):
 class _Pending:
     """Something that Gloo does; what goes wrong becomes a PeerError that names the ranks to blame.
 
-    A send or a receive that cannot even begin fails where it is waited for. Gloo never ends the wait for a message of
-    which a part was moved when its connection closes: such waits are made on threads that can be left behind, unless
-    this one can.
+    A send or a receive that cannot even begin fails where it is waited for. When a connection closes, Gloo never ends
+    the wait for a message of which a part was moved, nor for a send, however small, that its own thread has just taken
+    up because the peer had asked for it. So waits are made on threads that can be left behind, unless this one can;
+    that costs some 10 µs.
     """
 
     __slots__ = ("_arguments", "_done", "_error", "_owner", "_verb", "work")
@@ -264,14 +263,8 @@ class _Pending:
         if self._error is not None:
             raise self._owner._liveness.blame(self._describe()) from self._error
         if not self._done:
-            self._watched(self._wait_apart if self._may_stay() and not is_expendable() else self._wait)
+            self._watched(self._wait if is_expendable() else self._wait_apart)
             self._done = True  # Gloo would wait for another message
-
-    def _may_stay(self) -> bool:
-        """Whether what is under way may be moved in part, and never to its end."""
-        moving = self._arguments[0][0]
-        parts = [moving] if isinstance(moving, Tensor) else moving
-        return any(part.nbytes > ONE_PIECE_BYTES for part in parts)
 
     def _wait(self) -> None:
         self.work.wait(self._owner._timeout)
