@@ -27,11 +27,18 @@ from tightwire.planner import (
 )
 from tightwire.planner.bounds import lower_bound_s
 from tightwire.planner.break_even import break_even, chosen_among, find_change, pool_of
-from tightwire.planner.candidates import ALLOWANCES, departures, keeps_optimizer
+from tightwire.planner.candidates import (
+    ALLOWANCES,
+    begins_as_it_goes_on,
+    departures,
+    keeps_optimizer,
+    lacks_feedback,
+)
 from tightwire.planner.confidence import chance
 from tightwire.planner.curves import curves, plot
 from tightwire.planner.explain import explain
-from tightwire.planner.ranking import rank
+from tightwire.planner.quality import is_studied
+from tightwire.planner.ranking import AS_GOOD, careful_s, rank
 from tightwire.planner.scaling import scaling_of, smaller
 from tightwire.planner.search import competes
 from tightwire.profile import Profile
@@ -133,8 +140,19 @@ def test_an_unknown_allowance_is_refused() -> None:
 def test_a_slow_wire_asks_for_compression_if_allowed() -> None:
     ranking = recommended("lossy")
     assert ranking.stock.step_s / ranking.chosen.step_s > 3
-    assert "+ef" in str(ranking.chosen.plan)
+    assert not lacks_feedback(ranking.chosen.plan)
     assert not ranking.stays
+
+
+def test_of_plans_about_as_good_the_mildest_is_chosen_and_none_whose_effect_is_a_guess() -> None:
+    ranking = recommended("stale")
+    best_s = min(careful_s(row) for row in ranking.rows if is_studied(row.plan) and keeps_optimizer(row.plan))
+    assert is_studied(ranking.chosen.plan)
+    assert careful_s(ranking.chosen) <= best_s * (1 + AS_GOOD)
+    for row in ranking.rows:
+        is_able = is_studied(row.plan) and keeps_optimizer(row.plan) and begins_as_it_goes_on(row.plan)
+        if is_able and careful_s(row) <= best_s:
+            assert deviation(row.plan) >= deviation(ranking.chosen.plan)
 
 
 def test_lossless_keeps_the_mean_and_offers_more() -> None:

@@ -29,7 +29,7 @@ from tests.runtime.training import (
 from tightwire._attach import attach
 from tightwire.errors import AttachError, MismatchError, PeerError
 from tightwire.profile import measure_codecs, measure_pass
-from tightwire.runtime import auto
+from tightwire.runtime import shortlist
 from tightwire.runtime.habits import Habits, obstacles
 from tightwire.runtime.step import Optimizers
 from tightwire.transport import Single, Transport, run_threads
@@ -841,7 +841,7 @@ def test_gossip_refuses_a_scaler() -> None:
 
 
 def test_auto_keeps_out_of_the_way_of_a_loop_that_clips(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auto, "known_costs", lambda texts, numel, at: ((), 1e-9))  # takes seconds
+    monkeypatch.setattr(shortlist, "known_costs", lambda texts, **options: ((), 1e-9))  # takes seconds
 
     def worker(transport: Transport) -> str:
         with job(transport, "auto", optimizer=adam) as j:

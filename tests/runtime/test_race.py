@@ -16,10 +16,20 @@ from tightwire.errors import AttachError, PlanError
 from tightwire.plan import Plan
 from tightwire.planner import STOCK
 from tightwire.profile import CodecCost
-from tightwire.runtime import auto, lookout
+from tightwire.runtime import auto, lookout, shortlist
 from tightwire.runtime.auto import PROFILE_STEPS, WARM_UP_STEPS
 from tightwire.runtime.lookout import Lookout, LossLevel
-from tightwire.runtime.race import Contender, Heats, Race, clearly_behind, judged, order, plan_heats
+from tightwire.runtime.race import (
+    Contender,
+    Heats,
+    Race,
+    better_untried,
+    clearly_behind,
+    judged,
+    order,
+    plan_heats,
+    tells_little,
+)
 from tightwire.runtime.racing import Racing
 from tightwire.transport import Transport, run_threads
 
@@ -95,8 +105,29 @@ def test_of_two_that_noise_alone_tells_apart_the_mildest_leads() -> None:
     told.append(judged(wild, [3 - 0.0130 * i + e for i, e in enumerate(noise)], 0.1, 3.0))
     assert [c.plan for c in order(told)] == ["bsp", "local:8"]
     assert not clearly_behind(told)
-    told[1] = judged(wild, [3 - 0.1 * i + e for i, e in enumerate(noise)], 0.1, 3.0)
-    assert clearly_behind(told) == {"bsp"}
+
+
+def test_a_short_trial_tells_little_of_what_follows_and_a_rise_of_the_loss_enough() -> None:
+    fast, slow = contender("bsp", 0.1), contender("local:8", 0.1)
+
+    def heat(steps: int, slope: float) -> list[Contender]:
+        lines = ([3 - a * i for i in range(steps)] for a in (0.02, slope))
+        return [judged(c, line, 0.1, 3.0) for c, line in zip((fast, slow), lines, strict=True)]
+
+    assert not clearly_behind(heat(6, 0.01))
+    assert tells_little(heat(6, 0.01))
+    assert clearly_behind(heat(200, 0.01)) == {"local:8"}
+    assert not tells_little(heat(200, 0.01))
+    assert clearly_behind(heat(6, -0.01)) == {"local:8"}
+
+
+def test_a_plan_whose_rounds_are_too_long_for_a_trial_wins_by_what_others_showed() -> None:
+    ran = judged(contender("bsp", 0.2), [3 - 0.01 * i for i in range(8)], 0.1, 3.0)
+    # Steps take half of what was predicted: the other's will, too.
+    level, better = contender("local:64", 0.2), contender("local:32", 0.1)
+    assert better_untried([ran], [level]) is None
+    assert better_untried([ran], [level, better]) == better
+    assert better_untried([ran], [dataclasses.replace(better, expected=2.0)]) is None
 
 
 def test_four_losses_that_happen_to_lie_on_lines_tell_less_than_forty() -> None:
@@ -222,7 +253,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     def cost(text: str) -> CodecCost:
         return CodecCost(compression=text, encode_s_per_element=1e-9, decode_s_per_element=1e-9)
 
-    monkeypatch.setattr(auto, "known_costs", lambda texts, numel, at: (tuple(map(cost, texts)), 1e-9))
+    monkeypatch.setattr(shortlist, "known_costs", lambda texts, **options: (tuple(map(cost, texts)), 1e-9))
     monkeypatch.setattr(auto, "CHEAP_S", 0.0)  # a slow wire
     monkeypatch.setattr("tightwire._attach.PROBE_BUDGET_S", 0.2)
     monkeypatch.setattr(

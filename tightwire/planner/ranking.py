@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +16,7 @@ from tightwire.planner.candidates import Allowance, begins_as_it_goes_on, depart
 from tightwire.planner.confidence import chance, tempered
 from tightwire.planner.deviation import deviation
 from tightwire.planner.money import require_prices, toll_s
-from tightwire.planner.quality import extra_steps
+from tightwire.planner.quality import extra_steps, is_studied
 from tightwire.planner.search import SAME_CLASS, Search, competes
 from tightwire.profile import Profile
 from tightwire.simulate import Prediction, predict
@@ -24,6 +24,8 @@ from tightwire.simulate import Prediction, predict
 By = Literal["step", "loss", "cost"]
 # Below this, a predicted gain is no reason to leave stock PyTorch.
 LEAST_GAIN = 0.02
+# Expected times to a loss this close are no reason to change training more.
+AS_GOOD = 0.15
 # Deviations this close are no reason to prefer one plan to another.
 SAME_DEVIATION = 1.05
 # How probable it must be that a plan truly beats plain all-reduce.
@@ -168,7 +170,13 @@ def _search(profile: Profile, cluster: Cluster, allow: Allowance, by: By) -> Sea
     return search
 
 
-def rank_again(ranking: Ranking, profile: Profile, more: Iterable[Plan] = (), most: int = 100) -> Ranking:
+def rank_again(
+    ranking: Ranking,
+    profile: Profile,
+    more: Iterable[Plan] = (),
+    most: int = 100,
+    anew: Callable[[Plan], bool] = lambda plan: True,
+) -> Ranking:
     """Predicts the best plans of a ranking anew, from a profile that knows more; without a search, and reasons.
 
     Args:
@@ -176,11 +184,13 @@ def rank_again(ranking: Ranking, profile: Profile, more: Iterable[Plan] = (), mo
         profile: of the same model.
         more: plans to be predicted beside them.
         most: of the ranking's plans are looked at.
+        anew: whether the profile tells something new of a plan; else its prediction stays.
     """
-    cluster, stock = ranking.cluster, predict(ranking.stock.plan, profile, ranking.cluster)
+    cluster, known = ranking.cluster, {row.plan: row for row in ranking.rows if not anew(row.plan)}
+    stock = known.get(ranking.stock.plan) or predict(ranking.stock.plan, profile, cluster)
     plans = dict.fromkeys([*(row.plan for row in ranking.rows[:most]), *more])
     found = [
-        predict(plan, profile, cluster)
+        known.get(plan) or predict(plan, profile, cluster)
         for plan in plans
         if plan != stock.plan and competes(plan, profile, cluster)
     ]
@@ -272,17 +282,34 @@ def choose(
 def choose_by_loss(rows: Sequence[Prediction], stock: Prediction, noise: float | None = None) -> Prediction:
     """Returns the plan with the least expected time to the loss that exact means reach, if that is sure enough.
 
-    Plain all-reduce where no plan is likely to be faster, given how unsure it is how many more steps a plan needs.
+    Of those that are about as good, the one that changes training least: how many more steps plans need is known less
+    exactly than that, and what was measured of one task suits another the less, the more a plan changes. Plans whose
+    effect on the loss is a guess are left to those who ask for them. Plain all-reduce where no plan is likely to be
+    faster, given how unsure it is.
     """
     able = [
         row
         for row in rows
         if keeps_optimizer(row.plan)
         and begins_as_it_goes_on(row.plan)
+        and is_studied(row.plan)
         and sooner(row, stock, noise) >= SURE
         and more_steps(row.plan, noise) * row.step_s < stock.step_s * (1 - LEAST_GAIN)
     ]
-    return min(able, key=functools.partial(careful_s, noise=noise), default=stock)
+    return mildest(able, functools.partial(careful_s, noise=noise)) if able else stock
+
+
+def mildest(rows: Sequence[Prediction], careful: Callable[[Prediction], float]) -> Prediction:
+    """Returns, of the plans about as good as the best, the one that changes training least, and of such the best.
+
+    Args:
+        rows: at least one.
+        careful: the expected time of what one step with exact means does; see `careful_s`.
+    """
+    as_good_s = min(map(careful, rows)) * (1 + AS_GOOD)
+    equals = [row for row in rows if careful(row) <= as_good_s]
+    least = min(deviation(row.plan) for row in equals)
+    return min((row for row in equals if deviation(row.plan) <= least * SAME_DEVIATION), key=careful)
 
 
 def careful_s(row: Prediction, noise: float | None = None) -> float:

@@ -26,6 +26,8 @@ COLD_NUMEL = 2**23
 METHOD_NUMEL = 2**18
 METHOD_WORKERS = 2
 
+Clock = Callable[[], float]
+
 
 def measure_codecs(
     compressions: Sequence[str],
@@ -34,6 +36,7 @@ def measure_codecs(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     samples: int = 3,
+    clock: Clock = time.perf_counter,
 ) -> tuple[CodecCost, ...]:
     """Times encoding and decoding of each codec, and a whole run of each averaging method; medians of `samples`.
 
@@ -43,6 +46,7 @@ def measure_codecs(
         dtype: of the gradients.
         device: where they are.
         samples: how often.
+        clock: tells seconds: of the wall, which counts what else the machine does, or of the thread.
 
     Raises:
         PlanError: a compression that cannot be read.
@@ -50,9 +54,9 @@ def measure_codecs(
     senders = dict.fromkeys(parse_compression(text)[0] for text in compressions)
     values = _normal((numel,), device).to(dtype)
     return tuple(
-        _measure(sender, values, samples)
+        _measure(sender, values, samples, clock)
         if isinstance(sender, Codec)
-        else _measure_method(sender, values[: min(numel, METHOD_NUMEL)], samples)
+        else _measure_method(sender, values[: min(numel, METHOD_NUMEL)], samples, clock)
         for sender in senders
         if isinstance(sender, Codec | AveragingMethod)
     )
@@ -64,10 +68,11 @@ def measure_pass(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     samples: int = 3,
+    clock: Clock = time.perf_counter,
 ) -> float:
     """Returns the seconds per element of one pass over memory: adding one buffer to another."""
     a, b = _normal((2, numel), device).to(dtype)
-    return _median_s(lambda: a.add_(b), lambda: None, samples, a.device) / numel
+    return _median_s(lambda: a.add_(b), lambda: None, samples, a.device, clock) / numel
 
 
 def _normal(shape: tuple[int, ...], device: torch.device | str) -> Tensor:
@@ -75,11 +80,11 @@ def _normal(shape: tuple[int, ...], device: torch.device | str) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
 
 
-def _measure(codec: Codec, values: Tensor, samples: int) -> CodecCost:
+def _measure(codec: Codec, values: Tensor, samples: int, clock: Clock) -> CodecCost:
     numel = values.numel()
-    encode_s, decode_s = _times(codec, values, samples)
+    encode_s, decode_s = _times(codec, values, samples, clock)
     small = min(numel, SMALL_NUMEL)
-    fixed_s = min(sum(_times(codec, values[:small], samples)), encode_s + decode_s)
+    fixed_s = min(sum(_times(codec, values[:small], samples, clock)), encode_s + decode_s)
     both_s = encode_s + decode_s
     share = (both_s - fixed_s) / both_s / numel if both_s > 0 else 0.0
     return CodecCost(
@@ -90,10 +95,10 @@ def _measure(codec: Codec, values: Tensor, samples: int) -> CodecCost:
     )
 
 
-def _measure_method(method: AveragingMethod, values: Tensor, samples: int) -> CodecCost:
+def _measure_method(method: AveragingMethod, values: Tensor, samples: int, clock: Clock) -> CodecCost:
     """Times runs of a method among threads; what they wait for each other counts, and its bytes take no time."""
     long_s, short_s = (
-        min(run_threads(METHOD_WORKERS, lambda t, x=x: _run_s(method, x, t, samples)))  # type: ignore[misc]
+        min(run_threads(METHOD_WORKERS, lambda t, x=x: _run_s(method, x, t, samples, clock)))  # type: ignore[misc]
         for x in (values, values[:SMALL_NUMEL])
     )
     return CodecCost(
@@ -104,7 +109,9 @@ def _measure_method(method: AveragingMethod, values: Tensor, samples: int) -> Co
     )
 
 
-def _run_s(method: AveragingMethod, values: Tensor, transport: Transport, samples: int) -> float:
+def _run_s(
+    method: AveragingMethod, values: Tensor, transport: Transport, samples: int, clock: Clock
+) -> float:
     side = math.isqrt(values.numel())
     square = values[: side * side].view(side, side).cpu()
     averager = method.build(transport, plan_layout({"matrix": square}, [[0]])[0], tag=0)
@@ -114,28 +121,35 @@ def _run_s(method: AveragingMethod, values: Tensor, transport: Transport, sample
         lambda: bucket.copy_(square.flatten()),
         samples,
         bucket.device,
+        clock,
     )
 
 
-def _times(codec: Codec, values: Tensor, samples: int) -> tuple[float, float]:
+def _times(codec: Codec, values: Tensor, samples: int, clock: Clock) -> tuple[float, float]:
     bucket, out, at = values.clone(), torch.zeros_like(values), values.device
     num_bytes = codec.wire_bytes(values.numel(), values.itemsize)
     message = torch.empty(num_bytes, dtype=torch.uint8, device=values.device)
-    encode_s = _median_s(lambda: codec.encode(bucket, message), lambda: bucket.copy_(values), samples, at)
-    decode_s = _median_s(lambda: codec.decode(message, out, add=True), lambda: None, samples, at)
+    encode_s = _median_s(
+        lambda: codec.encode(bucket, message), lambda: bucket.copy_(values), samples, at, clock
+    )
+    decode_s = _median_s(lambda: codec.decode(message, out, add=True), lambda: None, samples, at, clock)
     return encode_s, decode_s
 
 
 def _median_s(
-    work: Callable[[], object], prepare: Callable[[], object], samples: int, at: torch.device
+    work: Callable[[], object],
+    prepare: Callable[[], object],
+    samples: int,
+    at: torch.device,
+    clock: Clock,
 ) -> float:
     device = device_named(at)
     seconds = []
     for _ in range(samples + 1):  # the first one warms up
         prepare()
         device.drain(at)
-        begin_s = time.perf_counter()
+        begin_s = clock()
         work()
         device.drain(at)
-        seconds.append(time.perf_counter() - begin_s)
+        seconds.append(clock() - begin_s)
     return statistics.median(seconds[1:])

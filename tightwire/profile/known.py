@@ -23,8 +23,6 @@ from tightwire.profile.values import CodecCost
 HOST = torch.device("cpu")
 # Machines change under the same name, as virtual ones do.
 FRESH_S = 7 * 24 * 3600.0
-# Times on the wall so many times as long as on the processor tell of other work, and are not kept.
-QUIET = 1.25
 
 log = logging.getLogger("tightwire")
 
@@ -38,8 +36,9 @@ def known_costs(
 ) -> tuple[tuple[CodecCost, ...], float]:
     """Returns what the senders of some compressions cost, and one pass over memory, in seconds per element.
 
-    What the file does not hold is timed, and kept if the machine did little else meanwhile. A file of another machine,
-    version or number of threads, or one that cannot be read, is replaced.
+    On the host these are times of the processor, whatever else it does: where workers share it, they are as many times
+    longer as compute is. What the file does not hold is timed, and kept. A file of another machine, version or number
+    of threads, or one that cannot be read, is replaced.
 
     Args:
         compressions: compression answers.
@@ -51,16 +50,15 @@ def known_costs(
     on = "" if device.is_host else f"-{at.type}"
     path = path or files.cache_folder() / f"codecs-{numel}{on}.json"
     facts = _facts(device, at)
+    # A device is ours alone, and the host waits for it.
+    clock = time.thread_time if device.is_host else time.perf_counter
     costs, pass_s = _read(path, facts)
     missing = [text for text in compressions if str(parse_compression(text)[0]) not in costs]
     if missing or pass_s is None:
-        wall_s, processor_s = time.perf_counter(), time.process_time()
-        costs |= {cost.compression: cost for cost in measure_codecs(missing, numel=numel, device=at)}
-        pass_s = measure_pass(numel=numel, device=at) if pass_s is None else pass_s
-        # A device is ours alone, and the host waits for it.
-        is_quiet = time.perf_counter() - wall_s <= QUIET * (time.process_time() - processor_s)
-        if is_quiet or not device.is_host:
-            _write(path, facts, costs, pass_s)
+        found = measure_codecs(missing, numel=numel, device=at, clock=clock)
+        costs |= {cost.compression: cost for cost in found}
+        pass_s = measure_pass(numel=numel, device=at, clock=clock) if pass_s is None else pass_s
+        _write(path, facts, costs, pass_s)
     return tuple(costs.values()), pass_s
 
 
@@ -71,6 +69,7 @@ def _facts(device: Device, at: torch.device) -> dict[str, object]:
         "torch": torch.__version__,
         "machine": f"{platform.node()} {platform.machine()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
+        "times": "of the processor" if device.is_host else "on the wall",
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import pathlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Literal
 
@@ -70,6 +70,19 @@ class CodecCost:
         require_range("encode_s_per_element", self.encode_s_per_element, 0.0, 1.0)
         require_range("decode_s_per_element", self.decode_s_per_element, 0.0, 1.0)
         require_range("fixed_s", self.fixed_s, 0.0, MAX_SECONDS)
+
+    def times(self, factor: float) -> CodecCost:
+        """Returns what it costs where everything takes `factor` times as long, as where workers share cores.
+
+        >>> CodecCost(compression="int8", encode_s_per_element=1e-9, decode_s_per_element=0.0).times(2.0)
+        CodecCost(compression='int8', encode_s_per_element=2e-09, decode_s_per_element=0.0, fixed_s=0.0)
+        """
+        return replace(
+            self,
+            encode_s_per_element=self.encode_s_per_element * factor,
+            decode_s_per_element=self.decode_s_per_element * factor,
+            fixed_s=self.fixed_s * factor,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

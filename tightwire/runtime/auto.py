@@ -6,13 +6,10 @@ The first steps train under a plan within the allowance that is cheap on this wi
 from __future__ import annotations
 
 import dataclasses
-import functools
-import itertools
 import json
 import logging
-import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -21,23 +18,22 @@ from tightwire.cluster import Cluster
 from tightwire.compression import Codec
 from tightwire.errors import AttachError
 from tightwire.plan import Plan, PlanFile
-from tightwire.planner import STOCK, Allowance, Ranking, deviation, recommend
+from tightwire.planner import STOCK, Allowance, Ranking, deviation
 from tightwire.planner.advice import explained
-from tightwire.planner.candidates import begins_as_it_goes_on, is_allowed, keeps_optimizer, legal
-from tightwire.planner.quality import extra_steps
-from tightwire.planner.ranking import By, careful_s, rank, rank_again, usual
-from tightwire.profile import Profile, Profiler, known_costs
+from tightwire.planner.candidates import begins_as_it_goes_on, keeps_optimizer
+from tightwire.planner.ranking import By, usual
+from tightwire.profile import Profile, Profiler
 from tightwire.profile.beside import with_device
 from tightwire.runtime.habits import Habits, obstacles
 from tightwire.runtime.lookout import Lookout, LossLevel
 from tightwire.runtime.noise import NoiseWatch, gradient_noise
-from tightwire.runtime.race import PRIOR_SPREAD, Contender, Heats, Race, plan_heats
+from tightwire.runtime.race import Contender, Heats, Race, plan_heats
 from tightwire.runtime.racing import Racing
+from tightwire.runtime.shortlist import LOOKED_AT, contenders, rank_timed, value_of
 from tightwire.runtime.step import Optimizers
 from tightwire.runtime.trainee import Trainee
 from tightwire.runtime.wire import Change, WireWatch
-from tightwire.simulate import Prediction, predict
-from tightwire.sync import Rounds
+from tightwire.simulate import predict
 
 # Nothing travels during backward under this plan, so compute is seen undisturbed.
 WATCHED = "bsp/allreduce/none/sequential"
@@ -55,19 +51,6 @@ BASELINE_S = 0.3
 WORTH = 0.95
 # Plans that stay on the record.
 MOST_CONSIDERED = 20
-# Codecs that are timed: those of so many of the plans that look best without, on so many elements.
-MOST_TIMED, TIMED_NUMEL = 10, 2**18
-# What is predicted whatever the search finds, and may contend: experience is wider than one table of a few studies.
-SEEDED = tuple(
-    f"{sync}/allreduce/{compression}/{schedule}"
-    for sync, compression in (
-        ("bsp", "powersgd:4+ef"), ("bsp", "int8+ef"), ("bsp", "bf16"), ("bsp", "topk:0.01+ef"),
-        ("local:8", "int8"), ("local:8", "none"), ("local:16", "powersgd:4+ef"),
-    )
-    for schedule in ("sequential", "mgwfbp")
-)  # fmt: skip
-# A plan that is expected to need so many times as long as the best one does not contend.
-MOST_BEHIND = 3.0
 
 log = logging.getLogger("tightwire")
 
@@ -232,27 +215,19 @@ class Pilot:
             at.type not in run.transport.ordered
         ):  # its messages cross the host, as they did when the wire was probed
             profile = dataclasses.replace(profile, nccl_slowdown=1.0)
-        exposed_s = statistics.median(self._exposed_s[WARM_UP_STEPS:-1])
-        return dataclasses.replace(profile, optimizer_s=max(0.0, profile.optimizer_s - exposed_s))
+        return without_waiting(profile, statistics.median(self._exposed_s[WARM_UP_STEPS:-1]))
 
     def _rank(self) -> Ranking:
-        """Ranks all plans; of those that look best, codecs are timed, and steps predicted anew."""
+        """Ranks all plans, and keeps what codecs were found to cost."""
         assert self._profile is not None
-        allow = self._search.allow
-        first = rank(self._profile, self._cluster, allow, self._search.by)
-        seeded = [plan for plan in map(legal, SEEDED) if plan is not None and is_allowed(plan, allow)]
-        compressions = dict.fromkeys(
-            plan.compression_text
-            for plan in (*seeded, *(row.plan for row in first.rows))
-            if keeps_optimizer(plan) and begins_as_it_goes_on(plan)
-        )
-        likely = [text for text in compressions if text != "none"][:MOST_TIMED]
-        if likely:
-            at = next(self._model.parameters()).device
-            costs, pass_s = known_costs(["none", *likely], numel=TIMED_NUMEL, at=at)
-            self._profile = dataclasses.replace(self._profile, codecs=costs, pass_s_per_element=pass_s)
-        again = rank_again(first, self._profile, seeded)
-        return again if self._search.race is not None else explained(again)
+        race = self._search.race
+        ranking = rank_timed(
+            self._profile, self._cluster, self._search.allow, self._search.by,
+            at=next(self._model.parameters()).device, in_the_way=self._in_the_way,
+            looked_at=race.contenders if race is not None else LOOKED_AT,
+        )  # fmt: skip
+        self._profile = ranking.profile
+        return ranking if race is not None else explained(ranking)
 
     def _choose(self, run: Trainee) -> None:
         """Has rank 0 choose, or name the contenders of a race, and all go on with that."""
@@ -351,12 +326,12 @@ class Pilot:
         self._cluster = self._probed.scaled(change.scale)
         decision = ""
         if run.transport.rank == 0:
-            ranking = recommend(self._profile, self._cluster, allow=self._search.allow, by=self._search.by)
+            ranking = self._rank()
             self._plan_file = ranking.plan_file()
             present = predict(run.plan, ranking.profile, self._cluster)
             found = _choice(ranking, self._in_the_way)
             better = predict(Plan.parse(found.plan), ranking.profile, self._cluster)
-            value = _value(ranking)
+            value = value_of(ranking)
             gains = value(better) < WORTH * value(present)
             decision = json.dumps([dataclasses.asdict(found), present.step_s, gains])
         if (answer := run.ask(decision)[0]) is None:
@@ -401,6 +376,29 @@ def dense_exchange_s(num_bytes: int, cluster: Cluster) -> float:
     return 2 * (cluster.workers - 1) / cluster.workers * num_bytes / cluster.bandwidth_bytes_per_s
 
 
+def without_waiting(profile: Profile, exposed_s: float) -> Profile:
+    """Returns the profile of steps without what they waited for the wire.
+
+    Waiting is no compute, and no sign of a busy processor either.
+
+    >>> seen = Profile.uniform(layers=1, numel_per_layer=8, forward_s=1.0, backward_s=1.0, optimizer_s=2.0)
+    >>> found = without_waiting(dataclasses.replace(seen, contention=4.0), 1.0)
+    >>> found.optimizer_s, found.contention
+    (1.0, 3.0)
+
+    Args:
+        profile: of steps in which the exchange came after backward, within what is taken for the optimizer's time.
+        exposed_s: how long a step waited.
+    """
+    waited_s = min(exposed_s, profile.optimizer_s)
+    share = 1.0 - waited_s / profile.compute_s if profile.compute_s else 1.0
+    return dataclasses.replace(
+        profile,
+        optimizer_s=profile.optimizer_s - waited_s,
+        contention=max(1.0, profile.contention * share),
+    )
+
+
 def watched_plan(allow: Allowance, dense_s: float) -> str:
     """Returns the plan of the first steps: mild, and cheap on a wire on which a dense exchange takes so long.
 
@@ -424,74 +422,6 @@ def announced(heats: Heats, cost: str) -> str:
     )
 
 
-def contenders(ranking: Ranking, in_the_way: Sequence[str]) -> Iterator[Contender]:
-    """Yields plans that are worth a trial: of every kind the best one first, by turns bulk-synchronous and others.
-
-    Five neighbours of one kind would tell no more than one of them, and be wrong together.
-
-    Args:
-        ranking: of all plans, those among them that have a place in any race.
-        in_the_way: why no schedule may be used under which the next forward begins early; nothing where it may.
-    """
-    careful = functools.partial(careful_s, noise=ranking.profile.gradient_noise)
-    rows = sorted(
-        (
-            row
-            for row in ranking.rows
-            if keeps_optimizer(row.plan)
-            and begins_as_it_goes_on(row.plan)
-            and not (in_the_way and row.plan.schedule.overlaps_forward)
-        ),
-        key=careful,
-    )
-    if ranking.allow == "lossless":  # what is learned is the same, and steps differ little between kinds
-        found = rows
-    else:
-        worth_it = [row for row in rows if careful(row) <= MOST_BEHIND * careful(rows[0])]
-        bests = [
-            _best_of_kinds(row for row in worth_it if row.plan.sync.is_bulk is bulk) for bulk in (True, False)
-        ]
-        bests.sort(key=lambda found: careful(found[0]) if found else math.inf)
-        mixed = [row for turn in itertools.zip_longest(*bests) for row in turn if row is not None]
-        firsts = {row.plan for row in mixed}
-        found = [*mixed, *_best_of_kinds(row for row in worth_it if row.plan not in firsts)]
-    for row in found:
-        extra = extra_steps(row.plan, ranking.profile.gradient_noise)
-        yield Contender(
-            plan=str(row.plan),
-            predicted_step_s=row.step_s,
-            expected=careful(row) / row.step_s,
-            spread=max(PRIOR_SPREAD, extra.spread),
-            steps_per_round=row.plan.sync.steps_per_round,
-            deviation=deviation(row.plan),
-        )
-
-
-def _best_of_kinds(rows: Iterable[Prediction]) -> list[Prediction]:
-    """Returns the best of every kind; the rows come in their order."""
-    found: dict[str, Prediction] = {}
-    for row in rows:
-        found.setdefault(_kind(row.plan), row)
-    return list(found.values())
-
-
-def _kind(plan: Plan) -> str:
-    """Returns what contenders are told apart by: the codec under bsp, else the policy, methods of rounds being two."""
-    final, _ = plan.sync.stretches()[-1]
-    if final.name == "bsp":
-        return plan.sender.name
-    if isinstance(final, Rounds):
-        return "rounds that an outer step closes" if final.has_outer_step else "rounds"
-    return final.name
-
-
-def _value(ranking: Ranking) -> Callable[[Prediction], float]:
-    """Returns what plans are compared by, the less the better: a step's time, or that of what an exact one does."""
-    if ranking.by == "loss":
-        return functools.partial(careful_s, noise=ranking.profile.gradient_noise)
-    return lambda row: row.step_s
-
-
 def _choice(ranking: Ranking, in_the_way: Sequence[str]) -> Choice:
     """Returns the plan to go on with: the ranking's, unless the loop does what its schedule cannot bear."""
     chosen, why = ranking.chosen, ranking.why
@@ -507,7 +437,7 @@ def _choice(ranking: Ranking, in_the_way: Sequence[str]) -> Choice:
             and keeps_optimizer(row.plan)
             and begins_as_it_goes_on(row.plan)
         ]
-        chosen = min(others, key=_value(ranking))
+        chosen = min(others, key=value_of(ranking))
     considered = tuple((str(row.plan), row.step_s) for row in ranking.rows[:MOST_CONSIDERED])
     parts = {"exposed_s": chosen.exposed_s, "codec_s": chosen.codec_s}
     return Choice(

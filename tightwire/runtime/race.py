@@ -7,13 +7,15 @@ Talwalkar 2016, arXiv:1502.07943, with the leader's progress kept).
 A contender is judged by loss per second: the slope of its losses over the time of its steps, through the loss that all
 began with. A short trial tells little, so what was measured is weighed, by its own standard error, against what the
 planner expected. Who is clearly behind by then is out at once; of those that cannot be told apart, the mildest leads.
+Where a heat tells less than was expected, another one would cost more than it tells. A plan whose rounds are too long
+for a trial wins where, by what the others showed of the wire and of the loss, it must be better than all of them.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tightwire.errors import PlanError
@@ -29,8 +31,14 @@ MOST_HEATS = 3
 CLEAR = 0.9
 # An error that was estimated from two or three losses.
 MOST_UNSURE = 3.0
+TINY = 1e-12
+# What a trial of one step shows is off by this share of it, as far as it is to tell of the training that follows, and
+# the less the more steps: with the first ones the loss falls fast, or not at all, under any plan.
+PASSING = 1.6
+# In standard errors.
+BEYOND_NOISE = 2.0
 # Contenders are told apart if the leader is better with this probability, or by this share of its loss per second.
-SURE, TIE = 0.75, 0.1
+SURE, TIE = 0.75, 0.15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +108,27 @@ class Race:
         return seconds
 
 
+@dataclass(frozen=True)
+class Belief:
+    """What loss per second to expect of a contender: mean and standard deviation."""
+
+    mean: float
+    spread: float
+
+    def over(self, other: Belief) -> float:
+        """Returns the probability that this one is better.
+
+        >>> Belief(2.0, 0.1).over(Belief(1.0, 0.1)) > 0.99, Belief(1.0, 0.1).over(Belief(1.0, 0.1))
+        (True, 0.5)
+        """
+        if not (math.isfinite(self.mean) and math.isfinite(other.mean)):
+            return float(math.isfinite(self.mean))
+        spread = math.hypot(self.spread, other.spread)
+        if spread == 0.0:
+            return 0.5 if self.mean == other.mean else float(self.mean > other.mean)
+        return statistics.NormalDist().cdf((self.mean - other.mean) / spread)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Contender:
     """A plan in a race: what was expected of it, and what it did. On the record of the run.
@@ -116,6 +145,7 @@ class Contender:
         loss: the mean of the last losses of its last trial, or the judge's at its end.
         loss_per_s: by which the loss fell per second in its last trial.
         error: standard error of that.
+        judged_steps: of its last trial.
         steps: made in all its trials.
         seconds: taken by all its trials, what was between their steps included.
         heats: it ran in.
@@ -132,6 +162,7 @@ class Contender:
     loss: float | None = None
     loss_per_s: float | None = None
     error: float = math.inf
+    judged_steps: int = 0
     steps: int = 0
     seconds: float = 0.0
     heats: int = 0
@@ -148,9 +179,35 @@ class Contender:
         return 1.0 / (self.expected * self.known_step_s)
 
     @property
+    def unsure(self) -> float:
+        """How far that may be off, as a share: the standard deviation."""
+        return max(PRIOR_SPREAD, self.spread)
+
+    def doubt(self, loss_per_s: float) -> float:
+        """Returns the standard error of what it showed, as far as that is to tell of the training that follows.
+
+        Args:
+            loss_per_s: that is usual.
+        """
+        return math.hypot(self.error, PASSING * abs(loss_per_s) / math.sqrt(max(1, self.judged_steps)))
+
+    def moves(self, sign: int) -> bool:
+        """Whether its loss moved beyond noise: rose (1), or fell (-1)."""
+        return self.loss_per_s is not None and -sign * self.loss_per_s > BEYOND_NOISE * self.error
+
+    def expectation(self, scale: float) -> Belief:
+        """Returns what loss per second is expected where a step with exact means is worth so much loss."""
+        return Belief(scale * self.prior, self.unsure * scale * self.prior)
+
+    @property
     def least_steps(self) -> int:
         """The shortest trial that tells something: whole rounds."""
         return math.ceil(LEAST_STEPS / self.steps_per_round) * self.steps_per_round
+
+    @property
+    def least_s(self) -> float:
+        """What that takes."""
+        return self.least_steps * self.known_step_s
 
     def steps_in(self, seconds: float) -> int:
         """Returns the whole rounds that fit into a trial of so many seconds, at least the shortest trial."""
@@ -197,13 +254,13 @@ def plan_heats(contenders: Sequence[Contender], cost_s: float, most: int = 6) ->
     """
     sizes = range(min(most, len(contenders)), 1, -1)
     shapes = [fields for size in sizes for fields in _shapes(size)]
-    # Rather a small race with the best expected one than a large one without.
-    for required in (contenders[:1], ()):
-        for fields in shapes:
-            shares = [cost_s / len(fields) / (n - 1) for n in fields]
-            able = [c for c in contenders if c.least_steps * c.known_step_s <= shares[0]][: fields[0]]
-            if len(able) == fields[0] and all(c in able for c in required):
-                return Heats(entered=tuple(c.plan for c in able), trial_s=tuple(shares), fields=fields)
+    # Rather a small race with the best one that can be tried at all than a large one without.
+    triable = [c for c in contenders if c.least_s <= cost_s]
+    for fields in shapes:
+        shares = [cost_s / len(fields) / (n - 1) for n in fields]
+        able = [c for c in triable if c.least_s <= shares[0]][: fields[0]]
+        if len(able) == fields[0] and able[0] is triable[0]:
+            return Heats(entered=tuple(c.plan for c in able), trial_s=tuple(shares), fields=fields)
     return Heats(entered=tuple(c.plan for c in contenders[:1]), trial_s=(0.0,), fields=(1,))
 
 
@@ -236,6 +293,7 @@ def judged(contender: Contender, losses: Sequence[float], step_s: float, start: 
     """
     if not all(map(math.isfinite, losses)):
         return replace(contender, step_s=step_s, loss=None, loss_per_s=-math.inf, error=0.0, note="diverged")
+    contender = replace(contender, judged_steps=len(losses))
     times = [number * step_s for number in range(len(losses))]
     weight = sum(t * t for t in times)
     slope = sum(t * (start - loss) for t, loss in zip(times, losses, strict=True)) / weight if weight else 0.0
@@ -244,27 +302,6 @@ def judged(contender: Contender, losses: Sequence[float], step_s: float, start: 
     error = _unsure(freedom) * math.sqrt(rest / freedom / weight) if weight else math.inf
     last = losses[-max(1, len(losses) // 4) :]
     return replace(contender, step_s=step_s, loss=statistics.fmean(last), loss_per_s=slope, error=error)
-
-
-@dataclass(frozen=True)
-class Belief:
-    """What loss per second to expect of a contender: mean and standard deviation."""
-
-    mean: float
-    spread: float
-
-    def over(self, other: Belief) -> float:
-        """Returns the probability that this one is better.
-
-        >>> Belief(2.0, 0.1).over(Belief(1.0, 0.1)) > 0.99, Belief(1.0, 0.1).over(Belief(1.0, 0.1))
-        (True, 0.5)
-        """
-        if not (math.isfinite(self.mean) and math.isfinite(other.mean)):
-            return float(math.isfinite(self.mean))
-        spread = math.hypot(self.spread, other.spread)
-        if spread == 0.0:
-            return 0.5 if self.mean == other.mean else float(self.mean > other.mean)
-        return statistics.NormalDist().cdf((self.mean - other.mean) / spread)
 
 
 def _unsure(freedom: int) -> float:
@@ -282,7 +319,74 @@ def order(contenders: Sequence[Contender]) -> list[Contender]:
     The planner says who is how many times as good, the heat as a whole how good that is. Of those that are about as
     good as the best one, and not surely worse, the mildest leads.
     """
-    found = beliefs(contenders)
+    return _ordered(contenders, _beliefs(contenders, Heat.of(contenders)))
+
+
+def clearly_behind(contenders: Sequence[Contender]) -> set[str]:
+    """Returns the plans of those that the leader is better than, as good as surely, or whose loss alone rises."""
+    found = _beliefs(contenders, Heat.of(contenders))
+    leader, *others = _ordered(contenders, found)
+    falls = leader.moves(-1)
+    return {
+        c.plan for c in others if found[leader.plan].over(found[c.plan]) >= CLEAR or (falls and c.moves(1))
+    }
+
+
+def tells_little(contenders: Sequence[Contender]) -> bool:
+    """Whether a heat showed less than was expected before: then another one would not tell its contenders apart."""
+    heat = Heat.of(contenders)
+    expected = {c.plan: c.expectation(heat.scale) for c in contenders}
+    return all(c.doubt(expected[c.plan].mean) > expected[c.plan].spread for c in contenders)
+
+
+def better_untried(ran: Sequence[Contender], others: Sequence[Contender]) -> Contender | None:
+    """Returns, of contenders that did not run, the one that is expected to be better than all that did; None if none.
+
+    Their steps take as many times as long as predicted as those of the others did, and are worth as much.
+
+    Args:
+        ran: in the last heat; at least one showed something.
+        others: whose trial would have been too long.
+    """
+    heat = Heat.of(ran)
+    paced = [replace(c, predicted_step_s=c.predicted_step_s * heat.pace) for c in others]
+    found = _beliefs(ran, heat) | {c.plan: c.expectation(heat.scale) for c in paced}
+    leader = _ordered([*ran, *paced], found)[0]
+    best = max((found[c.plan].mean for c in ran), default=-math.inf)
+    is_better = leader in paced and math.isfinite(best) and found[leader.plan].mean > best
+    return next(c for c in others if c.plan == leader.plan) if is_better else None
+
+
+@dataclass(frozen=True)
+class Heat:
+    """What a heat showed as a whole.
+
+    Attributes:
+        scale: how much loss one step with exact means is worth.
+        pace: how many times as long as predicted steps took.
+    """
+
+    scale: float
+    pace: float
+
+    @classmethod
+    def of(cls, contenders: Sequence[Contender]) -> Heat:
+        """Returns what a heat showed: least squares over its contenders, at least what noise may hide."""
+        ran = [
+            (c, c.loss_per_s)
+            for c in contenders
+            if c.loss_per_s is not None and math.isfinite(c.loss_per_s) and math.isfinite(c.error)
+        ]
+        usual = statistics.fmean(abs(y) for _, y in ran) if ran else 0.0
+        weights = [(c.prior, y, max(c.doubt(usual), TINY) ** -2) for c, y in ran]
+        square = sum(w * p * p for p, _, w in weights)
+        scale = sum(w * p * y for p, y, w in weights) / square if square else 0.0
+        hidden = square**-0.5 if square and any(c.error for c, _ in ran) else 0.0
+        paces = [c.step_s / c.predicted_step_s for c in contenders if c.step_s and c.predicted_step_s]
+        return cls(scale=max(0.0, scale, hidden), pace=statistics.median(paces) if paces else 1.0)
+
+
+def _ordered(contenders: Sequence[Contender], found: Mapping[str, Belief]) -> list[Contender]:
     ranked = sorted(contenders, key=lambda c: -found[c.plan].mean)
     if not ranked or not math.isfinite(found[ranked[0].plan].mean):
         return ranked
@@ -296,37 +400,17 @@ def order(contenders: Sequence[Contender]) -> list[Contender]:
     return [leader, *(c for c in ranked if c is not leader)]
 
 
-def clearly_behind(contenders: Sequence[Contender]) -> set[str]:
-    """Returns the plans of those that the leader is better than, as good as surely."""
-    found = beliefs(contenders)
-    leader, *others = order(contenders)
-    return {c.plan for c in others if found[leader.plan].over(found[c.plan]) >= CLEAR}
-
-
-def beliefs(contenders: Sequence[Contender]) -> dict[str, Belief]:
+def _beliefs(contenders: Sequence[Contender], heat: Heat) -> dict[str, Belief]:
     """Returns what to expect of each contender of a heat, by plan."""
-    ran = [
-        (c, c.loss_per_s)
-        for c in contenders
-        if c.loss_per_s is not None and math.isfinite(c.loss_per_s) and math.isfinite(c.error)
-    ]
-    exact = [(c, y) for c, y in ran if c.error == 0.0]
-    # How much loss one step with exact means is worth: least squares over the heat, at least what noise may hide.
-    weights = [(c.prior, y, 1.0 if exact else c.error**-2) for c, y in (exact or ran)]
-    square = sum(w * p * p for p, _, w in weights)
-    scale = sum(w * p * y for p, y, w in weights) / square if square else 0.0
-    if not exact:
-        scale = max(scale, square**-0.5 if square else 0.0)
-    return {c.plan: _believed(c, max(0.0, scale)) for c in contenders}
+    return {c.plan: _believed(c, heat.scale) for c in contenders}
 
 
 def _believed(contender: Contender, scale: float) -> Belief:
     """Returns the mean of measured and expected, weighed by their precisions."""
-    measured, expected = contender.loss_per_s, scale * contender.prior
+    measured, expected = contender.loss_per_s, contender.expectation(scale)
     if measured is None or not math.isfinite(measured):
         return Belief(-math.inf, 0.0)
-    spread = max(PRIOR_SPREAD, contender.spread) * expected
-    if spread <= 0 or contender.error <= 0:
+    if expected.spread <= 0:
         return Belief(measured, contender.error if math.isfinite(contender.error) else 0.0)
-    trust, doubt = contender.error**-2, spread**-2
-    return Belief((trust * measured + doubt * expected) / (trust + doubt), (trust + doubt) ** -0.5)
+    trust, doubt = contender.doubt(expected.mean) ** -2, expected.spread**-2
+    return Belief((trust * measured + doubt * expected.mean) / (trust + doubt), (trust + doubt) ** -0.5)

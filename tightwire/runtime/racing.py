@@ -14,7 +14,16 @@ import torch
 
 from tightwire.errors import AttachError, PlanError
 from tightwire.plan import Plan
-from tightwire.runtime.race import Contender, Heats, Race, clearly_behind, judged, order
+from tightwire.runtime.race import (
+    Contender,
+    Heats,
+    Race,
+    better_untried,
+    clearly_behind,
+    judged,
+    order,
+    tells_little,
+)
 from tightwire.runtime.report import typical_step_s
 from tightwire.runtime.snapshot import Snapshot
 from tightwire.runtime.trainee import Trainee
@@ -209,6 +218,7 @@ class Racing:
             self._heat >= len(self._heats.fields)
             or self._lost_s >= self._cost_s
             or len(ranked) - len(beaten) < 2
+            or tells_little(ranked)
         )
         keep = 1 if is_last else self._heats.fields[self._heat]
         self._field = [c.plan for c in ranked if c.plan not in beaten][:keep]
@@ -230,8 +240,15 @@ class Racing:
                 + "; ".join(f"{c.plan} {c.note}" for c in self.contenders.values())
                 + ". Choose a plan by name, such as bsp."
             )
-        self._running = able[0].plan
-        self._go_to(run, Plan.parse(self._running))
+        others = [c for c in self.contenders.values() if not c.heats and not c.note]
+        for self._running in (c.plan for c in (better_untried(able, others), able[0]) if c is not None):
+            try:
+                self._go_to(run, Plan.parse(self._running))
+                break
+            except (AttachError, PlanError) as refusal:
+                if self._running == able[0].plan:
+                    raise
+                self._note(f"refused: {refusal}")
         self._note("")
         self.winner = self.contenders[self._running]
 
@@ -245,9 +262,15 @@ class Racing:
         assert self.winner is not None
         entered = self._heats.entered
         rates = ", ".join(f"{plan} {self._told_of(plan)}" for plan in entered)
+        won = (
+            f"{self.winner.plan} won a race of {len(entered)}, in {self._heat} heats"
+            if self.winner.heats
+            else f"{self.winner.plan} is expected to be better than all of a race of {len(entered)}, for which its "
+            "rounds are too long"
+        )
         return (
-            f"{self.winner.plan} won a race of {len(entered)}, in {self._heat} heats; the time of the others, "
-            f"{self._lost_s:.1f} s, is lost (at most {self._cost_s:.1f} s were planned): {rates}."
+            f"{won}; the time of the others, {self._lost_s:.1f} s, is lost (at most {self._cost_s:.1f} s were "
+            f"planned): {rates}."
         )
 
     def _told_of(self, plan: str) -> str:
@@ -294,4 +317,11 @@ def _by_judge(contender: Contender, trial: RaceTrial, start: float | None) -> Co
             contender, step_s=trial.step_s, loss=None, loss_per_s=-math.inf, error=0.0, note="diverged"
         )
     per_s = (start - trial.judged) / (trial.steps * trial.step_s)
-    return replace(contender, step_s=trial.step_s, loss=trial.judged, loss_per_s=per_s, error=0.0)
+    return replace(
+        contender,
+        step_s=trial.step_s,
+        loss=trial.judged,
+        loss_per_s=per_s,
+        error=0.0,
+        judged_steps=trial.steps,
+    )
