@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import types
 from typing import Any
 
@@ -13,13 +14,19 @@ from tightwire.cluster import Cluster
 from tightwire.plan import Plan
 from tightwire.profile import Profile
 from tightwire.runtime.spans import RoundTimes, line_s
-from tightwire.runtime.wire import Change, WireWatch
+from tightwire.runtime.wire import Change, Crowd, WireWatch
 from tightwire.transport import Transport, run_threads
 
 PROFILE = Profile.uniform(layers=4, numel_per_layer=2_500_000, forward_s=0.1, backward_s=0.2)
 CLUSTER = Cluster.uniform(4, 100e6, 1e-4)
 DENSE = Plan.parse("bsp/allreduce:ring/none/fusion")
 WIRE_S = 0.6  # of 40 MB around a ring of 4
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What else this machine does is no part of these tests."""
+    monkeypatch.setattr(Crowd, "_read", lambda self: (0, 0))
 
 
 class Trainee:
@@ -33,7 +40,7 @@ class Trainee:
     def ask(self, answer: str) -> list[str | None]:
         self.asked += 1
         late = json.loads(answer)
-        return [answer, json.dumps([3 * late[0], 0.0, 0.0]), None]
+        return [answer, json.dumps([3 * late[0], 0.0, 0.0, 1.0]), None]
 
 
 def steps(watch: WireWatch, run: Any, round_s: float, count: int) -> list[tuple[int, Change]]:
@@ -90,6 +97,44 @@ def test_busy_processors_are_no_slower_wire() -> None:
     steps(watch, run, WIRE_S + 0.65, 20)
     assert steps(watch, run, WIRE_S + 1.5, 40) == []
     assert len(steps(watch, run, 5 * WIRE_S + 1.5, 20)) == 1
+
+
+def test_rounds_that_slow_down_as_compute_does_tell_of_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch, run = WireWatch(CLUSTER), Trainee()
+
+    def seen(crowd: float, round_s: float, count: int) -> int:
+        monkeypatch.setattr(Crowd, "told", lambda self: crowd)
+        found = 0
+        for _ in range(count):
+            run.times.note([(0.0, round_s)])
+            found += watch.after_step(run, PROFILE) is not None
+        return found
+
+    assert seen(2.0, WIRE_S, 20) == 0
+    assert seen(4.0, 2 * WIRE_S, 40) == 0
+    assert seen(2.0, 2 * WIRE_S, 20) == 1
+
+
+def test_what_the_system_tells_of_waiting_for_a_core(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    told = tmp_path / "schedstat"
+    told.write_text("100 50 7")
+    crowd = Crowd(told)
+    told.write_text("200 350 9")
+    assert crowd.told() == 4.0
+    assert crowd.told() == 1.0  # nothing since
+    assert Crowd(tmp_path / "absent").told() == 1.0
+
+
+def test_who_goes_back_and_forth_is_believed_less() -> None:
+    watch, run = WireWatch(CLUSTER), Trainee()
+    steps(watch, run, WIRE_S, 20)
+    first = [steps(watch, run, factor * WIRE_S, 40) for factor in (10, 1, 10, 1)]
+    assert [len(found) for found in first] == [1, 1, 1, 1]
+    (early, _), *_, (late, _) = [found[0] for found in first]
+    assert late > early
 
 
 def test_a_line_that_recovers_is_believed_to_be_what_was_probed_and_not_more() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 from dataclasses import dataclass
 
 from tightwire.cluster import Cluster
@@ -22,6 +23,8 @@ BEYOND = 1.25
 # that the bytes have this share of a round, or that it takes very much longer: else there is no telling. What is beside
 # the wire may take so many times as long without a change of it: codecs and messages wait where processors are busy.
 GROWN, BAND, SHARE, MUCH, BUSY = 1.3, 1.4, 0.1, 20.0, 2.5
+# A change back, after one, needs as many looks more that say so: who went back and forth is believed less.
+LOOKS, MOST_TURNS = 2, 6
 # One look does not say more than that.
 MOST = 20.0
 # How far a prediction may be off, before the bandwidth that the last change told is doubted.
@@ -54,13 +57,41 @@ class Change:
         )
 
 
+class Crowd:
+    """How many times as long as it runs the training thread is ready to: more than 1 where others use its cores.
+
+    Linux tells how long a thread ran, and how long it waited for a core; elsewhere this is 1.
+    """
+
+    def __init__(self, path: pathlib.Path = pathlib.Path("/proc/thread-self/schedstat")) -> None:
+        """Takes the file that tells; of the thread that reads it."""
+        self._path = path
+        self._ran_ns, self._waited_ns = self._read()
+
+    def told(self) -> float:
+        """Returns what was seen since the last time."""
+        before = self._ran_ns, self._waited_ns
+        self._ran_ns, self._waited_ns = self._read()
+        ran, waited = self._ran_ns - before[0], self._waited_ns - before[1]
+        return 1.0 + max(0, waited) / ran if ran > 0 else 1.0
+
+    def _read(self) -> tuple[int, int]:
+        try:
+            ran, waited, *_ = self._path.read_text(encoding="ascii").split()
+            return int(ran), int(waited)
+        except (OSError, ValueError):
+            return 0, 0
+
+
 class WireWatch:
     """Compares rounds with what they usually take, the same on every rank.
 
     A round keeps the line for its bytes over the bandwidth, and for codecs and latencies besides. The bytes' part at
     the probed bandwidth is predicted; the rest is what the first rounds under a plan take beyond it. A later round then
     says what the bandwidth is: of the ranks' times the least, for the others include waiting. A change is believed when
-    two looks in a row say the same, so that a burst of someone else's traffic changes nothing.
+    two looks in a row say the same, so that a burst of someone else's traffic changes nothing; after changes that were
+    taken back, more looks. Where threads wait for a core longer than usual, rounds may take as many times as long: who
+    moves bytes waits, too.
 
     Contract: every rank that trains makes one at the same step, and tells it of every step; a step with a look blocks.
 
@@ -74,6 +105,8 @@ class WireWatch:
         self._cluster, self._is_sure = cluster, True
         self._predicted: tuple[float, float] = (0.0, 0.0)
         self._predicted_plan: Plan | None = None
+        self._crowd = Crowd()
+        self._turns, self._last = 0, 0  # changes that took back the one before; which way the last one went
         self._begin(None)
 
     def after_step(self, run: Trainee, profile: Profile) -> Change | None:
@@ -96,12 +129,13 @@ class WireWatch:
 
     def _begin(self, plan: Plan | None) -> None:
         self._plan, self._steps, self._next_look = plan, 0, ROUNDS + 1
-        self._first, self._sign = 0, 0
+        self._first, self._sign, self._signs = 0, 0, 0
         self._usual_s: float | None = None
+        self._usual_crowd = 1.0
         self._rest_s = self._moved_s = 0.0
 
     def _look(self, run: Trainee, profile: Profile, round_s: float | None) -> Change | None:
-        told = run.ask(json.dumps([round_s, *self._expected(run, profile)]))
+        told = run.ask(json.dumps([round_s, *self._expected(run, profile), self._crowd.told()]))
         if told[0] is None:  # rank 0, which decides, has finished
             self._next_look = NEVER
             return None
@@ -110,14 +144,19 @@ class WireWatch:
         if now_s is None:
             self._next_look = self._steps + LOOK_STEPS
             return None
-        _, wire_s, other_s = answers[0]
+        _, wire_s, other_s, _ = answers[0]
+        crowd = max(answer[3] for answer in answers)
         is_known = self._usual_s is not None
         if self._usual_s is None:
             sign = self._calibrate(now_s, wire_s / self.scale, other_s)
+            self._usual_crowd = crowd
         else:
+            if now_s > self._usual_s:
+                now_s = max(self._usual_s, now_s / max(1.0, crowd / self._usual_crowd))
             sign = self._compare(now_s)
-        if sign == 0 or self._sign != sign:
-            self._sign = sign
+        self._signs = self._signs + 1 if sign == self._sign else 1
+        self._sign = sign
+        if sign == 0 or self._signs < LOOKS + self._turns:
             self._next_look = self._steps + (AGAIN_STEPS if sign else LOOK_STEPS)
             return None
         # What is beside the wire, where it is predicted only, may not be there: a faster round is all bytes then.
@@ -129,6 +168,8 @@ class WireWatch:
             self._next_look = self._steps + LOOK_STEPS
             return None
         self.scale = change.scale
+        self._turns = min(MOST_TURNS, self._turns + int(sign == -self._last))
+        self._last = sign
         self._is_sure = False
         self._begin(None)
         return change

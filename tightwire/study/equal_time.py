@@ -14,6 +14,9 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from tightwire import files
+from tightwire.bench.kernels import default_kernels
+from tightwire.catalogue import parse_member
+from tightwire.compression import Codec, compile_kernels
 from tightwire.errors import LabError
 from tightwire.lab import Lab, OutputLine, Topology
 from tightwire.study.study import DDP, DDP_POWERSGD
@@ -89,14 +92,26 @@ def conduct(
 ) -> list[TimedTrial]:
     """Makes the trials that are missing; a trial that fails is kept with its error, and the others go on.
 
+    Kernels are compiled before, as those of stock DDP are: no trial waits for that.
+
     Raises:
         LabError: no emulated cluster whose lines also hold stock DDP can be built, or its workers do not start.
     """
+    if kept.missing(wanted):
+        warm()
     for rate in dict.fromkeys(t.rate_bytes_per_s for t in wanted):
         queue = collections.deque(kept.missing(t for t in wanted if t.rate_bytes_per_s == rate))
         while queue:
             _run(rate, workers, queue, kept, on_trial)
     return kept.of(wanted)
+
+
+def warm() -> None:
+    """Compiles the kernels of all codecs, or finds them on disk."""
+    for text in default_kernels():
+        member = parse_member("compression", text)
+        if isinstance(member, Codec):
+            compile_kernels(member)
 
 
 def _run(
