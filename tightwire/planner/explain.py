@@ -198,8 +198,11 @@ def _other_uses(ranking: Ranking, scaling: Scaling) -> Iterator[str]:
     if scaling.efficiency >= WELL_USED:
         return
     offers = []
-    better = [
-        u for u in scaling.accumulating if u.passes_per_s >= WORTH_TELLING * scaling.chosen.passes_per_s
+    better = [  # what all do together must be more than one of them does alone
+        u
+        for u in scaling.accumulating
+        if u.passes_per_s >= WORTH_TELLING * scaling.chosen.passes_per_s
+        and scaling.times_alone(u) >= WORTH_TELLING
     ]
     if better:
         enough = next(

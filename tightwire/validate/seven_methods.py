@@ -315,7 +315,8 @@ def more_table() -> Table:
     """Predicts what the survey measured beside: a larger model, and TCP on the fast network.
 
     The larger model's batch of 8 is short beside its exchange, so that on these networks four nodes are no faster
-    than one GPU; no constant sees it.
+    than one GPU; no constant sees it. Its BSP-PS and WFBP-PS over IP over InfiniBand have the figures of the 10 Gb/s
+    line to within 2 % (docs/planner.md says which rows are off, and why).
     """
     points, constants = _held_to(list(cases(MORE)), list(cases()))
     return Table(
