@@ -90,6 +90,12 @@ def test_simulate_traces_what_a_step_waits_for(tmp_path: pathlib.Path) -> None:
             "images",
         ),
         (["local:99999999999999999999999", *NUMBERS], PlanError, "local:"),
+        # The device's memory, where the cluster does not tell.
+        (
+            ["bsp", "--model", "llama-70b", "--device", "a100", "--batch", "1", *NUMBERS[4:]],
+            PlanError,
+            "does not fit",
+        ),
     ],
 )
 def test_bad_input_names_what_is_wrong(arguments: list[str], error: type[Exception], says: str) -> None:

@@ -208,6 +208,8 @@ class Asked:
             if found.kinds:
                 raise FileError("--kinds: the cluster file has kinds; leave out one of the two.")
             found = dataclasses.replace(found, kinds=kinds)
+        if found.device_memory_bytes is None and self.device in DEVICES:
+            found = dataclasses.replace(found, device_memory_bytes=DEVICES[self.device].memory_bytes)
         if self.over is not None:
             over = next((way for way in get_args(Over) if way == self.over), None)
             if over is None:
@@ -320,7 +322,7 @@ class Asked:
         on, dtype = device(self.device), self.dtype or "float32"
         say(
             f"model: {model}, a sample is {shape.sample}; it computes in {PRECISIONS[on.value_bytes]} precision, at "
-            f"{on.efficiency:.0%} of the {on.flops_per_s / 1e12:g} Tflop/s of a {on.name}; gradients are {dtype}.",
+            f"{on.efficiency:.0%} of {on.name}'s {on.flops_per_s / 1e12:g} Tflop/s; gradients are {dtype}.",
             err=True,
         )
         return derive(shape, on, self.batch, itemsize=ITEMSIZES[dtype])
