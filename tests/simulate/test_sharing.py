@@ -5,10 +5,12 @@ import dataclasses
 import pytest
 
 from tightwire.cluster import Cluster, Level
+from tightwire.plan import Plan
 from tightwire.planner.explain_devices import explain_devices
 from tightwire.profile import Profile
 from tightwire.profile.devices import DEVICES
 from tightwire.simulate import predict
+from tightwire.simulate.memory import added_bytes, landing_bytes
 from tightwire.simulate.sharing import COPY_LATENCY_S, crossing_s
 
 MIB = 2**20
@@ -146,3 +148,31 @@ def test_a_device_prices_a_profile() -> None:
     priced = DEVICES["a100"].priced(PLAIN)
     assert priced.pass_s_per_element == pytest.approx(3 * 4 / 2.039e12)
     assert (priced.copy_s_per_byte, priced.nccl_slowdown, priced.kernel_share) == (1 / 24e9, 1.19, 1.0)
+
+
+@pytest.mark.parametrize("plan", ["bsp/gossip:exponential", "ssp:3/ps:shards=2"])
+def test_what_is_averaged_in_host_memory_crosses_once_each_way(plan: str) -> None:
+    free = dataclasses.replace(
+        DEVICE, copy_s_per_byte=1e-15
+    )  # a device, all of whose copies take next to nothing
+    found, alone = predict(plan, DEVICE, TWO), predict(plan, free, TWO)
+    assert found.step_s - alone.step_s == pytest.approx(2 * 64 * MIB / PCIE, rel=1e-3)
+
+
+def test_memory_that_lands_is_that_of_each_lanes_largest_bucket() -> None:
+    profile = dataclasses.replace(
+        PLAIN,
+        parameters=tuple(
+            dataclasses.replace(PLAIN.parameters[0], name=f"p{i}", numel=n * MIB) for i, n in ((0, 1), (1, 8))
+        ),
+    )
+    ring = Plan.parse("bsp/allreduce:ring/none/fusion:1MiB")
+    # By pinned memory 32 pieces of 256 KiB are awaited at most; by NCCL, a step's at a time.
+    assert landing_bytes(ring, profile, over("pinned")) == 32 * MIB // 4
+    assert landing_bytes(ring, profile, over("nccl")) == MIB // 4
+    assert landing_bytes(Plan.parse("bsp/allreduce:native"), profile, over("pinned")) == 0
+    assert added_bytes(ring, profile, over("pinned")) == 4 * 9 * MIB + 8 * MIB
+    small = dataclasses.replace(profile, parameters=profile.parameters[:1])
+    assert (
+        landing_bytes(ring, small, over("pinned")) == 16 * MIB // 4
+    )  # 8 pieces to be added, 8 that are done
