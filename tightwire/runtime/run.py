@@ -525,15 +525,13 @@ class Run:
 
     def after_step(self) -> None:
         """Hears that the optimizers have stepped; see `StepListener`."""
-        course, context, step = self._course, self._course.context, self._course.step + 1
-        course.step = step
+        course, context = self._course, self._course.context
+        course.step += 1
         self._accumulated_at = -1
         context.tracer.record("compute", "optimizer", self._step_start_s, time.perf_counter())
-        context.membership.guard(lambda: course.engine.after_step(step), can_wait=course.engine.postpones)
+        context.membership.guard(lambda: course.engine.after_step(course.step), can_wait=course.engine.postpones)
         if self._syncs_buffers:
-            self._context.membership.guard(
-                lambda: self._buffers.settle(trains=True)
-            )  # members may be others by now
+            self._context.membership.guard(lambda: self._buffers.settle(trains=True))
         exposed_s = course.engine.exposed_s
         course.record.note_wait(exposed_s)
         course.end_step()
