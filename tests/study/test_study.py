@@ -214,6 +214,17 @@ def test_settings_rise_and_fall_and_are_the_dense_ones_by_default() -> None:
     assert settings_for("digits", PLAIN) == DENSE["digits"]
 
 
+def test_settings_are_those_of_a_kind() -> None:
+    """A codec counts inside a method too, and so does a mean that comes tens of steps late."""
+    plain = settings_for("text", full_text("stc:0.01+ef"))
+    assert settings_for("text", full_text("doublesqueeze:stc:0.01+ef")) == plain
+    assert settings_for("text", full_text("topk:0.01+variance")) == plain
+    late, waiting = (
+        settings_for("text", f"local:32{late}/allreduce/none/sequential") for late in (",overlap=32", "")
+    )
+    assert late.lr < waiting.lr == DENSE["text"].lr
+
+
 def test_a_scene_may_train_all_alike() -> None:
     plain = TrainingSettings(optimizer="sgd", lr=0.125)
     scene = Scene(settings={"digits": plain})

@@ -103,7 +103,12 @@ class Int4(_AbsmaxCodec):
 @final
 @dataclass(frozen=True)
 class Int2(_AbsmaxCodec):
-    """Sends −1, 0 or 1 times max|x|, four per byte, and one float32 step per block.
+    """Sends −1, 0 or 1 times max|x|, four per byte, and one float32 step per block; n/4 + 4·⌈n/block⌉ bytes.
+
+    Three values up to the largest of a block lose the less, the smaller it is: of normal elements 0.67 of the square in
+    blocks of 256, 0.45 in blocks of 32. With `+ef` on the study's text (three seeds) that is a loss of 1.1 % and of
+    0.45 % over dense gradients, at 2.1 and 3 bits. Levels cut to 1.5 root mean squares of a block of 256 lose but 0.21
+    of the square, and diverge there: where one element is large, feedback brings it in a little at a time.
 
     Attributes:
         block: elements that share a step; a multiple of 8.
@@ -115,4 +120,4 @@ class Int2(_AbsmaxCodec):
     paper: ClassVar[str] = "Wen et al. 2017, arXiv:1705.07878"
     bits: ClassVar[int] = 2
 
-    block: int = 256
+    block: int = 32

@@ -529,7 +529,9 @@ class Run:
         course.step += 1
         self._accumulated_at = -1
         context.tracer.record("compute", "optimizer", self._step_start_s, time.perf_counter())
-        context.membership.guard(lambda: course.engine.after_step(course.step), can_wait=course.engine.postpones)
+        context.membership.guard(
+            lambda: course.engine.after_step(course.step), can_wait=course.engine.postpones
+        )
         if self._syncs_buffers:
             self._context.membership.guard(lambda: self._buffers.settle(trains=True))
         exposed_s = course.engine.exposed_s

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import json
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -91,6 +91,8 @@ DENSE: dict[str, TrainingSettings] = {
 
 # Codecs that send one part in tens of a gradient, or a size that is not its own.
 DELAYING = ("randomk", "sampled", "sketch", "sbc", "stc", "strom", "dct", "blocktopk", "layertopk")
+# A mean that comes so many steps late makes any policy one of those that delay.
+LONG_LATE = 16
 # Stages that remember what they did not let through; feedback of their own.
 PICKING = ("adacomp", "variance")
 
@@ -100,7 +102,7 @@ class MethodSettings:
     """A method's own settings.
 
     Attributes:
-        methods: names of members; all of them in a plan make it one of this kind.
+        methods: names of members, and `late` (see `LONG_LATE`); all of them in a plan make it one of this kind.
         by_task: its settings; where a task is missing, the next entry, or the dense settings, count.
     """
 
@@ -157,6 +159,8 @@ OWN_SETTINGS = (
     # A step made with an older gradient is momentum by itself (Mitliagkas et al. 2016): 0.9 on top diverges.
     *(_of(*methods, digits=_sgd(0.2, 0.5), text=_sgd(1.0)) for methods in (("asp", "ps"), ("ssp",))),
     _of("delayed", digits=_sgd(0.2, 0.5), text=_sgd(0.5)),
+    # Rounds whose mean comes tens of steps late, for the same reason: 0.5 makes them diverge.
+    _of("late", text=_sgd(0.2, 0.9)),
     # A slow momentum of 0.7 makes rounds three times as long.
     _of("slowmo", text=_sgd(0.2, 0.9)),
     # So is a gradient that stands for later ones.
@@ -186,22 +190,23 @@ def found_rates() -> dict[str, dict[str, float]]:
 
 
 def _unscaled(task: str, plan: str) -> TrainingSettings:
-    names = frozenset() if plan.startswith("ddp") else _answers(Plan.parse(plan))
+    names: Set[str] = set() if plan.startswith("ddp") else _answers(Plan.parse(plan))
     for own in OWN_SETTINGS:
         if own.methods <= names and task in own.by_task:
             return own.by_task[task]
     return DENSE[task]
 
 
-def _answers(plan: Plan) -> frozenset[str]:
+def _answers(plan: Plan) -> Set[str]:
     """Returns the names of the members that bear on the optimizer, and of the codec inside one that carries another's.
 
     Where rounds are agreed on, every worker steps with its own dense gradients: what holds a message back acts
     between the rounds, and rates that were found for plain SGD behind it make the steps in between diverge.
     """
     if plan.sync.engine == "rounds":
-        return frozenset({plan.sync.name, plan.architecture.name, plan.schedule.name})
+        late = {"late"} if plan.sync.steps_late >= LONG_LATE else set[str]()
+        return late | {plan.sync.name, plan.architecture.name, plan.schedule.name}
     names = {member.name for member in plan.members()}
     if isinstance(plan.sender, DoubleSqueeze):
         names.add(plan.sender.sender.name)
-    return frozenset(names)
+    return names
