@@ -142,7 +142,7 @@ def print_metric(summary: Summary) -> str:
 
 def within(plan: str, of: str, share: float) -> Check:
     """Checks that a plan is at most `share` worse than another."""
-    return _gap_check(plan, of, lambda gap, noise: gap <= share, f", wanted within {share:.0%}")
+    return _gap_check(plan, of, lambda gap, noise: gap <= share, f", wanted within {100 * share:g}%")
 
 
 def no_worse(plan: str, than: str) -> Check:

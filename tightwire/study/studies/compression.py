@@ -109,6 +109,18 @@ CLAIMS = (
         within(full_text("powersgd:4+ef"), DENSE, 0.01),
     ),
     Claim(
+        "Unbiased quantisers of few levels are within 4 % of dense (Alistarh et al. 2017; Wen et al. 2017).",
+        all_of(*(within(full_text(text), DENSE, 0.04) for text in ("qsgd:7", "terngrad"))),
+    ),
+    Claim(
+        "Powers of two are within 0.5 % of dense (Horváth et al. 2019), and so are three values with feedback.",
+        all_of(*(within(full_text(text), DENSE, 0.005) for text in ("natural", "int2+ef"))),
+    ),
+    Claim(
+        "0/1 Adam is within 0.5 % of 1-bit Adam (Lu et al. 2022).",
+        within(full_text("zero-one-adam"), full_text("onebit-adam:100"), 0.005),
+    ),
+    Claim(
         "Int4 with feedback is no worse than without.",
         no_worse(full_text("int4+ef"), full_text("int4")),
     ),

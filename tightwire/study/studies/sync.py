@@ -31,11 +31,15 @@ SSP, ASP, BACKUP = f"ssp:4/{SERVED}", f"asp/{SERVED}", f"backup:1/{SERVED}"
 SCALED, COMPENSATED = f"asp:rate_by=staleness/{SERVED}", f"asp:dc=0.04/{SERVED}"
 QUORUM = f"diloco:32,outer_momentum=0.6,quorum=0.75/{ONE}"
 ASYNC = f"async-diloco:32,outer_momentum=0.6/{SERVED}"
+FEW_BITS = full_text("diloco:32,outer_momentum=0.6/allreduce/int4+ef/sequential")
+# As many rounds as make the leftover a momentum, of a share that an element does not wait long for.
+SPARSE = full_text("diloco:8,outer_lr=1.25,outer_momentum=0/allreduce/sparseloco:0.1,chunk=256/sequential")
 # Of 2023 and later, tried among equals alone.
 RECENT = (
     f"edit:32,outer_momentum=0.6/{ONE}",
     f"diloco:32,outer_momentum=0.6,overlap=32,eager=true/{ONE}",
-    full_text("diloco:32,outer_momentum=0.6/allreduce/int4+ef/sequential"),
+    FEW_BITS,
+    SPARSE,
     full_text("diloco:32,outer_momentum=0.6,overlap=32/allreduce/dilocox/sequential"),
     full_text("local:32/allreduce/sparseloco/sequential"),
     full_text("local:32/allreduce/sparseloco:0.125/sequential"),
@@ -86,6 +90,11 @@ CLAIMS = (
     Claim(
         "DiLoCo:32 is within 2 % of bsp at 1/32 of the bytes, and better than local:32 (Douillard et al. 2023).",
         all_of(within(DILOCO, BSP, 0.02), fewer_bytes(DILOCO, BSP, 30), no_worse(DILOCO, LONG)),
+        EVEN,
+    ),
+    Claim(
+        "SparseLoCo is better than DiLoCo with int4 and feedback, at a hundredth of DDP's bytes (Sarfi et al. 2025).",
+        all_of(no_worse(SPARSE, FEW_BITS), fewer_bytes(SPARSE, BSP, 100)),
         EVEN,
     ),
     Claim("A delay of one step costs no more than 1 % (Li et al. 2018).", within(DELAYED, BSP, 0.01), EVEN),
