@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
+from tests.command_line import tightwire
 from tightwire.catalogue import FAMILIES
 from tightwire.cli import COMMANDS
 from tightwire.cli.methods import describe
 
 MODEL = ("--gradients", "1MB", "--compute", "9ms", "--workers", "4", "--bandwidth", "1gbit")
-
-
-def tightwire(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tightwire", *arguments], capture_output=True, text=True, check=False
-    )
 
 
 def test_every_method_says_what_it_is_and_where_it_comes_from() -> None:
@@ -32,7 +25,7 @@ def test_every_method_says_what_it_is_and_where_it_comes_from() -> None:
 
 def test_every_method_says_how_fast_it_is_proven_to_be_or_that_it_is_not() -> None:
     done = tightwire("methods", "--rates")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.stderr
     known = 0
     for row in describe():
         rate = row["rate"]
@@ -46,13 +39,13 @@ def test_every_method_says_how_fast_it_is_proven_to_be_or_that_it_is_not() -> No
 
 def test_the_last_line_is_one_object() -> None:
     done = tightwire("methods", "--json")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["methods"]
 
 
 def test_help_lists_every_command() -> None:
     done = tightwire("--help")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.stderr
     assert all(command in done.stdout for command in COMMANDS)
 
 
@@ -70,6 +63,6 @@ def test_help_lists_every_command() -> None:
 )
 def test_bad_input_ends_with_a_sentence(arguments: tuple[str, ...], said: str) -> None:
     done = tightwire(*arguments)
-    assert done.returncode == 2
+    assert done.code == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
