@@ -37,6 +37,7 @@ from tightwire.profile.devices import DEVICES, device
 from tightwire.units import parse_bytes
 
 app = App()
+MOST_TOKENS = 10**8
 COUNTS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
 
 
@@ -46,7 +47,13 @@ def parallel(
     cluster: ClusterOption = None,
     tokens_per_batch: Annotated[str, typer.Option(help="Tokens of one step, over all workers: 4M.")] = "4M",
     seq_len: Annotated[
-        int | None, typer.Option(help="Tokens of a sequence; the model's own by default.", show_default=False)
+        int | None,
+        typer.Option(
+            help="Tokens of a sequence; the model's own by default.",
+            show_default=False,
+            min=1,
+            max=MOST_TOKENS,
+        ),
     ] = None,
     memory: Annotated[
         str | None,

@@ -160,7 +160,9 @@ def calibrate(rate_bytes_per_s: float) -> Calibration:
             raise LabError(f"predictions are held to links that the kernel shapes, and {lab.describe()}")
         result = lab.run([sys.executable, "-m", "tightwire.validate.calibration", *PLANS], on_line=on_line)
     if not result.ok or not found:
-        raise LabError(f"the calibration failed: {result.describe()}. Its workers' output says why.")
+        raise LabError(
+            f"the calibration failed: {result.describe().rstrip('.')}. Its workers' output says why."
+        )
     cluster = found[0]["cluster"]
     return Calibration(
         cluster=Cluster(
