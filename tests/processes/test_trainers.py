@@ -169,6 +169,17 @@ for way, (make, options) in ways.items():
         ends.append(module)
     found[way] = [apart(*ends), 0.0]
 answer(found)
+
+class Dies(Module):
+    def training_step(self, batch, number):
+        if rank == 1 and number == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().training_step(batch, number)
+Module = Dies
+try:
+    fit(TightwireStrategy(plan="bsp"), 4)
+except tw.TightwireError as error:
+    answer(found | {"dead": list(error.ranks)})
 """
 
 TRAINER = """
@@ -215,7 +226,7 @@ answer(found)
 """
 
 
-def trained(tmp_path: Path, script: str, library: str) -> dict[str, list[float]]:
+def trained(tmp_path: Path, script: str, library: str, dead: int | None = None) -> dict[str, list[float]]:
     pytest.importorskip(library)
     ended = run_processes(
         2,
@@ -228,8 +239,12 @@ def trained(tmp_path: Path, script: str, library: str) -> dict[str, list[float]]
         },
         timeout_s=150,
         preload=(library,),
+        check=dead is None,
     )
     found: dict[str, list[float]] = ended[0].answer
+    if dead is not None:
+        assert [end.code for end in ended] == [0, -9], ended[0].err
+        assert found.pop("dead") == [dead]
     assert found == ended[1].answer
     return found
 
@@ -245,7 +260,7 @@ def test_accelerate(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(200)
 def test_lightning(tmp_path: Path) -> None:
-    found = trained(tmp_path, LIGHTNING, "lightning")
+    found = trained(tmp_path, LIGHTNING, "lightning", dead=1)
     assert found["bsp"][0] < 1e-6
     assert all(resumed == 0 for _, resumed in found.values())
     assert all(found[way][0] < 1e-6 for way in ("by hand", "fp16", "swa"))
