@@ -102,8 +102,11 @@ def test_every_stage_is_here() -> None:
 
 
 @every_stage
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("n", [1, 2, 3, 5])
+@pytest.mark.parametrize(
+    ("dtype", "n"),
+    [(DTYPES[0], 1), (DTYPES[0], 2), (DTYPES[0], 5), (DTYPES[1], 2), (DTYPES[1], 3), (DTYPES[2], 3)],
+    ids=str,
+)
 def test_means_agree_and_bytes_are_as_planned(text: str, dtype: torch.dtype, n: int) -> None:
     """Laws 2 and 9, in every round, whatever sends in it."""
 
