@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.pictures import check_picture, drawn
+from tightwire.cli.tour import _line
 from tightwire.errors import LabError, PlanError
 from tightwire.runtime.trace import Tracer
 from tightwire.tour import curves
@@ -94,9 +95,16 @@ def test_the_report_stands_alone_and_says_what_happened(result: TourResult, tmp_
     tour_report.write(result, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "local:8 made 4.0× the steps of stock DDP" in page
+    assert "What stock DDP had learnt after 10 s: local:8 after 9.1 s." in page
     assert "Because &lt;it&gt; is faster." in page
     assert 'src="http' not in page
     assert "One step, seen from rank 0" in page
+
+
+def test_what_a_race_may_cost_is_told_before_it() -> None:
+    event = {"event": "stage", "name": "train", "detail": "race", "seconds": 45.0, "lost_s": 2.25}
+    assert "at most 2.2 s of its 45 s" in _line(event)
+    assert _line({"event": "stage", "name": "train", "detail": "ddp", "seconds": 45.0}) == ""
 
 
 def test_the_verdict_can_be_to_stay(result: TourResult) -> None:

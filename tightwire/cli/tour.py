@@ -86,6 +86,8 @@ def _take(options: TourOptions) -> TourResult:
         def show(event: dict[str, Any]) -> None:
             match event["event"]:
                 case "stage":
+                    if line := _line(event):
+                        console.print(line, highlight=False)
                     words = " ".join([STAGES[event["name"]], event.get("detail", "")])
                     progress.reset(task, description=words, total=event["seconds"])
                 case "progress":
@@ -109,6 +111,11 @@ def _line(event: dict[str, Any]) -> str:
             return f"profile  {print_ms(event['compute_s'])} of compute, {print_size(event['num_bytes'])} of gradients"
         case "planned":
             return "\n".join(f"plan     {allow}: {why[0]}" for allow, why in event["why"].items() if why)
+        case "stage" if "lost_s" in event:
+            return (
+                f"race     tries plans on the job itself; at most {event['lost_s']:.1f} s of its {event['seconds']:g} s "
+                "are lost on those that do not win"
+            )
         case "trained":
             training = event["training"]
             return (

@@ -43,8 +43,10 @@ def verdict(result: TourResult) -> str:
     if best.heldout_loss >= stock.heldout_loss:
         return f"Stay with stock DDP: in the same time the best other plan, {best.plan}, learnt no more ({losses})."
     said = f"In the same time, {best.plan} made {best.steps / stock.steps:.1f}× the steps of stock DDP: {losses}."
-    if (reached_s := result.to_ddp_loss_s(best)) is not None:
-        said += f" What stock DDP had learnt after {stock.seconds:.0f} s, it had after {reached_s:.0f} s."
+    reached = [(s, label(p)) for p in others if (s := result.to_ddp_loss_s(p)) is not None]
+    if reached:
+        times = ", ".join(f"{name} after {seconds:.1f} s" for seconds, name in sorted(reached))
+        said += f" What stock DDP had learnt after {stock.seconds:.0f} s: {times}."
     return said
 
 

@@ -17,6 +17,7 @@ from tightwire.plan import Plan
 from tightwire.planner import STOCK, Allowance, Ranking, candidates, is_lossless, recommend
 from tightwire.probe import probe
 from tightwire.profile import Profile, measure, measure_codecs, measure_pass
+from tightwire.runtime import Race
 from tightwire.simulate import predict
 from tightwire.tour.tour import DDP, DDP_POWERSGD, RACE
 from tightwire.tour.tour import STOCK as STOCK_DDP
@@ -69,7 +70,8 @@ def main() -> None:
     profile = _profile(transport, corpus, teller, out)
     chosen = _choose(order.plans, profile, cluster, transport, teller, out)
     for number, (role, plan) in enumerate(chosen):
-        teller.tell("stage", name="train", detail=plan, seconds=order.seconds)
+        cost = {"lost_s": Race.share * order.seconds} if plan == RACE else {}
+        teller.tell("stage", name="train", detail=plan, seconds=order.seconds, **cost)
         training = train(
             plan,
             order.seconds,
