@@ -113,7 +113,7 @@ def _line(event: dict[str, Any]) -> str:
             return "\n".join(f"plan     {allow}: {why[0]}" for allow, why in event["why"].items() if why)
         case "stage" if "lost_s" in event:
             return (
-                f"race     tries plans on the job itself; at most {event['lost_s']:.1f} s of its {event['seconds']:g} s "
+                f"race     tries plans on the job; at most {event['lost_s']:.1f} s of its {event['seconds']:g} s "
                 "are lost on those that do not win"
             )
         case "trained":
