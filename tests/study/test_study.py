@@ -15,13 +15,12 @@ from tightwire.plan import Plan
 from tightwire.study import report
 from tightwire.study.claims import Claim, Findings, all_of, fewer_bytes, no_worse, same, within, worse
 from tightwire.study.conduct import wanted
-from tightwire.study.digits import Digits
-from tightwire.study.language import Language
 from tightwire.study.results import Results, Trial, Wanted
 from tightwire.study.settings import DENSE, TrainingSettings, settings_for
 from tightwire.study.studies import STUDIES, find
 from tightwire.study.study import STOCK, TASKS, Scene, Study, full_text
 from tightwire.study.task import Place, Task
+from tightwire.study.tasks import Digits, Language
 from tightwire.study.trial import train
 from tightwire.transport import run_threads
 

@@ -11,13 +11,13 @@ from tightwire.errors import LabError
 from tightwire.study import report
 from tightwire.study.claims import Findings, at_equal_time
 from tightwire.study.conduct import wanted
-from tightwire.study.digits import Digits
 from tightwire.study.results import Results, Trial, Wanted
 from tightwire.study.settings import DENSE, settings_for
 from tightwire.study.studies import find
 from tightwire.study.studies.sync import ahead_at_equal_time, faster, hidden
 from tightwire.study.study import ANY, Scene, Study, full_text
 from tightwire.study.task import Place
+from tightwire.study.tasks import Digits
 from tightwire.study.trial import EmulatedCompute, train
 from tightwire.transport import run_threads
 

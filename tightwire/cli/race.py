@@ -15,7 +15,6 @@ from tightwire.cli.table import print_rows, say
 from tightwire.errors import LabError
 from tightwire.lab import Lab, OutputLine, Topology
 from tightwire.planner.candidates import ALLOWANCES
-from tightwire.runtime.race import Race
 from tightwire.units import print_ms
 
 app = App()
@@ -50,6 +49,8 @@ def race(
 
         tightwire race --allow lossy --budget "5000 steps" train.py --batch 32
     """
+    from tightwire.runtime.race import Race
+
     if allow not in ALLOWANCES:
         raise LabError(f"--allow {allow} is no allowance; known: {', '.join(ALLOWANCES)}.")
     Race(budget=budget, share=share, contenders=contenders)  # refuses what cannot be

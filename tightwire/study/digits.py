@@ -4,41 +4,16 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from tightwire.errors import LabError
-from tightwire.study.task import Place, Task, same_model
+from tightwire.study.task import Place, same_model
+from tightwire.study.tasks import CLASSES
 
 HELDOUT = 597
-CLASSES = 10
-
-
-@final
-@dataclass(frozen=True)
-class Digits(Task):
-    """Classifies digits; 1,200 images to learn from, 597 to be judged by.
-
-    Attributes:
-        name: in results.
-        steps: of training.
-        images: per worker and step.
-    """
-
-    metric: ClassVar[str] = "held-out accuracy"
-    higher_is_better: ClassVar[bool] = True
-    guess: ClassVar[float] = 1 / CLASSES
-
-    name: str = "digits"
-    steps: int = 160
-    images: int = 16
-
-    def replica(self, place: Place) -> DigitsReplica:
-        """Builds one worker's replica."""
-        return DigitsReplica(place, self.images)
 
 
 class DigitsReplica:

@@ -3,48 +3,16 @@
 from __future__ import annotations
 
 import functools
-import math
-from dataclasses import dataclass
-from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
-from tightwire.study.task import Place, Task, same_model
+from tightwire.study.task import Place, same_model
+from tightwire.study.tasks import Language
 from tightwire.workloads.text import Corpus, draw, standard_library
 from tightwire.workloads.transformer import ByteTransformer
 
 HELDOUT_SEQUENCES = 128
-
-
-@final
-@dataclass(frozen=True)
-class Language(Task):
-    """Predicts the next byte; held-out files are never trained on.
-
-    Attributes:
-        name: in results.
-        steps: of training.
-        sequences: per worker and step.
-        width: of the transformer.
-        layers: of the transformer.
-        length: of a sequence, in bytes.
-    """
-
-    metric: ClassVar[str] = "held-out loss"
-    higher_is_better: ClassVar[bool] = False
-    guess: ClassVar[float] = math.log(256)
-
-    name: str = "text"
-    steps: int = 800
-    sequences: int = 4
-    width: int = 48
-    layers: int = 1
-    length: int = 32
-
-    def replica(self, place: Place) -> LanguageReplica:
-        """Builds one worker's replica."""
-        return LanguageReplica(place, self)
 
 
 class LanguageReplica:

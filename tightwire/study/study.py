@@ -10,10 +10,9 @@ from tightwire.catalogue import catalogue
 from tightwire.errors import LabError
 from tightwire.plan import Plan
 from tightwire.study.claims import Claim
-from tightwire.study.digits import Digits
-from tightwire.study.language import Language
 from tightwire.study.settings import TrainingSettings, settings_for
 from tightwire.study.task import Split, Task
+from tightwire.study.tasks import Digits, Language
 
 DDP, DDP_POWERSGD = "ddp", "ddp+powersgd:4"
 STOCK = (DDP, DDP_POWERSGD)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from tightwire.study.claims import Claim, ahead_at_equal_time, all_of, faster, no_worse, same, within, worse
-from tightwire.study.digits import Digits
-from tightwire.study.language import Language
 from tightwire.study.settings import TrainingSettings
 from tightwire.study.study import Scene, Study, full_text
+from tightwire.study.tasks import Digits, Language
 
 
 def _gossip(architecture: str, compression: str = "none", sync: str = "bsp") -> str:

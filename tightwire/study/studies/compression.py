@@ -7,9 +7,9 @@ from tightwire.catalogue import catalogue
 from tightwire.compression import Codec, Recipe
 from tightwire.errors import PlanError
 from tightwire.study.claims import Claim, all_of, no_worse, same, within, worse
-from tightwire.study.language import Language
 from tightwire.study.rates import rates_study
 from tightwire.study.study import DDP, DDP_POWERSGD, PLAIN, Scene, Study, dense_scenes, full_text
+from tightwire.study.tasks import Language
 
 DENSE = full_text("none")
 # Matrices alone are compressed, as the papers of DGC and PowerSGD do, and sparsity grows in the first rounds.
