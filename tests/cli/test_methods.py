@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from tests.command_line import tightwire
 from tightwire.catalogue import FAMILIES
-from tightwire.cli import COMMANDS
+from tightwire.cli import COMMANDS, application
+from tightwire.cli.app import first_sentence
 from tightwire.cli.methods import describe
 
 MODEL = ("--gradients", "1MB", "--compute", "9ms", "--workers", "4", "--bandwidth", "1gbit")
@@ -47,6 +50,20 @@ def test_help_lists_every_command() -> None:
     done = tightwire("--help")
     assert done.code == 0, done.stderr
     assert all(command in done.stdout for command in COMMANDS)
+
+
+def test_help_waits_for_no_import_of_torch() -> None:
+    code = "import sys; from tightwire.cli import application; application().main(['--help'], standalone_mode=False)"
+    ended = subprocess.run(
+        [sys.executable, "-c", f"{code}; sys.exit('torch' in sys.modules)"], capture_output=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_says_what_their_help_says(name: str) -> None:
+    group = application()
+    assert first_sentence(group.get_command(None, name)) == f"{COMMANDS[name]}."
 
 
 @pytest.mark.parametrize(

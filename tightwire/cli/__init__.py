@@ -8,24 +8,30 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-# Command: the module that holds its typer `app`. A module with one command gives that command.
+# Each is the module `tightwire.cli.NAME`, which holds a typer `app`; a module with one command gives that command.
+# What it does is told here, so that a list of commands imports none of them.
 COMMANDS = {
-    "tour": "tightwire.cli.tour",
-    "lab": "tightwire.cli.lab",
-    "probe": "tightwire.cli.probe",
-    "profile": "tightwire.cli.profile",
-    "cluster": "tightwire.cli.cluster",
-    "plan": "tightwire.cli.plan",
-    "simulate": "tightwire.cli.simulate",
-    "race": "tightwire.cli.race",
-    "parallel": "tightwire.cli.parallel",
-    "map": "tightwire.cli.map",
-    "jobs": "tightwire.cli.jobs",
-    "bench": "tightwire.cli.bench",
-    "warm": "tightwire.cli.warm",
-    "study": "tightwire.cli.study",
-    "validate": "tightwire.cli.validate",
-    "methods": "tightwire.cli.methods",
+    "tour": "See what Tightwire does: a real model on a slow network, under stock DDP and under the plans "
+    "it chooses",
+    "lab": "Emulate a cluster on this machine: one network namespace per worker, links shaped by the kernel",
+    "probe": "Measure latency, bandwidth and collectives between workers; write them for `tightwire plan`",
+    "profile": "Run a script for a few training steps, and measure forward, backward, gradients and codecs",
+    "cluster": "Write cluster files: of known hardware, or from the files of other tools",
+    "plan": "Choose the fastest plan for a model on a cluster, and say why; plain all-reduce or one worker "
+    "may be right",
+    "simulate": "Predict the step time of plans, and what bounds each of them",
+    "race": "Try the planner's best few plans on a script of yours, on an emulated slow network",
+    "parallel": "Cut a transformer over a cluster: data, tensor, sequence, context, pipeline and expert "
+    "parallelism",
+    "map": "Predict which method is best, over bandwidth, model intensity and workers",
+    "jobs": "Predict what jobs do to each other on one network: each job's slowdown under every network "
+    "policy",
+    "bench": "Measure beside the stock alternative and the physical bound, in one run",
+    "warm": "Compile the kernels of codecs and keep them on disk, so that no training run waits for that",
+    "study": "Re-run an experiment from the literature here, and check what the literature says of it",
+    "validate": "Hold the simulator to closed forms, published measurements and the lab, fitted and held-out "
+    "points apart",
+    "methods": "List every method: what it does, its paper, and what it may be combined with",
 }
 # Of a word in an error; longer ones are cut.
 MOST_LETTERS = 400
@@ -78,9 +84,12 @@ def application() -> Any:
         def get_command(self, ctx: Any, cmd_name: str) -> Any:
             if cmd_name not in COMMANDS:
                 return None
-            command = typer.main.get_command(importlib.import_module(COMMANDS[cmd_name]).app)
+            command = typer.main.get_command(importlib.import_module(f"tightwire.cli.{cmd_name}").app)
             command.name = cmd_name
             return command
+
+        def sentences(self, ctx: Any) -> list[tuple[str, str]]:
+            return [(name, f"{sentence}.") for name, sentence in COMMANDS.items()]
 
     app = App(cls=Lazy, help=ABOUT, no_args_is_help=True, add_completion=True)
     app.callback()(program)

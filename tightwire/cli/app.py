@@ -65,10 +65,13 @@ class CommandGroup(TyperGroup):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Writes each command with the first sentence of its help."""
-        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
-        rows = [(name, first_sentence(c)) for name, c in commands if c is not None and not c.hidden]
         with formatter.section("Commands"):
-            formatter.write_dl(rows)
+            formatter.write_dl(self.sentences(ctx))
+
+    def sentences(self, ctx: Any) -> list[tuple[str, str]]:
+        """Returns each command that is shown, and the first sentence of its help."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        return [(name, first_sentence(c)) for name, c in commands if c is not None and not c.hidden]
 
     def format_help_text(self, ctx: Any, formatter: Any) -> None:
         """Writes the docstring: prose is wrapped, examples are not."""
