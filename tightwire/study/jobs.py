@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tightwire.study.digits import read
+from tightwire.study.digits import CLASSES, read
 from tightwire.study.digits import share as share_of_images
 from tightwire.study.language import share as share_of_text
 from tightwire.study.settings import TrainingSettings
 from tightwire.study.task import Place, Replica, Task, same_model
-from tightwire.study.tasks import CLASSES
 from tightwire.workloads.nets import (
     SIDE,
     ByteConvolution,

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from tightwire.study.task import Place, same_model
-from tightwire.study.tasks import Language
 from tightwire.workloads.text import Corpus, draw, standard_library
 from tightwire.workloads.transformer import ByteTransformer
 
@@ -18,26 +17,25 @@ HELDOUT_SEQUENCES = 128
 class LanguageReplica:
     """A transformer and a share of the text."""
 
-    def __init__(self, place: Place, task: Language) -> None:
+    def __init__(self, place: Place, *, sequences: int, width: int, layers: int, length: int) -> None:
         self.model = same_model(
-            lambda: ByteTransformer(width=task.width, layers=task.layers, heads=4, length=task.length),
+            lambda: ByteTransformer(width=width, layers=layers, heads=4, length=length),
             place.seed,
         )
         corpus = _corpus()
         self._text = share(corpus.train, place)
-        self._task = task
+        self._sequences, self._length = sequences, length
         self._generator = torch.Generator().manual_seed(place.stream)
         self._heldout = draw(
             corpus.heldout,
             sequences=HELDOUT_SEQUENCES,
-            length=task.length,
+            length=length,
             generator=torch.Generator().manual_seed(0),
         )
 
     def batch(self) -> tuple[Tensor, ...]:
         """Draws passages: (sequences, length + 1) int64."""
-        task = self._task
-        return (draw(self._text, sequences=task.sequences, length=task.length, generator=self._generator),)
+        return (draw(self._text, sequences=self._sequences, length=self._length, generator=self._generator),)
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
         """Returns the cross-entropy in nats per byte."""

@@ -7,15 +7,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import ClassVar, final
 
-from tightwire.study.task import Place, Task
-
-if TYPE_CHECKING:
-    from tightwire.study.digits import DigitsReplica
-    from tightwire.study.language import LanguageReplica
-
-CLASSES = 10
+from tightwire.study.task import Place, Replica, Task
 
 
 @final
@@ -31,13 +25,13 @@ class Digits(Task):
 
     metric: ClassVar[str] = "held-out accuracy"
     higher_is_better: ClassVar[bool] = True
-    guess: ClassVar[float] = 1 / CLASSES
+    guess: ClassVar[float] = 1 / 10  # ten digits
 
     name: str = "digits"
     steps: int = 160
     images: int = 16
 
-    def replica(self, place: Place) -> DigitsReplica:
+    def replica(self, place: Place) -> Replica:
         """Builds one worker's replica."""
         from tightwire.study.digits import DigitsReplica
 
@@ -69,8 +63,10 @@ class Language(Task):
     layers: int = 1
     length: int = 32
 
-    def replica(self, place: Place) -> LanguageReplica:
+    def replica(self, place: Place) -> Replica:
         """Builds one worker's replica."""
         from tightwire.study.language import LanguageReplica
 
-        return LanguageReplica(place, self)
+        return LanguageReplica(
+            place, sequences=self.sequences, width=self.width, layers=self.layers, length=self.length
+        )
