@@ -19,6 +19,7 @@ PLANS = [
     "bsp",
     "bsp/allreduce:ring/none/fusion:64",
     "bsp/allreduce:halving-doubling",
+    "bsp/ps",
     "bsp/allreduce/topk:0.2+ef",
     "bsp/allreduce/powersgd:1+ef",
     "bsp/allreduce/none/dear",
