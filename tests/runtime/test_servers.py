@@ -46,6 +46,7 @@ from tightwire.architecture.server.shard import Shard
 from tightwire.buckets import plan_layout
 from tightwire.compression import Identity
 from tightwire.errors import AttachError, PeerError, PlanError, TransportError
+from tightwire.plan import Plan
 from tightwire.sync import Asp, Backup, Served, Ssp
 from tightwire.transport import Single, Transport, run_threads
 
@@ -324,6 +325,24 @@ def test_evaluating_sees_what_all_would_end_with() -> None:
     results = run_threads(3, worker, deadline_s=20)
     for seen in results:
         assert all(same(a, b) for a, b in zip(seen, results[0], strict=True))
+
+
+def test_shards_of_a_model_on_the_host_are_there_whatever_was_asked() -> None:
+    on_host, on_device = (
+        work_all(3, f"ssp:0/ps:shards=2{option}/int8+ef", optimizer=adam)
+        for option in ("", ",on_device=true")
+    )
+    assert same(on_host[0].parameters, on_device[0].parameters)
+    assert on_device[0].report.device_bytes == 0
+
+
+def test_where_there_are_no_shards_none_can_be_on_a_device() -> None:
+    with pytest.raises(
+        PlanError, match=r"no shards to keep under bsp.*\n?.*Nearest legal: bsp/ps, or ssp:0/ps:on_"
+    ):
+        Plan.parse("bsp/ps:on_device=true")
+    text = "asp/ps:servers=1,mix=true,on_device=true"
+    assert str(Plan.parse(text)) == text
 
 
 @pytest.mark.parametrize("plan", ["ssp:0/ps", "ssp:2/ps:servers=1", "asp/ps/int8+ef"])

@@ -9,6 +9,7 @@ from tightwire.plan import Plan
 from tightwire.planner.explain_devices import explain_devices
 from tightwire.profile import Profile
 from tightwire.profile.devices import DEVICES
+from tightwire.profile.values import PRIOR_PASS_S_PER_ELEMENT, CodecCost
 from tightwire.simulate import predict
 from tightwire.simulate.memory import added_bytes, landing_bytes
 from tightwire.simulate.sharing import COPY_LATENCY_S, crossing_s
@@ -157,6 +158,30 @@ def test_what_is_averaged_in_host_memory_crosses_once_each_way(plan: str) -> Non
     )  # a device, all of whose copies take next to nothing
     found, alone = predict(plan, DEVICE, TWO), predict(plan, free, TWO)
     assert found.step_s - alone.step_s == pytest.approx(2 * 64 * MIB / PCIE, rel=1e-3)
+
+
+def test_shards_on_devices_spare_copies_under_a_codec_and_cost_some_without() -> None:
+    def copies_s(plan: str) -> float:
+        free = dataclasses.replace(DEVICE, copy_s_per_byte=1e-15)
+        cost = CodecCost(compression="bf16", encode_s_per_element=0.0, decode_s_per_element=0.0)
+        return sum(
+            sign * predict(plan, dataclasses.replace(p, codecs=(cost,)), TWO).step_s
+            for sign, p in ((1, DEVICE), (-1, free))
+        )
+
+    whole_s = 64 * MIB / PCIE
+    assert copies_s("ssp:3/ps:shards=1/bf16") == pytest.approx(2 * whole_s, rel=1e-3)  # as they are
+    # Messages alone, by the worker's PCIe and by the server's.
+    assert copies_s("ssp:3/ps:servers=1,on_device=true/bf16") == pytest.approx(4 * whole_s / 2, rel=1e-3)
+    assert copies_s("ssp:3/ps:servers=1,on_device=true") == pytest.approx(4 * whole_s, rel=1e-3)
+
+
+def test_in_host_memory_a_shards_optimizer_works_at_the_hosts_rate() -> None:
+    gpu = dataclasses.replace(DEVICE, optimizer_s=0.01, pass_s_per_element=PRIOR_PASS_S_PER_ELEMENT / 50)
+    plain = dataclasses.replace(gpu, optimizer_s=0.0)
+    for plan, times in (("ssp:0/ps:servers=1", 50), ("ssp:0/ps:servers=1,on_device=true", 1)):
+        found = predict(plan, gpu, TWO).step_s - predict(plan, plain, TWO).step_s
+        assert found == pytest.approx(0.01 * times, rel=1e-6)
 
 
 def test_memory_that_lands_is_that_of_each_lanes_largest_bucket() -> None:

@@ -120,7 +120,7 @@ def hooked(plan: str) -> Job:
 
 
 # Between them these reach every wait: lanes, pinned sends, receives and native sums, methods on the host, pieces,
-# groups and sums of NCCL's, DDP's hook.
+# a shard's turns, groups and sums of NCCL's, DDP's hook.
 JOBS: dict[str, Job] = {
     "bsp": plain("bsp"),
     "bsp/allreduce:native": plain("bsp/allreduce:native"),
@@ -130,6 +130,7 @@ JOBS: dict[str, Job] = {
     "bsp/allreduce/none/tictac": plain("bsp/allreduce/none/tictac"),
     "local:2": plain("local:2"),
     "bsp/allreduce:ring/int8+ef, scaled": scaled("bsp/allreduce:ring/int8+ef"),
+    "ssp:0/ps:shards=1,on_device=true/int8+ef": plain("ssp:0/ps:shards=1,on_device=true/int8+ef"),
     "bsp/allreduce:ring over NCCL": over_nccl("bsp/allreduce:ring"),
     "bsp/allreduce:native over NCCL": over_nccl("bsp/allreduce:native"),
     "bsp/allreduce/int8+ef, DDP's hook": hooked("bsp/allreduce/int8+ef"),

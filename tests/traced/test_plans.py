@@ -28,6 +28,10 @@ CHOSEN = [
     "bsp/gossip:exponential/choco:topk=0.01",
     "asp/gossip:ad-psgd",
     "ssp:3/ps:shards=2/int8+ef",
+    "ssp:0/ps:shards=2,on_device=true/int8+ef",
+    "ssp:0/ps:servers=1,on_device=true/topk:0.2+ef",
+    "bsp/ps:servers=1,mix=true,on_device=true",
+    "asp:dc=0.1/ps:shards=2,on_device=true",
     "bsp/ps",
 ]
 
@@ -65,7 +69,7 @@ PLANS = plans()
 def test_any_order_of_streams_gives_the_same_numbers(plan: str, pytestconfig: pytest.Config) -> None:
     if plan not in CHOSEN and PLANS.index(plan) % 4 and not pytestconfig.getoption("--many"):
         pytest.skip("a quarter of the plans that are made from the catalogue; --many takes all")
-    workers = 4 if "2x2" in plan or "shards" in plan else 2
+    workers = 4 if "2x2" in plan or "ps:" in plan else 2
     seed = zlib.crc32(plan.encode())
     expected = train(plan, "cpu", workers=workers)
     TRACED.restart(seed=seed, haste=(0.0, 0.5, 2.0)[seed % 3])

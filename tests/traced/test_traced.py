@@ -135,6 +135,26 @@ def test_memory_that_a_plan_adds_is_what_was_predicted(plan: str, dtype: torch.d
             assert held <= numel * dtype.itemsize + lanes * RECEIVES_AHEAD * PIECE_BYTES // 4 + tried
 
 
+@pytest.mark.parametrize("compression", ["none", "int8+ef"])
+def test_memory_that_shards_add_is_what_was_predicted(compression: str) -> None:
+    plan, shape = f"ssp:0/ps:shards=1,on_device=true/{compression}", (1000, 800)
+
+    def work(transport: Transport) -> int:
+        with TRACED.side(DEVICE):
+            model = torch.nn.Linear(*shape, bias=False).to(DEVICE)
+            with attach(model, sgd(model.parameters()), plan, transport=transport) as run:
+                return run.report().device_bytes
+
+    parameter = ParameterProfile(name="w", numel=800_000, ready_s=1.0, shape=shape)
+    profile = Profile(forward_s=1.0, backward_s=1.0, optimizer_s=0.0, parameters=(parameter,))
+    predicted = added_bytes(Plan.parse(plan), profile, Cluster.uniform(2, 1e9, 0.0))
+    assert predicted is not None
+    owner, other = run_threads(2, work, deadline_s=60)
+    assert predicted <= owner <= predicted + 2**20
+    assert 0 < other < owner
+    assert added_bytes(Plan.parse("ssp:0/ps"), profile, Cluster.uniform(2, 1e9, 0.0)) is None
+
+
 def test_a_model_on_two_devices_is_refused_by_name() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).to(DEVICE))
     with pytest.raises(AttachError, match=r"on 2 devices: 0\.weight on cpu, 1\.weight on traced"):

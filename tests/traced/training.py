@@ -119,9 +119,11 @@ def train(
             model = make().to(device, dtype)
             steps_with = optimizer(model.parameters())
             scaler = torch.amp.GradScaler(kind, init_scale=1024.0, enabled=scales)
-            with attach(model, steps_with, plan, transport=transport, scaler=scaler if scales else None):
+            with attach(
+                model, steps_with, plan, transport=transport, scaler=scaler if scales else None
+            ) as run:
                 forward = call(model)
-                for step in range(steps):
+                for step in range(0 if run.is_server else steps):
                     drawn = torch.Generator().manual_seed(100 * transport.rank + step)
                     x = torch.randn(4, 6, generator=drawn).to(device, dtype)
                     steps_with.zero_grad()

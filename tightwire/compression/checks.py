@@ -83,6 +83,12 @@ def check_ratio(member: Member, ratio: float) -> None:
         )
 
 
+UNDECODED = (
+    "a message of this round cannot be decoded: its indices do not ascend within the bucket. It was corrupted, or "
+    "written by another plan; the round is not applied."
+)
+
+
 class FiniteCheck:
     """Whether every element of a tensor is finite, asked for now and looked at later; used again and again.
 
@@ -137,11 +143,20 @@ class FiniteCheck:
             self._device.wait(self._answered)
             self._finite = bool(self._room.isfinite().all())
             if self._flag is not None and int(self._flag):
-                raise TensorError(
-                    "a message of this round cannot be decoded: its indices do not ascend within the bucket. It was "
-                    "corrupted, or written by another plan; the round is not applied."
-                )
+                raise TensorError(UNDECODED)
         return self._finite
+
+
+def require_decoded(at: torch.device) -> None:
+    """Makes sure that this thread could decode all messages; blocks where kernels of a device may know of one.
+
+    Raises:
+        TensorError: there was one that cannot be.
+    """
+    flag = kernels.flag_if_any(at)
+    if flag is not None and int(flag):
+        flag.zero_()
+        raise TensorError(UNDECODED)
 
 
 def is_finite(x: Tensor) -> bool:

@@ -75,12 +75,21 @@ def candidates(
 
 
 def neighbours(
-    plan: Plan, gradient_bytes: int, allow: Allowance, *, levelled: bool = False, adding: bool = False
+    plan: Plan,
+    gradient_bytes: int,
+    allow: Allowance,
+    *,
+    levelled: bool = False,
+    adding: bool = False,
+    apart: bool = False,
 ) -> Iterator[Plan]:
-    """Yields the plans that differ from `plan` in one answer, or in the setting of one, within the allowance."""
+    """Yields the plans that differ from `plan` in one answer, or in the setting of one, within the allowance.
+
+    `apart`: whether the model is on a device whose memory is not the host's, so that servers may keep shards there.
+    """
     answers_tried = {
         "sync": sync_texts() if allow == "stale" else ["bsp"],
-        "architecture": architecture_texts(levelled, allow == "stale", adding),
+        "architecture": architecture_texts(levelled, allow == "stale", adding, apart),
         "compression": compression_texts(),
         "schedule": schedule_texts(gradient_bytes),
     }
@@ -229,7 +238,9 @@ def sync_texts() -> tuple[str, ...]:
     )
 
 
-def architecture_texts(levelled: bool, gossips: bool, adding: bool = False) -> tuple[str, ...]:
+def architecture_texts(
+    levelled: bool, gossips: bool, adding: bool = False, apart: bool = False
+) -> tuple[str, ...]:
     """Returns the architectures worth a try. Dedicated servers are not: they take workers away from training."""
     places = ("anywhere", "where links differ") if levelled else ("anywhere",)
     programs = (f"allreduce:{name}" for name, recipe in PROGRAMS.items() if recipe.tried in places)
@@ -241,7 +252,8 @@ def architecture_texts(levelled: bool, gossips: bool, adding: bool = False) -> t
     ]
     gossip = [*graphs, *(f"gossip:{method}" for method in GOSSIP_METHODS)] if gossips else []
     switched = ("allreduce:in-network",) if adding else ()
-    return ("allreduce", *switched, *programs, "ps", *gossip, *others)
+    servers = ("ps", "ps:on_device=true") if apart else ("ps",)
+    return ("allreduce", *switched, *programs, *servers, *gossip, *others)
 
 
 @functools.lru_cache(maxsize=64)

@@ -69,6 +69,7 @@ class Search:
         self.considered = 1
         levelled = self.cluster.links is not None
         size, adding = self.profile.num_bytes, self.cluster.adding is not None
+        apart = self.profile.is_apart
         self._predict(candidates(size, self.allow, levelled=levelled, adding=adding))
         looked_around: set[str] = set()
         for _ in range(ROUNDS):
@@ -79,7 +80,7 @@ class Search:
             self._predict(
                 other
                 for plan in centres
-                for other in neighbours(plan, size, self.allow, levelled=levelled, adding=adding)
+                for other in neighbours(plan, size, self.allow, levelled=levelled, adding=adding, apart=apart)
             )
         return sorted(self.rows, key=self.worth)
 

@@ -67,7 +67,7 @@ class RunContext:
         times: for how long each round of an exchange kept the line.
         costs: measured α in seconds and β in seconds per byte of programs, by name; the same on all ranks.
         leaves_by: how messages leave a device; see `attach`.
-        held: by exchange, the bytes of a device that it was built in.
+        held: by exchange, or engine of servers, the bytes of a device that it was built in.
         agree: from whether means are finite on this rank, says whether they are on those too that hold other shards of
             the model; see `Exchange`.
     """
@@ -93,7 +93,7 @@ class RunContext:
     times: RoundTimes = field(default_factory=RoundTimes)
     costs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     leaves_by: Over = "auto"
-    held: MutableMapping[Exchange, int] = field(default_factory=weakref.WeakKeyDictionary)
+    held: MutableMapping[object, int] = field(default_factory=weakref.WeakKeyDictionary)
     agree: Callable[[bool], bool] = bool
 
     @property
@@ -183,7 +183,7 @@ class RunContext:
 
     @property
     def memory_added(self) -> DeviceMemory:
-        """What living exchanges hold of a device, and what messages cross of host memory."""
+        """What living exchanges, or servers, hold of a device, and what messages cross of host memory."""
         places = {parameter.device for parameter in self.model.parameters()}
         held = device_named(next(iter(places))).memory(places)
         return dataclasses.replace(held, allocated_bytes=sum(self.held.values()))

@@ -5,6 +5,10 @@ pushes in and all pulls out: for M bytes over n workers and k servers, a step's 
 max(M, n·M/k) over the line's rate each way (Jiang et al. 2020, section 3); colocated owners push and pull (n−1)/n of M,
 and serve as much. While one worker computes another's transfers run, so that lines, compute and waiting overlap across
 workers, not within one.
+
+Of a model on a GPU whose shards are in host memory, all gradients cross PCIe and all parameters come back; codecs and
+the optimizer work at the host's rate. With shards on devices only messages cross, but twice each way: a message goes
+from the worker's device to its host, over the wire, and from the owner's host to the owner's device.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from tightwire.compression import Codec
 from tightwire.errors import PlanError
 from tightwire.plan import Plan
 from tightwire.profile import Profile
+from tightwire.profile.values import PRIOR_PASS_S_PER_ELEMENT
 from tightwire.simulate.collective import GAP
 from tightwire.simulate.cost import FREE, BucketCost
 from tightwire.simulate.exchange import scaled
@@ -147,10 +152,30 @@ class _Serving:
             codec_s=self._codec_s,
             latency_s=(MESSAGES * 2 + GAP * 2 * (owners + serves)) * self.cluster.latency_s,
             wire_s=wire_s,
-            copy_s=2 * self._message_bytes * self.profile.copy_s_per_byte,  # of a push, and of what is pulled
+            copy_s=self._copied_bytes * self.profile.copy_s_per_byte,
             sent_bytes=round(one_way + serves * own * self._message_bytes)
             + MESSAGES * HEADER_BYTES * (owners + serves),
         )
+
+    @property
+    def _copied_bytes(self) -> float:
+        """What is copied between a device and its host from a gradient to new parameters, one after the other."""
+        if not self._is_on_device:
+            return 2 * self.profile.num_bytes
+        return 4 * self._remote_share * self._message_bytes  # a push by worker and owner, and a pull likewise
+
+    @property
+    def _is_on_device(self) -> bool:
+        assert isinstance(self.plan.architecture, ParameterServer), self.plan.architecture
+        return self.plan.architecture.on_device
+
+    @property
+    def _slowdown(self) -> float:
+        """How many times as long as the worker's device its host takes for what it does for it."""
+        profile = self.profile
+        if self._is_on_device or not profile.is_apart or not profile.pass_s_per_element:
+            return 1.0
+        return max(1.0, PRIOR_PASS_S_PER_ELEMENT / profile.pass_s_per_element)
 
     @property
     def _across_bytes(self) -> float:
@@ -174,16 +199,22 @@ class _Serving:
             return 0.0
         cost = self.profile.codec_cost(self._codec)
         numel = sum(p.numel for p in self.profile.parameters)
-        return cost.fixed_s + numel * (cost.encode_s_per_element + cost.decode_s_per_element)
+        each_s = cost.encode_s_per_element + cost.decode_s_per_element
+        return cost.fixed_s + numel * each_s * self._slowdown
 
     @property
     def _busiest_line_s(self) -> float:
-        """What all workers' bytes take, a step each, over the line of the owner with the most of the model."""
+        """What all workers' bytes take, a step each, over the line of the owner with the most of the model; or over its
+        PCIe, where its shard is behind it and that is slower.
+        """
         roles = self._roles
         share = max(roles.weights) / sum(roles.weights)
         from_others = len(roles.workers) - (roles.owners[0] in roles.workers)
         own = self._remote_share if roles.owners[0] in roles.workers else 0.0
-        return (from_others * share + own) * self._message_bytes / self.cluster.slowest_bytes_per_s
+        s_per_byte = 1 / self.cluster.slowest_bytes_per_s
+        if self._is_on_device:
+            s_per_byte = max(s_per_byte, self.profile.copy_s_per_byte)
+        return (from_others * share + own) * self._message_bytes * s_per_byte
 
     @property
     def _optimizer_s(self) -> float:
@@ -194,7 +225,8 @@ class _Serving:
         updates = 1
         if sync.updates_alone:
             updates = len(roles.workers)
-        return self.profile.optimizer_s * updates * max(roles.weights) / sum(roles.weights)
+        share = max(roles.weights) / sum(roles.weights)
+        return self.profile.optimizer_s * self._slowdown * updates * share
 
     @property
     def _waited_for_s(self) -> float:

@@ -96,7 +96,7 @@ class RemoteClient(Client):
     def __init__(self, post: Post, layout: MessageLayout, rank: int) -> None:
         self._post, self._layout, self._rank = post, layout, rank
         self._header = torch.empty(HEADER_BYTES, dtype=torch.uint8)
-        self._room = torch.empty(0, dtype=torch.uint8)
+        self._room = layout.room(layout.pull_bytes(1, exact=True))
         self._sent: list[Work] = []
         self._arriving: tuple[Work, Work, Tensor] | None = None
 
@@ -148,7 +148,7 @@ class RemoteClient(Client):
     def _expect(self, num_bytes: int) -> None:
         """Posts the receives of an answer: before the sends, so that lines run both ways at once."""
         if self._room.numel() < num_bytes:
-            self._room = torch.empty(num_bytes, dtype=torch.uint8)
+            self._room = self._layout.room(num_bytes)
         payload = self._room[:num_bytes]
         head = self._post.channel.irecv(self._header, self._rank, REPLY)
         self._arriving = head, self._post.channel.irecv(payload, self._rank, REPLY_PAYLOAD), payload

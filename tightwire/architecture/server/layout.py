@@ -43,6 +43,15 @@ class MessageLayout:
         """Returns what encodes each bucket in a worker's step with this number, both ways."""
         return tuple(_codec(sender_at(compression, number)) for compression in self.compressions)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the shard's buckets and messages are on this rank."""
+        return self.buckets[0].device
+
+    def room(self, num_bytes: int) -> Tensor:
+        """Returns (num_bytes,) uint8 for a message, zeros: what lies between its parts travels too."""
+        return torch.zeros(num_bytes, dtype=torch.uint8, device=self.device)
+
     @cached_property
     def is_plain(self) -> bool:
         """Whether parameters always travel as they are, and not as the difference to what the worker has."""

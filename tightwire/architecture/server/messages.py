@@ -18,6 +18,7 @@ from tightwire.buckets import dtype_named
 from tightwire.errors import TightwireError, TransportError
 from tightwire.transport import Transport
 from tightwire.transport.base import Work
+from tightwire.transport.pinned import Pinned
 
 MAGIC: Final = b"TWps"
 FORMAT: Final = struct.Struct("<4sHHqqqqq")
@@ -133,13 +134,16 @@ def check_state_size(num_bytes: int, values_bytes: int) -> int:
 class Post:
     """Sends for all threads of a process over one channel, one at a time, and knows what it should have sent.
 
+    What is on a device crosses to the host, whatever else moves the device's messages: NCCL has no tags, and would hang
+    where a server answers workers in the order in which they come.
+
     Attributes:
         channel: between all ranks.
         planned_bytes: of all messages so far, by formula.
     """
 
     def __init__(self, channel: Transport) -> None:
-        self.channel = channel
+        self.channel: Transport = Pinned(channel)
         self.planned_bytes = 0
         self._lock = threading.Lock()
 

@@ -40,7 +40,11 @@ def optimizer_for(
                 "params": [c for _, c in kept],
             }
         )
-        state |= {c: copy.deepcopy(optimizer.state[p]) for p, c in kept if p in optimizer.state}
+        state |= {
+            c: {key: _beside(c, key, value, group) for key, value in optimizer.state[p].items()}
+            for p, c in kept
+            if p in optimizer.state
+        }
     server = type(optimizer).__new__(type(optimizer))
     server.__setstate__({**mine, "state": state, "param_groups": groups})
     return server
@@ -126,7 +130,21 @@ def load_optimizer_state(
 ) -> None:
     """Takes up what `optimizer_state` returned."""
     optimizer.state.clear()
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     for name, kept in state.items():
-        optimizer.state[copies[name]] = {
-            key: value.clone() if isinstance(value, Tensor) else value for key, value in kept.items()
+        parameter = copies[name]
+        optimizer.state[parameter] = {
+            key: _beside(parameter, key, value, groups[id(parameter)]) for key, value in kept.items()
         }
+
+
+def _beside(parameter: Tensor, key: str, value: Any, group: Mapping[str, Any]) -> Any:
+    """Returns a copy of what an optimizer remembers of a parameter, where the parameter is.
+
+    A count of steps stays in host memory unless the optimizer counts on the device (`torch.optim.Optimizer`,
+    `load_state_dict`).
+    """
+    if not isinstance(value, Tensor):
+        return copy.deepcopy(value)
+    counts_on_host = key == "step" and not (group.get("capturable") or group.get("fused"))
+    return value.detach().to("cpu" if counts_on_host else parameter.device, copy=True)

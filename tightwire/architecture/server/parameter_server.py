@@ -79,6 +79,12 @@ class ParameterServer(Architecture):
         hierarchical: whether the workers of a node add up inside it first, so that one message per node and shard
             goes to the owner, and one comes back.
         node: for that, how many consecutive ranks are a node; 0: as many as the launcher says (LOCAL_WORLD_SIZE).
+        on_device: whether servers keep their shards (parameters, sums, the optimizer's state) on their rank's device,
+            beside the model, and step there; by default shards of a model on a GPU are in host memory. Messages are
+            encoded and decoded on the device then, and only they cross PCIe. It takes device memory: on each worker
+            about three times the gradients, for what it sends and gets; on an owner 3 + n times its shard, and n times
+            more under a codec or dc, for n workers; and the optimizer's state moves there. A server's work takes its
+            turns beside its own worker's compute. Where the model is in host memory it changes nothing.
     """
 
     name: ClassVar[str] = "ps"
@@ -94,6 +100,7 @@ class ParameterServer(Architecture):
     mix: bool = field(default=False, kw_only=True)
     hierarchical: bool = field(default=False, kw_only=True)
     node: int = field(default=0, kw_only=True)
+    on_device: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.shards < 0 or self.servers < 0:
@@ -202,6 +209,15 @@ class ParameterServer(Architecture):
                 nearest=(
                     text_with(plan, sync="bsp", architecture=f"{self.name}:hierarchical=true"),
                     text_with(plan, architecture=str(replace(self, hierarchical=False, node=0))),
+                ),
+            )
+        if self.on_device and not served and not self.servers:
+            return Refusal(
+                reason=f"{self} has no shards to keep under {plan.sync}: owners add up what workers send, on the "
+                "device that it is on, and every worker steps by itself.",
+                nearest=(
+                    text_with(plan, architecture=str(replace(self, on_device=False))),
+                    text_with(plan, sync="ssp:0"),
                 ),
             )
         codec = plan.compression[0]

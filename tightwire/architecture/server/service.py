@@ -25,6 +25,7 @@ from tightwire.architecture.server.messages import (
     pack_state,
 )
 from tightwire.architecture.server.shard import Shard
+from tightwire.devices import device_named
 from tightwire.errors import PeerError, TightwireError, TransportError
 
 # The ranks that an error blames travel as a bit mask above its length.
@@ -70,7 +71,9 @@ class Service:
 
     def _run(self, worker: int, rank: int) -> None:
         by_intent = False
-        with suppress(TransportError):  # the channel was closed here
+        at = self._layout.device
+        # On a device each answers on a stream of its own; the channel may be closed here.
+        with device_named(at).side(at), suppress(TransportError):
             conversation = _Conversation(self._shard, self._layout, self._post, worker, rank)
             while request := conversation.observe(lambda: self._rests(worker)):
                 if request.kind == Kind.BYE:
@@ -97,7 +100,6 @@ class _Conversation:
         self._shard, self._layout, self._post = shard, layout, post
         self._worker, self._rank = worker, rank
         self._header = torch.empty(HEADER_BYTES, dtype=torch.uint8)
-        self._payload = torch.empty(0, dtype=torch.uint8)
 
     def observe(self, on_listening: Callable[[], None]) -> Header | None:
         """Returns the worker's next request, None if it is gone or talks nonsense; however long it takes."""
@@ -132,8 +134,8 @@ class _Conversation:
     def _on_push(self, request: Header) -> bool:
         payload = None
         if Flag.EMPTY not in request.flags:
-            payload = self._receive(self._layout.push_bytes(request.clock))
-            if payload is None:
+            payload = self._shard.room_for(self._worker, self._layout.push_bytes(request.clock))
+            if not self._receive(payload):
                 return False
         return self._reply(*self._shard.push(self._worker, request, payload, self._live))
 
@@ -145,17 +147,15 @@ class _Conversation:
         return self._reply(Header(kind=Kind.STATE, size=packed.numel()), packed)
 
     def _on_store(self, request: Header) -> bool:
-        packed = self._receive(check_state_size(request.size, self._layout.pull_bytes(0, exact=True)))
-        if packed is None:
+        num_bytes = check_state_size(request.size, self._layout.pull_bytes(0, exact=True))
+        packed = torch.empty(num_bytes, dtype=torch.uint8)  # on the host, where it is read
+        if not self._receive(packed):
             return False
         self._shard.load_packed(packed)
         return self._post.head(Header(kind=Kind.STATE), self._rank, REPLY).attend()
 
-    def _receive(self, num_bytes: int) -> Tensor | None:
-        if self._payload.numel() < num_bytes:
-            self._payload = torch.empty(num_bytes, dtype=torch.uint8)
-        payload = self._payload[:num_bytes]
-        return payload if self._post.channel.irecv(payload, self._rank, REQUEST_PAYLOAD).attend() else None
+    def _receive(self, payload: Tensor) -> bool:
+        return self._post.channel.irecv(payload, self._rank, REQUEST_PAYLOAD).attend()
 
     def _reply(self, header: Header, payload: Tensor) -> bool:
         works = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +23,9 @@ from tightwire.architecture.server.optimizer import (
     optimizer_for,
     optimizer_state,
 )
+from tightwire.architecture.server.turns import Turns
 from tightwire.buckets import Bucket
-from tightwire.compression.checks import is_finite
+from tightwire.compression.checks import FiniteCheck
 from tightwire.errors import AttachError, PeerError, TransportError
 from tightwire.sync import Served
 from tightwire.transport.blame import name_ranks
@@ -50,6 +50,7 @@ class Seat:
         read_in: the round in which it last read.
         heard_s: when it last sent anything.
         has: per bucket, the parameters that it has; empty where nobody needs to know.
+        push: room for what it sends, where that comes from elsewhere.
         pull: room for what it is sent.
         is_under_way: whether it has sent gradients since all last landed together.
         state: present: it takes part; left: it stopped for now; gone: for good.
@@ -57,6 +58,7 @@ class Seat:
 
     rank: int
     has: list[Tensor]
+    push: Tensor
     pull: Tensor
     clock: int = 0
     read_at: int = 0
@@ -68,6 +70,10 @@ class Seat:
 
 class Shard:
     """Takes gradients and gives parameters, as a policy says; any thread may call, one per worker at a time.
+
+    Parameters, sums and the optimizer's state are where the layout's buckets are: in host memory, or on this rank's
+    device. There, what a thread asks for follows what the thread before it asked for (`Turns`), and the host waits
+    once per update, to learn whether the mean is finite.
 
     Attributes:
         updates: made so far.
@@ -115,10 +121,10 @@ class Shard:
         self._optimizer = optimizer_for(optimizer, self._copies, names)
         self._settings = Settings(self._optimizer)
         self._quorum = policy.quorum(len(workers))
-        self._changed = threading.Condition()
         self._round = 0
         self._pending: dict[int, Tensor | None] = {}
         self._landed = [bucket.flat.clone() for bucket in self._values]
+        self._checks = [FiniteCheck(layout.device) for _ in layout.buckets]
         self._landings = 0
         self._dropped_in: set[int] = set()
         self._told: dict[
@@ -133,11 +139,21 @@ class Shard:
             Seat(
                 rank=rank,
                 has=[b.flat.clone() for b in self._values] if follows else [],
-                pull=torch.empty(0, dtype=torch.uint8),
+                push=layout.room(0 if rank == owner else layout.push_bytes(1)),
+                pull=layout.room(layout.pull_bytes(1, exact=True)),
                 heard_s=time.monotonic(),
             )
             for rank in workers
         ]
+        self._changed = Turns(layout.device)  # after all that was asked for so far
+
+    def room_for(self, worker: int, num_bytes: int) -> Tensor:
+        """Returns (num_bytes,) uint8, where a worker's push is to land; what lands there follows the last turn."""
+        with self._changed:
+            seat = self._seats[worker]
+            if seat.push.numel() < num_bytes:
+                seat.push = self._layout.room(num_bytes)
+            return seat.push[:num_bytes]
 
     def push(
         self, worker: int, request: Header, payload: Tensor | None, on_wait: Callable[[], None]
@@ -154,7 +170,8 @@ class Shard:
             The reply's header and payload; the latter is reused by the worker's next call.
 
         Raises:
-            PeerError: a worker that the policy waits for has sent nothing for too long; or the optimizer failed here.
+            PeerError: a worker that the policy waits for has sent nothing for too long; or the optimizer failed here,
+                or the device's memory is full.
             TransportError: a push of a step that was not to come.
         """
         with self._changed:
@@ -166,13 +183,19 @@ class Shard:
                     "ranks loaded different checkpoints, or one attached again alone."
                 )
             seat.clock, seat.is_under_way = request.clock, True
-            if self._quorum == 0:
-                flags, staleness = self._take(seat, payload)
-            else:
-                flags, staleness = self._collect(worker, seat, payload, on_wait)
-            if (lead := self._policy.lead) is not None:
-                self._wait(lambda: self._behind(seat.clock - lead), f"step {seat.clock - lead}", on_wait)
-            return self._reply(worker, flags, staleness)
+            try:
+                if self._quorum == 0:
+                    flags, staleness = self._take(seat, payload)
+                else:
+                    flags, staleness = self._collect(worker, seat, payload, on_wait)
+                if (lead := self._policy.lead) is not None:
+                    self._wait(lambda: self._behind(seat.clock - lead), f"step {seat.clock - lead}", on_wait)
+                return self._reply(worker, flags, staleness)
+            except torch.OutOfMemoryError as full:
+                raise self._fail(
+                    f"{self._layout.device} had no memory left. Take a smaller batch, or shards in host memory (ps "
+                    "without on_device), and go on from a checkpoint"
+                ) from full
 
     def leave(self, worker: int, on_wait: Callable[[], None]) -> tuple[Header, Tensor]:
         """Lets a worker stop until all have; returns the parameters as they are then, exactly.
@@ -304,26 +327,38 @@ class Shard:
         """Steps with the mean of some gradients, unless that is not finite."""
         used = torch.zeros(len(self._layout.names), dtype=torch.uint8)
         for place, (seat, payload) in enumerate(pushes):
-            here, settings, messages = self._layout.open_push(payload, seat.clock)
-            used |= here
-            self._compare(seat, settings.tolist())
+            here, numbers, messages = self._layout.open_push(payload, seat.clock)
+            used |= here.cpu()
+            settings = numbers.tolist()
+            self._compare(seat, settings)
             if place == 0:
-                self._settings.write(settings.tolist(), rate=rate)
+                self._settings.write(settings, rate=rate)
             codecs = self._layout.codecs(seat.clock)
             for codec, message, bucket in zip(codecs, messages, self._gradients, strict=True):
                 if bucket.flat.numel():
                     codec.decode(message, bucket.flat, add=place > 0)
-        for bucket in self._gradients:
-            if len(pushes) > 1:
+        if len(pushes) > 1:
+            for bucket in self._gradients:
                 bucket.flat.div_(len(pushes))
-            if not is_finite(bucket.flat):
-                return Flag.DROPPED
+        if not self._are_finite():
+            return Flag.DROPPED
         if self._policy.compensation:
             self._compensate(pushes[0][0])
-            if not all(is_finite(bucket.flat) for bucket in self._gradients):
+            if not self._are_finite():
                 return Flag.DROPPED
         self._step(used.tolist())
         return NO_FLAG
+
+    def _are_finite(self) -> bool:
+        """Whether all gradients are finite; blocks until a device has found out.
+
+        Raises:
+            TensorError: a message could not be decoded.
+        """
+        for check, bucket in zip(self._checks, self._gradients, strict=True):
+            check.ask(bucket.flat)
+        answers = [bool(check) for check in self._checks]  # each is to be looked at
+        return all(answers)
 
     def _compare(self, seat: Seat, settings: list[float]) -> None:
         """Makes sure that workers step with the same rates at the same count of steps.
@@ -357,13 +392,15 @@ class Shard:
         try:
             self._optimizer.step()
         except Exception as error:  # of the user's; every worker is to learn of it
-            kind, rank = type(self._optimizer).__name__, self._owner
-            self._failure = (
-                f"rank {rank}, which serves a shard, failed: {kind} raised {type(error).__name__}: {error}"
-            )
-            self._changed.notify_all()
-            raise PeerError(self._failure, [rank]) from error
+            kind = type(self._optimizer).__name__
+            raise self._fail(f"{kind} raised {type(error).__name__}: {error}") from error
         self.updates += 1
+
+    def _fail(self, why: str) -> PeerError:
+        """Has every worker learn that nothing more is served, and returns the error that says why."""
+        self._failure = f"rank {self._owner}, which serves a shard, failed: {why}"
+        self._changed.notify_all()
+        return PeerError(self._failure, [self._owner])
 
     @property
     def has_failed(self) -> bool:
@@ -414,14 +451,15 @@ class Shard:
         """Returns the parts of the worker's pull, in memory that grows when it must."""
         num_bytes = self._layout.pull_bytes(seat.clock, exact=exact)
         if seat.pull.numel() < num_bytes:
-            seat.pull = torch.zeros(num_bytes, dtype=torch.uint8)
+            seat.pull = self._layout.room(num_bytes)
         return self._layout.open_pull(seat.pull, seat.clock, exact=exact)
 
     def _land_if_all_left(self) -> None:
         """Once nobody is on the way, all have what all end with, and begin again together."""
         if any(seat.state == "present" for seat in self._seats):
             return
-        self._landed = [bucket.flat.clone() for bucket in self._values]
+        for flat, bucket in zip(self._landed, self._values, strict=True):
+            flat.copy_(bucket.flat)
         self._landings += 1
         clock = max(seat.clock for seat in self._seats)
         self._are_even &= all(seat.clock == clock for seat in self._seats)
@@ -455,11 +493,8 @@ class Shard:
             # Also where others' steps keep waking it up: that is no sign for the worker that waits.
             if time.monotonic() - told_s >= self._deadline_s / SIGNS_OF_LIFE:
                 told_s = time.monotonic()
-                self._changed.release()
-                try:
+                with self._changed.aside():
                     on_wait()
-                finally:
-                    self._changed.acquire()
             now = time.monotonic()
             quiet_s = {s.rank: now - max(s.heard_s, began_s) for s in seats if s in missing()}
             if late := [rank for rank, age_s in quiet_s.items() if age_s >= self._late_s]:

@@ -27,7 +27,9 @@ from tightwire.architecture.server.shard import Shard
 from tightwire.averaging.bucket import BucketAverager
 from tightwire.buckets import Bucket, on_host, plan_layout
 from tightwire.compression import Codec, Identity
+from tightwire.compression.checks import require_decoded
 from tightwire.compression.compiling import compile_kernels
+from tightwire.devices import device_of
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
 from tightwire.runtime.checkpoint import merged
@@ -59,6 +61,9 @@ class ServerEngine(BaseEngine):
         self._others = {n: (p, p._version) for n, p in parameters.items() if n not in self._trained}
         self._groups = _sizes(optimizer)
         self._context, self._roles, self._rank = context, roles, transport.rank
+        self._on_device = architecture.on_device
+        device, places = device_of(self._trained), {p.device for p in self._trained.values()}
+        held_bytes = device.memory(places).allocated_bytes
         self._settings = Settings(optimizer)
         owner_of = dict(
             zip(self._trained, roles.share_out([p.numel() for p in self._trained.values()]), strict=True)
@@ -74,6 +79,7 @@ class ServerEngine(BaseEngine):
             if transport.rank in roles.workers
             else []
         )
+        context.held[self] = device.memory(places).allocated_bytes - held_bytes
         self._clock = 0
         self._is_clean = True
         self._is_empty = False
@@ -267,12 +273,15 @@ class ServerEngine(BaseEngine):
             TensorFacts(num_bytes=p.numel() * p.itemsize, kind=(str(p.dtype), *map(str, routes[name])))
             for name, p in tensors.items()
         ]
-        # Shards and what travels to them are on the host, wherever the parameters are.
-        layout = on_host(plan_layout(tensors, plan.schedule.partition(facts)))
+        layout = plan_layout(tensors, plan.schedule.partition(facts))
+        if (
+            not self._on_device
+        ):  # shards and what travels to them are on the host, wherever the parameters are
+            layout = on_host(layout)
         compressions = tuple(routes[bucket.slots[0].name] for bucket in layout)
         for bucket, compression in zip(layout, compressions, strict=True):
             if isinstance(compression[0], Codec):
-                compile_kernels(compression[0], bucket.dtype)
+                compile_kernels(compression[0], bucket.dtype, bucket.device)
         return MessageLayout(buckets=layout, compressions=compressions, num_settings=self._settings.count)
 
     def _own_shard(self, policy: Served) -> Shard:
@@ -280,7 +289,7 @@ class ServerEngine(BaseEngine):
         return Shard(
             layout,
             policy,
-            {name: self._trained[name].detach().cpu() for name in layout.names},
+            {name: self._trained[name].detach() for name in layout.names},
             self._optimizer,
             {id(p): name for name, p in self._trained.items()},
             workers=self._roles.workers,
@@ -382,7 +391,7 @@ class _Share:
         self.values = [Bucket(layout) for layout in layout.buckets]
         for bucket in self.values:
             bucket.pack({name: parameters[name].detach() for name in bucket.views})
-        self._payload = torch.empty(0, dtype=torch.uint8)
+        self._payload = layout.room(layout.push_bytes(1))
         self._has_gradient = False
 
     def send(self, clock: int, parameters: Mapping[str, Parameter], settings: Sequence[float] | None) -> None:
@@ -416,6 +425,7 @@ class _Share:
         for codec, message, bucket in zip(codecs, messages, self.values, strict=True):
             if bucket.flat.numel():
                 codec.decode(message, bucket.flat, add=not self._message_layout.is_plain)
+        require_decoded(self._message_layout.device)
         return header
 
     def land(self, clock: int) -> Header:
@@ -431,7 +441,7 @@ class _Share:
 
     def _room_for(self, num_bytes: int) -> Tensor:
         if self._payload.numel() < num_bytes:
-            self._payload = torch.zeros(num_bytes, dtype=torch.uint8)
+            self._payload = self._message_layout.room(num_bytes)
         return self._payload[:num_bytes]
 
 
