@@ -59,9 +59,9 @@ def served_bytes(plan: Plan, profile: Profile, cluster: Cluster) -> int | None:
 
     A worker holds its gradients with what their codec needs, the parameters that it was sent last, a push, and room for
     exact parameters from other ranks. An owner holds of its shard the parameters, the sums and what all last ended
-    with; of each worker room for exact parameters, for the worker's push if that comes from another rank, and under a
-    codec, or where delays are compensated for, the parameters that the worker has. The optimizer's state is the user's
-    own, elsewhere: workers hold none. Left out is what kernels need meanwhile.
+    with; for each worker a pull, a push if that comes from another rank, and under a codec, or where delays are
+    compensated for, the parameters that the worker has. The optimizer's state is the user's own, elsewhere: workers
+    hold none. Left out is what kernels need meanwhile.
 
     Args:
         plan: whose servers keep their shards on devices.
@@ -86,7 +86,7 @@ def served_bytes(plan: Plan, profile: Profile, cluster: Cluster) -> int | None:
         num_bytes = parameter.numel * parameter.itemsize
         message = sender.wire_bytes(parameter.numel, parameter.itemsize)
         others = len(roles.workers) - (owner in roles.workers)
-        held[owner] += 3 * num_bytes + len(roles.workers) * num_bytes + others * message
+        held[owner] += 3 * num_bytes + (len(roles.workers) + others) * message
         if follows or sender.name != "none":
             held[owner] += len(roles.workers) * num_bytes
         for worker in roles.workers:

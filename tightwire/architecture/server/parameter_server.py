@@ -82,9 +82,9 @@ class ParameterServer(Architecture):
         on_device: whether servers keep their shards (parameters, sums, the optimizer's state) on their rank's device,
             beside the model, and step there; by default shards of a model on a GPU are in host memory. Messages are
             encoded and decoded on the device then, and only they cross PCIe. It takes device memory: on each worker
-            about three times the gradients, for what it sends and gets; on an owner 3 + n times its shard, and n times
-            more under a codec or dc, for n workers; and the optimizer's state moves there. A server's work takes its
-            turns beside its own worker's compute. Where the model is in host memory it changes nothing.
+            three times the gradients and a push; on an owner three times its shard, for each worker a push and a pull,
+            and under a codec or dc the shard once more; and the optimizer's state. A server's work takes turns with its
+            own worker's compute. Where the model is in host memory it changes nothing.
     """
 
     name: ClassVar[str] = "ps"

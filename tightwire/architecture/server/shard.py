@@ -123,7 +123,9 @@ class Shard:
         self._quorum = policy.quorum(len(workers))
         self._round = 0
         self._pending: dict[int, Tensor | None] = {}
-        self._landed = [bucket.flat.clone() for bucket in self._values]
+        self._landed = layout.room(
+            layout.pull_bytes(0, exact=True)
+        )  # what all last ended with, as all get it
         self._checks = [FiniteCheck(layout.device) for _ in layout.buckets]
         self._landings = 0
         self._dropped_in: set[int] = set()
@@ -140,7 +142,7 @@ class Shard:
                 rank=rank,
                 has=[b.flat.clone() for b in self._values] if follows else [],
                 push=layout.room(0 if rank == owner else layout.push_bytes(1)),
-                pull=layout.room(layout.pull_bytes(1, exact=True)),
+                pull=layout.room(layout.pull_bytes(1)),
                 heard_s=time.monotonic(),
             )
             for rank in workers
@@ -214,11 +216,8 @@ class Shard:
                 "the end of its steps",
                 on_wait,
             )
-            for part, flat in zip(self._room(seat, exact=True), self._landed, strict=True):
-                part.copy_(flat.view(torch.uint8))
-            return self._header(seat, NO_FLAG, 0), seat.pull[
-                : self._layout.pull_bytes(seat.clock, exact=True)
-            ]
+            # Nobody changes it before this worker has got it, and has come to the next end.
+            return self._header(seat, NO_FLAG, 0), self._landed
 
     def gone(self, worker: int, *, by_intent: bool) -> None:
         """Goes on without a worker for good, and says so if nobody meant it to."""
@@ -447,19 +446,21 @@ class Shard:
             updates=self.updates,
         )
 
-    def _room(self, seat: Seat, *, exact: bool = False) -> list[Tensor]:
+    def _room(self, seat: Seat) -> list[Tensor]:
         """Returns the parts of the worker's pull, in memory that grows when it must."""
-        num_bytes = self._layout.pull_bytes(seat.clock, exact=exact)
+        num_bytes = self._layout.pull_bytes(seat.clock)
         if seat.pull.numel() < num_bytes:
             seat.pull = self._layout.room(num_bytes)
-        return self._layout.open_pull(seat.pull, seat.clock, exact=exact)
+        return self._layout.open_pull(seat.pull, seat.clock)
 
     def _land_if_all_left(self) -> None:
         """Once nobody is on the way, all have what all end with, and begin again together."""
         if any(seat.state == "present" for seat in self._seats):
             return
-        for flat, bucket in zip(self._landed, self._values, strict=True):
-            flat.copy_(bucket.flat)
+        for part, bucket in zip(
+            self._layout.open_pull(self._landed, 0, exact=True), self._values, strict=True
+        ):
+            part.copy_(bucket.flat.view(torch.uint8))
         self._landings += 1
         clock = max(seat.clock for seat in self._seats)
         self._are_even &= all(seat.clock == clock for seat in self._seats)
@@ -468,8 +469,8 @@ class Shard:
             seat.clock, seat.read_at, seat.read_in = clock, self.updates, self._round
             if seat.state == "left":
                 seat.state, seat.is_under_way = "present", False
-            for has, flat in zip(seat.has, self._landed, strict=False):
-                has.copy_(flat)
+            for has, bucket in zip(seat.has, self._values, strict=False):
+                has.copy_(bucket.flat)
         self._changed.notify_all()
 
     def _behind(self, clock: int) -> list[Seat]:
