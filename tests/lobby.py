@@ -9,14 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tightwire.errors import TransportError
 from tightwire.transport import Faulty, Single, Threads, Transport, Work
 from tightwire.transport.door import Admission
 from tightwire.transport.faulty import Fault, Send
 from tightwire.transport.threads import Mailboxes, World
 
 
-class DiedError(Exception):
-    """Ends a worker's thread."""
+class DiedError(TransportError):
+    """Ends a worker's thread; its servers' as the end of a channel does."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,7 @@ from tightwire.runtime.step import Optimizers, plain_optimizer
 from tightwire.runtime.trace import Tracer
 from tightwire.runtime.tuning import Tuner
 from tightwire.schedule import Auto
-from tightwire.sync import Rounds
+from tightwire.sync import Rounds, Served
 from tightwire.transport import Counting, Single, Transport, current, shelf, switch, workers_per_node
 from tightwire.transport.base import Over
 from tightwire.transport.reach import reaching
@@ -160,7 +160,7 @@ def attach(
     if entrance is not None:
         _require_elastic(chosen, is_auto)
     for phase in chosen.plans:
-        _require_servable(phase, transport.size, buffers)
+        _require_servable(phase, transport.size if entrance is None else None, buffers)
         if (
             isinstance(phase.architecture, AllReduce)
             and phase.architecture.is_switched
@@ -275,23 +275,23 @@ def _require_elastic(chosen: Phases, is_auto: bool) -> None:
             f"tightwire.init(elastic=True) was asked for with {levelled[0]}, which needs whole nodes, and workers come "
             "and go alone; choose a program without levels, such as bsp/allreduce:ring."
         )
-    served = [
-        str(plan)
-        for plan in chosen.plans
-        if isinstance(plan.architecture, ParameterServer)
-        and (plan.sync.is_served or plan.architecture.servers)
-    ]
-    if served:
+    if served := [
+        str(plan) for plan in chosen.plans if isinstance(plan.sync, Served) and not plan.sync.survives
+    ]:
         raise AttachError(
-            f"tightwire.init(elastic=True) was asked for with {served[0]}, and of each shard of parameters only its "
-            "server has the optimizer's state and the workers' clocks: nobody could take its place. Choose a plan "
-            "under which every worker has everything (bsp, local:8, diloco:30 over an all-reduce), or leave "
-            "elastic=True out: under ps:servers=1 workers may die then, and the server may not."
+            f"tightwire.init(elastic=True) was asked for with {served[0]}, whose servers cannot yet do without a "
+            "member that dies; asp/ps, ssp:3/ps and bsp/ps:servers=1 can, and local:8 or diloco:30 over an all-reduce. "
+            "Or leave elastic=True out: under ps:servers=1 workers may die then, and the server may not."
         )
 
 
-def _require_servable(plan: Plan, num_ranks: int, buffers: Buffers) -> None:
+def _require_servable(plan: Plan, num_ranks: int | None, buffers: Buffers) -> None:
     """Makes sure that servers leave somebody to train, and that nothing has workers meet who need not.
+
+    Args:
+        plan: to be carried out.
+        num_ranks: None where members come and go.
+        buffers: as they are to be kept.
 
     Raises:
         PlanError: as many servers as processes.
@@ -300,10 +300,11 @@ def _require_servable(plan: Plan, num_ranks: int, buffers: Buffers) -> None:
     architecture = plan.architecture
     is_served = plan.sync.is_served
     if isinstance(architecture, ParameterServer) and architecture.servers:
-        architecture.roles(num_ranks)
+        if num_ranks is not None:
+            architecture.roles(num_ranks)
         is_served = True
     is_served |= isinstance(plan.sync, Rounds) and plan.sync.quorum_of is not None
-    if is_served and buffers == "every-step" and num_ranks > 1:
+    if is_served and buffers == "every-step" and num_ranks != 1:
         raise AttachError(
             f"{plan} lets workers go on without each other, and buffers='every-step' has them meet after every step; "
             "leave buffers at 'start'."

@@ -34,7 +34,7 @@ def train(plan, steps, at_step):
 """
 
 
-@pytest.mark.parametrize("plan", ["bsp/allreduce:ring", "diloco:4"])
+@pytest.mark.parametrize("plan", ["bsp/allreduce:ring", "diloco:4", "ssp:0/ps"])
 def test_one_is_killed_one_is_told_to_leave_and_one_comes(plan: str) -> None:
     """Of four, the last comes late, the third dies, the second leaves: two go on, equal to the bit."""
     ended = run_processes(

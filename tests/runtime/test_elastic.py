@@ -15,6 +15,8 @@ from tightwire._attach import attach
 from tightwire.errors import AttachError, MismatchError
 from tightwire.transport import Transport
 
+SERVED = ["ssp:0/ps", "ssp:0/ps/topk:0.2+ef", "ssp:2/ps", "asp/ps:shards=2"]
+
 PLANS = [
     "bsp",
     "bsp/allreduce:ring/none/fusion:64",
@@ -29,6 +31,7 @@ PLANS = [
     "diloco:4/allreduce/int8+ef",
     "local:3,state=averaged",
     "diloco:4/allreduce/none/streaming:2",
+    *SERVED,
     "bsp/gossip:ring",
     "local:2/gossip:exponential/choco:topk=0.2",
 ]
@@ -117,35 +120,46 @@ def test_who_is_told_to_leave_ends_its_round_and_goes(plan: str) -> None:
     assert same(ends[0].parameters, ends[1].parameters)
 
 
+RING = "bsp/allreduce:ring"
+
+
 class OneHot(nn.Module):
-    """A parameter whose gradient is 1 at the place of the worker, so that a mean tells who took part."""
+    """Parameters whose gradient is 1 at the place of the worker, so that a mean tells who took part."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(4))
+        self.weights = nn.ParameterList(torch.zeros(4) for _ in range(3))
 
 
-@pytest.mark.parametrize("dies_at", range(0, 24, 3))
-def test_means_are_over_those_who_took_part_and_no_gradient_counts_twice(dies_at: int) -> None:
-    def train(transport: Transport, worker: Worker) -> list[list[float]]:
+@pytest.mark.parametrize(
+    ("plan", "dies_at"),
+    [
+        *((RING, at) for at in range(0, 24, 3)),
+        *((plan, at) for plan in ("ssp:0/ps", "bsp/ps:servers=1") for at in (2, 5, 9, 16)),
+    ],
+)
+def test_means_are_over_those_who_took_part_and_no_gradient_counts_twice(plan: str, dies_at: int) -> None:
+    def train(transport: Transport, worker: Worker) -> list[list[float]] | None:
         model, number = OneHot(), int(worker.name[-1])
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
         seen = []
-        with attach(model, optimizer, "bsp/allreduce:ring", transport=transport) as run:
-            while run.step < 6:
+        with attach(model, optimizer, plan, transport=transport) as run:
+            while run.step < 6 and not run.is_server:
                 optimizer.zero_grad()
-                model.weight[number].backward()
+                sum(weight[number] for weight in model.weights).backward()  # type: ignore[union-attr]
                 optimizer.step()
-                seen.append(model.weight.tolist())
-        return seen
+                seen.append([weight.tolist() for weight in model.weights])
+        return None if run.is_server else seen
 
     ends = Elastic(train, start=4, dies_at=[None, None, dies_at]).join()
-    assert len(ends) == 3
+    assert len(ends) >= (2 if "servers" in plan else 3)
     assert all(end[-1] == ends[0][-1] for end in ends)
-    for before, after in itertools.pairwise([[0.0] * 4, *ends[0]]):
-        moved = [b - a for a, b in zip(after, before, strict=True)]
-        took_part = sum(m != 0 for m in moved)
-        assert all(m == pytest.approx(1 / took_part) for m in moved if m), moved
+    for before, after in itertools.pairwise([[[0.0] * 4] * 3, *ends[0]]):
+        for a, b in zip(after, before, strict=True):
+            moved = [there - here for here, there in zip(a, b, strict=True)]
+            took_part = sum(m != 0 for m in moved)
+            assert all(m == pytest.approx(1 / took_part) for m in moved if m), moved
+            assert took_part or plan == RING  # servers drop no round
 
 
 def test_a_newcomer_that_trains_something_else_is_refused_and_the_others_go_on() -> None:
@@ -195,8 +209,8 @@ def test_a_newcomer_is_given_what_the_user_carries() -> None:
 @pytest.mark.parametrize(
     ("plan", "says"),
     [
-        ("asp/ps", "asp/ps, and of each shard"),
-        ("ssp:2/ps:servers=1", "ssp:2/ps:servers=1, and of each shard"),
+        ("backup:1/ps", "backup:1/ps, whose servers"),
+        ("async-diloco:4/ps:servers=1", "servers=1, whose servers"),
         ("asp/gossip:ad-psgd", "cannot yet do without"),
         ("delayed:1", "cannot yet do without"),
     ],
@@ -204,6 +218,31 @@ def test_a_newcomer_is_given_what_the_user_carries() -> None:
 def test_what_cannot_be_survived_yet_is_refused(plan: str, says: str) -> None:
     with pytest.raises(AttachError, match=says):
         Elastic(trainer(plan), start=2, dies_at=[]).join()
+
+
+@pytest.mark.parametrize("plan", ["bsp/ps:servers=1", "asp/ps:servers=2", "ssp:1/ps:servers=1,mix=true"])
+@pytest.mark.parametrize("victim", [0, 3])
+def test_a_dedicated_server_or_a_worker_dies_and_a_newcomer_comes(plan: str, victim: int) -> None:
+    """The newcomer is a server where one is missing, and a worker where none is."""
+
+    def train(transport: Transport, worker: Worker) -> tuple[list[torch.Tensor], bool]:
+        with job(transport, plan, optimizer=adam) as j:
+            while j.run.step < 24 and not j.run.is_server:
+                if worker.name == "worker 1" and j.run.step == 12:
+                    elastic.start()
+                    while not worker.lobby.waiting and not worker.knocks():
+                        time.sleep(0.002)
+                j.step(j.run.step)
+            j.run.finish()
+            return values(j.model), j.run.is_server
+
+    elastic = Elastic(train, start=4, dies_at=[13 if number == victim else None for number in range(4)])
+    ends = elastic.join()
+    trained = [parameters for parameters, is_server in ends if not is_server]
+    servers = 2 if "servers=2" in plan else 1
+    assert len(ends) == 4
+    assert len(trained) == 4 - servers
+    assert all(same(trained[0], others) for others in trained[1:])
 
 
 @pytest.mark.parametrize("plan", ["bsp/allreduce/none/dear", "diloco:4,overlap=1"])

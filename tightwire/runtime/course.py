@@ -386,7 +386,7 @@ class Course:
                 n: (p if agreed is None else agreed[n]).detach() for n, p in self._parameters().items()
             },
             "optimizers": [member.state_dict() for member in self.context.optimizers.members],
-            "engine": dict(state),
+            "engine": self.engine.handed(state) if state else {},
             "step": self.step,
             "plans": [str(self.asked), str(self.plan)],
             "observed": self.context.observed.state(),

@@ -98,6 +98,7 @@ class Membership:
         meetings: how often all have met.
         uneven: whether rounds were made, since all met last, without workers that are finished.
         door: lets members in; None where they are static.
+        serves: whether this member of an elastic job is a dedicated server, for as long as it lives; None: undecided.
         renew: goes on among those who are there, after somebody was lost in what was under way.
         renewals: how often members changed.
         lost_rounds: how many rounds were dropped because they lost a member.
@@ -114,6 +115,7 @@ class Membership:
     uneven: bool = False
     meetings: int = 0
     door: Door | None = None
+    serves: bool | None = None
     renew: Callable[[], None] = _no_buffers
     renewals: int = 0
     lost_rounds: int = 0

@@ -64,6 +64,11 @@ class Served(Sync, abc.ABC):
         return 1.0 / workers
 
     @property
+    def survives(self) -> bool:
+        """Whether workers may die and join: where rounds are of all workers, or there are none."""
+        return not self.sends_changes and self.quorum(MANY_WORKERS) in (0, MANY_WORKERS)
+
+    @property
     def updates_alone(self) -> bool:  # noqa: D102
         return self.quorum(MANY_WORKERS) < QUORUM
 

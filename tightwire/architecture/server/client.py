@@ -52,8 +52,8 @@ class Client(Protocol):
             PeerError: the server is dead, or somebody whom it waits for has sent nothing for too long.
         """
 
-    def fetch(self) -> dict[str, Any]:
-        """Returns the shard's part of a checkpoint."""
+    def fetch(self, *, values: bool = True) -> dict[str, Any]:
+        """Returns the shard's part of a checkpoint, with or without values."""
 
     def store(self, state: dict[str, Any]) -> None:
         """Gives the shard its part of a checkpoint."""
@@ -80,8 +80,8 @@ class LocalClient(Client):
         assert self._ask is not None
         return self._ask()
 
-    def fetch(self) -> dict[str, Any]:  # noqa: D102
-        return self._shard.state_dict()
+    def fetch(self, *, values: bool = True) -> dict[str, Any]:  # noqa: D102
+        return self._shard.state_dict(values=values)
 
     def store(self, state: dict[str, Any]) -> None:  # noqa: D102
         self._shard.load_state_dict(state)
@@ -120,9 +120,10 @@ class RemoteClient(Client):
             work.wait()
         return header, payload
 
-    def fetch(self) -> dict[str, Any]:  # noqa: D102
+    def fetch(self, *, values: bool = True) -> dict[str, Any]:  # noqa: D102
         head = self._post.channel.irecv(self._header, self._rank, REPLY)
-        self._post.head(Header(kind=Kind.FETCH), self._rank, REQUEST).wait()
+        flags = NO_FLAG if values else Flag.EMPTY
+        self._post.head(Header(kind=Kind.FETCH, flags=flags), self._rank, REQUEST).wait()
         size = check_state_size(self._next_header(head).size, self._layout.pull_bytes(0, exact=True))
         packed = torch.empty(size, dtype=torch.uint8)
         self._post.channel.irecv(packed, self._rank, REPLY_PAYLOAD).wait()

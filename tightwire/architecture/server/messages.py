@@ -35,7 +35,7 @@ class Kind(enum.IntEnum):
     PUSH = 1  # a worker's gradient; asks for the parameters it may go on with
     LEAVE = 2  # a worker stops for now; asks for the parameters all end with, once all have stopped
     BYE = 3  # a worker sends nothing more
-    FETCH = 4  # asks for a checkpoint of the shard
+    FETCH = 4  # asks for a checkpoint of the shard, or for one without values
     STORE = 5  # brings one
     VALUES = 16  # the answer to PUSH and LEAVE
     WAIT = 17  # the answer will come: others are not as far yet
@@ -46,7 +46,7 @@ class Kind(enum.IntEnum):
 class Flag(enum.IntFlag):
     """What is to be known besides."""
 
-    EMPTY = 1  # a push without a gradient: it was not finite
+    EMPTY = 1  # a push without a gradient: it was not finite; a checkpoint without values
     LATE = 2  # the gradient came after its round, and was dropped
     DROPPED = 4  # the update was not finite, and was not made
 

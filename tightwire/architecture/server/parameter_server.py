@@ -148,15 +148,25 @@ class ParameterServer(Architecture):
                 f"{self} has more shards than the {num_ranks} workers that could own one: give at most "
                 f"ps:shards={num_ranks}."
             )
-        workers = tuple(range(num_ranks - self.servers))
-        if not self.servers:
-            owners = workers[: self.shards or None]
-            return Roles(workers=workers, owners=owners, weights=(1.0,) * len(owners))
-        dedicated = tuple(range(len(workers), num_ranks))
-        if self.mix and len(workers) > self.servers:
-            weights = mixed_weights(len(workers), self.servers)
-            return Roles(workers=workers, owners=(*workers, *dedicated), weights=weights)
-        return Roles(workers=workers, owners=dedicated, weights=(1.0,) * self.servers)
+        num_workers = num_ranks - self.servers
+        return self.among(range(num_workers), range(num_workers, num_ranks))
+
+    def among(self, workers: Sequence[int], dedicated: Sequence[int], *, most: int | None = None) -> Roles:
+        """Returns who owns what among some workers and those servers that there are; without any, workers own all.
+
+        Args:
+            workers: ranks that train, ascending.
+            dedicated: ranks that do not, ascending.
+            most: how many owners there can be.
+        """
+        if not dedicated:
+            owners, weights = tuple(workers[: self.shards or None]), (1.0,) * len(workers)
+        elif self.mix and len(workers) > len(dedicated):
+            owners, weights = (*workers, *dedicated), mixed_weights(len(workers), len(dedicated))
+        else:
+            owners, weights = tuple(dedicated), (1.0,) * len(dedicated)
+        owners = owners[:most]
+        return Roles(workers=tuple(workers), owners=owners, weights=weights[: len(owners)])
 
     def program(self, codec: Codec, num_ranks: int) -> Program:
         """Returns the synchronous program: to the owners, and back.

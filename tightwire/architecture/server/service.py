@@ -30,6 +30,8 @@ from tightwire.errors import PeerError, TightwireError, TransportError
 
 # The ranks that an error blames travel as a bit mask above its length.
 LENGTH_BITS = 16
+# The bit of all ranks from this one on, which no mask has room for: somebody is blamed, by the text alone.
+FAR_RANK = 45
 
 
 class Service:
@@ -56,10 +58,11 @@ class Service:
         for thread in self._threads:
             thread.start()
 
-    def join(self) -> None:
-        """Waits until every worker has said good-bye or is gone."""
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Waits until every worker has said good-bye or is gone; returns whether that is so."""
         for thread in self._threads:
-            thread.join()
+            thread.join(timeout_s)
+        return not any(thread.is_alive() for thread in self._threads)
 
     def settle(self, timeout_s: float) -> None:
         """Waits until no answer is under way, and whoever may still say good-bye is listened to.
@@ -143,7 +146,7 @@ class _Conversation:
         return self._reply(*self._shard.leave(self._worker, self._live))
 
     def _on_fetch(self, request: Header) -> bool:
-        packed = pack_state(self._shard.state_dict())
+        packed = pack_state(self._shard.state_dict(values=Flag.EMPTY not in request.flags))
         return self._reply(Header(kind=Kind.STATE, size=packed.numel()), packed)
 
     def _on_store(self, request: Header) -> bool:
@@ -172,7 +175,7 @@ class _Conversation:
     def _complain(self, error: TightwireError) -> bool:
         text = str(error).encode()[: (1 << LENGTH_BITS) - 1]
         ranks = error.ranks if isinstance(error, PeerError) else ()
-        blamed = sum(1 << rank for rank in ranks if rank < 62 - LENGTH_BITS)
+        blamed = sum(1 << rank for rank in {min(rank, FAR_RANK) for rank in ranks})
         self._post.head(
             Header(kind=Kind.ERROR, size=blamed << LENGTH_BITS | len(text)), self._rank, REPLY
         ).attend()
@@ -183,5 +186,5 @@ class _Conversation:
 def error_of(text: str, size: int) -> TightwireError:
     """Returns the error that a server complained of."""
     mask = size >> LENGTH_BITS
-    blamed = [rank for rank in range(mask.bit_length()) if mask >> rank & 1]
-    return PeerError(text, blamed) if blamed else TransportError(text)
+    blamed = [rank for rank in range(FAR_RANK) if mask >> rank & 1]
+    return PeerError(text, blamed) if mask else TransportError(text)

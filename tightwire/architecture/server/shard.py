@@ -77,6 +77,7 @@ class Shard:
 
     Attributes:
         updates: made so far.
+        clock: of the last round that was over; where each gradient makes an update, of the furthest worker.
         late: gradients dropped because they came after their round.
         leads: how often a worker read so many clocks ahead of the slowest.
     """
@@ -94,6 +95,7 @@ class Shard:
         deadline_s: float,
         late_s: float,
         owner: int = 0,
+        ends_on_loss: bool = False,
     ) -> None:
         """Copies parameters and the optimizer's state.
 
@@ -109,8 +111,13 @@ class Shard:
                 its server lives.
             late_s: how long one may wait for a worker that lives; one that does not is soon `gone`.
             owner: the rank that serves the shard.
+            ends_on_loss: whether a worker that is lost ends all waits, with a `PeerError`, and nothing changes any
+                more, so that members can begin another world; else the others go on without it. What cannot be mended
+                so is then another error.
         """
         self._owner, self._failure = owner, ""
+        self._ends_on_loss, self._lost = ends_on_loss, list[int]()
+        self._is_frozen = False
         self._layout, self._policy, self._seed = layout, policy, seed
         self._deadline_s, self._late_s = deadline_s, late_s
         self._values = [Bucket(bucket) for bucket in layout.buckets]
@@ -134,6 +141,7 @@ class Shard:
         ] = {}  # rates by count of steps, and who told them first
         self._are_even = True  # whether all workers have made as many steps whenever all landed
         self.updates = 0
+        self.clock = 0
         self.late = 0
         self.leads: dict[int, int] = {}
         follows = policy.compensation > 0 or not layout.is_plain
@@ -223,6 +231,10 @@ class Shard:
         """Goes on without a worker for good, and says so if nobody meant it to."""
         with self._changed:
             seat = self._seats[worker]
+            if self._ends_on_loss and not by_intent:
+                self._lost.append(seat.rank)
+                self._changed.notify_all()
+                return
             seat.state = "gone"
             self._close_round()
             self._land_if_all_left()
@@ -234,15 +246,51 @@ class Shard:
                 stacklevel=2,
             )
 
-    def state_dict(self) -> dict[str, Any]:
-        """Returns copies of parameters, the optimizer's memory by parameter name, and counters."""
+    def freeze(self) -> None:
+        """Lets nothing change any more; whoever waits or asks ends with a `PeerError`."""
+        with self._changed:
+            self._is_frozen = True
+            self._changed.notify_all()
+
+    def state_dict(self, *, values: bool = True) -> dict[str, Any]:
+        """Returns copies of parameters if asked, the optimizer's memory by parameter name, and counters."""
         with self._changed:
             return {
-                "values": {name: copy.detach().clone() for name, copy in self._copies.items()},
+                "values": {n: copy.detach().clone() for n, copy in self._copies.items()} if values else {},
                 "optimizer": optimizer_state(self._optimizer, self._copies),
                 "updates": self.updates,
-                "clock": max(seat.clock for seat in self._seats),
+                "clock": max((seat.clock for seat in self._seats), default=self.clock),
             }
+
+    def take_over(
+        self,
+        values: Mapping[str, Tensor],
+        optimizer: Mapping[str, Mapping[str, Any]],
+        *,
+        updates: int,
+        clock: int,
+        are_even: bool,
+    ) -> None:
+        """Takes up what others had of these parameters; those that nobody had stay as they are.
+
+        Args:
+            values: by name.
+            optimizer: what is remembered, by name.
+            updates: made so far.
+            clock: of the last round that is in all of them.
+            are_even: whether workers have made as many steps.
+        """
+        state = self.state_dict()
+        kept = {name: memory for name, memory in state["optimizer"].items() if name not in values}
+        self.load_state_dict(
+            {
+                "values": {**state["values"], **values},
+                "optimizer": {**kept, **optimizer},
+                "updates": updates,
+                "clock": clock,
+            }
+        )
+        self._are_even = are_even
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state_dict` returned; workers see it when all have left.
@@ -259,7 +307,7 @@ class Shard:
             for name, copy in self._copies.items():
                 copy.detach().copy_(state["values"][name])
             load_optimizer_state(self._optimizer, self._copies, state["optimizer"])
-            self.updates = state["updates"]
+            self.updates, self.clock = state["updates"], state["clock"]
             for seat in self._seats:
                 seat.clock = state["clock"]
 
@@ -281,6 +329,7 @@ class Shard:
     def _take(self, seat: Seat, payload: Tensor | None) -> tuple[Flag, int]:
         """Makes an update from one gradient."""
         staleness = self.updates - seat.read_at
+        self.clock = max(self.clock, seat.clock)
         self._changed.notify_all()  # its clock has moved
         if payload is None:
             return Flag.EMPTY, staleness
@@ -311,13 +360,16 @@ class Shard:
     def _close_round(self) -> None:
         """Makes the round's update if enough gradients are here."""
         present = sum(seat.state == "present" for seat in self._seats)
-        if self._failure or not self._pending or len(self._pending) < min(self._quorum, present):
+        if self._failure or self._is_ended or not self._pending:
+            return
+        if len(self._pending) < min(self._quorum, present):
             return
         pushes = [(self._seats[w], payload) for w, payload in sorted(self._pending.items())]
         gradients = [(seat, payload) for seat, payload in pushes if payload is not None]
         flags = self._update(gradients, 1.0) if len(gradients) == len(pushes) else Flag.DROPPED
         if flags:
             self._dropped_in.add(self._round)
+        self.clock = max(self.clock, *(seat.clock for seat, _ in pushes))
         self._pending.clear()
         self._round += 1
         self._changed.notify_all()
@@ -376,7 +428,7 @@ class Shard:
                 "every rank the same rates at the same step, and attach again."
             )
             self._changed.notify_all()
-            raise PeerError(self._failure, [seat.rank])
+            raise self._error([seat.rank])
 
     def _compensate(self, seat: Seat) -> None:
         """Makes g into g + λ g⊙g⊙(x_now − x_read)."""
@@ -395,11 +447,11 @@ class Shard:
             raise self._fail(f"{kind} raised {type(error).__name__}: {error}") from error
         self.updates += 1
 
-    def _fail(self, why: str) -> PeerError:
+    def _fail(self, why: str) -> TransportError:
         """Has every worker learn that nothing more is served, and returns the error that says why."""
         self._failure = f"rank {self._owner}, which serves a shard, failed: {why}"
         self._changed.notify_all()
-        return PeerError(self._failure, [self._owner])
+        return self._error([self._owner])
 
     @property
     def has_failed(self) -> bool:
@@ -407,13 +459,26 @@ class Shard:
         return bool(self._failure)
 
     def require_sound(self) -> None:
-        """Makes sure that the optimizer has not failed.
+        """Makes sure that the optimizer has not failed, and that nobody is lost whose loss ends all waits.
 
         Raises:
-            PeerError: it has; names this rank.
+            PeerError: it has; names this rank, or those that are lost.
+            TransportError: it has, where a loss would be mended.
         """
         if self._failure:
-            raise PeerError(self._failure, [self._owner])
+            raise self._error([self._owner])
+        if self._is_ended:
+            whom = name_ranks(self._lost) if self._lost else "another member"
+            raise PeerError(f"{whom} was lost by the server of rank {self._owner}.", self._lost)
+
+    @property
+    def _is_ended(self) -> bool:
+        """Whether members are about to begin another world."""
+        return self._is_frozen or bool(self._lost)
+
+    def _error(self, ranks: Sequence[int]) -> TransportError:
+        """Returns the error of what failed: where members are elastic, none that they would mend by beginning anew."""
+        return TransportError(self._failure) if self._ends_on_loss else PeerError(self._failure, ranks)
 
     def _reply(self, worker: int, flags: Flag, staleness: int) -> tuple[Header, Tensor]:
         seat = self._seats[worker]
@@ -462,7 +527,7 @@ class Shard:
         ):
             part.copy_(bucket.flat.view(torch.uint8))
         self._landings += 1
-        clock = max(seat.clock for seat in self._seats)
+        clock = self.clock = max((seat.clock for seat in self._seats), default=self.clock)
         self._are_even &= all(seat.clock == clock for seat in self._seats)
         self._told.clear()
         for seat in self._seats:

@@ -106,4 +106,12 @@ FAMILIES: Final[dict[str, Literal["ends", "goes-on"]]] = {
 }
 
 # One plan of each family that an elastic job can train: all others go on, whoever is gone.
-ELASTIC: Final = ("bsp", "bsp/allreduce:ring/int8+ef", "bsp/allreduce/none/p3", "local:4", "diloco:4")
+ELASTIC: Final = (
+    "bsp",
+    "bsp/allreduce:ring/int8+ef",
+    "bsp/allreduce/none/p3",
+    "local:4",
+    "diloco:4",
+    "ssp:0/ps",
+    "asp/ps",
+)

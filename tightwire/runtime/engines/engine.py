@@ -182,6 +182,9 @@ class Surviving(Protocol):
         Rounds under way are as if they had not begun.
         """
 
+    def handed(self, salvaged: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns what of it others are given who lack the outcome of a round, or all: plain values and tensors."""
+
     def outcome(self, salvaged: Mapping[str, Any]) -> Mapping[str, Tensor] | None:
         """Returns the parameters that all who agreed alike have in common; None: the model's own. Shares memory."""
 
@@ -242,6 +245,10 @@ class BaseEngine:
     def salvage(self) -> dict[str, Any]:
         """Remembers nothing."""
         return {}
+
+    def handed(self, salvaged: Mapping[str, Any]) -> dict[str, Any]:
+        """Hands over all."""
+        return dict(salvaged)
 
     def outcome(self, salvaged: Mapping[str, Any]) -> Mapping[str, Tensor] | None:
         """Has the model's own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,17 +31,43 @@ from tightwire.compression import Codec, Identity
 from tightwire.compression.checks import require_decoded
 from tightwire.compression.compiling import compile_kernels
 from tightwire.devices import device_of
-from tightwire.errors import AttachError
+from tightwire.errors import AttachError, PeerError
 from tightwire.plan import Plan
 from tightwire.runtime.checkpoint import merged
 from tightwire.runtime.context import RunContext
-from tightwire.runtime.engines.engine import BaseEngine
-from tightwire.runtime.engines.memory import have_finite_gradients, load_memory, memory
+from tightwire.runtime.engines.engine import BaseEngine, Position
+from tightwire.runtime.engines.holdings import Deal, Holding, elect, hand_round, make_deal
+from tightwire.runtime.engines.memory import Named, fitting, have_finite_gradients, load_memory, memory
 from tightwire.schedule import TensorFacts
 from tightwire.sync import Served, Ssp
 
+log = logging.getLogger("tightwire")
+
 # How long a server whose optimizer failed goes on telling workers so.
 TELLING_S = 2.0
+# How often a dedicated server that only serves looks whether members change.
+LOOK_S = 0.1
+# Of so many steps, elastic workers fetch what a server's optimizer remembers once: no death costs it more updates.
+REPLICA_STEPS = 16
+
+
+@dataclass(frozen=True)
+class _UnderWay:
+    """A gradient that servers have not answered: of which step, and by name; None where it was not finite."""
+
+    clock: int
+    gradients: Mapping[str, Tensor | None] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kept:
+    """What a worker or server goes on with in another world."""
+
+    rounds: int = 0
+    memory: Named | None = None
+    holdings: Sequence[Holding] = ()
+    under_way: _UnderWay | None = None
+    is_stepped: bool = False
 
 
 class ServerEngine(BaseEngine):
@@ -48,24 +75,39 @@ class ServerEngine(BaseEngine):
 
     The optimizer's own step finds no gradients and changes nothing: shards step, with the settings that it has at
     the time. A worker's parameters are a copy, replaced after every step by what the servers have.
+
+    Where members are elastic, the loss of one ends all waits. In the next world shards are shared out anew: values are
+    those of living servers, or else what workers heard last; what the optimizer remembers comes from them or from the
+    replica that a worker keeps, at most `REPLICA_STEPS` of its steps old. Under bsp a round that is in the values of
+    some shards is made up for in the others by those who took part, and one that is in none is begun anew. Under asp
+    and ssp a gradient under way counts in the shards that had taken it.
     """
+
+    survives = True
+    calls_rolls = False
 
     def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
         architecture, transport = plan.architecture, context.transport
         assert isinstance(architecture, ParameterServer), architecture
         policy = plan.sync if isinstance(plan.sync, Served) else Ssp(0)  # bsp, behind servers
-        roles = architecture.roles(transport.size)
+        self._is_elastic = context.membership.is_elastic
         optimizer = _only_optimizer(plan, context)
         self._optimizer = optimizer
         self._trained = _stepped_by(optimizer, parameters)
         self._others = {n: (p, p._version) for n, p in parameters.items() if n not in self._trained}
         self._groups = _sizes(optimizer)
+        roles = (
+            elect(architecture, transport.inner, context.membership, len(self._trained))
+            if self._is_elastic
+            else architecture.roles(transport.size)
+        )
+        self._in_rounds = policy.quorum(len(roles.workers)) > 0
         self._context, self._roles, self._rank = context, roles, transport.rank
         self._on_device = architecture.on_device
         device, places = device_of(self._trained), {p.device for p in self._trained.values()}
         held_bytes = device.memory(places).allocated_bytes
         self._settings = Settings(optimizer)
-        owner_of = dict(
+        self._owner_of = owner_of = dict(
             zip(self._trained, roles.share_out([p.numel() for p in self._trained.values()]), strict=True)
         )
         self._layouts = {
@@ -84,6 +126,13 @@ class ServerEngine(BaseEngine):
         self._is_clean = True
         self._is_empty = False
         self._closed = False
+        self._taken: _Kept | None = (
+            _Kept() if self._is_elastic else None
+        )  # until all have what they go on with
+        self._before: Sequence[Holding] = ()  # until all have landed with it
+        self._under_way: _UnderWay | None = None
+        self._is_stepped = False
+        self._replicas: dict[int, Holding] = {}
         self._staleness: Counter[int] = Counter()
         self.leads: Counter[int] = Counter()
 
@@ -114,11 +163,11 @@ class ServerEngine(BaseEngine):
         self.rounds += 1
         self._is_clean = False
         is_finite = have_finite_gradients(self._trained.values())
-        self._is_empty = not is_finite
-        for share in self._shares:
-            share.send(self._clock, self._trained, self._settings.read() if is_finite else None)
+        gradients = {name: parameter.grad for name, parameter in self._trained.items()}
+        self._under_way = _UnderWay(self._clock, gradients if is_finite else None)
         for parameter in self._trained.values():
             parameter.grad = None
+        self._push(self._under_way.gradients)
 
     def after_step(self, step: int) -> None:
         """Waits for the parameters to go on with.
@@ -126,6 +175,10 @@ class ServerEngine(BaseEngine):
         Raises:
             PeerError: a server is dead, or a worker that the policy waits for.
         """
+        if self._under_way is None:  # a member was lost while it was sent, and all have landed since
+            self.exposed_s = 0.0
+            return
+        self._is_stepped = True
         start_s = time.perf_counter()
         headers = [share.receive(self._clock) for share in self._own_first()]
         self.exposed_s = time.perf_counter() - start_s
@@ -134,6 +187,9 @@ class ServerEngine(BaseEngine):
         self.leads[max(header.clock - header.slowest for header in headers)] += 1
         self.late += any(Flag.LATE in header.flags for header in headers)
         self.skipped += self._is_empty or any(Flag.DROPPED in header.flags for header in headers)
+        self._under_way, self._is_stepped = None, False
+        if self._is_elastic and self._clock % REPLICA_STEPS == 0:
+            self._keep_replicas()
 
     def flush(self) -> None:
         """Waits until all workers have stopped, and takes the parameters that all end with.
@@ -144,20 +200,101 @@ class ServerEngine(BaseEngine):
             return
         if self.is_server:
             assert self._service is not None
-            self._service.join()
             assert self._shard is not None
+            while not self._service.join(LOOK_S if self._is_elastic else None):
+                self._shard.require_sound()
+                self._look_for_changes()
             self._shard.require_sound()
             return
-        for share in self._shares:
-            share.client.leave(self._clock)
-        headers = [share.land(self._clock) for share in self._own_first()]
-        self._clock = max(header.clock for header in headers)
-        self._install()
-        self._is_clean = True
+        self._land()
 
     def consensus(self) -> Mapping[str, Tensor]:  # noqa: D102
         self.flush()
         return {}
+
+    def position(self) -> Position:
+        """Says only whether it took part in a round, for shards tell the rest; nothing changes in its own any more."""
+        if self._shard is not None:
+            self._shard.freeze()
+        self._is_clean = False  # there is nobody to say good-bye to
+        made = int(self.rounds > 0 or (self._shard is not None and self._shard.updates > 0))
+        return Position(agreed=made, begun=made)
+
+    def salvage(self) -> dict[str, Any]:
+        """Returns what is this member's; `handed` is all that others may lack before they meet in `go_on`."""
+        return {"kept": self._taken or self._present()}
+
+    def handed(self, salvaged: Mapping[str, Any]) -> dict[str, Any]:  # noqa: D102
+        return {"rounds": salvaged["kept"].rounds}
+
+    def catch_up(
+        self, own: Mapping[str, Any], theirs: Mapping[str, Any], *, is_new: bool
+    ) -> tuple[dict[str, Any], frozenset[str]]:
+        """Counts on; values come from servers."""
+        return (
+            {"kept": _Kept(rounds=theirs["rounds"])} if is_new and "rounds" in theirs else dict(own)
+        ), frozenset()
+
+    def take_up(self, state: Mapping[str, Any], agreed: int) -> None:  # noqa: D102
+        self._taken = state["kept"]
+
+    def go_on(self, position: Position, *, is_lost: bool) -> None:
+        """Shares out shards, makes up for what was interrupted in some, and lands. Every member; blocks."""
+        taken, inner = self._taken, self._context.transport.inner
+        assert taken is not None
+        deal = make_deal(inner, taken.holdings)
+        values, optimizer = hand_round(inner, taken.holdings, deal, self._owner_of)
+        behind = deal.behind(self._owner_of) if self._in_rounds else frozenset[str]()
+        clock = self._clock = deal.clock - bool(behind)
+        if self._shard is not None:
+            updates = max(
+                (c.updates for n, c in deal.values.items() if self._owner_of[n] == self._rank), default=0
+            )
+            self._shard.take_over(values, optimizer, updates=updates, clock=clock, are_even=self._in_rounds)
+        averagers = [a for share in self._shares for a in share.averagers]
+        if taken.memory is not None:
+            load_memory(
+                averagers, fitting(averagers, _unsent(taken, deal, self._in_rounds), what=str(self._roles))
+            )
+        inner.barrier()  # nobody asks a shard before it is whole
+        self.rounds, self._taken, self._before = taken.rounds, None, taken.holdings
+        self._under_way, self._is_stepped = taken.under_way, taken.is_stepped
+        parameters, updates = deal.losses()
+        if parameters:
+            log.warning(
+                "a server of %d parameters was lost: the replica of what its optimizer remembered of them is %d "
+                "updates old, and those are lost.",
+                parameters,
+                updates,
+            )
+        self._make_up_for(behind, deal.clock)
+
+    def _make_up_for(self, behind: frozenset[str], clock: int) -> None:
+        """Brings all parameters to the same round, and begins one anew that is in none. Every member."""
+        under_way, averagers = self._under_way, [a for share in self._shares for a in share.averagers]
+        if self._shares:
+            if behind and under_way is not None and under_way.clock == clock:
+                before, gradients = memory(averagers), under_way.gradients
+                self._clock = clock
+                self._push(
+                    None
+                    if gradients is None
+                    else {n: g if n in behind else None for n, g in gradients.items()}
+                )
+                for share in self._own_first():
+                    share.receive(clock)
+                after = memory(averagers)
+                load_memory(averagers, {n: (after if n in behind else before)[n] for n in before})
+            self._land()
+            self._keep_replicas()
+        self._before = ()
+        if under_way is None or not self._in_rounds or under_way.clock <= self._clock:
+            self._under_way, self._is_stepped = None, False
+            return
+        self._clock, self._is_clean = under_way.clock, False
+        self._push(under_way.gradients)
+        if self._is_stepped:
+            self.after_step(0)
 
     def staleness(self) -> Mapping[int, int]:
         """Returns how many gradients were so many updates of others old when they were applied.
@@ -193,6 +330,7 @@ class ServerEngine(BaseEngine):
                     )
                 share.client.store(state["shards"][str(share.owner)])
         self._clock, self.rounds = state["clock"], state["rounds"]
+        self._replicas.clear()
         self.flush()
         load_memory([a for share in self._shares for a in share.averagers], state["memory"])
 
@@ -202,6 +340,7 @@ class ServerEngine(BaseEngine):
         values = {name: value for shard in shards for name, value in shard["values"].items()}
         optimizer = {name: kept for shard in shards for name, kept in shard["optimizer"].items()}
         self._clock, self.rounds = (max(state[key] for state in states) for key in ("clock", "rounds"))
+        self._replicas.clear()
         if self._shard is not None:
             names = self._layouts[self._rank].names
             self._shard.load_state_dict(
@@ -221,6 +360,7 @@ class ServerEngine(BaseEngine):
     def resume_at(self, rounds: int) -> None:
         """Counts on from a checkpoint's rounds, with this rank's parameters in its own shard. Every worker."""
         self.rounds = self._clock = rounds
+        self._replicas.clear()
         if self._shard is not None:
             self._shard.restart({n: p.detach() for n, p in self._trained.items()}, rounds)
         self.flush()
@@ -238,6 +378,76 @@ class ServerEngine(BaseEngine):
             for share in self._shares:
                 share.client.bye()
         self._post.channel.close()
+
+    def _push(self, gradients: Mapping[str, Tensor | None] | None) -> None:
+        """Begins to send the gradients of step `_clock`, by name; None: they are not finite."""
+        self._is_empty = gradients is None
+        for share in self._shares:
+            share.send(self._clock, gradients or {}, None if gradients is None else self._settings.read())
+
+    def _land(self) -> None:
+        for share in self._shares:
+            share.client.leave(self._clock)
+        headers = [share.land(self._clock) for share in self._own_first()]
+        self._clock = max(header.clock for header in headers)
+        self._install()
+        self._is_clean = True
+
+    def _present(self) -> _Kept:
+        """Returns what this member has now."""
+        holdings = [*self._before, *self._replicas.values()]
+        if self._shard is not None:
+            state = self._shard.state_dict()
+            holdings.append(
+                Holding(
+                    kind="shard",
+                    names=tuple(state["values"]),
+                    updates=state["updates"],
+                    clock=self._shard.clock,
+                    values=state["values"],
+                    optimizer=state["optimizer"],
+                )
+            )
+        holdings += [share.heard() for share in self._shares if share.updates >= 0]
+        return _Kept(
+            rounds=self.rounds,
+            memory=memory(a for share in self._shares for a in share.averagers),
+            holdings=holdings,
+            under_way=self._under_way,
+            is_stepped=self._is_stepped,
+        )
+
+    def _keep_replicas(self) -> None:
+        """Fetches what the optimizer remembers from the server whose replica this worker keeps: the one before it."""
+        workers = self._roles.workers
+        for share in self._shares:
+            keeper = workers[
+                (1 + workers.index(share.owner) if share.owner in workers else share.owner) % len(workers)
+            ]
+            if keeper != self._rank or share.owner == self._rank:
+                continue
+            state = share.client.fetch(values=False)
+            self._replicas[share.owner] = Holding(
+                kind="replica",
+                names=tuple(name for name, owner in self._owner_of.items() if owner == share.owner),
+                updates=state["updates"],
+                clock=state["clock"],
+                optimizer=state["optimizer"],
+            )
+
+    def _look_for_changes(self) -> None:
+        """Has a dedicated server leave when it is told to, and take part when somebody waits to be let in.
+
+        Raises:
+            PeerError: somebody waits, and all are to begin another world.
+            SystemExit: it leaves; a replica takes its place.
+        """
+        membership = self._context.membership
+        if membership.door is not None and membership.door.notice.is_set():
+            log.warning("this server was told to leave, and leaves; workers go on with the replica.")
+            raise SystemExit(0)
+        if membership.wants_meeting:
+            raise PeerError("somebody waits to be let in.", [])
 
     def _require_same_parameters(self) -> None:
         """Makes sure that servers step all that is stepped."""
@@ -297,6 +507,7 @@ class ServerEngine(BaseEngine):
             deadline_s=self._context.transport.deadline_s,
             late_s=self._context.transport.late_s,
             owner=self._rank,
+            ends_on_loss=self._is_elastic,
         )
 
     def _serve(self) -> Service:
@@ -367,6 +578,8 @@ class _Share:
         client: asks it.
         averagers: take gradients through the stages of their compression.
         values: the parameters as last received, per bucket.
+        updates: that the server had made then; −1 before.
+        clock: of the step that they answered.
     """
 
     def __init__(
@@ -393,8 +606,18 @@ class _Share:
             bucket.pack({name: parameters[name].detach() for name in bucket.views})
         self._payload = layout.room(layout.push_bytes(1))
         self._has_gradient = False
+        self.updates, self.clock = -1, 0
 
-    def send(self, clock: int, parameters: Mapping[str, Parameter], settings: Sequence[float] | None) -> None:
+    def heard(self) -> Holding:
+        """Returns a copy of what was last received."""
+        values = {name: view.clone() for bucket in self.values for name, view in bucket.views.items()}
+        return Holding(
+            kind="heard", names=tuple(values), updates=self.updates, clock=self.clock, values=values
+        )
+
+    def send(
+        self, clock: int, by_name: Mapping[str, Tensor | None], settings: Sequence[float] | None
+    ) -> None:
         """Begins a push; without settings, of nothing."""
         self._has_gradient = settings is not None
         if settings is None:
@@ -403,9 +626,8 @@ class _Share:
         payload = self._room_for(self._message_layout.push_bytes(clock))
         used, numbers, messages = self._message_layout.open_push(payload, clock)
         numbers.copy_(torch.tensor(settings, dtype=torch.float64))
-        gradients = [parameters[name].grad for name in self._message_layout.names]
+        gradients = [by_name[name] for name in self._message_layout.names]
         used.copy_(torch.tensor([gradient is not None for gradient in gradients], dtype=torch.uint8))
-        by_name = dict(zip(self._message_layout.names, gradients, strict=True))
         for number, (averager, message) in enumerate(zip(self.averagers, messages, strict=True)):
             for name, view in averager.bucket.views.items():
                 gradient = by_name[name]
@@ -426,6 +648,7 @@ class _Share:
             if bucket.flat.numel():
                 codec.decode(message, bucket.flat, add=not self._message_layout.is_plain)
         require_decoded(self._message_layout.device)
+        self.updates, self.clock = header.updates, clock
         return header
 
     def land(self, clock: int) -> Header:
@@ -437,6 +660,7 @@ class _Share:
         ):
             if bucket.flat.numel():
                 exact.decode(message, bucket.flat)
+        self.updates, self.clock = header.updates, header.clock
         return header
 
     def _room_for(self, num_bytes: int) -> Tensor:
@@ -471,6 +695,27 @@ def _only_optimizer(plan: Plan, context: RunContext) -> Optimizer:
             "another optimizer, or bsp."
         )
     return members[0]
+
+
+def _unsent(taken: _Kept, deal: Deal, in_rounds: bool) -> Named:
+    """Returns the memory of what was to be sent later: nothing of what a server may have taken without an answer.
+
+    Its messages count then, and what they held must not be sent again.
+    """
+    kept, under_way = taken.memory or {}, taken.under_way
+    if under_way is None:
+        return kept
+    heard = {name: h.clock for h in taken.holdings if h.kind == "heard" for name in h.names}
+
+    def is_taken(name: str) -> bool:
+        if heard.get(name, 0) >= under_way.clock:
+            return False  # and its memory is that of afterwards
+        return not in_rounds or (name in deal.values and deal.values[name].clock >= under_way.clock)
+
+    return {
+        name: {kind: torch.zeros_like(t) if is_taken(name) else t for kind, t in kinds.items()}
+        for name, kinds in kept.items()
+    }
 
 
 def _sizes(optimizer: Optimizer) -> list[int]:

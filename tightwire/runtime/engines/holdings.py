@@ -1,0 +1,193 @@
+"""What members of an elastic job have of each shard when a new world begins, and what its new servers are given.
+
+The newest value of a parameter is its server's. Where that server died it is what some worker heard from it last, and
+what the optimizer remembers comes from the replica that another worker keeps, which is some updates old.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from tightwire.architecture import ParameterServer
+from tightwire.architecture.server.messages import pack_state, unpack_state
+from tightwire.architecture.server.parameter_server import Roles
+from tightwire.runtime.membership import Membership
+from tightwire.transport import Transport
+
+PARCEL_TAG = 1
+PIECE_BYTES = 4 << 20
+UNDECIDED, WORKER, SERVER = range(3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holding:
+    """What one member has of some parameters.
+
+    Attributes:
+        kind: a shard that it serves; the values that it last heard from a server; or a replica of what a server's
+            optimizer remembers.
+        names: of the parameters.
+        updates: made by their server then.
+        clock: of the last round that is in them.
+        values: by name; of a replica none.
+        optimizer: what is remembered, by name; of heard values nothing.
+    """
+
+    kind: Literal["shard", "heard", "replica"]
+    names: tuple[str, ...]
+    updates: int
+    clock: int
+    values: Mapping[str, Tensor] = field(default_factory=dict)
+    optimizer: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """That a member, `rank`, has a holding, its `number`-th; see there for the rest."""
+
+    rank: int
+    number: int
+    kind: str
+    updates: int
+    clock: int
+    remembers: bool
+
+
+@dataclass(frozen=True)
+class Deal:
+    """Whose holding counts, by name: the same on every member.
+
+    Attributes:
+        values: who gives the value.
+        optimizer: who gives what the optimizer remembers; a name is missing where nobody has it.
+    """
+
+    values: Mapping[str, Claim]
+    optimizer: Mapping[str, Claim]
+
+    @property
+    def clock(self) -> int:
+        """The last round that is in any value."""
+        return max((claim.clock for claim in self.values.values()), default=0)
+
+    def behind(self, names: Iterable[str]) -> frozenset[str]:
+        """Returns the names of those in which the last round is not; nobody has heard of a server's first round."""
+        last = self.clock
+        clocks = {name: claim.clock for name, claim in self.values.items()}
+        return frozenset(name for name in names if clocks.get(name, 0) < last)
+
+    def losses(self) -> tuple[int, int]:
+        """Returns of how many parameters the optimizer forgets something, and of at most how many updates."""
+        lost = []
+        for name, claim in self.values.items():
+            kept = self.optimizer.get(name)
+            if claim.kind != "shard" and (kept is None or kept.remembers or kept.updates == 0):
+                lost.append(claim.updates - (kept.updates if kept is not None else 0))
+        lost = [updates for updates in lost if updates > 0]
+        return len(lost), max(lost, default=0)
+
+    @classmethod
+    def over(cls, claims: Iterable[tuple[Claim, Sequence[str]]]) -> Deal:
+        """Chooses the newest: a server's before what was heard from it.
+
+        >>> new = Claim(rank=1, number=0, kind="heard", updates=7, clock=7, remembers=False)
+        >>> old = Claim(rank=2, number=0, kind="replica", updates=4, clock=4, remembers=True)
+        >>> deal = Deal.over([(new, ["w"]), (old, ["w"])])
+        >>> deal.values["w"].rank, deal.optimizer["w"].rank, deal.losses()
+        (1, 2, (1, 3))
+        """
+        values, optimizer = dict[str, Claim](), dict[str, Claim]()
+        for claim, names in claims:
+            for name in names:
+                for kinds, best in ((("heard", "shard"), values), (("replica", "shard"), optimizer)):
+                    if claim.kind in kinds and (name not in best or _order(claim) > _order(best[name])):
+                        best[name] = claim
+        return cls(values, optimizer)
+
+
+def _order(claim: Claim) -> tuple[int, bool, int]:
+    return claim.updates, claim.kind == "shard", -claim.rank
+
+
+def make_deal(transport: Transport, holdings: Sequence[Holding]) -> Deal:
+    """Tells all members what this one has, and returns whose counts. Contract: every member; blocks."""
+    told = json.dumps([[h.kind, h.updates, h.clock, bool(h.optimizer), h.names] for h in holdings])
+    return Deal.over(
+        (
+            Claim(rank=rank, number=number, kind=kind, updates=updates, clock=clock, remembers=remembers),
+            names,
+        )
+        for rank, text in enumerate(transport.exchange(told.encode()))
+        for number, (kind, updates, clock, remembers, names) in enumerate(json.loads(text))
+    )
+
+
+def hand_round(
+    transport: Transport, holdings: Sequence[Holding], deal: Deal, owner_of: Mapping[str, int]
+) -> tuple[dict[str, Tensor], dict[str, Mapping[str, Any]]]:
+    """Gives every new server what counts of its parameters; returns the values and the optimizer's memory of this one.
+
+    Contract: every member; blocks.
+    """
+    rank = transport.rank
+    parcels: dict[int, dict[str, Any]] = {}
+    givers: set[int] = set()
+    for what, claims in (("values", deal.values), ("optimizer", deal.optimizer)):
+        for name, claim in claims.items():
+            owner = owner_of[name]
+            if claim.rank == rank:
+                holding = holdings[claim.number]
+                kept = (holding.values if what == "values" else holding.optimizer).get(name)
+                if kept is not None:
+                    parcels.setdefault(owner, {"values": {}, "optimizer": {}})[what][name] = kept
+            elif owner == rank:
+                givers.add(claim.rank)
+    own = parcels.pop(rank, {"values": {}, "optimizer": {}})
+    packed = {owner: pack_state(parcel) for owner, parcel in parcels.items()}
+    told = transport.exchange(json.dumps({owner: p.numel() for owner, p in packed.items()}).encode())
+    sizes = {giver: json.loads(told[giver]).get(str(rank), 0) for giver in sorted(givers)}
+    rooms = {giver: torch.empty(size, dtype=torch.uint8) for giver, size in sizes.items() if size}
+    works = [
+        transport.irecv(piece, giver, PARCEL_TAG)
+        for giver, room in rooms.items()
+        for piece in room.split(PIECE_BYTES)
+    ]
+    works += [
+        transport.isend(piece, owner, PARCEL_TAG)
+        for owner, parcel in packed.items()
+        for piece in parcel.split(PIECE_BYTES)
+    ]
+    for work in works:
+        work.wait()
+    received = [own, *map(unpack_state, rooms.values())]
+    return (
+        {name: value for parcel in received for name, value in parcel["values"].items()},
+        {name: kept for parcel in received for name, kept in parcel["optimizer"].items()},
+    )
+
+
+def elect(
+    architecture: ParameterServer, transport: Transport, membership: Membership, num_tensors: int
+) -> Roles:
+    """Returns who serves among members that come and go, and notes whether this one does, for good.
+
+    A worker never becomes a dedicated server, for it is in the middle of its loop: while fewer are there than the plan
+    asks for, a newcomer becomes one, and while none is there workers own all shards.
+
+    Contract: every member; blocks.
+    """
+    code = UNDECIDED if membership.serves is None else SERVER if membership.serves else WORKER
+    codes = [told[0] for told in transport.exchange(bytes([code]))]
+    servers = [rank for rank, told in enumerate(codes) if told == SERVER]
+    for rank in reversed(range(len(codes))):
+        if codes[rank] == UNDECIDED and len(servers) < architecture.servers and len(servers) + 1 < len(codes):
+            servers.append(rank)
+    membership.serves = transport.rank in servers
+    workers = [rank for rank in range(len(codes)) if rank not in servers]
+    return architecture.among(workers, sorted(servers), most=num_tensors)
