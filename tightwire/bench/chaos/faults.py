@@ -106,7 +106,7 @@ FAMILIES: Final[dict[str, Literal["ends", "goes-on"]]] = {
 }
 
 # One plan of each family that an elastic job can train: all others go on, whoever is gone.
-ELASTIC: Final = (  # fmt: skip
+ELASTIC: Final = (
     "bsp",
     "bsp/allreduce:ring/int8+ef",
     "bsp/allreduce/none/p3",
