@@ -48,8 +48,8 @@ class Holding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claim:
-    """That a member, `rank`, has a holding, its `number`-th; see there for the rest."""
+class Holder:
+    """A member, `rank`, and what it holds, its `number`-th; see `Holding` for the rest."""
 
     rank: int
     number: int
@@ -68,8 +68,8 @@ class Deal:
         optimizer: who gives what the optimizer remembers; a name is missing where nobody has it.
     """
 
-    values: Mapping[str, Claim]
-    optimizer: Mapping[str, Claim]
+    values: Mapping[str, Holder]
+    optimizer: Mapping[str, Holder]
 
     @property
     def clock(self) -> int:
@@ -93,16 +93,16 @@ class Deal:
         return len(lost), max(lost, default=0)
 
     @classmethod
-    def over(cls, claims: Iterable[tuple[Claim, Sequence[str]]]) -> Deal:
+    def over(cls, claims: Iterable[tuple[Holder, Sequence[str]]]) -> Deal:
         """Chooses the newest: a server's before what was heard from it.
 
-        >>> new = Claim(rank=1, number=0, kind="heard", updates=7, clock=7, remembers=False)
-        >>> old = Claim(rank=2, number=0, kind="replica", updates=4, clock=4, remembers=True)
+        >>> new = Holder(rank=1, number=0, kind="heard", updates=7, clock=7, remembers=False)
+        >>> old = Holder(rank=2, number=0, kind="replica", updates=4, clock=4, remembers=True)
         >>> deal = Deal.over([(new, ["w"]), (old, ["w"])])
         >>> deal.values["w"].rank, deal.optimizer["w"].rank, deal.losses()
         (1, 2, (1, 3))
         """
-        values, optimizer = dict[str, Claim](), dict[str, Claim]()
+        values, optimizer = dict[str, Holder](), dict[str, Holder]()
         for claim, names in claims:
             for name in names:
                 for kinds, best in ((("heard", "shard"), values), (("replica", "shard"), optimizer)):
@@ -111,7 +111,7 @@ class Deal:
         return cls(values, optimizer)
 
 
-def _order(claim: Claim) -> tuple[int, bool, int]:
+def _order(claim: Holder) -> tuple[int, bool, int]:
     return claim.updates, claim.kind == "shard", -claim.rank
 
 
@@ -120,7 +120,7 @@ def make_deal(transport: Transport, holdings: Sequence[Holding]) -> Deal:
     told = json.dumps([[h.kind, h.updates, h.clock, bool(h.optimizer), h.names] for h in holdings])
     return Deal.over(
         (
-            Claim(rank=rank, number=number, kind=kind, updates=updates, clock=clock, remembers=remembers),
+            Holder(rank=rank, number=number, kind=kind, updates=updates, clock=clock, remembers=remembers),
             names,
         )
         for rank, text in enumerate(transport.exchange(told.encode()))
