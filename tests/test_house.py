@@ -18,17 +18,18 @@ ROOT = Path(tightwire.__file__).parent
 
 # A module may import only from those before it, also inside functions.
 ORDER = (
-    "errors", "units", "files", "answers", "extensions", "catalogue", "buckets", "kernels", "devices", "transport",
-    "sync", "compression", "schedule", "architecture", "averaging", "plan", "cluster", "profile", "probe", "simulate",
-    "planner", "parallel", "jobs", "large_batch", "optim", "runtime", "_attach", "workloads", "lab", "bench",
-    "study", "validate", "tour", "integrations", "cli",
+    "errors", "units", "ways", "files", "answers", "extensions", "catalogue", "buckets", "kernels", "devices",
+    "transport", "sync", "compression", "schedule", "architecture", "averaging", "plan", "cluster", "profile", "probe",
+    "simulate", "planner", "parallel", "jobs", "large_batch", "optim", "runtime", "_attach", "workloads", "lab",
+    "bench", "study", "validate", "tour", "integrations", "cli",
 )  # fmt: skip
 
 # Planning needs no torch.
 TORCH_FREE = (
-    "tightwire", "tightwire.errors", "tightwire.units", "tightwire.files", "tightwire.answers", "tightwire.extensions",
-    "tightwire.catalogue", "tightwire.transport", "tightwire.sync", "tightwire.compression", "tightwire.schedule",
-    "tightwire.architecture", "tightwire.architecture.allreduce.program", "tightwire.architecture.allreduce.builders",
+    "tightwire", "tightwire.errors", "tightwire.units", "tightwire.ways", "tightwire.files", "tightwire.answers",
+    "tightwire.extensions", "tightwire.catalogue", "tightwire.transport", "tightwire.sync", "tightwire.compression",
+    "tightwire.schedule", "tightwire.architecture", "tightwire.architecture.allreduce.program",
+    "tightwire.architecture.allreduce.builders",
     "tightwire.architecture.allreduce.checker", "tightwire.averaging", "tightwire.plan", "tightwire.cluster",
     "tightwire.profile", "tightwire.simulate", "tightwire.planner", "tightwire.parallel", "tightwire.jobs",
 )  # fmt: skip

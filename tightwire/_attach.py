@@ -48,8 +48,8 @@ from tightwire.runtime.tuning import Tuner
 from tightwire.schedule import Auto
 from tightwire.sync import Rounds, Served
 from tightwire.transport import Counting, Single, Transport, current, shelf, switch, workers_per_node
-from tightwire.transport.base import Over
 from tightwire.transport.reach import reaching
+from tightwire.ways import Over
 
 log = logging.getLogger("tightwire")
 _attached = itertools.count()  # tells the runs of one job apart

@@ -204,14 +204,19 @@ def test_the_end_is_told_of_a_worker_whose_starter_was_stopped_alone(
     mode: str, open_lab: Callable[..., Lab]
 ) -> None:
     # A starter that sees its worker stopped stops itself, at times only after both were told to go on.
+    begun: set[int] = set()
+
     def stop_the_starters(line: OutputLine) -> None:
+        begun.add(line.rank)
+        if len(begun) < 2:
+            return
         for children in Path("/proc/self/task").glob("*/children"):
             for child in children.read_text().split():
                 if b"nsenter" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")[0]:
                     os.kill(int(child), signal.SIGSTOP)
 
     lab = open_lab(mode)
-    result = lab.run(["sh", "-c", "echo; sleep 0.2"], on_line=stop_the_starters, timeout_s=20.0)
+    result = lab.run(["sh", "-c", "echo; sleep 0.5"], on_line=stop_the_starters, timeout_s=20.0)
     assert result.ok, result.describe()
 
 
@@ -331,7 +336,7 @@ def nobodys_python() -> Iterator[list[str]]:
         package = Path(folder, "tightwire")
         for room in ("lab", "cluster"):
             shutil.copytree(PACKAGE / room, package / room, ignore=shutil.ignore_patterns("__pycache__"))
-        for module in ("errors.py", "files.py", "units.py"):
+        for module in ("errors.py", "files.py", "units.py", "ways.py"):
             shutil.copy(PACKAGE / module, package)
         Path(package, "__init__.py").touch()
         Path(folder).chmod(0o755)

@@ -24,7 +24,7 @@ def test_jackson_takes_the_most_urgent_of_what_is_there(
     buckets: list[BucketFacts], wire: Wire, slice_bytes: int
 ) -> None:
     """Replays the order on a wire of the assumed speed: no more urgent piece was ready when one was taken."""
-    pieces = cut(buckets, slice_bytes)
+    pieces = cut(tuple(buckets), slice_bytes)
     order, now_s = jackson(pieces, buckets, instance(buckets, pieces, wire)), 0.0
     for position, piece in enumerate(pieces[i] for i in order):
         left = [pieces[i] for i in order[position:]]
@@ -41,7 +41,7 @@ def test_jackson_takes_the_most_urgent_of_what_is_there(
 def test_every_piece_has_one_place(
     buckets: list[BucketFacts], wire: Wire | None, slice_bytes: int, lanes: int
 ) -> None:
-    pieces = cut(buckets, slice_bytes)
+    pieces = cut(tuple(buckets), slice_bytes)
     agenda = by_urgency(pieces, buckets, wire, lanes=lanes, credit_bytes=500)
     assert sorted(agenda.pieces, key=repr) == sorted(pieces, key=repr)
     assert (agenda.lanes, agenda.credit_bytes) == (lanes, 500)
@@ -50,4 +50,4 @@ def test_every_piece_has_one_place(
 def test_the_layer_that_the_forward_needs_first_goes_first_where_both_wait() -> None:
     buckets = [BucketFacts(num_bytes=100, ready_s=number / 10) for number in range(3)]
     wire = Wire(latency_s=0.0, bytes_per_s=100.0)  # a second each
-    assert [piece.bucket for piece in by_urgency(cut(buckets, 400), buckets, wire).pieces] == [0, 2, 1]
+    assert [piece.bucket for piece in by_urgency(cut(tuple(buckets), 400), buckets, wire).pieces] == [0, 2, 1]

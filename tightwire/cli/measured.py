@@ -25,7 +25,6 @@ from tightwire.profile.devices import DEVICES, SOME_GPU, derive, device
 from tightwire.profile.models import MODELS, model_shape
 from tightwire.profile.values import MAX_SAMPLES, MAX_SECONDS
 from tightwire.simulate import Prediction
-from tightwire.transport.base import Over
 from tightwire.units import (
     of_option,
     parse_bytes,
@@ -35,6 +34,7 @@ from tightwire.units import (
     print_rate,
     print_size,
 )
+from tightwire.ways import Over
 
 ProfileOption = Annotated[
     pathlib.Path | None,

@@ -26,8 +26,8 @@ from tightwire.cluster.prices import Prices
 from tightwire.cluster.topologies import star_of
 from tightwire.cluster.workers import WorkerKind, by_speed, each_line, require_kinds
 from tightwire.errors import FileError
-from tightwire.transport.base import Over
 from tightwire.units import print_rate
+from tightwire.ways import Over
 
 # TCP on Ethernet with MTU 1500: 1448 payload bytes in a frame of 1514.
 PAYLOAD_SHARE = 1448 / 1514

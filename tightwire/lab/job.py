@@ -188,10 +188,11 @@ class LabJob:
         process = self._processes[rank]
         if process.returncode is not None:
             return
+        if signum == signal.SIGCONT:  # the worker first; `_go_on` says why
+            with suppress(ProcessLookupError):
+                os.kill(self._hosts.worker_pid(process.pid), signum)
         with suppress(ProcessLookupError):
             if signum in (signal.SIGSTOP, signal.SIGCONT, signal.SIGKILL):
-                if signum == signal.SIGCONT:  # the worker first; `_watch_exit` says why
-                    os.kill(self._hosts.worker_pid(process.pid), signum)
                 os.killpg(process.pid, signum)
             else:
                 os.kill(self._hosts.worker_pid(process.pid), signum)

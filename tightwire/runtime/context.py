@@ -38,7 +38,7 @@ from tightwire.runtime.trace import Tracer, traced
 from tightwire.schedule import BucketFacts, Piece, TensorFacts
 from tightwire.sync.roll import roll_fields
 from tightwire.transport import Counting, Switch, Transport
-from tightwire.transport.base import Over
+from tightwire.ways import Over
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from tightwire.profile import Profile
 from tightwire.simulate.collective import Collective, collective_of
 from tightwire.simulate.sharing import DeviceSharing
 from tightwire.sync.roll import roll_fields
-from tightwire.transport.base import Over
+from tightwire.ways import Over
 
 # From this contention on, a communication thread takes its whole processor time from compute.
 SATURATED = 1.5

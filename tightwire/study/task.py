@@ -43,7 +43,7 @@ def same_model(build: Callable[[], nn.Module], seed: int) -> nn.Module:
     """Builds a model with initial weights that follow from the seed, also where workers are threads of one process."""
     import torch
 
-    with _drawing, torch.random.fork_rng():  # torch has one generator per process
+    with _drawing, torch.random.fork_rng(devices=[]):  # torch has one generator per process
         torch.manual_seed(seed)
         return build()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from tightwire.errors import TransportError
 from tightwire.transport.blame import Wait
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BROADCAST_TAG = 2**31 - 1
-# How a device's messages leave it; see `reach`.
-Over = Literal["auto", "nccl", "pinned", "nccl-inside"]
 
 
 class Work(Protocol):

@@ -6,6 +6,7 @@ import atexit
 import logging
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -27,8 +28,32 @@ GLOO_SUMS: Final = frozenset({"float32", "float64", "float16", "bfloat16", "uint
 POISON_TAG: Final = 2**31 - 2
 POINT_TO_POINT: Final = ("send", "receive")
 FOR_EVER: Final = timedelta(days=365)
+# At exit, for backends that are just being freed; one that waits for a message is left.
+_FREEING_S: Final = 1.0
 _helpers = Helpers("tightwire waits")
 log = logging.getLogger("tightwire")
+_letting_go: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+
+def _let_go(backend: list[Any]) -> None:
+    """Frees Gloo's backend without waiting.
+
+    It ends with its collectives, and one that got a part of a last message ends after minutes.
+
+    Args:
+        backend: the only reference.
+    """
+    thread = threading.Thread(target=backend.clear, name="tightwire lets go", daemon=True)
+    _letting_go.add(thread)
+    thread.start()
+
+
+@atexit.register
+def _wait_for_freeing() -> None:
+    """Waits a moment for backends that are just being freed: C++ aborts a process that ends in the midst of it."""
+    until_s = time.monotonic() + _FREEING_S
+    for thread in tuple(_letting_go):
+        thread.join(max(0.0, until_s - time.monotonic()))
 
 
 @final
@@ -176,9 +201,8 @@ class TorchDistributed(Transport):
             child.close()
         if self._liveness.verdict or self._attended or self._waiting or self._has_abandoned:
             self._hang_up()  # else a wait under way would keep its thread until its deadline, or for ever
-            # Gloo's backend ends with its collectives, and one that got a part of a last message ends after minutes.
             last, self._gloo = [self._gloo], _CLOSED
-            threading.Thread(target=last.clear, name="tightwire lets go", daemon=True).start()
+            _let_go(last)
         self._gloo = _CLOSED
 
     def _connect(self) -> None:
