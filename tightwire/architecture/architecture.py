@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from tightwire.answers import ArchitectureAnswer
 from tightwire.architecture.allreduce.builders.synthesis.wiring import Wiring
@@ -44,6 +44,10 @@ class Architecture(ArchitectureAnswer, abc.ABC):
     def is_levelled(self) -> bool:
         """Whether it must be told who sits with whom."""
         return False
+
+    def fitted(self, num_ranks: int) -> Self:
+        """Returns it as so many members that come and go carry it out: with no more owners than that."""
+        return self
 
     @abc.abstractmethod
     def program(self, codec: Codec, num_ranks: int) -> Program:

@@ -424,6 +424,8 @@ class Course:
         Raises:
             AttachError: members are elastic, and the plan cannot do without one that dies.
         """
+        if self.context.membership.is_elastic:
+            plan = replace(plan, architecture=plan.architecture.fitted(self.context.transport.size))
         engine = build_engine(self._parameters(), plan, self.context)
         if self.context.membership.is_elastic and not engine.survives:
             engine.close()

@@ -54,7 +54,7 @@ class Settings:
     """The numbers by which an optimizer's groups are set: rates, momenta, decays, as the worker's schedule has it."""
 
     def __init__(self, optimizer: Optimizer) -> None:
-        self._groups = optimizer.param_groups
+        self._optimizer = optimizer
         self._places = list(_places(optimizer))
 
     @property
@@ -72,7 +72,8 @@ class Settings:
 
     def read(self) -> list[float]:
         """Returns them, in an order that every rank shares."""
-        return [float(_item(self._groups[number][key], index)) for number, key, index in self._places]
+        groups = self._optimizer.param_groups  # which loading a state replaces
+        return [float(_item(groups[number][key], index)) for number, key, index in self._places]
 
     def write(self, values: Sequence[float], *, rate: float) -> None:
         """Sets them; the learning rate is multiplied by `rate`."""
@@ -80,7 +81,7 @@ class Settings:
             self._set(number, key, index, value * rate if key == "lr" else value)
 
     def _set(self, number: int, key: str, index: int, value: float) -> None:
-        group = self._groups[number]
+        group = self._optimizer.param_groups[number]
         old = _item(group[key], index)
         if isinstance(old, Tensor):
             old.fill_(value)

@@ -132,6 +132,9 @@ class ParameterServer(Architecture):
         """Dedicated servers step themselves, whatever the policy."""
         return "server" if self.servers else ""
 
+    def fitted(self, num_ranks: int) -> ParameterServer:  # noqa: D102
+        return replace(self, shards=min(self.shards, num_ranks))
+
     def roles(self, num_ranks: int) -> Roles:
         """Returns who does what among `num_ranks` ranks.
 
