@@ -307,6 +307,7 @@ class Course:
                 begun=position.begun,
                 landed=position.landed,
                 step=self.step,
+                served=position.served,
                 is_new=self._is_new,
                 world=self._world,
                 trains=self._trains,
@@ -341,7 +342,8 @@ class Course:
     ) -> None:
         """Gives and takes what members lack, and builds the engine."""
         source, furthest, lacking = cards.source, cards.by_rank[cards.source], cards.lacking()
-        luggage = self._luggage(state) if transport.rank == source and lacking else None
+        behind_it = self.step + position.ahead(max(card.served for card in cards.by_rank))
+        luggage = self._luggage(state, behind_it) if transport.rank == source and lacking else None
         received = hand_over(transport, source, lacking, luggage) if lacking else None
         self._is_lost = cards.is_round_lost
         membership = self.context.membership
@@ -375,8 +377,8 @@ class Course:
             self._carried.load_state_dict(received["carried"])
         engine.take_up(caught_up, furthest.agreed)
 
-    def _luggage(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns all that others may lack."""
+    def _luggage(self, state: Mapping[str, Any], step: int) -> dict[str, Any]:
+        """Returns all that others may lack; a newcomer has made so many steps."""
         model, left = self.context.model, self.context.left
         shared = [*model.named_parameters(), *model.named_buffers()]
         agreed = self.engine.outcome(state) if state else None
@@ -387,11 +389,11 @@ class Course:
             },
             "optimizers": [member.state_dict() for member in self.context.optimizers.members],
             "engine": self.engine.handed(state) if state else {},
-            "step": self.step,
+            "step": step,
             "plans": [str(self.asked), str(self.plan)],
             "observed": self.context.observed.state(),
             "told": None if self._told is None else self._told.to_list(),
-            "carried": {} if self._carried is None else self._carried.state_dict(self.step),
+            "carried": {} if self._carried is None else self._carried.state_dict(step),
         }
 
     @torch.no_grad()

@@ -34,6 +34,7 @@ class Card:
         begun: rounds that it has begun; one more than `agreed` within a round.
         landed: buckets of the next round whose means it has stepped with.
         step: optimizer steps made.
+        served: see `Position`.
         is_new: whether it has trained with nobody yet, or others have gone on without it.
         world: the number of the world in which it trained last.
         trains: whether its data is not over.
@@ -47,6 +48,7 @@ class Card:
     begun: int = 0
     landed: int = 0
     step: int = 0
+    served: int = 0
     is_new: bool = True
     world: int = 0
     trains: bool = True

@@ -148,12 +148,26 @@ class Position:
         begun: rounds that it has begun; one more than `agreed` within a round that it must not repeat.
         landed: buckets of the round after `agreed` whose means it has stepped with already.
         is_stepped: whether the user's step for that round is made, though it changed nothing yet.
+        served: under servers, the last round that is in anything that this worker has.
+        under_way: under servers, the round whose answer is awaited, if it may have to be begun anew; 0: none.
     """
 
     agreed: int
     begun: int
     landed: int = 0
     is_stepped: bool = False
+    served: int = 0
+    under_way: int = 0
+
+    def ahead(self, served: int) -> int:
+        """Returns how many steps more than this worker counts now a newcomer has behind it.
+
+        Args:
+            served: the last round that is in anything that any member has: later ones are begun anew, with newcomers.
+        """
+        if self.is_stepped:
+            return -(self.under_way > served)
+        return int(0 < self.under_way <= served)
 
 
 class Surviving(Protocol):

@@ -218,7 +218,21 @@ class ServerEngine(BaseEngine):
             self._shard.freeze()
         self._is_clean = False  # there is nobody to say good-bye to
         made = int(self.rounds > 0 or (self._shard is not None and self._shard.updates > 0))
-        return Position(agreed=made, begun=made)
+        if self._taken is not None:
+            held, under_way, is_stepped = self._taken.holdings, self._taken.under_way, self._taken.is_stepped
+        else:
+            held, under_way, is_stepped = self._before, self._under_way, self._is_stepped
+        clocks = [holding.clock for holding in held if holding.kind != "replica"]
+        if self._taken is None:
+            clocks += [share.clock for share in self._shares]
+            clocks += [self._shard.clock] if self._shard is not None else []
+        return Position(
+            agreed=made,
+            begun=made,
+            is_stepped=is_stepped,
+            served=max(clocks, default=0),
+            under_way=under_way.clock if under_way is not None and self._in_rounds else 0,
+        )
 
     def salvage(self) -> dict[str, Any]:
         """Returns what is this member's; `handed` is all that others may lack before they meet in `go_on`."""
