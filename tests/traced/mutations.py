@@ -104,7 +104,7 @@ def hooked(plan: str) -> Job:
         with TRACED.side(torch.device(kind)):
             ddp = Ddp(nn.Linear(9, 5, bias=False).to(kind))
             hook = ddp_hook(plan, transport=Watched(transport) if kind == KIND else transport)
-            hook.register(ddp)  # type: ignore[arg-type]
+            hook.register(ddp)
             means = []
             for step in range(2):
                 drawn = torch.randn(5, 9, generator=torch.Generator().manual_seed(10 * transport.rank + step))

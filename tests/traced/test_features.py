@@ -37,7 +37,8 @@ def checkpointed(model: nn.Module) -> Callable[[Tensor], Tensor]:
 
     def forward(x: Tensor) -> Tensor:
         hidden = checkpoint(first, x, use_reentrant=False, preserve_rng_state=False)
-        return model.c(hidden) * model.scale  # type: ignore[operator]
+        out: Tensor = model.c(hidden) * model.scale  # type: ignore[operator]
+        return out
 
     return forward
 
