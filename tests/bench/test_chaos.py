@@ -11,7 +11,7 @@ from typing import Any
 from tightwire.bench.chaos import Campaign, draw
 from tightwire.bench.chaos.arena import Ended, Ending
 from tightwire.bench.chaos.campaign import TrialOutcome, judge
-from tightwire.bench.chaos.faults import FAMILIES, LOCAL_FAULTS
+from tightwire.bench.chaos.faults import ELASTIC, FAMILIES, LOCAL_FAULTS
 from tightwire.bench.chaos.page import timeline
 from tightwire.bench.chaos.worker import ChaosTrial
 
@@ -21,7 +21,7 @@ def test_a_seed_draws_every_plan_and_every_fault_alike() -> None:
     trials = list(draw(campaign))
     assert trials == list(draw(campaign))
     assert trials != list(draw(Campaign(count=campaign.count, seed=4)))
-    assert {trial.plan for trial in trials} == set(FAMILIES)
+    assert {trial.plan for trial in trials} == {*FAMILIES, *ELASTIC}
     assert {trial.fault for trial in trials} == set(LOCAL_FAULTS)
     served = [trial for trial in trials if "servers=1" in trial.plan]
     assert all((trial.victim == 2) == trial.fault.endswith("-server") for trial in served)
