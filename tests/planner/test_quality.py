@@ -1,15 +1,25 @@
 """How many more steps plans need: the table, its making, and rankings by it."""
 
 import math
+from pathlib import Path
 
 import pytest
 
 from tightwire.cluster import Cluster
 from tightwire.plan import Plan
-from tightwire.planner.quality import LEAST_SHARE, STUDIED_NOISE, extra_steps, measured, steps_for, table
+from tightwire.planner.quality import (
+    LEAST_SHARE,
+    STUDIED_NOISE,
+    extra_steps,
+    measured,
+    read,
+    steps_for,
+    table,
+)
 from tightwire.planner.ranking import more_steps, rank, sooner
 from tightwire.profile import Profile
 
+RESULTS = Path(__file__).parents[2] / "results"
 DENSE = [(100, 3.0), (200, 2.5), (400, 2.0)]
 
 
@@ -80,3 +90,7 @@ def test_noise_of_gradients_drowns_what_feedback_and_staleness_do() -> None:
 def test_noise_of_a_codec_without_feedback_is_its_own() -> None:
     plan = Plan.parse("bsp/allreduce:allgather/qsgd:7")
     assert extra_steps(plan, 3.0).factor == extra_steps(plan).factor
+
+
+def test_the_table_is_what_the_kept_results_say() -> None:
+    assert read(RESULTS) == table()

@@ -109,6 +109,8 @@ def test_results_are_kept_and_only_what_is_missing_is_asked_again(tmp_path: Path
     new = dataclasses.replace(done.wanted, settings="other")
     assert again.missing([done.wanted, failed.wanted, new]) == [failed.wanted, new]
     json.loads(path.read_text())
+    again.add(dataclasses.replace(done, settings="other"))
+    assert [t.settings for t in Results.open(path).trials if t.plan == PLAIN] == ["other"]
 
 
 def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
@@ -217,7 +219,7 @@ def test_settings_are_those_of_a_kind() -> None:
     """A codec counts inside a method too, and so does a mean that comes tens of steps late."""
     plain = settings_for("text", full_text("stc:0.01+ef"))
     assert settings_for("text", full_text("doublesqueeze:stc:0.01+ef")) == plain
-    assert settings_for("text", full_text("topk:0.01+variance")) == plain
+    assert settings_for("text", full_text("topk:0.01+adacomp")) == plain
     late, waiting = (
         settings_for("text", f"local:32{late}/allreduce/none/sequential") for late in (",overlap=32", "")
     )

@@ -54,9 +54,8 @@ def pool_of(ranking: Ranking) -> tuple[Plan, ...]:
     """Returns the plans among which a choice is made elsewhere: the chosen one, plain all-reduce, each kind's best."""
     slow = ranking.cluster.scaled(SLOW_WIRE)
     there = _predicted([row.plan for row in ranking.rows[:TRIED]], ranking.profile, slow)
-    there.sort(
-        key=lambda row: float(f"{row.step_s:.9g}")
-    )  # of equals, the one that is faster here comes first
+    # Of equals, the one that is faster here comes first.
+    there.sort(key=lambda row: float(f"{row.step_s:.9g}"))
     plans = {
         kind_of(ranking.stock.plan): ranking.stock.plan,
         kind_of(ranking.chosen.plan): ranking.chosen.plan,

@@ -44,6 +44,8 @@ LEAST_SHARE, MOST_SHARE = 0.5, 2.0
 FAMILIES = ("sync", "architecture", "compression")
 DENSE = ("bsp/allreduce/none/sequential", "bsp/allreduce/none", "ddp")
 STUDIES = ("compression", "sync", "architecture")
+# Shorter runs tell of the start, not of training.
+LEAST_STEPS = 400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +229,7 @@ def _stages(text: str) -> tuple[str, ...]:
     return tuple(part.partition(":")[0] for part in text.split("+"))
 
 
-def _read(folder: pathlib.Path) -> dict[str, dict[str, ExtraSteps]]:
+def read(folder: pathlib.Path) -> dict[str, dict[str, ExtraSteps]]:
     """Returns the table of a folder of kept results."""
     trials = []
     for study in STUDIES:
@@ -245,7 +247,7 @@ def _read(folder: pathlib.Path) -> dict[str, dict[str, ExtraSteps]]:
         if trial["plan"] in DENSE:
             by_steps[trial["steps"]].append(trial["metric"])
     dense = [(steps, statistics.fmean(losses)) for steps, losses in by_steps.items()]
-    longest: dict[str, int] = defaultdict(int)  # short runs tell of the start, not of training
+    longest: dict[str, int] = defaultdict(lambda: LEAST_STEPS)
     for trial in trials:
         longest[trial["plan"]] = max(longest[trial["plan"]], trial["steps"])
     judged = (t for t in trials if t["plan"] not in DENSE and t["steps"] == longest[t["plan"]])
@@ -265,7 +267,7 @@ def _read(folder: pathlib.Path) -> dict[str, dict[str, ExtraSteps]]:
 
 def write(folder: str | pathlib.Path) -> None:
     """Writes the table from a folder of kept results."""
-    found = _read(pathlib.Path(folder))
+    found = read(pathlib.Path(folder))
     lines = {
         family: {text: asdict(row) for text, row in sorted(rows.items())} for family, rows in found.items()
     }

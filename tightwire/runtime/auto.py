@@ -211,9 +211,8 @@ class Pilot:
         """Returns the profile; what came after backward held the exchange, which is no compute."""
         at = next(self._model.parameters()).device
         profile = with_device(self._profiler.profile(warm_up=WARM_UP_STEPS), at)
-        if (
-            at.type not in run.transport.ordered
-        ):  # its messages cross the host, as they did when the wire was probed
+        # Messages that cross the host did so, too, when the wire was probed.
+        if at.type not in run.transport.ordered:
             profile = dataclasses.replace(profile, nccl_slowdown=1.0)
         return without_waiting(profile, statistics.median(self._exposed_s[WARM_UP_STEPS:-1]))
 

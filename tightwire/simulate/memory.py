@@ -137,9 +137,8 @@ def _landing_of(exchange: SimulatedExchange, codec: Codec, numel: int, itemsize:
         return 0
     is_dense = codec.lossless and codec.sums_as == ""
     program = collective.program
-    if (
-        program is None
-    ):  # too large to be built: rings, whose chunks are equal, and more pieces than are awaited
+    if program is None:
+        # Too large to be built: rings, whose chunks are equal, and more pieces than are awaited.
         size, slots = min(PIECE_BYTES // 4 // itemsize, -(-numel // collective.workers)), RECEIVES_AHEAD
     else:
         pieces = pieces_of(program, codec, numel, itemsize, PIECE_BYTES)

@@ -7,7 +7,7 @@ import json
 import pathlib
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
 from tightwire import files
@@ -26,7 +26,7 @@ class Wanted:
         plan: its text.
         seed: of weights and data.
         steps: of the optimizer.
-        settings: of the optimizer, in words: a trial with others is another trial.
+        settings: of the optimizer, in words: a trial with others is another trial, which takes its place.
     """
 
     scene: str
@@ -178,7 +178,9 @@ class Results:
         return tuple(sorted(self._trials.values(), key=key))
 
     def add(self, trial: Trial) -> None:
-        """Keeps a trial, in the file too."""
+        """Keeps a trial, in the file too, in the place of one that trained with other settings."""
+        same = replace(trial.wanted, settings="")
+        self._trials = {w: t for w, t in self._trials.items() if replace(w, settings="") != same}
         self._trials[trial.wanted] = trial
         self.write()
 

@@ -221,9 +221,8 @@ class TorchDistributed(Transport):
         if self.size > 1:
             self.barrier()  # the store is not needed any more once all have connected: its host may leave
         if self.rank == 0:
-            with suppress(
-                RuntimeError
-            ):  # where Gloo left each rank's addresses: a store would keep them for ever
+            # Gloo left each rank's addresses, which a store would keep for ever.
+            with suppress(RuntimeError):
                 for rank in range(self.size):
                     self._store.delete_key(f"0/{rank}")
 

@@ -1,4 +1,4 @@
-"""What validations are alike in to which nothing is fitted: each published case is predicted as it stands."""
+"""Validations to which nothing is fitted: each published case is predicted as it stands."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class PublishedCase(Protocol):
 
     @property
     def figure(self) -> float:
-        """That was published."""
+        """What was published."""
 
     def predict(self) -> float:
-        """Returns the same, predicted."""
+        """Returns that figure as it is predicted."""
 
     def stated(self, predicted: float) -> tuple[float, float] | None:
         """Returns the interval that the prediction states, if it states one."""

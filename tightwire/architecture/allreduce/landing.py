@@ -62,9 +62,8 @@ class LandingRoom:
             fits = (f for f in self._free if f.block.numel() >= num_bytes and f.block.device == at)
             if (found := next(fits, None)) is not None:
                 self._free = [free for free in self._free if free is not found]
-        if (
-            found is None
-        ):  # two runners are under way, or one failed: its receives may still write into what it had
+        if found is None:
+            # Two runners are under way, or one failed: its receives may still write into what it had.
             return torch.empty(num_bytes, dtype=torch.uint8, device=at)
         if found.mark is not None and found.thread != threading.get_ident():
             device_named(at).follow(found.mark)

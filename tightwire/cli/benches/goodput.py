@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from tightwire.cli.app import progress
 from tightwire.cli.options import JsonOption
 from tightwire.cli.table import print_rows, say
 from tightwire.errors import LabError
+
+if TYPE_CHECKING:
+    from tightwire.bench.goodput import GoodputBench, GoodputRow
 
 
 def goodput(
@@ -70,22 +73,7 @@ def goodput(
             static = None if asked.is_torchft else bench.run(replace(calm, elastic=False))
             free = bench.run(calm)
             found = bench.run(asked)
-        rows.append(
-            {
-                "plan": plan,
-                "faults": len(found.faults),
-                "goodput": found.steps_per_s / free.steps_per_s,
-                "goodput_samples": found.samples_per_s / free.samples_per_s,
-                "elastic_cost": static and static.steps_per_s / free.steps_per_s - 1,
-                "longest_gap_s": max(found.gaps_s, default=0.0),
-                "longest_after_detection_s": max(found.idle_s, default=None),
-                "joiner_cost_s": max(found.joins_s, default=None),
-                "round_s": asked.steps_per_round / free.steps_per_s,
-                "static": static and asdict(static),
-                "free": asdict(free),
-                "faulty": asdict(found),
-            }
-        )
+        rows.append(_row(asked, static, free, found))
         say(
             f"{plan}: {rows[-1]['goodput']:.1%} of its fault-free throughput, {len(found.faults)} faults",
             err=True,
@@ -122,6 +110,25 @@ def goodput(
         caption="Goodput: steps of the job per second over those without faults; in samples: workers' steps. "
         "Joiner: by how much a step that let one in took longer. Compute is emulated.",
     )
+
+
+def _row(
+    asked: GoodputBench, static: GoodputRow | None, free: GoodputRow, found: GoodputRow
+) -> dict[str, Any]:
+    return {
+        "plan": asked.plan,
+        "faults": len(found.faults),
+        "goodput": found.steps_per_s / free.steps_per_s,
+        "goodput_samples": found.samples_per_s / free.samples_per_s,
+        "elastic_cost": static and static.steps_per_s / free.steps_per_s - 1,
+        "longest_gap_s": max(found.gaps_s, default=0.0),
+        "longest_after_detection_s": max(found.idle_s, default=None),
+        "joiner_cost_s": max(found.joins_s, default=None),
+        "round_s": asked.steps_per_round / free.steps_per_s,
+        "static": static and asdict(static),
+        "free": asdict(free),
+        "faulty": asdict(found),
+    }
 
 
 def _seconds(seconds: float | None) -> str:

@@ -126,9 +126,8 @@ class ServerEngine(BaseEngine):
         self._is_clean = True
         self._is_empty = False
         self._closed = False
-        self._taken: _Kept | None = (
-            _Kept() if self._is_elastic else None
-        )  # until all have what they go on with
+        # Until all have what they go on with.
+        self._taken: _Kept | None = _Kept() if self._is_elastic else None
         self._before: Sequence[Holding] = ()  # until all have landed with it
         self._under_way: _UnderWay | None = None
         self._is_stepped = False
@@ -498,9 +497,8 @@ class ServerEngine(BaseEngine):
             for name, p in tensors.items()
         ]
         layout = plan_layout(tensors, plan.schedule.partition(facts))
-        if (
-            not self._on_device
-        ):  # shards and what travels to them are on the host, wherever the parameters are
+        # Shards and what travels to them are on the host, wherever the parameters are.
+        if not self._on_device:
             layout = on_host(layout)
         compressions = tuple(routes[bucket.slots[0].name] for bucket in layout)
         for bucket, compression in zip(layout, compressions, strict=True):
