@@ -101,7 +101,7 @@ def test_what_is_printed_is_read_back_or_refused_with_a_way_out(text: str) -> No
     ("text", "printed"),
     [
         ("bsp", "bsp"),
-        ("bsp/allreduce/none/wfbp", "bsp"),
+        ("bsp/allreduce/none/fusion", "bsp"),
         ("bsp/allreduce:auto", "bsp"),
         (" bsp/allreduce:ring ", "bsp/allreduce:ring"),
         ("bsp/allreduce/none/fusion:4096KiB", "bsp/allreduce/none/fusion:4MiB"),

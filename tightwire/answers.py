@@ -27,7 +27,7 @@ DEFAULTS: dict[Axis, str] = {
     "sync": "bsp",
     "architecture": "allreduce",
     "compression": "none",
-    "schedule": "wfbp",
+    "schedule": "fusion",
 }
 
 

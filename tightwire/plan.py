@@ -136,7 +136,7 @@ def _parse_answers(text: str) -> dict[str, Any]:
     if len(parts) > len(DEFAULTS) or not all(parts):
         raise PlanError(
             f"{text!r} is not a plan: seen {len(parts)} parts, one of them empty or too many; "
-            "write sync/architecture/compression/schedule, for example bsp/allreduce:ring/bf16/wfbp."
+            "write sync/architecture/compression/schedule, for example bsp/allreduce:ring/bf16/mgwfbp."
         )
     answers = dict(DEFAULTS) | dict(zip(DEFAULTS, parts, strict=False))
     return {

@@ -301,7 +301,7 @@ def test_a_pass_that_misses_what_another_reached() -> None:
 def test_a_leftover_arrives_although_nobody_used_the_parameter() -> None:
     def worker(transport: Transport) -> None:
         model = Branches()
-        with job(transport, "bsp/allreduce/topk:0.1+ef", model=model) as j:
+        with job(transport, "bsp/allreduce/topk:0.1+ef/wfbp", model=model) as j:
             model(batch(transport.rank, 0), "ab").square().mean().backward()
             before = j.run.state_dict()["engine"]["memory"]["a.weight"]["ef"]
             j.optimizer.zero_grad()

@@ -48,7 +48,7 @@ class Preemptive(Schedule):
         return Refusal(
             reason=f"{self} makes the step's update gradient by gradient as the means of all workers arrive, which is "
             f"bsp; {plan.sync} agrees otherwise.",
-            nearest=(text_with(plan, schedule="wfbp"), text_with(plan, sync="bsp")),
+            nearest=(text_with(plan, schedule="fusion"), text_with(plan, sync="bsp")),
         )
 
 

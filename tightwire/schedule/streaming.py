@@ -96,7 +96,7 @@ class Streaming(Schedule):
             return Refusal(
                 reason=f"{self} lets fragments of the model agree in turn, and {sync} has no rounds to which that "
                 "means anything.",
-                nearest=(text_with(plan, sync="diloco:64"), text_with(plan, schedule="wfbp")),
+                nearest=(text_with(plan, sync="diloco:64"), text_with(plan, schedule="fusion")),
             )
         if sync.steps_late or sync.optimizer_state != "kept":
             return Refusal(

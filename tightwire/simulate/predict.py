@@ -41,7 +41,7 @@ def predict(plan: Plan | str, profile: Profile, cluster: Cluster, *, quick: bool
             not fit the memory of the devices.
 
     >>> profile = Profile.uniform(layers=4, numel_per_layer=250_000, forward_s=0.1, backward_s=0.2)
-    >>> predict("bsp/allreduce:ring", profile, Cluster.uniform(4, 25e6, 1e-4)).bound_by
+    >>> predict("bsp/allreduce:ring", profile, Cluster.uniform(4, 12.5e6, 1e-4)).bound_by
     'wire'
     """
     asked = Plan.parse(plan) if isinstance(plan, str) else plan

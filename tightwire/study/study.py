@@ -204,7 +204,7 @@ def dense_scene(settings: TrainingSettings) -> str:
 def full_text(plan: str) -> str:
     """Returns a plan's one text; a compression alone is taken in one bucket under bsp, which is quickest here.
 
-    >>> full_text("topk:0.01+ef"), full_text("bsp/allreduce/none/wfbp")
+    >>> full_text("topk:0.01+ef"), full_text("bsp/allreduce/none/fusion")
     ('bsp/allreduce/topk:0.01+ef/sequential', 'bsp')
     """
     if plan in STOCK:

@@ -195,7 +195,7 @@ class Rounds(Sync, abc.ABC):
             return Refusal(
                 reason=f"{self} has one round under way at a time, which the slow join late, and {plan.schedule} has "
                 "one per fragment.",
-                nearest=(whole, text_with(plan, schedule="wfbp")),
+                nearest=(whole, text_with(plan, schedule="fusion")),
             )
         if robust := [stage for stage in plan.compression if stage.name in ("median", "trimmed")]:
             return Refusal(

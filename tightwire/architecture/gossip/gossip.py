@@ -206,7 +206,7 @@ class Gossip(Architecture):
         return Refusal(
             reason=f"{plan.schedule} orders what a backward pass hands over little by little, and gossip sends "
             "parameters, all ready at once.",
-            nearest=tuple(text_with(plan, schedule=schedule) for schedule in ("wfbp", "sequential")),
+            nearest=tuple(text_with(plan, schedule=schedule) for schedule in ("fusion", "sequential")),
         )
 
     def _wrong_compression(self, plan: Answers) -> Refusal | None:
