@@ -196,12 +196,17 @@ def write_bytes(path: Path, data: bytes) -> None:
         if target.exists() and not target.is_file():
             target.write_bytes(data)  # a device; or a directory, which the system refuses
             return
-        part = target.with_name(f"{target.name}.{os.getpid()}.part")
+        part = _part(target)
         try:
             part.write_bytes(data)
             part.replace(target)
         finally:
             part.unlink(missing_ok=True)
+
+
+def _part(target: Path) -> Path:
+    """Returns where a file is written before it takes its name."""
+    return target.with_name(f"{target.name}.{os.getpid()}.part")
 
 
 @contextlib.contextmanager
@@ -224,8 +229,11 @@ def writing(path: Path) -> Iterator[None]:
 def require_writable(*paths: Path | None) -> None:
     """Refuses files that could not be written: asked before the work that fills them. None is left out.
 
+    A file is made beside each, and removed again: of /proc, or of a disk mounted to be read, permissions alone do not
+    tell that nothing can be written there.
+
     Raises:
-        FileError: a directory, or one that nobody may write into, or whose own directory does not exist.
+        FileError: a directory, or one that nobody can write into, or whose own directory does not exist.
     """
     for path in paths:
         if path is None:
@@ -236,18 +244,22 @@ def require_writable(*paths: Path | None) -> None:
                 raise FileError(f"{path} cannot be written: it is a directory; write the name of a file.")
             if not target.parent.is_dir():
                 raise FileError(f"{path} cannot be written: {target.parent} is no directory; make it first.")
-            if not os.access(target if target.exists() else target.parent, os.W_OK):
+            if target.exists() and not os.access(target, os.W_OK):
                 raise FileError(f"{path} cannot be written: permission denied.")
+            if not target.exists() or target.is_file():
+                _part(target).touch()
+                _part(target).unlink()
 
 
 def make_directory(path: Path) -> None:
-    """Makes a directory, and those around it.
+    """Makes a directory that files can be written into, and those around it.
 
     Raises:
-        FileError: it cannot be made.
+        FileError: it cannot be made, or nobody can write into it.
     """
     with writing(path):
         pathlib.Path(path).mkdir(parents=True, exist_ok=True)
+    require_writable(pathlib.Path(path) / "any")
 
 
 def read_bytes(path: Path, *, most_bytes: int = MOST_BYTES) -> bytes:

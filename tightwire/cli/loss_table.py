@@ -41,6 +41,9 @@ def table(
 
         tightwire study table --kept --tasks text
     """
+    path = folder / "table.json"
+    files.make_directory(folder)
+    files.require_writable(path, path.with_suffix(".md"))
     names = tuple(filter(None, tasks.split(",")))
     found: dict[str, tuple[Study, Results]] = {}
     for name in filter(None, studies.split(",")):
@@ -61,7 +64,6 @@ def table(
         else:
             results = results.only(asked)
         found[name] = (study, results)
-    path = folder / "table.json"
     computes = _computes(path, names)
     entries = tables.entries(found, computes)
     document = {
@@ -70,7 +72,6 @@ def table(
         "profiles": {name: dataclasses.asdict(profile) for name, profile in computes.items()},
         "rows": tables.rows(entries),
     }
-    files.make_directory(folder)
     files.write_text(path, json.dumps(document, indent=1) + "\n")
     files.write_text(path.with_suffix(".md"), tables.markdown(entries))
     if as_json:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import pathlib
 from typing import Any
 
 from tightwire.errors import FileError
-from tightwire.files import write_text
+from tightwire.files import require_writable, write_text
 
 
 def require_picture(path: pathlib.Path | None, option: str) -> None:
@@ -42,10 +41,7 @@ def write_picture(drawing: Any, path: pathlib.Path, option: str) -> None:
     if path.suffix == ".html":
         write_text(path, drawing.to_html(include_plotlyjs=True))
         return
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise FileError(
-            f"{option} {path} cannot be written: it is a directory, or in one that cannot be written to."
-        )
+    require_writable(path)
     try:
         drawing.write_image(path)
     except (ImportError, ValueError, RuntimeError):

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tightwire import files
 from tightwire.cli.app import progress
 from tightwire.cli.options import JsonOption
 from tightwire.cli.table import print_rows, say
@@ -15,7 +16,7 @@ from tightwire.cli.table import print_rows, say
 
 def gpu(
     out: Annotated[
-        Path, typer.Option(help="Folder for gpu.json and gpu.md.", file_okay=False, writable=True)
+        Path, typer.Option(help="Folder for gpu.json and gpu.md.")
     ] = Path("results"),
     emulate: Annotated[
         bool,
@@ -38,11 +39,11 @@ def gpu(
     from tightwire.bench import gpu as gpu_bench
 
     folder = out / "emulated" if emulate else out
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_directory(folder)
 
     def save(found: dict[str, Any]) -> None:
-        (folder / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
-        (folder / "gpu.md").write_text(gpu_bench.page(found))
+        files.write_text(folder / "gpu.json", json.dumps(found, indent=1) + "\n")
+        files.write_text(folder / "gpu.md", gpu_bench.page(found))
 
     with progress(None, "the device starts") as tell:
         found = gpu_bench.run(
