@@ -6,7 +6,6 @@ The file is private because `tightwire.attach` is the function; a module of that
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import itertools
 import logging
 import pathlib
@@ -19,36 +18,29 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from tightwire import files
-from tightwire.architecture import AllReduce, ParameterServer, Wiring, synthesise
-from tightwire.catalogue import parse_compression
-from tightwire.cluster import Cluster
-from tightwire.cluster.wiring import wiring_of
 from tightwire.devices import device_named, kinds_of, require_one_device
 from tightwire.errors import AttachError
-from tightwire.files import own_version
-from tightwire.plan import Phases, Plan, PlanFile
+from tightwire.plan import Phases, PlanFile
 from tightwire.planner import Allowance
-from tightwire.runtime.agreement import copy_from_first, model_facts, require_agreement, wire_facts
-from tightwire.runtime.auto import PROBE_BUDGET_S, WATCHED, Pilot, PlanSearch
+from tightwire.runtime.agreement import copy_from_first, model_facts, require_agreement
+from tightwire.runtime.auto import PROBE_BUDGET_S, Pilot, PlanSearch
 from tightwire.runtime.carried import Carried, Stateful
 from tightwire.runtime.context import RunContext
-from tightwire.runtime.groups import Groups, form, resolve
+from tightwire.runtime.groups import Groups, Sharing, form, resolve
 from tightwire.runtime.guard import require_attachable
 from tightwire.runtime.keeping import Keeping, require_keepable
 from tightwire.runtime.learnt import Learnt, facts_of
 from tightwire.runtime.membership import Membership
 from tightwire.runtime.outer import MakeOuter
-from tightwire.runtime.phases import spelled_out
-from tightwire.runtime.race import Race
-from tightwire.runtime.run import Buffers, Run
+from tightwire.runtime.request import Buffers, PlanLike, Request
+from tightwire.runtime.run import Run
 from tightwire.runtime.step import Optimizers, plain_optimizer
 from tightwire.runtime.trace import Tracer
 from tightwire.runtime.tuning import Tuner
 from tightwire.schedule import Auto
-from tightwire.sync import Rounds, Served
 from tightwire.transport import Counting, Single, Transport, current, shelf, switch, workers_per_node
 from tightwire.transport.reach import reaching
+from tightwire.transport.shelf import Shelf
 from tightwire.ways import Over
 
 log = logging.getLogger("tightwire")
@@ -65,7 +57,7 @@ class Scaler(Protocol):
 def attach(
     model: nn.Module,
     optimizer: Optimizer | Sequence[Optimizer],
-    plan: Plan | Phases | PlanFile | Race | str | pathlib.Path = "auto",
+    plan: PlanLike = "auto",
     *,
     transport: Transport | None = None,
     buffers: Buffers = "start",
@@ -126,80 +118,37 @@ def attach(
         PeerError: a rank that did not arrive within the transport's deadline.
     """
     transport = current() if transport is None else transport
-    race = plan if isinstance(plan, Race) else Race.parse(plan) if isinstance(plan, str) else None
-    is_auto = plan == "auto" or race is not None
-    plan_file = PlanFile(plan=WATCHED) if is_auto or isinstance(plan, Race) else _read_plan(plan)
-    entrance = transport.door if isinstance(transport, Single) else None
-    chosen = plan_file.phases()
-    spelled_out(chosen)
+    door = transport.door if isinstance(transport, Single) else None
+    asked = Request.read(plan, allow)
     listed = optimizer if isinstance(optimizer, Sequence) else [optimizer]
     optimizers = Optimizers([plain_optimizer(member) for member in listed])
     model = _uncompiled(model)
     left = _left(model, leave)
     shared = resolve(model, groups or {}, transport)
     left |= shared.keys()
-    settings: dict[str, object] = {
-        "version of tightwire": own_version(),
-        "plan": _asked(race, allow) if is_auto else chosen,
-        "routing": plan_file.routing,
-        "optimizer": " and ".join(type(member).__name__ for member in optimizers.members),
-        "buffers": buffers,
-        "seed": seed,
-        "over": over,
-        "measured costs of programs": _costs(plan_file),
-        **optimizers.hyperparameters(),
-        "program that is made for the cluster's links": _made(plan_file, chosen),
-    }
-    if any(p.architecture.is_levelled for p in chosen.plans):
-        settings["workers per node (LOCAL_WORLD_SIZE)"] = workers_per_node()
-    compressions = [
-        *(phase.compression for phase in chosen.plans),
-        *(parse_compression(r.compression) for r in plan_file.routing),
-    ]
-    adder = switch()
-    if entrance is not None:
-        _require_elastic(chosen, is_auto)
-    for phase in chosen.plans:
-        _require_servable(phase, transport.size if entrance is None else None, buffers)
-        if (
-            isinstance(phase.architecture, AllReduce)
-            and phase.architecture.is_switched
-            and transport.size > 1
-        ):
-            settings["switch that adds"] = phase.architecture.require_switch(adder).address
-    settings["kind of device"] = kinds_of(model.parameters())
-    common = settings | wire_facts(compressions) | model_facts(model, left)
-    if entrance is None:
-        require_agreement(transport, common)
-    else:  # newcomers get the options that optimizers have by then
-        common = {key: fact for key, fact in common.items() if key not in optimizers.hyperparameters()}
+    asked.require_possible(num_ranks=None if door is not None else transport.size, buffers=buffers)
+    facts = _facts(asked, model, optimizers, left, num_ranks=transport.size)
+    facts |= {"buffers": buffers, "seed": seed, "over": over}
+    if door is None:  # newcomers get the options that optimizers have by then
+        facts |= optimizers.hyperparameters()
+        require_agreement(transport, facts)
     require_attachable(model, optimizers)
     require_one_device(dict(model.named_parameters()))
     transport = reaching(transport, next(model.parameters()).device, over)
     if transport.rank == 0 and transport.size > 1:
-        _warn_of_sizes(chosen, model)
+        _warn_of_sizes(asked.phases, model)
     counting = Counting(transport)
-    sharings = form(counting, shared) if entrance is None else ()
-    pilot = None
-    if is_auto and transport.size > 1:
-        facts = facts_of(model_facts(model, left), transport.size, workers_per_node(), _asked(race, allow))
-        learnt = Learnt(pathlib.Path(keep), facts) if keep is not None else None
-        kept = learnt.recall(transport) if learnt is not None else None
-        if kept is not None:
-            plan_file, chosen = kept, kept.phases()
-        else:
-            search = PlanSearch(allow=allow, race=race, keep=learnt.keep if learnt is not None else _forget)
-            pilot = _pilot(model, optimizers, transport, search, left)
-            chosen = Phases.parse(pilot.watched)
+    sharings = form(counting, shared) if door is None else ()
+    asked, pilot = _search(asked, model, optimizers, transport, left, keep)
     context = RunContext(
         transport=counting,
-        routing=plan_file.routing,
+        routing=asked.plan_file.routing,
         tracer=Tracer(),
         seed=seed,
         gradient_scale=_scale_of(scaler, next(model.parameters()).device),
         model=model,
         optimizers=optimizers,
-        membership=Membership(tuple(range(transport.size)), door=entrance),
+        membership=Membership(tuple(range(transport.size)), door=door),
         left=left,
         groups=sharings,
         habits=pilot.habits if pilot is not None else None,
@@ -207,44 +156,99 @@ def attach(
         outer=outer,
         leaves_by=over,
         workers_per_node=workers_per_node(),
-        wiring=_wiring(plan_file, chosen),
-        switch=adder,
-        costs=pilot.costs if pilot is not None else _costs(plan_file),
+        wiring=asked.wiring,
+        switch=switch(),
+        costs=pilot.costs if pilot is not None else asked.costs,
     )
-    for sharing in sharings:
-        others = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
-        require_agreement(sharing.transport.inner, model_facts(model, others - {*sharing.names}))
-        ours = [p for name, p in model.named_parameters() if name in sharing.names]
-        copy_from_first(sharing.transport.inner, ours)
-    named = [*model.named_parameters(), *model.named_buffers()]
-    if entrance is None:
-        copy_from_first(transport, [tensor for name, tensor in named if name not in left])
+    _make_equal(model, sharings, left, None if door is not None else transport)
     carried = Carried(carry) if carry else None
-    if remember:
-        require_keepable(chosen, is_auto=is_auto, is_elastic=entrance is not None, every=remember)
-    place = shelf() if remember else None
-    if remember and place is None:
-        log.warning(
-            "attach(remember=%d): no torchrun started this worker, so that nothing starts it anew; nothing is kept.",
-            remember,
-        )
-    which = f"{next(_attached)} {sorted((key, str(fact)) for key, fact in common.items())}"
+    place = _place(asked, remember, is_elastic=door is not None)
+    which = f"{next(_attached)} {sorted((key, str(fact)) for key, fact in facts.items())}"
     return Run(
         model,
-        chosen,
+        asked.phases,
         context,
         buffers=buffers,
-        predicted={
-            name: value for name, value in plan_file.predicted.items() if isinstance(value, int | float)
-        },
-        why=plan_file.why,
-        pilot=pilot or _tuner(chosen, transport, seed),
-        facts=common,
+        predicted=asked.predicted,
+        why=asked.plan_file.why,
+        pilot=pilot or _tuner(asked.phases, transport, seed),
+        facts=facts,
         carried=carried,
         keeping=Keeping(place, model, context, carried, every=remember, run=which)
         if place is not None
         else None,
     )
+
+
+def _facts(
+    asked: Request, model: nn.Module, optimizers: Optimizers, left: frozenset[str], *, num_ranks: int
+) -> dict[str, object]:
+    """Returns what all ranks must have alike of plan, model and optimizers."""
+    facts = asked.facts(num_ranks) | {
+        "optimizer": " and ".join(type(member).__name__ for member in optimizers.members),
+        "kind of device": kinds_of(model.parameters()),
+    }
+    return facts | model_facts(model, left)
+
+
+def _search(
+    asked: Request,
+    model: nn.Module,
+    optimizers: Optimizers,
+    transport: Transport,
+    left: frozenset[str],
+    keep: str | pathlib.Path | None,
+) -> tuple[Request, Pilot | None]:
+    """Returns what training begins under, and who looks for the plan where one is to be found.
+
+    Contract: every rank; blocks while the wire is measured.
+    """
+    if not asked.is_auto or transport.size == 1:
+        return asked, None
+    about = facts_of(model_facts(model, left), transport.size, workers_per_node(), asked.name)
+    learnt = Learnt(pathlib.Path(keep), about) if keep is not None else None
+    kept = learnt.recall(transport) if learnt is not None else None
+    if kept is not None:
+        return asked.settled(kept), None
+    search = PlanSearch(
+        allow=asked.allow, race=asked.race, keep=learnt.keep if learnt is not None else _forget
+    )
+    pilot = _pilot(model, optimizers, transport, search, left)
+    return asked.begun(pilot.watched), pilot
+
+
+def _make_equal(
+    model: nn.Module, sharings: Sequence[Sharing], left: frozenset[str], transport: Transport | None
+) -> None:
+    """Makes parameters and buffers those of the first rank, of a group too.
+
+    Args:
+        model: this rank's.
+        sharings: groups that share some parameters.
+        left: names of what is not the same on all ranks.
+        transport: between all; None where newcomers get everything from a member.
+    """
+    named = dict([*model.named_parameters(), *model.named_buffers()])
+    for sharing in sharings:
+        within = sharing.transport.inner
+        require_agreement(within, model_facts(model, named.keys() - {*sharing.names}))
+        copy_from_first(within, [p for name, p in model.named_parameters() if name in sharing.names])
+    if transport is not None:
+        copy_from_first(transport, [tensor for name, tensor in named.items() if name not in left])
+
+
+def _place(asked: Request, remember: int, *, is_elastic: bool) -> Shelf | None:
+    """Returns where snapshots are kept, if they are asked for and torchrun would start this worker anew."""
+    if not remember:
+        return None
+    require_keepable(asked.phases, is_auto=asked.is_auto, is_elastic=is_elastic, every=remember)
+    place = shelf()
+    if place is None:
+        log.warning(
+            "attach(remember=%d): no torchrun started this worker, so that nothing starts it anew; nothing is kept.",
+            remember,
+        )
+    return place
 
 
 def _scale_of(scaler: Scaler | None, at: torch.device) -> Callable[[], float | Tensor]:
@@ -256,59 +260,6 @@ def _scale_of(scaler: Scaler | None, at: torch.device) -> Callable[[], float | T
     if not scaler.is_enabled():
         return lambda: 1.0
     return lambda: scaler.scale(torch.ones((), device=at))
-
-
-def _require_elastic(chosen: Phases, is_auto: bool) -> None:
-    """Makes sure that a plan can be carried out by members who come and go.
-
-    Raises:
-        AttachError: it is searched for by all together, needs whole nodes, or has servers.
-    """
-    if is_auto or any(isinstance(plan.schedule, Auto) for plan in chosen.plans):
-        raise AttachError(
-            "tightwire.init(elastic=True) was asked for with plan or schedule auto, which all workers "
-            "search for together while none may come or go; find a plan without elastic=True, or by `tightwire plan`, "
-            "and name it."
-        )
-    if levelled := [str(plan) for plan in chosen.plans if plan.architecture.is_levelled]:
-        raise AttachError(
-            f"tightwire.init(elastic=True) was asked for with {levelled[0]}, which needs whole nodes, and workers come "
-            "and go alone; choose a program without levels, such as bsp/allreduce:ring."
-        )
-    if served := [
-        str(plan) for plan in chosen.plans if isinstance(plan.sync, Served) and not plan.sync.survives
-    ]:
-        raise AttachError(
-            f"tightwire.init(elastic=True) was asked for with {served[0]}, whose servers cannot yet do without a "
-            "member that dies; asp/ps, ssp:3/ps and bsp/ps:servers=1 can, and local:8 or diloco:30 over an all-reduce. "
-            "Or leave elastic=True out: under ps:servers=1 workers may die then, and the server may not."
-        )
-
-
-def _require_servable(plan: Plan, num_ranks: int | None, buffers: Buffers) -> None:
-    """Makes sure that servers leave somebody to train, and that nothing has workers meet who need not.
-
-    Args:
-        plan: to be carried out.
-        num_ranks: None where members come and go.
-        buffers: as they are to be kept.
-
-    Raises:
-        PlanError: as many servers as processes.
-        AttachError: buffers that are to be equal after every step.
-    """
-    architecture = plan.architecture
-    is_served = plan.sync.is_served
-    if isinstance(architecture, ParameterServer) and architecture.servers:
-        if num_ranks is not None:
-            architecture.roles(num_ranks)
-        is_served = True
-    is_served |= isinstance(plan.sync, Rounds) and plan.sync.quorum_of is not None
-    if is_served and buffers == "every-step" and num_ranks != 1:
-        raise AttachError(
-            f"{plan} lets workers go on without each other, and buffers='every-step' has them meet after every step; "
-            "leave buffers at 'start'."
-        )
 
 
 def _uncompiled(model: nn.Module) -> nn.Module:
@@ -352,50 +303,14 @@ def _pilot(
 
     trained = [p for name, p in model.named_parameters() if p.requires_grad and name not in left]
     num_bytes = sum(p.numel() * p.itemsize for p in trained)
-    at = next(
-        model.parameters()
-    ).device  # where messages begin: copies, or NCCL, are then in what is measured
+    # Where messages begin: copies, or NCCL, are then in what is measured.
+    at = next(model.parameters()).device
     cluster = probe(transport, budget_s=PROBE_BUDGET_S, device=at)
     return Pilot(model, optimizers, cluster, search, num_bytes)
 
 
-def _asked(race: Race | None, allow: Allowance) -> str:
-    """Returns what all ranks must have asked for alike."""
-    return f"auto, {allow}" if race is None else f"race of {race.budget}, {race.share:g}, {allow}"
-
-
 def _forget(plan_file: PlanFile) -> None:
     """Keeps nothing."""
-
-
-def _costs(plan_file: PlanFile) -> dict[str, tuple[float, float]]:
-    """Returns what programs took on the cluster that a plan file was derived from, which all ranks read alike."""
-    cluster = plan_file.measured.get("cluster")
-    fits = cluster.get("fits", ()) if isinstance(cluster, dict) else ()
-    return {
-        fit["program"]: (fit["alpha_s"], fit["beta_s_per_byte"])
-        for fit in fits
-        if fit.get("source") == "measured"
-    }
-
-
-def _wiring(plan_file: PlanFile, chosen: Phases) -> Wiring | None:
-    """Returns the links of the cluster that a plan file was derived from, where a program is made for them."""
-    cluster = plan_file.measured.get("cluster")
-    if cluster is None or not any(
-        isinstance(plan.architecture, AllReduce) and plan.architecture.is_made for plan in chosen.plans
-    ):
-        return None
-    return wiring_of(files.check(cluster, Cluster, "the plan file's cluster"))
-
-
-def _made(plan_file: PlanFile, chosen: Phases) -> str:
-    """Returns a digest of the program that this rank makes for the links: another version may make another one."""
-    wiring = _wiring(plan_file, chosen)
-    if wiring is None:
-        return "none"
-    transfers = repr(synthesise(wiring).program.transfers).encode()
-    return hashlib.sha256(transfers).hexdigest()[:16]
 
 
 def _tuner(phases: Phases, transport: Transport, seed: int) -> Tuner | None:
@@ -407,11 +322,3 @@ def _tuner(phases: Phases, transport: Transport, seed: int) -> Tuner | None:
             f"{phases} has phases, and the schedule auto is searched for over a whole run; name one for each phase."
         )
     return Tuner(phases.plans[0], transport, seed)
-
-
-def _read_plan(plan: Plan | Phases | PlanFile | str | pathlib.Path) -> PlanFile:
-    if isinstance(plan, PlanFile):
-        return plan
-    if isinstance(plan, pathlib.Path) or str(plan).endswith((".yaml", ".yml")):
-        return PlanFile.read(str(plan))
-    return PlanFile(plan=str(plan))

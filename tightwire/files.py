@@ -204,7 +204,7 @@ def write_bytes(path: Path, data: bytes) -> None:
             part.unlink(missing_ok=True)
 
 
-def _part(target: Path) -> Path:
+def _part(target: pathlib.Path) -> pathlib.Path:
     """Returns where a file is written before it takes its name."""
     return target.with_name(f"{target.name}.{os.getpid()}.part")
 

@@ -12,19 +12,17 @@ import warnings
 import weakref
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Any, Literal, NoReturn, Self
+from typing import Any, NoReturn, Self
 
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from tightwire.architecture import ParameterServer
 from tightwire.errors import AttachError, PeerError
 from tightwire.plan import Phases, Plan
-from tightwire.runtime import checkpoint
-from tightwire.runtime.agreement import copy_from_first
 from tightwire.runtime.auto import Pilot
 from tightwire.runtime.buffers import BufferSync
 from tightwire.runtime.carried import Carried
+from tightwire.runtime.comparison import Comparison
 from tightwire.runtime.context import RunContext
 from tightwire.runtime.course import Course
 from tightwire.runtime.engines import Engine
@@ -32,21 +30,15 @@ from tightwire.runtime.evaluation import Evaluation
 from tightwire.runtime.guard import Guard
 from tightwire.runtime.keeping import Keeping
 from tightwire.runtime.meeting import News
-from tightwire.runtime.membership import Standing
 from tightwire.runtime.passes import STEP_NEVER_SEEN, ForwardWatch
 from tightwire.runtime.record import Writer
-from tightwire.runtime.replicas import ReplicaDigest, digests_by_name
 from tightwire.runtime.report import Report, typical_step_s
+from tightwire.runtime.request import Buffers
+from tightwire.runtime.saving import RunState
 from tightwire.runtime.snapshot import Snapshot
 from tightwire.runtime.spans import RoundTimes
 from tightwire.runtime.tuning import Tuner
-from tightwire.sync import Sync
 from tightwire.transport import Counting, Transport, shutdown
-
-Buffers = Literal["start", "every-step"]
-
-STEPS = "optimizer steps since all met last"
-SKIPPED = "forward passes that no backward pass followed"
 
 log = logging.getLogger("tightwire")
 
@@ -83,9 +75,8 @@ class Run:
         self._model, self._optimizers = model, context.optimizers
         self._course = Course(phases, context, self._shared_parameters, self._move, facts, carried)
         self._closed = False
-        self._accumulated_at = (
-            -1
-        )  # the engine's count of rounds, if gradients were accumulated since the last step
+        # The engine's count of rounds, if gradients were accumulated since the last step.
+        self._accumulated_at = -1
         self._writer: Writer | None = None
         self._left = context.left
         self._buffers = BufferSync(Counting(context.transport.inner), self._shared_buffers)
@@ -94,7 +85,7 @@ class Run:
         self._evaluation = Evaluation(model, context)
         self._passes: ForwardWatch | None = None
         self._step_start_s = 0.0
-        self._replicas = ReplicaDigest()
+        self._state = RunState(model, self._course, self._shared_parameters)
         self._optimizers.listen(self)
         _open_runs.add(self)
         if self._course.is_alone:
@@ -383,29 +374,9 @@ class Run:
             AttachError: `gather` under a plan with dedicated servers, which are not there to answer.
         """
         if not gather:
-            return self._part()
+            return self._state.part()
         self._require_open()
-        if isinstance(self.plan.architecture, ParameterServer) and self.plan.architecture.servers:
-            raise AttachError(
-                f"{self.plan} has servers that do not train, and nobody would answer for them; let every worker save "
-                "its own run.state_dict(), or attach with servers that train too (ps:shards=2)."
-            )
-        part = {"run": self._part()}
-        agrees = self._engine.keeps_replicas_equal or not self._engine.flush_is_collective
-        part |= checkpoint.own_tensors(self._model, self._optimizers, agrees=agrees, left=self._left)
-        parts = checkpoint.gather(self.transport, part)
-        return {"version": 1, "parts": parts} if parts else {}
-
-    def _part(self) -> dict[str, Any]:
-        return {
-            "version": 1,
-            "plan": str(self._course.asked),
-            "rank": self._context.transport.rank,
-            "workers": self._context.transport.size,
-            "step": self.step,
-            "observed": self._context.observed.state(),
-            "engine": checkpoint.on_host(self._engine_state()),
-        }
+        return self._state.gathered()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from what `state_dict` returned on this rank, or gathered from all. Every rank; blocks.
@@ -424,49 +395,7 @@ class Run:
             AttachError: a checkpoint of another sync, rank or model, or of stages that remember something else.
         """
         self._require_open()
-        transport = self._context.transport
-        if parts := state.get("parts"):
-            self._require_same_sync(parts[0]["run"])
-            rank, size = transport.rank, transport.size
-            checkpoint.put_back(self._model, self._optimizers, parts, rank=rank, size=size, left=self._left)
-            if len(parts) == size:
-                self.load_state_dict(parts[rank]["run"])
-                return
-            self._course.go_to(parts[0]["run"]["step"])
-            copy_from_first(self.transport, self._shared_parameters().values())
-            if len(parts) == 1:  # a world of one, where no engine remembered anything
-                self._engine.resume_at(0)
-            else:
-                self._engine.load_merged([part["run"]["engine"] for part in parts])
-            return
-        self._require_same_sync(state)
-        self._course.go_to(state["step"])
-        if state["workers"] != transport.size:
-            warnings.warn(
-                f"the checkpoint was made by {state['workers']} workers, this run has {transport.size}: leftovers "
-                "and momenta are dropped, and what they held of old gradients is lost; run.state_dict(gather=True) "
-                "keeps them.",
-                stacklevel=2,
-            )
-            copy_from_first(self.transport, self._shared_parameters().values())
-            self._engine.resume_at(state["engine"].get("rounds", 0))
-            return
-        if state["rank"] != transport.rank:
-            raise AttachError(
-                f"this is rank {state['rank']}'s checkpoint, loaded by rank {transport.rank}; every rank saves and "
-                "loads its own, or run.state_dict(gather=True)."
-            )
-        if self._context.observed.take(state.get("observed")):
-            self._course.turn(self.plan, keep=False)
-        self._engine.load_state_dict(state["engine"])
-
-    def _require_same_sync(self, state: Mapping[str, Any]) -> None:
-        if state.get("version") != 1 or _syncs(Phases.parse(state["plan"])) != _syncs(self._course.asked):
-            raise AttachError(
-                f"this checkpoint was made under the plan {state.get('plan')} (version {state.get('version')}), this "
-                f"run's is {self._course.asked} (version 1); attach with the plan of the checkpoint, or one "
-                f"of the same sync."
-            )
+        self._state.load(state)
 
     def report(self) -> Report:
         """Returns what happened so far on this worker. Local."""
@@ -563,12 +492,6 @@ class Run:
     def _context(self) -> RunContext:
         return self._course.context
 
-    def _engine_state(self) -> dict[str, Any]:
-        kept: list[dict[str, Any]] = []
-        while not kept:  # again, where what was under way lost a member
-            self._context.membership.guard(lambda: kept.append(self._engine.state_dict()))
-        return kept[0]
-
     def _move(self, context: RunContext) -> None:
         """Goes on among other members."""
         self._evaluation.move(context)
@@ -578,28 +501,14 @@ class Run:
     def _watch_members(self, passes: ForwardWatch) -> None:
         """Has the membership know what must be equal, and make buffers equal."""
         membership = self._context.membership
-        membership.standing = lambda: Standing(passes.judge(), self._digest())
-        membership.describe = self._describe
+        comparison = Comparison(self._course, passes, self._shared_parameters)
+        membership.standing = comparison.standing
+        membership.describe = comparison.describe
         passes.on_backward = lambda: self._engine.begin_backward()
         passes.pauses = lambda: self._evaluation.is_lent
         if self._syncs_buffers:
             membership.heard = lambda present: self._buffers.note(present)
             membership.settle = lambda: self._buffers.settle(trains=False)
-
-    def _digest(self) -> int:
-        """Returns 24 bits that must be equal on all ranks: of hyper-parameters, and where replicas are, of those."""
-        digest = self._optimizers.digest()
-        if self._engine.compares_replicas:
-            steps = self._replicas.steps(self.step, self._context.membership.meetings)
-            digest += self._replicas.digest(steps, self._shared_parameters())
-        return digest % (1 << 24)
-
-    def _describe(self, standing: Standing) -> dict[str, str]:
-        facts = self._optimizers.hyperparameters() | {SKIPPED: str(standing.skipped)}
-        if self._engine.compares_replicas:
-            facts[STEPS] = str(self._replicas.steps(self.step, self._context.membership.meetings))
-            facts |= digests_by_name(self._shared_parameters())
-        return facts
 
     def _shared_parameters(self) -> dict[str, Parameter]:
         """Returns what is kept in step, by name."""
@@ -612,10 +521,6 @@ class Run:
     def _require_open(self) -> None:
         if self._closed:
             raise AttachError("this run is closed; attach again to go on training in step.")
-
-
-def _syncs(phases: Phases) -> list[Sync]:
-    return [plan.sync for plan in phases.plans]
 
 
 @atexit.register

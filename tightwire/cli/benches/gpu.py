@@ -15,9 +15,7 @@ from tightwire.cli.table import print_rows, say
 
 
 def gpu(
-    out: Annotated[
-        Path, typer.Option(help="Folder for gpu.json and gpu.md.")
-    ] = Path("results"),
+    out: Annotated[Path, typer.Option(help="Folder for gpu.json and gpu.md.")] = Path("results"),
     emulate: Annotated[
         bool,
         typer.Option(
