@@ -64,14 +64,18 @@ def map_(
 def _print(cells: Sequence[landscape.MapCell]) -> None:
     head = ("compute per 100 MB", *(f"{g:g} Gb/s" for g in landscape.GIGABITS))
     for allow, workers, rows in landscape.grids(cells):
-        say(f"{allow}, {workers} workers", "")
+        say(f"{allow}, {workers} workers. {landscape.legend(rows)}", "")
         shown = [
             (print_ms(compute_s), *(f"{cell.letter} {cell.speedup:.1f} ×" for cell in row))
             for compute_s, row in zip(landscape.COMPUTE_S, rows, strict=True)
         ]
         print_rows(head, shown)
         say("")
-    say(*(f"{idea.letter}: {idea.title} ({', '.join(idea.plans)})" for idea in landscape.IDEAS), "")
+    say(
+        "Plans behind the letters:",
+        *(f"{idea.letter}: {idea.title} ({', '.join(idea.plans)})" for idea in landscape.IDEAS),
+        "",
+    )
     say(
         *(f"{name}: {print_ms(compute_s)} of compute per 100 MB" for name, compute_s in landscape.landmarks())
     )

@@ -224,10 +224,18 @@ def grids(cells: Sequence[MapCell]) -> Iterator[tuple[Allowance, int, list[list[
             yield allow, workers, [[by_place[allow, workers, s, g] for g in GIGABITS] for s in COMPUTE_S]
 
 
+def legend(rows: Sequence[Sequence[MapCell]]) -> str:
+    """Returns what the letters of one map mean, in the order of the ideas."""
+    seen = {cell.letter for row in rows for cell in row}
+    return "; ".join(f"{idea.letter}: {idea.title}" for idea in IDEAS if idea.letter in seen) + "."
+
+
 def lines(cells: Sequence[MapCell]) -> Iterator[str]:
     """Yields the maps as Markdown that reads as text: a letter per cell, and how much sooner than plain all-reduce."""
     for allow, workers, rows in grids(cells):
         yield f"## {allow}, {workers} workers"
+        yield ""
+        yield legend(rows)
         yield ""
         yield "| compute per 100 MB | " + " | ".join(f"{g:>5g} Gb/s" for g in GIGABITS) + " |"
         yield "|---|" + "---|" * len(GIGABITS)
@@ -235,7 +243,7 @@ def lines(cells: Sequence[MapCell]) -> Iterator[str]:
             printed = (f"{cell.letter} {cell.speedup:>6.1f} ×  " for cell in row)
             yield f"| {compute_s * 1e3:>15,g} ms | " + " | ".join(printed) + " |"
         yield ""
-    yield "## Letters"
+    yield "## Plans behind the letters"
     yield ""
     for idea in IDEAS:
         yield f"- {idea.letter}: {idea.title} (`{'`, `'.join(idea.plans)}`)"
