@@ -182,7 +182,7 @@ def api_page() -> str:
     lines = [
         "# API",
         "",
-        "All names are to be had as `tightwire.NAME`; by custom, `import tightwire as tw`.",
+        "All names are available as `tightwire.NAME`; the usual import is `import tightwire as tw`.",
         "",
     ]
     for name in tightwire.__all__:
