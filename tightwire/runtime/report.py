@@ -28,7 +28,7 @@ class Report:
         sent_bytes: what the transport counted.
         buffer_bytes: what it counted besides, for buffers kept in step.
         step_s: typical time between the ends of steps, exchanges in proportion; None before the second step.
-        exposed_s: mean time per step that this worker only waited for others.
+        exposed_s: how long this worker only waited for others in a step, typical as `step_s` is.
         predicted_step_s: what the planner expected; None when nothing was predicted.
         predicted: its parts as far as they were told: `exposed_s`, of waiting, and `codec_s`, of encoding and decoding.
         baseline_step_s: median step under plain all-reduce measured in this run; None when it was not measured.

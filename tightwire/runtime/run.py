@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import logging
 import pathlib
-import statistics
 import time
 import warnings
 import weakref
@@ -416,7 +415,7 @@ class Run:
             sent_bytes=self._context.transport.bytes_sent,
             buffer_bytes=self._buffers.transport.bytes_sent,
             step_s=typical_step_s(list(record.steps_s), self.plan.sync.steps_per_round),
-            exposed_s=statistics.fmean(record.exposed_s) if record.exposed_s else 0.0,
+            exposed_s=typical_step_s(list(record.exposed_s), self.plan.sync.steps_per_round) or 0.0,
             predicted_step_s=choice.predicted_step_s if choice else self._predicted.get("step_s"),
             predicted=choice.predicted if choice else self._predicted,
             baseline_step_s=self._pilot.baseline_step_s if self._pilot else None,
