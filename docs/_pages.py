@@ -6,6 +6,7 @@ A hook of MkDocs; `family_page` and its kin are called by tests too.
 from __future__ import annotations
 
 import functools
+import html
 import inspect
 import pathlib
 import re
@@ -59,10 +60,19 @@ def pages() -> Iterator[tuple[str, str]]:
 
 
 def _breakable(text: str) -> str:
-    """Lets a browser break plans, which have no spaces, in the first column of tables."""
-    return re.sub(
+    """Lets a browser break plans, which have no spaces, in the first column of tables, and commands only at spaces."""
+    plans = re.sub(
         r"^\| [^|`\[]*", lambda cell: re.sub(r"[/,+](?=\S)", r"\g<0><wbr>", cell[0]), text, flags=re.MULTILINE
     )
+    return re.sub(
+        r"^\|.*", lambda row: re.sub(r"`(\S+ [^`|]*--[^`|]*)`", _words, row[0]), plans, flags=re.MULTILINE
+    )
+
+
+def _words(command: re.Match[str]) -> str:
+    """Returns a command whose options, such as --out, are not broken behind a hyphen."""
+    words = " ".join(f'<span class="word">{html.escape(word)}</span>' for word in command[1].split())
+    return f"<code>{words}</code>"
 
 
 @functools.cache

@@ -227,9 +227,20 @@ def page(kept: dict[str, dict[str, str]]) -> str:
         state = f"stale: {record.get('why', 'not made yet')}" if name in old else "fresh"
         lines.append(
             f"| {title} | {result.about} | `{record.get('command', result.command)}` "
-            f"| {record.get('machine', '')} | {state} |"
+            f"| {record.get('machine') or _machine(result)} | {state} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _machine(result: Result) -> str:
+    """Returns the machine that a result itself names, where no record of its making was kept."""
+    for name in result.files:
+        path = FOLDER / name
+        if path.suffix == ".json" and path.exists():
+            document = json.loads(path.read_text(encoding="utf-8"))
+            if told := document.get("machine") or document.get("about", {}).get("machine"):
+                return str(told)
+    return ""
 
 
 def write(kept: dict[str, dict[str, str]]) -> None:
