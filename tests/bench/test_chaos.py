@@ -51,6 +51,7 @@ def test_ends_are_judged() -> None:
         0,
     ]
     assert found("bsp", "kill", ended("RuntimeError", 1, error="Broken pipe"), killed, right) == [0, 1, 0]
+    assert found("bsp", "kill", ended("PeerError", -6, ranks=[1]), killed, right) == [0, 1, 0]
     assert found("bsp", "kill", ended(code=None), killed, right)[0] == 1
     assert found("bsp", "freeze", right, ended(code=None), right) == [0, 0, 0]
     assert found("bsp/gossip:ring", "kill", ended(), killed, ended()) == [0, 0, 0]

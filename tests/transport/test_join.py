@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 import threading
 from types import SimpleNamespace
 
@@ -42,6 +45,28 @@ def test_the_keeper_of_the_store_names_who_is_absent_though_others_are_slow_to_s
     with pytest.raises(PeerError, match="rank 2 did not join") as raised:
         _Meeting(store, 0, 3, seal, "none", 0.5).exchange("here", {})
     assert raised.value.ranks == (2,)
+
+
+def test_a_thread_left_behind_in_native_code_does_not_abort_a_program_that_ends() -> None:
+    """Gloo still connects when the store's host leaves: its thread came back while Python ended, and C++ aborted."""
+    program = textwrap.dedent("""
+        import time
+        from datetime import timedelta
+        import torch.distributed as dist
+        from tightwire.transport.join import within
+
+        class Ending:
+            def __del__(self):
+                time.sleep(1.0)
+
+        ending, store = Ending(), dist.HashStore()
+        within(0.01, lambda: store.wait(["never"], timedelta(seconds=0.9)))
+    """)
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert ran.returncode == 1, ran.stderr
+    assert "PeerError: rank 0 does not answer" in ran.stderr
 
 
 def test_closing_does_not_wait_for_a_collective_that_never_ends() -> None:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import ctypes
 import queue
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator
-from typing import final
+from typing import Final, final
 
-Task = Callable[[], None]
+Task = Callable[[], bool]  # returns whether its thread goes on
+
+_LOOK_S: Final = 0.25
+# Threads that are left behind often end in milliseconds; at exit they are waited for so long, all together.
+_ENDING_S: Final = 0.2
+_left: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
 
 class _OfThread(threading.local):
@@ -33,6 +42,49 @@ def is_expendable() -> bool:
     return _here.is_expendable
 
 
+def leave(thread: threading.Thread) -> None:
+    """Leaves a thread behind in a call of native code: the program may end before the call does."""
+    _left.add(thread)
+
+
+@atexit.register
+def _let_the_program_end() -> None:
+    """Keeps threads that are left behind from aborting a program that ends.
+
+    While it ends, Python before 3.14 ends any thread that comes back from native code by `pthread_exit`; C++ takes that
+    for an exception in a destructor, and calls `std::terminate`. There such a thread sleeps instead, until the process
+    is gone; the main thread aborts as ever.
+
+    Source: docs.python.org/3.14/c-api/init.html, "Cautions regarding runtime finalization".
+    """
+    until_s = time.monotonic() + _ENDING_S
+    for thread in tuple(_left):
+        thread.join(max(0.0, until_s - time.monotonic()))
+    if any(thread.is_alive() for thread in _left):
+        with contextlib.suppress(AttributeError, OSError):  # another system has no such library
+            _have_threads_sleep_where_c_aborts()
+
+
+def _have_threads_sleep_where_c_aborts() -> None:
+    from numba import cfunc  # the handler runs without Python, and so without its lock
+
+    libc = ctypes.CDLL(None)
+    pause, own = libc.pause, libc.pthread_self
+    pause.argtypes, own.argtypes, own.restype = (), (), ctypes.c_ulong
+    main = own() if threading.current_thread() is threading.main_thread() else 0
+
+    def sleep() -> None:
+        while own() != main:
+            pause()
+
+    handler = cfunc("void()")(sleep)
+    _kept.append(handler)
+    ctypes.CDLL("libstdc++.so.6")._ZSt13set_terminatePFvvE(ctypes.c_void_p(handler.address))
+
+
+_kept: Final[list[object]] = []  # for as long as the process lives
+
+
 @final
 class Helpers:
     """As many threads as there are calls under way; a thread whose call never returns is left behind."""
@@ -40,7 +92,7 @@ class Helpers:
     def __init__(self, name: str) -> None:
         """Starts none yet; `name` is theirs."""
         self._name = name
-        self._idle: list[queue.SimpleQueue[Task]] = []
+        self._idle: list[_Helper] = []
 
     def run(self, call: Callable[[], bool], is_given_up: Callable[[], bool]) -> bool:
         """Returns `call()`, made on another thread; False soon after `is_given_up()`.
@@ -51,30 +103,43 @@ class Helpers:
         ended = threading.Lock()
         ended.acquire()
 
-        def task() -> None:
+        def task() -> bool:
             result.append(call())
             ended.release()
+            return True
 
-        tasks = self._take()
-        tasks.put(task)
+        helper = self._take()
+        helper.tasks.put(task)
         while not ended.acquire(timeout=_LOOK_S):
             if is_given_up():
+                helper.tasks.put(lambda: False)  # should the call return after all
+                leave(helper)
                 return False
-        self._idle.append(tasks)
+        self._idle.append(helper)
         return result[0]
 
-    def _take(self) -> queue.SimpleQueue[Task]:
+    def _take(self) -> _Helper:
         try:
             return self._idle.pop()
         except IndexError:
-            tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
-            threading.Thread(target=_serve, args=(tasks,), name=self._name, daemon=True).start()
-            return tasks
+            return _Helper(self._name)
 
 
-_LOOK_S = 0.25
+@final
+class _Helper(threading.Thread):
+    """A thread that does one task after another.
 
+    Attributes:
+        tasks: that it has yet to do.
+    """
 
-def _serve(tasks: queue.SimpleQueue[Task]) -> None:
-    while True:
-        tasks.get()()
+    def __init__(self, name: str) -> None:
+        """Starts."""
+        super().__init__(name=name, daemon=True)
+        self.tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
+        self.start()
+
+    def run(self) -> None:
+        """Does them until one says that it was the last."""
+        while self.tasks.get()():
+            pass

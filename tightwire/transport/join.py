@@ -23,6 +23,7 @@ from tightwire.devices import DEVICES
 from tightwire.errors import MismatchError, PeerError, TransportError
 from tightwire.transport.addresses import Candidates, choose, interface_of, is_local, own_candidates
 from tightwire.transport.blame import Wait, name_ranks
+from tightwire.transport.helpers import leave
 from tightwire.transport.launch import Launch
 from tightwire.transport.liveness import Liveness
 from tightwire.transport.seal import Seal, fingerprint
@@ -310,10 +311,12 @@ def within(seconds: float, call: Callable[[], Any], *, is_host: bool = False) ->
         except BaseException as error:
             outcome.set_exception(error)
 
-    threading.Thread(target=run, name="tightwire rendezvous", daemon=True).start()
+    thread = threading.Thread(target=run, name="tightwire rendezvous", daemon=True)
+    thread.start()
     try:
         return outcome.result(seconds)
     except TimeoutError:
+        leave(thread)
         raise _no_answer(seconds, is_host) from None
 
 

@@ -6,7 +6,6 @@ import atexit
 import logging
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -20,7 +19,7 @@ from torch import Tensor
 from tightwire.errors import PeerError, TightwireError, TransportError
 from tightwire.transport.base import Transport, Watch, Work, check_group, check_message, check_summable
 from tightwire.transport.blame import Wait, describe
-from tightwire.transport.helpers import Helpers, is_expendable
+from tightwire.transport.helpers import Helpers, is_expendable, leave
 from tightwire.transport.liveness import Liveness, error_text
 
 c10d: Final[Any] = dist  # torch does not type its stores and backends
@@ -28,11 +27,8 @@ GLOO_SUMS: Final = frozenset({"float32", "float64", "float16", "bfloat16", "uint
 POISON_TAG: Final = 2**31 - 2
 POINT_TO_POINT: Final = ("send", "receive")
 FOR_EVER: Final = timedelta(days=365)
-# At exit, for backends that are just being freed; one that waits for a message is left.
-_FREEING_S: Final = 1.0
 _helpers = Helpers("tightwire waits")
 log = logging.getLogger("tightwire")
-_letting_go: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
 
 def _let_go(backend: list[Any]) -> None:
@@ -44,16 +40,8 @@ def _let_go(backend: list[Any]) -> None:
         backend: the only reference.
     """
     thread = threading.Thread(target=backend.clear, name="tightwire lets go", daemon=True)
-    _letting_go.add(thread)
     thread.start()
-
-
-@atexit.register
-def _wait_for_freeing() -> None:
-    """Waits a moment for backends that are just being freed: C++ aborts a process that ends in the midst of it."""
-    until_s = time.monotonic() + _FREEING_S
-    for thread in tuple(_letting_go):
-        thread.join(max(0.0, until_s - time.monotonic()))
+    leave(thread)
 
 
 @final
@@ -397,13 +385,15 @@ def guarded(liveness: Liveness, call: Callable[[], Any], wait: Wait) -> Any:
 
     key = object()
     liveness.watch(key, lambda: wait, is_first=True)
-    threading.Thread(target=connect, name="tightwire connects", daemon=True).start()
+    thread = threading.Thread(target=connect, name="tightwire connects", daemon=True)
+    thread.start()
     try:
         with liveness.changed:
             liveness.changed.wait_for(lambda: outcome or liveness.verdict is not None)
     finally:
         liveness.unwatch(key)
     if not outcome:
+        leave(thread)
         raise liveness.accuse(wait)
     if isinstance(outcome[0], RuntimeError):
         raise liveness.blame(wait) from outcome[0]

@@ -20,6 +20,10 @@ from tightwire.bench.chaos.network import run_on_hosts
 from tightwire.bench.chaos.worker import ChaosTrial
 
 SERVED: Final = "asp/ps:servers=1"  # for what strikes servers, where no plan that was asked for has one
+# Exit codes of a worker that its own libraries abort, as they are told by a parent and by a launcher in between.
+CRASHED: Final = tuple(
+    code for number in (signal.SIGABRT, signal.SIGSEGV) for code in (-number, 128 + number)
+)
 ENDING: Final = ("kill", "kill-host", "raise", "exit", "full-disk")  # faults that end the victim's process
 PLACES: Final[dict[Where, Callable[[ChaosTrial], Ending]]] = {
     "loopback": run_trial,
@@ -153,6 +157,8 @@ class _Judge:
 
     def _judge_survivor(self, rank: int, worker: Ended, must: str) -> None:
         end, struck_s = worker.end, self.ending.struck_s
+        if worker.code in CRASHED:
+            self.wrong.append(f"rank {rank} was aborted (exit code {worker.code}): {worker.error}")
         took_s = 0.0 if struck_s is None else end.get("ended_s", struck_s) - struck_s
         if end.get("end") != "finished" and took_s > self.trial.deadline_s + MORE_S:
             self.hangs.append(

@@ -113,14 +113,13 @@ def chaos(
             err=True,
         )
     with progress(count, "the first run starts") as tell:
-        outcomes = run_campaign(asked, lambda o: tell(f"{o.trial.label}: {o.trial.fault}", 1))
+
+        def on_outcome(outcome: TrialOutcome) -> None:
+            tell(f"{outcome.trial.label}: {outcome.trial.fault}", 1)
+            _say_wrong(outcome)  # at once: who interrupts a long campaign has seen what it found
+
+        outcomes = run_campaign(asked, on_outcome)
     wrong = [outcome for outcome in outcomes if outcome.found]
-    for outcome in wrong:
-        trial = outcome.trial
-        at = f"at step {trial.at_step}" if trial.at_step >= 0 else "at the start"
-        at += ", within large messages" if trial.large else ""
-        for sentence in outcome.found:
-            say(f"{trial.label}, {trial.fault} of rank {trial.victim} {at}: {sentence}", err=True)
     rows = families(outcomes)
     if page is not None:
         title = f"{len(outcomes)} faults, seed {seed}: {len(wrong)} ended wrong"
@@ -141,6 +140,14 @@ def chaos(
         cells = [(r.plan, str(r.faults), f"{100 * r.goodput:.1f} %", str(r.found)) for r in rows]
         print_rows(("plan", "faults", "steps made", "ended wrong"), cells)
     raise typer.Exit(1 if wrong else 0)
+
+
+def _say_wrong(outcome: TrialOutcome) -> None:
+    trial = outcome.trial
+    at = f"at step {trial.at_step}" if trial.at_step >= 0 else "at the start"
+    at += ", within large messages" if trial.large else ""
+    for sentence in outcome.found:
+        say(f"{trial.label}, {trial.fault} of rank {trial.victim} {at}: {sentence}", err=True)
 
 
 def _found(outcome: TrialOutcome) -> dict[str, Any]:
