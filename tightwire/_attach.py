@@ -23,7 +23,7 @@ from tightwire.errors import AttachError
 from tightwire.plan import Phases, PlanFile
 from tightwire.planner import Allowance
 from tightwire.runtime.agreement import copy_from_first, model_facts, require_agreement
-from tightwire.runtime.auto import PROBE_BUDGET_S, Pilot, PlanSearch
+from tightwire.runtime.auto import Pilot, PlanSearch
 from tightwire.runtime.carried import Carried, Stateful
 from tightwire.runtime.context import RunContext
 from tightwire.runtime.groups import Groups, Sharing, form, resolve
@@ -305,7 +305,7 @@ def _pilot(
     num_bytes = sum(p.numel() * p.itemsize for p in trained)
     # Where messages begin: copies, or NCCL, are then in what is measured.
     at = next(model.parameters()).device
-    cluster = probe(transport, budget_s=PROBE_BUDGET_S, device=at)
+    cluster = probe(transport, budget_s=search.probe_s, programs=search.probed, device=at)
     return Pilot(model, optimizers, cluster, search, num_bytes)
 
 

@@ -10,6 +10,8 @@ from tightwire.plan import Plan
 from tightwire.planner.quality import (
     LEAST_SHARE,
     STUDIED_NOISE,
+    STUDIED_STEPS,
+    Situation,
     extra_steps,
     measured,
     read,
@@ -80,7 +82,7 @@ def test_by_loss_the_least_time_to_the_loss_is_chosen_and_only_if_sure() -> None
 def test_noise_of_gradients_drowns_what_feedback_and_staleness_do() -> None:
     for text in ("bsp/allreduce/topk:0.01+ef", "local:8"):
         plan = Plan.parse(text)
-        asis, quiet, noisy = (extra_steps(plan, noise) for noise in (STUDIED_NOISE, 0.0, 3.0))
+        asis, quiet, noisy = (extra_steps(plan, Situation(noise)) for noise in (STUDIED_NOISE, 0.0, 3.0))
         assert 1.0 < noisy.factor < extra_steps(plan).factor < quiet.factor
         assert asis == extra_steps(plan)
         assert noisy.spread > asis.spread
@@ -89,7 +91,16 @@ def test_noise_of_gradients_drowns_what_feedback_and_staleness_do() -> None:
 
 def test_noise_of_a_codec_without_feedback_is_its_own() -> None:
     plan = Plan.parse("bsp/allreduce:allgather/qsgd:7")
-    assert extra_steps(plan, 3.0).factor == extra_steps(plan).factor
+    assert extra_steps(plan, Situation(3.0)).factor == extra_steps(plan).factor
+
+
+def test_in_a_short_run_less_is_lost() -> None:
+    for text in ("bsp/allreduce/powersgd:4+ef", "local:8", "bsp/allreduce:allgather/qsgd:7"):
+        plan = Plan.parse(text)
+        few, many = (extra_steps(plan, Situation(steps=n)) for n in (STUDIED_STEPS // 4, STUDIED_STEPS))
+        assert many == extra_steps(plan)
+        assert math.isclose(few.factor, many.factor**0.5)
+        assert few.spread < 2 * many.spread
 
 
 def test_the_table_is_what_the_kept_results_say() -> None:

@@ -46,7 +46,7 @@ from tightwire.planner.curves import curves, figure
 from tightwire.planner.curves import plot as plot_lines
 from tightwire.planner.explain_workers import batch_shares
 from tightwire.planner.money import MOST_SAMPLES, cost_per_step, steps_per_epoch
-from tightwire.planner.quality import extra_steps
+from tightwire.planner.quality import Situation, extra_steps
 from tightwire.planner.sweep import SweepRow, parse_axes, sweep, sweep_figure, table
 from tightwire.simulate import Prediction
 
@@ -306,7 +306,7 @@ def _plain(ranking: Ranking) -> dict[str, Any]:
             row.values()
             | {
                 "beats_chosen": None if row == ranking.chosen else ranking.chance(row),
-                "more_steps": extra_steps(row.plan, ranking.profile.gradient_noise).factor,
+                "more_steps": extra_steps(row.plan, Situation.of(ranking.profile)).factor,
             }
             | _money(ranking, row)
             for row in rows

@@ -55,6 +55,8 @@ def recommend(
     return explained(ranking)
 
 
-def explained(ranking: Ranking) -> Ranking:
-    """Returns a ranking with the reasons of its choice."""
-    return dataclasses.replace(ranking, why=tuple(explain(ranking)), details=tuple(detail(ranking)))
+def explained(ranking: Ranking, *, turns: bool = True) -> Ranking:
+    """Returns a ranking with the reasons of its choice; `turns`: and with what would change it, which takes longer."""
+    return dataclasses.replace(
+        ranking, why=tuple(explain(ranking, turns=turns)), details=tuple(detail(ranking))
+    )

@@ -19,6 +19,7 @@ from tightwire.plan import Plan
 from tightwire.planner.bounds import lower_bound_s
 from tightwire.planner.candidates import departures, stock_plan
 from tightwire.planner.naming import name_of
+from tightwire.planner.quality import Situation
 from tightwire.planner.ranking import LEAST_GAIN, By, Ranking, choose_by, kind_of, least_gain, more_steps
 from tightwire.planner.scaling import smaller
 from tightwire.profile import Profile
@@ -136,7 +137,7 @@ def can_gain(plan: Plan, stock: Prediction, profile: Profile, cluster: Cluster, 
     except (PlanError, ProgramError):
         return False
     if by == "loss":
-        return more_steps(plan, profile.gradient_noise) * bound_s < stock.step_s * (1 - LEAST_GAIN)
+        return more_steps(plan, Situation.of(profile)) * bound_s < stock.step_s * (1 - LEAST_GAIN)
     return bound_s < stock.step_s * (1 - least_gain(profile, stock))
 
 

@@ -18,7 +18,7 @@ from tightwire.planner.explain_money import explain_cost
 from tightwire.planner.explain_workers import explain_workers
 from tightwire.planner.money import cost_per_step
 from tightwire.planner.naming import short
-from tightwire.planner.quality import extra_steps
+from tightwire.planner.quality import Situation, extra_steps
 from tightwire.planner.ranking import By, Ranking, least_gain, rank
 from tightwire.planner.scaling import Scaling, Usage, scaling_of
 from tightwire.planner.search import SAME_CLASS
@@ -41,8 +41,13 @@ WELL_USED = 0.8
 WORTH_TELLING = 1.1
 
 
-def explain(ranking: Ranking) -> Iterator[str]:
-    """Yields the few sentences that everybody should read."""
+def explain(ranking: Ranking, *, turns: bool = True) -> Iterator[str]:
+    """Yields the few sentences that everybody should read.
+
+    Args:
+        ranking: to be explained.
+        turns: whether to look for what would change the choice, which takes as long as the ranking.
+    """
     scaling = scaling_of(ranking) if ranking.cluster.workers > 1 else None
     yield from _verdict(ranking, scaling)
     if scaling is not None:  # what to do instead comes first where the answer is not to
@@ -51,7 +56,8 @@ def explain(ranking: Ranking) -> Iterator[str]:
     yield from _loss(ranking)
     yield from explain_workers(ranking)
     yield from explain_cost(ranking, scaling)
-    yield from break_even(ranking)
+    if turns:
+        yield from break_even(ranking)
     if ranking.allow == "lossless" and ranking.cluster.workers > 1:
         yield from _lossy_offer(ranking)
     yield from _too_full(ranking)
@@ -167,7 +173,7 @@ def _rate(ranking: Ranking, usage: Usage) -> str:
 def _loss(ranking: Ranking) -> Iterator[str]:
     """Yields how many more steps the chosen plan needs, and what remains of its gain."""
     noise = ranking.profile.gradient_noise
-    extra = extra_steps(ranking.chosen.plan, noise)
+    extra = extra_steps(ranking.chosen.plan, Situation.of(ranking.profile))
     if ranking.stays or (extra.factor == 1.0 and extra.spread == 0.0):
         return
     gain = ranking.stock.step_s / (ranking.chosen.step_s * extra.factor)
@@ -175,6 +181,8 @@ def _loss(ranking: Ranking) -> Iterator[str]:
     known = f"by {extra.source}" if extra.source else "a guess: it was not measured"
     if noise is not None:
         known += f"; for gradients whose noise is {noise:.2g} times what they estimate, as this run measured"
+    if ranking.profile.steps_ahead:
+        known += f"; within {ranking.profile.steps_ahead:,} steps"
     yield (
         f"To the loss of plain all-reduce it needs {extra.factor:.2f} times as many steps ({extra.low:.2f} to "
         f"{extra.high:.2f}; {known}){so}."
@@ -229,7 +237,7 @@ def _lossy_offer(ranking: Ranking) -> Iterator[str]:
     by: By = "cost" if ranking.by == "cost" else "loss"
     best = rank(ranking.profile, ranking.cluster, "lossy", by, known=ranking.rows).chosen
     gain = ranking.chosen.step_s / best.step_s
-    to_loss = gain / extra_steps(best.plan, ranking.profile.gradient_noise).factor
+    to_loss = gain / extra_steps(best.plan, Situation.of(ranking.profile)).factor
     if to_loss < 1 + max(SAME_CLASS, least_gain(ranking.profile, ranking.stock)):
         yield f"Do not compress here: no lossy plan is expected to reach a loss more than {SAME_CLASS:.0%} sooner."
     else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,7 +41,8 @@ WATCHED = "bsp/allreduce/none/sequential"
 WARM_UP_STEPS = 2
 PROFILE_STEPS = 3
 BASELINE_STEPS = 4
-PROBE_BUDGET_S = 1.5
+# How long the wire is probed: long enough for programs to be told apart, where all plans are; else for its rate.
+PROBE_BUDGET_S, QUICK_PROBE_S = 1.5, 0.5
 # Where a dense exchange takes longer than this, the first steps send less, if the allowance lets them.
 CHEAP_S = 0.05
 # Dense exchanges longer than this are sent as int8 and no longer as bf16, and longer than the next by powersgd.
@@ -49,6 +51,10 @@ MODERATE_S, LONG_S = 0.4, 1.0
 BASELINE_S = 0.3
 # A change of plan that gains less is not worth its meeting.
 WORTH = 0.95
+# Plans by which less is learnt per step are compared over so many steps at first, for nobody tells how long training
+# goes on. Once it went on for so long, all plans are looked at, as they do in the long run; which is worth leaving a
+# plan that does well only if it gains more, for what its stages remember is lost.
+AHEAD, SECOND_LOOK_S, WORTH_LATER = 200, 300.0, 0.85
 # Plans that stay on the record.
 MOST_CONSIDERED = 20
 
@@ -95,6 +101,24 @@ class PlanSearch:
         """What plans are compared by."""
         return usual(self.allow)
 
+    @property
+    def is_quick(self) -> bool:
+        """Whether training is not to wait for a search: it is compared by what is learnt in a time, from the start."""
+        return self.by == "loss"
+
+    @property
+    def probe_s(self) -> float:
+        """How long to probe the wire."""
+        return min(PROBE_BUDGET_S, QUICK_PROBE_S) if self.is_quick else PROBE_BUDGET_S
+
+    def steps_ahead(self, profile: Profile) -> int:
+        """Returns the steps that plans are compared over at first; 0: many."""
+        if not self.is_quick:
+            return 0
+        if self.race is None:
+            return AHEAD
+        return math.ceil(self.race.budget_s(profile.compute_s) / max(profile.compute_s, 1e-6))
+
 
 class Pilot:
     """Watches a run's first steps and then chooses its plan; has the best few race where that is asked for.
@@ -125,7 +149,7 @@ class Pilot:
         self._profile: Profile | None = None
         self._plan_file: PlanFile | None = None
         self._exposed_s: list[float] = []
-        self._steps = 0
+        self._steps = self._second_look = 0
         takes_baseline = dense_s <= BASELINE_S and search.race is None
         self._baseline_steps = BASELINE_STEPS if takes_baseline else 1
         self._heard: list[float] = []
@@ -187,6 +211,7 @@ class Pilot:
                 and (change := self._wire.after_step(run, self._profile)) is not None
             ):
                 self._plan_again(run, change)
+            self._look_again(run)
 
     def _watch(self, run: Trainee, exposed_s: float) -> None:
         self._steps += 1
@@ -216,17 +241,18 @@ class Pilot:
             profile = dataclasses.replace(profile, nccl_slowdown=1.0)
         return without_waiting(profile, statistics.median(self._exposed_s[WARM_UP_STEPS:-1]))
 
-    def _rank(self) -> Ranking:
-        """Ranks all plans, and keeps what codecs were found to cost."""
+    def _rank(self, *, searches: bool) -> Ranking:
+        """Ranks plans, all or those that experience suggests, and keeps what codecs were found to cost."""
         assert self._profile is not None
         race = self._search.race
         ranking = rank_timed(
             self._profile, self._cluster, self._search.allow, self._search.by,
             at=next(self._model.parameters()).device, in_the_way=self._in_the_way,
-            looked_at=race.contenders if race is not None else LOOKED_AT,
+            looked_at=race.contenders if race is not None and searches else LOOKED_AT,
+            searches=searches,
         )  # fmt: skip
         self._profile = ranking.profile
-        return ranking if race is not None else explained(ranking)
+        return explained(ranking, turns=not self._search.is_quick)
 
     def _choose(self, run: Trainee) -> None:
         """Has rank 0 choose, or name the contenders of a race, and all go on with that."""
@@ -237,11 +263,12 @@ class Pilot:
         in_the_way = list(dict.fromkeys(obstacle for found, _ in answers for obstacle in found))
         assert self._profile is not None
         noise = gradient_noise([of_rank for _, of_rank in answers])
-        self._profile = dataclasses.replace(self._profile, gradient_noise=noise)
+        ahead = self._search.steps_ahead(self._profile)
+        self._profile = dataclasses.replace(self._profile, gradient_noise=noise, steps_ahead=ahead)
         self._in_the_way = in_the_way
         decision = ""
         if run.transport.rank == 0:
-            ranking = self._rank()
+            ranking = self._rank(searches=not self._search.is_quick)
             self._plan_file = ranking.plan_file()
             field = list(contenders(ranking, in_the_way)) if self._search.race is not None else []
             decision = json.dumps(
@@ -273,13 +300,17 @@ class Pilot:
         heats = plan_heats(field, race.share * budget_s, race.contenders)
         cost = f"{race.share:.0%} of a budget of {budget_s:,.0f} s"
         if heats.fields == (1,):
-            why = f"{cost} is too little to try two plans: the best expected one was taken, without a race."
+            why = (
+                f"{cost} is too little to try two plans for long enough to tell them apart: the best expected one was "
+                "taken, without a race."
+            )
             best = field[0]
+            reasons = choice.why if best.plan == choice.plan else ()
             self._decide(
                 run,
                 dataclasses.replace(
-                    choice, plan=best.plan, predicted_step_s=best.predicted_step_s, predicted={}, why=(why,),
-                    contenders=tuple(field),
+                    choice, plan=best.plan, predicted_step_s=best.predicted_step_s, predicted={},
+                    why=(why, *reasons), contenders=tuple(field),
                 ),
             )  # fmt: skip
             return
@@ -319,26 +350,39 @@ class Pilot:
         self._look_out(run, None)
 
     def _plan_again(self, run: Trainee, change: Change) -> None:
-        """Has rank 0 choose anew for a wire that has changed; all go on with that, or as they did."""
+        """Has rank 0 choose anew for a wire that has changed."""
+        self._cluster = self._probed.scaled(change.scale)
+        self._choose_anew(run, str(change), WORTH)
+
+    def _look_again(self, run: Trainee) -> None:
+        """Has rank 0 look at all plans, once training has gone on for long enough to be worth a search."""
+        self._second_look -= 1
+        assert self.choice is not None
+        if self._second_look != 0 or self._profile is None or str(run.plan) != self.choice.plan:
+            return
+        self._profile = dataclasses.replace(self._profile, steps_ahead=0)
+        self._choose_anew(run, "all plans were looked at, for a long run", WORTH_LATER)
+
+    def _choose_anew(self, run: Trainee, occasion: str, worth: float) -> None:
+        """Has rank 0 choose anew; all go on with that, or as they did."""
         assert self.choice is not None
         assert self._profile is not None
-        self._cluster = self._probed.scaled(change.scale)
         decision = ""
         if run.transport.rank == 0:
-            ranking = self._rank()
+            ranking = self._rank(searches=True)
             self._plan_file = ranking.plan_file()
             present = predict(run.plan, ranking.profile, self._cluster)
             found = _choice(ranking, self._in_the_way)
             better = predict(Plan.parse(found.plan), ranking.profile, self._cluster)
             value = value_of(ranking)
-            gains = value(better) < WORTH * value(present)
+            gains = value(better) < worth * value(present)
             decision = json.dumps([dataclasses.asdict(found), present.step_s, gains])
         if (answer := run.ask(decision)[0]) is None:
             return
         facts, present_s, gains = json.loads(answer)
         considered = tuple((plan, step_s) for plan, step_s in facts["considered"])
         found = Choice(**facts | {"why": tuple(facts["why"]), "considered": considered, "contenders": ()})
-        at = f"step {run.report().steps}: {change}"
+        at = f"step {run.report().steps}: {occasion}"
         if found.plan == str(run.plan) or not gains:
             self._say(f"{at}. {run.plan} is still the best, or nearly, at {present_s * 1e3:,.1f} ms a step.")
             return
@@ -365,6 +409,12 @@ class Pilot:
     def _look_out(self, run: Trainee, level: LossLevel | None) -> None:
         """Watches over the loss from now on, where it is told and the plan changes what is learned."""
         assert self.choice is not None
+        if (
+            self._search.is_quick and not self._told
+        ):  # at the end of a round of the plan that is in force by then
+            steps = max(AHEAD, math.ceil(SECOND_LOOK_S / max(self.choice.predicted_step_s, 1e-6)))
+            rounds = run.plan.sync.steps_per_round
+            self._second_look = math.ceil(steps / rounds) * rounds
         if self._heard_any and deviation(run.plan) > 1.0:
             self._lookout = Lookout([c.plan for c in self.choice.contenders if not c.note], run.plan)
             self._lookout.begin(run, level)

@@ -21,8 +21,6 @@ from dataclasses import dataclass, replace
 from tightwire.errors import PlanError
 from tightwire.units import parse_seconds
 
-# A trial of fewer steps tells nothing.
-LEAST_STEPS = 4
 # How far a contender's loss per second may be from what the planner expects, as a share, at least: the planner's table
 # is of another task, and what it says of its own spread is of that one.
 PRIOR_SPREAD = 0.3
@@ -35,6 +33,8 @@ TINY = 1e-12
 # What a trial of one step shows is off by this share of it, as far as it is to tell of the training that follows, and
 # the less the more steps: with the first ones the loss falls fast, or not at all, under any plan.
 PASSING = 1.6
+# A trial of fewer steps tells less than was known before it.
+LEAST_STEPS = math.ceil((PASSING / PRIOR_SPREAD) ** 2)
 # In standard errors.
 BEYOND_NOISE = 2.0
 # Contenders are told apart if the leader is better with this probability, or by this share of its loss per second.

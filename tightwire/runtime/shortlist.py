@@ -15,8 +15,8 @@ from tightwire.cluster import Cluster
 from tightwire.plan import Plan
 from tightwire.planner import Allowance, Ranking, deviation
 from tightwire.planner.candidates import begins_as_it_goes_on, is_allowed, keeps_optimizer, legal
-from tightwire.planner.quality import extra_steps, is_studied
-from tightwire.planner.ranking import By, careful_s, mildest, rank, rank_again
+from tightwire.planner.quality import Situation, extra_steps, is_studied
+from tightwire.planner.ranking import By, careful_s, mildest, rank, rank_again, rank_few
 from tightwire.profile import Profile, known_costs
 from tightwire.runtime.race import PRIOR_SPREAD, Contender
 from tightwire.schedule import Auto
@@ -28,14 +28,22 @@ HOST = torch.device("cpu")
 TIMED_NUMEL, MOST_TIMED, MOST_ROUNDS = 2**18, 12, 5
 # Of this many plans, the best of their kinds, codecs are timed where no race asks for more.
 LOOKED_AT = 3
-# What is predicted whatever the search finds, and may contend: experience is wider than one table of a few studies.
-SEEDED = tuple(
-    f"{sync}/allreduce/{compression}/{schedule}"
-    for sync, compression in (
-        ("bsp", "powersgd:4+ef"), ("bsp", "int8+ef"), ("bsp", "bf16"), ("bsp", "topk:0.01+ef"),
-        ("local:8", "int8"), ("local:8", "none"), ("local:16", "powersgd:4+ef"),
-    )
-    for schedule in ("sequential", "mgwfbp")
+# What is predicted whatever a search finds, and alone where there is no time for one: on a wire whose links are alike,
+# the best plan is seldom much better than the best of these.
+SEEDED = (
+    *(
+        f"bsp/allreduce/{compression}/{schedule}"
+        for compression in (
+            "bf16", "int8+ef", "int4+ef", "int2+ef", "powersgd:2+ef", "powersgd:4+ef", "powersgd:8+ef", "topk:0.01+ef",
+        )
+        for schedule in ("fusion", "mgwfbp")
+    ),
+    *(
+        f"local:{steps}/allreduce/{compression}/fusion"
+        for steps in (4, 8, 16, 32)
+        for compression in ("none", "int8", "int4+ef", "powersgd:4+ef")
+    ),
+    *(f"diloco:32,outer_momentum=0.6/allreduce/{compression}/fusion" for compression in ("none", "int8")),
 )  # fmt: skip
 # A plan that is expected to need so many times as long as the best one does not contend.
 MOST_BEHIND = 3.0
@@ -50,8 +58,9 @@ def rank_timed(
     at: torch.device = HOST,
     in_the_way: Sequence[str] = (),
     looked_at: int = LOOKED_AT,
+    searches: bool = True,
 ) -> Ranking:
-    """Ranks all plans, without reasons; the codec of whatever may be taken is timed here.
+    """Ranks plans, without reasons; the codec of whatever may be taken is timed here.
 
     A codec that nobody timed is priced by its nearest relative or by its prior, which flatter most of them. So those of
     the plans that look best are timed, and plans are compared anew, until nothing else looks best.
@@ -64,17 +73,21 @@ def rank_timed(
         at: the device that codecs are timed on.
         in_the_way: see `contenders`.
         looked_at: of how many contenders codecs are timed, besides that of the plan that is chosen.
+        searches: whether all plans are ranked; else those alone that experience suggests.
 
     Returns:
         The ranking; its profile holds what codecs cost where all workers of a host encode at once.
     """
     profile = dataclasses.replace(profile, codecs=())
-    found = rank(profile, cluster, allow, by)
+    seeded = [plan for plan in map(legal, SEEDED) if plan is not None and is_allowed(plan, allow)]
+    if searches:
+        found = rank(profile, cluster, allow, by)
+    else:
+        found = rank_few(seeded, profile, cluster, allow, by)
     # What is chosen here is trained with as it is, and searches for nothing any more.
     found = dataclasses.replace(
         found, rows=tuple(row for row in found.rows if not isinstance(row.plan.schedule, Auto))
     )
-    seeded = [plan for plan in map(legal, SEEDED) if plan is not None and is_allowed(plan, allow)]
     plans = [*seeded, *(row.plan for row in found.rows)]
     untimed: list[Sender] = []
     for number in range(MOST_ROUNDS):
@@ -140,7 +153,7 @@ def contenders(ranking: Ranking, in_the_way: Sequence[str]) -> Iterator[Contende
         ranking: of all plans, those among them that have a place in any race.
         in_the_way: why no schedule may be used under which the next forward begins early; nothing where it may.
     """
-    careful = functools.partial(careful_s, noise=ranking.profile.gradient_noise)
+    careful = functools.partial(careful_s, situation=Situation.of(ranking.profile))
     rows = sorted(
         (
             row
@@ -167,7 +180,7 @@ def contenders(ranking: Ranking, in_the_way: Sequence[str]) -> Iterator[Contende
         firsts = {row.plan for row in mixed}
         found = [*mixed, *_best_of_kinds([row for row in worth_it if row.plan not in firsts], careful)]
     for row in found:
-        extra = extra_steps(row.plan, ranking.profile.gradient_noise)
+        extra = extra_steps(row.plan, Situation.of(ranking.profile))
         yield Contender(
             plan=str(row.plan),
             predicted_step_s=row.step_s,
@@ -199,5 +212,5 @@ def _kind(plan: Plan) -> str:
 def value_of(ranking: Ranking) -> Callable[[Prediction], float]:
     """Returns what plans are compared by, the less the better: a step's time, or that of what an exact one does."""
     if ranking.by == "loss":
-        return functools.partial(careful_s, noise=ranking.profile.gradient_noise)
+        return functools.partial(careful_s, situation=Situation.of(ranking.profile))
     return lambda row: row.step_s
