@@ -23,6 +23,7 @@ from tightwire.planner import STOCK, Allowance, Ranking, deviation
 from tightwire.planner.advice import explained
 from tightwire.planner.candidates import begins_as_it_goes_on, keeps_optimizer
 from tightwire.planner.ranking import By, usual
+from tightwire.probe import PROGRAMS
 from tightwire.profile import Profile, Profiler
 from tightwire.profile.beside import with_device
 from tightwire.runtime.habits import Habits, obstacles
@@ -43,6 +44,8 @@ PROFILE_STEPS = 3
 BASELINE_STEPS = 4
 # How long the wire is probed: long enough for programs to be told apart, where all plans are; else for its rate.
 PROBE_BUDGET_S, QUICK_PROBE_S = 1.5, 0.5
+# What the plans of the short list send by.
+QUICK_PROGRAMS = ("native", "ring", "direct", "allgather")
 # Where a dense exchange takes longer than this, the first steps send less, if the allowance lets them.
 CHEAP_S = 0.05
 # Dense exchanges longer than this are sent as int8 and no longer as bf16, and longer than the next by powersgd.
@@ -110,6 +113,11 @@ class PlanSearch:
     def probe_s(self) -> float:
         """How long to probe the wire."""
         return min(PROBE_BUDGET_S, QUICK_PROBE_S) if self.is_quick else PROBE_BUDGET_S
+
+    @property
+    def probed(self) -> tuple[str, ...]:
+        """Which programs are probed: only plans of those compete."""
+        return QUICK_PROGRAMS if self.is_quick else PROGRAMS
 
     def steps_ahead(self, profile: Profile) -> int:
         """Returns the steps that plans are compared over at first; 0: many."""
