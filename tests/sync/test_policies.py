@@ -157,6 +157,33 @@ def test_adacomm_needs_the_loss_and_follows_it() -> None:
         assert ends == [7, 11, 15, 17, 19, 21, 23, 24, 25, 26, 27, 28]
 
 
+def test_adacomm_lengthens_rounds_where_the_rate_fell() -> None:
+    """η_0/η = 4 doubles what the loss asks for (equation 20 of arXiv:1810.08313); without `coupled` nothing does."""
+
+    def lengths(transport: Transport, plan: str) -> list[int]:
+        rounds = []
+        with job(transport, plan) as j:
+            for step in range(32):
+                j.optimizer.param_groups[0]["lr"] = 0.1 if step < 16 else 0.025
+                j.run.report_loss(torch.tensor(1.0 if step < 8 else 0.25, requires_grad=True))
+                j.step(step)
+                rounds.append(j.run.report().rounds)
+        ends = [
+            -1,
+            *(step for step in range(32) if (step == 0 and rounds[0]) or rounds[step] > rounds[step - 1]),
+        ]
+        return [b - a for a, b in zip(ends, ends[1:], strict=False)]
+
+    coupled, free = (
+        run_threads(2, lambda t, p=p: lengths(t, p), deadline_s=20)[0]
+        for p in ("adacomm:8,interval=8,coupled=true", "adacomm:8,interval=8")
+    )
+    # 8; then half of it, for the loss had not fallen; then ⌈8·√¼⌉ = 4 is not below 4, and is halved.
+    assert coupled[:7] == free[:7] == [8, 4, 4, 2, 2, 2, 2]
+    assert coupled[7:] == [8]  # ⌈8·√(4·¼)⌉, once the rate fell
+    assert free[7:] == [1] * 8
+
+
 def test_samples_weigh_workers() -> None:
     """One worker has three samples, the other one: x moves by ¾ and ¼ of what they would."""
 

@@ -78,6 +78,8 @@ class DenseGrowing(Stage):
 
     Attributes:
         kappa: how many at one distance; 16 in the paper.
+        until: the last round that may be one; 0: there is no last one. The authors' code ends them where the learning
+            rate's warm-up does, or never (`var_freeze_step`).
     """
 
     name: ClassVar[str] = "dense-growing"
@@ -88,12 +90,16 @@ class DenseGrowing(Stage):
     mixes: ClassVar[bool] = True
 
     kappa: int
+    until: int = 0
 
     def __post_init__(self) -> None:
         _require_rounds(self, self.kappa)
+        _require_rounds(self, self.until, least=0)
 
     def sender_at(self, sender: Sender, round_number: int) -> Sender:
         """Returns the identity in rounds 1 + Σ 2^⌊j/κ⌋."""
+        if 0 < self.until < round_number:
+            return sender
         past, distance = round_number - 1, 1
         while past > self.kappa * distance:  # κ rounds at each distance
             past -= self.kappa * distance

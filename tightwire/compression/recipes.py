@@ -177,10 +177,12 @@ class ZeroOneAdam(Recipe):
 
     kappa: int = 16
     beta: float = 0.9
+    until: int = 0
 
     @property
     def expression(self) -> str:  # noqa: D102
-        return f"doublesqueeze+ef+ema:{self.beta}+dense-growing:{self.kappa}"
+        until = f",until={self.until}" if self.until else ""
+        return f"doublesqueeze+ef+ema:{self.beta}+dense-growing:{self.kappa}{until}"
 
 
 @final

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from tightwire.answers import Rate
 from tightwire.errors import PlanError
-from tightwire.sync.rounds import Rounds, State, require_state, require_steps
+from tightwire.sync.rounds import Rounds, State, Trend, require_state, require_steps
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,20 @@ class AdaComm(Rounds):
     where it is: without it the error of long rounds would remain. F is the mean over workers of what `run.report_loss`
     was told since H was chosen, F_0 that of the first round; the sums travel with rounds, so that all ranks agree on H.
     The paper chooses H anew every 60 seconds; here it is every `interval` steps, at the end of a round, so that runs
-    can be repeated. Its third rule, by which H grows with √(η_0/η) where the learning rate η falls, belongs to
-    schedules that wait for H = 1 before the rate falls, and is left out (PaddlePaddle's adaptive local SGD has that
-    one, and not the second). Equations 17 and 18 and γ are from memory of the paper.
+    can be repeated.
+
+    With `coupled=true` the learning rate η bears on H too: where it fell since H was chosen, H is ⌈H0·√(η_0/η·F/F_0)⌉,
+    for the smaller steps are, the less replicas drift apart. The paper derives (η_0/η)³ under the root (equation 19),
+    and takes η_0/η (equation 20), for with the former tenfold smaller rates made rounds of a thousand steps, which
+    diverged. Here η_0 is the highest rate so far, so that a warm-up shortens no rounds, and H never exceeds H0, by
+    which a round's cost is predicted. It is no default: in the paper the rate falls only once H is 1, and under a
+    schedule that does not wait for that, rounds end as long as they began. Equations are from memory of the paper.
 
     Args:
         H0: local steps in the first rounds.
         gamma: γ, in (0, 1]; 1 is the first rule alone.
         interval: steps after which H is chosen anew.
+        coupled: whether H also follows the learning rate.
         state: of the optimizer, as in `local`.
     """
 
@@ -46,6 +52,7 @@ class AdaComm(Rounds):
     _: KW_ONLY
     gamma: float = 0.5
     interval: int = 100
+    coupled: bool = False
     state: str = "kept"
 
     def __post_init__(self) -> None:
@@ -62,15 +69,21 @@ class AdaComm(Rounds):
         """H0: at most, while the loss falls."""
         return self.H0
 
-    def steps_after(self, loss_ratio: float, last: int) -> int:
+    def steps_after(self, trend: Trend, last: int) -> int:
         """Returns H from now on.
 
-        >>> [AdaComm(8).steps_after(ratio, 8) for ratio in (1.0, 0.81, 0.25, 0.01, 0.0)]
+        >>> [AdaComm(8).steps_after(Trend(loss=loss), 8) for loss in (1.0, 0.81, 0.25, 0.01, 0.0)]
         [4, 4, 4, 1, 1]
-        >>> [AdaComm(8).steps_after(0.25, last) for last in (6, 5, 4, 3, 1)]
+        >>> [AdaComm(8).steps_after(Trend(loss=0.25), last) for last in (6, 5, 4, 3, 1)]
         [4, 4, 2, 2, 1]
+        >>> fallen = Trend(loss=0.16, rate=0.25, rate_fell=True)
+        >>> AdaComm(8).steps_after(fallen, 2), AdaComm(8, coupled=True).steps_after(fallen, 2)
+        (1, 7)
         """
-        wanted = max(1, math.ceil(self.H0 * math.sqrt(max(loss_ratio, 0.0))))
+        grown = trend.rate if self.coupled and trend.rate > 0 else 1.0
+        wanted = max(1, math.ceil(self.H0 * math.sqrt(max(trend.loss, 0.0) / grown)))
+        if self.coupled and trend.rate_fell:
+            return min(self.H0, wanted)
         return wanted if wanted < last else math.ceil(self.gamma * last)
 
     @property

@@ -52,6 +52,21 @@ class Outer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trend:
+    """How far training went, for policies whose rounds follow it.
+
+    Attributes:
+        loss: its mean since the length of rounds was chosen last, over that of the first round.
+        rate: the learning rate, over the highest so far.
+        rate_fell: whether it is lower than when the length was chosen last.
+    """
+
+    loss: float
+    rate: float = 1.0
+    rate_fell: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class NormGuard:
     """What keeps odd pseudo-gradients out of a mean.
 
@@ -112,11 +127,11 @@ class Rounds(Sync, abc.ABC):
     def deviation(self) -> float:  # noqa: D102
         return float(self.steps_per_round)
 
-    def steps_after(self, loss_ratio: float, last: int) -> int:
+    def steps_after(self, trend: Trend, last: int) -> int:
         """Returns the length of rounds from now on, where the loss decides it.
 
         Args:
-            loss_ratio: mean loss since the length was chosen last, over that of the first round.
+            trend: how far training went.
             last: their length until now.
         """
         return self.steps_per_round

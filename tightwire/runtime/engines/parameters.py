@@ -296,7 +296,8 @@ class ParameterEngine(BaseEngine):
         if not self._sync.follows_loss:
             return self._sync.steps_of(segment.number + 2)
         loss, losses, *_ = called.own.tolist()
-        return self._pace.after(loss, losses)
+        rates = [float(group["lr"]) for group in self._context.optimizers.param_groups if "lr" in group]
+        return self._pace.after(loss, losses, max(rates, default=0.0))
 
     def _start(self, segment: Segment, mine: float, called: Called) -> None:
         segment.number += 1
