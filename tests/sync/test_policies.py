@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -172,7 +173,7 @@ def test_adacomm_lengthens_rounds_where_the_rate_fell() -> None:
             -1,
             *(step for step in range(32) if (step == 0 and rounds[0]) or rounds[step] > rounds[step - 1]),
         ]
-        return [b - a for a, b in zip(ends, ends[1:], strict=False)]
+        return [b - a for a, b in itertools.pairwise(ends)]
 
     coupled, free = (
         run_threads(2, lambda t, p=p: lengths(t, p), deadline_s=20)[0]
