@@ -18,7 +18,7 @@ ROOT = Path(tightwire.__file__).parent
 
 # A module may import only from those before it, also inside functions.
 ORDER = (
-    "errors", "units", "ways", "files", "answers", "extensions", "catalogue", "buckets", "kernels", "devices",
+    "errors", "units", "ways", "files", "pages", "answers", "extensions", "catalogue", "buckets", "kernels", "devices",
     "transport", "sync", "compression", "schedule", "architecture", "averaging", "plan", "cluster", "profile", "probe",
     "simulate", "planner", "parallel", "jobs", "large_batch", "optim", "runtime", "_attach", "workloads", "lab",
     "bench", "study", "validate", "tour", "integrations", "cli",
@@ -26,7 +26,8 @@ ORDER = (
 
 # Planning needs no torch.
 TORCH_FREE = (
-    "tightwire", "tightwire.errors", "tightwire.units", "tightwire.ways", "tightwire.files", "tightwire.answers",
+    "tightwire", "tightwire.errors", "tightwire.units", "tightwire.ways", "tightwire.files", "tightwire.pages",
+    "tightwire.answers",
     "tightwire.extensions", "tightwire.catalogue", "tightwire.transport", "tightwire.sync", "tightwire.compression",
     "tightwire.schedule", "tightwire.architecture", "tightwire.architecture.allreduce.program",
     "tightwire.architecture.allreduce.builders",

@@ -19,9 +19,7 @@ def command() -> str:
 
 def machine() -> str:
     """Returns cores, versions, the commit and the date."""
-    import torch
-
-    versions = f"Python {platform.python_version()}, PyTorch {torch.__version__}"
+    versions = f"Python {platform.python_version()}, PyTorch {metadata.version('torch')}"
     cores = f"{os.cpu_count()} cores ({platform.machine()})"
     return f"{cores}, {versions}, {commit()}, {time.strftime('%Y-%m-%d')}"
 

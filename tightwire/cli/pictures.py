@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import pathlib
 from typing import Any
 
+from tightwire import pages
+from tightwire.cli import made
 from tightwire.errors import FileError
 from tightwire.files import require_writable, write_text
+
+STYLE = "body{font:14px/1.5 system-ui,sans-serif;margin:1rem}.quiet{color:#59636e}"
 
 
 def require_picture(path: pathlib.Path | None, option: str) -> None:
@@ -39,7 +44,10 @@ def write_picture(drawing: Any, path: pathlib.Path, option: str) -> None:
     """
     require_picture(path, option)
     if path.suffix == ".html":
-        write_text(path, drawing.to_html(include_plotlyjs=True))
+        drawn = drawing.to_html(include_plotlyjs=True, full_html=False, config={"displayModeBar": False})
+        made_by = html.escape(f"Made by {made.command()} on {made.machine()}.")
+        title = drawing.layout.title.text or "Tightwire"
+        write_text(path, pages.whole(title, f"{drawn}<p class=quiet>{made_by}</p>", STYLE))
         return
     require_writable(path)
     try:

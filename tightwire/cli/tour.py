@@ -68,8 +68,9 @@ def tour(
     )
     result = _take(options)
     report = out / "report.html"
-    tour_report.write(result, report)
-    files.write_text(out / "curves.svg", curves.picture(result, f"{made.command()} · {made.machine()}"))
+    made_by = f"{made.command()} · {made.machine()}"
+    tour_report.write(result, report, made_by)
+    files.write_text(out / "curves.svg", curves.picture(result, made_by))
     if not as_json:
         _print(result)
     say(f"The report, with curves, timeline and reasons: {report}", err=True)

@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from tightwire import pages
 from tightwire.cluster import Cluster
 from tightwire.plan import Plan
 from tightwire.planner import STOCK, Allowance, deviation
@@ -33,7 +34,7 @@ GIGABITS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 COMPUTE_S = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 WORKERS = (4, 16, 64)
 STYLE = (
-    "body{font:15px sans-serif;max-width:1500px;margin:2em auto;color:#1d2129}main{display:grid;gap:1.5em;"
+    "body{font:15px sans-serif;max-width:1500px;margin:2em auto;color:#1d2129}.maps{display:grid;gap:1.5em;"
     "grid-template-columns:repeat(auto-fit,minmax(440px,1fr))}table{border-collapse:collapse}caption{font-weight:bold;"
     "padding:.4em}td{text-align:center;border:1px solid #fff;min-width:44px;padding:3px}th{font-weight:normal;"
     "font-size:12px;padding:3px;text-align:right}.legend span{padding:2px 8px;line-height:2}"
@@ -73,7 +74,7 @@ IDEAS = (
     Idea(
         letter="R",
         title="another program, or servers",
-        colour="#4c78a8",
+        colour="#7aa6d4",
         plans=tuple(
             f"bsp/{a}/none/mgwfbp"
             for a in ("allreduce:recursive-doubling", "allreduce:halving-doubling", "ps")
@@ -107,10 +108,10 @@ IDEAS = (
     Idea(
         letter="L",
         title="local steps",
-        colour="#e45756",
+        colour="#f08a8b",
         plans=tuple(f"local:{h}/allreduce/{c}" for h in (4, 16) for c in ("none", "int8+ef")),
     ),
-    Idea(letter="O", title="DiLoCo", colour="#9d3f3f", plans=("diloco:64", "diloco:64/allreduce/int4+ef")),
+    Idea(letter="O", title="DiLoCo", colour="#d09090", plans=("diloco:64", "diloco:64/allreduce/int4+ef")),
     Idea(
         letter="G",
         title="gossip",
@@ -120,7 +121,7 @@ IDEAS = (
     Idea(
         letter="Y",
         title="asynchronous",
-        colour="#79706e",
+        colour="#a39b98",
         plans=("asp/ps/none/sequential", "ssp:3/ps/none/sequential"),
     ),
 )
@@ -259,15 +260,15 @@ def page(cells: Sequence[MapCell], command: str) -> str:
     legend = "".join(f"<span style=background:{i.colour}>{i.letter} {i.title}</span> " for i in IDEAS)
     maps = "".join(_heat_map(*grid) for grid in grids(cells))
     marks = "".join(f"<li>{html.escape(name)}: {s * 1e3:,.0f} ms" for name, s in landmarks())
-    return (
-        f"<!doctype html><meta charset=utf-8><title>Tightwire: the map</title><style>{STYLE}</style>"
+    body = (
         "<h1>Which method is best where</h1><p>Predictions, not measurements. In a cell: the method that changes "
         "training least, among those within 10 % of the fastest, and how many times as fast as plain all-reduce "
         f"it reaches a loss, the steps counted in that it needs more. Down: compute per 100 MB of gradients. "
         f"Across: each worker's line. "
         f"<code>{command}</code></p>"
-        f"<p class=legend>{legend}</p><main>{maps}</main><h2>Where known models stand</h2><ul>{marks}</ul>"
+        f"<p class=legend>{legend}</p><div class=maps>{maps}</div><h2>Where known models stand</h2><ul>{marks}</ul>"
     )
+    return pages.whole("Tightwire: the map", body, STYLE)
 
 
 def _heat_map(allow: Allowance, workers: int, rows: Sequence[Sequence[MapCell]]) -> str:
@@ -280,4 +281,4 @@ def _heat_map(allow: Allowance, workers: int, rows: Sequence[Sequence[MapCell]])
             f"{c.speedup:.{0 if c.speedup >= 10 else 1}f}×"
             for c in row
         )
-    return f"<table><caption>{allow}, {workers} workers</caption><tr><th>{head}{body}</table>"
+    return f"<table><caption>{allow}, {workers} workers</caption><tr><th>compute{head}{body}</table>"

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from tightwire import files
+from tightwire import files, pages
 from tightwire.tour.tour import DDP, DDP_POWERSGD, RACE, PlanResult, TourResult
 from tightwire.units import print_ms, print_rate, print_size
 
@@ -71,12 +71,18 @@ def label(plan: PlanResult) -> str:
     return f"race, won by {named}" if plan.asked == RACE else named
 
 
-def write(result: TourResult, path: pathlib.Path) -> None:
-    """Writes the report."""
-    files.write_text(path, _page(result))
+def write(result: TourResult, path: pathlib.Path, made: str = "") -> None:
+    """Writes the report.
+
+    Args:
+        result: of the tour.
+        path: of the page.
+        made: by which command and on which machine.
+    """
+    files.write_text(path, _page(result, made))
 
 
-def _page(result: TourResult) -> str:
+def _page(result: TourResult, made: str) -> str:
     options = result.options
     about = (
         f"{options.workers} workers with links of {print_rate(options.rate_bytes_per_s)}, a byte-level transformer of "
@@ -90,9 +96,9 @@ def _page(result: TourResult) -> str:
         "<h2>Loss against time</h2>" + _figure(_curves(result.plans), with_library=True),
         "<h2>One step, seen from rank 0</h2>" + _figure(_timeline(result)),
         "<h2>Why these plans</h2>" + "".join(_reasons(allow, why) for allow, why in result.why.items()),
-        "<h2>How this was measured</h2>" + _method(result),
+        "<h2>How this was measured</h2>" + _method(result, made),
     ]
-    return f"<!doctype html><meta charset=utf-8><title>Tightwire tour</title><style>{STYLE}</style>{''.join(sections)}"
+    return pages.whole("Tightwire tour", "".join(sections), STYLE)
 
 
 def _table(result: TourResult) -> str:
@@ -109,8 +115,9 @@ def _reasons(allow: str, why: Sequence[str]) -> str:
     return f"<p>With <code>{allow}</code> plans allowed:</p><ul>{items}</ul>"
 
 
-def _method(result: TourResult) -> str:
+def _method(result: TourResult, made: str) -> str:
     sentences = [
+        *([f"Made by {made}."] if made else []),
         f"The network: {result.lab}",
         "Every plan starts from the same parameters and sees the same text; held-out files are never trained on. "
         "Snapshots are judged after the clock has stopped.",

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from tightwire import pages
 from tightwire.study.report import aligned
 from tightwire.validate.seven_in_lab import BASE, CREDIT_SLICES, PLANS, SLICES, Cell
 
@@ -169,7 +170,6 @@ def plot(cells: Sequence[Cell], made: str) -> str:
     )
     drawn = figure.to_html(include_plotlyjs=True, full_html=False, config={"displayModeBar": False})
     parts = [
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>Seven lossless methods</title><style>{STYLE}</style>",
         "<h1>Seven lossless methods in the lab</h1>",
         f"<p>{html.escape(QUESTION)}</p><p class=quiet>{html.escape(made)}</p>",
         "<h2>A step over its bound, against wire/compute</h2>",
@@ -179,7 +179,7 @@ def plot(cells: Sequence[Cell], made: str) -> str:
         "</ul>",
         *(_section(cell) for cell in cells),
     ]
-    return "".join(parts) + "\n"
+    return pages.whole("Seven lossless methods", "".join(parts), STYLE)
 
 
 def _section(cell: Cell) -> str:

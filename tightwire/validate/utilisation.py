@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tightwire import pages
 from tightwire.cluster import Cluster
 from tightwire.profile import Profile
 from tightwire.simulate import predict
@@ -155,7 +156,8 @@ def plot(models: Sequence[Model] = MODELS, plans: Sequence[str] = PLANS) -> str:
     figure.update_layout(
         template="simple_white", title=title, height=520, legend={"orientation": "h", "y": -0.25}
     )
-    return str(figure.to_html(include_plotlyjs=True, config={"displayModeBar": False}))
+    drawn = figure.to_html(include_plotlyjs=True, full_html=False, config={"displayModeBar": False})
+    return pages.whole(title, drawn)
 
 
 COLOURS = ("#8a8f98", "#59636e", "#7fb0f5", "#1f6feb", "#7a4fbf", "#b08ae0", "#e8a27c", "#d1652b")

@@ -1,0 +1,23 @@
+"""Pages that stand alone: one HTML file that needs nothing else, to be read and forwarded."""
+
+from __future__ import annotations
+
+import html
+
+
+def whole(title: str, body: str, style: str = "") -> str:
+    """Returns a page, in English, with a title and one main part, as readers of screens need them.
+
+    >>> "<title>A &amp; B</title>" in whole("A & B", "<h1>A and B</h1>")
+    True
+
+    Args:
+        title: of the window; plain text.
+        body: HTML.
+        style: CSS.
+    """
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8>"
+        '<meta name=viewport content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{style}</style><main>{body}</main></html>\n"
+    )
