@@ -296,9 +296,15 @@ def main() -> None:
             kept[name] = kept.get(name, {}) | {"why": asked.keep}
         write(kept)
         return
+    failed = []
     for name in asked.names or old:
-        make(name, kept)
+        try:
+            make(name, kept)
+        except subprocess.CalledProcessError as error:  # the others are made all the same
+            print(f"{name}: the command ended with code {error.returncode}", file=sys.stderr, flush=True)
+            failed.append(name)
     write(kept)
+    sys.exit(f"not made: {', '.join(failed)}; start again to go on with them" if failed else 0)
 
 
 if __name__ == "__main__":
