@@ -5,7 +5,9 @@ Two thousand mutations of each; `pytest tests/laws/test_mutations.py --many` mak
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -15,6 +17,9 @@ from torch import Tensor
 from tests.laws.test_codecs import CODECS, codec_of, message_for, normal
 from tightwire.architecture.server.messages import Flag, Header, Kind, pack_state, unpack_state
 from tightwire.errors import TensorError, TransportError
+from tightwire.runtime.engines.holdings import claims_of, parcel_of, sizes_of
+from tightwire.runtime.meeting import News
+from tightwire.runtime.renewal import MOST, Card, pack, unpack
 from tightwire.transport.messages import Message
 from tightwire.transport.seal import Seal
 
@@ -111,6 +116,29 @@ READERS: dict[str, tuple[bytes, Callable[[bytes], object]]] = {
         lambda data: Header.of(tensor(data[:48].ljust(48, b"\0"))),
     ),
     "server state": (pack_state(STATE).numpy().tobytes(), lambda data: unpack_state(tensor(data))),
+    "card of a member": (
+        json.dumps(asdict(Card(agreed=3, begun=4, step=9, plan="bsp", facts="ab"))).encode(),
+        lambda data: Card.of(data),
+    ),
+    "news at a meeting": (
+        json.dumps(asdict(News(why="turn", step=3, plan="bsp", measured=[{"w": 0.1}, 1e-4, 1e9]))).encode(),
+        lambda data: News.of(data),
+    ),
+    "state of a newcomer": (
+        pack({"weights": torch.ones(3), "step": 7}).numpy().tobytes(),
+        lambda data: unpack(data),
+    ),
+    "holdings": (
+        b'[["shard", 5, 4, true, ["weight", "bias"]], ["heard", 1, 1, false, []]]',
+        lambda data: claims_of(data, {"weight", "bias"}),
+    ),
+    "sizes of parcels": (b'{"0": 1234, "2": 77}', lambda data: sizes_of(data, 3)),
+    "parcel of a shard": (
+        pack_state({"values": {"weight": torch.ones(2)}, "optimizer": {"weight": {"step": 3}}})
+        .numpy()
+        .tobytes(),
+        lambda data: parcel_of(tensor(data), {"weight"}),
+    ),
     "liveness": (
         Message(kind="here", sender=2, waits=(0, 1), age_s=1.5, place="train.py:4 in f").to_bytes(),
         lambda data: Message.of(data, 3),
@@ -129,6 +157,8 @@ def test_readers(name: str, times: int) -> None:
         except TransportError:
             found = None
         refused += found is None
+        if isinstance(found, Card | News):
+            assert 0 <= found.step < MOST
         if isinstance(found, Message):
             assert 0 <= found.sender < 3
             assert all(0 <= rank < 3 for rank in found.waits)

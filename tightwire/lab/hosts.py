@@ -8,7 +8,7 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
@@ -125,6 +125,10 @@ class Hosts(ABC):
         """The guarded command that runs `argv` on the worker's host, in the caller's working directory."""
 
     @abstractmethod
+    def network(self, rank: int) -> AbstractContextManager[list[int]]:
+        """An open file that holds the network of the worker's host while the block lasts; none where all share one."""
+
+    @abstractmethod
     def environment(self) -> dict[str, str]:
         """Variables that every worker on these hosts needs."""
 
@@ -196,6 +200,10 @@ class Loopback(Hosts):
     def command(self, rank: int, argv: Sequence[str]) -> list[str]:
         """The same, guarded."""
         return self.guard.guarded(argv)
+
+    def network(self, rank: int) -> AbstractContextManager[list[int]]:
+        """None: the loopback is everybody's."""
+        return nullcontext([])
 
     def environment(self) -> dict[str, str]:
         """Tells `tw.init()` the rate to hold."""

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import IO, Literal, final
 
 from tightwire.lab.hosts import Hosts
+from tightwire.lab.spare import Spare
 
 KILL_AFTER_S = 2.0
 _DRAIN_S = 1.0
@@ -120,6 +121,7 @@ class LabJob:
         environments: all of each rank's environment variables.
         grace_s: how long the others may go on, in seconds, after one failed or after an interrupt.
         restarts: whether a worker that a signal ended is started anew, and has not failed.
+        spare: starts a process that will be the next worker started anew; None where that is not possible.
     """
 
     def __init__(
@@ -129,8 +131,11 @@ class LabJob:
         environments: Sequence[Mapping[str, str]],
         grace_s: float,
         restarts: bool = False,
+        spare: Callable[[], Spare | None] = lambda: None,
     ) -> None:
         self._hosts = hosts
+        self._make_spare = spare
+        self._spare: Spare | None = None
         self._restarts, self._commands, self._environments = restarts, commands, environments
         self._grace_s = grace_s
         self._events: SimpleQueue[_Event] = SimpleQueue()
@@ -148,6 +153,7 @@ class LabJob:
         try:
             for rank in range(len(commands)):
                 self._start(rank)
+            self._spare = self._make_spare()
         except BaseException:
             self.stop()
             raise
@@ -207,6 +213,20 @@ class LabJob:
             self.signal(rank, signal.SIGKILL)
         for watcher in self._watchers:
             watcher.join()
+        if self._spare is not None:
+            self._spare.close()
+            self._spare = None
+
+    def _start_anew(self, rank: int) -> None:
+        """Starts a worker in the place of one that was killed: from the spare, if there is one."""
+        spare = self._spare
+        if spare is not None and spare.is_there and spare.order(rank, self._environments[rank]):
+            self._processes[rank] = spare.process
+            self._watch(rank, spare.process)
+        else:
+            self._start(rank)
+        if spare is not None:
+            self._spare = self._make_spare()
 
     def _start(self, rank: int) -> None:
         process = subprocess.Popen(
@@ -274,7 +294,7 @@ class LabJob:
                     self._last_lines[event.rank] = event.text.strip()
                 on_line(event)
             case _Exit(rank, code) if code < 0 and self._restarts and not self._is_ending:
-                self._start(rank)
+                self._start_anew(rank)
             case _Exit(rank, code):
                 self._exit_codes[rank] = code
                 if code and self._first_failed is None and self._interrupted is None and not self._timed_out:

@@ -20,6 +20,7 @@ from tightwire.lab.hosts import Hosts, Loopback, Mode, Traffic
 from tightwire.lab.job import LabJob, OutputLine, Result
 from tightwire.lab.namespaces import Namespaces
 from tightwire.lab.slow import VARIABLE, Brake, Slow
+from tightwire.lab.spare import MODULES, Spare, can_be_warm
 from tightwire.lab.switch import AddingSwitch, SwitchProcess
 from tightwire.lab.topology import Topology, checked_rate
 
@@ -127,6 +128,7 @@ class Lab:
         timeout_s: float | None = None,
         elastic: bool = False,
         rates_at: Sequence[tuple[float, float]] = (),
+        warm: Sequence[str] = MODULES,
     ) -> Result:
         """Runs a command once per worker, with the environment that `torchrun` would give it.
 
@@ -140,8 +142,10 @@ class Lab:
             env: variables for the workers, over those of this process and of the lab.
             timeout_s: after this many seconds the workers are stopped; None: never.
             elastic: a worker that is killed is started anew; beside worker 0, on its host, is a lighthouse, by which it
-                comes in among the others (`tightwire.init(elastic=True)`).
+                comes in among the others (`tightwire.init(elastic=True)`). A Python program is started anew from a
+                spare process that has imported `warm` already; see `lab.spare`.
             rates_at: seconds from the start, and the rate in bytes per second that links have from then on.
+            warm: modules that workers import.
 
         Returns:
             How the workers ended.
@@ -160,12 +164,20 @@ class Lab:
             stack.enter_context(self._changing(rates_at))
             if elastic:
                 meeting |= stack.enter_context(self._lighthouse())
+            environments = [self._environment(rank, {**meeting, **(env or {})}) for rank in ranks]
+
+            def spare() -> Spare | None:
+                if not elastic or not can_be_warm(program):
+                    return None
+                return Spare(hosts, program, environments[0], start=batch, modules=warm)
+
             self._job = LabJob(
                 hosts,
                 [hosts.command(rank, [*batch, *program]) for rank in ranks],
-                [self._environment(rank, {**meeting, **(env or {})}) for rank in ranks],
+                environments,
                 self._grace_s,
                 restarts=elastic,
+                spare=spare,
             )
             brake = Brake(self._slow, self.freeze, self.thaw)
             try:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -84,6 +85,15 @@ class Namespaces(Hosts):
         keeper = f"/proc/{self._keeper_pid}/ns"
         inside = [f"--pid={keeper}/pid", f"--mount={keeper}/mnt"]
         return [*self._enter(network), *inside, self._tools["env"], "-C", str(Path.cwd()), *argv]
+
+    @contextmanager
+    def network(self, rank: int) -> Iterator[list[int]]:
+        """Opens what the keeper holds."""
+        file = os.open(self._hosts[rank], os.O_RDONLY)
+        try:
+            yield [file]
+        finally:
+            os.close(file)
 
     def environment(self) -> dict[str, str]:
         """Nothing: the kernel does all."""

@@ -27,6 +27,7 @@ from tightwire.runtime.renewal import (
     digest_of_facts,
     hand_over,
     refuse_strangers,
+    require_whole,
     show_cards,
 )
 from tightwire.runtime.replicas import make_states_equal
@@ -345,6 +346,9 @@ class Course:
         behind_it = self.step + position.ahead(max(card.served for card in cards.by_rank))
         luggage = self._luggage(state, behind_it) if transport.rank == source and lacking else None
         received = hand_over(transport, source, lacking, luggage) if lacking else None
+        if received is not None:
+            model = self.context.model
+            require_whole(received, dict([*model.named_parameters(), *model.named_buffers()]))
         self._is_lost = cards.is_round_lost
         membership = self.context.membership
         membership.begin_anew(transport.size, furthest.meetings, any(card.uneven for card in cards.by_rank))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Final, Literal, get_args
 
+from tightwire.runtime.renewal import MOST, readable
 from tightwire.transport import Transport
 
 # finish: its data is over. turn: goes on under another plan. rebuild: goes on under the same plan, with what was
@@ -37,6 +40,44 @@ class News:
     measured: list[Any] | None = None
     answer: str = ""
 
+    @classmethod
+    def of(cls, data: bytes) -> News | None:
+        """Reads what a member said; None for whatever is nothing like it, however malformed."""
+        with suppress(ValueError, RecursionError):
+            return cls.of_values(json.loads(data))
+        return None
+
+    @classmethod
+    def of_values(cls, content: Any) -> News | None:
+        """Reads the same from plain values."""
+        known = isinstance(content, dict) and content.keys() <= _TYPES.keys() and "why" in content
+        if not known or any(type(value) not in _TYPES[name] for name, value in content.items()):
+            return None
+        news = cls(**content)
+        counts = 0 <= news.step < MOST and 0 <= news.waited_s < MOST
+        is_whole = news.measured is None or _is_measured(news.measured)
+        return news if news.why in get_args(Why) and counts and is_whole else None
+
+
+_TYPES: Final[Mapping[str, tuple[type, ...]]] = {
+    "why": (str,),
+    "step": (int,),
+    "waited_s": (float, int),
+    "plan": (str,),
+    "goes_back": (bool,),
+    "measured": (list, NoneType),
+    "answer": (str,),
+}
+
+
+def _is_measured(state: list[Any]) -> bool:
+    """Whether this is of the form of `Observed.state`."""
+    if len(state) != 3 or not isinstance(state[0], dict):
+        return False
+    return all(
+        type(number) in (int, float) and 0 <= number < MOST for number in (*state[0].values(), *state[1:])
+    )
+
 
 @dataclass(frozen=True)
 class Told:
@@ -63,9 +104,10 @@ class Told:
         return [asdict(news) for news in self.news]
 
     @classmethod
-    def of_list(cls, told: Sequence[dict[str, Any]]) -> Told:
-        """Returns what `to_list` was called on."""
-        return cls(tuple(News(**other) for other in told))
+    def of_list(cls, told: Sequence[Any]) -> Told | None:
+        """Returns what `to_list` was called on; None for whatever is nothing like it."""
+        news = [News.of_values(other) for other in told]
+        return None if None in news else cls(tuple(one for one in news if one is not None))
 
     @property
     def measured(self) -> list[Any] | None:
@@ -78,5 +120,5 @@ def meet(transport: Transport, news: News) -> Told:
 
     Contract: every member, after its engine's flush; blocks.
     """
-    told: Sequence[bytes] = transport.exchange(json.dumps(asdict(news)).encode())
-    return Told(tuple(News(**json.loads(other)) for other in told))
+    told = readable(transport.exchange(json.dumps(asdict(news)).encode()), News.of)
+    return Told(tuple(told))

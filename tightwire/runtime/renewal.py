@@ -10,19 +10,23 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor
 
-from tightwire.errors import MismatchError
+from tightwire.errors import MismatchError, TransportError
 from tightwire.runtime.agreement import differences
 from tightwire.transport import Transport
+from tightwire.transport.blame import name_ranks
 
 LUGGAGE_TAG = 0
 PIECE_BYTES = 4 << 20
+MOST = 1 << 62  # of anything that is counted
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +60,27 @@ class Card:
     plan: str = ""
     uneven: bool = False
     facts: str = ""
+
+    @classmethod
+    def of(cls, data: bytes) -> Card | None:
+        """Reads what a member told; None for whatever is no card, however malformed."""
+        with suppress(ValueError, TypeError, RecursionError):
+            content = json.loads(data)
+            if isinstance(content, dict) and all(
+                _is_like(content.get(n, v), v) for n, v in _DEFAULTS.items()
+            ):
+                return cls(**content)
+        return None
+
+
+_DEFAULTS: Final = asdict(Card())
+
+
+def _is_like(value: object, default: object) -> bool:
+    """Whether a value is of the default's type, and no number that nobody counts to."""
+    if type(value) is not type(default):
+        return False
+    return not isinstance(value, int) or 0 <= value < MOST
 
 
 @dataclass(frozen=True)
@@ -108,9 +133,24 @@ class Cards:
 
 def show_cards(transport: Transport, card: Card) -> Cards:
     """Tells all members, and returns what all tell. Contract: every member; blocks."""
-    told = [Card(**json.loads(other)) for other in transport.exchange(json.dumps(asdict(card)).encode())]
+    told = readable(transport.exchange(json.dumps(asdict(card)).encode()), Card.of)
     newest = max(other.world for other in told)
     return Cards(tuple(replace(other, is_new=other.is_new or other.world < newest) for other in told))
+
+
+def readable(texts: Sequence[bytes], read: Callable[[bytes], Read | None]) -> list[Read]:
+    """Returns what all members told.
+
+    Raises:
+        MismatchError: some told what cannot be read; on every member alike, and nothing of it is taken up.
+    """
+    found = [read(text) for text in texts]
+    if strange := [rank for rank, one in enumerate(found) if one is None]:
+        raise MismatchError(
+            f"{name_ranks(strange)} told what cannot be read when members changed: damaged, or of another version of "
+            "Tightwire. Nothing of it was taken up; give all workers the same version."
+        )
+    return [one for one in found if one is not None]
 
 
 def digest_of_facts(facts: Mapping[str, object]) -> str:
@@ -129,7 +169,7 @@ def refuse_strangers(transport: Transport, cards: Cards, facts: Mapping[str, obj
     strangers = cards.strangers()
     if not strangers:
         return False
-    told = [json.loads(other) for other in transport.exchange(_text(facts))]
+    told = readable(transport.exchange(_text(facts)), _facts_of)
     if transport.rank in strangers or cards.are_all_new:
         whom = {rank: told[rank] for rank in sorted({cards.source, *strangers})}
         raise MismatchError(
@@ -155,11 +195,11 @@ def hand_over(
     Contract: every member, at once; those concerned block. Nothing is unpickled but plain values and tensors.
     """
     packed = (
-        _pack(luggage)
+        pack(luggage)
         if transport.rank == source and luggage is not None
         else torch.empty(0, dtype=torch.uint8)
     )
-    sizes = transport.exchange(packed.numel().to_bytes(8, "little"))
+    sizes = readable(transport.exchange(packed.numel().to_bytes(8, "little")), size_of)
     if transport.rank == source:
         for piece in packed.split(PIECE_BYTES):
             for work in [transport.isend(piece, rank, LUGGAGE_TAG) for rank in lacking]:
@@ -167,19 +207,92 @@ def hand_over(
         return None
     if transport.rank not in lacking:
         return None
-    packed = torch.empty(int.from_bytes(sizes[source], "little"), dtype=torch.uint8)
+    packed = room_for(sizes[source], source)
     for piece in packed.split(PIECE_BYTES):
         transport.irecv(piece, source, LUGGAGE_TAG).wait()
-    received: dict[str, Any] = torch.load(
-        io.BytesIO(packed.numpy().tobytes()), map_location="cpu", weights_only=True
-    )
+    return unpack(packed.numpy().tobytes())
+
+
+def unpack(data: bytes) -> dict[str, Any]:
+    """Returns what was packed: plain values and tensors.
+
+    Raises:
+        TransportError: it packed nothing like it; nothing was taken up.
+    """
+    try:
+        received = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if not isinstance(received, dict):
+            raise TypeError("it is no dictionary")
+    except Exception as error:  # torch.load and pickle promise no kinds
+        raise TransportError(
+            f"a state of {len(data)} bytes that another member sent cannot be read ({type(error).__name__}: {error}): "
+            "damaged, or of another version of torch; nothing of it was taken up."
+        ) from None
     return received
 
 
-def _pack(luggage: Mapping[str, Any]) -> Tensor:
+def require_whole(luggage: Mapping[str, Any], places: Mapping[str, Tensor]) -> None:
+    """Makes sure that what the source sent has all its parts, and that its tensors fit this model.
+
+    Args:
+        luggage: as `Course` packs it.
+        places: the model's parameters and buffers, by name.
+
+    Raises:
+        TransportError: it has not; nothing of it was taken up.
+    """
+    kinds = {"model": dict, "outcome": dict, "optimizers": list, "engine": dict, "step": int, "plans": list}
+    kinds |= {"carried": dict}
+    wrong = [name for name, kind in kinds.items() if not isinstance(luggage.get(name), kind)]
+    wrong += [name for name in ("observed", "told") if not isinstance(luggage.get(name, 0), list | None)]
+    if not wrong:
+        for name, tensor in [*luggage["model"].items(), *luggage["outcome"].items()]:
+            if not isinstance(tensor, Tensor) or name not in places or places[name].shape != tensor.shape:
+                wrong.append(str(name))
+        plans, step = luggage["plans"], luggage["step"]
+        wrong += [] if len(plans) == 2 and all(isinstance(plan, str) for plan in plans) else ["plans"]
+        wrong += [] if 0 <= step < MOST else ["step"]
+        wrong += [] if all(isinstance(state, dict) for state in luggage["optimizers"]) else ["optimizers"]
+    if wrong:
+        raise TransportError(
+            f"what another member sent to a newcomer does not fit this worker ({', '.join(wrong[:5])}): damaged, or of "
+            "another version of Tightwire; nothing of it was taken up."
+        )
+
+
+def size_of(data: bytes) -> int | None:
+    """Reads how many bytes follow; None for whatever is no such number."""
+    size = int.from_bytes(data, "little")
+    return size if len(data) == 8 and size < MOST else None
+
+
+def room_for(num_bytes: int, sender: int) -> Tensor:
+    """Returns memory for what a member is about to send.
+
+    Raises:
+        TransportError: there is not so much.
+    """
+    try:
+        return torch.empty(num_bytes, dtype=torch.uint8)
+    except RuntimeError:
+        raise TransportError(
+            f"rank {sender} is about to send a state of {num_bytes} bytes, for which there is no memory here."
+        ) from None
+
+
+def pack(luggage: Mapping[str, Any]) -> Tensor:
+    """Returns plain values and tensors as bytes; see `unpack`."""
     file = io.BytesIO()
     torch.save(dict(luggage), file)
     return torch.frombuffer(bytearray(file.getbuffer()), dtype=torch.uint8)
+
+
+def _facts_of(data: bytes) -> dict[str, str] | None:
+    with suppress(ValueError, RecursionError):
+        content = json.loads(data)
+        if isinstance(content, dict) and all(isinstance(value, str) for value in content.values()):
+            return content
+    return None
 
 
 def _text(facts: Mapping[str, object]) -> bytes:

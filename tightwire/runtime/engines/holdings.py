@@ -7,22 +7,25 @@ what the optimizer remembers comes from the replica that another worker keeps, w
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
 
 from tightwire.architecture import ParameterServer
 from tightwire.architecture.server.messages import pack_state, unpack_state
 from tightwire.architecture.server.parameter_server import Roles
+from tightwire.errors import TransportError
 from tightwire.runtime.membership import Membership
+from tightwire.runtime.renewal import MOST, readable, room_for
 from tightwire.transport import Transport
 
 PARCEL_TAG = 1
 PIECE_BYTES = 4 << 20
 UNDECIDED, WORKER, SERVER = range(3)
+Kind = Literal["shard", "heard", "replica"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,7 @@ class Holding:
         optimizer: what is remembered, by name; of heard values nothing.
     """
 
-    kind: Literal["shard", "heard", "replica"]
+    kind: Kind
     names: tuple[str, ...]
     updates: int
     clock: int
@@ -115,17 +118,75 @@ def _order(claim: Holder) -> tuple[int, bool, int]:
     return claim.updates, claim.kind == "shard", -claim.rank
 
 
-def make_deal(transport: Transport, holdings: Sequence[Holding]) -> Deal:
-    """Tells all members what this one has, and returns whose counts. Contract: every member; blocks."""
+def make_deal(transport: Transport, holdings: Sequence[Holding], names: Collection[str]) -> Deal:
+    """Tells all members what this one has, and returns whose counts. Contract: every member; blocks.
+
+    Args:
+        transport: between all members.
+        holdings: of this one.
+        names: of all parameters.
+
+    Raises:
+        MismatchError: a member told what cannot be read; on every member alike.
+    """
     told = json.dumps([[h.kind, h.updates, h.clock, bool(h.optimizer), h.names] for h in holdings])
     return Deal.over(
         (
             Holder(rank=rank, number=number, kind=kind, updates=updates, clock=clock, remembers=remembers),
-            names,
+            held,
         )
-        for rank, text in enumerate(transport.exchange(told.encode()))
-        for number, (kind, updates, clock, remembers, names) in enumerate(json.loads(text))
+        for rank, claims in enumerate(
+            readable(transport.exchange(told.encode()), lambda data: claims_of(data, names))
+        )
+        for number, (kind, updates, clock, remembers, held) in enumerate(claims)
     )
+
+
+Claim = tuple[str, int, int, bool, list[str]]
+
+
+def claims_of(data: bytes, names: Collection[str]) -> list[Claim] | None:
+    """Reads what a member says that it holds of some parameters; None for whatever is no such thing."""
+    with suppress(ValueError, TypeError, RecursionError):
+        claims = json.loads(data)
+        for kind, updates, clock, remembers, held in claims:
+            counts = all(type(number) is int and 0 <= number < MOST for number in (updates, clock))
+            known = isinstance(held, list) and all(isinstance(n, str) and n in names for n in held)
+            if kind not in get_args(Kind) or not (counts and known and isinstance(remembers, bool)):
+                return None
+        return [(kind, updates, clock, remembers, held) for kind, updates, clock, remembers, held in claims]
+    return None
+
+
+def sizes_of(data: bytes, ranks: int) -> dict[int, int] | None:
+    """Reads to which of so many ranks a member sends how many bytes; None for whatever is no such thing."""
+    with suppress(ValueError, AttributeError, RecursionError):
+        sizes = {int(rank): size for rank, size in json.loads(data).items()}
+        if all(0 <= rank < ranks and type(n) is int and 0 <= n < MOST for rank, n in sizes.items()):
+            return sizes
+    return None
+
+
+def parcel_of(packed: Tensor, names: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Reads values and what the optimizer remembers, by name.
+
+    Raises:
+        TransportError: it is nothing like it; nothing was taken up.
+    """
+    parcel = unpack_state(packed)
+    is_whole = parcel.keys() == {"values", "optimizer"} and all(
+        isinstance(part, dict) and part.keys() <= set(names) for part in parcel.values()
+    )
+    if (
+        not is_whole
+        or not all(isinstance(value, Tensor) for value in parcel["values"].values())
+        or not all(isinstance(kept, dict) for kept in parcel["optimizer"].values())
+    ):
+        raise TransportError(
+            "what another member sent of its shards has not the parameters of this model: damaged, or of another "
+            "version of Tightwire; nothing of it was taken up."
+        )
+    return parcel
 
 
 def hand_round(
@@ -150,9 +211,12 @@ def hand_round(
                 givers.add(claim.rank)
     own = parcels.pop(rank, {"values": {}, "optimizer": {}})
     packed = {owner: pack_state(parcel) for owner, parcel in parcels.items()}
-    told = transport.exchange(json.dumps({owner: p.numel() for owner, p in packed.items()}).encode())
-    sizes = {giver: json.loads(told[giver]).get(str(rank), 0) for giver in sorted(givers)}
-    rooms = {giver: torch.empty(size, dtype=torch.uint8) for giver, size in sizes.items() if size}
+    told = readable(
+        transport.exchange(json.dumps({owner: p.numel() for owner, p in packed.items()}).encode()),
+        lambda data: sizes_of(data, transport.size),
+    )
+    sizes = {giver: told[giver].get(rank, 0) for giver in sorted(givers)}
+    rooms = {giver: room_for(size, giver) for giver, size in sizes.items() if size}
     works = [
         transport.irecv(piece, giver, PARCEL_TAG)
         for giver, room in rooms.items()
@@ -165,11 +229,16 @@ def hand_round(
     ]
     for work in works:
         work.wait()
-    received = [own, *map(unpack_state, rooms.values())]
+    received = [own, *(parcel_of(room, owner_of) for room in rooms.values())]
     return (
         {name: value for parcel in received for name, value in parcel["values"].items()},
         {name: kept for parcel in received for name, kept in parcel["optimizer"].items()},
     )
+
+
+def code_of(data: bytes) -> int | None:
+    """Reads whether a member is a worker or a server; None for whatever is no such thing."""
+    return data[0] if len(data) == 1 and data[0] in (UNDECIDED, WORKER, SERVER) else None
 
 
 def elect(
@@ -183,7 +252,7 @@ def elect(
     Contract: every member; blocks.
     """
     code = UNDECIDED if membership.serves is None else SERVER if membership.serves else WORKER
-    codes = [told[0] for told in transport.exchange(bytes([code]))]
+    codes = readable(transport.exchange(bytes([code])), code_of)
     servers = [rank for rank, told in enumerate(codes) if told == SERVER]
     for rank in reversed(range(len(codes))):
         if codes[rank] == UNDECIDED and len(servers) < architecture.servers and len(servers) + 1 < len(codes):
