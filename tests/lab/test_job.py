@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +13,8 @@ import pytest
 
 from tightwire.errors import LabError
 from tightwire.lab import Lab, OutputLine, Result, Topology
+from tightwire.lab.job import LabJob
+from tightwire.lab.spare import Spare
 
 Run = Callable[..., tuple[Result, list[OutputLine]]]
 
@@ -170,3 +174,33 @@ def test_elastic_workers_that_are_killed_are_started_anew(lab: Lab, tmp_path: Pa
     assert len({line.text for line in lines if line.text.startswith("http://127.0.0.1:")}) == 1
     assert sorted(line.rank for line in lines if line.stream == "stdout") == [0, 1, 2]
     assert (tmp_path / "once").exists()
+
+
+def test_a_killed_worker_starts_anew_from_the_spare_on_its_own_host() -> None:
+    script = (
+        "import os, sys; print(os.environ['RANK'], 'tightwire.lab' in sys.modules, sys.argv[1:], flush=True)"
+    )
+    argv = [sys.executable, "-W", "ignore", "-c", script + "; sys.stdin.read(); os._exit(0)", "x"]
+    once = [argv[0], "-c", script + "; import time; time.sleep(60)", "x"]
+    lines: list[str] = []
+    with Lab(Topology(workers=2), mode="shaped") as lab:
+        hosts = lab._open
+        ranks = [dict(os.environ, RANK=str(rank)) for rank in range(2)]
+
+        def on_line(line: OutputLine) -> None:
+            lines.append(line.text)
+            if line.text == "1 False ['x']":
+                while job._spare is None or not job._spare.is_ready:
+                    time.sleep(0.01)
+                job.signal(1, signal.SIGKILL)
+
+        job = LabJob(
+            hosts,
+            [hosts.command(0, argv), hosts.command(1, once)],
+            ranks,
+            0.2,
+            restarts=True,
+            spare=lambda: Spare(hosts, argv, ranks[0], modules=("json",)),
+        )
+        assert job.wait(on_line, 60).ok
+    assert sorted(lines) == ["0 False ['x']", "1 False ['x']", "1 True ['x']"]

@@ -1,7 +1,9 @@
 """How much of its fault-free throughput an elastic job keeps while workers are killed, stopped and cut off.
 
-Workers live on hosts of the lab, and a worker that is killed is started anew. Compute is emulated by timed waits, so
-that the cores of one machine stand for those of many. Each worker prints every step; what counts is read from that:
+Workers live on hosts of the lab, and a worker that is killed is started anew from a warm spare, which has imported what
+it needs in time that nobody wanted: with a processor of its own its imports would take nothing from the others. Compute
+is emulated by timed waits, so that the cores of one machine stand for those of many. Each worker prints every step;
+what counts is read from that:
 
 - *progress*: steps that the job made, less those that were dropped because a round lost a member;
 - *samples*: over these steps, the workers that took part in each.
@@ -26,6 +28,7 @@ from typing import Final, Literal
 
 from tightwire.errors import LabError
 from tightwire.lab import Lab, OutputLine, Topology
+from tightwire.lab.spare import MODULES
 from tightwire.plan import Plan
 
 Kind = Literal["kill", "freeze", "cut"]
@@ -34,6 +37,7 @@ MARK: Final = "STEP "
 LOST: Final = "LOST"
 DONE: Final = "DONE"
 TORCHFT: Final = "torchft:"
+TORCHFT_MODULES: Final = (*MODULES, "torchft.local_sgd", "torchft.manager", "torchft.process_group")
 # After the first worker's end, one that was just started anew and is in no world yet is waited for so long.
 PATIENCE_S: Final = 10.0
 # Until workers have imported all and met, about, where eight share two cores.
@@ -207,7 +211,8 @@ def run(bench: GoodputBench) -> GoodputRow:
             json.dumps(asdict(bench)),
         ]
         try:
-            result = lab.run(command, on_line=on_line, elastic=bench.elastic)
+            warm = TORCHFT_MODULES if bench.is_torchft else MODULES
+            result = lab.run(command, on_line=on_line, elastic=bench.elastic, warm=warm)
         finally:
             ended.set()
             began.set()

@@ -218,15 +218,14 @@ class LabJob:
             self._spare = None
 
     def _start_anew(self, rank: int) -> None:
-        """Starts a worker in the place of one that was killed: from the spare, if there is one."""
+        """Starts a worker in the place of one that was killed: from the spare, if that is ready."""
         spare = self._spare
-        if spare is not None and spare.is_there and spare.order(rank, self._environments[rank]):
+        if spare is not None and spare.is_ready and spare.order(rank, self._environments[rank]):
             self._processes[rank] = spare.process
             self._watch(rank, spare.process)
+            self._spare = self._make_spare()
         else:
             self._start(rank)
-        if spare is not None:
-            self._spare = self._make_spare()
 
     def _start(self, rank: int) -> None:
         process = subprocess.Popen(

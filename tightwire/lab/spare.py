@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -77,9 +78,9 @@ class Spare:
             )
 
     @property
-    def is_there(self) -> bool:
-        """Whether it has not ended."""
-        return self.process.poll() is None
+    def is_ready(self) -> bool:
+        """Whether it has imported all; on a busy machine that may take long."""
+        return self.process.poll() is None and bool(select.select([self._orders], [], [], 0)[0])
 
     def order(self, rank: int, environment: Mapping[str, str]) -> bool:
         """Has it go on as the worker of a rank; returns whether it heard."""

@@ -12,7 +12,6 @@ import importlib
 import json
 import os
 import runpy
-import select
 import socket
 import sys
 import threading
@@ -34,8 +33,6 @@ def main() -> None:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     for module in modules.split(","):
         importlib.import_module(module)
-        if is_idle and select.select([int(file)], [], [], 0)[0]:
-            os.sched_setscheduler(0, policy, os.sched_param(0))
     environment = _wait_for_order(int(file))
     if is_idle:
         os.sched_setscheduler(0, policy, os.sched_param(0))
@@ -47,6 +44,7 @@ def main() -> None:
 def _wait_for_order(file: int) -> dict[str, str]:
     """Returns the environment of the worker that this becomes, on whose host it is then."""
     with socket.socket(fileno=file) as orders:
+        orders.send(b".")  # ready
         text, networks = b"", list[int]()
         while not text.endswith(b"\n"):
             data, files, _, _ = socket.recv_fds(orders, _MOST_BYTES, 1)

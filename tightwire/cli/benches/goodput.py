@@ -37,7 +37,9 @@ def goodput(
     """Kill, stop and cut off workers of an elastic job, and tell what it keeps of its fault-free throughput.
 
     Each plan runs three times: without elastic members, with them, and then with faults; torchft's, the second and the
-    third time. Compute is emulated. A gap is a time without a step; after detection, from when a member noticed a loss.
+    third time. Compute is emulated, and killed workers start anew from a warm spare, so that one machine stands for
+    many: imports and compute take no processor from the others. A gap is a time without a step; after detection, from
+    when a member noticed a loss.
 
         tightwire bench goodput --minutes 5
 
@@ -108,7 +110,7 @@ def goodput(
             for row in rows
         ],
         caption="Goodput: steps of the job per second over those without faults; in samples: workers' steps. "
-        "Joiner: by how much a step that let one in took longer. Compute is emulated.",
+        "Joiner: by how much a step that let one in took longer. Compute is emulated; who is killed starts anew warm.",
     )
 
 
