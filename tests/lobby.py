@@ -118,6 +118,12 @@ class Worker:
         self.patience -= 1
         return self.patience >= 0
 
+    def gone(self) -> list[int]:
+        return []
+
+    def connects(self) -> bool:
+        return False
+
     def close(self) -> None:
         self.lobby.gone(self.name)
 

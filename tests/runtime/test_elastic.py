@@ -260,3 +260,22 @@ def test_a_death_while_all_write_checkpoints_is_survived(plan: str, dies_at: int
     ends = Elastic(train, start=3, dies_at=[None, dies_at]).join()
     assert len(ends) == 2
     assert same(ends[0].parameters, ends[1].parameters)
+
+
+@pytest.mark.parametrize("plan", ["bsp", "local:3", "diloco:3", "bsp/gossip:ring"])
+@pytest.mark.parametrize("dies_at", [7, 18])
+def test_a_death_while_all_begin_to_evaluate_is_survived(plan: str, dies_at: int) -> None:
+    def train(transport: Transport, worker: Worker) -> Trained:
+        with job(transport, plan) as j:
+            while j.run.step < 9:
+                j.step(j.run.step)
+                before, size = values(j.model), j.run.transport.size
+                with j.run.evaluating():
+                    assert all(torch.isfinite(p).all() for p in j.model.parameters())
+                assert j.run.transport.size != size or same(before, values(j.model))
+            j.run.finish()
+            return Trained(values(j.model), j.seen, j.run.report())
+
+    ends = Elastic(train, start=3, dies_at=[None, dies_at]).join()
+    assert len(ends) == 2
+    assert same(ends[0].parameters, ends[1].parameters)

@@ -33,23 +33,22 @@ class Evaluation:
         self._rounds = 0
         self.is_lent = False
 
-    @contextlib.contextmanager
-    def of(self, agreed: Mapping[str, Tensor] | None, buffers: Mapping[str, Tensor]) -> Iterator[None]:
-        """Inside, parameters are `agreed`, by name, or their mean over ranks if that is None.
+    def agree(self, agreed: Mapping[str, Tensor] | None, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns what is evaluated, by name.
 
         Args:
-            agreed: parameters by name; empty: as they are.
-            buffers: by name; their mean is lent too, of whole numbers rank 0's.
+            agreed: parameters by name; empty: as they are; None: their mean over ranks.
+            buffers: by name; their mean is evaluated too, of whole numbers rank 0's.
 
         Contract: every rank, with the same kind of argument; blocks for a mean.
         """
-        context = self._context
-        parameters = {
-            n: p for n, p in self._model.named_parameters() if p.requires_grad and n not in context.left
-        }
-        lent = dict(self._mean("parameters", parameters) if agreed is None else agreed)
-        lent |= self._mean_of_buffers(buffers)
-        places = {**parameters, **buffers}
+        found = dict(self._mean("parameters", self._parameters()) if agreed is None else agreed)
+        return found | self._mean_of_buffers(buffers)
+
+    @contextlib.contextmanager
+    def lending(self, lent: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside, parameters and buffers are those that are lent, by name. Local."""
+        places = {**self._parameters(), **dict(self._model.named_buffers())}
         own = {name: places[name].detach().clone() for name in lent}
         _copy(lent, places)
         self.is_lent = True
@@ -80,6 +79,10 @@ class Evaluation:
         for exchange in self._exchanges.values():
             exchange.close()
         self._exchanges.clear()
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        left = self._context.left
+        return {n: p for n, p in self._model.named_parameters() if p.requires_grad and n not in left}
 
     def _mean_of_buffers(self, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if self._context.transport.size == 1:

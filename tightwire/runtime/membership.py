@@ -15,6 +15,7 @@ from tightwire.errors import MismatchError, PeerError
 from tightwire.runtime.agreement import copy_from_longest, differences
 from tightwire.sync.roll import CHECKED, DIGIT, WHO_FIELDS, roll_fields
 from tightwire.transport import Transport
+from tightwire.transport.blame import name_ranks
 from tightwire.transport.door import Door
 
 log = logging.getLogger("tightwire")
@@ -135,13 +136,22 @@ class Membership:
 
     @property
     def postpones(self) -> bool:
-        """Whether rounds are put off: a member was lost, and going on without it would still mean to wait.
+        """Whether rounds are put off: a member is lost, and going on without it would still mean to wait.
 
         Raises:
             PeerError: the others can go on now.
         """
-        if self._lost is None or self.door is None:
+        if self.door is None:
             return False
+        if self._lost is None:
+            if not (ranks := [rank for rank in self.door.gone() if rank in self.ranks]):
+                return False
+            if self.door.connects():
+                return True
+            named = name_ranks(ranks)
+            self._lost = PeerError(f"{named} let nobody hear anything any more before a round began.", ranks)
+            log.info(MEMBER_LOST, self._lost)
+            raise self._lost
         if self.door.counts(self._lost.ranks):
             return True
         raise self._lost

@@ -304,15 +304,24 @@ class Run:
         That is the mean of the workers' parameters, or the outer model or the centre where the policy has one, with
         the mean of the workers' buffers (statistics of BatchNorm). What is in flight lands first.
 
+        Where members are elastic and one is lost in the midst of it, those who learn of it first evaluate what all have
+        in common without another message: after a round the agreed parameters, with their own buffers.
+
         Contract: every rank, at the same step; blocks.
 
         Raises:
             AttachError: the optimizer steps inside, which would be undone.
         """
         self._require_open()
-        agreed = self._engine.consensus()
-        buffers = self._shared_buffers() if self._engine.flush_is_collective else {}
-        with self._evaluation.of(agreed, buffers):
+        lent: list[Mapping[str, Tensor]] = []
+
+        def agree() -> None:
+            agreed = self._engine.consensus()
+            buffers = self._shared_buffers() if self._engine.flush_is_collective else {}
+            lent.append(self._evaluation.agree(agreed, buffers))
+
+        self._context.membership.guard(agree)
+        with self._evaluation.lending(lent[0] if lent else self._engine.common()):
             yield
 
     def report_loss(self, loss: float | Tensor) -> None:

@@ -56,5 +56,11 @@ class Door(Protocol):
     def counts(self, ranks: Sequence[int]) -> bool:
         """Whether some members, lost to this worker, are still taken for living, so that `enter` would wait; local."""
 
+    def gone(self) -> Sequence[int]:
+        """Returns the members that are gone, as far as this worker knows, though nobody waited for them; local."""
+
+    def connects(self) -> bool:
+        """Whether the next world is being connected, behind training; `enter` waits for it. Local, at once."""
+
     def close(self) -> None:
         """Goes away for good: the others are told at once. Local."""

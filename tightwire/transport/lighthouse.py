@@ -4,11 +4,12 @@ Each worker tells it every `BEAT_S` that it lives. When the members of a world w
 left or waits outside, each asks for a quorum; the lighthouse answers all at once, when all that live have asked.
 A member whose beats it has not heard for a while is gone for those that wait for it, whatever their deadline is.
 Members then meet at a store of the first one's, under the quorum's own prefix, so that the death of any worker, also
-of the first, ends no job. The lighthouse itself may not die: without it nobody can enter and no death be survived,
-though training goes on until then.
+of the first, ends no job. Each looks now and then whom the lighthouse hears: when somebody came or went, members
+connect the next world on threads while they train on in the old one, and enter it with a round's end. The lighthouse
+itself may not die: without it nobody can enter and no death be survived, though training goes on until then.
 
 Run as a program (`python -m tightwire.transport.lighthouse --port 29510`) it is a lighthouse; so is torchft's own
-`torchft_lighthouse --min_replicas 1 --heartbeat_timeout_ms 1000 --join_timeout_ms 1000`.
+`torchft_lighthouse --min_replicas 1 --heartbeat_timeout_ms 1000 --join_timeout_ms 5000`.
 
 Source: torchft 0.2.0, github.com/meta-pytorch/torchft, src/lighthouse.rs.
 """
@@ -40,6 +41,7 @@ import torch.distributed as dist
 
 from tightwire.errors import PeerError, TransportError
 from tightwire.transport.addresses import own_candidates
+from tightwire.transport.ahead import NextWorld, World
 from tightwire.transport.base import Transport
 from tightwire.transport.door import Admission
 from tightwire.transport.join import join, within
@@ -51,12 +53,17 @@ BEAT_S: Final = 0.2
 LOOK_S: Final = 1.0
 # Without a beat for so long, a worker is dead; so long the others wait for one that lives and does not ask.
 DEAD_MS: Final = 1000
-JOIN_MS: Final = 1000
+# Members ask as they notice a change, within a look of each other; whoever has not asked by then is left out, and comes
+# back as a newcomer.
+JOIN_MS: Final = 5000
 # Who waits for so long asks the lighthouse whom it hears; of many, each asks less often.
 WAITED_S: Final = 0.3
 ASK_S_PER_MEMBER: Final = 0.02
 # A dead member that is still taken for living after so long: the lighthouse does not hear either.
 COUNTED_S: Final = 10.0
+# So long a thread that connects the next world asks, which is until it has an answer; and so long newcomers wait for it
+# before members let them in without.
+NEXT_S: Final = 6.0
 # A page of the lighthouse: who beats at present. Its client has no call for it.
 _BEATS: Final = re.compile(r'<li class="heartbeat\s*(old)?\s*">\s*(\S+): seen')
 
@@ -110,68 +117,97 @@ class Lighthouse:
         self._place = f"{mine}:{self._store.port}"
         self._world: TorchDistributed | None = None
         self._names: tuple[str, ...] = ()
+        self._next = NextWorld(self._connect_next)
         self._living: frozenset[str] | None = None  # as of the last look; None: not since somebody was lost
         self._lost_s: float | None = None  # when somebody was
+        self._silent: frozenset[str] = frozenset()  # members, as of the last look
+        self._knocked_s: float | None = None  # since when somebody waits outside
         self.watches = False
         self.notice = threading.Event()
-        self._knocks = False
         self._ended = threading.Event()
         self._beats: threading.Thread | None = None
 
     def enter(self, rounds: int) -> Admission:
-        """Asks for a quorum until all its members have met."""
+        """Takes the next world if it is connected, else asks for a quorum until all its members have met."""
         self.watches = False
         self._close_world()
         self._begin_to_beat()
         limit_s = self._late_s or 20 * self._deadline_s
         ends_s, seen = time.monotonic() + limit_s, ""
-        while True:
+        entered = self._next.take()
+        if entered is not None and self._silent & set(entered.names):  # somebody has died since
+            entered.transport.close()
+            entered = None
+        while entered is None:
             if seen and time.monotonic() > ends_s:
                 raise PeerError(f"this worker ({self.name}) found no world within {limit_s:g} s: {seen}", [])
-            quorum = self._ask(rounds, ends_s)
-            members = list(quorum.participants)
-            names = tuple(member.replica_id for member in members)
-            if self.name not in names:
-                seen = f"the lighthouse at {self._address} names {', '.join(names) or 'nobody'}, and not this one."
-                continue
-            if len(names) < self._min_workers and not any(member.step for member in members):
-                if time.monotonic() > ends_s:
-                    raise PeerError(
-                        f"{len(names)} workers came to the lighthouse at {self._address}, and min_workers is "
-                        f"{self._min_workers}: the others never started, or have ended already.",
-                        [],
-                    )
-                time.sleep(BEAT_S)  # nobody trains yet, and some are still to come
-                continue
-            try:
-                world = self._meet(quorum, names)
-            except PeerError as error:
-                log.info("a world of %d did not come about: %s", len(names), error)
-                seen = f"the last, of {len(names)}, did not come about: {error}"
-                continue
-            self._world, self._names, self._knocks = world, names, False
-            self._living = self._lost_s = None
-            number = int(quorum.quorum_id)
-            return Admission(number=number, names=names, transport=self._wrap(world))
+            entered, why = self._try_to_enter(self._ask(rounds, ends_s), ends_s)
+            seen = why or seen
+        self._world, self._names = entered.transport, entered.names
+        self._living = self._lost_s = self._knocked_s = None
+        self._silent = frozenset()
+        self._next.allow()
+        return Admission(number=entered.number, names=entered.names, transport=self._wrap(entered.transport))
 
     def knocks(self) -> bool:
-        """Tells what the beating thread saw last; the first member alone looks."""
-        return self._knocks
+        """Tells it once the world with whoever waits is connected, or does not come about; the first member alone."""
+        since = self._knocked_s
+        if not self.watches or since is None:
+            return False
+        return self._next.names is not None or time.monotonic() - since > NEXT_S
 
     def counts(self, ranks: Sequence[int]) -> bool:
-        """Tells what the beating thread saw since it was first asked."""
+        """Tells what the beating thread saw since it was first asked; while the next world is connected, too."""
         now = time.monotonic()
         if self._lost_s is None:
             self._living, self._lost_s = None, now
         if self._ended.is_set() or now - self._lost_s > COUNTED_S:
             return False
         living = self._living
-        return living is None or any(self._names[rank] in living for rank in ranks)
+        return living is None or any(self._names[rank] in living for rank in ranks) or self.connects()
+
+    def gone(self) -> list[int]:
+        """Tells what the beating thread saw last."""
+        silent = self._silent
+        return [rank for rank, name in enumerate(self._names) if name in silent] if silent else []
+
+    def connects(self) -> bool:
+        """Whether the thread for it runs."""
+        return self._next.is_under_way
 
     def close(self) -> None:
-        """Ends the beats, and leaves the world."""
+        """Ends the beats, and leaves the world, also the next."""
         self._stop_beating()
         self._close_world()
+
+    def _try_to_enter(self, quorum: Any, ends_s: float) -> tuple[World | None, str]:
+        """Returns the quorum's world, or why it did not come about; "" where it only was too early."""
+        members = list(quorum.participants)
+        names = tuple(member.replica_id for member in members)
+        if self.name not in names:
+            named = ", ".join(names) or "nobody"
+            return None, f"the lighthouse at {self._address} names {named}, and not this one."
+        if len(names) < self._min_workers and not any(member.step for member in members):
+            if time.monotonic() > ends_s:
+                raise PeerError(
+                    f"{len(names)} workers came to the lighthouse at {self._address}, and min_workers is "
+                    f"{self._min_workers}: the others never started, or have ended already.",
+                    [],
+                )
+            time.sleep(BEAT_S)  # nobody trains yet, and some are still to come
+            return None, ""
+        try:
+            world = self._meet(quorum, names)
+        except PeerError as error:
+            log.info("a world of %d did not come about: %s", len(names), error)
+            return None, f"the last, of {len(names)}, did not come about: {error}"
+        return World(int(quorum.quorum_id), names, world), ""
+
+    def _connect_next(self) -> World | None:
+        """Asks for the world after the present one; no member is to have gone on without this one while it asks."""
+        limit = timedelta(seconds=NEXT_S)
+        quorum = self._client.quorum(self.name, limit, store_address=self._place, step=1)
+        return self._try_to_enter(quorum, math.inf)[0]
 
     def _ask(self, rounds: int, ends_s: float) -> Any:
         while True:
@@ -241,6 +277,7 @@ class Lighthouse:
         if self._beats is not None:
             atexit.unregister(self._stop_beating)
             self._beats.join(BEAT_S * 10)  # a beat has a limit of its own
+        self._next.drop(NEXT_S)
 
     def _beat(self) -> None:
         looked_s, is_told = time.monotonic(), False
@@ -266,9 +303,9 @@ class Lighthouse:
     def _look_after_s(self) -> float:
         """Returns after how long this worker looks again whom the lighthouse hears."""
         world, often_s = self._world, max(BEAT_S / 2, ASK_S_PER_MEMBER * len(self._names))
-        if self._lost_s is not None or (world is not None and world.waited_s > WAITED_S):
-            return often_s
-        return max(LOOK_S, often_s) if self.watches else math.inf
+        if world is None:
+            return math.inf
+        return often_s if self._lost_s is not None or world.waited_s > WAITED_S else max(LOOK_S, often_s)
 
     def _look(self) -> None:
         """Looks whom the lighthouse hears: newcomers, and members that are silent."""
@@ -279,11 +316,20 @@ class Lighthouse:
         world, names = self._world, self._names
         if self.name not in living:  # it may be the lighthouse that was stopped
             return
-        self._living = living
-        self._knocks = self.watches and bool(living - set(names))
-        silent = {name for old, name in heard if old} & set(names)
-        if silent and world is not None and self._names == names:
-            world.hear_silent([rank for rank, name in enumerate(names) if name in silent])
+        silent = frozenset(name for old, name in heard if old) & set(names)
+        came = living - set(names)
+        if not came:
+            self._knocked_s = None
+        elif self._knocked_s is None:
+            self._knocked_s = time.monotonic()
+        if world is None or self._names != names:
+            return
+        members = set(self._next.names or names)
+        if living - members or silent & members:
+            self._next.begin()
+        self._living, self._silent = living, silent
+        if silent:
+            world.hear_silent(self.gone())
 
 
 def native() -> ModuleType:
@@ -329,8 +375,14 @@ def main() -> None:
     parser.add_argument(
         "--dead-ms", type=int, default=DEAD_MS, help="without a beat for so long, a worker is dead"
     )
+    parser.add_argument(
+        "--join-ms",
+        type=int,
+        default=JOIN_MS,
+        help="so long the others wait for one that lives and does not ask",
+    )
     options = parser.parse_args()
-    serving = serve(f"{options.host}:{options.port}", dead_ms=options.dead_ms)
+    serving = serve(f"{options.host}:{options.port}", dead_ms=options.dead_ms, join_ms=options.join_ms)
     print(f"lighthouse: {serving.address()}", flush=True)
     with suppress(KeyboardInterrupt):
         signal.sigwait({signal.SIGTERM, signal.SIGINT})

@@ -88,6 +88,9 @@ class Stepping(Protocol):
         are, equal on all ranks.
         """
 
+    def common(self) -> Mapping[str, Tensor]:
+        """Returns parameters that all agreed on last, by name, without a message; empty: as they are. Local."""
+
     def observe(self, *, loss: float | None = None, samples: float | None = None) -> None:
         """Is told the loss of a step, or on how many samples it was made."""
 
@@ -316,6 +319,10 @@ class BaseEngine:
     def consensus(self) -> Mapping[str, Tensor] | None:
         """Leaves the mean to whoever asks."""
         return None
+
+    def common(self) -> Mapping[str, Tensor]:
+        """Has them in the model."""
+        return {}
 
     def observe(self, *, loss: float | None = None, samples: float | None = None) -> None:
         """Has no use for it."""

@@ -128,6 +128,9 @@ class ParameterEngine(BaseEngine):
             return None
         return self._agreed()
 
+    def common(self) -> Mapping[str, Tensor]:  # noqa: D102
+        return self._agreed()
+
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
         merged: dict[str, Any] = _merge(segment.parameters.state_dict() for segment in self._segments)
         return {
