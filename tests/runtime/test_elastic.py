@@ -32,6 +32,9 @@ PLANS = [
     "local:3,state=averaged",
     "diloco:4/allreduce/none/streaming:2",
     *SERVED,
+    "delayed:1",
+    "delayed:2/allreduce/topk:0.2+ef",
+    "bsp/allreduce:hierarchical,shape=2x2",
     "bsp/gossip:ring",
     "local:2/gossip:exponential/choco:topk=0.2",
 ]
@@ -213,7 +216,7 @@ def test_a_newcomer_is_given_what_the_user_carries(plan: str) -> None:
         ("backup:1/ps", "backup:1/ps, whose servers"),
         ("async-diloco:4/ps:servers=1", "servers=1, whose servers"),
         ("asp/gossip:ad-psgd", "cannot yet do without"),
-        ("delayed:1", "cannot yet do without"),
+        ("acco", "cannot yet do without"),
     ],
 )
 def test_what_cannot_be_survived_yet_is_refused(plan: str, says: str) -> None:

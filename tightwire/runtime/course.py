@@ -437,7 +437,7 @@ class Course:
             engine.close()
             raise AttachError(
                 f"tightwire.init(elastic=True) was asked for, and {plan} cannot yet do without a worker that dies; bsp "
-                "over an all-reduce, local methods (local:8, diloco:30), and gossip in rounds can."
+                "and delayed over an all-reduce, local methods (local:8, diloco:30), and gossip in rounds can."
             )
         return engine
 

@@ -15,7 +15,7 @@ log = logging.getLogger("tightwire")
 
 
 @dataclass(frozen=True)
-class World:
+class ConnectedWorld:
     """A world that came about: the number of its quorum, its members by rank, and what is between them."""
 
     number: int
@@ -27,12 +27,12 @@ class World:
 class NextWorld:
     """At most one, replaced when members change again. Every method is local."""
 
-    def __init__(self, connect: Callable[[], World | None]) -> None:
+    def __init__(self, connect: Callable[[], ConnectedWorld | None]) -> None:
         """Takes what asks for a world and connects it, on a thread; it blocks for seconds at most."""
         self._connect = connect
         self._lock = threading.Lock()
         self._is_allowed = False
-        self._found: Future[World | None] | None = None
+        self._found: Future[ConnectedWorld | None] | None = None
         self._thread: threading.Thread | None = None
 
     @property
@@ -64,7 +64,7 @@ class NextWorld:
             self._thread.start()
         _close(before)
 
-    def take(self) -> World | None:
+    def take(self) -> ConnectedWorld | None:
         """Returns it, once it is connected; None if there is none. No other is begun until `allow`. Blocks."""
         found = self._forbid()
         return None if found is None else found.result()
@@ -76,12 +76,12 @@ class NextWorld:
             self._thread.join(wait_s)
         _close(found)
 
-    def _forbid(self) -> Future[World | None] | None:
+    def _forbid(self) -> Future[ConnectedWorld | None] | None:
         with self._lock:
             self._is_allowed, found, self._found = False, self._found, None
         return found
 
-    def _run(self, found: Future[World | None]) -> None:
+    def _run(self, found: Future[ConnectedWorld | None]) -> None:
         world = None
         try:
             world = self._connect()
@@ -90,6 +90,6 @@ class NextWorld:
         found.set_result(world)
 
 
-def _close(found: Future[World | None] | None) -> None:
+def _close(found: Future[ConnectedWorld | None] | None) -> None:
     if found is not None and found.done() and (world := found.result()) is not None:
         world.transport.close()

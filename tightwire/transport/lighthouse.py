@@ -41,7 +41,7 @@ import torch.distributed as dist
 
 from tightwire.errors import PeerError, TransportError
 from tightwire.transport.addresses import own_candidates
-from tightwire.transport.ahead import NextWorld, World
+from tightwire.transport.ahead import ConnectedWorld, NextWorld
 from tightwire.transport.base import Transport
 from tightwire.transport.door import Admission
 from tightwire.transport.join import join, within
@@ -180,7 +180,7 @@ class Lighthouse:
         self._stop_beating()
         self._close_world()
 
-    def _try_to_enter(self, quorum: Any, ends_s: float) -> tuple[World | None, str]:
+    def _try_to_enter(self, quorum: Any, ends_s: float) -> tuple[ConnectedWorld | None, str]:
         """Returns the quorum's world, or why it did not come about; "" where it only was too early."""
         members = list(quorum.participants)
         names = tuple(member.replica_id for member in members)
@@ -201,9 +201,9 @@ class Lighthouse:
         except PeerError as error:
             log.info("a world of %d did not come about: %s", len(names), error)
             return None, f"the last, of {len(names)}, did not come about: {error}"
-        return World(int(quorum.quorum_id), names, world), ""
+        return ConnectedWorld(int(quorum.quorum_id), names, world), ""
 
-    def _connect_next(self) -> World | None:
+    def _connect_next(self) -> ConnectedWorld | None:
         """Asks for the world after the present one; no member is to have gone on without this one while it asks."""
         limit = timedelta(seconds=NEXT_S)
         quorum = self._client.quorum(self.name, limit, store_address=self._place, step=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -183,6 +184,14 @@ class AllReduce(Architecture):
         if self.by != "auto" or codec.combine != "none" or num_ranks == 1 or numel == 0:
             return False
         return not _gathers_less(codec, numel, itemsize, num_ranks)
+
+    def fitted(self, num_ranks: int) -> AllReduce:
+        """Becomes a plain one where a shape or an order is for other numbers of members: no whole nodes are there."""
+        sides = [self._shape()] if self.shape else []
+        fits = all(math.prod(shape) == num_ranks for shape in sides)
+        if fits and len(self._order()) in (0, num_ranks):
+            return self
+        return replace(self, by="auto", shape="", order="", balanced=False)
 
     def connect(self, transport: Transport, setting: Setting) -> Transport:  # noqa: D102
         if self.is_switched and transport.size > 1:

@@ -20,8 +20,8 @@ from tightwire.plan import Plan
 from tightwire.runtime.background import Background
 from tightwire.runtime.checkpoint import merged
 from tightwire.runtime.context import RunContext
-from tightwire.runtime.engines.engine import BaseEngine
-from tightwire.runtime.engines.memory import load_memory, memory
+from tightwire.runtime.engines.engine import BaseEngine, Position
+from tightwire.runtime.engines.memory import fitting, load_memory, memory, shared_part
 from tightwire.runtime.membership import Called
 from tightwire.sync import Acco, Delayed
 
@@ -123,7 +123,8 @@ class DelayedEngine(BaseEngine):
     """Step t is made with the mean gradient of step t − s; until then `p.grad` is the worker's own.
 
     As many turns as steps of delay follow one another. A step takes the means out of the oldest turn and puts its own
-    gradients there. A worker whose data is over goes on sending zeros until all are done.
+    gradients there. A worker whose data is over goes on sending zeros until all are done. Where a member is lost, the
+    gradients under way are dropped on all alike; a mean that anybody has stepped with counts for all.
     """
 
     keeps_replicas_equal = True
@@ -137,6 +138,10 @@ class DelayedEngine(BaseEngine):
         layouts = [bucket.layout for bucket in self._turns[0].exchange.buckets]
         # Two, by turns: a gradient that the user did not drop is in the one stepped with last.
         self._means = [[Bucket(layout) for layout in layouts] for _ in range(2)]
+        self.survives = isinstance(plan.sync, Delayed)
+        self._plan = plan
+        self._is_stepping = False  # the user's step is still to come
+        self._unstepped: Mapping[str, Tensor | None] | None = None  # means that were taken
         self._number = 0  # rounds, counted on from a checkpoint
         self._steps = 0
         self._ages: Counter[int] = Counter()
@@ -146,8 +151,9 @@ class DelayedEngine(BaseEngine):
 
     def before_step(self) -> None:  # noqa: D102
         self._steps += 1
+        self._is_stepping = True
         turn = self._oldest
-        means = self._arrived(self._take(turn) if turn.busy else None)
+        means = self._unstepped = self._arrived(self._take(turn) if turn.busy else None)
         gradients = {name: p.grad for name, p in self._parameters.items()}
         weight = self._context.membership.take_share()
         turn.tell([g is not None for g in gradients.values()], present=True, weight=weight)
@@ -155,6 +161,7 @@ class DelayedEngine(BaseEngine):
         self._start(turn, gradients, weight)
         for name, parameter in self._parameters.items():
             parameter.grad = None if means is None else means[name]
+        self._is_stepping, self._unstepped = False, None
 
     def _arrived(self, means: Mapping[str, Tensor | None] | None) -> Mapping[str, Tensor | None] | None:
         """Returns what is stepped with, when these means arrived."""
@@ -164,13 +171,15 @@ class DelayedEngine(BaseEngine):
         trained, unused = self._steps, [False] * len(self._parameters)
         while True:
             turn = self._oldest
-            means = self._take(turn) if turn.busy else None
+            means = self._unstepped = self._take(turn) if turn.busy else None
             turn.tell(unused, present=False, weight=0.0)
             self.planned_bytes += turn.roll_bytes
             if turn.told().present == 0:
                 break
+            self._unstepped = None
             self._start(turn, dict.fromkeys(self._parameters))
             self._context.membership.settle()
+        self._unstepped = None
         if means is not None:
             self._step_with(means)
         self._drain()
@@ -208,6 +217,36 @@ class DelayedEngine(BaseEngine):
         for turn in self._turns:
             turn.drop()
         self._number = rounds
+
+    def position(self) -> Position:
+        """Has agreed on the rounds whose means it took; those under way are dropped, on all alike."""
+        under_way = sum(turn.busy for turn in self._turns)
+        return Position(agreed=self._number - under_way, begun=self._number, is_stepped=not self._is_stepping)
+
+    def salvage(self) -> dict[str, Any]:
+        """Steps with the means that were taken; the user's step under way changes nothing any more."""
+        if self._unstepped is not None:
+            self._step_with(self._unstepped)
+            self._unstepped = None
+        if self._is_stepping:
+            for parameter in self._parameters.values():
+                parameter.grad = None
+            self._is_stepping = False
+        return {"memory": [memory(turn.exchange.averagers) for turn in self._turns]}
+
+    def catch_up(  # noqa: D102
+        self, own: Mapping[str, Any], theirs: Mapping[str, Any], *, is_new: bool
+    ) -> tuple[dict[str, Any], frozenset[str]]:
+        kept = [
+            shared_part(mine, others) for mine, others in zip(own["memory"], theirs["memory"], strict=True)
+        ]
+        return {"memory": kept}, frozenset(self._parameters)
+
+    def take_up(self, state: Mapping[str, Any], agreed: int) -> None:  # noqa: D102
+        for turn, kept in zip(self._turns, state["memory"], strict=True):
+            averagers = turn.exchange.averagers
+            load_memory(averagers, fitting(averagers, kept, what=str(self._plan)))
+        self._number = agreed
 
     def close(self) -> None:  # noqa: D102
         self._thread.close()

@@ -36,7 +36,7 @@ class UnderWay:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
+class Salvaged:
     """What a worker or server goes on with in another world."""
 
     rounds: int = 0
@@ -75,7 +75,7 @@ class ServedMember(BaseEngine, abc.ABC):
         self._clock = 0
         self._is_clean = True
         # Until all have what they go on with.
-        self._taken: Kept | None = Kept() if context.membership.is_elastic else None
+        self._taken: Salvaged | None = Salvaged() if context.membership.is_elastic else None
         self._before: Sequence[Holding] = ()  # until all have landed with it
         self._under_way: UnderWay | None = None
         self._is_stepped = False
@@ -131,7 +131,7 @@ class ServedMember(BaseEngine, abc.ABC):
     ) -> tuple[dict[str, Any], frozenset[str]]:
         """Counts on; values come from servers."""
         return (
-            {"kept": Kept(rounds=theirs["rounds"])} if is_new and "rounds" in theirs else dict(own)
+            {"kept": Salvaged(rounds=theirs["rounds"])} if is_new and "rounds" in theirs else dict(own)
         ), frozenset()
 
     def take_up(self, state: Mapping[str, Any], agreed: int) -> None:  # noqa: D102
@@ -195,7 +195,7 @@ class ServedMember(BaseEngine, abc.ABC):
         if self._is_stepped:
             self.after_step(0)
 
-    def _present(self) -> Kept:
+    def _present(self) -> Salvaged:
         """Returns what this member has now."""
         holdings = [*self._before, *self._replicas.values()]
         if self._shard is not None:
@@ -211,7 +211,7 @@ class ServedMember(BaseEngine, abc.ABC):
                 )
             )
         holdings += [share.heard() for share in self._shares if share.updates >= 0]
-        return Kept(
+        return Salvaged(
             rounds=self.rounds,
             memory=memory(a for share in self._shares for a in share.averagers),
             holdings=holdings,
@@ -252,7 +252,7 @@ class ServedMember(BaseEngine, abc.ABC):
             raise PeerError("somebody waits to be let in.", [])
 
 
-def unsent(taken: Kept, deal: Deal, in_rounds: bool) -> Named:
+def unsent(taken: Salvaged, deal: Deal, in_rounds: bool) -> Named:
     """Returns the memory of what was to be sent later: nothing of what a server may have taken without an answer.
 
     Its messages count then, and what they held must not be sent again.

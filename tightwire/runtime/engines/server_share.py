@@ -30,7 +30,7 @@ class Room:
     message: Tensor
 
 
-class Writer:
+class PushWriter:
     """Encodes a bucket into its part of the push; an averager of this worker alone, for the stages around it."""
 
     error: float | None = None
@@ -158,8 +158,8 @@ class Share:
 
 
 def _writers(room: Room) -> Any:
-    def build(sender: Member) -> Writer:
+    def build(sender: Member) -> PushWriter:
         assert isinstance(sender, Codec), sender
-        return Writer(sender, room)
+        return PushWriter(sender, room)
 
     return build
