@@ -45,6 +45,11 @@ class Architecture(ArchitectureAnswer, abc.ABC):
         """Whether it must be told who sits with whom."""
         return False
 
+    @property
+    def needs_nodes(self) -> bool:
+        """Whether whole nodes must stay together, so that members cannot come and go alone."""
+        return self.is_levelled
+
     def fitted(self, num_ranks: int) -> Self:
         """Returns it as so many members that come and go carry it out: with no more owners than that."""
         return self

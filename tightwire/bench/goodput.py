@@ -34,6 +34,7 @@ from tightwire.plan import Plan
 Kind = Literal["kill", "freeze", "cut"]
 KINDS: Final[tuple[Kind, ...]] = ("kill", "freeze", "cut")
 MARK: Final = "STEP "
+SPENT: Final = "SPENT "
 LOST: Final = "LOST"
 DONE: Final = "DONE"
 TORCHFT: Final = "torchft:"
@@ -122,6 +123,7 @@ class GoodputRow:
         idle_s: after each fault that members noticed, the time without progress from then on.
         joins_s: for each time that members became more, by how much that step took longer than others of its kind.
         waited_s: the longest time between two steps of the job where there was no fault.
+        processor_s: processor time per step of a worker, the median over workers; None: not told.
         wall_s: of the whole run, with starting and ending.
     """
 
@@ -135,6 +137,7 @@ class GoodputRow:
     idle_s: tuple[float, ...] = field(default=())
     joins_s: tuple[float, ...] = field(default=())
     waited_s: float = 0.0
+    processor_s: float | None = None
     wall_s: float = 0.0
 
     @property
@@ -168,6 +171,7 @@ def run(bench: GoodputBench) -> GoodputRow:
     """
     seen: list[StepMade] = []
     noticed: list[float] = []
+    spent: list[float] = []
     struck: list[tuple[float, str, int]] = []
     start_s = time.monotonic()
     ended = threading.Event()
@@ -192,6 +196,8 @@ def run(bench: GoodputBench) -> GoodputRow:
                 ended.set()
                 threading.Timer(PATIENCE_S, end_the_rest, (lab,)).start()
             done.add(line.rank)
+        elif line.stream == "stdout" and line.text.startswith(SPENT):
+            spent.append(float(line.text.removeprefix(SPENT)))
         elif line.stream == "stdout" and line.text == LOST:
             noticed.append(time.monotonic())
         elif line.stream == "stderr":
@@ -220,7 +226,8 @@ def run(bench: GoodputBench) -> GoodputRow:
     if not seen or not done or not (result.ok or bench.elastic):
         raise LabError(f"{bench.plan}: {result.describe()} {len(seen)} steps were made.")
     row = account(bench.plan, seen, struck, noticed, bench.steps_per_round)
-    return replace(row, wall_s=time.monotonic() - start_s)
+    processor_s = statistics.median(spent) if spent else None
+    return replace(row, processor_s=processor_s, wall_s=time.monotonic() - start_s)
 
 
 def account(

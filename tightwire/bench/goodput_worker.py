@@ -12,7 +12,7 @@ import time
 
 import torch
 
-from tightwire.bench.goodput import DONE, LOST, MARK, GoodputBench
+from tightwire.bench.goodput import DONE, LOST, MARK, SPENT, GoodputBench
 
 
 class JobClock:
@@ -38,6 +38,26 @@ class JobClock:
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         """Takes another's."""
         self._began_s = state_dict.get("began_s", self._began_s)
+
+
+class Spent:
+    """Processor time of this process, all its threads, from its first step among all workers on."""
+
+    def __init__(self) -> None:
+        self._began_s: float | None = None
+        self._steps = 0
+
+    def note(self, is_whole: bool) -> None:
+        """Counts a step, or begins to count."""
+        if self._began_s is not None:
+            self._steps += 1
+        elif is_whole:
+            self._began_s = time.process_time()
+
+    def tell(self) -> None:
+        """Prints seconds per step."""
+        if self._began_s is not None and self._steps:
+            print(f"{SPENT}{(time.process_time() - self._began_s) / self._steps}", flush=True)
 
 
 class TellsLosses(logging.Handler):
@@ -83,7 +103,7 @@ def main() -> None:
     log.setLevel(logging.INFO)
     tightwire.init(elastic=bench.elastic, deadline_s=bench.deadline_s)
     model, optimizer, x = job_of(bench)
-    clock = JobClock()
+    clock, spent = JobClock(), Spent()
     with tightwire.attach(
         model, optimizer, bench.plan, carry={"clock": clock} if bench.elastic else None
     ) as run:
@@ -93,6 +113,8 @@ def main() -> None:
             half_a_step(bench, model, x)
             optimizer.step()
             tell(run.step, run.lost_rounds, run.transport.size)
+            spent.note(run.transport.size == bench.workers)
+        spent.tell()
     print(DONE, flush=True)
 
 

@@ -173,10 +173,11 @@ def _require_elastic(chosen: Phases, is_auto: bool) -> None:
             "search for together while none may come or go; find a plan without elastic=True, or by `tightwire plan`, "
             "and name it."
         )
-    if levelled := [str(plan) for plan in chosen.plans if plan.architecture.is_levelled]:
+    if levelled := [str(plan) for plan in chosen.plans if plan.architecture.needs_nodes]:
         raise AttachError(
             f"tightwire.init(elastic=True) was asked for with {levelled[0]}, which needs whole nodes, and workers come "
-            "and go alone; choose a program without levels, such as bsp/allreduce:ring."
+            "and go alone; choose a program without levels, such as bsp/allreduce:ring, or give it a shape, which "
+            "counts while there are so many workers."
         )
     if served := [
         str(plan) for plan in chosen.plans if isinstance(plan.sync, Served) and not plan.sync.survives

@@ -185,6 +185,11 @@ class AllReduce(Architecture):
             return False
         return not _gathers_less(codec, numel, itemsize, num_ranks)
 
+    @property
+    def needs_nodes(self) -> bool:
+        """Not where a shape tells them, which gives way to a plain program; see `fitted`."""
+        return self.is_levelled and not self.shape
+
     def fitted(self, num_ranks: int) -> AllReduce:
         """Becomes a plain one where a shape or an order is for other numbers of members: no whole nodes are there."""
         sides = [self._shape()] if self.shape else []

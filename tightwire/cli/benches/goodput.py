@@ -94,6 +94,7 @@ def goodput(
             "joiner",
             "round",
             "cost without faults",
+            "of it processor",
         ),
         [
             (
@@ -105,12 +106,14 @@ def goodput(
                 _seconds(row["longest_after_detection_s"]),
                 _seconds(row["joiner_cost_s"]),
                 _seconds(row["round_s"]),
-                "" if row["elastic_cost"] is None else f"{row['elastic_cost']:+.2%}",
+                _percent(row["elastic_cost"]),
+                _percent(row["elastic_processor_cost"]),
             )
             for row in rows
         ],
         caption="Goodput: steps of the job per second over those without faults; in samples: workers' steps. "
-        "Joiner: by how much a step that let one in took longer. Compute is emulated; who is killed starts anew warm.",
+        "Joiner: by how much a step that let one in took longer. Cost without faults: of elastic members, in steps, by "
+        "the clock, and by the processor time of each worker. Compute is emulated; who is killed starts anew warm.",
     )
 
 
@@ -123,6 +126,7 @@ def _row(
         "goodput": found.steps_per_s / free.steps_per_s,
         "goodput_samples": found.samples_per_s / free.samples_per_s,
         "elastic_cost": static and static.steps_per_s / free.steps_per_s - 1,
+        "elastic_processor_cost": _processor_cost(static, free),
         "longest_gap_s": max(found.gaps_s, default=0.0),
         "longest_after_detection_s": max(found.idle_s, default=None),
         "joiner_cost_s": max(found.joins_s, default=None),
@@ -131,6 +135,17 @@ def _row(
         "free": asdict(free),
         "faulty": asdict(found),
     }
+
+
+def _processor_cost(static: GoodputRow | None, free: GoodputRow) -> float | None:
+    """Returns the processor time that elastic members need more, in steps of those that stay."""
+    if static is None or static.processor_s is None or free.processor_s is None:
+        return None
+    return (free.processor_s - static.processor_s) * static.steps_per_s
+
+
+def _percent(part: float | None) -> str:
+    return "" if part is None else f"{part:+.2%}"
 
 
 def _seconds(seconds: float | None) -> str:
