@@ -13,7 +13,7 @@ import typer
 
 from tightwire import files
 from tightwire.cli.app import App
-from tightwire.cli.measured import ClusterOption
+from tightwire.cli.facts import ClusterOption
 from tightwire.cli.options import JsonOption
 from tightwire.cli.pictures import write_picture
 from tightwire.cli.plan import AllowChoice

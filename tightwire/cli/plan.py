@@ -13,9 +13,7 @@ import typer
 
 from tightwire import files
 from tightwire.cli.app import App
-from tightwire.cli.measured import (
-    MOST_ROWS,
-    Asked,
+from tightwire.cli.facts import (
     BandwidthOption,
     BatchOption,
     ClusterOption,
@@ -34,8 +32,8 @@ from tightwire.cli.measured import (
     TopologyOption,
     TrafficPriceOption,
     WorkersOption,
-    print_table,
 )
+from tightwire.cli.measured import MOST_ROWS, Asked, print_table
 from tightwire.cli.options import JsonOption
 from tightwire.cli.pictures import require_picture, write_picture
 from tightwire.cli.table import print_rows, say, width_of

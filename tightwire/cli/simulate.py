@@ -10,8 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from tightwire.cli.app import App
-from tightwire.cli.measured import (
-    Asked,
+from tightwire.cli.facts import (
     BandwidthOption,
     BatchOption,
     ClusterOption,
@@ -28,8 +27,8 @@ from tightwire.cli.measured import (
     ProfileOption,
     TopologyOption,
     WorkersOption,
-    print_ranking,
 )
+from tightwire.cli.measured import Asked, print_ranking
 from tightwire.cli.options import JsonOption
 from tightwire.files import require_writable, write_text
 from tightwire.planner import STOCK, describe, predict
