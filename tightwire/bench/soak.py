@@ -1,8 +1,11 @@
 """Long runs in which memory, descriptors and threads must stay as they are: steps, attaches, changes of plan.
 
-Every attach and change connects anew, by process groups of Gloo's, and PyTorch keeps some 2 kB of each that was made
+Every attach and change connects anew, by process groups of Gloo's, and PyTorch keeps up to 1 kB of each that was made
 and ended, in native memory. How much is measured in the same processes, by groups that nothing of ours made
 (`dist.new_group`, `dist.destroy_process_group`), and so much may memory grow for each connection.
+
+PyTorch also keeps the last 2,000 collectives with the Python stacks that called them, up to 5 kB each (its flight
+recorder, torch 2.13). Memory grows until so many were made, so soaks run without it.
 
 Run as a module, `python -m tightwire.bench.soak JSON`, it is one worker.
 """
@@ -135,7 +138,7 @@ def run(soak: Soak, timeout_s: float | None = None) -> SoakRow:
         LabError: a worker failed.
     """
     command = [sys.executable, "-m", "tightwire.bench.soak", json.dumps(asdict(soak))]
-    told = os.environ | environment_of(soak.workers) | {"OMP_NUM_THREADS": "1"}
+    told = os.environ | environment_of(soak.workers) | {"OMP_NUM_THREADS": "1", "TORCH_FR_BUFFER_SIZE": "0"}
     workers = [
         subprocess.Popen(
             command,
