@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 
 from tightwire.errors import AttachError, PeerError
@@ -386,11 +387,13 @@ class Course:
         model, left = self.context.model, self.context.left
         shared = [*model.named_parameters(), *model.named_buffers()]
         agreed = self.engine.outcome(state) if state else None
+        outcome = {n: (p if agreed is None else agreed[n]).detach() for n, p in self._parameters().items()}
         return {
-            "model": {name: tensor.detach() for name, tensor in shared if name not in left},
-            "outcome": {
-                n: (p if agreed is None else agreed[n]).detach() for n, p in self._parameters().items()
+            # What is equal, as after a meeting, is the same tensor, and is sent once.
+            "model": {
+                name: _same(outcome.get(name), tensor.detach()) for name, tensor in shared if name not in left
             },
+            "outcome": outcome,
             "optimizers": [member.state_dict() for member in self.context.optimizers.members],
             "engine": self.engine.handed(state) if state else {},
             "step": step,
@@ -489,3 +492,9 @@ class Course:
             self.step,
             group.size,
         )
+
+
+def _same(known: Tensor | None, tensor: Tensor) -> Tensor:
+    """Returns the known tensor if it is as the other is, to the bit; else the other."""
+    is_alike = known is not None and known.dtype == tensor.dtype and known.device == tensor.device
+    return known if known is not None and is_alike and torch.equal(known, tensor) else tensor
