@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
+
 import pytest
 import torch
 
+from tightwire.errors import PeerError
 from tightwire.runtime import renewal
+from tightwire.runtime.membership import Membership
 from tightwire.runtime.renewal import Card, Cards, hand_over
 from tightwire.transport import Transport, run_threads
+from tightwire.transport.door import Admission
 
 
 def test_what_is_handed_over_comes_in_pieces_and_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,3 +54,50 @@ def test_who_is_furthest_is_the_source_and_who_misses_a_round_lacks_it() -> None
     assert cards.source == 1
     assert cards.lacking() == [0, 2]
     assert not cards.is_round_lost
+
+
+class Ears:
+    """A door that tells who is gone, and whether the next world is being connected."""
+
+    name, watches, notice = "a", False, threading.Event()
+
+    def __init__(self) -> None:
+        self.silent, self.is_connecting = list[int](), False
+
+    def enter(self, rounds: int) -> Admission:
+        raise NotImplementedError
+
+    def knocks(self) -> bool:
+        return False
+
+    def counts(self, ranks: Sequence[int]) -> bool:
+        return False
+
+    def gone(self) -> list[int]:
+        return self.silent
+
+    def connects(self) -> bool:
+        return self.is_connecting
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_round_without_a_silent_member_is_put_off_until_the_next_world_is_connected() -> None:
+    door = Ears()
+    membership = Membership((0, 1, 2), door=door)
+    assert not membership.postpones
+    door.silent, door.is_connecting = [1], True
+    assert membership.postpones
+    door.is_connecting = False
+    with pytest.raises(PeerError, match="rank 1") as found:
+        _ = membership.postpones
+    assert found.value.ranks == (1,)
+
+
+def test_a_member_that_left_is_not_missed() -> None:
+    door = Ears()
+    membership = Membership((0, 1, 2), door=door)
+    membership.without([1])
+    door.silent = [1]
+    assert not membership.postpones
