@@ -121,6 +121,9 @@ class Worker:
     def gone(self) -> list[int]:
         return []
 
+    def is_left_behind(self) -> bool:
+        return False
+
     def connects(self) -> bool:
         return False
 

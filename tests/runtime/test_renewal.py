@@ -76,6 +76,9 @@ class Ears:
     def gone(self) -> list[int]:
         return self.silent
 
+    def is_left_behind(self) -> bool:
+        return False
+
     def connects(self) -> bool:
         return self.is_connecting
 

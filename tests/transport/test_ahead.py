@@ -81,10 +81,21 @@ def test_another_takes_its_place_and_what_nobody_takes_is_closed(maker: Maker) -
     assert maker.lines[1].is_closed
 
 
-def test_whoever_enters_waits_for_it_and_asks_anew_if_it_does_not_come_about(maker: Maker) -> None:
+def test_what_is_still_under_way_is_left_and_closed_later(maker: Maker) -> None:
+    upcoming = NextWorld(maker)
+    upcoming.allow()
+    upcoming.begin()
+    assert upcoming.take() is None
+    maker.go.set()
+    upcoming.drop(5)
+    assert maker.lines[0].is_closed
+
+
+def test_one_that_does_not_come_about_is_none(maker: Maker) -> None:
     upcoming = NextWorld(maker)
     upcoming.allow()
     upcoming.begin()
     maker.fails = True
-    threading.Timer(0.02, maker.go.set).start()
+    connected(upcoming, maker)
+    assert upcoming.names is None
     assert upcoming.take() is None

@@ -134,6 +134,9 @@ class Course:
         """Meets, where the step that has just ended calls for it. Every member that trains."""
         membership, door = self.context.membership, self.context.membership.door
         leaves = membership.leaving or (door is not None and door.notice.is_set())
+        if door is not None and self.engine.postpones and door.is_left_behind():
+            self.renew()  # what it did alone nobody will hear of
+            return
         if door is not None and not self.engine.calls_rolls and membership.wants_meeting:
             self.has_left = leaves
             if not leaves:

@@ -62,19 +62,22 @@ class NextWorld:
                 target=self._run, args=(self._found,), name="tightwire connects", daemon=True
             )
             self._thread.start()
-        _close(before)
+        _close_later(before)
 
     def take(self) -> ConnectedWorld | None:
-        """Returns it, once it is connected; None if there is none. No other is begun until `allow`. Blocks."""
+        """Returns it if it is connected; else leaves it. No other is begun until `allow`."""
         found = self._forbid()
-        return None if found is None else found.result()
+        if found is not None and found.done():
+            return found.result()
+        _close_later(found)
+        return None
 
     def drop(self, wait_s: float) -> None:
         """Leaves it; waits so long for the thread: one in native code aborts an interpreter that ends."""
         found = self._forbid()
+        _close_later(found)
         if self._thread is not None:
             self._thread.join(wait_s)
-        _close(found)
 
     def _forbid(self) -> Future[ConnectedWorld | None] | None:
         with self._lock:
@@ -90,6 +93,12 @@ class NextWorld:
         found.set_result(world)
 
 
-def _close(found: Future[ConnectedWorld | None] | None) -> None:
-    if found is not None and found.done() and (world := found.result()) is not None:
+def _close_later(found: Future[ConnectedWorld | None] | None) -> None:
+    """Closes a world, as soon as it is connected."""
+    if found is not None:
+        found.add_done_callback(_close)
+
+
+def _close(found: Future[ConnectedWorld | None]) -> None:
+    if (world := found.result()) is not None:
         world.transport.close()

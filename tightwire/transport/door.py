@@ -59,6 +59,9 @@ class Door(Protocol):
     def gone(self) -> Sequence[int]:
         """Returns the members that are gone, as far as this worker knows, though nobody waited for them; local."""
 
+    def is_left_behind(self) -> bool:
+        """Whether the others have gone on in another world, as after this worker was stopped; local, at once."""
+
     def connects(self) -> bool:
         """Whether the next world is being connected, behind training; `enter` waits for it. Local, at once."""
 

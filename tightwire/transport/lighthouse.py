@@ -118,6 +118,7 @@ class Lighthouse:
         self._world: TorchDistributed | None = None
         self._names: tuple[str, ...] = ()
         self._next = NextWorld(self._connect_next)
+        self._meeting: frozenset[str] = frozenset()  # whom the lighthouse named for it
         self._living: frozenset[str] | None = None  # as of the last look; None: not since somebody was lost
         self._lost_s: float | None = None  # when somebody was
         self._silent: frozenset[str] = frozenset()  # members, as of the last look
@@ -134,6 +135,8 @@ class Lighthouse:
         self._begin_to_beat()
         limit_s = self._late_s or 20 * self._deadline_s
         ends_s, seen = time.monotonic() + limit_s, ""
+        while self._next.is_under_way and not self._silent & self._meeting:
+            time.sleep(LOOK_S / 50)
         entered = self._next.take()
         if entered is not None and self._silent & set(entered.names):  # somebody has died since
             entered.transport.close()
@@ -154,14 +157,15 @@ class Lighthouse:
         since = self._knocked_s
         if not self.watches or since is None:
             return False
-        return self._next.names is not None or time.monotonic() - since > NEXT_S
+        has_newcomers = bool(set(self._next.names or ()) - set(self._names))
+        return has_newcomers or time.monotonic() - since > 2 * NEXT_S
 
     def counts(self, ranks: Sequence[int]) -> bool:
         """Tells what the beating thread saw since it was first asked; while the next world is connected, too."""
         now = time.monotonic()
         if self._lost_s is None:
             self._living, self._lost_s = None, now
-        if self._ended.is_set() or now - self._lost_s > COUNTED_S:
+        if self._ended.is_set() or now - self._lost_s > COUNTED_S or self.is_left_behind():
             return False
         living = self._living
         return living is None or any(self._names[rank] in living for rank in ranks) or self.connects()
@@ -170,6 +174,11 @@ class Lighthouse:
         """Tells what the beating thread saw last."""
         silent = self._silent
         return [rank for rank, name in enumerate(self._names) if name in silent] if silent else []
+
+    def is_left_behind(self) -> bool:
+        """Tells what the world's datagrams said."""
+        world = self._world
+        return world is not None and world.is_left_behind
 
     def connects(self) -> bool:
         """Whether the thread for it runs."""
@@ -206,7 +215,9 @@ class Lighthouse:
     def _connect_next(self) -> ConnectedWorld | None:
         """Asks for the world after the present one; no member is to have gone on without this one while it asks."""
         limit = timedelta(seconds=NEXT_S)
+        self._meeting = frozenset()
         quorum = self._client.quorum(self.name, limit, store_address=self._place, step=1)
+        self._meeting = frozenset(member.replica_id for member in quorum.participants)
         return self._try_to_enter(quorum, math.inf)[0]
 
     def _ask(self, rounds: int, ends_s: float) -> Any:
@@ -304,7 +315,7 @@ class Lighthouse:
         """Returns after how long this worker looks again whom the lighthouse hears."""
         world, often_s = self._world, max(BEAT_S / 2, ASK_S_PER_MEMBER * len(self._names))
         if world is None:
-            return math.inf
+            return often_s if self._next.is_under_way else math.inf
         return often_s if self._lost_s is not None or world.waited_s > WAITED_S else max(LOOK_S, often_s)
 
     def _look(self) -> None:
@@ -322,13 +333,13 @@ class Lighthouse:
             self._knocked_s = None
         elif self._knocked_s is None:
             self._knocked_s = time.monotonic()
-        if world is None or self._names != names:
+        if self._names != names:
             return
         members = set(self._next.names or names)
-        if living - members or silent & members:
+        if world is not None and (living - members or silent & members):
             self._next.begin()
         self._living, self._silent = living, silent
-        if silent:
+        if silent and world is not None:
             world.hear_silent(self.gone())
 
 

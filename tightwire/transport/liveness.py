@@ -157,6 +157,13 @@ class Liveness:
         began_s = [waiting.began_s for waiting in list(self._waits.values()) if waiting.ends_run]
         return time.monotonic() - min(began_s) if began_s else 0.0
 
+    @property
+    def is_left_behind(self) -> bool:
+        """Whether most others have left this world: they are in another one, if anywhere."""
+        return 2 * len(self._left) > len(self._peers) or (
+            self.verdict is not None and self.verdict.reason == "given-up"
+        )
+
     def hear_silent(self, ranks: Collection[int]) -> None:
         """Hears from one who listens all the time that ranks are silent: whoever is waited for is gone then."""
         waits = [waiting.describe().peers for waiting in list(self._waits.values()) if waiting.ends_run]

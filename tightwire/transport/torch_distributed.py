@@ -158,6 +158,11 @@ class TorchDistributed(Transport):
         """For how long this process has waited for others."""
         return self._liveness.waited_s()
 
+    @property
+    def is_left_behind(self) -> bool:
+        """Whether most others have left this world."""
+        return self._liveness.is_left_behind
+
     def hear_silent(self, ranks: Sequence[int]) -> None:
         """Hears from elsewhere that ranks are silent; whoever waits for one of them is told that it is gone."""
         self._liveness.hear_silent(ranks)
