@@ -42,6 +42,8 @@ MAX_BYTES = 2**26
 # A quarter of the budget is for pairs; the rest is for collectives.
 PAIR_SHARE = 0.25
 ITEM_BYTES = 4
+# Several streams at once carry at most so many times what one does, where one does not fill the line.
+MOST_STREAMS = 2.5
 PING_TAG, STREAM_TAG = 1, 2
 
 Progress = Callable[[float, str], None]
@@ -111,6 +113,20 @@ def fit(program: str, points: Sequence[ProbePoint]) -> Fit:
         cpu_s_per_byte=largest.processor_s / max(1, largest.sent_bytes),
         residual=residual,
     )
+
+
+def credible(found: Fit, points: Sequence[ProbePoint], bandwidth_bytes_per_s: float) -> Fit:
+    """Returns a fit, or one at a line's rate where that is said to be exceeded far: few samples on a busy machine.
+
+    >>> points = [ProbePoint(sent_bytes=n, seconds=s) for n, s in ((10**3, 0.02), (10**5, 0.03), (2 * 10**5, 0.02))]
+    >>> fit("native", points).beta_s_per_byte < 2e-8, credible(fit("native", points), points, 1e7).beta_s_per_byte
+    (True, 1e-07)
+    """
+    slowest = 1 / bandwidth_bytes_per_s
+    if found.beta_s_per_byte >= slowest / MOST_STREAMS:
+        return found
+    rest_s = statistics.fmean(max(0.0, p.seconds - slowest * p.sent_bytes) for p in points)
+    return dataclasses.replace(found, alpha_s=rest_s, beta_s_per_byte=slowest)
 
 
 def tournament(size: int) -> list[list[tuple[int, int]]]:
@@ -262,7 +278,8 @@ class _Probe:
         per_program_s = self._budget_s * (1 - PAIR_SHARE) / len(self._programs)
         largest = _clamp(bytes_per_s * per_program_s / (SAMPLES + 1) / sum(SHARES))
         targets = [SMALL_BYTES, *(max(SMALL_BYTES, round(largest * share)) for share in SHARES)]
-        return fit(program.name, [self._point(program, target) for target in targets])
+        points = [self._point(program, target) for target in targets]
+        return credible(fit(program.name, points), points, bytes_per_s)
 
     def _point(self, program: Program, target: int) -> ProbePoint:
         """Times a program on a buffer for which the busiest worker sends about `target` bytes."""
