@@ -68,7 +68,7 @@ def cells(plan: PlanResult, result: TourResult) -> tuple[str, ...]:
 def label(plan: PlanResult) -> str:
     """Returns what a plan is called."""
     named = {DDP: "stock DDP", DDP_POWERSGD: "stock DDP, PowerSGD hook"}.get(plan.plan, plan.plan)
-    return f"race, won by {named}" if plan.asked == RACE else named
+    return f"race, taken: {named}" if plan.asked == RACE else named
 
 
 def write(result: TourResult, path: pathlib.Path, made: str = "") -> None:
@@ -121,7 +121,7 @@ def _method(result: TourResult, made: str) -> str:
         f"The network: {result.lab}",
         "Every plan starts from the same parameters and sees the same text; held-out files are never trained on. "
         "Snapshots are judged after the clock has stopped.",
-        "A race pays for itself: the time in which it watches, and tries plans that do not win, is part of its time.",
+        "A race pays for itself: what it watches and tries, where the budget is long enough for that, is in its time.",
         "Predictions were made before training, from the probe and the profile alone.",
         "“Exposed” is the time per step in which a worker has nothing to compute: measured for our plans; for stock "
         "DDP, which does not tell, its step less the measured compute.",
