@@ -75,7 +75,7 @@ def run_processes(
     *,
     ranks: Sequence[int] | None = None,
     env: Mapping[str, str] | None = None,
-    timeout_s: float = 60.0,
+    timeout_s: float = 180.0,
     check: bool = True,
     join: bool = True,
     full_exit: bool = False,
@@ -92,7 +92,7 @@ def run_processes(
         script: Python text; indentation common to all lines is removed.
         ranks: the ranks to start (default all): leave one out to play a worker that never joins.
         env: more environment variables.
-        timeout_s: after it all are killed (code −9).
+        timeout_s: after it all are killed (code −9); no test should come near it, also on a busy machine.
         check: whether a non-zero exit code is an AssertionError with that worker's standard error.
         join: whether to initialise torch.distributed first.
         preload: modules that take long to import and are not in nursery.py, to be imported once and not by each worker.

@@ -11,7 +11,7 @@ from tightwire.transport import lighthouse
 import tightwire as tw
 place = os.environ["TIGHTWIRE_TEST_PORT_FILE"] + ".lighthouse"
 if rank == 0:
-    server = lighthouse.serve("127.0.0.1:0", dead_ms=1500, join_ms=1500)
+    server = lighthouse.serve("127.0.0.1:0", dead_ms=3000, join_ms=1500)
     with open(place + ".tmp", "w") as file:
         file.write(server.address().rpartition(":")[2])
     os.rename(place + ".tmp", place)
@@ -52,7 +52,7 @@ train({plan!r}, 120, at_step)
 """,
         join=False,
         check=False,
-        timeout_s=60,
+        timeout_s=180,
     )
     assert [end.code for end in ended] == [0, 0, -9, 0], "\n".join(end.err for end in ended)
     assert ended[1].answer is None

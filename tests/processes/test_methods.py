@@ -57,5 +57,5 @@ def test_every_member_trains_between_processes(axis: str) -> None:
         # What is made for given links must be told them; it has tests of its own.
         plans += [f"bsp/allreduce:{program}" for program in PROGRAMS if not AllReduce(program).is_made]
     workers = 3 if axis in ("sync", "architecture") else 2  # two are enough to send and to receive
-    ended = run_processes(workers, f"PLANS = {plans!r}\n{TRAIN}", timeout_s=150)
+    ended = run_processes(workers, f"PLANS = {plans!r}\n{TRAIN}", timeout_s=300)
     assert [end.answer for end in ended] == [[]] * workers

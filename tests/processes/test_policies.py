@@ -67,7 +67,7 @@ answer([wrong, run.report().workers, sum(bytes_of(model)) if rank != 1 else None
 
 
 def test_joining_out_evaluating_lateness_and_leaving() -> None:
-    ended = run_processes(3, TRAIN, timeout_s=120)
+    ended = run_processes(3, TRAIN, timeout_s=300)
     (wrong, *first), (_, *gone), (_, *last) = [end.answer for end in ended]
     assert wrong == []
     assert first == last

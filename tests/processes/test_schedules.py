@@ -60,5 +60,5 @@ PLANS = [
 
 
 def test_overlap_changes_nothing_between_processes() -> None:
-    ended = run_processes(2, f"PLANS = {PLANS!r}\n{SCRIPT}", timeout_s=120)
+    ended = run_processes(2, f"PLANS = {PLANS!r}\n{SCRIPT}", timeout_s=300)
     assert [end.answer for end in ended] == [[]] * 2

@@ -31,7 +31,7 @@ def state():
 
 def run(num_workers: int, plan: str, body: str, *, deadline_s: float = 30.0, check: bool = True) -> list:
     script = f"DEADLINE_S, PLAN = {deadline_s}, {plan!r}\n{TRAIN}\n{body}"
-    return run_processes(num_workers, script, timeout_s=60, check=check)
+    return run_processes(num_workers, script, timeout_s=180, check=check)
 
 
 PLANS = [
