@@ -54,7 +54,7 @@ def conduct(
         on_trial: told of each trial as it begins (a `Wanted`) and as it ends (a `Trial`).
 
     Returns:
-        The results of this study's trials alone.
+        The results of this study's trials alone; of other seeds too, where they were tried before.
 
     Raises:
         LabError: the emulated cluster cannot be built, or cannot slow down stock DDP where it is to be compared.
@@ -64,7 +64,8 @@ def conduct(
         missing = collections.deque(results.missing([w for w in asked if w.scene == scene.name]))
         while missing:
             _WorkersStart(study, scene, results, on_trial).run(missing)
-    return results.only(asked)
+    known = {trial.seed for trial in results.trials}
+    return results.only(wanted(study, sorted(known.union(seeds))))
 
 
 class _WorkersStart:

@@ -65,11 +65,14 @@ def _row(study: Study, findings: Findings, scene: Scene, plan: str) -> dict[str,
 
 
 def _gap(findings: Findings, summary: Summary, dense: Summary) -> float | None:
-    """Returns by which share of dense's metric a plan is worse, as means over seeds."""
+    """Returns by which share of dense's metric a plan is worse, over the seeds that both were tried with."""
     if summary.mean is None or not dense.mean:
         return None
     sign = -1.0 if findings.task.higher_is_better else 1.0
-    return sign * (summary.mean - dense.mean) / abs(dense.mean)
+    others = {t.seed: t.metric for t in dense.trials}
+    pairs = [(t.metric, others.get(t.seed)) for t in summary.trials]
+    gaps = [sign * (mine - other) for mine, other in pairs if mine is not None and other is not None]
+    return statistics.fmean(gaps) / abs(dense.mean) if gaps else None
 
 
 def time_to_dense(study: Study, findings: Findings, plan: str) -> float | None:
