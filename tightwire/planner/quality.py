@@ -283,8 +283,8 @@ def read(folder: pathlib.Path) -> dict[str, dict[str, ExtraSteps]]:
     dense = [(steps, statistics.fmean(losses)) for steps, losses in by_steps.items()]
     # A seed makes all plans better or worse alike: taken off is what it does to dense gradients.
     for trial in trials:
-        if known := by_seed.get((trial["steps"], trial["seed"])):
-            trial["metric"] += statistics.fmean(by_steps[trial["steps"]]) - statistics.fmean(known)
+        if paired := by_seed.get((trial["steps"], trial["seed"])):
+            trial["metric"] += statistics.fmean(by_steps[trial["steps"]]) - statistics.fmean(paired)
     longest: dict[str, int] = defaultdict(lambda: LEAST_STEPS)
     for trial in trials:
         longest[trial["plan"]] = max(longest[trial["plan"]], trial["steps"])
