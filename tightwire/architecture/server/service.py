@@ -175,7 +175,11 @@ class _Conversation:
     def _complain(self, error: TightwireError) -> bool:
         text = str(error).encode()[: (1 << LENGTH_BITS) - 1]
         ranks = error.ranks if isinstance(error, PeerError) else ()
-        blamed = sum(1 << rank for rank in {min(rank, FAR_RANK) for rank in ranks})
+        # A loss of nobody in particular has a mark of its own: workers survive it, and no other error.
+        marks = (
+            {min(rank, FAR_RANK) for rank in ranks} or {FAR_RANK} if isinstance(error, PeerError) else set()
+        )
+        blamed = sum(1 << rank for rank in marks)
         self._post.head(
             Header(kind=Kind.ERROR, size=blamed << LENGTH_BITS | len(text)), self._rank, REPLY
         ).attend()
@@ -184,7 +188,11 @@ class _Conversation:
 
 
 def error_of(text: str, size: int) -> TightwireError:
-    """Returns the error that a server complained of."""
+    """Returns the error that a server complained of.
+
+    >>> error_of("a worker is gone", 1 << FAR_RANK << LENGTH_BITS), error_of("no such rate", 0)
+    (PeerError('a worker is gone'), TransportError('no such rate'))
+    """
     mask = size >> LENGTH_BITS
     blamed = [rank for rank in range(FAR_RANK) if mask >> rank & 1]
     return PeerError(text, blamed) if mask else TransportError(text)
