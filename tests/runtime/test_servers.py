@@ -410,14 +410,16 @@ def shard(
 
 
 def push(
-    made: Shard, layout: MessageLayout, worker: int, clock: int, gradient: list[float]
+    made: Shard, layout: MessageLayout, worker: int, clock: int, gradient: list[float], *, read_in: int = 0
 ) -> tuple[Header, Tensor]:
     payload = torch.zeros(layout.push_bytes(clock), dtype=torch.uint8)
     used, settings, messages = layout.open_push(payload, clock)
     used.fill_(1)
     settings.copy_(torch.tensor([0.0, 1.0, 0.0, 0.0]))  # dampening, lr, momentum, weight_decay
     Identity().encode(torch.tensor(gradient), messages[0])
-    header, answer = made.push(worker, Header(kind=Kind.PUSH, clock=clock), payload, lambda: None)
+    header, answer = made.push(
+        worker, Header(kind=Kind.PUSH, clock=clock, round=read_in), payload, lambda: None
+    )
     (message,) = layout.open_pull(answer, clock)
     return header, message.clone().view(torch.float32)
 
@@ -454,7 +456,12 @@ def test_backup_takes_the_first_and_drops_the_late() -> None:
     assert Flag.LATE in header.flags
     assert x.tolist() == [0.0, 2.0]
     assert made.late == 1
-    header, x = push(made, layout, 1, 2, [0.0, 1.0])
+    assert header.round == 1
+    # Read here in round 1, and from another shard, which was behind, in round 0: as late as if read there.
+    header, x = push(made, layout, 1, 2, [0.0, 1.0], read_in=0)
+    assert Flag.LATE in header.flags
+    assert x.tolist() == [0.0, 2.0]
+    header, x = push(made, layout, 1, 3, [0.0, 1.0], read_in=1)
     assert not header.flags
     assert x.tolist() == [0.0, 1.0]
 

@@ -16,7 +16,9 @@ class Backup(Served):
     """An update is made from the mean of a round's first n − b gradients; later ones are dropped and counted.
 
     A worker that was late goes on with the present parameters, in the present round. When fewer than n − b workers
-    have data left, a round is all of those.
+    have data left, a round is all of those. Several shards close a round at different moments, and with different
+    workers' gradients, as the paper's variables do; a gradient counts in none of them if any parameter that it was
+    computed with is of an older round. (Else it is a step made with late gradients, which momentum does not bear.)
 
     Args:
         b: how many gradients a round does without; 0 is bsp.

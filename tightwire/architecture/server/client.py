@@ -39,8 +39,14 @@ GOODBYE_S = 2.0
 class Client(Protocol):
     """One shard, as a worker sees it. A question is asked, then its answer waited for, before the next one."""
 
-    def push(self, clock: int, payload: Tensor | None) -> None:
-        """Sends the gradient of step `clock`, None if there is none; `payload` must not change until the answer."""
+    def push(self, clock: int, payload: Tensor | None, *, read_in: int) -> None:
+        """Sends the gradient of step `clock`, None if there is none; `payload` must not change until the answer.
+
+        Args:
+            clock: of the step.
+            payload: the push.
+            read_in: the least round, of all shards, in which the parameters were read that it was computed with.
+        """
 
     def leave(self, clock: int) -> None:
         """Says that this worker stops until all have."""
@@ -69,8 +75,8 @@ class LocalClient(Client):
         self._shard, self._worker = shard, worker
         self._ask: Callable[[], Answer] | None = None
 
-    def push(self, clock: int, payload: Tensor | None) -> None:  # noqa: D102
-        request = Header(kind=Kind.PUSH, clock=clock)
+    def push(self, clock: int, payload: Tensor | None, *, read_in: int) -> None:  # noqa: D102
+        request = Header(kind=Kind.PUSH, clock=clock, round=read_in)
         self._ask = lambda: self._shard.push(self._worker, request, payload, _wait_on)
 
     def leave(self, clock: int) -> None:  # noqa: D102
@@ -100,10 +106,11 @@ class RemoteClient(Client):
         self._sent: list[Work] = []
         self._arriving: tuple[Work, Work, Tensor] | None = None
 
-    def push(self, clock: int, payload: Tensor | None) -> None:  # noqa: D102
+    def push(self, clock: int, payload: Tensor | None, *, read_in: int) -> None:  # noqa: D102
         self._expect(self._layout.pull_bytes(clock))
         flags = Flag.EMPTY if payload is None else NO_FLAG
-        self._sent = [self._post.head(Header(kind=Kind.PUSH, flags=flags, clock=clock), self._rank, REQUEST)]
+        header = Header(kind=Kind.PUSH, flags=flags, clock=clock, round=read_in)
+        self._sent = [self._post.head(header, self._rank, REQUEST)]
         if payload is not None:
             self._sent.append(self._send(payload))
 

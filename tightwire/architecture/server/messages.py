@@ -21,7 +21,7 @@ from tightwire.transport.base import Work
 from tightwire.transport.pinned import Pinned
 
 MAGIC: Final = b"TWps"
-FORMAT: Final = struct.Struct("<4sHHqqqqq")
+FORMAT: Final = struct.Struct("<4sHHqqIIqq")
 HEADER_BYTES: Final = 48
 assert FORMAT.size == HEADER_BYTES
 
@@ -68,6 +68,7 @@ class Header:
         clock: the worker's, the present push included.
         slowest: the clock of the slowest worker (replies).
         staleness: updates by others between the gradient's read and its own update (replies).
+        round: in which a worker reads (replies); the least of all shards' in which it read last (pushes).
         updates: made by the server so far (replies).
         size: bytes of a payload whose size follows from nothing else; in an error also whom it blames, shifted.
     """
@@ -77,13 +78,22 @@ class Header:
     clock: int = 0
     slowest: int = 0
     staleness: int = 0
+    round: int = 0
     updates: int = 0
     size: int = 0
 
     def to_tensor(self) -> Tensor:
         """Returns (HEADER_BYTES,) uint8."""
         packed = FORMAT.pack(
-            MAGIC, self.kind, self.flags, self.clock, self.slowest, self.staleness, self.updates, self.size
+            MAGIC,
+            self.kind,
+            self.flags,
+            self.clock,
+            self.slowest,
+            self.staleness,
+            self.round,
+            self.updates,
+            self.size,
         )
         return torch.frombuffer(bytearray(packed), dtype=torch.uint8)
 
@@ -94,7 +104,9 @@ class Header:
         Raises:
             TransportError: it is none.
         """
-        magic, kind, flags, clock, slowest, staleness, updates, size = FORMAT.unpack(tensor.numpy().tobytes())
+        magic, kind, flags, clock, slowest, staleness, number, updates, size = FORMAT.unpack(
+            tensor.numpy().tobytes()
+        )
         counts = (clock, slowest, staleness, updates, size)
         if magic != MAGIC or kind not in set(Kind) or flags > ALL_FLAGS or min(counts) < 0:
             raise TransportError(
@@ -107,6 +119,7 @@ class Header:
             clock=clock,
             slowest=slowest,
             staleness=staleness,
+            round=number,
             updates=updates,
             size=size,
         )

@@ -197,7 +197,7 @@ class Shard:
                 if self._quorum == 0:
                     flags, staleness = self._take(seat, payload)
                 else:
-                    flags, staleness = self._collect(worker, seat, payload, on_wait)
+                    flags, staleness = self._collect(worker, request.round, payload, on_wait)
                 if (lead := self._policy.lead) is not None:
                     self._wait(lambda: self._behind(seat.clock - lead), f"step {seat.clock - lead}", on_wait)
                 return self._reply(worker, flags, staleness)
@@ -337,13 +337,19 @@ class Shard:
         return self._update([(seat, payload)], rate), staleness
 
     def _collect(
-        self, worker: int, seat: Seat, payload: Tensor | None, on_wait: Callable[[], None]
+        self, worker: int, read_in: int, payload: Tensor | None, on_wait: Callable[[], None]
     ) -> tuple[Flag, int]:
-        """Adds a gradient to its round, and waits until that is over."""
-        mine = self._round
-        if seat.read_in < mine:
+        """Adds a gradient to its round, and waits until that is over.
+
+        Where rounds do without some gradients, one that was computed with an older round's parameters is late, be they
+        those of another shard: shards close rounds at different moments, and such a gradient is as stale here.
+        """
+        mine, seat = self._round, self._seats[worker]
+        if self._quorum >= len(self._seats):
+            read_in = seat.read_in
+        if (oldest := min(seat.read_in, read_in)) < mine:
             self.late += 1
-            return Flag.LATE, mine - seat.read_in
+            return Flag.LATE, mine - oldest
         self._pending[worker] = payload
         self._close_round()
         self._wait(
@@ -482,6 +488,7 @@ class Shard:
 
     def _reply(self, worker: int, flags: Flag, staleness: int) -> tuple[Header, Tensor]:
         seat = self._seats[worker]
+        seat.read_at, seat.read_in = self.updates, self._round
         header = self._header(seat, flags, staleness)
         lead = seat.clock - header.slowest
         self.leads[lead] = self.leads.get(lead, 0) + 1
@@ -497,7 +504,6 @@ class Shard:
         if self._policy.compensation and self._layout.is_plain:
             for has, bucket in zip(seat.has, self._values, strict=True):
                 has.copy_(bucket.flat)
-        seat.read_at, seat.read_in = self.updates, self._round
         return header, seat.pull[: self._layout.pull_bytes(seat.clock)]
 
     def _header(self, seat: Seat, flags: Flag, staleness: int) -> Header:
@@ -508,6 +514,7 @@ class Shard:
             clock=seat.clock,
             slowest=min(slowest, seat.clock),
             staleness=staleness,
+            round=seat.read_in,
             updates=self.updates,
         )
 
@@ -527,6 +534,8 @@ class Shard:
         ):
             part.copy_(bucket.flat.view(torch.uint8))
         self._landings += 1
+        self._round = 0  # in all shards alike
+        self._dropped_in.clear()
         clock = self.clock = max((seat.clock for seat in self._seats), default=self.clock)
         self._are_even &= all(seat.clock == clock for seat in self._seats)
         self._told.clear()

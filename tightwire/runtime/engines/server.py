@@ -252,8 +252,10 @@ class ServerEngine(ServedMember):
     def _push(self, gradients: Mapping[str, Tensor | None] | None) -> None:
         """Begins to send the gradients of step `_clock`, by name; None: they are not finite."""
         self._is_empty = gradients is None
+        read_in = min((share.read_in for share in self._shares), default=0)
+        settings = None if gradients is None else self._settings.read()
         for share in self._shares:
-            share.send(self._clock, gradients or {}, None if gradients is None else self._settings.read())
+            share.send(self._clock, gradients or {}, settings, read_in=read_in)
 
     def _land(self) -> None:
         for share in self._shares:

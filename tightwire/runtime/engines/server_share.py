@@ -68,6 +68,7 @@ class Share:
         values: the parameters as last received, per bucket.
         updates: that the server had made then; −1 before.
         clock: of the step that they answered.
+        read_in: the shard's round in which they were read.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class Share:
             bucket.pack({name: parameters[name].detach() for name in bucket.views})
         self._payload = layout.room(layout.push_bytes(1))
         self._has_gradient = False
-        self.updates, self.clock = -1, 0
+        self.updates, self.clock, self.read_in = -1, 0, 0
 
     def heard(self) -> Holding:
         """Returns a copy of what was last received."""
@@ -104,12 +105,17 @@ class Share:
         )
 
     def send(
-        self, clock: int, by_name: Mapping[str, Tensor | None], settings: Sequence[float] | None
+        self,
+        clock: int,
+        by_name: Mapping[str, Tensor | None],
+        settings: Sequence[float] | None,
+        *,
+        read_in: int,
     ) -> None:
-        """Begins a push; without settings, of nothing."""
+        """Begins a push; without settings, of nothing; `read_in` is the least round of all shares."""
         self._has_gradient = settings is not None
         if settings is None:
-            self.client.push(clock, None)
+            self.client.push(clock, None, read_in=read_in)
             return
         payload = self._room_for(self._message_layout.push_bytes(clock))
         used, numbers, messages = self._message_layout.open_push(payload, clock)
@@ -123,7 +129,7 @@ class Share:
             self._rooms[number].message = message
             seed = message_seed(self._seed + clock, self._rank + 1, number)
             averager.run(Round(number=clock, seed=seed))
-        self.client.push(clock, payload)
+        self.client.push(clock, payload, read_in=read_in)
 
     def receive(self, clock: int) -> Header:
         """Waits for the parameters to go on with, and keeps what stages learnt if the gradient counted."""
@@ -136,7 +142,7 @@ class Share:
             if bucket.flat.numel():
                 codec.decode(message, bucket.flat, add=not self._message_layout.is_plain)
         require_decoded(self._message_layout.device)
-        self.updates, self.clock = header.updates, clock
+        self.updates, self.clock, self.read_in = header.updates, clock, header.round
         return header
 
     def land(self, clock: int) -> Header:
@@ -148,7 +154,7 @@ class Share:
         ):
             if bucket.flat.numel():
                 exact.decode(message, bucket.flat)
-        self.updates, self.clock = header.updates, header.clock
+        self.updates, self.clock, self.read_in = header.updates, header.clock, header.round
         return header
 
     def _room_for(self, num_bytes: int) -> Tensor:
