@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import weakref
+
+import pytest
 
 from tightwire.transport.blame import Verdict, Wait
 from tightwire.transport.liveness import Liveness
+from tightwire.transport.messages import Message
 from tightwire.transport.seal import Seal
+from tightwire.transport.traffic import Connection, Traffic
 
 
 class Transport:
@@ -58,3 +63,99 @@ def test_who_is_waited_for_and_heard_to_be_silent_elsewhere_is_gone_at_once() ->
     liveness.hear_silent([1, 3])
     liveness.leave()
     assert liveness.verdict == Verdict((1,), "silent")
+
+
+class Clock:
+    """Stands for `time`."""
+
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        pass
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("tightwire.transport.liveness.time", clock)
+    monkeypatch.setattr("tightwire.transport.program.is_blocked", lambda: True)
+    return clock
+
+
+def looks(liveness: Liveness, clock: Clock, seconds: float, *answers: Message) -> None:
+    """Has rank 0 look for some seconds, while the same answers come."""
+    for _ in range(round(seconds / 0.1)):
+        clock.now += 0.1
+        for answer in answers:
+            liveness._note_answer(answer)
+        liveness.look()
+
+
+def waiting_for_1(*, size: int, ends_run: bool = True) -> Liveness:
+    """Returns rank 0, which waits for rank 1."""
+    liveness = Liveness(0, host="127.0.0.1", deadline_s=4)
+    liveness._peers = {rank: ("127.0.0.1", rank) for rank in range(1, size)}
+    wait = Wait(frozenset({1}), "to receive 4.00 MB, tag 3")
+    liveness.watch("wait", lambda: wait, ends_run=ends_run, has_end=ends_run)
+    return liveness
+
+
+def waits_for_0(age_s: float, *, is_blocked: bool, is_moving: bool) -> Message:
+    return Message(kind="here", sender=1, waits=(0,), age_s=age_s, is_blocked=is_blocked, is_moving=is_moving)
+
+
+def test_ranks_that_wait_for_each_other_and_move_nothing_are_named_once_the_deadline_has_passed(
+    clock: Clock,
+) -> None:
+    liveness = waiting_for_1(size=2)
+    looks(liveness, clock, 3.8, waits_for_0(4.0, is_blocked=True, is_moving=False))
+    assert liveness.verdict is None
+    looks(liveness, clock, 1.0, waits_for_0(4.0, is_blocked=True, is_moving=False))
+    liveness.leave()
+    assert liveness.verdict == Verdict((0, 1), "cycle")
+
+
+@pytest.mark.parametrize("mover", [0, 1])
+def test_ranks_between_which_bytes_move_are_slow_and_waited_for(
+    mover: int, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    liveness, moved = waiting_for_1(size=2), itertools.count(0, 50_000)
+    if mover == 0:
+        liveness._traffic = Traffic(lambda: {7: Connection(next(moved), queued=0)})
+    answer = waits_for_0(4.0, is_blocked=mover == 0, is_moving=mover == 1)
+    looks(liveness, clock, 79, answer)
+    assert liveness.verdict is None
+    assert [r.message[:60] for r in caplog.records] == [
+        "ranks 0 and 1 are alive but slow, bytes still move between t"
+    ]
+    looks(liveness, clock, 2, answer)  # late_s is 80 s
+    liveness.leave()
+    assert liveness.verdict == Verdict((0, 1), "slow")
+    error = liveness.accuse(Wait(frozenset({1}), "to receive 4.00 MB, tag 3"))
+    assert str(error).startswith(
+        "ranks 0 and 1 are alive, and bytes still moved between them after 80 s while"
+    )
+    assert error.ranks == (1,)
+
+
+def test_who_hears_nobody_at_all_gives_nobody_up(clock: Clock) -> None:
+    server = waiting_for_1(size=4, ends_run=False)
+    looks(server, clock, 5.5)
+    assert server.lost == set()
+    looks(
+        server, clock, 5, Message(kind="here", sender=1), Message(kind="here", sender=2)
+    )  # its link is back
+    assert (server.lost, server.verdict) == (set(), None)
+    looks(server, clock, 5)
+    server.leave()
+    assert (server.lost, server.verdict) == (set(), Verdict((), "alone"))
+
+
+def test_who_hears_others_gives_a_silent_rank_up(clock: Clock) -> None:
+    server = waiting_for_1(size=4, ends_run=False)
+    looks(server, clock, 5, Message(kind="here", sender=2))
+    server.leave()
+    assert (server.lost, server.verdict) == ({1}, None)

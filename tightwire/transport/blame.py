@@ -9,7 +9,7 @@ from typing import Literal
 from tightwire.errors import PeerError
 from tightwire.units import print_size
 
-Reason = Literal["failed", "dead", "silent", "left", "broken", "late", "cycle", "given-up", "alone"]
+Reason = Literal["failed", "dead", "silent", "left", "broken", "late", "cycle", "slow", "given-up", "alone"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +20,8 @@ class Verdict:
         ranks: ascending world ranks.
         reason: failed (said so, `note` is its error), dead (its process has ended without a word), silent (does not
             answer), left (closed its transport), broken (alive, but its connections broke), late (alive, but
-            elsewhere), cycle (they wait for each other), given-up (this rank: others go on without it), alone
-            (no other rank answers this one).
+            elsewhere), cycle (they wait for each other), slow (so they do, but bytes still move), given-up (this
+            rank: others go on without it), alone (no other rank answers this one).
         note: more about it, as in "ValueError: …" for a rank that failed, or where a late one is.
     """
 
@@ -117,7 +117,7 @@ def accuse(
     """
     during = f" while this worker waited {waiting.what}" if waiting else ""
     others = [blamed for blamed in verdict.ranks if blamed != rank]
-    if rank is not None and rank in verdict.ranks and verdict.reason != "cycle":
+    if rank is not None and rank in verdict.ranks and verdict.reason not in ("cycle", "slow"):
         return PeerError(_own_sentence(verdict, rank, deadline_s), others)
     if verdict.reason == "alone":
         return PeerError(
@@ -148,6 +148,8 @@ def _sentence(verdict: Verdict, during: str, deadline_s: float) -> str:
         f"program for a branch or a longer loop; raise late_s if {they} {are} only slow.",
         "cycle": f"wait for each other{during}: they disagree about the order, the sizes or the tags of what "
         "they send. Every worker must run the same collectives in the same order.",
+        "slow": f"{are} alive, and bytes still moved between {them(many)} after {deadline_s:g} s{during}: the network "
+        "is too slow for what is sent. Send less, as by compression, or raise late_s.",
         "given-up": f"{do} not answer{during}.",
     }
     return sentences[verdict.reason]

@@ -36,6 +36,7 @@ from tightwire.transport.blame import (
 from tightwire.transport.ear import Ear
 from tightwire.transport.messages import MAX_TEXT, Message
 from tightwire.transport.seal import Seal
+from tightwire.transport.traffic import CAN_TELL, Traffic, connections_to
 
 # A silent rank is asked so often; most ranks asked at a time, so that a thousand do not flood each other.
 REPEAT_S: Final = 0.4
@@ -103,6 +104,11 @@ class Liveness:
         self.announced: dict[int, int] = {}
         self.changed = threading.Condition()
         self._quiet_s = max(deadline_s - 15.0, deadline_s / 2)
+        self._still_s = deadline_s - self._quiet_s  # without a byte, it is looked for from `_quiet_s` on
+        self._traffic = Traffic(
+            lambda: connections_to({host for host, _ in self._peers.values()}),
+            every_s=min(REPEAT_S, self._still_s / 4),
+        )
         self._waits: dict[object, Waiting] = {}
         self._seal: Seal | None = None
         self._peers: dict[int, Address] = {}
@@ -197,7 +203,7 @@ class Liveness:
     def accuse(self, wait: Wait | None) -> PeerError:
         """Returns the error for a wait that the verdict, which is known, has ended."""
         assert self.verdict is not None
-        limit_s = self.late_s if self.verdict.reason == "late" else self.deadline_s
+        limit_s = self.late_s if self.verdict.reason in ("late", "slow") else self.deadline_s
         return accuse(self.verdict, waiting=wait, deadline_s=limit_s, rank=self.rank)
 
     def fail(self, note: str) -> None:
@@ -279,7 +285,8 @@ class Liveness:
             number=question.number,
             waits=tuple(sorted({peer for _, wait in mine for peer in wait.peers})),
             age_s=min((now - w.began_s for w, _ in mine), default=0.0),
-            is_blocked=program.is_blocked(),
+            is_blocked=self._is_blocked(now),
+            is_moving=self._traffic.moves(now, within_s=self._still_s),
             place=program.place()[:MAX_TEXT],
             gave_up=question.sender in self.lost,
             note=self._note,
@@ -307,7 +314,9 @@ class Liveness:
         if not suspicious or self.verdict is not None:
             self._asked_s.clear()
             self._answers.clear()
+            self._traffic.forget()
             return False
+        self._traffic.look(now)
         known = {rank: answer.waits for rank, answer in self._answers.items()}
         self._ask(
             [r for w in suspicious if w.has_end for r in self._depends(w, known)],
@@ -377,7 +386,12 @@ class Liveness:
             places={r: answer.place for r, answer in self._answers.items()},
         )
         if not waiting.ends_run:
-            self._lose(peers & {*self._dead, *observed.silent, *self._left} - self.lost)
+            gone = {*self._dead, *self._left}
+            if not self._hears_nobody(now - patience_s):
+                gone.update(observed.silent)
+            elif all(now - self._asked_s.get(rank, now) >= self.deadline_s for rank in peers):
+                self._decide(Verdict((), "alone"))
+            self._lose(peers & gone - self.lost)
         elif (verdict := judge_gone(peers, observed)) is not None:
             self._decide(self._doubted(verdict, now - patience_s))
             return
@@ -394,29 +408,35 @@ class Liveness:
         """
         if verdict.reason != "failed" and self._gave_up & set(verdict.ranks):
             return Verdict((self.rank,), "given-up")
-        asked = set(self._asked_s) - self._left.keys() - self._dead
-        has_heard = any(heard_s >= since_s for heard_s in self._answered_s.values())
-        if verdict.reason == "silent" and len(asked) > 1 and not has_heard:
+        if verdict.reason == "silent" and self._hears_nobody(since_s):
             return Verdict((), "alone")
         return verdict
+
+    def _hears_nobody(self, since_s: float) -> bool:
+        """Whether several ranks were asked and none has answered since then: this rank may be the one cut off."""
+        asked = set(self._asked_s) - self._left.keys() - self._dead
+        return len(asked) > 1 and all(heard_s < since_s for heard_s in self._answered_s.values())
 
     def _judge_late(self, waiting: Waiting, peers: set[int], observed: RankObserved, age_s: float) -> None:
         unknown = reach(peers, observed.waits) - self._answers.keys() - {self.rank}
         if unknown or not peers:
             return
         verdict = judge_late(peers, observed)
+        if verdict.reason == "cycle" and self._is_moving(verdict.ranks):
+            verdict = replace(verdict, reason="slow")
         is_stuck = verdict.reason == "cycle" and self._is_stuck(verdict.ranks)
         if (age_s >= self.late_s or is_stuck) and self._is_fresh(verdict.ranks):
             self._decide(verdict)
-        elif verdict.reason == "late" and not waiting.is_late:
+        elif verdict.reason in ("late", "slow") and not waiting.is_late:
             waiting.is_late = True
             self._warn(verdict, waiting.describe().what, age_s)
 
     def _warn(self, verdict: Verdict, what: str, age_s: float) -> None:
         log.warning(
-            "%s alive but late: this worker (rank %d) has waited %s for %.0f s%s. It goes on waiting, for %.0f s at "
+            "%s alive but %s: this worker (rank %d) has waited %s for %.0f s%s. It goes on waiting, for %.0f s at "
             "most (late_s).",
             f"{name_ranks(verdict.ranks)} {'are' if len(verdict.ranks) > 1 else 'is'}",
+            "slow, bytes still move between them" if verdict.reason == "slow" else "late",
             self.rank,
             what,
             age_s,
@@ -433,7 +453,19 @@ class Liveness:
     def _is_stuck(self, ranks: Collection[int]) -> bool:
         """Whether nothing in the programs of some ranks, which wait for each other, can go on."""
         others = [self._answers[rank] for rank in ranks if rank != self.rank]
-        return program.is_blocked() and all(a.is_blocked and a.age_s >= self.deadline_s for a in others)
+        is_blocked = self._is_blocked(time.monotonic())
+        return is_blocked and all(a.is_blocked and a.age_s >= self.deadline_s for a in others)
+
+    def _is_blocked(self, now: float) -> bool:
+        """Whether this process's main thread waits, and no bytes move; only Linux tells of the latter."""
+        is_still = not CAN_TELL or self._traffic.is_still(now, for_s=self._still_s)
+        return is_still and program.is_blocked()
+
+    def _is_moving(self, ranks: Collection[int]) -> bool:
+        """Whether bytes move on connections of any of some ranks: their waits may end yet."""
+        if self._traffic.moves(time.monotonic(), within_s=self._still_s):
+            return True
+        return any(self._answers[rank].is_moving for rank in ranks if rank != self.rank)
 
     def _lose(self, ranks: set[int]) -> None:
         if ranks:

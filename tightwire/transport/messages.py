@@ -25,7 +25,8 @@ class Message:
         number: of the question, which the answer repeats.
         waits: whom the sender waits for (here), or who is to blame (verdict).
         age_s: for how long it has waited for any of them.
-        is_blocked: whether its main thread waits too.
+        is_blocked: whether its main thread waits too, and no bytes move on its connections.
+        is_moving: whether bytes were seen to move on them.
         place: where in the program its main thread is, as in "train.py:45 in evaluate".
         gave_up: whether the sender went on without whom it tells this (here, left).
         reason: why ranks are to blame (verdict).
@@ -39,6 +40,7 @@ class Message:
     waits: tuple[int, ...] = field(default=())
     age_s: float = 0.0
     is_blocked: bool = False
+    is_moving: bool = False
     place: str = ""
     gave_up: bool = False
     reason: Reason = "silent"
@@ -96,6 +98,7 @@ _TYPES: Final[Mapping[str, tuple[type, ...]]] = {
     "number": (int,),
     "age_s": (float, int),
     "is_blocked": (bool,),
+    "is_moving": (bool,),
     "place": (str,),
     "gave_up": (bool,),
     "reason": (str,),
