@@ -12,7 +12,7 @@ from tightwire.transport.blame import Verdict, Wait
 from tightwire.transport.liveness import Liveness
 from tightwire.transport.messages import Message
 from tightwire.transport.seal import Seal
-from tightwire.transport.traffic import Connection, Traffic
+from tightwire.transport.traffic import Connection, Movement
 
 
 class Transport:
@@ -124,7 +124,7 @@ def test_ranks_between_which_bytes_move_are_slow_and_waited_for(
 ) -> None:
     liveness, moved = waiting_for_1(size=2), itertools.count(0, 50_000)
     if mover == 0:
-        liveness._traffic = Traffic(lambda: {7: Connection(next(moved), queued=0)})
+        liveness._movement = Movement(lambda: {7: Connection(next(moved), queued=0)})
     answer = waits_for_0(4.0, is_blocked=mover == 0, is_moving=mover == 1)
     looks(liveness, clock, 79, answer)
     assert liveness.verdict is None

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from tightwire.transport.traffic import CAN_TELL, Connection, Traffic, connections_to
+from tightwire.transport.traffic import CAN_TELL, Connection, Movement, connections_to
 
 
 @pytest.mark.skipif(not CAN_TELL, reason="only Linux tells")
@@ -34,15 +34,15 @@ def test_the_kernel_tells_what_moved_and_what_waits() -> None:
 
 def test_beats_are_no_traffic_and_a_new_connection_has_not_moved_what_it_moved_before() -> None:
     seen: list[dict[int, Connection]] = [{1: Connection(0, 0)}]
-    traffic = Traffic(lambda: seen[-1])
+    movement = Movement(lambda: seen[-1])
     for second in range(5):
         seen.append({1: Connection(500 * second, 0)} | ({2: Connection(10**6, 0)} if second > 2 else {}))
-        traffic.look(float(second))
-    assert traffic.is_still(4.0, for_s=4.0)
-    assert not traffic.is_still(4.0, for_s=4.5)
+        movement.look(float(second))
+    assert movement.is_still(4.0, for_s=4.0)
+    assert not movement.is_still(4.0, for_s=4.5)
     seen.append({1: Connection(2000, queued=1)})
-    traffic.look(5.0)
-    assert traffic.moves(5.0, within_s=1.0)
-    assert not traffic.is_still(5.5, for_s=1.0)
-    traffic.forget()
-    assert not traffic.is_still(99.0, for_s=1.0)
+    movement.look(5.0)
+    assert movement.moves(5.0, within_s=1.0)
+    assert not movement.is_still(5.5, for_s=1.0)
+    movement.forget()
+    assert not movement.is_still(99.0, for_s=1.0)

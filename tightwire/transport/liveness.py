@@ -36,7 +36,7 @@ from tightwire.transport.blame import (
 from tightwire.transport.ear import Ear
 from tightwire.transport.messages import MAX_TEXT, Message
 from tightwire.transport.seal import Seal
-from tightwire.transport.traffic import CAN_TELL, Traffic, connections_to
+from tightwire.transport.traffic import CAN_TELL, Movement, connections_to
 
 # A silent rank is asked so often; most ranks asked at a time, so that a thousand do not flood each other.
 REPEAT_S: Final = 0.4
@@ -105,7 +105,7 @@ class Liveness:
         self.changed = threading.Condition()
         self._quiet_s = max(deadline_s - 15.0, deadline_s / 2)
         self._still_s = deadline_s - self._quiet_s  # without a byte, it is looked for from `_quiet_s` on
-        self._traffic = Traffic(
+        self._movement = Movement(
             lambda: connections_to({host for host, _ in self._peers.values()}),
             every_s=min(REPEAT_S, self._still_s / 4),
         )
@@ -286,7 +286,7 @@ class Liveness:
             waits=tuple(sorted({peer for _, wait in mine for peer in wait.peers})),
             age_s=min((now - w.began_s for w, _ in mine), default=0.0),
             is_blocked=self._is_blocked(now),
-            is_moving=self._traffic.moves(now, within_s=self._still_s),
+            is_moving=self._movement.moves(now, within_s=self._still_s),
             place=program.place()[:MAX_TEXT],
             gave_up=question.sender in self.lost,
             note=self._note,
@@ -314,9 +314,9 @@ class Liveness:
         if not suspicious or self.verdict is not None:
             self._asked_s.clear()
             self._answers.clear()
-            self._traffic.forget()
+            self._movement.forget()
             return False
-        self._traffic.look(now)
+        self._movement.look(now)
         known = {rank: answer.waits for rank, answer in self._answers.items()}
         self._ask(
             [r for w in suspicious if w.has_end for r in self._depends(w, known)],
@@ -458,12 +458,12 @@ class Liveness:
 
     def _is_blocked(self, now: float) -> bool:
         """Whether this process's main thread waits, and no bytes move; only Linux tells of the latter."""
-        is_still = not CAN_TELL or self._traffic.is_still(now, for_s=self._still_s)
+        is_still = not CAN_TELL or self._movement.is_still(now, for_s=self._still_s)
         return is_still and program.is_blocked()
 
     def _is_moving(self, ranks: Collection[int]) -> bool:
         """Whether bytes move on connections of any of some ranks: their waits may end yet."""
-        if self._traffic.moves(time.monotonic(), within_s=self._still_s):
+        if self._movement.moves(time.monotonic(), within_s=self._still_s):
             return True
         return any(self._answers[rank].is_moving for rank in ranks if rank != self.rank)
 

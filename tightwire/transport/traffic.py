@@ -44,15 +44,15 @@ class Connection:
 
 
 @final
-class Traffic:
+class Movement:
     """Looks now and then at the connections to some hosts, and knows when they last moved bytes.
 
     >>> now = [Connection(moved=0, queued=0)]
-    >>> traffic = Traffic(lambda: {1: now[0]})
-    >>> traffic.look(0.0)
+    >>> movement = Movement(lambda: {1: now[0]})
+    >>> movement.look(0.0)
     >>> now[0] = Connection(moved=50_000, queued=0)
-    >>> traffic.look(1.0)
-    >>> traffic.moves(1.5, within_s=2), traffic.is_still(1.5, for_s=2), traffic.is_still(3.5, for_s=2)
+    >>> movement.look(1.0)
+    >>> movement.moves(1.5, within_s=2), movement.is_still(1.5, for_s=2), movement.is_still(3.5, for_s=2)
     (True, False, True)
     """
 
