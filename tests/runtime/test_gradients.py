@@ -357,7 +357,9 @@ class Pictures(nn.Module):
     def forward(self, rank: int) -> Tensor:
         x = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(rank))
         x = self.norm(self.conv(x.to(memory_format=torch.channels_last))).mean((2, 3))
-        out: Tensor = checkpoint(lambda h: torch.tanh(self.head(h)), x, use_reentrant=False)
+        out: Tensor = checkpoint(
+            lambda h: torch.tanh(self.head(h)), x, use_reentrant=False, preserve_rng_state=False
+        )
         return out
 
 
@@ -389,7 +391,7 @@ class Segments(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
-            x = torch.tanh(checkpoint(layer, x, use_reentrant=True))  # type: ignore[arg-type]
+            x = torch.tanh(checkpoint(layer, x, use_reentrant=True, preserve_rng_state=False))  # type: ignore[arg-type]
         return x
 
 
@@ -450,7 +452,9 @@ def test_several_passes_are_told_how_to_be_one(caplog: pytest.LogCaptureFixture)
 
 def test_reentrant_checkpointing_costs_rounds_not_truth() -> None:
     def loss(model: nn.Module, rank: int, step: int) -> Tensor:
-        out: Tensor = checkpoint(model, batch(rank, step).requires_grad_(), use_reentrant=True)
+        out: Tensor = checkpoint(
+            model, batch(rank, step).requires_grad_(), use_reentrant=True, preserve_rng_state=False
+        )
         return out.square().mean()
 
     def worker(transport: Transport) -> None:

@@ -82,7 +82,7 @@ class Odd(nn.Module):
     def forward(self, tokens: Tensor, take_part: bool) -> Tensor:
         x = self.embedding(tokens)
         for block in self.blocks:
-            x = torch.tanh(checkpoint(block, x, use_reentrant=False))  # type: ignore[arg-type]
+            x = torch.tanh(checkpoint(block, x, use_reentrant=False, preserve_rng_state=False))  # type: ignore[arg-type]
         if take_part:
             x = x + self.sometimes(x)
         x = torch.nn.functional.layer_norm(x, (6,), weight=self.loose)
