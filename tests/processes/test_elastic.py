@@ -34,8 +34,15 @@ def train(plan, steps, at_step):
 """
 
 
-@pytest.mark.parametrize("plan", ["bsp/allreduce:ring", "diloco:4", "ssp:0/ps"])
-def test_one_is_killed_one_is_told_to_leave_and_one_comes(plan: str) -> None:
+@pytest.mark.parametrize(
+    ("plan", "steps"),
+    [
+        ("bsp/allreduce:ring", 120),
+        ("diloco:4", 320),  # it steps on for the 3 s that pass until the death is noticed
+        ("ssp:0/ps", 120),
+    ],
+)
+def test_one_is_killed_one_is_told_to_leave_and_one_comes(plan: str, steps: int) -> None:
     """Of four, the last comes late, the third dies, the second leaves: two go on, equal to the bit."""
     ended = run_processes(
         4,
@@ -48,7 +55,7 @@ def at_step(run):
         os.kill(os.getpid(), signal.SIGTERM)
 if rank == 3:
     time.sleep(1)
-train({plan!r}, 120, at_step)
+train({plan!r}, {steps}, at_step)
 """,
         join=False,
         check=False,

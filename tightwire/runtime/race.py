@@ -249,7 +249,7 @@ def plan_heats(contenders: Sequence[Contender], cost_s: float, most: int = 6) ->
         most: contenders.
 
     >>> field = [Contender(plan=f"local:{n}", predicted_step_s=0.1) for n in (2, 4, 8, 16)]
-    >>> plan_heats(field, 10.0).fields, plan_heats(field, 0.1).fields
+    >>> plan_heats(field, 20.0).fields, plan_heats(field, 0.1).fields
     ((4, 2), (1,))
     """
     sizes = range(min(most, len(contenders)), 1, -1)
