@@ -154,8 +154,23 @@ def test_who_hears_nobody_at_all_gives_nobody_up(clock: Clock) -> None:
     assert (server.lost, server.verdict) == (set(), Verdict((), "alone"))
 
 
-def test_who_hears_others_gives_a_silent_rank_up(clock: Clock) -> None:
+def test_whose_link_is_back_gives_nobody_up_that_answers_a_moment_after_the_first(clock: Clock) -> None:
     server = waiting_for_1(size=4, ends_run=False)
-    looks(server, clock, 5, Message(kind="here", sender=2))
+    looks(server, clock, 5.5)
+    looks(server, clock, 0.5, Message(kind="here", sender=2))
+    looks(server, clock, 5, Message(kind="here", sender=2), Message(kind="here", sender=1))
     server.leave()
-    assert (server.lost, server.verdict) == ({1}, None)
+    assert (server.lost, server.verdict) == (set(), None)
+
+
+@pytest.mark.parametrize("ends_run", [False, True])
+def test_who_hears_others_gives_a_silent_rank_up_a_deadline_after_its_last_answer(
+    ends_run: bool, clock: Clock
+) -> None:
+    rank, other = waiting_for_1(size=4, ends_run=ends_run), Message(kind="here", sender=2)
+    looks(rank, clock, 6, other, Message(kind="here", sender=1))
+    looks(rank, clock, 3.8, other)
+    assert (rank.lost, rank.verdict) == (set(), None)
+    looks(rank, clock, 1, other)
+    rank.leave()
+    assert (rank.lost, rank.verdict) == ((set(), Verdict((1,), "silent")) if ends_run else ({1}, None))

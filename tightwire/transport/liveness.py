@@ -104,7 +104,9 @@ class Liveness:
         self.announced: dict[int, int] = {}
         self.changed = threading.Condition()
         self._quiet_s = max(deadline_s - 15.0, deadline_s / 2)
-        self._still_s = deadline_s - self._quiet_s  # without a byte, it is looked for from `_quiet_s` on
+        self._still_s = (
+            deadline_s - self._quiet_s
+        )  # without an answer or a byte; looked for from `_quiet_s` on
         self._movement = Movement(
             lambda: connections_to({host for host, _ in self._peers.values()}),
             every_s=min(REPEAT_S, self._still_s / 4),
@@ -262,8 +264,11 @@ class Liveness:
             self._dead.add(rank)
 
     def _note_answer(self, message: Message) -> None:
-        rank = message.sender
-        self._answers[rank], self._answered_s[rank] = message, time.monotonic()
+        rank, now = message.sender, time.monotonic()
+        if self._hears_nobody(now - self._still_s) and self._asks_long(now):
+            # This one's own link was down: the silence of the others, who answer a moment later, counts anew.
+            self._asked_s = dict.fromkeys(self._asked_s, now)
+        self._answers[rank], self._answered_s[rank] = message, now
         self._asked_s.pop(rank, None)
         self._dead.discard(rank)
         self.announced[rank] = message.done
@@ -374,8 +379,12 @@ class Liveness:
         if not (is_due or waiting.is_broken or waiting.is_first):
             return
         broken_patience_s = min(BROKEN_SILENT_S, self.deadline_s / 2)
-        patience_s = broken_patience_s if waiting.is_broken else self.deadline_s - self._quiet_s
+        patience_s = broken_patience_s if waiting.is_broken else self._still_s
         silent = {r for r, since in self._asked_s.items() if now - since >= patience_s} - self._dead
+        if (
+            not waiting.is_broken
+        ):  # one that has answered during this wait may be silent for a deadline from then on
+            silent -= {r for r in silent if now - self._answered_s.get(r, waiting.began_s) < self.deadline_s}
         observed = RankObserved(
             waits={r: answer.waits for r, answer in self._answers.items()} | {self.rank: peers},
             dead=self._dead,
@@ -416,6 +425,10 @@ class Liveness:
         """Whether several ranks were asked and none has answered since then: this rank may be the one cut off."""
         asked = set(self._asked_s) - self._left.keys() - self._dead
         return len(asked) > 1 and all(heard_s < since_s for heard_s in self._answered_s.values())
+
+    def _asks_long(self, now: float) -> bool:
+        """Whether several ranks were asked and have not answered for as long as a silent one is asked."""
+        return sum(now - since >= self._still_s for since in self._asked_s.values()) > 1
 
     def _judge_late(self, waiting: Waiting, peers: set[int], observed: RankObserved, age_s: float) -> None:
         unknown = reach(peers, observed.waits) - self._answers.keys() - {self.rank}
