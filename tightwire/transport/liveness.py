@@ -104,9 +104,8 @@ class Liveness:
         self.announced: dict[int, int] = {}
         self.changed = threading.Condition()
         self._quiet_s = max(deadline_s - 15.0, deadline_s / 2)
-        self._still_s = (
-            deadline_s - self._quiet_s
-        )  # without an answer or a byte; looked for from `_quiet_s` on
+        # Who is silent is asked for so long, and who is still is looked at: from `_quiet_s` on.
+        self._still_s = deadline_s - self._quiet_s
         self._movement = Movement(
             lambda: connections_to({host for host, _ in self._peers.values()}),
             every_s=min(REPEAT_S, self._still_s / 4),
@@ -381,9 +380,7 @@ class Liveness:
         broken_patience_s = min(BROKEN_SILENT_S, self.deadline_s / 2)
         patience_s = broken_patience_s if waiting.is_broken else self._still_s
         silent = {r for r, since in self._asked_s.items() if now - since >= patience_s} - self._dead
-        if (
-            not waiting.is_broken
-        ):  # one that has answered during this wait may be silent for a deadline from then on
+        if not waiting.is_broken:  # one that has answered may be silent for a deadline from then on
             silent -= {r for r in silent if now - self._answered_s.get(r, waiting.began_s) < self.deadline_s}
         observed = RankObserved(
             waits={r: answer.waits for r, answer in self._answers.items()} | {self.rank: peers},
