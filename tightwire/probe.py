@@ -42,8 +42,9 @@ MAX_BYTES = 2**26
 # A quarter of the budget is for pairs; the rest is for collectives.
 PAIR_SHARE = 0.25
 ITEM_BYTES = 4
-# Several streams at once carry at most so many times what one does, where one does not fill the line.
-MOST_STREAMS = 2.5
+# One stream fills a line up to this rate: no program is faster than the line, by more than samples err. Beyond, several
+# streams at once carry at most so many times what one does.
+FILLED_BYTES_PER_S, MOST_ERROR, MOST_STREAMS = 150e6, 1.1, 2.5
 PING_TAG, STREAM_TAG = 1, 2
 
 Progress = Callable[[float, str], None]
@@ -116,14 +117,17 @@ def fit(program: str, points: Sequence[ProbePoint]) -> Fit:
 
 
 def credible(found: Fit, points: Sequence[ProbePoint], bandwidth_bytes_per_s: float) -> Fit:
-    """Returns a fit, or one at a line's rate where that is said to be exceeded far: few samples on a busy machine.
+    """Returns a fit, or one at a line's rate where that is said to be exceeded far.
+
+    Few samples on a busy machine say so, and short ones that a line lets pass in a burst.
 
     >>> points = [ProbePoint(sent_bytes=n, seconds=s) for n, s in ((10**3, 0.02), (10**5, 0.03), (2 * 10**5, 0.02))]
     >>> fit("native", points).beta_s_per_byte < 2e-8, credible(fit("native", points), points, 1e7).beta_s_per_byte
     (True, 1e-07)
     """
     slowest = 1 / bandwidth_bytes_per_s
-    if found.beta_s_per_byte >= slowest / MOST_STREAMS:
+    most = MOST_ERROR if bandwidth_bytes_per_s <= FILLED_BYTES_PER_S else MOST_STREAMS
+    if found.beta_s_per_byte >= slowest / most:
         return found
     rest_s = statistics.fmean(max(0.0, p.seconds - slowest * p.sent_bytes) for p in points)
     return dataclasses.replace(found, alpha_s=rest_s, beta_s_per_byte=slowest)

@@ -34,6 +34,8 @@ LEAST_GAIN = 0.02
 AS_GOOD = 0.1
 # Deviations this close are no reason to prefer one plan to another.
 SAME_DEVIATION = 1.05
+# Or need, at the slow end, so nearly as many steps.
+SAME_STEPS = 1.01
 # How probable it must be that a plan truly beats plain all-reduce.
 SURE = 0.75
 
@@ -320,14 +322,17 @@ def choose_by_loss(rows: Sequence[Prediction], stock: Prediction, situation: Sit
 def mildest(rows: Sequence[Prediction], careful: Callable[[Prediction], float]) -> Prediction:
     """Returns, of the plans about as good as the best, the one that changes training least, and of such the best.
 
+    What a plan changes is how many more steps it is expected to need, at the slow end.
+
     Args:
         rows: at least one.
         careful: the expected time of what one step with exact means does; see `careful_s`.
     """
     as_good_s = min(map(careful, rows)) * (1 + AS_GOOD)
     equals = [row for row in rows if careful(row) <= as_good_s]
-    least = min(deviation(row.plan) for row in equals)
-    return min((row for row in equals if deviation(row.plan) <= least * SAME_DEVIATION), key=careful)
+    more = {row.plan: careful(row) / row.step_s for row in equals}  # steps, at the slow end
+    least = min(more.values())
+    return min((row for row in equals if more[row.plan] <= least * SAME_STEPS), key=careful)
 
 
 def careful_s(row: Prediction, situation: Situation = USUAL) -> float:

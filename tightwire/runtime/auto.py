@@ -436,22 +436,27 @@ def dense_exchange_s(num_bytes: int, cluster: Cluster) -> float:
 def without_waiting(profile: Profile, exposed_s: float) -> Profile:
     """Returns the profile of steps without what they waited for the wire.
 
-    Waiting is no compute, and no sign of a busy processor either.
+    Waiting is no compute, and no sign of a busy processor either. It comes after the last gradient: within what is
+    taken for the backward pass, where the exchange ends before backward returns, and else in the optimizer's time.
 
     >>> seen = Profile.uniform(layers=1, numel_per_layer=8, forward_s=1.0, backward_s=1.0, optimizer_s=2.0)
-    >>> found = without_waiting(dataclasses.replace(seen, contention=4.0), 1.0)
-    >>> found.optimizer_s, found.contention
-    (1.0, 3.0)
+    >>> seen = dataclasses.replace(seen, backward_s=1.5, contention=4.5)
+    >>> found = without_waiting(seen, 1.5)
+    >>> found.backward_s, found.optimizer_s, round(found.contention, 6)
+    (1.0, 1.0, 3.0)
 
     Args:
-        profile: of steps in which the exchange came after backward, within what is taken for the optimizer's time.
+        profile: of steps in which the exchange came after backward.
         exposed_s: how long a step waited.
     """
-    waited_s = min(exposed_s, profile.optimizer_s)
-    share = 1.0 - waited_s / profile.compute_s if profile.compute_s else 1.0
+    last_s = max((p.ready_s for p in profile.parameters), default=profile.backward_s)
+    in_backward_s = min(exposed_s, profile.backward_s - last_s)
+    after_s = min(exposed_s - in_backward_s, profile.optimizer_s)
+    share = 1.0 - (in_backward_s + after_s) / profile.compute_s if profile.compute_s else 1.0
     return dataclasses.replace(
         profile,
-        optimizer_s=profile.optimizer_s - waited_s,
+        backward_s=profile.backward_s - in_backward_s,
+        optimizer_s=profile.optimizer_s - after_s,
         contention=max(1.0, profile.contention * share),
     )
 
