@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.runtime.training import Job, adam, job, loss_of, same, values
+from tightwire.cluster import Cluster
 from tightwire.errors import AttachError, PlanError
 from tightwire.plan import Plan
 from tightwire.planner import STOCK
@@ -286,6 +287,25 @@ def test_a_race_is_run_by_attach_and_kept(quick: None, tmp_path: pathlib.Path) -
     if first[2]:  # chosen within these steps
         again, _ = run_threads(2, lambda t: worker(t, 1), deadline_s=30)
         assert again[0] == first[0]
+
+
+def test_all_plans_are_looked_at_once_training_went_on_for_long(
+    quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "SECOND_LOOK_S", 0.0)
+    monkeypatch.setattr(auto, "AHEAD", 20)
+    monkeypatch.setattr("tightwire.probe.probe", lambda transport, **more: Cluster.uniform(2, 1e6, 1e-4))
+
+    def worker(transport: Transport) -> tuple[str, list[str]]:
+        with job(transport, "auto", optimizer=adam, allow="stale") as j:
+            for number in range(90):
+                step(j, number)
+            looks = [why for why in j.run.report().why if "all plans were looked at, for a long run" in why]
+            return str(j.run.plan), looks
+
+    first, second = run_threads(2, worker, deadline_s=60)
+    assert first == second
+    assert len(first[1]) == 1, first  # once
 
 
 def test_a_race_needs_the_loss(quick: None) -> None:
