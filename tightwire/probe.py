@@ -35,6 +35,8 @@ SAMPLE_S = 0.04
 MAX_RUNS = 20
 # Sent bytes of the collectives' samples, as shares of the largest.
 SHARES = (1 / 64, 1 / 16, 1 / 4, 1.0)
+# In less time, these sizes alone: each costs meetings that a budget does not count.
+SHORT_S, FEW_SHARES = 1.0, (1 / 4, 1.0)
 SMALL_BYTES = 1024
 FIRST_BYTES = 2**17
 FIRST_S = 0.03
@@ -183,6 +185,7 @@ class _Probe:
         self._budget_s = budget_s
         self._programs = [build(name, transport.size) for name in programs]
         self._rounds = tournament(transport.size)[:MAX_ROUNDS]
+        self._shares = SHARES if budget_s >= SHORT_S else FEW_SHARES
         self._on_progress = on_progress
         self._done = 0
 
@@ -201,7 +204,7 @@ class _Probe:
         )
 
     def _tell(self, what: str) -> None:
-        total = 1 + len(self._rounds) + len(self._programs) * (1 + len(SHARES))
+        total = 1 + len(self._rounds) + len(self._programs) * (1 + len(self._shares))
         self._on_progress(self._done / total, what)
         self._done += 1
 
@@ -275,13 +278,13 @@ class _Probe:
     @property
     def _sample_s(self) -> float:
         """How long a sample should last: long enough, and all of them within half of the programs' budget."""
-        num_samples = len(self._programs) * (1 + len(SHARES)) * SAMPLES
+        num_samples = len(self._programs) * (1 + len(self._shares)) * SAMPLES
         return min(SAMPLE_S, self._budget_s * (1 - PAIR_SHARE) / 2 / num_samples)
 
     def _fit(self, program: Program, bytes_per_s: float) -> Fit:
         per_program_s = self._budget_s * (1 - PAIR_SHARE) / len(self._programs)
-        largest = _clamp(bytes_per_s * per_program_s / (SAMPLES + 1) / sum(SHARES))
-        targets = [SMALL_BYTES, *(max(SMALL_BYTES, round(largest * share)) for share in SHARES)]
+        largest = _clamp(bytes_per_s * per_program_s / (SAMPLES + 1) / sum(self._shares))
+        targets = [SMALL_BYTES, *(max(SMALL_BYTES, round(largest * share)) for share in self._shares)]
         points = [self._point(program, target) for target in targets]
         return credible(fit(program.name, points), points, bytes_per_s)
 
