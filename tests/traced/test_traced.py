@@ -84,6 +84,16 @@ def test_pinned_memory_sent_too_early_is_a_race() -> None:
     assert "read by host thread" in str(TRACED.races[0])
 
 
+def test_memory_that_a_cache_holds_outlives_a_run() -> None:
+    held = torch.full((4,), 7.0, device=DEVICE)
+    TRACED.drain(held.device)
+    TRACED.restart()
+    others = [torch.full((4,), float(n), device=DEVICE) for n in range(100)]
+    TRACED.drain(held.device)
+    assert held.cpu().tolist() == [7.0] * 4
+    assert [x.cpu()[0].item() for x in others] == list(range(100))
+
+
 def test_memory_that_a_run_adds_is_reported() -> None:
     def work(transport: Transport) -> tuple[int, str]:
         with TRACED.side(DEVICE):

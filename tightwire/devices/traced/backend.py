@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, Final
@@ -64,7 +65,7 @@ class Backend:
     def __init__(self) -> None:
         self.scheduler = Streams()
         self._library: Any = None
-        self._blocks: dict[int, Tensor] = {}
+        self._blocks: dict[int, tuple[Tensor, weakref.ref[Tensor]]] = {}  # and the tensor that it was given for
         self._pinned: dict[int, Tensor] = {}
         self._given: dict[int, int] = {}  # bytes, by thread
 
@@ -83,9 +84,12 @@ class Backend:
         self._library.fallback(self._dispatch, "PrivateUse1")
 
     def restart(self, seed: int, haste: float) -> None:
-        """Forgets all memory and streams, and begins a run under another adversary."""
+        """Forgets all memory and streams, and begins a run under another adversary.
+
+        What a thread or a cache still holds is kept: a tensor of this device does not own its memory.
+        """
         self.scheduler = Streams(seed, haste)
-        self._blocks.clear()
+        self._blocks = {at: held for at, held in self._blocks.items() if held[1]() is not None}
         self._given.clear()
         self._pinned.clear()
 
@@ -158,7 +162,6 @@ class Backend:
         num_bytes = extent * dtype.itemsize
         block = torch.full((max(num_bytes, 1),), 0xA5, dtype=torch.uint8)
         with self.scheduler.lock:
-            self._blocks[block.data_ptr()] = block
             rank = threading.get_ident()
             self._given[rank] = self._given.get(rank, 0) + num_bytes
         storage = torch._C._construct_storage_from_data_pointer(
@@ -168,6 +171,8 @@ class Backend:
         _aten.set_.source_Storage_storage_offset.redispatch(
             _CPU, tensor, storage, 0, list(size), list(stride)
         )
+        with self.scheduler.lock:
+            self._blocks[block.data_ptr()] = block, weakref.ref(tensor)
         return tensor
 
     def _dispatch(self, op: Any, *args: Any, **kwargs: Any) -> Any:
