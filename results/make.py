@@ -165,7 +165,8 @@ def fingerprint(result: Result) -> str:
                 f"{PAGE.parent.name}/make.py: {name} is not in tightwire/; mend the list of results."
             )
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file() and file.suffix not in (".pyc", ".md", ".so"):
+            # What is compiled beside the code, as kernels are, is not the code.
+            if file.is_file() and "__pycache__" not in file.parts and file.suffix not in (".md", ".so"):
                 digest.update(str(file.relative_to(ROOT)).encode())
                 digest.update(_meaning(file))
     return digest.hexdigest()[:16]
