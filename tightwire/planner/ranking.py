@@ -32,10 +32,8 @@ By = Literal["step", "loss", "cost"]
 LEAST_GAIN = 0.02
 # Expected times to a loss this close are no reason to change training more.
 AS_GOOD = 0.1
-# Deviations this close are no reason to prefer one plan to another.
-SAME_DEVIATION = 1.05
-# Or need, at the slow end, so nearly as many steps.
-SAME_STEPS = 1.01
+# Deviations this close are no reason to prefer one plan to another, nor are numbers of steps.
+SAME_DEVIATION, SAME_STEPS = 1.05, 1.01
 # How probable it must be that a plan truly beats plain all-reduce.
 SURE = 0.75
 

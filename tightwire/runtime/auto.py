@@ -417,9 +417,8 @@ class Pilot:
     def _look_out(self, run: Trainee, level: LossLevel | None) -> None:
         """Watches over the loss from now on, where it is told and the plan changes what is learned."""
         assert self.choice is not None
-        if (
-            self._search.is_quick and not self._told
-        ):  # at the end of a round of the plan that is in force by then
+        # At the end of a round of the plan that is in force by then.
+        if self._search.is_quick and not self._told:
             steps = max(AHEAD, math.ceil(SECOND_LOOK_S / max(self.choice.predicted_step_s, 1e-6)))
             rounds = run.plan.sync.steps_per_round
             self._second_look = math.ceil(steps / rounds) * rounds

@@ -65,9 +65,8 @@ class Backend:
     def __init__(self) -> None:
         self.scheduler = Streams()
         self._library: Any = None
-        self._blocks: dict[
-            int, tuple[Tensor, weakref.ref[Tensor]]
-        ] = {}  # and the tensor that it was given for
+        # Each with the tensor that it was given for.
+        self._blocks: dict[int, tuple[Tensor, weakref.ref[Tensor]]] = {}
         self._pinned: dict[int, Tensor] = {}
         self._given: dict[int, int] = {}  # bytes, by thread
 
