@@ -50,12 +50,27 @@ def test_missing_numel_is_named(tmp_path: pathlib.Path) -> None:
         Profile.read(path)
 
 
-def test_codec_costs_fall_back_to_kin_and_then_to_a_prior() -> None:
-    cost = CodecCost(compression="topk:0.01", encode_s_per_element=5e-9, decode_s_per_element=1e-10)
-    profile = dataclasses.replace(GOOD, codecs=(cost,))
-    assert profile.codec_cost(sender("topk:0.001")) is cost
-    assert profile.codec_cost(sender("int8")).encode_s_per_element > 0
-    assert profile.codec_cost(sender("none")).encode_s_per_element == 0
+def test_what_was_not_timed_costs_what_its_nearest_relative_does() -> None:
+    """By name and bytes, else by kind, else by passes over memory; and a sentence says what was assumed."""
+    timed = {"topk:0.1": 9e-9, "topk:0.001": 5e-9, "powersgd:8": 8e-9, "int8": 1e-9}
+    costs = [
+        CodecCost(compression=t, encode_s_per_element=s, decode_s_per_element=1e-10, fixed_s=1e-6)
+        for t, s in timed.items()
+    ]
+    profile = dataclasses.replace(GOOD, codecs=tuple(costs))
+    for text, encode_s, said in (
+        ("topk:0.1", 9e-9, ""),
+        ("topk:0.002", 5e-9 + 0.001 * 2 * 5e-10, "that of topk:0.001, but for the bytes of a message"),
+        ("topk:0.06", 9e-9 - 0.04 * 2 * 5e-10, "that of topk:0.1, but for the bytes of a message"),
+        ("powersgd:2", 2e-9, "0.25 × that of powersgd:8, as its bytes are"),
+        ("int4", 1e-9 - 5e-10 / 8, "that of int8, but for the bytes of a message"),
+        ("zstd", 8e-9, "that of 16 passes over memory each way"),
+        ("none", 0.0, ""),
+    ):
+        asked = sender(text)
+        assert profile.codec_cost(asked).encode_s_per_element == pytest.approx(encode_s, rel=0.03), text
+        assert profile.costs_unmeasured(asked).partition(", taken to be ")[2] == said
+    assert profile.codec_cost(sender("powersgd:2")).fixed_s == 1e-6
 
 
 def test_a_parameter_has_a_unit_in_every_time() -> None:

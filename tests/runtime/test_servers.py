@@ -20,6 +20,7 @@ from tests.runtime.training import (
     adam,
     assert_close,
     job,
+    loss_of,
     momentum,
     plain,
     same,
@@ -464,6 +465,38 @@ def test_backup_takes_the_first_and_drops_the_late() -> None:
     header, x = push(made, layout, 1, 3, [0.0, 1.0], read_in=1)
     assert not header.flags
     assert x.tolist() == [0.0, 1.0]
+
+
+def test_a_round_is_the_mean_of_the_first_and_the_slow_one_waits_for_nobody() -> None:
+    """One of four is slow: the others' rounds are of three; its own first is late by them, its next ones count."""
+    over = threading.Event()
+
+    def worker(transport: Transport) -> tuple[list[Tensor], dict[int, int], int]:
+        slow = transport.rank == 3
+        with job(transport, "backup:1/ps") as j:
+            for step in range(3):
+                if slow and step == 0:
+                    j.optimizer.zero_grad()
+                    loss_of(j.model, 3, 0).backward()
+                    assert over.wait(20)
+                    j.optimizer.step()
+                else:
+                    j.step(step)
+            seen = values(j.model)
+            if transport.rank == 2:
+                over.set()
+            if not slow:
+                assert over.wait(20)
+        report = j.run.report()
+        return seen, dict(report.staleness), report.skipped
+
+    found = run_threads(4, worker, deadline_s=30)
+    three = plain(3, steps=3)
+    for seen, staleness, skipped in found[:3]:
+        assert_close(seen, three)
+        assert staleness == {0: 3}
+        assert skipped == 0
+    assert found[3][1] == {0: 2, 3: 1}
 
 
 def test_a_step_out_of_order_is_refused() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -71,6 +73,25 @@ def test_the_best_rate_is_kept_where_it_gains_enough(tmp_path: object) -> None:
     assert [scene.settings_for("text", INT8).lr for scene in study.scenes] == [
         f * PLAIN.settings_for("text", INT8).lr for f in rates.FACTORS
     ]
+
+
+def test_a_scene_with_rates_of_its_own_is_sought_in_apart(tmp_path: Path) -> None:
+    """Who is late bears on what a method can take: its factor counts there alone, others' as everywhere."""
+    late = "local:8,overlap=8/allreduce/none/sequential"
+    study = rates.rates_study(find("sync").narrowed(tasks=["text"], plans=[late]))
+    names = [scene.name for scene in study.scenes]
+    assert names[:3] == ["rate × 0.5", "rate × 1", "rate × 2"]
+    assert "straggler rate × 0.5" in names
+    found = {"rate × 0.5": 2.5, "rate × 1": 2.0, "rate × 2": 3.0}
+    found |= {"straggler rate × 0.5": 2.5, "straggler rate × 1": 1e4, "straggler rate × 2": 1e5}
+    results = Results(None, [trial(late, metric, scene, rates.SEED) for scene, metric in found.items()])
+    assert rates.best_factors(study, results) == {"text, straggler": {late: 0.5}}
+    kept = rates.write(study, results, tmp_path / "rates.json")
+    assert json.loads(kept.read_text()) == {"text, straggler": {late: 0.5}}
+    study = rates.rates_study(find("sync"))
+    straggler = next(scene for scene in study.scenes if scene.name == "straggler rate × 2")
+    even = next(scene for scene in study.scenes if scene.name == "rate × 2")
+    assert straggler.settings_for("text", "bsp").lr == even.settings_for("text", "bsp").lr == 1.0
 
 
 def test_no_rate_is_kept_where_all_diverge() -> None:

@@ -21,9 +21,9 @@ from tightwire.errors import FileError
 from tightwire.lab import Topology
 from tightwire.planner.sweep import SLOWEST_BYTES_PER_S
 from tightwire.profile import Profile
+from tightwire.profile.cost import MAX_SECONDS
 from tightwire.profile.devices import DEVICES, SOME_GPU, derive, device
 from tightwire.profile.models import model_shape
-from tightwire.profile.values import MAX_SECONDS
 from tightwire.simulate import Prediction
 from tightwire.units import (
     of_option,

@@ -259,6 +259,8 @@ def _not_measured(ranking: Ranking) -> Iterator[str]:
         missing.append(f"{program}, whose time is a formula's (`tightwire probe`)")
     if not profile.codecs and any(not member.lossless for member in ranking.chosen.plan.compression):
         missing.append("codecs, whose time is a guess (`tightwire profile`)")
+    elif assumed := profile.costs_unmeasured(ranking.chosen.plan.sender):
+        missing.append(f"{assumed} (`tightwire profile`)")
     if missing:
         yield f"Not measured: {'; '.join(missing)}."
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from tightwire.profile.values import CodecCost, ParameterProfile, Profile
+from tightwire.profile.cost import CodecCost
+from tightwire.profile.values import ParameterProfile, Profile
 
 if TYPE_CHECKING:
     from tightwire.profile.codecs import measure_codecs, measure_pass

@@ -15,7 +15,7 @@ from tightwire.buckets import plan_layout
 from tightwire.catalogue import parse_compression
 from tightwire.compression.codec import Codec
 from tightwire.devices import device_named
-from tightwire.profile.values import CodecCost
+from tightwire.profile.cost import CodecCost
 from tightwire.transport import Transport, run_threads
 
 # What does not depend on the size is measured on a bucket of this many elements.

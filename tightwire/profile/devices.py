@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from tightwire.cluster import require_range
 from tightwire.errors import FileError
+from tightwire.profile.cost import MAX_SECONDS
 from tightwire.profile.models import Layer, ModelShape
-from tightwire.profile.values import MAX_SAMPLES, MAX_SECONDS, ParameterProfile, Profile
+from tightwire.profile.values import MAX_SAMPLES, ParameterProfile, Profile
 
 # Backward computes gradients by inputs and by weights: twice the forward's products.
 BACKWARD_OVER_FORWARD = 2.0

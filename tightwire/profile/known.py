@@ -18,7 +18,7 @@ from tightwire.catalogue import parse_compression
 from tightwire.devices import Device, device_named
 from tightwire.errors import FileError
 from tightwire.profile.codecs import measure_codecs, measure_pass
-from tightwire.profile.values import CodecCost
+from tightwire.profile.cost import CodecCost
 
 HOST = torch.device("cpu")
 # Machines change under the same name, as virtual ones do.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import pathlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal
 
@@ -13,8 +13,9 @@ from tightwire import files
 from tightwire.answers import Sender
 from tightwire.cluster import require_range
 from tightwire.errors import FileError
+from tightwire.profile.cost import MAX_SECONDS, CodecCost
+from tightwire.profile.relatives import AssumedCost, from_relatives
 
-MAX_SECONDS = 1e6
 MAX_SAMPLES = 1e9
 # For what was not measured: a pass over float32 on one ordinary core.
 PRIOR_PASS_S_PER_ELEMENT = 5e-10
@@ -46,43 +47,6 @@ class ParameterProfile:
             raise FileError(f"shape: {self.shape} of {self.name} does not hold numel={self.numel} elements.")
         require_range("itemsize", self.itemsize, 1, 16)
         require_range("ready_s", self.ready_s, 0.0, MAX_SECONDS)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CodecCost:
-    """How long a codec takes on this machine, under the load that training puts on it.
-
-    Attributes:
-        compression: the codec's text, as in `topk:0.01`.
-        encode_s_per_element: per element of the bucket.
-        decode_s_per_element: per element of the bucket and message.
-        fixed_s: of one encode and one decode together, however small the bucket.
-    """
-
-    __pydantic_config__: ClassVar = files.STRICT
-
-    compression: str
-    encode_s_per_element: float
-    decode_s_per_element: float
-    fixed_s: float = 0.0
-
-    def __post_init__(self) -> None:
-        require_range("encode_s_per_element", self.encode_s_per_element, 0.0, 1.0)
-        require_range("decode_s_per_element", self.decode_s_per_element, 0.0, 1.0)
-        require_range("fixed_s", self.fixed_s, 0.0, MAX_SECONDS)
-
-    def times(self, factor: float) -> CodecCost:
-        """Returns what it costs where everything takes `factor` times as long, as where workers share cores.
-
-        >>> CodecCost(compression="int8", encode_s_per_element=1e-9, decode_s_per_element=0.0).times(2.0)
-        CodecCost(compression='int8', encode_s_per_element=2e-09, decode_s_per_element=0.0, fixed_s=0.0)
-        """
-        return replace(
-            self,
-            encode_s_per_element=self.encode_s_per_element * factor,
-            decode_s_per_element=self.decode_s_per_element * factor,
-            fixed_s=self.fixed_s * factor,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,13 +190,22 @@ class Profile:
         return max(self.memory_bytes, 2 * self.num_bytes)
 
     def codec_cost(self, sender: Sender) -> CodecCost:
-        """Returns what was measured of a sender, else of its nearest of kin (same name), else a prior."""
+        """Returns what was measured of a sender, else what is assumed of it; see `assumed_cost`."""
         compression = str(sender)
         by_text = {cost.compression: cost for cost in self.codecs}
-        if compression in by_text:
-            return by_text[compression]
-        kin = [cost for cost in self.codecs if cost.compression.partition(":")[0] == sender.name]
-        return kin[0] if kin else self._prior(sender)
+        return by_text.get(compression) or self.assumed_cost(sender).cost
+
+    def assumed_cost(self, sender: Sender) -> AssumedCost:
+        """Returns the cost of a sender that was not timed, and from what: its nearest relative, else a prior."""
+        found = from_relatives(sender, self.codecs, self.pass_s_per_element)
+        passes = f"that of {sender.prior_passes:g} passes over memory each way"
+        return found or AssumedCost(cost=self._prior(sender), why=passes)
+
+    def costs_unmeasured(self, sender: Sender) -> str:
+        """Returns a sentence's part that says what a sender's cost is taken from; empty where it was measured."""
+        if sender.name == "none" or any(cost.compression == str(sender) for cost in self.codecs):
+            return ""
+        return f"the time of {sender}, taken to be {self.assumed_cost(sender).why}"
 
     def _prior(self, sender: Sender) -> CodecCost:
         """Returns passes over the device's memory; or over the host's, and a copy each way, where kernels are there."""

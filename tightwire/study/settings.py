@@ -16,9 +16,9 @@ from __future__ import annotations
 import functools
 import json
 import pathlib
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from tightwire.averaging import DoubleSqueeze
 from tightwire.plan import Plan
@@ -32,6 +32,8 @@ FOUND_RATES = pathlib.Path(__file__).with_name("rates.json")
 # One bit gives an element that hardly ever has a gradient the mean magnitude of its block; divided by the deviation of
 # next to nothing that it had, it would leap. The authors' code masks such elements by hand.
 ONE_BIT_EPS = 1e-3
+# Muon's updates are of one size, a hundredth of a weight or so; AdamW's rate beside it is the usual share of it.
+MATRIX_DIMS, BESIDE_MUON = 2, 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +41,14 @@ class TrainingSettings:
     """An optimizer and its learning rate, which rises linearly at first and then falls linearly to nothing.
 
     Attributes:
-        optimizer: `sgd`, `adamw`, or `onebit-adam` for plans that compress moving averages.
+        optimizer: `sgd`, `adamw`, `onebit-adam` for plans that compress moving averages, or `muon` for matrices with
+            `adamw` beside it for the rest.
         lr: the highest learning rate.
         momentum: of `sgd`.
         decays: whether the rate falls; where time to a loss is measured it stays.
     """
 
-    optimizer: Literal["sgd", "adamw", "onebit-adam"]
+    optimizer: Literal["sgd", "adamw", "onebit-adam", "muon"]
     lr: float
     momentum: float = 0.0
     decays: bool = True
@@ -54,17 +57,23 @@ class TrainingSettings:
         momentum = f", momentum {self.momentum:g}" if self.momentum else ""
         return f"{self.optimizer}, rate {self.lr:g}{momentum}{'' if self.decays else ', constant'}"
 
-    def build(self, parameters: Iterable[Parameter]) -> Optimizer:
-        """Builds the optimizer."""
+    def build(self, parameters: Iterable[Parameter]) -> list[Optimizer]:
+        """Builds the optimizer, or those that share the parameters."""
         import torch
 
         from tightwire.optim import OneBitAdam
 
         if self.optimizer == "onebit-adam":
-            return OneBitAdam(parameters, lr=self.lr, eps=ONE_BIT_EPS)
+            return [OneBitAdam(parameters, lr=self.lr, eps=ONE_BIT_EPS)]
         if self.optimizer == "adamw":
-            return torch.optim.AdamW(parameters, lr=self.lr)
-        return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum)
+            return [torch.optim.AdamW(parameters, lr=self.lr)]
+        if self.optimizer == "muon":
+            matrices, others = [], []
+            for parameter in parameters:
+                (matrices if parameter.ndim == MATRIX_DIMS else others).append(parameter)
+            beside = torch.optim.AdamW(others, lr=self.lr * BESIDE_MUON)
+            return [torch.optim.Muon(matrices, lr=self.lr, weight_decay=0.0), beside]
+        return [torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum)]
 
     def lr_at(self, step: int, steps: int) -> float:
         """Returns the learning rate of a step, counted from 0.
@@ -77,10 +86,11 @@ class TrainingSettings:
             return self.lr * (step + 1) / rising
         return self.lr * (1 - (step - rising) / (steps - rising)) if self.decays else self.lr
 
-    def set_lr(self, optimizer: Any, step: int, steps: int) -> None:
-        """Gives the optimizer the learning rate of a step."""
-        for group in optimizer.param_groups:
-            group["lr"] = self.lr_at(step, steps)
+    def set_lr(self, optimizers: Sequence[Optimizer], step: int, steps: int) -> None:
+        """Gives the optimizers the learning rate of a step."""
+        for optimizer, share in zip(optimizers, (1.0, BESIDE_MUON), strict=False):
+            for group in optimizer.param_groups:
+                group["lr"] = share * self.lr_at(step, steps)
 
 
 DENSE: dict[str, TrainingSettings] = {
@@ -116,6 +126,10 @@ def _sgd(lr: float, momentum: float = 0.0) -> TrainingSettings:
     return TrainingSettings(optimizer="sgd", lr=lr, momentum=momentum)
 
 
+def _muon(lr: float) -> TrainingSettings:
+    return TrainingSettings(optimizer="muon", lr=lr)
+
+
 def _onebit_adam(lr: float) -> TrainingSettings:
     return TrainingSettings(optimizer="onebit-adam", lr=lr)
 
@@ -126,6 +140,8 @@ OWN_SETTINGS = (
     _of("sign", digits=_sgd(0.005), text=_sgd(0.005)),
     _of("meansign", digits=_sgd(0.005), text=_sgd(0.005)),
     _of("signed", digits=_sgd(0.005), text=_sgd(0.005)),
+    # Muon, with the rate of its authors.
+    _of("muloco", digits=_muon(0.02), text=_muon(0.02)),
     # Orthonormal updates: all singular values are one, and the rate is their length. Momentum is the method's own.
     _of("dion", digits=_sgd(0.02), text=_sgd(0.02)),
     # Lion's blend as it is, followed by EF21.
@@ -168,21 +184,29 @@ OWN_SETTINGS = (
 )
 
 
-def settings_for(task: str, plan: str) -> TrainingSettings:
+def settings_for(task: str, plan: str, scene: str = "") -> TrainingSettings:
     """Returns the settings of a plan on a task: the method's own, else the dense ones.
 
     Args:
         task: its name.
         plan: its text, or the name of a way of stock DDP, which trains as dense gradients do.
+        scene: that has rates of its own; one that was not found there is as everywhere.
     """
-    found = _unscaled(task, plan)
-    factor = found_rates().get(task, {}).get(plan, 1.0)
+    found, known = _unscaled(task, plan), found_rates()
+    factor = known.get(task, {}).get(plan, 1.0)
+    if scene:
+        factor = known.get(rate_place(task, scene), {}).get(plan, factor)
     return found if factor == 1.0 else replace(found, lr=found.lr * factor)
+
+
+def rate_place(task: str, scene: str) -> str:
+    """Returns where factors of rates are kept: of a task, or of a task in a scene with rates of its own."""
+    return f"{task}, {scene}" if scene else task
 
 
 @functools.cache
 def found_rates() -> dict[str, dict[str, float]]:
-    """Returns, by task and plan, by what rates are multiplied: as sought on a seed of its own; see `rates`."""
+    """Returns, by place and plan, by what rates are multiplied: as sought on a seed of its own; see `rates`."""
     if not FOUND_RATES.exists():
         return {}
     found: dict[str, dict[str, float]] = json.loads(FOUND_RATES.read_text(encoding="utf-8"))

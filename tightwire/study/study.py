@@ -38,6 +38,8 @@ class Scene:
         settings: by task, with which all plans train here; where a task is missing, each trains with its own.
         tasks: that are trained here, where it is not all of the study's; empty: all.
         rate: by which learning rates are multiplied, where they are sought.
+        has_own_rates: whether learning rates are sought here, too: where who is late, or how long training is, bears on
+            what a method can take.
     """
 
     name: str = "plain"
@@ -53,6 +55,7 @@ class Scene:
     settings: Mapping[str, TrainingSettings] = field(default_factory=dict)
     tasks: tuple[str, ...] = ()
     rate: float = 1.0
+    has_own_rates: bool = False
 
     def __post_init__(self) -> None:
         if self.wait_s < 0 or not 0 <= self.slow_share <= 1 or self.snapshots < 0 or not 0 < self.length <= 1:
@@ -75,7 +78,8 @@ class Scene:
 
     def settings_for(self, task: str, plan: str) -> TrainingSettings:
         """Returns with which optimizer a plan trains here."""
-        found = self.settings.get(task) or settings_for(task, plan)
+        place = self.name.partition(" rate × ")[0] if self.has_own_rates else ""
+        found = self.settings.get(task) or settings_for(task, plan, place)
         return found if self.rate == 1.0 else dataclasses.replace(found, lr=found.lr * self.rate)
 
 

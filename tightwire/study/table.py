@@ -74,7 +74,7 @@ def _profile(task: Task) -> Profile:
 
     torch.set_num_threads(1)
     replica = task.replica(Place(rank=0, workers=4))
-    optimizer = DENSE[task.name].build(replica.model.parameters())
+    [optimizer] = DENSE[task.name].build(replica.model.parameters())
 
     def step() -> None:
         optimizer.zero_grad()

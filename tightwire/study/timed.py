@@ -106,7 +106,7 @@ def train(asked: TimedTrial, transport: Transport) -> TimedTrial:
     """
     job = JOBS[asked.job]
     replica = job.replica(Place(rank=transport.rank, workers=transport.size, seed=asked.seed))
-    optimizer = job.settings.build(replica.model.parameters())
+    [optimizer] = job.settings.build(replica.model.parameters())
     channel = transport.channel()
     try:
         channel.barrier()

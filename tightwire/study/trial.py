@@ -8,12 +8,13 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from tightwire._attach import attach
 from tightwire.plan import Plan
@@ -68,6 +69,15 @@ class EmulatedCompute:
             yield scene.wait_s * (scene.slow_factor if slow else 1.0)
 
 
+def warm_up(task: Task, settings: TrainingSettings) -> None:
+    """Makes a step whose model is thrown away: what torch loads for its first, seconds, is in no trial's time."""
+    replica = task.replica(Place(rank=0, workers=1))
+    optimizers = settings.build(replica.model.parameters())
+    replica.loss(replica.model, replica.batch()).backward()
+    for optimizer in optimizers:
+        optimizer.step()
+
+
 def train(
     wanted: Wanted, task: Task, scene: Scene, settings: TrainingSettings, transport: Transport
 ) -> Trial:
@@ -77,13 +87,13 @@ def train(
     """
     place = Place(rank=transport.rank, workers=transport.size, seed=wanted.seed, split=scene.split)
     replica = task.replica(place)
-    optimizer = settings.build(replica.model.parameters())
+    optimizers = settings.build(replica.model.parameters())
     channel = transport.channel()
     try:
-        with _bound(wanted, replica, optimizer, channel) as bound:
+        with _bound(wanted, replica, optimizers, channel) as bound:
             channel.barrier()
             seconds, snapshots = _steps(
-                wanted, replica, bound, optimizer, settings, EmulatedCompute(scene, place)
+                wanted, replica, bound, optimizers, settings, EmulatedCompute(scene, place)
             )
             facts = bound.account()
         return _result(wanted, replica, seconds, snapshots, facts, channel)
@@ -95,7 +105,7 @@ def _steps(
     wanted: Wanted,
     replica: Replica,
     bound: Bound,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[Optimizer],
     settings: TrainingSettings,
     pace: EmulatedCompute,
 ) -> tuple[float, list[Snapshot]]:
@@ -105,12 +115,14 @@ def _steps(
     for step, wait_s in zip(range(wanted.steps), pace.waits_s(), strict=False):
         if wait_s:
             time.sleep(wait_s)
-        settings.set_lr(optimizer, step, wanted.steps)
-        optimizer.zero_grad()
+        settings.set_lr(optimizers, step, wanted.steps)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         loss = replica.loss(bound.model, replica.batch())
         loss.backward()
         bound.hear(loss)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         if every and (step + 1) % every == 0:
             flat = nn.utils.parameters_to_vector(replica.model.parameters()).detach()
             snapshots.append((time.perf_counter() - start_s, step + 1, flat))
@@ -170,7 +182,7 @@ def _judge(replica: Replica, snapshot: Tensor) -> float | None:
 
 @contextlib.contextmanager
 def _bound(
-    wanted: Wanted, replica: Replica, optimizer: torch.optim.Optimizer, transport: Transport
+    wanted: Wanted, replica: Replica, optimizers: Sequence[Optimizer], transport: Transport
 ) -> Iterator[Bound]:
     """Binds the replica to the others."""
     if wanted.plan in STOCK:
@@ -179,7 +191,7 @@ def _bound(
         )
         return
     follows_loss = Plan.parse(wanted.plan).sync.follows_loss
-    with attach(replica.model, optimizer, wanted.plan, transport=transport) as run:
+    with attach(replica.model, optimizers, wanted.plan, transport=transport) as run:
 
         def account() -> dict[str, Any]:
             run.finish()

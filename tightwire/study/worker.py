@@ -16,7 +16,7 @@ import torch
 
 from tightwire.study.results import Wanted
 from tightwire.study.studies import find
-from tightwire.study.trial import train
+from tightwire.study.trial import train, warm_up
 from tightwire.transport import init, shutdown
 
 DEADLINE_S = 60.0
@@ -35,11 +35,13 @@ def main(path: pathlib.Path) -> None:
     scenes = {scene.name: scene for scene in study.scenes}
     for number, row in enumerate(order["trials"]):
         wanted = Wanted(**row)
+        scene = scenes[wanted.scene]
+        settings = scene.settings_for(wanted.task, wanted.plan)
         if transport.rank == 0:
             _tell({"began": number})
         try:
-            scene = scenes[wanted.scene]
-            settings = scene.settings_for(wanted.task, wanted.plan)
+            if number == 0:
+                warm_up(tasks[wanted.task], settings)
             trial = train(wanted, tasks[wanted.task], scene, settings, transport)
         except Exception:
             print(traceback.format_exc(), file=sys.stderr, flush=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from tightwire.errors import LabError
+from tightwire.study.studies import compression, sync
 from tightwire.study.studies.architecture import ARCHITECTURE
-from tightwire.study.studies.compression import COMPRESSION, RATES
-from tightwire.study.studies.sync import SYNC
 from tightwire.study.study import Study
 
-STUDIES: dict[str, Study] = {study.name: study for study in (COMPRESSION, ARCHITECTURE, SYNC, RATES)}
+STUDIES: dict[str, Study] = {
+    study.name: study
+    for study in (compression.COMPRESSION, ARCHITECTURE, sync.SYNC, compression.RATES, sync.RATES)
+}
 
 
 def find(name: str) -> Study:

@@ -14,6 +14,7 @@ from tightwire.study.claims import (
     no_worse,
     within,
 )
+from tightwire.study.rates import rates_study
 from tightwire.study.study import ANY, DDP, Scene, Study, full_text
 
 # In one bucket: the models are small.
@@ -34,7 +35,9 @@ ASYNC = f"async-diloco:32,outer_momentum=0.6/{SERVED}"
 FEW_BITS = full_text("diloco:32,outer_momentum=0.6/allreduce/int4+ef/sequential")
 # As many rounds as make the leftover a momentum, of a share that an element does not wait long for.
 SPARSE = full_text("diloco:8,outer_lr=1.25,outer_momentum=0/allreduce/sparseloco:0.1,chunk=256/sequential")
-# Of 2023 and later, tried among equals alone.
+COUPLED = f"adacomm:8,coupled=true/{ONE}"
+MULOCO = f"muloco:32,outer_momentum=0.6/{ONE}"
+# Of 2023 and later, and what follows the rate, tried among equals alone.
 RECENT = (
     f"edit:32,outer_momentum=0.6/{ONE}",
     f"diloco:32,outer_momentum=0.6,overlap=32,eager=true/{ONE}",
@@ -46,6 +49,8 @@ RECENT = (
     f"local:8,momenta=3/{ONE}",
     f"sparta/{ONE}",
     f"acco/{ONE}",
+    COUPLED,
+    MULOCO,
 )
 EVEN, SLOW_LINE, HIDDEN, STRAGGLER = "even", "50 Mb/s", "50 Mb/s and long steps", "straggler"
 
@@ -207,7 +212,9 @@ SYNC = Study(
             length=0.2,
             snapshots=20,
             plans=BESIDE_STRAGGLER,
+            has_own_rates=True,
         ),
     ),
     claims=CLAIMS,
 )
+RATES = rates_study(SYNC)
