@@ -68,7 +68,8 @@ class TrainingSettings:
         if self.optimizer == "adamw":
             return [torch.optim.AdamW(parameters, lr=self.lr)]
         if self.optimizer == "muon":
-            matrices, others = [], []
+            matrices: list[Parameter] = []
+            others: list[Parameter] = []
             for parameter in parameters:
                 (matrices if parameter.ndim == MATRIX_DIMS else others).append(parameter)
             beside = torch.optim.AdamW(others, lr=self.lr * BESIDE_MUON)
