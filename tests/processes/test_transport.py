@@ -303,7 +303,7 @@ def test_strangers_are_not_heard() -> None:
             stranger = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             forged = b'{"kind": "verdict", "sender": 2, "waits": [0], "reason": "dead"}'
             for data in (b"[" * 60000, b"", b"\\0" * 15, b"x" * 16 + forged, forged):
-                stranger.sendto(data, live._peers[0])
+                stranger.sendto(data, live._inquiry.peers[0])
         time.sleep(0.2)
         t.barrier()
         if rank == 2:

@@ -97,7 +97,7 @@ def looks(liveness: Liveness, clock: Clock, seconds: float, *answers: Message) -
 def waiting_for_1(*, size: int, ends_run: bool = True) -> Liveness:
     """Returns rank 0, which waits for rank 1."""
     liveness = Liveness(0, host="127.0.0.1", deadline_s=4)
-    liveness._peers = {rank: ("127.0.0.1", rank) for rank in range(1, size)}
+    liveness._inquiry.meet({rank: ("127.0.0.1", rank) for rank in range(1, size)})
     wait = Wait(frozenset({1}), "to receive 4.00 MB, tag 3")
     liveness.watch("wait", lambda: wait, ends_run=ends_run, has_end=ends_run)
     return liveness
@@ -124,7 +124,7 @@ def test_ranks_between_which_bytes_move_are_slow_and_waited_for(
 ) -> None:
     liveness, moved = waiting_for_1(size=2), itertools.count(0, 50_000)
     if mover == 0:
-        liveness._movement = Movement(lambda: {7: Connection(next(moved), queued=0)})
+        liveness._judge._movement = Movement(lambda: {7: Connection(next(moved), queued=0)})
     answer = waits_for_0(4.0, is_blocked=mover == 0, is_moving=mover == 1)
     looks(liveness, clock, 79, answer)
     assert liveness.verdict is None

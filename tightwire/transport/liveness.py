@@ -12,65 +12,24 @@ Datagrams carry the job's seal; whatever does not, or is malformed, is dropped b
 from __future__ import annotations
 
 import itertools
-import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Set
+from dataclasses import replace
 from typing import Final, final
 
 from tightwire.errors import PeerError
 from tightwire.transport import program
 from tightwire.transport.addresses import Address
-from tightwire.transport.blame import (
-    RankObserved,
-    Verdict,
-    Wait,
-    accuse,
-    judge_gone,
-    judge_late,
-    name_ranks,
-    reach,
-)
+from tightwire.transport.blame import Verdict, Wait, accuse, reach
 from tightwire.transport.ear import Ear
+from tightwire.transport.inquiry import REPEAT_S, Inquiry
 from tightwire.transport.messages import MAX_TEXT, Message
 from tightwire.transport.seal import Seal
-from tightwire.transport.traffic import CAN_TELL, Movement, connections_to
+from tightwire.transport.waiting import Waiting, WaitJudge
 
-# A silent rank is asked so often; most ranks asked at a time, so that a thousand do not flood each other.
-REPEAT_S: Final = 0.4
-MOST_ASKED: Final = 32
-MOST_WITNESSES: Final = 8
-# What is evidence once a connection has broken: so long without an answer, and so long alive without a word.
-BROKEN_SILENT_S: Final = 4.0
-BROKEN_ALIVE_S: Final = 8.0
 LATE_FACTOR: Final = 20.0
-
-log = logging.getLogger("tightwire")
-
-
-@dataclass(eq=False)
-class Waiting:
-    """A wait under way in this process.
-
-    Attributes:
-        describe: says whom it waits for, and for what.
-        began_s: since when.
-        ends_run: whether a peer that is gone ends the run; else it becomes `lost`, and the others go on.
-        has_end: whether it may take `late_s` at most; not where one serves others for as long as they like.
-        is_first: whether no bytes of the awaited can be under way yet, so that a dead one need not be waited for.
-        is_broken: whether its connection is known to be broken, since `began_s`.
-        is_late: whether a warning was written.
-    """
-
-    describe: Callable[[], Wait]
-    began_s: float
-    ends_run: bool = True
-    has_end: bool = True
-    is_first: bool = False
-    is_broken: bool = False
-    is_late: bool = False
 
 
 @final
@@ -103,25 +62,16 @@ class Liveness:
         self.lost: set[int] = set()
         self.announced: dict[int, int] = {}
         self.changed = threading.Condition()
-        self._quiet_s = max(deadline_s - 15.0, deadline_s / 2)
-        # Who is silent is asked for so long, and who is still is looked at: from `_quiet_s` on.
-        self._still_s = deadline_s - self._quiet_s
-        self._movement = Movement(
-            lambda: connections_to({host for host, _ in self._peers.values()}),
-            every_s=min(REPEAT_S, self._still_s / 4),
+        # A wait is quiet until then; who is silent is asked, and who is still is looked at, for the rest.
+        quiet_s = max(deadline_s - 15.0, deadline_s / 2)
+        patience_s = deadline_s - quiet_s
+        self._inquiry = Inquiry(rank, patience_s=patience_s)
+        self._judge = WaitJudge(
+            self._inquiry, deadline_s=deadline_s, late_s=self.late_s, patience_s=patience_s
         )
         self._waits: dict[object, Waiting] = {}
         self._seal: Seal | None = None
-        self._peers: dict[int, Address] = {}
-        self._by_address: dict[Address, int] = {}
         self._number = itertools.count(1)
-        self._asked_s: dict[int, float] = {}  # since when without an answer
-        self._asked_last_s: dict[int, float] = {}
-        self._answers: dict[int, Message] = {}
-        self._answered_s: dict[int, float] = {}
-        self._dead: set[int] = set()
-        self._left: dict[int, str] = {}
-        self._gave_up: set[int] = set()  # who left, and had gone on without this rank
         self._note = ""
         self._has_left = False
         self._on_verdict: list[weakref.WeakMethod[Callable[[], None]]] = []
@@ -131,8 +81,7 @@ class Liveness:
     def meet(self, addresses: Mapping[int, Address], seal: Seal) -> None:
         """Learns where the other ranks listen, and the job's seal; from now on they are listened to."""
         self._seal = seal
-        self._peers = {rank: where for rank, where in addresses.items() if rank != self.rank}
-        self._by_address = {where: rank for rank, where in self._peers.items()}
+        self._inquiry.meet(addresses)
         self._ear.start(self)
 
     def on_verdict(self, wake: weakref.WeakMethod[Callable[[], None]]) -> None:
@@ -167,14 +116,14 @@ class Liveness:
     @property
     def is_left_behind(self) -> bool:
         """Whether most others have left this world: they are in another one, if anywhere."""
-        return 2 * len(self._left) > len(self._peers) or (
+        return 2 * len(self._inquiry.left) > len(self._inquiry.peers) or (
             self.verdict is not None and self.verdict.reason == "given-up"
         )
 
     def hear_silent(self, ranks: Collection[int]) -> None:
         """Hears from one who listens all the time that ranks are silent: whoever is waited for is gone then."""
         waits = [waiting.describe().peers for waiting in list(self._waits.values()) if waiting.ends_run]
-        if gone := set(ranks) & set().union(*waits) - self._left.keys():
+        if gone := set(ranks) & set().union(*waits) - self._inquiry.left.keys():
             self._decide(Verdict(tuple(sorted(gone)), "silent"))
 
     def blame(self, wait: Wait) -> PeerError:
@@ -199,7 +148,7 @@ class Liveness:
 
     def wait_for_all(self, what: str) -> Wait:
         """Returns a wait for every other rank."""
-        return Wait(frozenset(self._peers), what)
+        return Wait(frozenset(self._inquiry.peers), what)
 
     def accuse(self, wait: Wait | None) -> PeerError:
         """Returns the error for a wait that the verdict, which is known, has ended."""
@@ -228,8 +177,8 @@ class Liveness:
             return
         last_word = Message(kind="left", sender=self.rank, note=note[:MAX_TEXT] or self._note)
         self._tell(self._verdict_message() or last_word)
-        for rank in self.lost & self._peers.keys():  # it may be stopped, and reads this when it goes on
-            self._send_to(self._peers[rank], replace(last_word, gave_up=True))
+        for rank in self.lost & self._inquiry.peers.keys():  # if it is stopped, it reads this when it goes on
+            self._send_to(self._inquiry.peers[rank], replace(last_word, gave_up=True))
         self._has_left = True
         with self.changed:
             self.changed.notify_all()
@@ -240,7 +189,7 @@ class Liveness:
     def hear(self, data: bytes, sender: Address) -> None:
         """Takes a datagram, if it is of this job."""
         content = self._seal.open(data) if self._seal is not None else None
-        message = None if content is None else Message.of(content, len(self._peers) + 1)
+        message = None if content is None else Message.of(content, len(self._inquiry.peers) + 1)
         if message is None or message.sender == self.rank:
             return
         match message.kind:
@@ -249,9 +198,7 @@ class Liveness:
             case "here":
                 self._note_answer(message)
             case "left":
-                self._left[message.sender] = message.note
-                if message.gave_up:
-                    self._gave_up.add(message.sender)
+                self._inquiry.note_left(message)
             case "done":
                 self.announced[message.sender] = message.done
             case "verdict":
@@ -259,22 +206,12 @@ class Liveness:
 
     def note_closed(self, address: Address) -> None:
         """Notes that the process that listened at an address has ended."""
-        if (rank := self._by_address.get(address)) is not None:
-            self._dead.add(rank)
+        self._inquiry.note_closed(address)
 
     def _note_answer(self, message: Message) -> None:
-        rank, now = message.sender, time.monotonic()
-        if self._hears_nobody(now - self._still_s) and self._asks_long(now):
-            # This one's own link was down: the silence of the others, who answer a moment later, counts anew.
-            self._asked_s = dict.fromkeys(self._asked_s, now)
-        self._answers[rank], self._answered_s[rank] = message, now
-        self._asked_s.pop(rank, None)
-        self._dead.discard(rank)
+        rank = message.sender
+        self._inquiry.note_answer(message, time.monotonic())
         self.announced[rank] = message.done
-        if message.note:
-            self._left[rank] = message.note
-        else:
-            self._left.pop(rank, None)
         if message.gave_up and any(rank in w.describe().peers for w in list(self._waits.values())):
             self._decide(Verdict((self.rank,), "given-up"), is_told=True)
 
@@ -289,8 +226,8 @@ class Liveness:
             number=question.number,
             waits=tuple(sorted({peer for _, wait in mine for peer in wait.peers})),
             age_s=min((now - w.began_s for w, _ in mine), default=0.0),
-            is_blocked=self._is_blocked(now),
-            is_moving=self._movement.moves(now, within_s=self._still_s),
+            is_blocked=self._judge.is_blocked(now),
+            is_moving=self._judge.moves(now),
             place=program.place()[:MAX_TEXT],
             gave_up=question.sender in self.lost,
             note=self._note,
@@ -314,170 +251,41 @@ class Liveness:
     def look(self) -> bool:
         """Asks about waits that are broken or long, and judges; returns whether there are any."""
         now = time.monotonic()
-        suspicious = [w for w in list(self._waits.values()) if self._is_suspicious(w, now)]
+        suspicious = [w for w in list(self._waits.values()) if self._judge.is_suspicious(w, now, self.lost)]
         if not suspicious or self.verdict is not None:
-            self._asked_s.clear()
-            self._answers.clear()
-            self._movement.forget()
+            self._inquiry.end()
+            self._judge.rest()
             return False
-        self._movement.look(now)
-        known = {rank: answer.waits for rank, answer in self._answers.items()}
-        self._ask(
-            [r for w in suspicious if w.has_end for r in self._depends(w, known)],
-            [
-                *(r for w in suspicious if not w.has_end for r in self._depends(w, known)),
-                *self._witnesses(now),
-            ],
-            now,
-        )
+        self._judge.look(now)
+        self._ask(suspicious, now)
         for waiting in sorted(suspicious, key=lambda w: w.began_s):
             if self.verdict is None:
-                self._judge(waiting, now)
+                finding = self._judge.judge(waiting, now, self.lost)
+                if finding.verdict is not None:
+                    self._decide(finding.verdict)
+                self._lose(finding.lost)
         return True
 
-    def _witnesses(self, now: float) -> list[int]:
-        """Returns ranks to ask where one does not answer: if they do not either, it is this rank that is cut off."""
-        if not any(now - since > 2 * REPEAT_S for since in self._asked_s.values()):
-            return []
-        size = len(self._peers) + 1
-        return [(self.rank + step) % size for step in range(1, min(MOST_WITNESSES, size - 1) + 1)]
-
-    def _is_suspicious(self, waiting: Waiting, now: float) -> bool:
-        if waiting.is_broken or now - waiting.began_s >= (1.0 if waiting.is_first else self._quiet_s):
-            return True
-        return waiting.ends_run and bool(self.lost & waiting.describe().peers)
-
-    def _depends(self, waiting: Waiting, known: Mapping[int, Collection[int]]) -> set[int]:
-        peers = waiting.describe().peers
-        return (
-            reach(peers, known) if waiting.ends_run else set(peers) - self.lost
-        )  # without whom the others go on
-
-    def _ask(self, often: Collection[int], seldom: Collection[int], now: float) -> None:
-        """Asks ranks: again and again those that have not answered."""
-        size, seldom_s = len(self._peers) + 1, max(REPEAT_S, self.deadline_s / 8)
-
-        def is_due(rank: int) -> bool:
-            repeat_s = REPEAT_S if rank in often or rank in self._asked_s else seldom_s
-            return now - self._asked_last_s.get(rank, 0.0) >= repeat_s
-
-        due = [r for r in {*often, *seldom} - self._dead if r in self._peers and is_due(r)]
-        due.sort(key=lambda r: (self._asked_last_s.get(r, 0.0), (r - self.rank) % size))
-        for rank in due[:MOST_ASKED]:
-            self._asked_last_s[rank] = now
-            self._asked_s.setdefault(rank, now)
+    def _ask(self, suspicious: Collection[Waiting], now: float) -> None:
+        """Asks those on whom waits depend; seldom where a wait has no end."""
+        often = {rank for waiting in suspicious if waiting.has_end for rank in self._depends(waiting)}
+        seldom = {rank for waiting in suspicious if not waiting.has_end for rank in self._depends(waiting)}
+        due = self._inquiry.ask(often, seldom, now, seldom_s=max(REPEAT_S, self.deadline_s / 8))
+        for rank in due:
             question = Message(kind="ask", sender=self.rank, number=next(self._number))
-            self._send_to(self._peers[rank], question)
+            self._send_to(self._inquiry.peers[rank], question)
         if due:
             time.sleep(0.002)  # within a round trip a closed port is known
         self._ear.closed_ports(self.note_closed)
 
-    def _judge(self, waiting: Waiting, now: float) -> None:
-        age_s, peers = now - waiting.began_s, set(waiting.describe().peers)
-        is_due = age_s >= self.deadline_s or bool(waiting.ends_run and self.lost & peers)
-        if not (is_due or waiting.is_broken or waiting.is_first):
-            return
-        broken_patience_s = min(BROKEN_SILENT_S, self.deadline_s / 2)
-        patience_s = broken_patience_s if waiting.is_broken else self._still_s
-        silent = {r for r, since in self._asked_s.items() if now - since >= patience_s} - self._dead
-        if not waiting.is_broken:  # one that has answered may be silent for a deadline from then on
-            silent -= {r for r in silent if now - self._answered_s.get(r, waiting.began_s) < self.deadline_s}
-        observed = RankObserved(
-            waits={r: answer.waits for r, answer in self._answers.items()} | {self.rank: peers},
-            dead=self._dead,
-            silent=(silent | self.lost) - self._dead
-            if is_due or waiting.is_broken
-            else self.lost - self._dead,
-            left=self._left,
-            places={r: answer.place for r, answer in self._answers.items()},
-        )
+    def _depends(self, waiting: Waiting) -> set[int]:
+        """Returns the ranks that a wait depends on, also through others unless these go on without whom is gone."""
+        peers = waiting.describe().peers
         if not waiting.ends_run:
-            gone = {*self._dead, *self._left}
-            if not self._hears_nobody(now - patience_s):
-                gone.update(observed.silent)
-            elif all(now - self._asked_s.get(rank, now) >= self.deadline_s for rank in peers):
-                self._decide(Verdict((), "alone"))
-            self._lose(peers & gone - self.lost)
-        elif (verdict := judge_gone(peers, observed)) is not None:
-            self._decide(self._doubted(verdict, now - patience_s))
-            return
-        if waiting.is_broken:
-            if age_s >= min(BROKEN_ALIVE_S, self.deadline_s):
-                self._decide(Verdict(tuple(sorted(peers)), "broken"))
-        elif waiting.has_end and is_due:
-            self._judge_late(waiting, peers - self.lost, observed, age_s)
+            return set(peers) - self.lost
+        return reach(peers, {rank: answer.waits for rank, answer in self._inquiry.answers.items()})
 
-    def _doubted(self, verdict: Verdict, since_s: float) -> Verdict:
-        """Returns the verdict, but for a rank without which others went on, or that hears nobody at all.
-
-        It is not they who are gone then: this one was, or its own link may be down.
-        """
-        if verdict.reason != "failed" and self._gave_up & set(verdict.ranks):
-            return Verdict((self.rank,), "given-up")
-        if verdict.reason == "silent" and self._hears_nobody(since_s):
-            return Verdict((), "alone")
-        return verdict
-
-    def _hears_nobody(self, since_s: float) -> bool:
-        """Whether several ranks were asked and none has answered since then: this rank may be the one cut off."""
-        asked = set(self._asked_s) - self._left.keys() - self._dead
-        return len(asked) > 1 and all(heard_s < since_s for heard_s in self._answered_s.values())
-
-    def _asks_long(self, now: float) -> bool:
-        """Whether several ranks were asked and have not answered for as long as a silent one is asked."""
-        return sum(now - since >= self._still_s for since in self._asked_s.values()) > 1
-
-    def _judge_late(self, waiting: Waiting, peers: set[int], observed: RankObserved, age_s: float) -> None:
-        unknown = reach(peers, observed.waits) - self._answers.keys() - {self.rank}
-        if unknown or not peers:
-            return
-        verdict = judge_late(peers, observed)
-        if verdict.reason == "cycle" and self._is_moving(verdict.ranks):
-            verdict = replace(verdict, reason="slow")
-        is_stuck = verdict.reason == "cycle" and self._is_stuck(verdict.ranks)
-        if (age_s >= self.late_s or is_stuck) and self._is_fresh(verdict.ranks):
-            self._decide(verdict)
-        elif verdict.reason in ("late", "slow") and not waiting.is_late:
-            waiting.is_late = True
-            self._warn(verdict, waiting.describe().what, age_s)
-
-    def _warn(self, verdict: Verdict, what: str, age_s: float) -> None:
-        log.warning(
-            "%s alive but %s: this worker (rank %d) has waited %s for %.0f s%s. It goes on waiting, for %.0f s at "
-            "most (late_s).",
-            f"{name_ranks(verdict.ranks)} {'are' if len(verdict.ranks) > 1 else 'is'}",
-            "slow, bytes still move between them" if verdict.reason == "slow" else "late",
-            self.rank,
-            what,
-            age_s,
-            f"; it is in {verdict.note}" if verdict.note else "",
-            self.late_s,
-        )
-
-    def _is_fresh(self, ranks: Collection[int]) -> bool:
-        """Whether all that is known of some ranks was said just now, or as lately as so many can be asked."""
-        horizon_s = REPEAT_S * (2 + len(self._peers) / MOST_ASKED) + 0.5
-        now = time.monotonic()
-        return all(now - self._answered_s.get(r, 0.0) <= horizon_s for r in ranks if r != self.rank)
-
-    def _is_stuck(self, ranks: Collection[int]) -> bool:
-        """Whether nothing in the programs of some ranks, which wait for each other, can go on."""
-        others = [self._answers[rank] for rank in ranks if rank != self.rank]
-        is_blocked = self._is_blocked(time.monotonic())
-        return is_blocked and all(a.is_blocked and a.age_s >= self.deadline_s for a in others)
-
-    def _is_blocked(self, now: float) -> bool:
-        """Whether this process's main thread waits, and no bytes move; only Linux tells of the latter."""
-        is_still = not CAN_TELL or self._movement.is_still(now, for_s=self._still_s)
-        return is_still and program.is_blocked()
-
-    def _is_moving(self, ranks: Collection[int]) -> bool:
-        """Whether bytes move on connections of any of some ranks: their waits may end yet."""
-        if self._movement.moves(time.monotonic(), within_s=self._still_s):
-            return True
-        return any(self._answers[rank].is_moving for rank in ranks if rank != self.rank)
-
-    def _lose(self, ranks: set[int]) -> None:
+    def _lose(self, ranks: Set[int]) -> None:
         if ranks:
             with self.changed:
                 self.lost |= ranks
@@ -499,8 +307,8 @@ class Liveness:
 
     def _tell(self, message: Message) -> None:
         for _ in range(2):  # a datagram may be lost; hearing it twice is harmless
-            for rank, address in self._peers.items():
-                if rank not in self._dead:
+            for rank, address in self._inquiry.peers.items():
+                if rank not in self._inquiry.dead:
                     self._send_to(address, message)
 
     def _send_to(self, address: Address, message: Message) -> None:
