@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 from typing import Any
+
+import pytest
 
 from tightwire.bench.chaos import Campaign, draw
 from tightwire.bench.chaos.arena import Ended, Ending
@@ -32,13 +38,16 @@ def ended(end: str = "finished", code: int | None = 0, **more: Any) -> Ended:
     return Ended(code=code, end={"end": end, "steps": 24, **more}, seconds=1.0, error="")
 
 
-def found(plan: str, fault: str, *workers: Ended) -> list[int]:
-    """Returns how many hangs, wrong names and divergences are found where rank 1 is the victim."""
-    trial = ChaosTrial(
+def trial_of(plan: str, fault: str) -> ChaosTrial:
+    return ChaosTrial(
         plan=plan, fault=fault, victim=1, at_step=5, moment=0.5, workers=3, steps=24, step_s=0.0, deadline_s=4.0,
         late_s=60.0,
     )  # fmt: skip
-    outcome = judge(trial, Ending(workers=workers, leftovers=()), 1.0)
+
+
+def found(plan: str, fault: str, *workers: Ended) -> list[int]:
+    """Returns how many hangs, wrong names and divergences are found where rank 1 is the victim."""
+    outcome = judge(trial_of(plan, fault), Ending(workers=workers, leftovers=()), 1.0)
     return [len(outcome.hangs), len(outcome.wrong_names), len(outcome.divergences)]
 
 
@@ -66,6 +75,50 @@ def test_ends_are_judged() -> None:
     assert found("bsp", "thaw", right, ended("PeerError", 1, ranks=[1], error="gave up"), right) == [0, 1, 0]
     told = ended("MismatchError", 1, error="plan: ranks 0 and 2 have bsp; rank 1 has local:3.")
     assert found("bsp", "other-plan", told, told, told) == [0, 0, 0]
+
+
+def test_who_is_named_too_late_is_judged_as_a_hang() -> None:
+    for seconds, hangs in ((4.0 + 9.9, 0), (4.0 + 10.1, 2)):  # of a deadline of 4 s
+        right = ended("PeerError", 1, ranks=[1], error="rank 1 died while", ended_s=100.0 + seconds)
+        ending = Ending(workers=(right, ended(code=-9), right), leftovers=(), struck_s=100.0)
+        outcome = judge(trial_of("bsp", "kill"), ending, 1.0)
+        assert (len(outcome.hangs), outcome.wrong_names) == (hangs, ())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_campaign_leaves_nothing(number: signal.Signals, tmp_path: pathlib.Path) -> None:
+    """One run on this host's loopback and one on hosts of the lab; SIGINT comes to the whole group, as by Ctrl-C."""
+    mark = f"TIGHTWIRE_TEST={tmp_path}"
+    campaign = subprocess.Popen(
+        [sys.executable, "-m", "tightwire", "bench", "chaos", "--plans", "bsp", "--faults", "slow loss", "--count", "2",
+         "--at-once", "2", "--workers", "2", "--deadline", "20", "--large", "0"],
+        env=os.environ | dict([mark.split("=", 1)]) | {"TMPDIR": str(tmp_path)},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0,
+    )  # fmt: skip
+    while len(list(tmp_path.glob("tightwire-chaos-*/started0"))) < 2:
+        assert campaign.poll() is None, "it ended by itself"
+        time.sleep(0.02)
+    assert len(marked(mark)) >= 1 + 2 + 4  # the campaign, its lanes, their workers
+    if number == signal.SIGINT:
+        os.killpg(campaign.pid, number)
+    else:
+        campaign.send_signal(number)
+    assert campaign.wait(60) != 0
+    ends_s = time.monotonic() + 10
+    while left := marked(mark):
+        assert time.monotonic() < ends_s, left
+        time.sleep(0.02)
+    assert list(tmp_path.iterdir()) == []
+
+
+def marked(mark: str) -> list[str]:
+    """Returns the commands of processes that were started with a variable, and what they started."""
+    found = []
+    for process in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_bytes().decode())
+    return found
 
 
 def test_a_victim_says_that_the_disk_is_full() -> None:

@@ -128,6 +128,10 @@ class Hosts(ABC):
     def network(self, rank: int) -> AbstractContextManager[list[int]]:
         """An open file that holds the network of the worker's host while the block lasts; none where all share one."""
 
+    def entrance(self, rank: int) -> AbstractContextManager[list[int]]:
+        """Open files of what a process of this user's enters, one after the other, to be on the worker's host."""
+        return self.network(rank)
+
     @abstractmethod
     def environment(self) -> dict[str, str]:
         """Variables that every worker on these hosts needs."""

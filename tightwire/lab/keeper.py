@@ -69,6 +69,18 @@ def new_network() -> int:
     return os.open("/proc/self/ns/net", os.O_RDONLY)
 
 
+def enter(namespace: int) -> None:
+    """Has this thread, and what it starts from now on, enter a namespace, given by an open file.
+
+    Raises:
+        OSError: it may not.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(namespace, 0):
+        error = ctypes.get_errno()
+        raise OSError(error, f"a namespace cannot be entered: {os.strerror(error)}")
+
+
 def guard(orders: TextIO) -> None:
     """Reads `+GROUP` and `-GROUP` until the end, then kills the process groups that are still guarded."""
     groups: set[int] = set()

@@ -164,7 +164,7 @@ class Lab:
             stack.enter_context(self._changing(rates_at))
             if elastic:
                 meeting |= stack.enter_context(self._lighthouse())
-            environments = [self._environment(rank, {**meeting, **(env or {})}) for rank in ranks]
+            environments = [self.environment(rank, {**meeting, **(env or {})}) for rank in ranks]
 
             def spare() -> Spare | None:
                 if not elastic or not can_be_warm(program):
@@ -185,6 +185,36 @@ class Lab:
             finally:
                 brake.release()
                 self._job = None
+
+    @contextlib.contextmanager
+    def entrance(self, rank: int) -> Iterator[list[int]]:
+        """Opens what a process enters, one after the other (`keeper.enter`), to be on a worker's host."""
+        with self._open.entrance(self._existing(rank)) as files:
+            yield files
+
+    def environment(self, rank: int, extra: Mapping[str, str]) -> dict[str, str]:
+        """Returns all variables of a worker: this process's, the lab's, and more."""
+        hosts = self._open
+        defaults = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        interface = {f"{backend}_SOCKET_IFNAME": hosts.interface for backend in ("GLOO", "NCCL", "TP")}
+        master = {"MASTER_ADDR": hosts.master_address}
+        about = {"TIGHTWIRE_LAB": self._about()}
+        place = self.topology.environment(rank)
+        told = [str(one) for one in self._slow if one.rank == rank and one.emulated]
+        switch = {"TIGHTWIRE_SWITCH": str(self._adder.address)} if self._adder else {}
+        slow = {VARIABLE: told[-1]} if told else {}
+        return {
+            **defaults,
+            **os.environ,
+            **interface,
+            **master,
+            **place,
+            **hosts.environment(),
+            **about,
+            **slow,
+            **switch,
+            **extra,
+        }
 
     @contextlib.contextmanager
     def _changing(self, rates_at: Sequence[tuple[float, float]]) -> Iterator[None]:
@@ -211,7 +241,7 @@ class Lab:
         argv = [sys.executable, "-m", "tightwire.transport.lighthouse"]
         process = subprocess.Popen(
             hosts.command(0, [*argv, "--host", hosts.master_address, "--port", str(port)]),
-            env=self._environment(0, {}),
+            env=self.environment(0, {}),
             stdin=hosts.guard.orders,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -345,29 +375,6 @@ class Lab:
         if rank in range(self.topology.workers):
             return rank
         raise LabError(f"there is no rank {rank}; this lab has ranks 0 to {self.topology.workers - 1}.")
-
-    def _environment(self, rank: int, extra: Mapping[str, str]) -> dict[str, str]:
-        hosts = self._open
-        defaults = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        interface = {f"{backend}_SOCKET_IFNAME": hosts.interface for backend in ("GLOO", "NCCL", "TP")}
-        master = {"MASTER_ADDR": hosts.master_address}
-        about = {"TIGHTWIRE_LAB": self._about()}
-        place = self.topology.environment(rank)
-        told = [str(one) for one in self._slow if one.rank == rank and one.emulated]
-        switch = {"TIGHTWIRE_SWITCH": str(self._adder.address)} if self._adder else {}
-        slow = {VARIABLE: told[-1]} if told else {}
-        return {
-            **defaults,
-            **os.environ,
-            **interface,
-            **master,
-            **place,
-            **hosts.environment(),
-            **about,
-            **slow,
-            **switch,
-            **extra,
-        }
 
     def _about(self) -> str:
         return json.dumps(

@@ -95,6 +95,19 @@ class Namespaces(Hosts):
         finally:
             os.close(file)
 
+    @contextmanager
+    def entrance(self, rank: int) -> Iterator[list[int]]:
+        """Opens the user namespace too, if there is one."""
+        with self.network(rank) as networks:
+            if self.mode != "userns":
+                yield networks
+                return
+            file = os.open(f"/proc/{self._keeper_pid}/ns/user", os.O_RDONLY)
+            try:
+                yield [file, *networks]
+            finally:
+                os.close(file)
+
     def environment(self) -> dict[str, str]:
         """Nothing: the kernel does all."""
         return {}

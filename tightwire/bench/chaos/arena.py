@@ -1,4 +1,4 @@
-"""Where trials run: workers forked from one process that has imported all, on this host's loopback."""
+"""Where trials run: workers forked from one process that has imported all, on this host's loopback or elsewhere."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from tightwire.bench.chaos.faults import FAULTS
 from tightwire.bench.chaos.slow import slow_loopback
-from tightwire.bench.chaos.worker import LIGHTHOUSE, ChaosTrial, run_worker, serve_lighthouse
+from tightwire.bench.chaos.worker import LIGHTHOUSE, STRUCK, ChaosTrial, run_worker, serve_lighthouse
 from tightwire.errors import LabError
 
 # Beyond the deadline a worker may take so long to say why it ends, and to end.
@@ -65,15 +65,33 @@ class Ending:
     struck_s: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """Where the workers of a trial are.
+
+    Attributes:
+        environment: returns all variables of a rank, given those that a launcher tells.
+        enter: has the process of a rank enter the site.
+        strike: does what the fault does from outside, once the victim says that it is struck.
+    """
+
+    environment: Callable[[int, Mapping[str, str]], Mapping[str, str]] = lambda rank, told: told
+    enter: Callable[[int], None] = lambda rank: None
+    strike: Callable[[], None] = lambda: None
+
+
+LOOPBACK: Final = Site()
+
+
 def run_trial(trial: ChaosTrial) -> Ending:
     """Runs the workers on this host's loopback; those of a large model on a slow one of their own."""
     if not trial.large:
-        return _run_trial(trial)
+        return run_forked(trial)
     with slow_loopback():
-        return _run_trial(trial)
+        return run_forked(trial)
 
 
-def _run_trial(trial: ChaosTrial) -> Ending:
+def run_forked(trial: ChaosTrial, site: Site = LOOPBACK) -> Ending:
     """Forks the workers, strikes from outside where the fault asks for it, and waits until all have ended.
 
     Contract: the caller has imported torch and run nothing with it: a fork takes no threads along.
@@ -95,8 +113,13 @@ def _run_trial(trial: ChaosTrial) -> Ending:
             }
 
         def start(rank: int, trial: ChaosTrial = trial, **more: str) -> int:
-            told = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank), **more}
-            pid = _fork(lambda: run_worker(trial, rank, folder), folder, str(rank), told)
+            told = site.environment(rank, {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank), **more})
+
+            def work() -> int:
+                site.enter(rank)
+                return run_worker(trial, rank, folder)
+
+            pid = _fork(work, folder, str(rank), told)
             processes[pid] = rank
             return pid
 
@@ -104,7 +127,7 @@ def _run_trial(trial: ChaosTrial) -> Ending:
             start(rank)
         # Who comes back may train alone, where the others have ended meanwhile.
         again = functools.partial(start, trial.victim, replace(trial, victim=-1), TIGHTWIRE_MIN_WORKERS="1")
-        codes = _watch(trial, processes, folder, again if trial.fault == "rejoin" else None)
+        codes = _watch(trial, processes, folder, again if trial.fault == "rejoin" else None, site.strike)
         leftovers = [path.name for path in folder.rglob("*") if path.suffix == ".part" or path.parent == disk]
         leftovers += [f"process group of rank {rank}" for pid, rank in processes.items() if _is_there(pid)]
         workers = [ended(folder, rank, *codes[rank]) for rank in range(trial.workers)]
@@ -154,7 +177,7 @@ def _names(path: pathlib.Path, folder: pathlib.Path) -> bool:
 
 def struck_at(folder: pathlib.Path) -> float | None:
     """Returns when the victim wrote that it is struck."""
-    path = folder / "struck"
+    path = folder / STRUCK
     return float(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
@@ -199,6 +222,7 @@ def _fork(
     try:
         os.setpgid(0, 0)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         for stream, file in ((1, "out"), (2, "err")):
             os.dup2(os.open(folder / f"{file}{name}", os.O_WRONLY | os.O_CREAT, 0o600), stream)
         os.environ |= environment
@@ -217,7 +241,11 @@ def _fork(
 
 
 def _watch(
-    trial: ChaosTrial, processes: Mapping[int, int], folder: pathlib.Path, again: Callable[[], int] | None
+    trial: ChaosTrial,
+    processes: Mapping[int, int],
+    folder: pathlib.Path,
+    again: Callable[[], int] | None,
+    strike: Callable[[], None],
 ) -> dict[int, tuple[int | None, float]]:
     """Returns exit code and time of each rank; continues, and at the end kills, those that are stopped.
 
@@ -226,6 +254,7 @@ def _watch(
         processes: ranks by process.
         folder: of the trial.
         again: starts the victim anew, once it is killed; None: it stays away.
+        strike: called once the victim says that it is struck.
     """
     fault = FAULTS.get(trial.fault)
     began_s = time.monotonic()
@@ -234,11 +263,15 @@ def _watch(
     limit_s = began_s + START_S
     started = [folder / f"started{rank}" for rank in processes.values()]
     continue_s: float | None = None
+    is_struck = False
     while alive:
         pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
         now = time.monotonic()
         if started and all(path.exists() for path in started):
             limit_s, started = now + run_s + 2.5 * trial.deadline_s + MORE_S, []
+        if not is_struck and (folder / STRUCK).exists():
+            is_struck = True
+            strike()
         if pid in alive and os.WIFSTOPPED(status):
             away_s = {"pause": 0.4, "thaw": 2.0}.get(trial.fault)
             continue_s = None if away_s is None else now + away_s * trial.deadline_s

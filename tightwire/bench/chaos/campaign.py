@@ -234,7 +234,7 @@ def draw(campaign: Campaign) -> Iterator[ChaosTrial]:
             and FAMILIES.get(plan) == "ends"
             and fault.name in ENDING
             and dice.random() < 0.5,
-            large=fault.where != "torchrun" and dice.random() < campaign.large,
+            large=fault.can_be_large and dice.random() < campaign.large,
         )
 
 

@@ -26,6 +26,7 @@ class ChaosFault:
             elastic job.
         at_start: whether it is there from the beginning, and not at a random step.
         elastic: how the others end in an elastic job; None: as `expected`, and done without where it loses.
+        can_be_large: whether runs with large messages are struck too; not where each would take minutes.
     """
 
     name: str
@@ -36,6 +37,7 @@ class ChaosFault:
     strikes: Literal["anyone", "host", "server", "elastic"] = "anyone"
     at_start: bool = False
     elastic: Expected | None = None
+    can_be_large: bool = True
 
 
 FAULTS: Final = {
@@ -58,10 +60,12 @@ FAULTS: Final = {
         ChaosFault(name="cut", about="the link is down for good", expected="loses", where="hosts"),
         ChaosFault(name="half-open", about="a link that carries only what the worker sends", expected="loses",
                    where="hosts"),
-        ChaosFault(name="slow-link", about="a link at 1 Mb/s from then on", expected="goes-on", where="hosts"),
+        ChaosFault(name="slow-link", about="a link at 1 Mb/s from then on", expected="goes-on", where="hosts",
+                   can_be_large=False),
         ChaosFault(name="loss", about="a link that loses one packet in 32", expected="goes-on", where="hosts"),
         ChaosFault(name="full-disk", about="a file that does not fit on the disk", expected="loses"),
-        ChaosFault(name="launcher", about="torchrun's agent is killed", expected="goes-on", where="torchrun"),
+        ChaosFault(name="launcher", about="torchrun's agent is killed", expected="goes-on", where="torchrun",
+                   can_be_large=False),
         ChaosFault(name="raise", about="an exception in user code", expected="loses"),
         ChaosFault(name="exit", about="the program ends early, without an error", expected="loses"),
         ChaosFault(name="nan", about="a NaN in one rank's gradients", expected="goes-on"),

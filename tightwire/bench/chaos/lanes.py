@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
+from types import FrameType
 from typing import Any, TypeVar
 
 from tightwire.bench.chaos.worker import ChaosTrial
@@ -72,10 +73,18 @@ def _take(lane: Connection) -> Any:
         raise LabError("a process that runs trials died; was it killed for lack of memory?") from None
 
 
+def _leave(number: int, _: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 def _lane(there: Connection, campaign: Sequence[Connection], run: Callable[[ChaosTrial], Any]) -> None:
     for connection in campaign:  # so that nobody but the campaign holds them open
         connection.close()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with suppress(EOFError, KeyboardInterrupt):
+    # The campaign ends its lanes, also after a Ctrl-C, which the terminal tells to all of them. Once: another signal
+    # would end the clearing away.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave)
+    with suppress(EOFError):
         while True:
             there.send(run(there.recv()))

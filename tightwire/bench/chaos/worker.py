@@ -15,9 +15,10 @@ import warnings
 from dataclasses import dataclass
 from typing import Any, Final
 
-# What the victim prints when the fault is to come from outside: over its link, or to its launcher.
+# What the victim prints when its launcher is to be killed.
 STRIKE_ME: Final = "now"
 LARGE: Final = 12_000  # hidden units of a model of 1.15 MB
+STRUCK: Final = "struck"  # written by the victim as it is struck: when
 REACHED: Final = "reached"  # written once rank 0 has come to the step at which a server is struck
 LIGHTHOUSE: Final = "lighthouse.json"  # its process and its address
 SIGNALS: Final = {
@@ -117,7 +118,7 @@ def _train(trial: ChaosTrial, rank: int, folder: pathlib.Path, end: dict[str, An
     torch.set_num_threads(1)
     is_victim = rank == trial.victim
     if is_victim and trial.at_step < 0:
-        _write(folder / "struck", time.monotonic())
+        _write(folder / STRUCK, time.monotonic())
     if is_victim and trial.fault.endswith("-joining"):
         struck = signal.SIGKILL if trial.fault == "kill-joining" else signal.SIGSTOP
         threading.Timer(0.02 + 0.1 * trial.moment, os.kill, (os.getpid(), struck)).start()
@@ -172,12 +173,12 @@ def _strike_server(trial: ChaosTrial, folder: pathlib.Path, run: Any) -> None:
 
 
 def _strike(trial: ChaosTrial, folder: pathlib.Path, run: Any) -> None:
-    _write(folder / "struck", time.monotonic())
+    _write(folder / STRUCK, time.monotonic())
     match trial.fault:
         case fault if fault in SIGNALS:
             delay_s = trial.takes_s * trial.moment
             threading.Timer(delay_s, os.kill, (os.getpid(), SIGNALS[fault])).start()
-        case "cut" | "half-open" | "slow-link" | "loss" | "launcher":
+        case "launcher":
             print(STRIKE_ME, flush=True)
         case "kill-lighthouse":
             os.kill(json.loads((folder / LIGHTHOUSE).read_text(encoding="utf-8"))["pid"], signal.SIGKILL)
