@@ -108,7 +108,7 @@ def test_an_interrupted_campaign_leaves_nothing(number: signal.Signals, tmp_path
     while left := marked(mark):
         assert time.monotonic() < ends_s, left
         time.sleep(0.02)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("tightwire*")) == []  # others', as PyTorch's cache, may stay
 
 
 def marked(mark: str) -> list[str]:

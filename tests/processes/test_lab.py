@@ -149,6 +149,17 @@ def send(lab: Lab, num_bytes: int) -> float:
 
 
 @pytest.mark.parametrize("mode", KERNEL_MODES)
+def test_a_process_from_elsewhere_enters_a_host(mode: str, open_lab: Callable[..., Lab]) -> None:
+    code = f"import sys; sys.path.insert(0, {str(PACKAGE / 'lab')!r}); import keeper, socket\n"
+    code += "for file in sys.argv[1:]: keeper.enter(int(file))\n"
+    code += "print(*sorted(name for _, name in socket.if_nameindex()))"
+    with open_lab(mode).entrance(1) as files:
+        command = [sys.executable, "-I", "-S", "-c", code, *map(str, files)]
+        ran = subprocess.run(command, pass_fds=files, capture_output=True, text=True, check=False)
+    assert ran.stdout.split() == ["eth0", "lo"], ran.stderr
+
+
+@pytest.mark.parametrize("mode", KERNEL_MODES)
 def test_the_kernel_counts_what_passes_a_link(mode: str, open_lab: Callable[..., Lab]) -> None:
     lab = open_lab(mode)
     assert all(link.tx_bytes == 0 for link in lab.traffic())
