@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import pathlib
 import secrets
@@ -22,7 +23,15 @@ from typing import Any, Final
 
 from tightwire.bench.chaos.faults import FAULTS
 from tightwire.bench.chaos.slow import slow_loopback
-from tightwire.bench.chaos.worker import LIGHTHOUSE, STRUCK, ChaosTrial, run_worker, serve_lighthouse
+from tightwire.bench.chaos.worker import (
+    LIGHTHOUSE,
+    STEPPED,
+    STRUCK,
+    WHERE,
+    ChaosTrial,
+    run_worker,
+    serve_lighthouse,
+)
 from tightwire.errors import LabError
 
 # Beyond the deadline a worker may take so long to say why it ends, and to end.
@@ -30,6 +39,9 @@ MORE_S: Final = 10.0
 # For all workers to begin; a busy host takes long.
 START_S: Final = 90.0
 LOOK_S: Final = 0.01
+# A worker that did not end has so long to write where it is, of which so many lines are told.
+WRITE_S: Final = 0.5
+MOST_PLACES: Final = 8
 BALLAST: Final = "ballast"  # what the full disk is full of
 
 
@@ -41,7 +53,7 @@ class Ended:
         code: exit code; negative is the signal that ended it, None: it was stopped by the arena at the limit.
         end: what it wrote of itself; empty if nothing.
         seconds: from the start of the trial.
-        error: the last line of its standard error.
+        error: the last line of its standard error; where it was, if it did not end.
     """
 
     code: int | None
@@ -260,6 +272,7 @@ def _watch(
     began_s = time.monotonic()
     alive, ended = dict(processes), dict[int, tuple[int | None, float]]()
     run_s = trial.steps * (trial.takes_s + 0.05) + MORE_S
+    patience_s = 2.5 * trial.deadline_s + MORE_S
     limit_s = began_s + START_S
     started = [folder / f"started{rank}" for rank in processes.values()]
     continue_s: float | None = None
@@ -268,7 +281,7 @@ def _watch(
         pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
         now = time.monotonic()
         if started and all(path.exists() for path in started):
-            limit_s, started = now + run_s + 2.5 * trial.deadline_s + MORE_S, []
+            limit_s, started = now + run_s + patience_s, []
         if not is_struck and (folder / STRUCK).exists():
             is_struck = True
             strike()
@@ -285,15 +298,29 @@ def _watch(
             _signal(processes, trial.victim, signal.SIGCONT)
         elif list(alive.values()) == [trial.victim] and fault is not None and not fault.victim_ends:
             _signal(processes, trial.victim, signal.SIGKILL)
+        elif now > limit_s and (lives_s := _stepped_ago(folder)) < patience_s:
+            limit_s = (
+                now + patience_s - lives_s
+            )  # on a busy host a run takes long, and is no hang while it goes on
         elif now > limit_s:
-            for pid, rank in alive.items():
+            for rank in alive.values():
+                _signal(processes, rank, WHERE)
+            time.sleep(WRITE_S)
+            for rank in alive.values():
                 _signal(processes, rank, signal.SIGKILL)
+            for pid, rank in alive.items():
                 os.waitpid(pid, 0)
                 ended[rank] = None, now - began_s
             alive.clear()
         else:
             time.sleep(LOOK_S)
     return ended
+
+
+def _stepped_ago(folder: pathlib.Path) -> float:
+    """Returns the seconds since a worker of a trial made a step; without end if none has."""
+    stepped_s = (path.stat().st_mtime for path in folder.glob(f"{STEPPED}*"))
+    return time.time() - max(stepped_s, default=-math.inf)
 
 
 def _signal(processes: Mapping[int, int], rank: int, number: int) -> None:
@@ -316,4 +343,7 @@ def ended(folder: pathlib.Path, rank: int, code: int | None, seconds: float) -> 
     path, errors = folder / f"end{rank}.json", folder / f"err{rank}"
     end = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     lines = errors.read_text(errors="replace").strip().splitlines() if errors.exists() else []
+    if code is None:  # it was asked where it is
+        places = [line.split("/")[-1] for line in lines if line.startswith("  File ")]
+        return Ended(code=code, end=end, seconds=seconds, error=", ".join(places[:MOST_PLACES]))
     return Ended(code=code, end=end, seconds=seconds, error=lines[-1] if lines else "")

@@ -127,7 +127,7 @@ class _Judge:
         for rank, worker in enumerate(self.ending.workers):
             is_victim = rank == trial.victim
             if worker.code is None and (fault.victim_ends or not is_victim):
-                self.hangs.append(f"rank {rank} did not end")
+                self.hangs.append(f"rank {rank} did not end; it was in {worker.error}")
             elif not is_victim:
                 self._judge_survivor(rank, worker, self._must())
             elif blamed := worker.end.get("ranks"):  # by the victim, who may blame nobody

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import json
 import os
@@ -19,6 +20,8 @@ from typing import Any, Final
 STRIKE_ME: Final = "now"
 LARGE: Final = 12_000  # hidden units of a model of 1.15 MB
 STRUCK: Final = "struck"  # written by the victim as it is struck: when
+STEPPED: Final = "stepped"  # and the rank: touched at every step
+WHERE: Final = signal.SIGUSR1  # asks a worker where it is
 REACHED: Final = "reached"  # written once rank 0 has come to the step at which a server is struck
 LIGHTHOUSE: Final = "lighthouse.json"  # its process and its address
 SIGNALS: Final = {
@@ -85,6 +88,7 @@ class ChaosTrial:
 
 def run_worker(trial: ChaosTrial, rank: int, folder: pathlib.Path) -> int:
     """Trains, writes how that ended to `end{rank}.json`, and returns the exit code."""
+    faulthandler.register(WHERE, file=2, all_threads=False)
     end: dict[str, Any] = {"end": "finished", "ranks": [], "steps": 0, "stepped_s": []}
     try:
         _train(trial, rank, folder, end)
@@ -133,6 +137,7 @@ def _train(trial: ChaosTrial, rank: int, folder: pathlib.Path, end: dict[str, An
     plan = "local:3" if is_victim and trial.fault == "other-plan" else trial.plan
     with tightwire.attach(model, optimizer, plan) as run:
         _write(folder / f"started{rank}", os.getpid())
+        stepped = folder / f"{STEPPED}{rank}"
         while not run.is_server and run.step < trial.steps:
             step = run.step
             x = torch.randn(4, 20, generator=torch.Generator().manual_seed(1000 * rank + step))
@@ -156,6 +161,7 @@ def _train(trial: ChaosTrial, rank: int, folder: pathlib.Path, end: dict[str, An
                 torch.distributed.all_reduce(loss.detach())
             end["steps"], end["members"] = run.step, run.transport.size
             end["stepped_s"].append(round(time.monotonic(), 3))
+            stepped.touch()
             time.sleep(trial.step_s)
         if run.is_server and is_victim:
             threading.Thread(target=_strike_server, args=(trial, folder, run), daemon=True).start()
