@@ -123,6 +123,9 @@ def _member(member: type[Member], row: dict[str, Any]) -> Iterator[str]:
     if member.paper:
         yield f"- **Paper**: {member.paper}"
     yield f"- **Rate**: {_rate(row['rate'])}"
+    if member.promise:
+        yield f"- **Its paper claims**: {member.promise}"
+        yield f"- **Studies here**: {row['seen']}"
     yield from _measured(row["axis"], member.name)
     yield from _partners(row)
 

@@ -63,6 +63,10 @@ class Member:
     paper: ClassVar[str]
     # What is proven of its convergence; None where its paper and those after it prove nothing that applies.
     proven: ClassVar[Rate | None] = None
+    # What its paper says that it gives, in a sentence, and what studies here show of that, with the reason where they
+    # differ; empty: no study shows it.
+    promise: ClassVar[str] = ""
+    seen: ClassVar[str] = ""
     # A text that shows the member in use, where its bare name cannot stand alone.
     example: ClassVar[str] = ""
     # The field that `other=value` is the value `other:value` of, as in `choco:topk=0.01`.

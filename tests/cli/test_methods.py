@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from tests.command_line import tightwire
 from tightwire.catalogue import FAMILIES
 from tightwire.cli import COMMANDS, application
 from tightwire.cli.app import first_sentence
-from tightwire.cli.methods import describe
+from tightwire.cli.methods import NO_STUDY, UNKNOWN, describe
 
 MODEL = ("--gradients", "1MB", "--compute", "9ms", "--workers", "4", "--bandwidth", "1gbit")
 
@@ -24,6 +25,28 @@ def test_every_method_says_what_it_is_and_where_it_comes_from() -> None:
         assert row["title"], row
         assert row["paper"] or row["name"] == "none", row
         assert row["combines_with"], row
+
+
+def test_every_method_has_the_claim_of_its_paper_and_what_studies_show_of_it() -> None:
+    """A law: a new member fails until it says what its paper promises; where no study shows it, that is said."""
+    families = (module for names in FAMILIES.values() for module in map(importlib.import_module, names))
+    for member in (member for family in families for member in family.MEMBERS):
+        own = vars(member)
+        assert own.get("promise", "").endswith("."), member.name
+        assert own.get("seen", ".").endswith("."), member.name
+    rows = {row["name"]: row for row in describe()}
+    assert rows["dense-every"]["seen"] == NO_STUDY
+    for name in ("diloco", "dense-every"):
+        said = " ".join(tightwire("methods", name).stdout.split())
+        assert rows[name]["promise"] in said
+        assert rows[name]["seen"] in said
+
+
+def test_a_recipe_is_proven_as_its_stages_are() -> None:
+    rows = {row["name"]: row["rate"] for row in describe()}
+    assert rows["ef-signsgd"] == rows["gradient-dropping"] == "that of ef"
+    assert rows["topk"].startswith("none alone; with feedback that of ef")
+    assert rows["diloco"] == UNKNOWN
 
 
 def test_every_method_says_how_fast_it_is_proven_to_be_or_that_it_is_not() -> None:

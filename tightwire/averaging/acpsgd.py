@@ -40,6 +40,8 @@ class ACPSGD(AveragingMethod):
     name: ClassVar[str] = "acpsgd"
     title: ClassVar[str] = "low-rank factors in turns, one all-reduce per round"
     paper: ClassVar[str] = "Zhang et al. 2023, ACP-SGD, arXiv:2306.08881"
+    promise: ClassVar[str] = "PowerSGD's accuracy with half of its work and one exchange (Zhang et al. 2023)."
+    seen: ClassVar[str] = "Not seen: of the factors in turns each sees every second gradient."
     example: ClassVar[str] = "acpsgd:4+ef"
     bounded: ClassVar[bool] = True
 

@@ -36,6 +36,11 @@ class Atomo(AveragingMethod):
     name: ClassVar[str] = "atomo"
     title: ClassVar[str] = "singular vectors drawn at random, unbiased"
     paper: ClassVar[str] = "Wang et al. 2018, arXiv:1806.04090"
+    promise: ClassVar[str] = (
+        "Unbiased, at the least variance in singular vectors; twice as fast as qsgd to an accuracy (Wang et"
+        " al. 2018)."
+    )
+    seen: ClassVar[str] = "Its variance at rank 3 costs more steps than qsgd's here."
     example: ClassVar[str] = "atomo:3"
     unbiased: ClassVar[bool] = True
 

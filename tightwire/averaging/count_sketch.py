@@ -51,6 +51,8 @@ class CountSketch(AveragingMethod):
     name: ClassVar[str] = "sketch"
     title: ClassVar[str] = "heavy hitters of a summed count-sketch"
     paper: ClassVar[str] = "Ivkin et al. 2019, arXiv:1903.04488; Rothchild et al. 2020, arXiv:2007.07682"
+    promise: ClassVar[str] = "Heavy hitters of a sum, whatever the number of workers (Ivkin et al. 2019)."
+    seen: ClassVar[str] = "More steps are needed: the model is small for its sketch."
     example: ClassVar[str] = "sketch:0.01+ef"
 
     ratio: float

@@ -37,6 +37,10 @@ class DoubleSqueeze(AveragingMethod):
     name: ClassVar[str] = "doublesqueeze"
     title: ClassVar[str] = "compressed to the owners and back"
     paper: ClassVar[str] = "Tang et al. 2019, arXiv:1905.05957"
+    promise: ClassVar[str] = "The rate of SGD though both ways are compressed (Tang et al. 2019)."
+    seen: ClassVar[str] = (
+        "Seen for momenta in one bit; with top-k the way back costs more steps than one way alone."
+    )
     proven: ClassVar[Rate | None] = Rate(
         bound="O(1/√(nT) + 1/T^(2/3) + 1/T)",
         assumes="smooth non-convex loss, bounded variance, bounded errors of the codec",

@@ -44,6 +44,8 @@ class Entropy(AveragingMethod):
         "Huffman 1952; cf. ZipNN (Hershcovitch et al. 2024, arXiv:2411.05239), DFloat11 (Zhang et al. 2025, "
         "arXiv:2504.11651)"
     )
+    promise: ClassVar[str] = "Exact, with exponents in a few bits (Huffman 1952)."
+    seen: ClassVar[str] = "Nothing is lost; sent bytes are counted in every run."
     lossless: ClassVar[bool] = True
     unbiased: ClassVar[bool] = True
     bounded: ClassVar[bool] = True

@@ -25,6 +25,8 @@ class GTopK(SparseDoubling):
     name: ClassVar[str] = "gtopk"
     title: ClassVar[str] = "global top-k, merged pair by pair"
     paper: ClassVar[str] = "Shi et al. 2019, arXiv:1901.04359"
+    promise: ClassVar[str] = "Top-k's accuracy, at log n times k elements (Shi et al. 2019)."
+    seen: ClassVar[str] = "Not quite: of what pairs drop only a part is kept."
     example: ClassVar[str] = "gtopk:0.01+ef"
 
     def _entries(self, kept: int, contributions: int) -> int:

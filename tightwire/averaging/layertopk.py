@@ -45,6 +45,10 @@ class LayerTopK(AveragingMethod):
     paper: ClassVar[str] = (
         "Shi et al. 2020, LAGS-SGD, arXiv:1911.08727; Alimohammadi et al. 2022, arXiv:2210.17357"
     )
+    promise: ClassVar[str] = (
+        "Top-k's accuracy where each layer has a ratio of its own (Alimohammadi et al. 2022)."
+    )
+    seen: ClassVar[str] = "Not quite: small layers keep a hundredth of their own."
     example: ClassVar[str] = "layertopk:0.01+ef"
 
     ratio: float

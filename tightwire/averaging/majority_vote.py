@@ -37,6 +37,10 @@ class MajorityVote(AveragingMethod):
     name: ClassVar[str] = "sign"
     title: ClassVar[str] = "signs, by majority vote"
     paper: ClassVar[str] = "Bernstein et al. 2019, arXiv:1810.05291, Algorithm 1"
+    promise: ClassVar[str] = (
+        "Converges though up to half of the workers are odd, at a bit both ways (Bernstein et al. 2019)."
+    )
+    seen: ClassVar[str] = "With momentum it comes close here; no study has odd workers."
     proven: ClassVar[Rate | None] = Rate(
         bound="O(1/√T) of the 1-norm of the gradient, squared",
         assumes="smooth loss, noise that is unimodal and symmetric in every element, batches that grow",

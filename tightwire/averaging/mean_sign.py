@@ -34,6 +34,8 @@ class MeanSign(AveragingMethod):
     name: ClassVar[str] = "meansign"
     title: ClassVar[str] = "the mean of signs"
     paper: ClassVar[str] = "Liu et al. 2024, Distributed Lion, arXiv:2404.00438, Algorithm 1 (averaging)"
+    promise: ClassVar[str] = "As good as voting, with log n bits (Liu et al. 2024)."
+    seen: ClassVar[str] = "Not seen; see lion."
     example: ClassVar[str] = "meansign+lion"
     keeps_optimizer: ClassVar[bool] = False
     no_feedback: ClassVar[str] = "signs have no leftover to feed back"

@@ -41,6 +41,8 @@ class OkTopK(TopKMethod):
     name: ClassVar[str] = "oktopk"
     title: ClassVar[str] = "top-k over regions of equal load"
     paper: ClassVar[str] = "Li and Hoefler 2022, arXiv:2201.07598"
+    promise: ClassVar[str] = "Top-k's accuracy at less than 6k elements, whatever n (Li and Hoefler 2022)."
+    seen: ClassVar[str] = "Not quite: thresholds are kept for rounds, and gradients change faster."
     example: ClassVar[str] = "oktopk:0.01+ef"
 
     def capacity(self, numel: int, itemsize: int, workers: int) -> int | None:

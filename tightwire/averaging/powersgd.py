@@ -43,6 +43,12 @@ class PowerSGD(AveragingMethod):
     name: ClassVar[str] = "powersgd"
     title: ClassVar[str] = "low-rank factors by power iteration"
     paper: ClassVar[str] = "Vogels, Karimireddy and Jaggi 2019, arXiv:1905.13727"
+    promise: ClassVar[str] = (
+        "The accuracy of SGD at rank 4 and about 1/100 of the bytes (Vogels et al. 2019)."
+    )
+    seen: ClassVar[str] = (
+        "Nearly seen: 800 steps without a dense start cost more than the 1 % that is claimed."
+    )
     example: ClassVar[str] = "powersgd:4+ef"
 
     rank: int

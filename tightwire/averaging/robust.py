@@ -62,6 +62,8 @@ class Median(_Robust):
     name: ClassVar[str] = "median"
     title: ClassVar[str] = "coordinate-wise median"
     paper: ClassVar[str] = "Yin, Chen, Ramchandran and Bartlett 2018, arXiv:1803.01498, definition 1"
+    promise: ClassVar[str] = "Converges at the optimal rate though some workers lie (Yin et al. 2018)."
+    seen: ClassVar[str] = "Held by a test; no study has workers that lie."
     proven: ClassVar[Rate | None] = Rate(
         bound="Õ(α/√m + 1/√(nm) + 1/m) distance to the optimum: m samples each, a share α of workers wrong",
         assumes="smooth strongly convex loss, gradients of bounded variance and skewness, like data",
@@ -85,6 +87,8 @@ class TrimmedMean(_Robust):
     name: ClassVar[str] = "trimmed"
     title: ClassVar[str] = "coordinate-wise trimmed mean"
     paper: ClassVar[str] = "Yin, Chen, Ramchandran and Bartlett 2018, arXiv:1803.01498, definition 2"
+    promise: ClassVar[str] = "Converges at the optimal rate though some workers lie (Yin et al. 2018)."
+    seen: ClassVar[str] = "Held by a test; no study has workers that lie."
     proven: ClassVar[Rate | None] = Rate(
         bound="Õ(α/√m + 1/√(nm)) distance to the optimum: m samples each, a share α of workers wrong",
         assumes="smooth strongly convex loss, sub-exponential gradients, like data",

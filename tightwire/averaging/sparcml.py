@@ -23,6 +23,8 @@ class SparCML(SparseDoubling):
     name: ClassVar[str] = "sparcml"
     title: ClassVar[str] = "exact sum of everybody's top-k"
     paper: ClassVar[str] = "Renggli et al. 2019, arXiv:1802.08021"
+    promise: ClassVar[str] = "The exact sum of everybody's top-k (Renggli et al. 2019)."
+    seen: ClassVar[str] = "Seen: as top-k by all-gather."
     example: ClassVar[str] = "sparcml:0.01+ef"
 
     def _entries(self, kept: int, contributions: int) -> int:

@@ -50,6 +50,8 @@ class THC(AveragingMethod):
     name: ClassVar[str] = "thc"
     title: ClassVar[str] = "rotated, in codes that are added up without decoding"
     paper: ClassVar[str] = "Li et al. 2024, THC, NSDI, arXiv:2302.08545, sections 4 and 5"
+    promise: ClassVar[str] = "4 bits, added up without decoding, at the accuracy of floats (Li et al. 2024)."
+    seen: ClassVar[str] = "Seen, with feedback."
     example: ClassVar[str] = "thc+ef"
 
     bits: int = 4

@@ -15,11 +15,13 @@ from tightwire.answers import ArchitectureAnswer, Axis, CompressionAnswer, Membe
 from tightwire.architecture import PROGRAMS
 from tightwire.architecture.allreduce.switched import SWITCHED, SWITCHED_PAPER, SWITCHED_TITLE
 from tightwire.architecture.gossip import GRAPHS, METHODS
-from tightwire.catalogue import FAMILIES, arguments, catalogue, near
+from tightwire.averaging import AveragingMethod
+from tightwire.catalogue import FAMILIES, arguments, catalogue, near, parse_compression
 from tightwire.cli import codec_laws
 from tightwire.cli.app import App
 from tightwire.cli.options import JsonOption
 from tightwire.cli.table import entries, lay_out, say, width_of, wrapped
+from tightwire.compression import Codec, Recipe
 from tightwire.errors import PlanError
 from tightwire.plan import Plan
 
@@ -93,7 +95,7 @@ def describe() -> Iterator[dict[str, Any]]:
     for axis in FAMILIES:
         for name, member in catalogue(axis).items():
             row = _row(axis, name, member.title, member.paper, member.example or name, arguments(member))
-            yield row | {"rate": proven(member)}
+            yield row | {"rate": proven(member), "promise": member.promise, "seen": member.seen or NO_STUDY}
         for name, recipe in PROGRAMS.items() if axis == "architecture" else ():
             row = _row(axis, f"allreduce:{name}", recipe.title, recipe.paper, f"allreduce:{name}", [])
             yield row | {"rate": EXACT}
@@ -111,6 +113,8 @@ def describe() -> Iterator[dict[str, Any]]:
 # What is said of methods without a rate of their own.
 EXACT = "that of the rest of the plan: the mean is exact"
 UNKNOWN = "none known that applies"
+# What is said of what no study was made of.
+NO_STUDY = "No study shows it."
 
 
 def proven(member: type[Member]) -> dict[str, str] | str:
@@ -123,6 +127,12 @@ def proven(member: type[Member]) -> dict[str, str] | str:
         return "that of the method, see gossip:NAME" if member.name == "gossip" else EXACT
     if issubclass(member, CompressionAnswer) and member.lossless is True:
         return EXACT
+    if issubclass(member, Recipe):
+        stages = parse_compression(member.example or member.name)
+        proofs = [stage.name for stage in stages if stage.proven is not None]
+        return f"that of {' and '.join(proofs)}" if proofs else UNKNOWN
+    if issubclass(member, Codec | AveragingMethod) and not member.unbiased and not member.votes:
+        return "none alone; with feedback that of ef, by what it keeps of a gradient's squared norm"
     return UNKNOWN
 
 
@@ -234,6 +244,8 @@ def _print_one(row: dict[str, Any], width: int | None) -> None:
             (f"rate: {what}".replace("rate: bound", "rate").replace("_", "-"), [text])
             for what, text in row["rate"].items()
         ]
+    if row.get("promise"):
+        said += [("its paper claims", [row["promise"]]), ("studies here", [row["seen"]])]
     for line in entries([*said, *partners], width):
         typer.echo(line)
 

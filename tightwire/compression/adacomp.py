@@ -34,6 +34,8 @@ class AdaComp(_Pick):
     name: ClassVar[str] = "adacomp"
     title: ClassVar[str] = "elements that reach their bin's largest leftover"
     paper: ClassVar[str] = "Chen et al. 2018, AdaComp, arXiv:1712.02679, Algorithm 2"
+    promise: ClassVar[str] = "40 to 200 times fewer bytes at no loss, by bins (Chen et al. 2018)."
+    seen: ClassVar[str] = "Not seen under plain SGD, which its feedback asks for here."
     example: ClassVar[str] = "topk:0.01+adacomp:500"
 
     bin: int = 500

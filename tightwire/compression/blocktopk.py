@@ -47,6 +47,8 @@ class BlockTopK(Codec):
         "Chen et al. 2020, ScaleCom, arXiv:2104.11125, section 4 (chunk-wise selection); few-bit values: Sarfi et al. "
         "2025, SparseLoCo, arXiv:2508.15706"
     )
+    promise: ClassVar[str] = "As good as top-k of all, chosen in chunks (Chen et al. 2020)."
+    seen: ClassVar[str] = "A little worse here."
     example: ClassVar[str] = "blocktopk:0.01+ef"
     combine: ClassVar[Combine] = "none"
     selects: ClassVar[bool] = True

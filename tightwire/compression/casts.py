@@ -24,6 +24,8 @@ class Identity(Codec):
     name: ClassVar[str] = "none"
     title: ClassVar[str] = "no compression"
     paper: ClassVar[str] = ""
+    promise: ClassVar[str] = "The reference: the mean as it is."
+    seen: ClassVar[str] = "Every study holds its methods to it."
     combine: ClassVar[Combine] = "exact"
     sums_as: ClassVar[str | None] = ""
     lossless: ClassVar[bool] = True
@@ -102,6 +104,8 @@ class BFloat16(_HalfCodec):
     name: ClassVar[str] = "bf16"
     title: ClassVar[str] = "cast to bfloat16"
     paper: ClassVar[str] = "Kalamkar et al. 2019, arXiv:1905.12322"
+    promise: ClassVar[str] = "The loss of float32 (Kalamkar et al. 2019)."
+    seen: ClassVar[str] = "Seen."
     sums_as: ClassVar[str | None] = "bfloat16"
 
     def normal_error(self, numel: int) -> float:
@@ -121,6 +125,8 @@ class Float16(_HalfCodec):
     name: ClassVar[str] = "fp16"
     title: ClassVar[str] = "cast to float16"
     paper: ClassVar[str] = "Micikevicius et al. 2018, arXiv:1710.03740"
+    promise: ClassVar[str] = "The loss of float32 with the loss scaled (Micikevicius et al. 2018)."
+    seen: ClassVar[str] = "Seen."
     sums_as: ClassVar[str | None] = "float16"
     largest: ClassVar[float | None] = 65504.0
 

@@ -29,6 +29,8 @@ class Clip(Stage):
     name: ClassVar[str] = "clip"
     title: ClassVar[str] = "local gradient clipping, per tensor"
     paper: ClassVar[str] = "Lin et al. 2018, Deep Gradient Compression, arXiv:1712.01887, section 3.2"
+    promise: ClassVar[str] = "Keeps momentum correction from bursting (Lin et al. 2018)."
+    seen: ClassVar[str] = "Seen within dgc."
     example: ClassVar[str] = "topk:0.01+ef+clip:1"
     place: ClassVar[int] = 2
     serves_dense: ClassVar[bool] = True

@@ -41,6 +41,10 @@ class Cosines(Codec):
     name: ClassVar[str] = "dct"
     title: ClassVar[str] = "strongest waves of every chunk"
     paper: ClassVar[str] = "Peng, Quesnelle and Kingma 2024, DeMo, arXiv:2411.19870, section 4.2"
+    promise: ClassVar[str] = (
+        "Strong waves of chunks keep what changes fast, at a small share of the bytes (Peng et al. 2024)."
+    )
+    seen: ClassVar[str] = "With feedback more steps are needed here than of top-k."
     example: ClassVar[str] = "dct:2+ef"
     combine: ClassVar[Combine] = "none"
 

@@ -28,6 +28,11 @@ class DenseFirst(Stage):
     paper: ClassVar[str] = (
         "Vogels, Karimireddy and Jaggi 2019, arXiv:1905.13727 (start_powerSGD_iter in PyTorch)"
     )
+    promise: ClassVar[str] = (
+        "Variance, or factors, are learnt before anything is compressed (Vogels et al. 2019; Tang et al. "
+        "2021)."
+    )
+    seen: ClassVar[str] = "Seen within 1-bit Adam."
     example: ClassVar[str] = "int4+ef+dense-first:1000"
     place: ClassVar[int] = 4
 
@@ -53,6 +58,9 @@ class DenseEvery(Stage):
     name: ClassVar[str] = "dense-every"
     title: ClassVar[str] = "uncompressed in every k-th round"
     paper: ClassVar[str] = "Renggli et al. 2019, SparCML, arXiv:1802.08021 (periodic full exchange)"
+    promise: ClassVar[str] = (
+        "Full exchanges now and then keep replicas of lossy rounds together (Renggli et al. 2019)."
+    )
     example: ClassVar[str] = "topk:0.01+ef+dense-every:100"
     place: ClassVar[int] = 5
     mixes: ClassVar[bool] = True
@@ -85,6 +93,8 @@ class DenseGrowing(Stage):
     name: ClassVar[str] = "dense-growing"
     title: ClassVar[str] = "uncompressed in rounds ever further apart"
     paper: ClassVar[str] = "Lu et al. 2022, 0/1 Adam, arXiv:2202.06009, section 6 (the policy T_v)"
+    promise: ClassVar[str] = "Exact rounds may be ever rarer (Lu et al. 2022)."
+    seen: ClassVar[str] = "Seen: 0/1 Adam within 0.5 % of 1-bit Adam."
     example: ClassVar[str] = "doublesqueeze+ef+ema:0.9+dense-growing:16"
     place: ClassVar[int] = 5
     mixes: ClassVar[bool] = True

@@ -29,6 +29,13 @@ class EF21(Stage):
     name: ClassVar[str] = "ef21"
     title: ClassVar[str] = "sends changes of the gradient, for contractive codecs"
     paper: ClassVar[str] = "Richtárik, Sokolov and Fatkhullin 2021, arXiv:2106.05203, Algorithm 2"
+    promise: ClassVar[str] = (
+        "Better rates than feedback, without bounds on gradients (Richtárik et al. 2021)."
+    )
+    seen: ClassVar[str] = (
+        "Not seen: the theorem is of full gradients; it follows noise of a hundred batches ago, and wants a"
+        " moving average before (Fatkhullin et al. 2023)."
+    )
     proven: ClassVar[Rate | None] = Rate(
         bound="O(1/T); linear under Polyak–Łojasiewicz",
         assumes="smooth loss, whole gradients (no noise), unlike data",
@@ -74,6 +81,12 @@ class DIANA(Stage):
     name: ClassVar[str] = "diana"
     title: ClassVar[str] = "sends differences to a memory, for unbiased codecs"
     paper: ClassVar[str] = "Mishchenko, Gorbunov, Takáč and Richtárik 2019, arXiv:1901.09269, Algorithm 1"
+    promise: ClassVar[str] = (
+        "Variance that falls as gradients of each worker settle (Mishchenko et al. 2019)."
+    )
+    seen: ClassVar[str] = (
+        "Not seen: gradients of small batches do not settle, and differences are noisier than they are."
+    )
     proven: ClassVar[Rate | None] = Rate(
         bound="O(√((1 + ω)/(nT))); linear to a ball where strongly convex",
         assumes="smooth non-convex loss, bounded variance, unlike data",

@@ -58,6 +58,10 @@ class Eden(Codec):
     name: ClassVar[str] = "eden"
     title: ClassVar[str] = "random rotation, then the best few levels"
     paper: ClassVar[str] = "Vargaftik et al., DRIVE, arXiv:2105.08339; EDEN, arXiv:2108.08842"
+    promise: ClassVar[str] = (
+        "Unbiased, at the error of the best quantiser of as many bits (Vargaftik et al. 2022)."
+    )
+    seen: ClassVar[str] = "Seen: a bit or two without feedback come next to integers of 4 bits."
     proven: ClassVar[Rate | None] = Rate(
         bound="D/((1 − D)n) of the square is the error of a mean of n vectors of one length",
         assumes="rotations that are uniform; any vectors",

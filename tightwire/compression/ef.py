@@ -31,6 +31,11 @@ class ErrorFeedback(Stage):
     name: ClassVar[str] = "ef"
     title: ClassVar[str] = "error feedback"
     paper: ClassVar[str] = "Seide et al. 2014, Interspeech; Karimireddy et al. 2019, arXiv:1901.09847"
+    promise: ClassVar[str] = (
+        "What is left out comes later, and any contractive codec converges as SGD does (Karimireddy et al. "
+        "2019)."
+    )
+    seen: ClassVar[str] = "Seen: signs, top-k and integers lose several times as much without it."
     proven: ClassVar[Rate | None] = Rate(
         bound="O(1/√(nT)) + O(1/(δ²T)), δ being the codec's contraction",
         assumes="smooth non-convex loss, bounded variance, bounded gradients",

@@ -33,6 +33,10 @@ class MovingAverage(Stage):
     name: ClassVar[str] = "ema"
     title: ClassVar[str] = "sends moving averages, for Adam and its kin"
     paper: ClassVar[str] = "Tang et al. 2021, 1-bit Adam, arXiv:2102.02888, Algorithm 1"
+    promise: ClassVar[str] = (
+        "Momenta in one bit, with the variance frozen, learn as Adam does (Tang et al. 2021)."
+    )
+    seen: ClassVar[str] = "Seen under AdamW's kin."
     example: ClassVar[str] = "doublesqueeze+ef+ema:0.9+dense-first:1000"
     place: ClassVar[int] = 1
     copies: ClassVar[int] = 2

@@ -35,6 +35,8 @@ class Float8(WidenedCodec):
     name: ClassVar[str] = "fp8"
     title: ClassVar[str] = "8-bit floats, a scale per block"
     paper: ClassVar[str] = "Micikevicius et al. 2022, arXiv:2209.05433"
+    promise: ClassVar[str] = "Trains as 16 bits do (Micikevicius et al. 2022)."
+    seen: ClassVar[str] = "Seen."
     combine: ClassVar[Combine] = "lossy"
 
     form: str = "e4m3"

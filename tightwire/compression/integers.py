@@ -75,6 +75,8 @@ class Int8(_AbsmaxCodec):
     name: ClassVar[str] = "int8"
     title: ClassVar[str] = "8-bit integers, a scale per block"
     paper: ClassVar[str] = "Dettmers 2016, arXiv:1511.04561"
+    promise: ClassVar[str] = "The accuracy of float32 with 8 bits in the exchange (Dettmers 2016)."
+    seen: ClassVar[str] = "Seen."
     bits: ClassVar[int] = 8
 
     def shared_levels(self, num_ranks: int) -> int | None:
@@ -95,6 +97,10 @@ class Int4(_AbsmaxCodec):
     name: ClassVar[str] = "int4"
     title: ClassVar[str] = "4-bit integers, a scale per block"
     paper: ClassVar[str] = "Dettmers & Zettlemoyer 2023, arXiv:2212.09720"
+    promise: ClassVar[str] = (
+        "4 bits suffice, with a scale per block (Dettmers and Zettlemoyer 2023, of weights)."
+    )
+    seen: ClassVar[str] = "Seen with feedback."
     bits: ClassVar[int] = 4
 
     block: int = 256
@@ -118,6 +124,8 @@ class Int2(_AbsmaxCodec):
     name: ClassVar[str] = "int2"
     title: ClassVar[str] = "2-bit integers, a scale per block"
     paper: ClassVar[str] = "Wen et al. 2017, arXiv:1705.07878"
+    promise: ClassVar[str] = "Three values train as well as floats (Wen et al. 2017)."
+    seen: ClassVar[str] = "Seen with feedback; no study shows it without."
     bits: ClassVar[int] = 2
 
     block: int = 32

@@ -36,6 +36,10 @@ class Lion(Stage):
     paper: ClassVar[str] = (
         "Liu et al. 2024, Distributed Lion, arXiv:2404.00438, Algorithm 1; Chen et al. 2023, Lion, arXiv:2302.06675"
     )
+    promise: ClassVar[str] = "As good as Lion on all data, at a bit an element each way (Liu et al. 2024)."
+    seen: ClassVar[str] = (
+        "Not seen: signs are steps of one size, and 800 steps do not bring their rate down far enough."
+    )
     example: ClassVar[str] = "sign+lion"
     keeps_optimizer: ClassVar[bool] = False
     place: ClassVar[int] = 1

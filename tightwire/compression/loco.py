@@ -38,6 +38,8 @@ class LoCo(Stage):
     name: ClassVar[str] = "loco"
     title: ClassVar[str] = "feeds back a moving average of errors"
     paper: ClassVar[str] = "Xie, Lin, Toh and Zhou 2024, LoCo, arXiv:2407.04480, Algorithm 1"
+    promise: ClassVar[str] = "4 bits at no loss, with 8 bits of memory (Xie et al. 2024)."
+    seen: ClassVar[str] = "Seen, as with feedback."
     example: ClassVar[str] = "int4+loco"
     place: ClassVar[int] = 0
     copies: ClassVar[int] = 1

@@ -31,6 +31,8 @@ class Natural(WidenedCodec):
     name: ClassVar[str] = "natural"
     title: ClassVar[str] = "random rounding to powers of two"
     paper: ClassVar[str] = "Horváth et al. 2019, arXiv:1905.10988"
+    promise: ClassVar[str] = "9/8 of the variance at a quarter of the bytes (Horváth et al. 2019)."
+    seen: ClassVar[str] = "Seen."
     proven: ClassVar[Rate | None] = Rate(
         bound="O(√((1 + 1/8)/(nT)))",
         assumes="smooth non-convex loss, bounded variance",

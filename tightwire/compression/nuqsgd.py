@@ -33,6 +33,8 @@ class NUQSGD(_UniformCodec):
     name: ClassVar[str] = "nuqsgd"
     title: ClassVar[str] = "random rounding to levels that double, on the scale of the norm"
     paper: ClassVar[str] = "Ramezani-Kebrya et al. 2021, NUQSGD, arXiv:1908.06077"
+    promise: ClassVar[str] = "Less variance than qsgd at the same bits (Ramezani-Kebrya et al. 2021)."
+    seen: ClassVar[str] = "Seen."
     proven: ClassVar[Rate | None] = Rate(
         bound="O(√((1 + ω)/(nT))), ω = O(√d) at few levels",
         assumes="smooth loss, unbiased gradients of bounded second moment",

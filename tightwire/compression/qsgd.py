@@ -33,6 +33,10 @@ class QSGD(_UniformCodec):
     name: ClassVar[str] = "qsgd"
     title: ClassVar[str] = "random rounding on the scale of the norm"
     paper: ClassVar[str] = "Alistarh et al. 2017, arXiv:1610.02132"
+    promise: ClassVar[str] = (
+        "SGD's rate times the variance that rounding adds; 8 bits as good as floats (Alistarh et al. 2017)."
+    )
+    seen: ClassVar[str] = "Seen for 8 bits; with 3 bits the variance costs steps, as it says."
     proven: ClassVar[Rate | None] = Rate(
         bound="O(√((1 + ω)/(nT))), ω = min(d/s², √d/s)",
         assumes="smooth loss, unbiased gradients of bounded second moment",

@@ -39,6 +39,10 @@ class RandomK(Codec):
     paper: ClassVar[str] = (
         "Konečný et al. 2016, arXiv:1610.05492 (random mask); Stich et al. 2018, arXiv:1809.07599"
     )
+    promise: ClassVar[str] = (
+        "Converges with feedback as SGD does, after more steps the less is sent (Stich et al. 2018)."
+    )
+    seen: ClassVar[str] = "The more steps are seen: an element waits for twenty, and there are 800."
     example: ClassVar[str] = "randomk:0.01+ef"
     combine: ClassVar[Combine] = "exact"
     selects: ClassVar[bool] = True

@@ -25,6 +25,8 @@ class Least(Stage):
     name: ClassVar[str] = "min"
     title: ClassVar[str] = "small or flat tensors travel dense"
     paper: ClassVar[str] = "Lin et al. 2018, arXiv:1712.01887; Vogels et al. 2019, arXiv:1905.13727"
+    promise: ClassVar[str] = "Small tensors cost little and bear compression badly (Lin et al. 2018)."
+    seen: ClassVar[str] = "Seen within dgc and top-k."
     example: ClassVar[str] = "topk:0.01+ef+min:4KiB,dims=2"
     place: ClassVar[int] = 6
     mixes: ClassVar[bool] = True

@@ -21,6 +21,8 @@ class Signed(Stage):
     name: ClassVar[str] = "signed"
     title: ClassVar[str] = "the sign of the mean as the gradient"
     paper: ClassVar[str] = "Peng, Quesnelle and Kingma 2024, DeMo, arXiv:2411.19870, Algorithm 1"
+    promise: ClassVar[str] = "Steps of signs of what all sent keep the norm of updates (Peng et al. 2024)."
+    seen: ClassVar[str] = "Seen within demo."
     example: ClassVar[str] = "dct:2+ef:0.999+signed"
     place: ClassVar[int] = 7
     keeps_optimizer: ClassVar[bool] = False

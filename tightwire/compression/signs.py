@@ -60,6 +60,10 @@ class EFSign(_SignCodec):
     name: ClassVar[str] = "efsign"
     title: ClassVar[str] = "signs, times the mean magnitude"
     paper: ClassVar[str] = "Karimireddy et al. 2019, arXiv:1901.09847"
+    promise: ClassVar[str] = (
+        "With feedback as good as SGD; without, it need not converge (Karimireddy et al. 2019)."
+    )
+    seen: ClassVar[str] = "The second is seen, and that feedback repairs most of it."
     two_sided: ClassVar[bool] = False
 
 
@@ -75,4 +79,6 @@ class OneBit(_SignCodec):
     name: ClassVar[str] = "onebit"
     title: ClassVar[str] = "signs, times the mean of each"
     paper: ClassVar[str] = "Seide et al. 2014, Interspeech, section 3"
+    promise: ClassVar[str] = "One bit with feedback, at no loss in speech (Seide et al. 2014)."
+    seen: ClassVar[str] = "Not seen under plain SGD, which so long a feedback asks for here."
     two_sided: ClassVar[bool] = True

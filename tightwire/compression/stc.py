@@ -33,6 +33,10 @@ class STC(WidenedCodec):
     name: ClassVar[str] = "stc"
     title: ClassVar[str] = "largest magnitudes, as signs of one size"
     paper: ClassVar[str] = "Sattler et al. 2019, arXiv:1903.02891"
+    promise: ClassVar[str] = (
+        "As good as top-k at a fraction of its bytes, on unlike data (Sattler et al. 2019)."
+    )
+    seen: ClassVar[str] = "On like data it needs a few more steps than top-k here."
     example: ClassVar[str] = "stc:0.01"
     combine: ClassVar[Combine] = "none"
     selects: ClassVar[bool] = True

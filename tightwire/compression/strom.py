@@ -40,6 +40,10 @@ class Strom(WidenedCodec):
     name: ClassVar[str] = "strom"
     title: ClassVar[str] = "magnitudes that reach a threshold, as signs of it"
     paper: ClassVar[str] = "Strom 2015, Interspeech"
+    promise: ClassVar[str] = (
+        "The accuracy of floats at 1/846 of the bytes, with a fit threshold (Strom 2015)."
+    )
+    seen: ClassVar[str] = "Not seen: one threshold does not suit all tensors."
     example: ClassVar[str] = "strom:0.001,ratio=0.01+ef"
     combine: ClassVar[Combine] = "none"
     selects: ClassVar[bool] = True

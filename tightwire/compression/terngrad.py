@@ -32,6 +32,10 @@ class TernGrad(_UniformCodec):
     name: ClassVar[str] = "terngrad"
     title: ClassVar[str] = "random ternary gradients"
     paper: ClassVar[str] = "Wen et al. 2017, arXiv:1705.07878"
+    promise: ClassVar[str] = "No loss of accuracy on AlexNet, less than 2 % on GoogLeNet (Wen et al. 2017)."
+    seen: ClassVar[str] = (
+        "More steps are needed here: batches are small, and its noise is of the size of the largest element."
+    )
     proven: ClassVar[Rate | None] = Rate(
         bound="→ 0 almost surely",
         assumes="one minimum, bounded gradients (by max-norm times 1-norm), rates that fall",

@@ -32,6 +32,8 @@ class Threshold(Codec):
     name: ClassVar[str] = "threshold"
     title: ClassVar[str] = "magnitudes that reach a threshold"
     paper: ClassVar[str] = "Dutta et al. 2020, arXiv:1911.08250; Sahu et al. 2021, arXiv:2108.00951"
+    promise: ClassVar[str] = "Better than top-k at the same bytes (Sahu et al. 2021)."
+    seen: ClassVar[str] = "The same here."
     example: ClassVar[str] = "threshold:0.001,ratio=0.01+ef"
     combine: ClassVar[Combine] = "none"
     selects: ClassVar[bool] = True

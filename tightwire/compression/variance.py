@@ -36,6 +36,8 @@ class Variance(_Pick):
     name: ClassVar[str] = "variance"
     title: ClassVar[str] = "elements whose sum outgrows its spread"
     paper: ClassVar[str] = "Tsuzuku, Imachi and Akiba 2018, arXiv:1802.06058, Algorithm 1"
+    promise: ClassVar[str] = "Elements that are ambiguous wait, at no loss (Tsuzuku et al. 2018)."
+    seen: ClassVar[str] = "Not seen: batches are small, and nearly all is ambiguous."
     example: ClassVar[str] = "topk:0.01+variance:1.5"
 
     alpha: float = 1.5

@@ -37,6 +37,8 @@ class Wangni(WidenedCodec):
     name: ClassVar[str] = "wangni"
     title: ClassVar[str] = "elements drawn by their magnitude, unbiased"
     paper: ClassVar[str] = "Wangni et al. 2018, arXiv:1710.09854, equation 6"
+    promise: ClassVar[str] = "Unbiased, at the least variance for its sparsity (Wangni et al. 2018)."
+    seen: ClassVar[str] = "Its variance costs steps, as it says."
     example: ClassVar[str] = "wangni:0.05"
     combine: ClassVar[Combine] = "none"
     unbiased: ClassVar[bool] = True

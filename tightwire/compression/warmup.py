@@ -27,6 +27,8 @@ class WarmUp(Stage):
     name: ClassVar[str] = "warmup"
     title: ClassVar[str] = "sparsity that grows in the first rounds"
     paper: ClassVar[str] = "Lin et al. 2018, Deep Gradient Compression, arXiv:1712.01887, section 3.3"
+    promise: ClassVar[str] = "Sparsity that grows keeps the first steps from being lost (Lin et al. 2018)."
+    seen: ClassVar[str] = "Seen."
     example: ClassVar[str] = "topk:0.001+ef+warmup:1000"
     place: ClassVar[int] = 3
 

@@ -30,6 +30,8 @@ class Auto(Preemptive):
     paper: ClassVar[str] = (
         "Akiba et al., Optuna, arXiv:1907.10902; partition and credit as in ByteScheduler, SOSP 2019"
     )
+    promise: ClassVar[str] = "Finds a size and a credit in tens of tries (Peng et al. 2019)."
+    seen: ClassVar[str] = "`tightwire bench step` tells on a given machine."
 
     trials: int = 16
 

@@ -30,6 +30,8 @@ class Sequential(Schedule):
     paper: ClassVar[str] = (
         "BSP-A2A and BSP-PS in Shi et al., A Quantitative Survey of Communication Optimizations"
     )
+    promise: ClassVar[str] = "The reference: nothing is hidden."
+    seen: ClassVar[str] = "results/seven_methods.md holds the others to it."
 
     def partition(self, tensors: Sequence[TensorFacts], wire: Wire | None = None) -> Partition:  # noqa: D102
         return fuse(tensors, math.inf)
@@ -45,6 +47,8 @@ class Wfbp(Schedule):
     name: ClassVar[str] = "wfbp"
     title: ClassVar[str] = "each tensor as soon as it is ready"
     paper: ClassVar[str] = "Zhang et al., Poseidon, arXiv:1706.03292"
+    promise: ClassVar[str] = "Hides the exchange behind backward (Zhang et al. 2017)."
+    seen: ClassVar[str] = "results/seven_methods.md tells."
 
     def partition(self, tensors: Sequence[TensorFacts], wire: Wire | None = None) -> Partition:  # noqa: D102
         return each(tensors)
@@ -63,6 +67,8 @@ class Fusion(Schedule):
     paper: ClassVar[str] = (
         "Sergeev & Del Balso, Horovod, arXiv:1802.05799; Li et al., PyTorch DDP, arXiv:2006.15704"
     )
+    promise: ClassVar[str] = "Fewer start-ups: 25 MiB is PyTorch's choice (Li et al. 2020)."
+    seen: ClassVar[str] = "results/seven_methods.md tells."
 
     bucket_bytes: int = 25 * 2**20
 

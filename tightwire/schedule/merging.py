@@ -38,6 +38,11 @@ class MgWfbp(Schedule):
     name: ClassVar[str] = "mgwfbp"
     title: ClassVar[str] = "optimal merging from measured times"
     paper: ClassVar[str] = "Shi et al., MG-WFBP, arXiv:1811.11141 and arXiv:1912.09268 (algorithm 1)"
+    promise: ClassVar[str] = (
+        "The best merging there is, by measured times: never slower than wfbp or one exchange (Shi et al. "
+        "2019)."
+    )
+    seen: ClassVar[str] = "results/seven_methods.md tells."
     measures: ClassVar[bool] = True
 
     def partition(self, tensors: Sequence[TensorFacts], wire: Wire | None = None) -> Partition:  # noqa: D102
@@ -61,6 +66,8 @@ class AscWfbp(Schedule):
         "Shi et al., Exploiting Simultaneous Communications to Accelerate Data Parallel Distributed Deep Learning, "
         "INFOCOM 2021"
     )
+    promise: ClassVar[str] = "Several transfers at a time fill the line better than one (Shi et al. 2021)."
+    seen: ClassVar[str] = "results/seven_methods.md tells."
     measures: ClassVar[bool] = True
 
     transfers: int = 2

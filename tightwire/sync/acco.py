@@ -30,6 +30,8 @@ class Acco(Sync):
     paper: ClassVar[str] = (
         "Nabli et al. 2024, ACCO: Accumulate while you communicate, arXiv:2406.02613, algorithm 1"
     )
+    promise: ClassVar[str] = "The loss of bsp with exchanges hidden (Nabli et al. 2024)."
+    seen: ClassVar[str] = "Not seen here: batches are so small that half of one is noise."
     engine: ClassVar[EngineKind] = "halves"
     predictor: ClassVar[PredictorKind] = "delayed"
 

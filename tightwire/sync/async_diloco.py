@@ -46,6 +46,10 @@ class AsyncDiLoCo(Served):
     paper: ClassVar[str] = (
         "Liu et al. 2024, Asynchronous Local-SGD Training for Language Modeling, arXiv:2401.09135, algorithm 3"
     )
+    promise: ClassVar[str] = (
+        "The loss of synchronous local SGD per update, sooner where devices differ (Liu et al. 2024)."
+    )
+    seen: ClassVar[str] = "Not seen here: five rounds a worker are too few for delayed momentum."
     example: ClassVar[str] = "async-diloco:32"
     sends_changes: ClassVar[bool] = True
 

@@ -16,6 +16,8 @@ class Bsp(Sync):
     name: ClassVar[str] = "bsp"
     title: ClassVar[str] = "agree on the mean gradient every step"
     paper: ClassVar[str] = "Valiant, A Bridging Model for Parallel Computation, CACM 1990"
+    promise: ClassVar[str] = "The reference: n workers make the step of a batch n times as large."
+    seen: ClassVar[str] = "Every study holds its methods to it."
     proven: ClassVar[Rate | None] = Rate(
         bound="O(1/√(nT))",
         assumes="smooth non-convex loss, bounded variance",

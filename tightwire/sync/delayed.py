@@ -32,6 +32,11 @@ class Delayed(Sync):
     name: ClassVar[str] = "delayed"
     title: ClassVar[str] = "step with the mean of the step before, while this one's travels"
     paper: ClassVar[str] = "Li et al., Pipe-SGD, arXiv:1811.03619; OD-SGD, arXiv:2005.06728"
+    promise: ClassVar[str] = "Hides the exchange at the loss of bsp with a delay of one (Li et al. 2018)."
+    seen: ClassVar[str] = (
+        "Not seen here without momentum: what it loses is the momentum that a delay of one does not bear at"
+        " this rate."
+    )
     proven: ClassVar[Rate | None] = Rate(
         bound="O(σ/√T + delay/T)",
         assumes="smooth non-convex loss, bounded variance",

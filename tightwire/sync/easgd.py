@@ -35,6 +35,11 @@ class EASGD(Rounds):
     paper: ClassVar[str] = (
         "Zhang, Choromanska & LeCun, Deep Learning with Elastic Averaging SGD, arXiv:1412.6651"
     )
+    promise: ClassVar[str] = (
+        "Explores more than bsp, and learns as well with 10 to 64 steps between exchanges (Zhang et al. "
+        "2015)."
+    )
+    seen: ClassVar[str] = "Not seen: 100 exchanges are too few for so loose a tie."
     example: ClassVar[str] = "easgd:8"
     elastic: ClassVar[bool] = True
 

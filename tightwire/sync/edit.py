@@ -32,6 +32,10 @@ class EDiT(Rounds):
     name: ClassVar[str] = "edit"
     title: ClassVar[str] = "DiLoCo guarded against odd pseudo-gradients"
     paper: ClassVar[str] = "Cheng et al. 2024, EDiT, arXiv:2412.07210, algorithm 2"
+    promise: ClassVar[str] = (
+        "DiLoCo's loss on clean data, and steady where some workers' gradients are odd (Cheng et al. 2024)."
+    )
+    seen: ClassVar[str] = "The first is seen here; no study has odd workers, a test has."
     example: ClassVar[str] = "edit:64"
     by_fragment: ClassVar[bool] = True
 

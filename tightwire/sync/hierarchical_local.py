@@ -25,6 +25,10 @@ class HierarchicalLocal(Rounds):
     name: ClassVar[str] = "hierarchical-local"
     title: ClassVar[str] = "average inside the node every H1 steps, across nodes every H2"
     paper: ClassVar[str] = "Lin et al., Don't Use Large Mini-Batches, Use Local SGD, arXiv:1808.07217"
+    promise: ClassVar[str] = (
+        "Between local and bsp in loss, at most of local's saving between nodes (Lin et al. 2020)."
+    )
+    seen: ClassVar[str] = "Seen."
     example: ClassVar[str] = "hierarchical-local:2,8"
 
     H1: int

@@ -33,6 +33,13 @@ class Lag(Sync):
     name: ClassVar[str] = "lag"
     title: ClassVar[str] = "a worker sends its gradient only when it has changed"
     paper: ClassVar[str] = "Chen et al., LAG: Lazily Aggregated Gradient, arXiv:1805.09965"
+    promise: ClassVar[str] = (
+        "The loss of gradient descent at a small share of the uploads, where workers' data differ (Chen et "
+        "al. 2018)."
+    )
+    seen: ClassVar[str] = (
+        "Not seen here: gradients of small batches change in every step, and hardly any is skipped."
+    )
     proven: ClassVar[Rate | None] = Rate(
         bound="O(1/T); linear where strongly convex",
         assumes="smooth loss, whole gradients (no noise)",

@@ -60,6 +60,10 @@ class Local(Rounds):
         "Shen et al., CoCoD-SGD, arXiv:1906.12043; of momenta: Lu et al., 0/1 Adam, arXiv:2202.06009; with periods: "
         "Iacob et al. 2025, Des-LOC, arXiv:2505.22549"
     )
+    promise: ClassVar[str] = (
+        "SGD's rate with √T times fewer exchanges (Stich 2019); no loss where rounds are short."
+    )
+    seen: ClassVar[str] = "Not within 1 % here: in 800 steps drift does not average out."
     proven: ClassVar[Rate | None] = Rate(
         bound="O(1/√(nT)) for H up to T^(1/4)/n^(3/4)",
         assumes="smooth non-convex loss, bounded variance, bounded gradients, like data; SGD",

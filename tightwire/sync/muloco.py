@@ -36,4 +36,7 @@ class MuLoCo(OuterRounds):
     name: ClassVar[str] = "muloco"
     title: ClassVar[str] = "DiLoCo with Muon inside"
     paper: ClassVar[str] = "Thérien et al. 2025, MuLoCo, arXiv:2505.23725; Jordan et al. 2024, Muon"
+    promise: ClassVar[str] = (
+        "Better than DiLoCo with AdamW inside, also in 2 bits with feedback (Thérien et al. 2025)."
+    )
     example: ClassVar[str] = "muloco:30"

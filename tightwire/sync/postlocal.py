@@ -25,6 +25,12 @@ class PostLocal(Sync):
     name: ClassVar[str] = "postlocal"
     title: ClassVar[str] = "bsp for a number of steps, then local SGD"
     paper: ClassVar[str] = "Lin et al., Don't Use Large Mini-Batches, Use Local SGD, arXiv:1808.07217"
+    promise: ClassVar[str] = (
+        "Generalises better than large batches at as many passes over the data (Lin et al. 2020)."
+    )
+    seen: ClassVar[str] = (
+        "Here it is better than local from the start, and not better than bsp: batches are small."
+    )
     example: ClassVar[str] = "postlocal:8,start=2"
     engine: ClassVar[EngineKind] = "rounds"  # in the long run; see `stretches`
     predictor: ClassVar[PredictorKind] = "rounds"

@@ -28,6 +28,10 @@ class Sparta(Sync):
     name: ClassVar[str] = "sparta"
     title: ClassVar[str] = "every step averages a random share of the parameters"
     paper: ClassVar[str] = "EXO Labs 2025, SPARTA, openreview.net/forum?id=stFPf3gzq1; EXO Gym (code)"
+    promise: ClassVar[str] = (
+        "Replicas stay together by as little as 0.1 % of the parameters a step (EXO Labs 2025)."
+    )
+    seen: ClassVar[str] = "More steps are needed: what is shared comes seldom in 800."
     example: ClassVar[str] = "sparta:0.005"
     engine: ClassVar[EngineKind] = "shares"
     predictor: ClassVar[PredictorKind] = "rounds"

@@ -27,6 +27,11 @@ class Ssp(Served):
     paper: ClassVar[str] = (
         "Ho et al. 2013, More effective distributed ML via a stale synchronous parallel server"
     )
+    promise: ClassVar[str] = "Faster than bsp to the same loss, with a bound that asp lacks (Ho et al. 2013)."
+    seen: ClassVar[str] = (
+        "More steps a second are seen beside a straggler; in loss a step is worth less, for older gradients"
+        " bear no momentum."
+    )
     proven: ClassVar[Rate | None] = Rate(
         bound="O(√((s + 1)n/T)) mean regret of T updates",
         assumes="convex Lipschitz loss, bounded distances",

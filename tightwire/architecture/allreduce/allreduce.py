@@ -70,6 +70,8 @@ class AllReduce(Architecture):
     name: ClassVar[str] = "allreduce"
     title: ClassVar[str] = "All-reduce by a program"
     paper: ClassVar[str] = "Thakur, Rabenseifner and Gropp 2005; Patarasuk and Yuan 2009"
+    promise: ClassVar[str] = "Exact, by 2(n − 1)/n of the gradients' size a worker (Patarasuk and Yuan 2009)."
+    seen: ClassVar[str] = "Seen: bytes are counted."
 
     by: str = "auto"
     shape: str = ""

@@ -92,6 +92,10 @@ class Choco(GossipStage):
     paper: ClassVar[str] = (
         "Koloskova, Stich and Jaggi 2019, arXiv:1902.00340; Koloskova et al. 2019, arXiv:1907.09356"
     )
+    promise: ClassVar[str] = (
+        "As good as exact gossip at 4 bits, or with 1 % of the elements (Koloskova et al. 2019)."
+    )
+    seen: ClassVar[str] = "results/architecture.md tells both."
     proven: ClassVar[Rate | None] = Rate(
         bound="O(1/√(nT)) and terms that vanish faster, in (ρ²δT)^(−2/3): ρ the graph's gap, δ the codec's contraction",
         assumes="smooth non-convex loss, bounded variance, bounded gradients",
@@ -123,6 +127,10 @@ class DeepSqueeze(GossipStage):
     name: ClassVar[str] = "deepsqueeze"
     title: ClassVar[str] = "DeepSqueeze: error-compensated gossip"
     paper: ClassVar[str] = "Tang et al. 2019, arXiv:1907.07346, Algorithm 1"
+    promise: ClassVar[str] = (
+        "Bears any compression, by feedback and small averaging rates (Tang et al. 2019)."
+    )
+    seen: ClassVar[str] = "results/architecture.md tells."
     proven: ClassVar[Rate | None] = Rate(
         bound="O(1/√(nT) + 1/T^(2/3) + 1/T)",
         assumes="smooth non-convex loss, bounded variance, unlike data",
@@ -149,6 +157,10 @@ class DCD(GossipStage):
     name: ClassVar[str] = "dcd"
     title: ClassVar[str] = "DCD-PSGD: gossip that compresses differences"
     paper: ClassVar[str] = "Tang et al. 2018, arXiv:1803.06443, Algorithm 1"
+    promise: ClassVar[str] = (
+        "The rate of D-PSGD as long as what is sent is precise enough (Tang et al. 2018)."
+    )
+    seen: ClassVar[str] = "results/architecture.md tells where it fails."
     proven: ClassVar[Rate | None] = Rate(
         bound="O(1/√(nT)) while the codec's error is below the graph's bound",
         assumes="smooth non-convex loss, bounded variance, unlike data",
@@ -174,6 +186,8 @@ class ECD(GossipStage):
     name: ClassVar[str] = "ecd"
     title: ClassVar[str] = "ECD-PSGD: gossip that compresses extrapolations"
     paper: ClassVar[str] = "Tang et al. 2018, arXiv:1803.06443, Algorithm 2"
+    promise: ClassVar[str] = "The rate of D-PSGD with unbiased codecs (Tang et al. 2018)."
+    seen: ClassVar[str] = "results/architecture.md tells that it fails before DCD."
     proven: ClassVar[Rate | None] = Rate(
         bound="O(1/√(nT)), up to logarithms",
         assumes="smooth non-convex loss, bounded variance, unlike data; errors of the codec of bounded size",
@@ -198,6 +212,10 @@ class SAPS(GossipStage):
     name: ClassVar[str] = "saps"
     title: ClassVar[str] = "SAPS-PSGD: the same random elements mixed everywhere"
     paper: ClassVar[str] = "Tang, Shi, Chu 2020, arXiv:2002.09692"
+    promise: ClassVar[str] = (
+        "1/c of the elements over the fastest links, with the loss of D-PSGD (Tang et al. 2020)."
+    )
+    seen: ClassVar[str] = "results/architecture.md tells."
     example: ClassVar[str] = "saps:0.01"
     needs_static: ClassVar[bool] = False
 

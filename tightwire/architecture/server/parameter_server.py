@@ -93,6 +93,11 @@ class ParameterServer(Architecture):
         "Li et al. 2014, Scaling distributed machine learning with the parameter server, OSDI; "
         "Jiang et al. 2020, BytePS, OSDI"
     )
+    promise: ClassVar[str] = (
+        "As exact as all-reduce in rounds, at as many bytes where every worker is a server (Jiang et al. "
+        "2020)."
+    )
+    seen: ClassVar[str] = "Seen: bytes are counted."
     has_server: ClassVar[bool] = True
 
     shards: int = field(default=0, kw_only=True)
