@@ -22,6 +22,7 @@ CALLS = {
     "map": "",
     "jobs": "missing.yaml",
     "bench chaos": "",
+    "bench goodput": "",
     "bench gpu": "--emulate",
     "study compression": "",
     "study compression-race": "",

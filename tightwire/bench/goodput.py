@@ -125,6 +125,7 @@ class GoodputRow:
         waited_s: the longest time between two steps of the job where there was no fault.
         processor_s: processor time per step of a worker, the median over workers; None: not told.
         wall_s: of the whole run, with starting and ending.
+        made: each step of progress: seconds from the first step on, and how many took part.
     """
 
     plan: str
@@ -139,6 +140,7 @@ class GoodputRow:
     waited_s: float = 0.0
     processor_s: float | None = None
     wall_s: float = 0.0
+    made: tuple[tuple[float, int], ...] = field(default=())
 
     @property
     def steps_per_s(self) -> float:
@@ -268,6 +270,7 @@ def account(
         idle_s=tuple(_idle(times, noticed, bounds)),
         joins_s=tuple(_joins(made, steps_per_round)),
         waited_s=_longest([t for t in times if t <= until_s]),
+        made=tuple((step.at_s - first_s, step.members) for step in made),
     )
 
 
