@@ -1,4 +1,7 @@
-"""Saves, and resumes, also on another number of workers: torchrun --nproc-per-node 2 examples/checkpoint.py run.pt."""
+"""Saves one file for all, and resumes from it on any number of workers: run twice, with 2 and then with 3 of them,
+
+torchrun --nproc-per-node 2 examples/checkpoint.py run.pt
+"""
 
 import pathlib
 import sys
@@ -11,23 +14,23 @@ import tightwire as tw
 
 def main(path: pathlib.Path) -> None:
     transport = tw.init()
-    mine = path.with_suffix(f".{transport.rank}.pt")  # every rank keeps its own part
     model = nn.Linear(8, 1)
     optimizer = torch.optim.AdamW(model.parameters())
     with tw.attach(model, optimizer, plan="bsp/allreduce/topk:0.25+ef") as run:
-        if mine.exists():
-            saved = torch.load(mine, weights_only=True)
+        if path.exists():
+            saved = torch.load(path, weights_only=True)
             model.load_state_dict(saved["model"])
             optimizer.load_state_dict(saved["optimizer"])
-            run.load_state_dict(saved["run"])
+            run.load_state_dict(saved["run"])  # after the other two, on every rank
         for _ in range(10):
             optimizer.zero_grad()
             model(torch.randn(4, 8)).square().mean().backward()
             optimizer.step()
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "run": run.state_dict()}
-        torch.save(state, mine)
+        everybody = run.state_dict(gather=True)  # on every rank; empty on all but rank 0
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "run": everybody}
         if transport.rank == 0:
-            print(f"saved after step {run.step}")
+            torch.save(state, path)
+            print(f"{transport.size} workers saved after step {run.step}")
     tw.shutdown()
 
 

@@ -23,6 +23,7 @@ from tests.workers import run_processes
 from tightwire import catalogue as members
 from tightwire.catalogue import catalogue, parse_compression
 from tightwire.cli import COMMANDS, application
+from tightwire.cli.benches import BENCHES
 from tightwire.plan import Phases
 from tightwire.study.studies import STUDIES
 
@@ -92,6 +93,8 @@ def test_the_readme_names_known_compressions() -> None:
 
 def test_the_readme_names_every_command() -> None:
     assert set(re.findall(r"`tightwire (\w+)", README)) == set(COMMANDS)
+    rows = " ".join(line for line in README.splitlines() if line.startswith("| `tightwire bench "))
+    assert set(re.findall(r"`(?:tightwire bench )?(\w+)`", rows)) == {bench.__name__ for bench in BENCHES}
 
 
 def commands() -> Iterator[str]:
@@ -182,7 +185,6 @@ ALONE = {
 TOGETHER = {
     "gpu": ("torch", 2, [], "workers       2"),
     "ddp_hook": ("torch", 2, [], "a checkpoint holds model, hook"),
-    "checkpoint": ("torch", 2, ["{tmp}/run.pt"], "after step 10"),
     "with_fsdp": ("torch", 4, [], ""),
     "two_sites": ("torch", 4, [], "2 sites agreed 4 times"),
     "with_accelerate": ("accelerate", 2, [], "exposed wait"),
@@ -191,7 +193,7 @@ TOGETHER = {
 }
 
 # Run elsewhere: below, by tests/processes/test_ray.py and tests/integrations/test_launchers.py.
-ELSEWHERE = ("elastic", "with_ray", "with_torchtitan")
+ELSEWHERE = ("checkpoint", "elastic", "with_ray", "with_torchtitan")
 
 
 # As a launcher would start it: a worker that torchrun's store serves, or, alone, one that no launcher started.
@@ -232,6 +234,12 @@ def test_an_example_runs_together(name: str, tmp_path: Path) -> None:
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"{module} is not installed")
     assert said in run_example(name, workers, arguments, tmp_path, preload=(module,))
+
+
+def test_a_checkpoint_is_resumed_by_another_number_of_workers(tmp_path: Path) -> None:
+    for workers, steps in ((2, 10), (3, 20)):
+        said = run_example("checkpoint", workers, ["{tmp}/run.pt"], tmp_path, preload=("torch",))
+        assert f"{workers} workers saved after step {steps}" in said
 
 
 def test_an_example_goes_on_without_a_worker() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -47,3 +48,40 @@ def test_words_do_not_make_a_result_stale_and_code_does(tmp_path: Path, change: 
     before.write_text('"""Says something."""\nx = 1\n', encoding="utf-8")
     after.write_text(change, encoding="utf-8")
     assert (make._meaning(before) != make._meaning(after)) == matters
+
+
+def row(page: str, name: str) -> dict[str, str]:
+    """Returns the first row of a page's tables that begins with a name, by the table's columns."""
+    lines = (ROOT / "results" / page).read_text(encoding="utf-8").splitlines()
+    tables = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    at = next(number for number, cells in enumerate(tables) if cells[0] == name)
+    head = next(cells for cells in reversed(tables[:at]) if cells[0] == "plan")
+    return dict(zip(head, tables[at], strict=True))
+
+
+def test_numbers_of_the_readme_are_those_of_the_results() -> None:
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    race = {name: row("compression-race.md", name)["to dense's end"] for name in ("ddp", "powersgd:4+ef")}
+    hook = row("compression-race.md", "ddp+powersgd:4")["to dense's end"]
+    told = (
+        f"DDP {race['ddp']}, DDP with PyTorch's PowerSGD hook {hook}, `powersgd:4+ef` {race['powersgd:4+ef']}"
+    )
+    assert told in readme
+
+    layers = json.loads((ROOT / "results" / "layers.json").read_text(encoding="utf-8"))["parts"].values()
+    holds = [one["holds"] for part in layers for one in part]
+    assert f"{sum(holds)} of {len(holds)} rows hold" in readme
+
+    for plan in ("bf16", "int8", "int4+ef", "thc+ef"):
+        codec = row("compression.md", plan)
+        assert abs(percent(codec["worse by"])) <= 0.2
+        assert 2 <= float(codec["less"].removesuffix("×")) < 8
+    assert f"`int2+ef` at +{percent(row('compression.md', 'int2+ef')['worse by']):.1f} %" in readme
+    dgc = row(
+        "compression.md", "topk:0.01+ef+momentum:0.9+clip:1.0+warmup:60+min:dims=2"
+    )  # what the recipe stands for
+    assert f"`dgc` {-percent(dgc['worse by']):.1f} % better than dense" in readme
+
+
+def percent(cell: str) -> float:
+    return float(cell.removesuffix("%"))

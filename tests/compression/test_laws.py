@@ -16,8 +16,9 @@ from tightwire.architecture import AllReduce
 from tightwire.averaging import build_averager
 from tightwire.buckets import plan_layout
 from tightwire.compression import Codec, Combine, compile_kernels
+from tightwire.compression.checks import check
 from tightwire.compression.laws import LAWS, laws_of
-from tightwire.errors import CodecError, PlanError
+from tightwire.errors import CodecError, PlanError, TensorError
 from tightwire.transport import Single
 
 
@@ -160,6 +161,48 @@ def test_each_mistake_breaks_its_law(law: str, codec: Codec) -> None:
     assert law in broken[0].law, broken
     with pytest.raises(CodecError, match="Seen: "):
         tw.check_codec(codec, dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class Seven(Codec):
+    """Sends seven bits of each element, by a scale in float32: the largest of float64 are beyond it."""
+
+    name: ClassVar[str] = "seven"
+    title: ClassVar[str] = "7 bits with one scale"
+    paper: ClassVar[str] = "nobody's"
+    combine: ClassVar[Combine] = "none"
+
+    def wire_bytes(self, numel: int, itemsize: int = 4) -> int:
+        return numel + 4
+
+    def encode(self, x: Tensor, message: Tensor, *, seed: int = 0) -> None:
+        check(self, x, message)
+        scale = x.abs().amax().float().clamp(min=1e-30) / 128 if x.numel() else torch.ones(())
+        levels = (x / scale).round().clamp(-127, 127)
+        message[:4] = scale.reshape(1).view(torch.uint8)
+        message[4:] = levels.to(torch.int8).view(torch.uint8)
+        x.sub_((levels * scale).to(x.dtype))
+
+    def decode(self, message: Tensor, out: Tensor, *, add: bool = False) -> None:
+        check(self, out, message)
+        scale = message[:4].clone().view(torch.float32)
+        values = (message[4:].view(torch.int8).float() * scale).to(out.dtype)
+        out.add_(values) if add else out.copy_(values)
+
+    def normal_error(self, numel: int) -> float:
+        return 0.001
+
+
+def test_a_codec_that_computes_in_float32_says_that_it_takes_no_float64() -> None:
+    with pytest.raises(CodecError, match=r"holds for all dtypes but float64.*dtypes = "):
+        tw.check_codec(Seven())
+
+    class Narrow(Seven):
+        dtypes: ClassVar[tuple[str, ...]] = ("float32", "bfloat16", "float16")
+
+    assert tw.check_codec(Narrow())
+    with pytest.raises(TensorError, match=r"cannot take torch\.float64: it takes float32, bfloat16, float16"):
+        Narrow().encode(torch.zeros(3, dtype=torch.float64), torch.zeros(7, dtype=torch.uint8))
 
 
 def test_a_text_is_read() -> None:

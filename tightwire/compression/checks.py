@@ -30,18 +30,15 @@ def check_threshold(codec: Codec, t: float) -> None:
         )
 
 
-FLOATS = ("torch.float32", "torch.bfloat16", "torch.float16", "torch.float64")
-
-
 def check(codec: Codec, x: Tensor, message: Tensor) -> None:
     """Checks a bucket and the memory of its message.
 
     Raises:
         TensorError: a dtype, shape or size that `codec` cannot take.
     """
-    if str(x.dtype) not in FLOATS:
+    if str(x.dtype).removeprefix("torch.") not in codec.dtypes:
         raise TensorError(
-            f"{codec} cannot take {x.dtype}: it takes {', '.join(FLOATS)}; cast, or leave it uncompressed."
+            f"{codec} cannot take {x.dtype}: it takes {', '.join(codec.dtypes)}; cast, or leave it uncompressed."
         )
     if x.dim() != 1 or not x.is_contiguous():
         raise TensorError(

@@ -32,6 +32,8 @@ class Codec(Sender, abc.ABC):
             such messages are sums of values that were divided by the number of workers before, so that they fit.
         selects: whether messages carry chosen elements only, and leave the others over bit for bit.
         orthogonal: whether what is sent and what is left over are orthogonal: a message is shorter than its value.
+        dtypes: names of the torch dtypes that it takes; float32 is one of them. One that computes in float32 leaves out
+            float64, whose digits and largest elements it cannot hold.
         lossless: whether decode(encode(x)) == x, always.
         unbiased: whether E[decode(encode(x))] == x, so that the leftover may be dropped.
         wire_version: of the message's format, to be raised with every change of what bytes mean: ranks that have
@@ -43,6 +45,7 @@ class Codec(Sender, abc.ABC):
     largest: ClassVar[float | None] = None
     selects: ClassVar[bool] = False
     orthogonal: ClassVar[bool] = False
+    dtypes: ClassVar[tuple[str, ...]] = ("float32", "bfloat16", "float16", "float64")
 
     @abc.abstractmethod
     def wire_bytes(self, numel: int, itemsize: int = 4) -> int:
@@ -53,7 +56,7 @@ class Codec(Sender, abc.ABC):
         """Writes the message of `x` and leaves in `x` what the message does not carry.
 
         Args:
-            x: (numel,) contiguous, float32, bfloat16, float16 or float64; holds the leftover
+            x: (numel,) contiguous, of one of its `dtypes`; holds the leftover
                 x − decode(message) afterwards (all zeros for a lossless codec, which may leave `x` untouched
                 instead: callers read `lossless`). A non-finite element must make the decoded message non-finite.
             message: (wire_bytes(numel, itemsize),) uint8, contiguous; overwritten whole.
