@@ -95,7 +95,7 @@ def goodput(
 
 
 @dataclass(frozen=True)
-class Kept:
+class GoodputKept:
     """What a plan kept.
 
     Attributes:
@@ -128,14 +128,14 @@ class Kept:
         return (self.free.processor_s - self.static.processor_s) * self.static.steps_per_s
 
 
-def _measured(asked: GoodputBench) -> Kept:
+def _measured(asked: GoodputBench) -> GoodputKept:
     from tightwire.bench import goodput as bench
 
     calm = replace(asked, every_s=0.0, seconds=min(bench.CALM_S, asked.seconds))
     minutes = asked.seconds / 60
     with progress(None, f"{asked.plan}: members that stay, elastic ones, and {minutes:g} minutes of faults"):
         static = None if asked.is_torchft else bench.run(replace(calm, elastic=False))
-        return Kept(asked, static, bench.run(calm), bench.run(asked))
+        return GoodputKept(asked, static, bench.run(calm), bench.run(asked))
 
 
 COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -152,7 +152,7 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
-def _print(kept: list[Kept]) -> None:
+def _print(kept: list[GoodputKept]) -> None:
     rows = [_row(one) for one in kept]
     print_rows(
         tuple(COLUMNS),
@@ -163,7 +163,7 @@ def _print(kept: list[Kept]) -> None:
     )
 
 
-def _row(kept: Kept) -> dict[str, Any]:
+def _row(kept: GoodputKept) -> dict[str, Any]:
     static, free, found = kept.static, kept.free, kept.faulty
     return {
         "plan": kept.asked.plan,
