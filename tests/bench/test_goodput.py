@@ -35,7 +35,7 @@ def test_the_page_has_a_band_for_each_plan_with_its_faults() -> None:
     )  # fmt: skip
     drawing = timeline([(free, faulty)] * 2, "Goodput")
     bars, calm, members = drawing.data[:3]
-    assert list(bars.y) == [2, 0, 0, 2, 0]
+    assert list(bars.y) == [2, 0, 0, 2]
     assert list(calm.y) == [2, 2]
     assert list(members.y) == [2, 2, 1, 1]
     assert [list(one.x) for one in drawing.data if one.name == "cut"] == [[1.5]] * 2

@@ -60,7 +60,7 @@ def result(tmp_path: Path) -> TourResult:
     return TourResult(
         options=TourOptions(out=tmp_path),
         lab="4 workers.",
-        facts={"compute_s": 0.3, "num_bytes": 4e6},
+        facts={"compute_s": 0.3, "num_bytes": 4e6, "bandwidth_bytes_per_s": 2e7, "latency_s": 1e-4},
         why={"lossless": ["Because <it> is faster."]},
         plans=[row("ddp", "ddp", 10), row("local:8", "lossy", 40, tmp_path / "trace-1.json")],
     )
@@ -99,6 +99,8 @@ def test_the_report_stands_alone_and_says_what_happened(result: TourResult, tmp_
     assert "Because &lt;it&gt; is faster." in page
     assert 'src="http' not in page
     assert "One step, seen from rank 0" in page
+    assert "each of 4 workers sends 6.00 MB a step, which takes 300 ms, 1.0 times the compute" in page
+    assert "lossy plans allowed: local:8, predicted 275 ms a step, measured 250 ms." in page
 
 
 def test_what_a_race_may_cost_is_told_before_it() -> None:

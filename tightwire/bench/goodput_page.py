@@ -34,23 +34,25 @@ def timeline(runs: Sequence[tuple[GoodputRow, GoodputRow]], title: str) -> Any:
     )
     for band, (free, faulty) in enumerate(runs, 1):
         _draw(drawing, band, free, faulty)
+    height = 150 + 260 * len(runs)
     drawing.update_layout(
-        title=title,
+        title={"text": title, "y": 1 - 25 / height},
         template="plotly_white",
-        height=150 + 260 * len(runs),
-        legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0, "yref": "container"},
+        height=height,
+        legend={"orientation": "h", "yanchor": "top", "y": 1 - 55 / height, "yref": "container", "x": 0},
         margin={"t": 130},
     )
     drawing.update_annotations(x=0, xanchor="left", font={"size": 14})
     drawing.update_yaxes(title_text="steps per second", rangemode="tozero", secondary_y=False)
-    drawing.update_yaxes(title_text="workers", rangemode="tozero", showgrid=False, secondary_y=True)
+    most = max((members for _, run in runs for _, members in run.made), default=1)
+    drawing.update_yaxes(title_text="workers", range=[0, 1.25 * most], showgrid=False, secondary_y=True)
     drawing.update_xaxes(title_text="seconds from the first step on", rangemode="tozero")
     return drawing
 
 
 def _draw(drawing: Any, band: int, free: GoodputRow, faulty: GoodputRow) -> None:
     bins = Counter(int(at_s // BIN_S) for at_s, _ in faulty.made)
-    starts = range(int(faulty.seconds // BIN_S) + 1)
+    starts = range(max(1, int(faulty.seconds // BIN_S)))  # what is left of the last second is no whole one
     common = {"showlegend": band == 1}  # one entry of the legend for all bands
     drawing.add_bar(
         x=[BIN_S * (index + 0.5) for index in starts],
@@ -87,7 +89,7 @@ def _draw(drawing: Any, band: int, free: GoodputRow, faulty: GoodputRow) -> None
         struck = [(at_s, rank) for at_s, name, rank in faulty.faults if name == kind]
         drawing.add_scatter(
             x=[at_s for at_s, _ in struck],
-            y=[0] * len(struck),
+            y=[free.steps_per_s / 15] * len(struck),
             text=[f"{kind} of rank {rank}" for _, rank in struck],
             name=kind,
             mode="markers",

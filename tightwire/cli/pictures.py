@@ -12,7 +12,10 @@ from tightwire.cli import made
 from tightwire.errors import FileError
 from tightwire.files import require_writable, write_text
 
-STYLE = "body{font:14px/1.5 system-ui,sans-serif;margin:1rem}.quiet{color:#59636e}"
+STYLE = (
+    "body{font:14px/1.5 system-ui,sans-serif;margin:1rem}.quiet{color:#59636e}"
+    "h1{position:absolute;width:1px;height:1px;margin:0;overflow:hidden;clip-path:inset(50%)}"
+)
 
 
 def require_picture(path: pathlib.Path | None, option: str) -> None:
@@ -47,7 +50,8 @@ def write_picture(drawing: Any, path: pathlib.Path, option: str) -> None:
         drawn = drawing.to_html(include_plotlyjs=True, full_html=False, config={"displayModeBar": False})
         made_by = html.escape(f"Made by {made.command()} on {made.machine()}.")
         title = drawing.layout.title.text or "Tightwire"
-        write_text(path, pages.whole(title, f"{drawn}<p class=quiet>{made_by}</p>", STYLE))
+        heading = f"<h1>{html.escape(title)}</h1>"  # for readers of screens: the picture shows it already
+        write_text(path, pages.whole(title, f"{heading}{drawn}<p class=quiet>{made_by}</p>", STYLE))
         return
     require_writable(path)
     try:

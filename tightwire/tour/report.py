@@ -13,6 +13,7 @@ from typing import Any
 
 from tightwire import files, pages
 from tightwire.tour.tour import DDP, DDP_POWERSGD, RACE, PlanResult, TourResult
+from tightwire.tour.walk import walk
 from tightwire.units import print_ms, print_rate, print_size
 
 # Plans of one role have its colour, and a line each: dashes and gaps, in pixels.
@@ -93,6 +94,7 @@ def _page(result: TourResult, made: str) -> str:
         f"<h1>Tightwire tour</h1><p class=quiet>{html.escape(about)}</p>",
         f"<p class=verdict>{html.escape(verdict(result))}</p>",
         _table(result),
+        "<h2>From the link to the plan</h2>" + _walk(result),
         "<h2>Loss against time</h2>" + _figure(_curves(result.plans), with_library=True),
         "<h2>One step, seen from rank 0</h2>" + _figure(_timeline(result)),
         "<h2>Why these plans</h2>" + "".join(_reasons(allow, why) for allow, why in result.why.items()),
@@ -108,6 +110,10 @@ def _table(result: TourResult) -> str:
         for p in result.plans
     )
     return f"<table><tr>{head}</tr>{rows}</table>"
+
+
+def _walk(result: TourResult) -> str:
+    return "<ol>" + "".join(f"<li>{html.escape(sentence)}</li>" for sentence in walk(result)) + "</ol>"
 
 
 def _reasons(allow: str, why: Sequence[str]) -> str:
