@@ -45,7 +45,14 @@ def timeline(runs: Sequence[tuple[GoodputRow, GoodputRow]], title: str) -> Any:
     drawing.update_annotations(x=0, xanchor="left", font={"size": 14})
     drawing.update_yaxes(title_text="steps per second", rangemode="tozero", secondary_y=False)
     most = max((members for _, run in runs for _, members in run.made), default=1)
-    drawing.update_yaxes(title_text="workers", range=[0, 1.25 * most], showgrid=False, secondary_y=True)
+    drawing.update_yaxes(
+        title_text="workers",
+        range=[0, 1.25 * most],
+        dtick=max(1, most // 4),
+        tickmode="linear",
+        showgrid=False,
+        secondary_y=True,
+    )
     drawing.update_xaxes(title_text="seconds from the first step on", rangemode="tozero")
     return drawing
 

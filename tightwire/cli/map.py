@@ -50,10 +50,10 @@ def map_(
     rows = [asdict(cell) for cell in cells]
     kept = "".join(f"\n{json.dumps(row)}," for row in rows).rstrip(",")
     files.write_text(out, f'{{"command": "{COMMAND}", "cells": [{kept}\n]}}\n')
-    text = "\n".join(landscape.lines(cells))
+    text, made_by = "\n".join(landscape.lines(cells)), f"{COMMAND}, {made.commit()}"
     files.write_text(out.with_suffix(".md"), _about() + text + "\n")
-    files.write_text(out.with_suffix(".html"), landscape.page(cells, COMMAND))
-    files.write_text(out.with_suffix(".svg"), picture(cells, PICTURED_WORKERS, COMMAND))
+    files.write_text(out.with_suffix(".html"), landscape.page(cells, made_by))
+    files.write_text(out.with_suffix(".svg"), picture(cells, PICTURED_WORKERS, made_by))
     if as_json:
         typer.echo(json.dumps({"cells": rows}))
     else:
