@@ -38,6 +38,7 @@ from tightwire.runtime.step import Optimizers, plain_optimizer
 from tightwire.runtime.trace import Tracer
 from tightwire.runtime.tuning import Tuner
 from tightwire.schedule import Auto
+from tightwire.simulate.collective import as_native
 from tightwire.transport import Counting, Single, Transport, current, shelf, switch, workers_per_node
 from tightwire.transport.reach import reaching
 from tightwire.transport.shelf import Shelf
@@ -306,7 +307,7 @@ def _pilot(
     # Where messages begin: copies, or NCCL, are then in what is measured.
     at = next(model.parameters()).device
     cluster = probe(transport, budget_s=search.probe_s, programs=search.probed, device=at)
-    return Pilot(model, optimizers, cluster, search, num_bytes)
+    return Pilot(model, optimizers, as_native(cluster, search.programs), search, num_bytes)
 
 
 def _forget(plan_file: PlanFile) -> None:

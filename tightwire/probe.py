@@ -28,14 +28,14 @@ HOST = torch.device("cpu")
 PROGRAMS = ("native", "ring", "recursive-doubling", "allgather")
 # Tournament rounds in which all pairs are tried; of larger clusters only as many.
 MAX_ROUNDS = 7
-PING_PONGS = 20
+PING_PONGS, FEW_PING_PONGS = 20, 6
 SAMPLES = 3
 # A sample lasts at least this long, so that what a link lets pass in a burst after a rest does not count.
 SAMPLE_S = 0.04
 MAX_RUNS = 20
 # Sent bytes of the collectives' samples, as shares of the largest.
 SHARES = (1 / 64, 1 / 16, 1 / 4, 1.0)
-# In less time, these sizes alone: each costs meetings that a budget does not count.
+# In less time, these sizes alone, and few round trips: each costs meetings that a budget does not count.
 SHORT_S, FEW_SHARES = 1.0, (1 / 4, 1.0)
 SMALL_BYTES = 1024
 FIRST_BYTES = 2**17
@@ -186,6 +186,7 @@ class _Probe:
         self._programs = [build(name, transport.size) for name in programs]
         self._rounds = tournament(transport.size)[:MAX_ROUNDS]
         self._shares = SHARES if budget_s >= SHORT_S else FEW_SHARES
+        self._ping_pongs = PING_PONGS if budget_s >= SHORT_S else FEW_PING_PONGS
         self._on_progress = on_progress
         self._done = 0
 
@@ -241,7 +242,7 @@ class _Probe:
     def _pair(self, low: int, high: int, num_bytes: int) -> dict[str, Any]:
         peer = high if self._transport.rank == low else low
         leads = self._transport.rank == low
-        latency_s = statistics.median(self._ping(peer, leads, 1) for _ in range(PING_PONGS)) / 2
+        latency_s = statistics.median(self._ping(peer, leads, 1) for _ in range(self._ping_pongs)) / 2
         streams = [self._ping(peer, leads, num_bytes) for _ in range(SAMPLES + 1)][1:]
         both = [self._both_ways((peer, peer), num_bytes) for _ in range(SAMPLES + 1)][1:]
         return {

@@ -8,6 +8,7 @@ import pytest
 from tightwire.cluster import Cluster
 from tightwire.plan import Plan
 from tightwire.planner.quality import (
+    GROWS_AS,
     LEAST_SHARE,
     MOST_SHARE,
     STUDIED_NOISE,
@@ -119,7 +120,7 @@ def test_in_a_short_run_less_is_lost() -> None:
         plan = Plan.parse(text)
         few, many = (extra_steps(plan, Situation(steps=n)) for n in (STUDIED_STEPS // 4, STUDIED_STEPS))
         assert many == extra_steps(plan)
-        assert math.isclose(few.factor, many.factor**0.5)
+        assert math.isclose(few.factor, many.factor**4**-GROWS_AS)
         assert few.spread < 2 * many.spread
 
 

@@ -314,7 +314,7 @@ def choose_by_loss(rows: Sequence[Prediction], stock: Prediction, situation: Sit
         and sooner(row, stock, situation) >= SURE
         and more_steps(row.plan, situation) * row.step_s < stock.step_s * (1 - LEAST_GAIN)
     ]
-    return mildest(able, functools.partial(careful_s, situation=situation)) if able else stock
+    return mildest([*able, stock], functools.partial(careful_s, situation=situation)) if able else stock
 
 
 def mildest(rows: Sequence[Prediction], careful: Callable[[Prediction], float]) -> Prediction:

@@ -32,6 +32,7 @@ from tightwire.runtime.noise import NoiseWatch, gradient_noise
 from tightwire.runtime.race import Contender, Heats, Race, plan_heats
 from tightwire.runtime.racing import Racing
 from tightwire.runtime.shortlist import LOOKED_AT, contenders, rank_timed, value_of
+from tightwire.runtime.snapshot import Snapshot
 from tightwire.runtime.step import Optimizers
 from tightwire.runtime.trainee import Trainee
 from tightwire.runtime.wire import Change, WireWatch
@@ -42,14 +43,23 @@ WATCHED = "bsp/allreduce/none/sequential"
 WARM_UP_STEPS = 2
 PROFILE_STEPS = 3
 BASELINE_STEPS = 4
-# How long the wire is probed: long enough for programs to be told apart, where all plans are; else for its rate.
-PROBE_BUDGET_S, QUICK_PROBE_S = 1.5, 0.5
+# How long the wire is probed: long enough for programs to be told apart, where all plans are; else for its rate, and
+# what the library's own all-reduce makes of it.
+PROBE_BUDGET_S, QUICK_PROBE_S = 1.5, 0.3
 # What the plans of the short list send by.
 QUICK_PROGRAMS = ("native", "ring", "direct", "allgather")
 # Where a dense exchange takes longer than this, the first steps send less, if the allowance lets them.
 CHEAP_S = 0.05
 # Dense exchanges longer than this are sent as int8 and no longer as bf16, and longer than the next by powersgd.
 MODERATE_S, LONG_S = 0.4, 1.0
+# Where workers may part for a while, the first steps need nothing of such a wire, and show what steps alone take. They
+# are kept if the plan that is chosen lets workers part, too.
+PARTING = "local:8/allreduce/int8"
+# Going on under a plan that lets nobody part makes what optimizers remember equal: of Adam twice the parameters, over
+# both levels of a tree. By so many dense exchanges that is told, and against the steps that going back would lose.
+EQUAL_EXCHANGES = 2.7
+# A plan that is as good as this, against the best one, is stayed with: less is no reason to leave it so early.
+STAYS = 0.9
 # Where it takes longer than this, plain all-reduce is not measured beside.
 BASELINE_S = 0.3
 # A change of plan that gains less is not worth its meeting.
@@ -116,7 +126,12 @@ class PlanSearch:
 
     @property
     def probed(self) -> tuple[str, ...]:
-        """Which programs are probed: only plans of those compete."""
+        """Which programs are probed."""
+        return QUICK_PROGRAMS[:1] if self.is_quick else PROGRAMS
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """Whose plans compete."""
         return QUICK_PROGRAMS if self.is_quick else PROGRAMS
 
     def steps_ahead(self, profile: Profile) -> int:
@@ -140,6 +155,7 @@ class Pilot:
         baseline_step_s: what plain all-reduce took in this run, once it is measured; None where it is not.
         choice: once it is made.
         watched: the plan of the first steps.
+        instead: another one, where the model or the optimizer cannot do with that; None: all can.
     """
 
     def __init__(
@@ -150,6 +166,10 @@ class Pilot:
         self.habits = Habits()
         dense_s = dense_exchange_s(num_bytes, cluster)
         self.watched = watched_plan(search.allow, dense_s)
+        self._parts = self.watched == PARTING
+        self.instead = Plan.parse(watched_plan("lossy", dense_s)) if self._parts else None
+        self._start: Snapshot | None = None
+        self._equal_s = EQUAL_EXCHANGES * dense_s
         self._cluster, self._search = cluster, search
         self._model, self._optimizers = model, optimizers
         self._profiler = Profiler(model, optimizers.members[-1])
@@ -158,7 +178,7 @@ class Pilot:
         self._plan_file: PlanFile | None = None
         self._exposed_s: list[float] = []
         self._steps = self._second_look = 0
-        takes_baseline = dense_s <= BASELINE_S and search.race is None
+        takes_baseline = dense_s <= BASELINE_S and search.race is None and not self._parts
         self._baseline_steps = BASELINE_STEPS if takes_baseline else 1
         self._heard: list[float] = []
         self._heard_any = False
@@ -182,8 +202,12 @@ class Pilot:
         """Starts to watch."""
         self._profiler.__enter__()
         # A mean of low rank is shorter than what gradients have in common, and would pass for noise.
-        if self._search.by == "loss" and isinstance(Plan.parse(self.watched).sender, Codec):
+        watched = Plan.parse(self.watched)
+        if self._search.by == "loss" and watched.sync.is_bulk and isinstance(watched.sender, Codec):
             self._noise.begin()
+        if self._parts:
+            is_new = not any(member.state for member in self._optimizers.members)
+            self._start = Snapshot(self._model, self._optimizers, is_equal=is_new)
 
     def close(self) -> None:
         """Stops watching. Local."""
@@ -249,7 +273,7 @@ class Pilot:
             profile = dataclasses.replace(profile, nccl_slowdown=1.0)
         return without_waiting(profile, statistics.median(self._exposed_s[WARM_UP_STEPS:-1]))
 
-    def _rank(self, *, searches: bool) -> Ranking:
+    def _rank(self, present: Plan, *, searches: bool) -> Ranking:
         """Ranks plans, all or those that experience suggests, and keeps what codecs were found to cost."""
         assert self._profile is not None
         race = self._search.race
@@ -260,6 +284,11 @@ class Pilot:
             searches=searches,
         )  # fmt: skip
         self._profile = ranking.profile
+        if self.choice is None and not present.sync.is_bulk:
+            here = next((row for row in ranking.rows if row.plan == present), None)
+            value = value_of(ranking)
+            if here is not None and STAYS * value(here) <= value(ranking.chosen):
+                ranking = dataclasses.replace(ranking, chosen=here)
         return explained(ranking, turns=not self._search.is_quick)
 
     def _choose(self, run: Trainee) -> None:
@@ -276,7 +305,7 @@ class Pilot:
         self._in_the_way = in_the_way
         decision = ""
         if run.transport.rank == 0:
-            ranking = self._rank(searches=not self._search.is_quick)
+            ranking = self._rank(run.plan, searches=not self._search.is_quick)
             self._plan_file = ranking.plan_file()
             field = list(contenders(ranking, in_the_way)) if self._search.race is not None else []
             decision = json.dumps(
@@ -312,7 +341,7 @@ class Pilot:
                 f"{cost} is too little to try two plans for long enough to tell them apart: the best expected one was "
                 "taken, without a race."
             )
-            best = field[0]
+            best = next((c for c in field if c.plan == choice.plan == str(run.plan)), field[0])
             reasons = choice.why if best.plan == choice.plan else ()
             self._decide(
                 run,
@@ -325,6 +354,9 @@ class Pilot:
         log.info("%s", announced(heats, cost))
         self.choice = None
         self._entered = choice
+        if self._start is not None and any(Plan.parse(plan).sync.is_bulk for plan in heats.entered):
+            run.go_back(self._start, Plan.parse(STOCK))  # optimizers alike, for every contender to begin with
+        self._start = None
         self._racing = Racing(race, field, heats, race.share * budget_s)
         self._racing.begin(run)
 
@@ -348,7 +380,7 @@ class Pilot:
         """Goes on with what was chosen, or with plain all-reduce if that cannot be; alike on every rank."""
         self.choice = choice
         try:
-            run.adopt(Plan.parse(choice.plan))
+            self._go_on(run, choice)
         except AttachError as refusal:
             why = f"{choice.plan} was chosen and refused: {refusal}"
             log.warning("plan auto: %s", why)
@@ -356,6 +388,18 @@ class Pilot:
             run.adopt(Plan.parse(STOCK))
         self._tell(run, self.choice)
         self._look_out(run, None)
+
+    def _go_on(self, run: Trainee, choice: Choice) -> None:
+        """Takes the run to a plan in the cheaper way: from where it is, or from its start."""
+        plan, start = Plan.parse(choice.plan), self._start
+        self._start = None
+        if plan == run.plan:
+            return
+        lost_s = self._steps * choice.predicted_step_s
+        if start is not None and plan.sync.is_bulk and lost_s < self._equal_s:
+            run.go_back(start, plan)
+        else:
+            run.adopt(plan)
 
     def _plan_again(self, run: Trainee, change: Change) -> None:
         """Has rank 0 choose anew for a wire that has changed."""
@@ -377,7 +421,7 @@ class Pilot:
         assert self._profile is not None
         decision = ""
         if run.transport.rank == 0:
-            ranking = self._rank(searches=True)
+            ranking = self._rank(run.plan, searches=True)
             self._plan_file = ranking.plan_file()
             present = predict(run.plan, ranking.profile, self._cluster)
             found = _choice(ranking, self._in_the_way)
@@ -464,11 +508,12 @@ def watched_plan(allow: Allowance, dense_s: float) -> str:
     """Returns the plan of the first steps: mild, and cheap on a wire on which a dense exchange takes so long.
 
     >>> watched_plan("lossless", 2.0), watched_plan("lossy", 0.2), watched_plan("stale", 0.8)
-    ('bsp/allreduce/none/sequential', 'bsp/allreduce/bf16/sequential', 'bsp/allreduce/int8+ef/sequential')
+    ('bsp/allreduce/none/sequential', 'bsp/allreduce/bf16/sequential', 'local:8/allreduce/int8')
     """
     if allow == "lossless" or dense_s <= CHEAP_S:
         return WATCHED
-    # Steps alone would send less, but leave optimizers unlike each other: to make them equal costs more than was saved.
+    if allow == "stale":
+        return PARTING
     compression = "bf16" if dense_s <= MODERATE_S else "int8+ef" if dense_s <= LONG_S else "powersgd:4+ef"
     return f"bsp/allreduce/{compression}/sequential"
 

@@ -97,7 +97,7 @@ class Run:
             if context.membership.is_elastic:
                 self._course.renew()
             else:
-                self._course.build(self.plan)
+                self._build_first(pilot.instead if pilot is not None else None)
             if pilot is not None:
                 pilot.begin()
             if keeping is not None:
@@ -105,6 +105,16 @@ class Run:
         except BaseException:
             self.close()
             raise
+
+    def _build_first(self, instead: Plan | None) -> None:
+        """Builds the engine of the first steps; of another plan, if there is one and the first is refused."""
+        try:
+            self._course.build(self.plan)
+        except AttachError as refusal:
+            if instead is None:
+                raise
+            log.info("the first steps train under %s: %s", instead, refusal)
+            self._course.adopt(instead)
 
     def __enter__(self) -> Self:
         return self

@@ -50,9 +50,11 @@ class Tuner:
         baseline_step_s: of the start, once it is measured.
         choice: once it is made.
         remarks: nothing is done after the choice.
+        instead: no other plan than the one that was asked for is begun with.
     """
 
     remarks: tuple[str, ...] = ()
+    instead: Plan | None = None
 
     def __init__(self, plan: Plan, transport: Transport, seed: int = 0) -> None:
         """Prepares the search on rank 0.
