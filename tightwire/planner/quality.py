@@ -43,9 +43,9 @@ OTHER_OPTIMIZERS = {"momentum", "clip", "ema", "lion", "signed"}
 STUDIED_NOISE = 0.09
 LEAST_SHARE, MOST_SHARE = 0.5, 2.0
 # Of the text task's trials, from which the table is. In fewer steps what a plan loses has not added up yet, though most
-# of it has: ten jobs of `tightwire study race`, 20 s each at 1 Gb/s, needed by step 30 to 200, beside stock DDP's curve,
-# 1.1 to 1.5 times as many steps under `local:8/allreduce/int8` (1.28 in the mean; the table says 1.42), 1.1 to 1.6
-# under `powersgd:4+ef` (1.35; 1.35) and 1.0 under `int4+ef`. So the logarithm grows by a small power of steps.
+# of it has: ten jobs of `tightwire study race`, 20 s each at 1 Gb/s, needed beside DDP's curve, by step 30 to 200, 1.1
+# to 1.5 times as many steps under `local:8/allreduce/int8` (1.28 in the mean; the table says 1.42), 1.1 to 1.6 under
+# `powersgd:4+ef` (1.35; 1.35) and 1.0 under `int4+ef`. So the logarithm grows by a small power of steps.
 STUDIED_STEPS, GROWS_AS = 800, 1 / 6
 FAMILIES = ("sync", "architecture", "compression")
 DENSE = ("bsp/allreduce/none/sequential", "bsp/allreduce/none", "ddp")

@@ -170,7 +170,7 @@ def _digest(tensor: Tensor) -> bytes:
     if tensor.device.type != "cpu":
         return b""
     held = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(held.numpy()).digest()
+    return hashlib.sha256(held.numpy().data).digest()
 
 
 def _copy_together(transport: Transport, tensors: Sequence[Tensor], source: int) -> None:

@@ -187,7 +187,7 @@ def _finite(loss: float) -> float | None:
 
 
 def _load_kernels() -> None:
-    """Has the usual codecs' kernels in memory, as torch's own are: else the first trial with any pays for all others."""
+    """Has the usual codecs' kernels in memory, as torch's own are: the first trial with any would pay for all."""
     for sender in dict.fromkeys(Plan.parse(text).sender for text in SEEDED):
         if isinstance(sender, Codec):
             compile_kernels(sender)
