@@ -36,7 +36,7 @@ MAX_RUNS = 20
 # Sent bytes of the collectives' samples, as shares of the largest.
 SHARES = (1 / 64, 1 / 16, 1 / 4, 1.0)
 # In less time, these sizes alone, and few round trips: each costs meetings that a budget does not count.
-SHORT_S, FEW_SHARES = 1.0, (1 / 4, 1.0)
+SHORT_S, FEW_SHARES, FEW_SAMPLES = 1.0, (1.0,), 2
 SMALL_BYTES = 1024
 FIRST_BYTES = 2**17
 FIRST_S = 0.03
@@ -186,6 +186,7 @@ class _Probe:
         self._programs = [build(name, transport.size) for name in programs]
         self._rounds = tournament(transport.size)[:MAX_ROUNDS]
         self._shares = SHARES if budget_s >= SHORT_S else FEW_SHARES
+        self._samples = SAMPLES if budget_s >= SHORT_S else FEW_SAMPLES
         self._ping_pongs = PING_PONGS if budget_s >= SHORT_S else FEW_PING_PONGS
         self._on_progress = on_progress
         self._done = 0
@@ -227,7 +228,7 @@ class _Probe:
     def _round(self, number: int, bytes_per_s: float) -> list[Pair]:
         """Measures disjoint pairs side by side; the lower rank of a pair holds the watch."""
         self._tell(f"pairs, round {number + 1} of {len(self._rounds)}")
-        seconds = self._budget_s * PAIR_SHARE / len(self._rounds) / (2 * (SAMPLES + 1))
+        seconds = self._budget_s * PAIR_SHARE / len(self._rounds) / (2 * (self._samples + 1))
         num_bytes = _clamp(bytes_per_s * seconds)
         mine = [pair for pair in self._rounds[number] if self._transport.rank in pair]
         self._transport.barrier()
@@ -243,8 +244,8 @@ class _Probe:
         peer = high if self._transport.rank == low else low
         leads = self._transport.rank == low
         latency_s = statistics.median(self._ping(peer, leads, 1) for _ in range(self._ping_pongs)) / 2
-        streams = [self._ping(peer, leads, num_bytes) for _ in range(SAMPLES + 1)][1:]
-        both = [self._both_ways((peer, peer), num_bytes) for _ in range(SAMPLES + 1)][1:]
+        streams = [self._ping(peer, leads, num_bytes) for _ in range(self._samples + 1)][1:]
+        both = [self._both_ways((peer, peer), num_bytes) for _ in range(self._samples + 1)][1:]
         return {
             "workers": (low, high),
             "latency_s": latency_s,
@@ -279,12 +280,12 @@ class _Probe:
     @property
     def _sample_s(self) -> float:
         """How long a sample should last: long enough, and all of them within half of the programs' budget."""
-        num_samples = len(self._programs) * (1 + len(self._shares)) * SAMPLES
+        num_samples = len(self._programs) * (1 + len(self._shares)) * self._samples
         return min(SAMPLE_S, self._budget_s * (1 - PAIR_SHARE) / 2 / num_samples)
 
     def _fit(self, program: Program, bytes_per_s: float) -> Fit:
         per_program_s = self._budget_s * (1 - PAIR_SHARE) / len(self._programs)
-        largest = _clamp(bytes_per_s * per_program_s / (SAMPLES + 1) / sum(self._shares))
+        largest = _clamp(bytes_per_s * per_program_s / (self._samples + 1) / sum(self._shares))
         targets = [SMALL_BYTES, *(max(SMALL_BYTES, round(largest * share)) for share in self._shares)]
         points = [self._point(program, target) for target in targets]
         return credible(fit(program.name, points), points, bytes_per_s)
@@ -300,8 +301,8 @@ class _Probe:
         first_s = max(self._gather(self._sample(lambda: runner.run(buffer, buffer), 1)))
         runs = round(min(MAX_RUNS, max(1.0, self._sample_s / first_s)))
         began_s = time.process_time()
-        samples = [self._sample(lambda: runner.run(buffer, buffer), runs) for _ in range(SAMPLES)]
-        processor_s = max(self._gather((time.process_time() - began_s) / (SAMPLES * runs)))
+        samples = [self._sample(lambda: runner.run(buffer, buffer), runs) for _ in range(self._samples)]
+        processor_s = max(self._gather((time.process_time() - began_s) / (self._samples * runs)))
         slowest = [max(by_rank) for by_rank in zip(*self._gather(samples), strict=True)]
         return ProbePoint(
             sent_bytes=_sent(program, numel), seconds=statistics.median(slowest), processor_s=processor_s

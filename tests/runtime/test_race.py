@@ -261,6 +261,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(shortlist, "known_costs", lambda texts, **options: (tuple(map(cost, texts)), 1e-9))
     monkeypatch.setattr(auto, "CHEAP_S", 0.0)  # a slow wire
+    monkeypatch.setattr(auto, "PART_S", 0.0)
     monkeypatch.setattr(auto, "QUICK_PROBE_S", 0.2)
     monkeypatch.setattr(
         "tightwire.runtime.learnt.SAME_WIRE", math.inf

@@ -52,14 +52,15 @@ QUICK_PROGRAMS = ("native", "ring", "direct", "allgather")
 CHEAP_S = 0.05
 # Dense exchanges longer than this are sent as int8 and no longer as bf16, and longer than the next by powersgd.
 MODERATE_S, LONG_S = 0.4, 1.0
-# Where workers may part for a while, the first steps need nothing of such a wire, and show what steps alone take. They
+# Where workers may part for a while, the first steps need nothing of a wire on which dense exchanges take so long, and show what steps alone take. They
 # are kept if the plan that is chosen lets workers part, too.
-PARTING = "local:8/allreduce/int8"
+PARTING, PART_S = "local:8/allreduce/int8", 0.1
 # Going on under a plan that lets nobody part makes what optimizers remember equal: of Adam twice the parameters, over
 # both levels of a tree. By so many dense exchanges that is told, and against the steps that going back would lose.
 EQUAL_EXCHANGES = 2.7
-# A plan that is as good as this, against the best one, is stayed with: less is no reason to leave it so early.
-STAYS = 0.9
+# Where workers have parted, a plan must be expected to take less than this share of the present one's time to be worth
+# that: predictions from a few steps are not surer.
+STAYS = 0.8
 # Where it takes longer than this, plain all-reduce is not measured beside.
 BASELINE_S = 0.3
 # A change of plan that gains less is not worth its meeting.
@@ -512,7 +513,7 @@ def watched_plan(allow: Allowance, dense_s: float) -> str:
     """
     if allow == "lossless" or dense_s <= CHEAP_S:
         return WATCHED
-    if allow == "stale":
+    if allow == "stale" and dense_s > PART_S:
         return PARTING
     compression = "bf16" if dense_s <= MODERATE_S else "int8+ef" if dense_s <= LONG_S else "powersgd:4+ef"
     return f"bsp/allreduce/{compression}/sequential"
