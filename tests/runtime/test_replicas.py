@@ -13,8 +13,9 @@ from tightwire._attach import attach
 from tightwire.errors import MismatchError
 from tightwire.plan import Plan
 from tightwire.runtime import replicas
+from tightwire.runtime.agreement import copy_from_first
 from tightwire.runtime.replicas import digest_of
-from tightwire.transport import Transport, run_threads
+from tightwire.transport import Counting, Transport, run_threads
 
 # One of every kind of policy: those after which replicas are unlike, and those that keep them equal.
 PARTING = ["local:2", "diloco:2", "easgd:2", "slowmo:2", "bsp/gossip:ring", "asp/gossip:ad-psgd", "gaia:0.01"]
@@ -122,3 +123,16 @@ def test_the_digest_notices_any_bit(dtype: torch.dtype) -> None:
     moved[3], moved[4] = x[4].clone(), x[3].clone()
     assert digest_of([moved]) != digest_of([x])
     assert digest_of([x, same + 1]) != digest_of([same + 1, x])
+
+
+def test_only_what_differs_is_sent_to_make_replicas_equal() -> None:
+    def worker(transport: Transport) -> tuple[int, float]:
+        counting = Counting(transport)
+        alike, unlike = torch.ones(1000), torch.full((3,), float(transport.rank))
+        copy_from_first(counting, [alike, torch.zeros(0), unlike])
+        copy_from_first(counting, [alike, unlike])
+        return counting.bytes_sent, float(unlike.sum())
+
+    told = run_threads(3, worker, deadline_s=20)
+    assert sum(sent for sent, _ in told) == 2 * 12  # along a tree
+    assert [total for _, total in told] == [0.0] * 3

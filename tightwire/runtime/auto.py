@@ -52,8 +52,8 @@ QUICK_PROGRAMS = ("native", "ring", "direct", "allgather")
 CHEAP_S = 0.05
 # Dense exchanges longer than this are sent as int8 and no longer as bf16, and longer than the next by powersgd.
 MODERATE_S, LONG_S = 0.4, 1.0
-# Where workers may part for a while, the first steps need nothing of a wire on which dense exchanges take so long, and show what steps alone take. They
-# are kept if the plan that is chosen lets workers part, too.
+# Where workers may part for a while, the first steps need nothing of a wire on which dense exchanges take longer than
+# this, and show what steps alone take. They are kept if the plan that is chosen lets workers part, too.
 PARTING, PART_S = "local:8/allreduce/int8", 0.1
 # Going on under a plan that lets nobody part makes what optimizers remember equal: of Adam twice the parameters, over
 # both levels of a tree. By so many dense exchanges that is told, and against the steps that going back would lose.
