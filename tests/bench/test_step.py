@@ -6,7 +6,7 @@ from tests.command_line import refused
 from tightwire.bench import real_step
 from tightwire.bench.step import StepBench, bytes_for, default_plans
 from tightwire.errors import PlanError
-from tightwire.workloads.emulated import Workload, emulated, shaped_like, uniform
+from tightwire.workloads.emulated import DTYPES, Workload, emulated, shaped_like, uniform
 
 # A line that carries 125 MB of payload a second.
 RATE = 125e6 * 1514 / 1448
@@ -71,11 +71,12 @@ def test_what_cannot_be_measured_is_refused(plan: str) -> None:
 def test_real_compute_is_the_tours_transformer_on_this_ranks_text() -> None:
     import torch
 
-    workload = real_step.workload()
-    assert workload.num_bytes == 4 * sum(p.numel() for p in real_step.Real(0).model().parameters())
+    for dtype in DTYPES:
+        parameters = real_step.Real(0, dtype).model().parameters()
+        assert real_step.workload(dtype).num_bytes == sum(p.nbytes for p in parameters)
     losses = []
     for rank in (0, 1):
-        subject = real_step.Real(rank)
+        subject = real_step.Real(rank, "float32")
         model = subject.model()
         with torch.no_grad():
             losses.append([float(subject.loss(model)) for _ in range(2)])
@@ -84,3 +85,5 @@ def test_real_compute_is_the_tours_transformer_on_this_ranks_text() -> None:
 
 def test_real_compute_has_one_model() -> None:
     assert "leave out one of the two" in refused("bench", "step", "--real", "--workload", "vgg16")
+    assert "float32 or bfloat16" in refused("bench", "step", "--real", "--dtype", "fp8")
+    assert "add --real" in refused("bench", "step", "--dtype", "bfloat16")

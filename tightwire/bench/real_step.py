@@ -38,12 +38,12 @@ SEQUENCES = 4  # per worker and step, as in the tour
 NAME = "transformer"
 
 
-def workload() -> Workload:
-    """Returns the transformer's tensors; compute is yet to be measured."""
+def workload(dtype: str = "float32") -> Workload:
+    """Returns the transformer's tensors in a dtype of `workloads.emulated.DTYPES`; compute is yet to be measured."""
     from tightwire.workloads.transformer import ByteTransformer
 
     sizes = tuple((p.numel(),) for p in ByteTransformer().parameters())
-    return Workload(name=NAME, layers=sizes, shares=(), compute_s=0.0)
+    return Workload(name=NAME, layers=sizes, shares=(), compute_s=0.0, dtype=dtype)
 
 
 def measure(
@@ -71,11 +71,12 @@ def measure(
 class Real:
     """The transformer, and this rank's passages of the text."""
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: int, dtype: str) -> None:
         import torch
 
         from tightwire.workloads.text import standard_library
 
+        self._dtype: torch.dtype = getattr(torch, dtype)
         self._text = standard_library().train
         self._generator = torch.Generator().manual_seed(1 + rank)
 
@@ -86,7 +87,7 @@ class Real:
         from tightwire.workloads.transformer import ByteTransformer
 
         torch.manual_seed(0)
-        self._model = ByteTransformer()
+        self._model = ByteTransformer().to(self._dtype)
         return self._model
 
     def loss(self, called: Callable[[Any], Any]) -> Any:
@@ -101,7 +102,8 @@ def main() -> None:
     """Measures. Every worker."""
     import tightwire.transport as transport
 
-    StepWorker(read(sys.argv[1]), Real(transport.init().rank)).run_beside_alone()
+    bench = read(sys.argv[1])
+    StepWorker(bench, Real(transport.init().rank, bench.workload.dtype)).run_beside_alone()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from tightwire.bench.ranks import run_ranks
 from tightwire.errors import PlanError
 from tightwire.lab import Lab, Topology
 from tightwire.plan import Plan
-from tightwire.workloads.emulated import ITEM_BYTES, Workload
+from tightwire.workloads.emulated import Workload
 
 WORKER = "tightwire.bench.step_worker"
 DDP = "ddp"
@@ -77,7 +77,7 @@ class StepBench:
         sent, computed_before, longest_s = 0, 0.0, self.bound_s
         for tensors, share in zip(self.workload.layers, self.workload.shares, strict=False):
             if tensors:
-                sent += ITEM_BYTES * sum(tensors)
+                sent += self.workload.item_bytes * sum(tensors)
                 wire_s = self.wire_bound_s * sent / self.workload.num_bytes
                 longest_s = max(longest_s, wire_s + (1.0 - computed_before) * self.workload.compute_s)
             computed_before += share

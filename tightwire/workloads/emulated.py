@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 ITEM_BYTES = 4
+DTYPES = {"float32": ITEM_BYTES, "bfloat16": 2}
 FORWARD_SHARE = 1 / 3
 
 
@@ -28,17 +29,24 @@ class Workload:
         layers: the sizes in elements of each layer's tensors, in the order of the forward pass.
         shares: of compute, by layer; they add up to 1. Empty where nobody knows them.
         compute_s: of a step: a third forward, two thirds backward.
+        dtype: of parameters and gradients, a name in `DTYPES`.
     """
 
     name: str
     layers: tuple[tuple[int, ...], ...]
     shares: tuple[float, ...]
     compute_s: float
+    dtype: str = "float32"
+
+    @property
+    def item_bytes(self) -> int:
+        """Of one element."""
+        return DTYPES[self.dtype]
 
     @property
     def num_bytes(self) -> int:
-        """Of all gradients, float32."""
-        return ITEM_BYTES * sum(map(sum, self.layers))
+        """Of all gradients."""
+        return self.item_bytes * sum(map(sum, self.layers))
 
 
 def uniform(layers: int, layer_bytes: int, compute_s: float) -> Workload:

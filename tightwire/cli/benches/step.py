@@ -18,7 +18,7 @@ from tightwire.cli.options import HostsOption, JsonOption, RateOption, shaped_ra
 from tightwire.cli.table import print_rows, say
 from tightwire.errors import LabError
 from tightwire.units import of_option, parse_bytes, parse_seconds
-from tightwire.workloads.emulated import Workload, shaped_like, uniform
+from tightwire.workloads.emulated import DTYPES, Workload, shaped_like, uniform
 
 
 def step(
@@ -45,6 +45,9 @@ def step(
         bool,
         typer.Option("--real", help="Compute for real: train the tour's transformer, one core per worker."),
     ] = False,
+    dtype: Annotated[
+        str, typer.Option(help="With --real: of parameters and gradients, float32 or bfloat16.")
+    ] = "float32",
     plans: Annotated[
         str,
         typer.Option(
@@ -71,14 +74,21 @@ def step(
     step of all workers at once without exchange, measured first in the same processes.
 
         tightwire bench step --real --workers 2 --rate 500mbit
+
+        tightwire bench step --real --rate 200mbit --dtype bfloat16 \\
+            --plans "bsp/allreduce/none bsp/allreduce/entropy"
     """
+    if dtype not in DTYPES:
+        raise LabError(f"--dtype {dtype}: write {' or '.join(DTYPES)}.")
+    if dtype != "float32" and not real:
+        raise LabError(f"--dtype {dtype} is of a model that is trained: add --real.")
     if real and workload:
         raise LabError(f"--real trains the tour's transformer, not {workload}: leave out one of the two.")
     texts = tuple(plans.split()) or (real_step.PLANS if real else step_bench.default_plans())
     rate_bytes_per_s = shaped_rate(rate)
     compute_s = of_option("--compute", parse_seconds, compute)
     if real:
-        loads = [real_step.workload()]
+        loads = [real_step.workload(dtype)]
     elif workload:
         loads = list(_known(workload, wire_over_compute, compute_s, workers, rate_bytes_per_s))
     else:
