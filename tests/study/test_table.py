@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -47,6 +48,26 @@ def test_losses_are_measured_and_times_predicted() -> None:
     page = table.markdown(list(found.values()))
     assert "50 Mb/s" in page
     assert "int8" in page
+
+
+def test_times_to_a_loss_are_told_of_what_was_measured_alone() -> None:
+    """Gossip that diverges with a codec is not known by what gossip costs times what the codec does."""
+    ecd = "bsp/gossip/int4+ecd/sequential"
+    study = find("architecture").narrowed(tasks=["text"], scenes=["plain"], plans=[ecd])
+    results = Results(None, [trial(DENSE, 2.0), trial(ecd, 3.4)])
+    profile = Profile.uniform(layers=4, numel_per_layer=100_000, forward_s=0.01, backward_s=0.02)
+    found = {e.plan: e for e in table.entries({"architecture": (study, results)}, {"text": profile})}
+    assert found[ecd].train_s[0] is not None
+    assert found[ecd].to_loss_s == (None, None, None)
+    assert found[DENSE].to_loss_s == found[DENSE].train_s
+
+
+def test_compute_is_told_without_what_else_the_machine_did() -> None:
+    busy = Profile.uniform(layers=2, numel_per_layer=10, forward_s=0.3, backward_s=0.6)
+    found = table.alone(dataclasses.replace(busy, contention=3.0))
+    assert (found.forward_s, found.backward_s) == pytest.approx((0.1, 0.2))
+    assert found.parameters[-1].ready_s == pytest.approx(0.2)
+    assert found.contention == 1.0
 
 
 def test_there_is_a_dense_row_for_every_optimizer_and_rate() -> None:

@@ -35,7 +35,8 @@ def deviation(plan: Plan) -> float:
     if not plan.architecture.agrees:
         found *= GOSSIP
     sender, *stages = plan.compression
-    if not (sender.lossless or stages) and ratio(plan.compression) > CAST_RATIO:
+    # What is as large as the mean, and is not the mean, is another direction, such as a median's.
+    if not (sender.lossless or stages) and not 1.0 < ratio(plan.compression) <= CAST_RATIO:
         found *= NO_FEEDBACK
     return float(found * STAGE ** max(0, len(stages) - (0 if sender.lossless else 1)))
 

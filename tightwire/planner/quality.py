@@ -143,6 +143,17 @@ def is_studied(plan: Plan) -> bool:
     return extra_steps(plan).spread < UNKNOWN
 
 
+def is_measured(plan: Plan) -> bool:
+    """Whether studies measured this plan's own answers, all in one row; a product of rows, or a relative's, is none.
+
+    >>> is_measured(Plan.parse("local:8")), is_measured(Plan.parse("local:8/allreduce/int4+ef"))
+    (True, False)
+    """
+    changed = [(family, *_alone(family, plan)) for family in FAMILIES]
+    texts = [(family, text) for family, text, alone in changed if alone > 1.0]
+    return not texts or (len(texts) == 1 and texts[0][1] in table()[texts[0][0]])
+
+
 @functools.cache
 def table() -> Mapping[str, Mapping[str, ExtraSteps]]:
     """Returns what was measured, by family and by the answer's text."""

@@ -8,13 +8,14 @@ those that the loss of dense gradients takes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tightwire.cluster import Cluster
 from tightwire.errors import PlanError, ProgramError
 from tightwire.plan import Plan
 from tightwire.planner import extra_steps
+from tightwire.planner.quality import is_measured
 from tightwire.profile import Profile, measure
 from tightwire.simulate import predict
 from tightwire.study.report import Table, aligned
@@ -43,7 +44,8 @@ class Entry:
         worse_by: as a share of dense gradients' metric.
         steps: that were made.
         sent_bytes: that a worker sent in them; None where nobody counted.
-        times_steps: how many times as many steps as dense gradients it needs for their loss.
+        times_steps: how many times as many steps as dense gradients it needs for their loss; None where studies
+            measured that of its answers one by one alone.
         train_s: predicted seconds of these steps, by rate.
         to_loss_s: predicted seconds to the loss of dense gradients, by rate.
     """
@@ -63,7 +65,7 @@ class Entry:
 
 
 def profiles(names: Sequence[str]) -> dict[str, Profile]:
-    """Measures the compute of some tasks' models, on one core."""
+    """Measures the compute of some tasks' models, on one core of its own: what else is at work here is taken off."""
     return {name: _profile(TASKS[name]) for name in names}
 
 
@@ -81,7 +83,20 @@ def _profile(task: Task) -> Profile:
         replica.loss(replica.model, replica.batch()).backward()
         optimizer.step()
 
-    return measure(replica.model, optimizer, step, steps=PROFILE_STEPS)
+    return alone(measure(replica.model, optimizer, step, steps=PROFILE_STEPS))
+
+
+def alone(profile: Profile) -> Profile:
+    """Returns the profile of a worker that shares its core with nobody: processor time in the place of the wall's."""
+    share = 1 / profile.contention
+    return replace(
+        profile,
+        forward_s=profile.forward_s * share,
+        backward_s=profile.backward_s * share,
+        optimizer_s=profile.optimizer_s * share,
+        parameters=tuple(replace(p, ready_s=p.ready_s * share) for p in profile.parameters),
+        contention=1.0,
+    )
 
 
 def entries(
@@ -117,7 +132,9 @@ def _entry(
     steps = mine.trials[0].steps
     per_step = mine.bytes_per_step
     sign = -1.0 if task.higher_is_better else 1.0
-    times = None if mine.mean is None else extra_steps(Plan.parse(plan)).factor
+    # A product of what several answers cost is a prediction, and may be far from what this one was seen to do.
+    is_known = mine.mean is not None and is_measured(Plan.parse(plan))
+    times = extra_steps(Plan.parse(plan)).factor if is_known else None
     clusters = [Cluster.uniform(study.workers, rate * PAYLOAD, LATENCY_S) for rate in rates]
     step_s = [_step_s(plan, computes.get(task.name), cluster) for cluster in clusters]
     return Entry(
@@ -158,7 +175,7 @@ def markdown(found: Sequence[Entry], rates: Sequence[float] = RATES) -> str:
         "# Loss against bytes and time, all methods",
         "Losses and bytes are measured: means over seeds, after equal steps, every method with the rate that suits it. "
         "Times are predicted by the simulator for the measured compute of the task's model: of the training, and in "
-        "brackets to the loss that dense gradients end with.",
+        "brackets to the loss that dense gradients end with, where a study tells how many steps that takes.",
     ]
     parts += [part for task, table in tables(found, rates) for part in (f"## {task}", aligned(table))]
     return "\n\n".join(parts) + "\n"

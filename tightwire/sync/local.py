@@ -42,7 +42,10 @@ class Local(Rounds):
     Args:
         H: local steps per round; 1 is bsp, up to rounding, for an optimizer that is linear in the gradient.
         overlap: steps made while the exchange travels; what they changed is added to the mean when it lands. H is
-            CoCoD-SGD (Shen et al., arXiv:1906.12043, Algorithm 1): the mean comes one round late.
+            CoCoD-SGD (Shen et al., arXiv:1906.12043, Algorithm 1): the mean comes one round late. It wants a smaller
+            rate than rounds that wait: by how much replicas differ, d, is not taken away in a round but undone by the
+            next local steps, d ← −(1 − ρ)·d, ρ being what H steps leave of a distance to rest; where momentum
+            overshoots, ρ < 0, and the difference grows.
         state: what becomes of the optimizer's state in a round: each worker's own is `kept` (the default: both papers
             analyse SGD, which has none), `averaged` like the parameters, or `reset`; `momenta`: see above.
         doubling: rounds after which their length doubles, from 1 step up to H (T_u of 0/1 Adam, whose paper doubles
