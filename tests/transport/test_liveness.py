@@ -174,3 +174,15 @@ def test_who_hears_others_gives_a_silent_rank_up_a_deadline_after_its_last_answe
     looks(rank, clock, 1, other)
     rank.leave()
     assert (rank.lost, rank.verdict) == ((set(), Verdict((1,), "silent")) if ends_run else ({1}, None))
+
+
+def test_who_was_stopped_or_starved_does_not_take_that_time_for_silence_of_others(clock: Clock) -> None:
+    rank = waiting_for_1(size=3)
+    looks(rank, clock, 3, Message(kind="here", sender=1), Message(kind="here", sender=2))
+    for _ in range(5):
+        clock.now += 3  # longer than a silent one is asked, and together longer than the deadline
+        rank.look()
+    assert rank.verdict is None
+    looks(rank, clock, 4.5, Message(kind="here", sender=2))
+    rank.leave()
+    assert rank.verdict == Verdict((1,), "silent")

@@ -114,6 +114,11 @@ class Inquiry:
             return []
         return [(self.rank + step) % self._size for step in range(1, min(MOST_WITNESSES, self._size - 1) + 1)]
 
+    def excuse(self, away_s: float) -> None:
+        """Leaves out a time in which this process did not run: that no answer was heard then is no silence."""
+        self._asked_s = {rank: since_s + away_s for rank, since_s in self._asked_s.items()}
+        self._answered_s = {rank: heard_s + away_s for rank, heard_s in self._answered_s.items()}
+
     def end(self) -> None:
         """Ends the inquiry: what was asked and said until now is no evidence later."""
         self._asked_s.clear()

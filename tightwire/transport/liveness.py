@@ -30,6 +30,8 @@ from tightwire.transport.seal import Seal
 from tightwire.transport.waiting import Waiting, WaitJudge
 
 LATE_FACTOR: Final = 20.0
+# Whoever looks after suspicious waits, several times a second, but not for so long, was stopped or starved itself.
+AWAY_S: Final = 2 * REPEAT_S
 
 
 @final
@@ -70,6 +72,7 @@ class Liveness:
             self._inquiry, deadline_s=deadline_s, late_s=self.late_s, patience_s=patience_s
         )
         self._waits: dict[object, Waiting] = {}
+        self._looked_s: float | None = None  # while there are suspicious waits
         self._seal: Seal | None = None
         self._number = itertools.count(1)
         self._note = ""
@@ -251,11 +254,15 @@ class Liveness:
     def look(self) -> bool:
         """Asks about waits that are broken or long, and judges; returns whether there are any."""
         now = time.monotonic()
+        if self._looked_s is not None and now - self._looked_s > AWAY_S:
+            self._inquiry.excuse(now - self._looked_s)
         suspicious = [w for w in list(self._waits.values()) if self._judge.is_suspicious(w, now, self.lost)]
         if not suspicious or self.verdict is not None:
             self._inquiry.end()
             self._judge.rest()
+            self._looked_s = None
             return False
+        self._looked_s = now
         self._judge.look(now)
         self._ask(suspicious, now)
         for waiting in sorted(suspicious, key=lambda w: w.began_s):

@@ -36,8 +36,8 @@ from tightwire.errors import LabError
 
 # Beyond the deadline a worker may take so long to say why it ends, and to end.
 MORE_S: Final = 10.0
-# For all workers to begin; a busy host takes long.
-START_S: Final = 90.0
+# For all workers to begin, and to make a step; a busy host takes long.
+START_S: Final = 180.0
 LOOK_S: Final = 0.01
 # A worker that did not end has so long to write where it is, of which so many lines are told.
 WRITE_S: Final = 0.5
@@ -166,17 +166,14 @@ def _mount_full(disk: pathlib.Path) -> None:
         (disk / BALLAST).write_bytes(bytes(16384))
 
 
-def left_behind(folder: pathlib.Path, wait_s: float = 2.0) -> tuple[str, ...]:
+def left_behind(folder: pathlib.Path, wait_s: float = 2.0) -> tuple[int, ...]:
     """Returns the processes that were started for a trial's folder and are there after a moment."""
     end_s = time.monotonic() + wait_s
     while True:
-        left = [
-            f"process {path.parent.name}"
-            for path in pathlib.Path("/proc").glob("[0-9]*/cmdline")
-            if _names(path, folder)
-        ]
+        commands = pathlib.Path("/proc").glob("[0-9]*/cmdline")
+        left = tuple(int(path.parent.name) for path in commands if _names(path, folder))
         if not left or time.monotonic() > end_s:
-            return tuple(left)
+            return left
         time.sleep(0.1)
 
 
@@ -281,7 +278,7 @@ def _watch(
         pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
         now = time.monotonic()
         if started and all(path.exists() for path in started):
-            limit_s, started = now + run_s + patience_s, []
+            limit_s, started = max(limit_s, now + run_s + patience_s), []
         if not is_struck and (folder / STRUCK).exists():
             is_struck = True
             strike()

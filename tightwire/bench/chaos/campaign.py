@@ -282,11 +282,14 @@ def run_campaign(campaign: Campaign, on_outcome: Callable[[TrialOutcome], None])
     import numba  # noqa: F401
     import torch._dynamo
     import torch.distributed  # noqa: F401
+    from numba.core.registry import cpu_target
 
     import tightwire._attach
     import tightwire.planner
     import tightwire.transport.join  # noqa: F401
 
+    cpu_target.target_context.refresh()  # else each worker would do so with its first kernel
+    cpu_target.typing_context.refresh()
     began_s = time.monotonic()
     trials = itertools.takewhile(
         lambda _: campaign.seconds is None or time.monotonic() - began_s <= campaign.seconds, draw(campaign)

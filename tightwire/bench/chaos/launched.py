@@ -48,11 +48,12 @@ def run_under_torchrun(trial: ChaosTrial) -> Ending:
                 env=os.environ | {"OMP_NUM_THREADS": "1"} | told,
             )
         try:
-            limit_s = began_s + START_S + trial.steps * trial.takes_s + 2.5 * trial.deadline_s + MORE_S
+            limit_s = began_s + START_S
             while time.monotonic() < limit_s and agent.poll() is None:
                 if STRIKE_ME in (folder / "out").read_text(errors="replace"):
                     agent.kill()
                 time.sleep(LOOK_S)
+            limit_s = time.monotonic() + trial.steps * trial.takes_s + 2.5 * trial.deadline_s + MORE_S
             workers = {rank: _pid(folder, rank) for rank in range(trial.workers)}
             while time.monotonic() < limit_s and any(map(_is_there, workers.values())):
                 time.sleep(LOOK_S)
@@ -69,8 +70,12 @@ def run_under_torchrun(trial: ChaosTrial) -> Ending:
             ended(folder, rank, None if rank in hanging or not wrote[rank] else 0, seconds)
             for rank in workers
         ]
-        return Ending(workers=tuple(endings), leftovers=left_behind(folder), struck_s=struck_at(folder))
+        leftovers = tuple(f"process {pid}" for pid in left_behind(folder))
+        return Ending(workers=tuple(endings), leftovers=leftovers, struck_s=struck_at(folder))
     finally:
+        for pid in left_behind(folder, wait_s=0.0):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)
 
 
