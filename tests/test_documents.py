@@ -60,7 +60,7 @@ def test_code_on_pages_runs_alone(
     monkeypatch.setattr(members, "_registered", [])
     studies = dict(STUDIES)
     try:
-        exec(code, dict(NAMES))
+        exec(code, {**NAMES, "__name__": "__main__"})
     finally:
         tightwire.shutdown()
         STUDIES.clear()
@@ -124,6 +124,22 @@ def test_commands_on_pages_have_the_options_that_they_use() -> None:
                 assert word in known, f"{line}: {word}"
                 checked += 1
     assert checked > 20
+
+
+def anchors(page: Path) -> set[str]:
+    """Returns what headings of a page of Markdown are linked by."""
+    heads = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def test_links_outside_of_the_documentation_lead_somewhere() -> None:
+    """Those inside are held by its strict build."""
+    for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "results/README.md"):
+        for link in re.findall(r"\]\((?!https?://)([^)\s]+)\)", (ROOT / name).read_text(encoding="utf-8")):
+            path, _, anchor = link.partition("#")
+            target = (ROOT / name).parent / path
+            assert target.exists(), f"{name}: {link}"
+            assert not anchor or anchor in anchors(target), f"{name}: {link}"
 
 
 def test_every_term_of_the_glossary_is_defined_once_and_exists() -> None:
@@ -272,6 +288,8 @@ def test_an_example_goes_on_without_a_worker() -> None:
 
 def test_every_example_is_run() -> None:
     assert {path.stem for path in EXAMPLES} == {*ALONE, *TOGETHER, *ELSEWHERE}
+    table = DOCS["index.md"].partition("## Examples")[2]
+    assert set(re.findall(r"`(\w+\.\w+)`", table)) == {path.name for path in (ROOT / "examples").glob("*.*")}
 
 
 def test_the_version_is_one() -> None:
