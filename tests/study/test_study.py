@@ -147,6 +147,21 @@ def test_claims_follow_the_numbers() -> None:
     assert "0.9100 ± 0.0100" in same(HALF, PLAIN)(near).numbers
 
 
+def test_where_a_claim_does_not_hold_a_reason_is_told() -> None:
+    """A law: the kept results are walked, and whoever finds something against a paper says why."""
+    told = 0
+    for name in ("sync", "compression", "architecture"):
+        study = STUDIES[name]
+        results = Results.open(Path(__file__).parents[2] / "results" / f"{name}.json")
+        found = results.only(w for w in wanted(study, range(3)) if not results.missing([w]))
+        for claim in study.claims:
+            failed = [t for t in study.tasks if claim.check(Findings(found, t, claim.scene)).holds is False]
+            assert claim.because or not failed, claim.sentence
+            told += bool(failed)
+        assert [said for _, said in report.verdicts(study, found) if said.endswith(".")]
+    assert told > 5
+
+
 def test_plans_are_compared_seed_by_seed() -> None:
     swings = (0.7, 0.8, 0.9)
     found = findings(

@@ -42,11 +42,13 @@ class Claim:
         sentence: what is said, and by whom.
         check: says whether it holds.
         scene: where it is said to.
+        because: why it is otherwise here, told where it does not hold.
     """
 
     sentence: str
     check: Check
     scene: str = "plain"
+    because: str = ""
 
 
 @dataclass(frozen=True)

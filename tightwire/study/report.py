@@ -192,7 +192,8 @@ def verdicts(study: Study, results: Results) -> Iterator[tuple[str, str]]:
         if claim.scene in scenes:
             for task in study.tasks:
                 found = claim.check(Findings(results, task, claim.scene))
-                yield claim.sentence, f"{task.name}: {found}"
+                why = f" {claim.because}" if found.holds is False else ""
+                yield claim.sentence, f"{task.name}: {found}.{why}"
 
 
 def markdown(study: Study, results: Results) -> str:
