@@ -1,22 +1,24 @@
 from __future__ import annotations
 
-from tightwire.bench.goodput import GoodputRow, StepMade, account
+from tightwire.bench.goodput import GoodputRow, account
+from tightwire.bench.goodput_losses import Heard, StepMade, Usual
 from tightwire.bench.goodput_page import timeline
 
 
-def test_progress_leaves_out_lost_rounds_and_gaps_follow_faults() -> None:
-    def step(at_s: float, rank: int, number: int, lost: int = 0, members: int = 2) -> StepMade:
-        return StepMade(at_s=at_s, rank=rank, step=number, lost=lost, members=members)
+def made(at_s: float, rank: int, step: int, lost: int = 0, members: int = 2, rounds: int = 0) -> StepMade:
+    return StepMade(at_s=at_s, rank=rank, step=step, lost=lost, members=members, rounds=rounds or step)
 
-    seen = [
-        step(0, 0, 1),
-        step(0, 1, 1),
-        step(1, 0, 2),
-        step(1, 1, 2),
-        step(4, 0, 3, 1, 1),
-        step(5, 0, 4, 1, 1),
+
+def test_progress_leaves_out_lost_rounds_and_gaps_follow_faults() -> None:
+    steps = [
+        made(0, 0, 1),
+        made(0, 1, 1),
+        made(1, 0, 2),
+        made(1, 1, 2),
+        made(4, 0, 3, 1, 1),
+        made(5, 0, 4, 1, 1),
     ]
-    row = account("bsp", seen, [(1.5, "kill", 1)], [2.0, 2.5])
+    row = account("bsp", Heard(steps=steps, struck=[(1.5, "kill", 1)], noticed=[2.0, 2.5]))
     assert row.steps == 3  # step 3 was made with nothing
     assert row.samples == 2 + 2 + 1
     assert row.lost_rounds == 1
@@ -43,11 +45,29 @@ def test_the_page_has_a_band_for_each_plan_with_its_faults() -> None:
     assert told == ["bsp: 50.0% of its fault-free throughput, 1 fault, longest gap 2.0 s"] * 2
 
 
-def test_a_joiner_costs_what_its_step_took_longer_than_others_at_that_place() -> None:
-    times = [0.0, 1.0, 3.0, 4.0, 6.0, 7.0, 13.0]
-    members = [2, 2, 2, 2, 2, 2, 3]
-    seen = [
-        StepMade(at_s=at_s, rank=0, step=number, lost=0, members=size)
+def test_a_joiner_costs_what_its_step_and_the_next_exchange_took_longer() -> None:
+    times = [0.0, 1.0, 3.0, 4.0, 6.0, 7.0, 13.0, 14.0, 17.0]
+    members = [2, 2, 2, 2, 2, 2, 3, 3, 3]
+    steps = [
+        made(at_s, 0, number, members=size, rounds=number // 2)
         for number, (at_s, size) in enumerate(zip(times, members, strict=True), 2)
     ]
-    assert account("local:2", seen, [], steps_per_round=2).joins_s == (4.0,)
+    assert account("local:2", Heard(steps=steps), Usual(alone_s=1.0, exchanging_s=2.0)).joins_s == (5.0,)
+
+
+def test_every_second_that_was_lost_has_one_cause() -> None:
+    ends = [0.0, 1.0, 2.0, 7.0, 8.5, 12.5, 14.0]
+    members = [2, 2, 2, 1, 1, 2, 2]
+    steps = [
+        made(at_s, 0, number, members=size)
+        for number, (at_s, size) in enumerate(zip(ends, members, strict=True), 1)
+    ]
+    heard = Heard(steps=steps, struck=[(2.25, "freeze", 1)], noticed=[5.0, 5.5], entered=[6.0, 6.25])
+    before, after = account("bsp", heard, Usual(alone_s=0.0, exchanging_s=1.0)).losses
+    assert (before.fault, before.lost_s) == ("none", 0.0)
+    assert after.detection_s == 2.0
+    assert after.renewal_s == 1.25
+    assert after.repeating_s == 0.75
+    assert after.slower_s == 0.5
+    assert after.joining_s == 3.5
+    assert after.lost_s == ends[-1] - len(ends[1:])

@@ -282,3 +282,32 @@ def test_a_death_while_all_begin_to_evaluate_is_survived(plan: str, dies_at: int
     ends = Elastic(train, start=3, dies_at=[None, dies_at]).join()
     assert len(ends) == 2
     assert same(ends[0].parameters, ends[1].parameters)
+
+
+def test_a_newcomer_counts_on_by_what_the_others_did_meanwhile() -> None:
+    """Else all would wait in their next round for the steps that it has not made."""
+
+    def train(transport: Transport, worker: Worker) -> Trained:
+        with job(transport, "local:50", optimizer=momentum) as j:
+            began, made = j.run.step, 0
+            while j.run.step < 100:
+                if made == 0 and began:
+                    time.sleep(1.0)  # as its first step may take, with all that is loaded there
+                if worker is elastic.workers[0] and j.run.step == 45:
+                    elastic.start()
+                    while not elastic.lobby.waiting:
+                        time.sleep(0.001)
+                time.sleep(0.01)
+                j.step(made)
+                made += 1
+            j.run.finish()
+            steps.append(made)
+            return Trained(values(j.model), j.seen, j.run.report())
+
+    steps: list[int] = []
+    elastic = Elastic(train, start=2, dies_at=[])
+    ends = elastic.join()
+    assert len(ends) == 3
+    assert all(same(ends[0].parameters, end.parameters) for end in ends[1:])
+    assert sorted(steps)[1:] == [100, 100]
+    assert min(steps) < 30  # of the last round's 50

@@ -30,7 +30,9 @@ def test_what_is_handed_over_comes_in_pieces_and_whole(monkeypatch: pytest.Monke
 
             transport.isend = isend  # type: ignore[method-assign, assignment]
         luggage = {"weights": torch.arange(500.0), "step": 7} if transport.rank == 1 else None
-        return hand_over(transport, 1, [0, 3], luggage)
+        received = hand_over(transport, 1, [0, 3], luggage)
+        transport.barrier()  # the source has gone on meanwhile
+        return received
 
     received = run_threads(4, work)
     assert received[1] is None
@@ -40,7 +42,7 @@ def test_what_is_handed_over_comes_in_pieces_and_whole(monkeypatch: pytest.Monke
         assert got["step"] == 7
         assert torch.equal(got["weights"], torch.arange(500.0))
     assert max(sent) <= 100
-    assert len(sent) > 40
+    assert 20 < len(sent) < 40  # once, however many get it
 
 
 def test_who_is_furthest_is_the_source_and_who_misses_a_round_lacks_it() -> None:

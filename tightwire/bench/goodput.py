@@ -26,6 +26,17 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Final, Literal
 
+from tightwire.bench.goodput_losses import (
+    Heard,
+    Losses,
+    StepMade,
+    Usual,
+    joins,
+    losses,
+    lost_at,
+    newest,
+    usual_of,
+)
 from tightwire.errors import LabError
 from tightwire.lab import Lab, OutputLine, Topology
 from tightwire.lab.spare import MODULES
@@ -36,6 +47,7 @@ KINDS: Final[tuple[Kind, ...]] = ("kill", "freeze", "cut")
 MARK: Final = "STEP "
 SPENT: Final = "SPENT "
 LOST: Final = "LOST"
+ENTERED: Final = "ENTERED"
 DONE: Final = "DONE"
 TORCHFT: Final = "torchft:"
 TORCHFT_MODULES: Final = (*MODULES, "torchft.local_sgd", "torchft.manager", "torchft.process_group")
@@ -61,6 +73,7 @@ class GoodputBench:
         compute_s: of a step.
         parameters: of the model.
         deadline_s: for how long a worker may be silent.
+        dead_ms: the same for the lighthouse, which hears it ten times a second.
         seed: draws the faults.
         elastic: whether workers are elastic; else no fault is survived.
     """
@@ -75,6 +88,7 @@ class GoodputBench:
     compute_s: float = 0.1
     parameters: int = 500_000
     deadline_s: float = 4.0
+    dead_ms: int = 500
     seed: int = 0
     elastic: bool = True
 
@@ -90,25 +104,6 @@ class GoodputBench:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepMade:
-    """One worker's step, as it told it.
-
-    Attributes:
-        at_s: when it was over.
-        rank: of the host.
-        step: its number.
-        lost: rounds dropped so far, as this worker knows.
-        members: how many took part.
-    """
-
-    at_s: float
-    rank: int
-    step: int
-    lost: int
-    members: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class GoodputRow:
     """What one run came to.
 
@@ -121,11 +116,14 @@ class GoodputRow:
         lost_rounds: rounds that were dropped.
         gaps_s: after each fault, the longest time without progress until the next one.
         idle_s: after each fault that members noticed, the time without progress from then on.
-        joins_s: for each time that members became more, by how much that step took longer than others of its kind.
+        joins_s: for each time that members became more, by how much that step, and the next one in which they exchange
+            anything, took longer than others of their kind.
         waited_s: the longest time between two steps of the job where there was no fault.
         processor_s: processor time per step of a worker, the median over workers; None: not told.
         wall_s: of the whole run, with starting and ending.
         made: each step of progress: seconds from the first step on, and how many took part.
+        usual: what steps took, as they were; of a run without faults what they usually take.
+        losses: where time went, before the first fault and after each.
     """
 
     plan: str
@@ -141,6 +139,8 @@ class GoodputRow:
     processor_s: float | None = None
     wall_s: float = 0.0
     made: tuple[tuple[float, int], ...] = field(default=())
+    usual: Usual | None = None
+    losses: tuple[Losses, ...] = field(default=())
 
     @property
     def steps_per_s(self) -> float:
@@ -165,16 +165,18 @@ def takes_s(plans: Sequence[str], seconds: float) -> float:
     return calm * min(CALM_S, seconds) + len(plans) * seconds + runs * START_S
 
 
-def run(bench: GoodputBench) -> GoodputRow:
+def run(bench: GoodputBench, usual: Usual | None = None) -> GoodputRow:
     """Runs a job for some time among faults.
+
+    Args:
+        bench: what is measured.
+        usual: of a run without faults, to compare with; None: this is one.
 
     Raises:
         LabError: no worker made a step, or one failed by itself.
     """
-    seen: list[StepMade] = []
-    noticed: list[float] = []
+    heard = Heard()
     spent: list[float] = []
-    struck: list[tuple[float, str, int]] = []
     start_s = time.monotonic()
     ended = threading.Event()
     began = threading.Event()
@@ -188,9 +190,16 @@ def run(bench: GoodputBench) -> GoodputRow:
 
     def on_line(line: OutputLine) -> None:
         if line.stream == "stdout" and line.text.startswith(MARK):
-            step, lost, members = map(int, line.text.removeprefix(MARK).split())
-            seen.append(
-                StepMade(at_s=time.monotonic(), rank=line.rank, step=step, lost=lost, members=members)
+            step, lost, members, rounds = map(int, line.text.removeprefix(MARK).split())
+            heard.steps.append(
+                StepMade(
+                    at_s=time.monotonic(),
+                    rank=line.rank,
+                    step=step,
+                    lost=lost,
+                    members=members,
+                    rounds=rounds,
+                )
             )
             began.set()
         elif line.stream == "stdout" and line.text == DONE:
@@ -201,13 +210,15 @@ def run(bench: GoodputBench) -> GoodputRow:
         elif line.stream == "stdout" and line.text.startswith(SPENT):
             spent.append(float(line.text.removeprefix(SPENT)))
         elif line.stream == "stdout" and line.text == LOST:
-            noticed.append(time.monotonic())
+            heard.noticed.append(time.monotonic())
+        elif line.stream == "stdout" and line.text == ENTERED:
+            heard.entered.append(time.monotonic())
         elif line.stream == "stderr":
             print(f"[{line.rank}] {line.text}", file=sys.stderr)
 
     topology = Topology(workers=bench.workers, rate_bytes_per_s=bench.rate_bytes_per_s)
     with Lab(topology, batch_scheduling=True) as lab:
-        driver = threading.Thread(target=_strike, args=(bench, lab, struck, began, ended), daemon=True)
+        driver = threading.Thread(target=_strike, args=(bench, lab, heard.struck, began, ended), daemon=True)
         driver.start()
         worker = "goodput_torchft" if bench.is_torchft else "goodput_worker"
         command = [
@@ -220,79 +231,55 @@ def run(bench: GoodputBench) -> GoodputRow:
         ]
         try:
             warm = TORCHFT_MODULES if bench.is_torchft else MODULES
-            result = lab.run(command, on_line=on_line, elastic=bench.elastic, warm=warm)
+            result = lab.run(
+                command, on_line=on_line, elastic=bench.elastic, warm=warm, dead_ms=bench.dead_ms
+            )
         finally:
             ended.set()
             began.set()
             driver.join()
-    if not seen or not done or not (result.ok or bench.elastic):
-        raise LabError(f"{bench.plan}: {result.describe()} {len(seen)} steps were made.")
-    row = account(bench.plan, seen, struck, noticed, bench.steps_per_round)
+    if not heard.steps or not done or not (result.ok or bench.elastic):
+        raise LabError(f"{bench.plan}: {result.describe()} {len(heard.steps)} steps were made.")
+    row = account(bench.plan, heard, usual)
     processor_s = statistics.median(spent) if spent else None
     return replace(row, processor_s=processor_s, wall_s=time.monotonic() - start_s)
 
 
-def account(
-    plan: str,
-    seen: list[StepMade],
-    struck: list[tuple[float, str, int]],
-    noticed: Sequence[float] = (),
-    steps_per_round: int = 1,
-) -> GoodputRow:
+def account(plan: str, heard: Heard, usual: Usual | None = None) -> GoodputRow:
     """Returns what was achieved.
 
     Args:
         plan: of the job.
-        seen: all workers' steps, in order of time.
-        struck: faults: when, by the same clock, what, and on whom.
-        noticed: when a worker noticed that another was lost, by the same clock.
-        steps_per_round: of the plan.
+        heard: all that was seen.
+        usual: what steps take without faults; None: as they took here.
     """
-    first_s, last_s = seen[0].at_s, seen[-1].at_s
-    newest = list(_newest(seen))
-    lost_at = _lost_at(seen)
-    made = [step for step in newest if step.step not in lost_at]
+    steps, struck = heard.steps, heard.struck
+    first_s, last_s = steps[0].at_s, steps[-1].at_s
+    dropped = lost_at(steps)
+    made = [step for step in newest(steps) if step.step not in dropped]
     times = [step.at_s for step in made]
     bounds = [at_s for at_s, _, _ in struck] + [last_s]
     gaps = tuple(
         _longest([start, *(t for t in times if start <= t <= end)])
         for start, end in itertools.pairwise(bounds)
     )
-    until_s = bounds[0]
+    took = usual_of(steps)
+    parts = losses(heard, usual or took)
     return GoodputRow(
         plan=plan,
         faults=tuple((at_s - first_s, kind, rank) for at_s, kind, rank in struck),
         seconds=last_s - first_s,
         steps=len(made),
         samples=sum(step.members for step in made),
-        lost_rounds=len(lost_at),
+        lost_rounds=len(dropped),
         gaps_s=gaps,
-        idle_s=tuple(_idle(times, noticed, bounds)),
-        joins_s=tuple(_joins(made, steps_per_round)),
-        waited_s=_longest([t for t in times if t <= until_s]),
+        idle_s=tuple(_idle(times, heard.noticed, bounds)),
+        joins_s=joins(heard, usual or took),
+        waited_s=_longest([t for t in times if t <= bounds[0]]),
+        usual=took,
+        losses=parts,
         made=tuple((step.at_s - first_s, step.members) for step in made),
     )
-
-
-def _newest(seen: list[StepMade]) -> Iterator[StepMade]:
-    """Yields each step of the job when the first worker has made it."""
-    furthest = 0
-    for step in seen:
-        if step.step > furthest:
-            furthest = step.step
-            yield step
-
-
-def _lost_at(seen: list[StepMade]) -> set[int]:
-    """Returns the numbers of steps that were made with nothing, for their round was dropped."""
-    lost: set[int] = set()
-    known: dict[int, int] = {}
-    for step in seen:
-        before = known.get(step.rank, step.lost)
-        if step.lost > before:
-            lost.add(step.step)
-        known[step.rank] = step.lost
-    return lost
 
 
 def _idle(times: list[float], noticed: Sequence[float], bounds: list[float]) -> Iterator[float]:
@@ -302,16 +289,6 @@ def _idle(times: list[float], noticed: Sequence[float], bounds: list[float]) -> 
         after = min((t for t in times if first is not None and t > first), default=None)
         if first is not None and after is not None:
             yield after - first
-
-
-def _joins(made: list[StepMade], steps_per_round: int) -> Iterator[float]:
-    """Yields what each newcomer cost: its step's time, less the usual one of steps at that place in a round."""
-    took = [(b, b.at_s - a.at_s, b.members - a.members) for a, b in itertools.pairwise(made)]
-    for step, seconds, more in took:
-        if more > 0:
-            place = step.step % steps_per_round
-            usual = [s for other, s, change in took if not change and other.step % steps_per_round == place]
-            yield seconds - (statistics.median(usual) if usual else 0.0)
 
 
 def _longest(times: list[float]) -> float:

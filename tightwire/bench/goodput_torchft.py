@@ -95,7 +95,8 @@ def train(bench: GoodputBench) -> None:
             inner.zero_grad()
             half_a_step(bench, model, x)
             inner.step()
-            tell(manager.current_step() * every + diloco._local_step, 0, max(1, manager.num_participants()))
+            rounds, members = manager.current_step(), max(1, manager.num_participants())
+            tell(rounds * every + diloco._local_step, 0, members, rounds)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import time
 
 import torch
 
-from tightwire.bench.goodput import DONE, LOST, MARK, SPENT, GoodputBench
+from tightwire.bench.goodput import DONE, ENTERED, LOST, MARK, SPENT, GoodputBench
 
 
 class JobClock:
@@ -61,14 +61,26 @@ class Spent:
 
 
 class TellsLosses(logging.Handler):
-    """Prints a line when this worker notices that a member was lost."""
+    """Prints a line when this worker notices that a member was lost, and when it is in another world."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Looks at what Tightwire logs."""
-        from tightwire.runtime.membership import MEMBER_LOST
+        from tightwire.runtime.membership import MEMBER_LOST, MEMBERS_CHANGED
 
-        if record.msg == MEMBER_LOST:
-            print(LOST, flush=True)
+        if record.msg in (MEMBER_LOST, MEMBERS_CHANGED):
+            print(LOST if record.msg == MEMBER_LOST else ENTERED, flush=True)
+
+
+class CountsRounds:
+    """Takes what a run writes of each step, and keeps how many rounds there were."""
+
+    def __init__(self) -> None:
+        self.rounds = 0
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        """Looks for the number of rounds."""
+        if tag.endswith("rounds"):
+            self.rounds = int(scalar_value)
 
 
 def job_of(bench: GoodputBench) -> tuple[torch.nn.Module, torch.optim.Optimizer, torch.Tensor]:
@@ -88,9 +100,9 @@ def half_a_step(bench: GoodputBench, model: torch.nn.Module, x: torch.Tensor) ->
     loss.backward()
 
 
-def tell(step: int, lost: int, members: int) -> None:
+def tell(step: int, lost: int, members: int, rounds: int) -> None:
     """Prints that a step was made."""
-    print(f"{MARK}{step} {lost} {members}", flush=True)
+    print(f"{MARK}{step} {lost} {members} {rounds}", flush=True)
 
 
 def main() -> None:
@@ -103,16 +115,17 @@ def main() -> None:
     log.setLevel(logging.INFO)
     tightwire.init(elastic=bench.elastic, deadline_s=bench.deadline_s)
     model, optimizer, x = job_of(bench)
-    clock, spent = JobClock(), Spent()
+    clock, spent, counted = JobClock(), Spent(), CountsRounds()
     with tightwire.attach(
         model, optimizer, bench.plan, carry={"clock": clock} if bench.elastic else None
     ) as run:
+        run.log_to(counted)
         while clock.seconds < bench.seconds:
             clock.begin()
             optimizer.zero_grad()
             half_a_step(bench, model, x)
             optimizer.step()
-            tell(run.step, run.lost_rounds, run.transport.size)
+            tell(run.step, run.lost_rounds, run.transport.size, counted.rounds)
             spent.note(run.transport.size == bench.workers)
         spent.tell()
     print(DONE, flush=True)

@@ -129,6 +129,7 @@ class Lab:
         elastic: bool = False,
         rates_at: Sequence[tuple[float, float]] = (),
         warm: Sequence[str] = MODULES,
+        dead_ms: int | None = None,
     ) -> Result:
         """Runs a command once per worker, with the environment that `torchrun` would give it.
 
@@ -146,6 +147,7 @@ class Lab:
                 spare process that has imported `warm` already; see `lab.spare`.
             rates_at: seconds from the start, and the rate in bytes per second that links have from then on.
             warm: modules that workers import.
+            dead_ms: so long the lighthouse hears nothing from a worker until it is dead; None: as it is by default.
 
         Returns:
             How the workers ended.
@@ -163,7 +165,7 @@ class Lab:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._changing(rates_at))
             if elastic:
-                meeting |= stack.enter_context(self._lighthouse())
+                meeting |= stack.enter_context(self._lighthouse(dead_ms))
             environments = [self.environment(rank, {**meeting, **(env or {})}) for rank in ranks]
 
             def spare() -> Spare | None:
@@ -230,7 +232,7 @@ class Lab:
                 change.cancel()
 
     @contextlib.contextmanager
-    def _lighthouse(self) -> Iterator[dict[str, str]]:
+    def _lighthouse(self, dead_ms: int | None) -> Iterator[dict[str, str]]:
         """Runs a lighthouse on worker 0's host; what workers are told of it.
 
         Raises:
@@ -239,6 +241,7 @@ class Lab:
         hosts = self._open
         port = hosts.master_port()
         argv = [sys.executable, "-m", "tightwire.transport.lighthouse"]
+        argv += [] if dead_ms is None else ["--dead-ms", str(dead_ms)]
         process = subprocess.Popen(
             hosts.command(0, [*argv, "--host", hosts.master_address, "--port", str(port)]),
             env=self.environment(0, {}),

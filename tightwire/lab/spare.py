@@ -27,6 +27,7 @@ MODULES: Final = (
     "torch._dynamo",
     "tightwire",
     "tightwire._attach",
+    "tightwire.kernels.totals",
     "tightwire.transport.join",
     "tightwire.transport.lighthouse",
 )

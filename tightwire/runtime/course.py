@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,9 +21,11 @@ from tightwire.runtime.context import RunContext
 from tightwire.runtime.engines import Engine, LoneEngine, build_engine
 from tightwire.runtime.engines.engine import Position
 from tightwire.runtime.meeting import News, Told, meet
+from tightwire.runtime.membership import MEMBERS_CHANGED
 from tightwire.runtime.phases import spelled_out
 from tightwire.runtime.record import Record
 from tightwire.runtime.renewal import (
+    MOST,
     Card,
     Cards,
     digest_of_facts,
@@ -39,6 +42,19 @@ from tightwire.transport.door import Door
 from tightwire.transport.reach import reaching
 
 log = logging.getLogger("tightwire")
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """When a newcomer came among others, what a step takes them, and at which step they were."""
+
+    at_s: float
+    step_s: float
+    step: int
+
+    def missed(self, now_s: float, step: int) -> int:
+        """Returns how many steps others have made more; none where nobody knows what a step takes."""
+        return max(0, int((now_s - self.at_s) / self.step_s) - (step - self.step)) if self.step_s else 0
 
 
 class Course:
@@ -97,6 +113,7 @@ class Course:
         self._has_missed = False  # a meeting that others have had
         self._is_lost = False  # the round that was under way at the last renewal
         self._told: Told | None = None  # at the last meeting
+        self._arrival: Arrival | None = None  # of this worker among others, until its first round
         context.membership.renew = self.renew
 
     @property
@@ -133,6 +150,10 @@ class Course:
     def end_step(self) -> None:
         """Meets, where the step that has just ended calls for it. Every member that trains."""
         membership, door = self.context.membership, self.context.membership.door
+        if self.engine.rounds:
+            self._arrival = None
+        if self._count_on():
+            membership.guard(lambda: self.engine.go_on(self.engine.position(), is_lost=False))
         leaves = membership.leaving or (door is not None and door.notice.is_set())
         if door is not None and self.engine.postpones and door.is_left_behind():
             self.renew()  # what it did alone nobody will hear of
@@ -334,7 +355,7 @@ class Course:
         door.watches = transport.rank == 0
         if not self._is_new:
             log.warning(
-                "members changed after step %d: %d now, this worker is rank %d%s.",
+                MEMBERS_CHANGED,
                 self.step,
                 transport.size,
                 transport.rank,
@@ -349,6 +370,7 @@ class Course:
         source, furthest, lacking = cards.source, cards.by_rank[cards.source], cards.lacking()
         behind_it = self.step + position.ahead(max(card.served for card in cards.by_rank))
         luggage = self._luggage(state, behind_it) if transport.rank == source and lacking else None
+        began_s = time.perf_counter()
         received = hand_over(transport, source, lacking, luggage) if lacking else None
         if received is not None:
             model = self.context.model
@@ -368,6 +390,7 @@ class Course:
                 self.step -= 1  # the user's step of the present pass is still to come
         self.engine = LoneEngine()
         self.engine = engine = self._new_engine(self.plan)
+        self._arrival = None
         if received is None:
             if not self._is_new:
                 engine.take_up(state, furthest.agreed)
@@ -384,6 +407,19 @@ class Course:
         if self._is_new and self._carried is not None and not furthest.is_new:
             self._carried.load_state_dict(received["carried"])
         engine.take_up(caught_up, furthest.agreed)
+        if self._is_new and not furthest.is_new:
+            self._arrival = Arrival(began_s, received["step_s"], self.step)
+            self._count_on()
+
+    def _count_on(self) -> bool:
+        """Counts steps that others made while this worker, which is new, was slower; returns whether there are any."""
+        arrival = self._arrival
+        if arrival is None:
+            return False
+        most = min((end for end in self._phases.ends if end > self.step), default=MOST) - 1 - self.step
+        skipped = self.engine.skip_ahead(min(most, arrival.missed(time.perf_counter(), self.step)))
+        self.step += skipped
+        return skipped > 0
 
     def _luggage(self, state: Mapping[str, Any], step: int) -> dict[str, Any]:
         """Returns all that others may lack; a newcomer has made so many steps."""
@@ -400,6 +436,7 @@ class Course:
             "optimizers": [member.state_dict() for member in self.context.optimizers.members],
             "engine": self.engine.handed(state) if state else {},
             "step": step,
+            "step_s": self.record.usual_s,
             "plans": [str(self.asked), str(self.plan)],
             "observed": self.context.observed.state(),
             "told": None if self._told is None else self._told.to_list(),

@@ -20,6 +20,7 @@ from tightwire.transport.door import Door
 
 log = logging.getLogger("tightwire")
 MEMBER_LOST = "a member was lost in what was under way: %s"
+MEMBERS_CHANGED = "members changed after step %d: %d now, this worker is rank %d%s."
 REMEDY = (
     "Give every rank the same rates at the same time; a rank that leaves out a backward pass calls run.skip() in its "
     "place, and then steps as the others do; a forward pass of one rank that is not for training (an evaluation, a "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import Counter, deque
 from typing import Protocol
@@ -28,6 +29,7 @@ class Record:
         waited_s_by_worker: the same of every worker, as of the last meeting.
         steps_s: between the ends of steps, since the plan changed; the newest.
         exposed_s: of each of them, how long it only waited.
+        usual_s: what a step took under the plan before; the median.
     """
 
     def __init__(self) -> None:
@@ -36,6 +38,7 @@ class Record:
         self.waited_s_by_worker: tuple[float, ...] = ()
         self.steps_s: deque[float] = deque(maxlen=MOST_STEPS)
         self.exposed_s: deque[float] = deque(maxlen=MOST_STEPS)
+        self.usual_s = 0.0
         self._retired = Counts()
         self._end_s: float | None = None
         self._ages_logged: Counter[int] = Counter()
@@ -55,6 +58,8 @@ class Record:
     def begin_plan(self, engine: Stepping) -> None:
         """Keeps the counts of an engine that is replaced; times begin anew."""
         self._retired += Counts.of(engine)
+        if self.steps_s:
+            self.usual_s = statistics.median(self.steps_s)
         self.steps_s.clear()
         self.exposed_s.clear()
 

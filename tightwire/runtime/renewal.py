@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -20,13 +22,16 @@ from torch import Tensor
 
 from tightwire.errors import MismatchError, TransportError
 from tightwire.runtime.agreement import differences
-from tightwire.transport import Transport
+from tightwire.transport import DONE, Transport, Work
 from tightwire.transport.blame import name_ranks
+from tightwire.transport.helpers import leave
 
 LUGGAGE_TAG = 0
-PIECE_BYTES = 4 << 20
+SIZE_BYTES = 8
+PIECE_BYTES = 512 << 10
 MOST = 1 << 62  # of anything that is counted
 Read = TypeVar("Read")
+log = logging.getLogger("tightwire")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,28 +194,74 @@ def hand_over(
         lacking: the ranks that get it.
         luggage: plain values and tensors; on the source alone.
 
-    What is sent is cut into pieces: the wait for each is short, so that a state that takes minutes is not taken for
+    The source goes on at once, and a thread sends. Each that gets something passes it on to the next, in pieces, so
+    that many take hardly longer than one. The wait for a piece is short: a state that takes minutes is not taken for
     ranks that wait for each other, and a sender that stops is noticed within the deadline.
 
-    Contract: every member, at once; those concerned block. Nothing is unpickled but plain values and tensors.
+    Contract: the source and those that lack something, at once; the latter block. Nothing is unpickled but plain values
+    and tensors.
+
+    Raises:
+        TransportError: what came cannot be read, or there is no memory for it.
     """
-    packed = (
-        pack(luggage)
-        if transport.rank == source and luggage is not None
-        else torch.empty(0, dtype=torch.uint8)
-    )
-    sizes = readable(transport.exchange(packed.numel().to_bytes(8, "little")), size_of)
-    if transport.rank == source:
-        for piece in packed.split(PIECE_BYTES):
-            for work in [transport.isend(piece, rank, LUGGAGE_TAG) for rank in lacking]:
-                work.wait()
+    chain = [source, *lacking]
+    if transport.rank not in chain:
         return None
-    if transport.rank not in lacking:
+    place = chain.index(transport.rank)
+    after = chain[place + 1] if place + 1 < len(chain) else None
+    if place == 0:
+        if after is not None and luggage is not None:
+            _send_behind(transport, pack(luggage), after)
         return None
-    packed = room_for(sizes[source], source)
+    before, onward = chain[place - 1], _Onward(transport, after)
+    size = torch.empty(SIZE_BYTES, dtype=torch.uint8)
+    transport.irecv(size, before, LUGGAGE_TAG).wait()
+    if (num_bytes := size_of(size.numpy().tobytes())) is None:
+        raise TransportError(
+            f"rank {before} told no size of the state that it was to send: damaged, or of another version of "
+            "Tightwire; nothing of it was taken up."
+        )
+    onward.send(size)
+    packed = room_for(num_bytes, before)
     for piece in packed.split(PIECE_BYTES):
-        transport.irecv(piece, source, LUGGAGE_TAG).wait()
+        transport.irecv(piece, before, LUGGAGE_TAG).wait()
+        onward.send(piece)
+    onward.wait()
     return unpack(packed.numpy().tobytes())
+
+
+class _Onward:
+    """Pieces on their way to the next rank, if there is one; one at a time."""
+
+    def __init__(self, transport: Transport, after: int | None) -> None:
+        self._transport, self._after = transport, after
+        self._last: Work = DONE
+
+    def send(self, piece: Tensor) -> None:
+        if self._after is not None:
+            self._last.wait()
+            self._last = self._transport.isend(piece, self._after, LUGGAGE_TAG)
+
+    def wait(self) -> None:
+        self._last.wait()
+
+
+def _send_behind(transport: Transport, packed: Tensor, after: int) -> None:
+    """Sends a state on a thread; where that fails, whoever waits for it notices, and so does this rank's next round."""
+
+    def send() -> None:
+        onward = _Onward(transport, after)
+        try:
+            size = packed.numel().to_bytes(SIZE_BYTES, "little")
+            for piece in (torch.frombuffer(bytearray(size), dtype=torch.uint8), *packed.split(PIECE_BYTES)):
+                onward.send(piece)
+            onward.wait()
+        except (TransportError, RuntimeError) as error:
+            log.info("a state did not reach rank %d: %s", after, error)
+
+    thread = threading.Thread(target=send, name="tightwire hands over", daemon=True)
+    thread.start()
+    leave(thread)
 
 
 def unpack(data: bytes) -> dict[str, Any]:
@@ -242,7 +293,7 @@ def require_whole(luggage: Mapping[str, Any], places: Mapping[str, Tensor]) -> N
         TransportError: it has not; nothing of it was taken up.
     """
     kinds = {"model": dict, "outcome": dict, "optimizers": list, "engine": dict, "step": int, "plans": list}
-    kinds |= {"carried": dict}
+    kinds |= {"carried": dict, "step_s": float}
     wrong = [name for name, kind in kinds.items() if not isinstance(luggage.get(name), kind)]
     wrong += [name for name in ("observed", "told") if not isinstance(luggage.get(name, 0), list | None)]
     if not wrong:
@@ -252,6 +303,7 @@ def require_whole(luggage: Mapping[str, Any], places: Mapping[str, Tensor]) -> N
         plans, step = luggage["plans"], luggage["step"]
         wrong += [] if len(plans) == 2 and all(isinstance(plan, str) for plan in plans) else ["plans"]
         wrong += [] if 0 <= step < MOST else ["step"]
+        wrong += [] if 0 <= luggage["step_s"] < MOST else ["step_s"]
         wrong += [] if all(isinstance(state, dict) for state in luggage["optimizers"]) else ["optimizers"]
     if wrong:
         raise TransportError(

@@ -25,6 +25,7 @@ from tightwire.runtime.comparison import Comparison
 from tightwire.runtime.context import RunContext
 from tightwire.runtime.course import Course
 from tightwire.runtime.engines import Engine
+from tightwire.runtime.engines.memory import load_finite_check
 from tightwire.runtime.evaluation import Evaluation
 from tightwire.runtime.guard import Guard
 from tightwire.runtime.keeping import Keeping
@@ -95,6 +96,7 @@ class Run:
         self._watch_members(self._passes)
         try:
             if context.membership.is_elastic:
+                load_finite_check()
                 self._course.renew()
             else:
                 self._build_first(pilot.instead if pilot is not None else None)
@@ -483,13 +485,13 @@ class Run:
             self._context.membership.guard(lambda: self._buffers.settle(trains=True))
         exposed_s = course.engine.exposed_s
         course.record.note_wait(exposed_s)
+        if self._writer is not None:  # before another plan or other members, whose times begin anew
+            course.record.log(self._writer, course.engine, self._context.transport.bytes_sent, self.step)
         course.end_step()
         if course.has_left:
             self._go_by_notice()
         if self._pilot is not None:
             self._pilot.after_step(self, exposed_s)
-        if self._writer is not None:
-            course.record.log(self._writer, course.engine, self._context.transport.bytes_sent, self.step)
         course.end_phase()
         course.record.end_step()
         if self._keeping is not None:

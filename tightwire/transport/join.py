@@ -107,6 +107,7 @@ def join(
     secret: str = "",
     deadline_s: float,
     late_s: float | None = None,
+    channels: int = 0,
 ) -> TorchDistributed:
     """Makes the world's transport once all ranks have come.
 
@@ -118,6 +119,7 @@ def join(
         secret: the job's; "" for none, and then whoever reads the store can speak for the job.
         deadline_s: the longest that a rank may be silent, or not come.
         late_s: the longest that a rank that is alive may be waited for; by default 20 deadlines.
+        channels: how many this rank will want; as many as any wants are connected with the world.
 
     Raises:
         PeerError: names the ranks that did not come in time.
@@ -126,7 +128,13 @@ def join(
     own = c10d.PrefixStore("tightwire", store)
     meeting = _Meeting(own, rank, size, Seal(secret, "meeting"), fingerprint(secret), deadline_s)
     cards = meeting.exchange(
-        "here", {"system": _system(), "nonce": secrets.token_hex(8), "at": own_candidates(host).to_dict()}
+        "here",
+        {
+            "system": _system(),
+            "nonce": secrets.token_hex(8),
+            "at": own_candidates(host).to_dict(),
+            "channels": channels,
+        },
     )
     _require_one_system([str(card["system"]) for card in cards])
     address = choose([Candidates(**card["at"]) for card in cards], rank)
@@ -139,6 +147,11 @@ def join(
         }
         liveness.meet(addresses, Seal(secret, nonce))
         transport = TorchDistributed(own, rank, range(size), liveness, is_root=True)
+        try:
+            transport.stock(max(int(card["channels"]) for card in cards))
+        except BaseException:
+            transport.close()
+            raise
     except BaseException:
         liveness.leave()
         raise

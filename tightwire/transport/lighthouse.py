@@ -49,7 +49,8 @@ from tightwire.transport.torch_distributed import TorchDistributed
 
 c10d: Final[Any] = dist  # torch does not type its stores
 VARIABLE: Final = "TORCHFT_LIGHTHOUSE"  # torchft's own name for its address
-BEAT_S: Final = 0.2
+BEAT_S: Final = 0.1
+ANSWER_S: Final = 1.0  # within which the lighthouse answers a beat or a look
 LOOK_S: Final = 1.0
 # Without a beat for so long, a worker is dead; so long the others wait for one that lives and does not ask.
 DEAD_MS: Final = 1000
@@ -57,13 +58,15 @@ DEAD_MS: Final = 1000
 # back as a newcomer.
 JOIN_MS: Final = 5000
 # Who waits for so long asks the lighthouse whom it hears; of many, each asks less often.
-WAITED_S: Final = 0.3
+WAITED_S: Final = 0.2
 ASK_S_PER_MEMBER: Final = 0.02
 # A dead member that is still taken for living after so long: the lighthouse does not hear either.
 COUNTED_S: Final = 10.0
 # So long a thread that connects the next world asks, which is until it has an answer; and so long newcomers wait for it
 # before members let them in without.
 NEXT_S: Final = 6.0
+# Channels that are connected with a world, for the engines: as many as were asked for in the world before, at most.
+MOST_CHANNELS: Final = 4
 # A page of the lighthouse: who beats at present. Its client has no call for it.
 _BEATS: Final = re.compile(r'<li class="heartbeat\s*(old)?\s*">\s*(\S+): seen')
 
@@ -117,6 +120,7 @@ class Lighthouse:
         self._place = f"{mine}:{self._store.port}"
         self._world: TorchDistributed | None = None
         self._names: tuple[str, ...] = ()
+        self._channels = 0  # that the engine asked for
         self._next = NextWorld(self._connect_next)
         self._meeting: frozenset[str] = frozenset()  # whom the lighthouse named for it
         self._living: frozenset[str] | None = None  # as of the last look; None: not since somebody was lost
@@ -251,7 +255,7 @@ class Lighthouse:
         made = quorum.created
         store = c10d.PrefixStore(f"quorum/{quorum.quorum_id}/{made.seconds}.{made.nanos}", store)
         rank, size = names.index(self.name), len(names)
-        return join(
+        world = join(
             store,
             rank,
             size,
@@ -259,10 +263,20 @@ class Lighthouse:
             secret=self._secret,
             deadline_s=self._deadline_s,
             late_s=self._late_s,
+            channels=self._count_channels(),
         )
+        world.frees_behind = True
+        return world
+
+    def _count_channels(self) -> int:
+        """Returns how many channels the next world is to have from the beginning."""
+        if self._world is not None:
+            self._channels = min(self._world.num_channels, MOST_CHANNELS)
+        return self._channels
 
     def _close_world(self) -> None:
         if self._world is not None:
+            self._count_channels()
             self._world.close()
             self._world = None
 
@@ -287,14 +301,14 @@ class Lighthouse:
         self._ended.set()
         if self._beats is not None:
             atexit.unregister(self._stop_beating)
-            self._beats.join(BEAT_S * 10)  # a beat has a limit of its own
+            self._beats.join(2 * ANSWER_S)  # a beat has a limit of its own
         self._next.drop(NEXT_S)
 
     def _beat(self) -> None:
         looked_s, is_told = time.monotonic(), False
         while not self._ended.is_set():
             try:
-                self._client.heartbeat(self.name, timedelta(seconds=BEAT_S * 5))
+                self._client.heartbeat(self.name, timedelta(seconds=ANSWER_S))
                 is_told = False
                 if time.monotonic() - looked_s > self._look_after_s():
                     looked_s = time.monotonic()
@@ -320,7 +334,7 @@ class Lighthouse:
 
     def _look(self) -> None:
         """Looks whom the lighthouse hears: newcomers, and members that are silent."""
-        with urllib.request.urlopen(f"{self._address}/status", timeout=BEAT_S * 5) as page:
+        with urllib.request.urlopen(f"{self._address}/status", timeout=ANSWER_S) as page:
             text = page.read(1 << 20).decode(errors="replace")
         heard = _BEATS.findall(text)
         living = frozenset(name for old, name in heard if not old)

@@ -54,6 +54,8 @@ class TorchDistributed(Transport):
 
     Attributes:
         num_children: how many channels and groups were made from here so far.
+        num_channels: how many channels were asked for.
+        frees_behind: whether what is closed is freed on a thread of its own, for this one goes on in another world.
     """
 
     native_dtypes = GLOO_SUMS
@@ -83,7 +85,9 @@ class TorchDistributed(Transport):
         self._waiting: set[_Pending] = set()
         # The liveness thread ends waits; Gloo's own limit would close all connections of a context.
         self._timeout = timedelta(seconds=1.2 * liveness.late_s + 10)
-        self.num_children = 0
+        self.num_children = self.num_channels = 0
+        self.frees_behind = False
+        self._stock: list[TorchDistributed] = []
         self._children: weakref.WeakSet[TorchDistributed] = weakref.WeakSet()
         self._gloo: Any = _CLOSED
         self._connect()
@@ -119,7 +123,12 @@ class TorchDistributed(Transport):
 
     def channel(self) -> Transport:
         """Returns a transport over the same ranks with TCP connections of its own."""
-        return self._child(range(self.size))
+        self.num_channels += 1
+        return self._stock.pop(0) if self._stock else self._child(range(self.size))
+
+    def stock(self, channels: int) -> None:
+        """Connects so many channels now, which `channel` returns one after the other. Every rank, with one number."""
+        self._stock += [self._child(range(self.size)) for _ in range(channels)]
 
     def group(self, ranks: Sequence[int]) -> Transport | None:
         """Returns a transport over `ranks` with TCP connections of its own; None for ranks outside."""
@@ -191,12 +200,22 @@ class TorchDistributed(Transport):
 
     def _close_connections(self) -> None:
         for child in list(self._children):
+            child.frees_behind |= self.frees_behind
             child.close()
+        if self._gloo is _CLOSED:
+            return
         if self._liveness.verdict or self._attended or self._waiting or self._has_abandoned:
             self._hang_up()  # else a wait under way would keep its thread until its deadline, or for ever
-            last, self._gloo = [self._gloo], _CLOSED
-            _let_go(last)
-        self._gloo = _CLOSED
+            _let_go(self._take_backend())
+        elif self.frees_behind:
+            _let_go(self._take_backend())
+        else:
+            self._gloo = _CLOSED
+
+    def _take_backend(self) -> list[Any]:
+        """Returns the only reference to it."""
+        last, self._gloo = [self._gloo], _CLOSED
+        return last
 
     def _connect(self) -> None:
         """Connects all ranks to all, on the interface that liveness listens on.
@@ -242,10 +261,13 @@ class TorchDistributed(Transport):
         """
         nobody = torch.empty(1, dtype=torch.uint8)
         for step in range(1, self.size):
-            with suppress(RuntimeError):
+            try:
                 self._gloo.recv([nobody], (self.rank + step) % self.size, POISON_TAG).wait(
                     timedelta(milliseconds=1)
                 )
+            except RuntimeError as error:  # torch takes some 7 ms to write one
+                if "Timed out" in str(error):
+                    return
 
 
 @final

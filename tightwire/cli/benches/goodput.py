@@ -35,6 +35,12 @@ def goodput(
     compute: Annotated[float, typer.Option(help="Seconds of emulated compute per step.", min=0)] = 0.1,
     parameters: Annotated[int, typer.Option(help="Of the model.", min=1)] = 500_000,
     deadline: Annotated[float, typer.Option(help="Seconds for which a worker may be silent.", min=1)] = 4.0,
+    dead_ms: Annotated[
+        int,
+        typer.Option(
+            help="Milliseconds without a beat until the lighthouse takes a worker for dead.", min=200
+        ),
+    ] = 500,
     seed: Annotated[int, typer.Option(help="Draws the faults.")] = 0,
     page: Annotated[
         pathlib.Path | None,
@@ -75,6 +81,7 @@ def goodput(
         compute_s=compute,
         parameters=parameters,
         deadline_s=deadline,
+        dead_ms=dead_ms,
         seed=seed,
     )
     takes_s = bench.takes_s(plans.split(), 60 * minutes)
@@ -135,7 +142,8 @@ def _measured(asked: GoodputBench) -> GoodputKept:
     minutes = asked.seconds / 60
     with progress(None, f"{asked.plan}: members that stay, elastic ones, and {minutes:g} minutes of faults"):
         static = None if asked.is_torchft else bench.run(replace(calm, elastic=False))
-        return GoodputKept(asked, static, bench.run(calm), bench.run(asked))
+        free = bench.run(calm)
+        return GoodputKept(asked, static, free, bench.run(asked, free.usual))
 
 
 COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -152,14 +160,27 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
+PARTS = ("lost_s", "detection_s", "renewal_s", "repeating_s", "joining_s", "slower_s")
+
+
 def _print(kept: list[GoodputKept]) -> None:
     rows = [_row(one) for one in kept]
     print_rows(
         tuple(COLUMNS),
         [tuple(cell(row) for cell in COLUMNS.values()) for row in rows],
         caption="Goodput: steps of the job per second over those without faults; in samples: workers' steps. "
-        "Joiner: by how much a step that let one in took longer. Cost without faults: of elastic members, in steps, by "
+        "Joiner: by how much steps that let one in took longer. Cost without faults: of elastic members, in steps, by "
         "the clock, and by the processor time of each worker. Compute is emulated; who is killed starts anew warm.",
+    )
+    print_rows(
+        ("plan", "fault", "seconds", "lost", "detection", "renewal", "repeating", "joins", "slower"),
+        [
+            (row["plan"], part["fault"], f"{part['seconds']:.0f}", *(f"{part[name]:.2f}" for name in PARTS))
+            for row in rows
+            for part in row["faulty"]["losses"]
+        ],
+        caption="Seconds without progress from each fault to the next, by cause: until somebody noticed; until members "
+        "were in the next world; until the job stepped again; for those that came; all other steps.",
     )
 
 
@@ -184,7 +205,8 @@ def _row(kept: GoodputKept) -> dict[str, Any]:
 
 def _told(run: GoodputRow) -> dict[str, Any]:
     """Returns a run without its single steps, which only the page shows."""
-    return {key: value for key, value in asdict(run).items() if key != "made"}
+    told = {key: value for key, value in asdict(run).items() if key != "made"}
+    return told | {"losses": [{**asdict(part), "lost_s": part.lost_s} for part in run.losses]}
 
 
 def _percent(part: float | None) -> str:

@@ -222,6 +222,12 @@ class Surviving(Protocol):
     def take_up(self, state: Mapping[str, Any], agreed: int) -> None:
         """Takes up what was salvaged or caught up, after so many rounds agreed on."""
 
+    def skip_ahead(self, steps: int) -> int:
+        """Counts steps as made that the others made while this worker, which is new, took up what they have.
+
+        Returns how many, at most up to the next round: a newcomer is there with all others.
+        """
+
     def go_on(self, position: Position, *, is_lost: bool) -> None:
         """Makes good for what was interrupted.
 
@@ -279,6 +285,10 @@ class BaseEngine:
 
     def take_up(self, state: Mapping[str, Any], agreed: int) -> None:
         """Remembers nothing."""
+
+    def skip_ahead(self, steps: int) -> int:
+        """Has a round in every step."""
+        return 0
 
     def go_on(self, position: Position, *, is_lost: bool) -> None:
         """Has nothing to repeat."""

@@ -129,6 +129,11 @@ def have_finite_gradients(parameters: Iterable[Parameter]) -> bool:
     return bool(get_total_norm([g for g in gradients if g.numel()], norm_type=math.inf).isfinite())
 
 
+def load_finite_check() -> None:
+    """Loads what `have_finite_gradients` needs; it takes most of a second, and within a step others would wait."""
+    _sum_of([torch.zeros(1)])
+
+
 def _sum_of(gradients: Sequence[Tensor]) -> float:
     """Returns something that is finite only if all gradients are."""
     most = math.inf if torch.get_num_threads() == 1 else SHARED

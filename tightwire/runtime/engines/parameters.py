@@ -219,6 +219,12 @@ class ParameterEngine(BaseEngine):
         kept = fitting(averagers, state["memory"], what=str(self._plan))
         self.load_state_dict({**state, "memory": kept})
 
+    def skip_ahead(self, steps: int) -> int:
+        """Counts on to the next round at most, in which this worker counts nothing if it made no step before."""
+        skipped = max(0, min(steps, min(segment.due for segment in self._all_segments()) - self._clock))
+        self._clock += skipped
+        return skipped
+
     def go_on(self, position: Position, *, is_lost: bool) -> None:
         """Repeats the rounds that were interrupted."""
         self._come_to_rounds()
