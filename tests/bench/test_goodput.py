@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from tightwire.bench.goodput import GoodputRow, account
-from tightwire.bench.goodput_losses import Heard, StepMade, Usual
+from tightwire.bench.goodput_losses import SeenRun, StepMade, Usual
 from tightwire.bench.goodput_page import timeline
 
 
@@ -18,7 +18,7 @@ def test_progress_leaves_out_lost_rounds_and_gaps_follow_faults() -> None:
         made(4, 0, 3, 1, 1),
         made(5, 0, 4, 1, 1),
     ]
-    row = account("bsp", Heard(steps=steps, struck=[(1.5, "kill", 1)], noticed=[2.0, 2.5]))
+    row = account("bsp", SeenRun(steps=steps, struck=[(1.5, "kill", 1)], noticed=[2.0, 2.5]))
     assert row.steps == 3  # step 3 was made with nothing
     assert row.samples == 2 + 2 + 1
     assert row.lost_rounds == 1
@@ -52,7 +52,7 @@ def test_a_joiner_costs_what_its_step_and_the_next_exchange_took_longer() -> Non
         made(at_s, 0, number, members=size, rounds=number // 2)
         for number, (at_s, size) in enumerate(zip(times, members, strict=True), 2)
     ]
-    assert account("local:2", Heard(steps=steps), Usual(alone_s=1.0, exchanging_s=2.0)).joins_s == (5.0,)
+    assert account("local:2", SeenRun(steps=steps), Usual(alone_s=1.0, exchanging_s=2.0)).joins_s == (5.0,)
 
 
 def test_every_second_that_was_lost_has_one_cause() -> None:
@@ -62,7 +62,7 @@ def test_every_second_that_was_lost_has_one_cause() -> None:
         made(at_s, 0, number, members=size)
         for number, (at_s, size) in enumerate(zip(ends, members, strict=True), 1)
     ]
-    heard = Heard(steps=steps, struck=[(2.25, "freeze", 1)], noticed=[5.0, 5.5], entered=[6.0, 6.25])
+    heard = SeenRun(steps=steps, struck=[(2.25, "freeze", 1)], noticed=[5.0, 5.5], entered=[6.0, 6.25])
     before, after = account("bsp", heard, Usual(alone_s=0.0, exchanging_s=1.0)).losses
     assert (before.fault, before.lost_s) == ("none", 0.0)
     assert after.detection_s == 2.0

@@ -27,8 +27,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Final, Literal
 
 from tightwire.bench.goodput_losses import (
-    Heard,
     Losses,
+    SeenRun,
     StepMade,
     Usual,
     joins,
@@ -175,7 +175,7 @@ def run(bench: GoodputBench, usual: Usual | None = None) -> GoodputRow:
     Raises:
         LabError: no worker made a step, or one failed by itself.
     """
-    heard = Heard()
+    heard = SeenRun()
     spent: list[float] = []
     start_s = time.monotonic()
     ended = threading.Event()
@@ -245,7 +245,7 @@ def run(bench: GoodputBench, usual: Usual | None = None) -> GoodputRow:
     return replace(row, processor_s=processor_s, wall_s=time.monotonic() - start_s)
 
 
-def account(plan: str, heard: Heard, usual: Usual | None = None) -> GoodputRow:
+def account(plan: str, heard: SeenRun, usual: Usual | None = None) -> GoodputRow:
     """Returns what was achieved.
 
     Args:

@@ -36,7 +36,7 @@ class StepMade:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heard:
+class SeenRun:
     """All that was seen of a run, by one clock.
 
     Attributes:
@@ -136,7 +136,7 @@ def usual_of(steps: Sequence[StepMade]) -> Usual:
     return Usual(alone_s=_mean(alone[1:]), exchanging_s=_mean(exchanging[1:]))
 
 
-def losses(heard: Heard, usual: Usual) -> tuple[Losses, ...]:
+def losses(heard: SeenRun, usual: Usual) -> tuple[Losses, ...]:
     """Returns where time went, before the first fault and after each.
 
     Args:
@@ -173,7 +173,7 @@ def losses(heard: Heard, usual: Usual) -> tuple[Losses, ...]:
     )
 
 
-def joins(heard: Heard, usual: Usual) -> tuple[float, ...]:
+def joins(heard: SeenRun, usual: Usual) -> tuple[float, ...]:
     """Returns, for each time that members became more, what it cost the others, in seconds."""
     found: list[float] = []
     is_awaited = False
