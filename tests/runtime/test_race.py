@@ -158,6 +158,14 @@ def test_a_heat_that_shows_nothing_leaves_it_to_what_was_expected() -> None:
     assert order(told)[0].plan == "local:8"
 
 
+def test_one_whose_loss_alone_rises_never_leads_however_fast_its_steps() -> None:
+    slow, fast = contender("bsp", 0.03), contender("local:4", 0.001)
+    falls = judged(slow, [3.0 - 0.1 * (n % 4) for n in range(80)], 0.03, 3.0)
+    rises = judged(fast, [3.0 + 0.1 * (n % 4) for n in range(32)], 0.003, 3.0)
+    assert order([rises, falls])[0].plan == "bsp"
+    assert clearly_behind([rises, falls]) == {"local:4"}
+
+
 def test_one_that_diverged_never_leads() -> None:
     bad = judged(contender("bsp"), [1.0, math.nan], 0.1, 1.0)
     good = judged(contender("local:8"), [1.0, 1.1], 0.1, 1.0)

@@ -134,6 +134,18 @@ def extra_steps(plan: Plan, situation: Situation = USUAL) -> ExtraSteps:
     )
 
 
+def slow_steps(plan: Plan, situation: Situation = USUAL) -> float:
+    """Returns how many times as many steps a plan needs at the slow end: the less is known, the more.
+
+    Which of two plans changes training less, is told by this.
+
+    >>> slow_steps(Plan.parse("bsp")), slow_steps(Plan.parse("local:4")) < slow_steps(Plan.parse("local:16"))
+    (1.0, True)
+    """
+    extra = extra_steps(plan, situation)
+    return extra.factor * math.exp(extra.spread)
+
+
 def is_studied(plan: Plan) -> bool:
     """Whether what a plan does to the loss was measured, of itself or of near relatives; else it is a guess.
 

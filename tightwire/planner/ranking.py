@@ -22,7 +22,7 @@ from tightwire.planner.candidates import (
 from tightwire.planner.confidence import chance, tempered
 from tightwire.planner.deviation import deviation
 from tightwire.planner.money import require_prices, toll_s
-from tightwire.planner.quality import USUAL, Situation, extra_steps, is_studied
+from tightwire.planner.quality import USUAL, Situation, extra_steps, is_studied, slow_steps
 from tightwire.planner.search import SAME_CLASS, Search, competes
 from tightwire.profile import Profile
 from tightwire.simulate import Prediction, predict
@@ -328,7 +328,7 @@ def mildest(rows: Sequence[Prediction], careful: Callable[[Prediction], float]) 
     """
     as_good_s = min(map(careful, rows)) * (1 + AS_GOOD)
     equals = [row for row in rows if careful(row) <= as_good_s]
-    more = {row.plan: careful(row) / row.step_s for row in equals}  # steps, at the slow end
+    more = {row.plan: careful(row) / row.step_s for row in equals}  # as `slow_steps`
     least = min(more.values())
     return min((row for row in equals if more[row.plan] <= least * SAME_STEPS), key=careful)
 
@@ -340,8 +340,7 @@ def careful_s(row: Prediction, situation: Situation = USUAL) -> float:
         row: of a plan.
         situation: in which it is to train.
     """
-    extra = extra_steps(row.plan, situation)
-    return row.step_s * extra.factor * math.exp(extra.spread)
+    return row.step_s * slow_steps(row.plan, situation)
 
 
 def sooner(row: Prediction, other: Prediction, situation: Situation = USUAL) -> float:

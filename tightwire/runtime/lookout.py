@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tightwire.plan import Plan
-from tightwire.planner import STOCK, deviation
+from tightwire.planner import STOCK
+from tightwire.planner.quality import USUAL, Situation, slow_steps
 from tightwire.runtime.snapshot import Snapshot
 from tightwire.runtime.trainee import Trainee
 
@@ -66,17 +67,18 @@ class Lookout:
         remarks: what was done, in sentences.
     """
 
-    def __init__(self, plans: Sequence[str], present: Plan) -> None:
+    def __init__(self, plans: Sequence[str], present: Plan, situation: Situation = USUAL) -> None:
         """Takes plans that may be fallen back on.
 
         Args:
             plans: their texts, in the order in which they are preferred.
             present: in force.
+            situation: in which they train.
         """
         self.remarks: list[str] = []
-        most, self.milder = deviation(present), list[str]()
+        most, self.milder = slow_steps(present, situation), list[str]()
         for text in [*plans, STOCK]:
-            if (found := deviation(Plan.parse(text))) < most:
+            if (found := slow_steps(Plan.parse(text), situation)) < most:
                 self.milder.append(text)
                 most = found
         self._planned, self._window = 0, FIRST_STEPS

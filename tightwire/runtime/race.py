@@ -140,7 +140,6 @@ class Contender:
             among those that cannot be told apart.
         spread: standard deviation of what is expected, as a share.
         steps_per_round: steps until workers agree: a trial ends with a round.
-        deviation: how much it changes training by its answers alone.
         step_s: what a step took in its last trial; None before any.
         loss: the mean of the last losses of its last trial, or the judge's at its end.
         loss_per_s: by which the loss fell per second in its last trial.
@@ -157,7 +156,6 @@ class Contender:
     expected: float = 1.0
     spread: float = PRIOR_SPREAD
     steps_per_round: int = 1
-    deviation: float = 1.0
     step_s: float | None = None
     loss: float | None = None
     loss_per_s: float | None = None
@@ -326,10 +324,8 @@ def clearly_behind(contenders: Sequence[Contender]) -> set[str]:
     """Returns the plans of those that the leader is better than, as good as surely, or whose loss alone rises."""
     found = _beliefs(contenders, Heat.of(contenders))
     leader, *others = _ordered(contenders, found)
-    falls = leader.moves(-1)
-    return {
-        c.plan for c in others if found[leader.plan].over(found[c.plan]) >= CLEAR or (falls and c.moves(1))
-    }
+    rising = _rising(contenders)
+    return {c.plan for c in others if found[leader.plan].over(found[c.plan]) >= CLEAR or c.plan in rising}
 
 
 def tells_little(contenders: Sequence[Contender]) -> bool:
@@ -387,17 +383,26 @@ class Heat:
 
 
 def _ordered(contenders: Sequence[Contender], found: Mapping[str, Belief]) -> list[Contender]:
-    ranked = sorted(contenders, key=lambda c: -found[c.plan].mean)
+    rising = _rising(contenders)
+    ranked = sorted(contenders, key=lambda c: (c.plan in rising, -found[c.plan].mean))
     if not ranked or not math.isfinite(found[ranked[0].plan].mean):
         return ranked
     best = found[ranked[0].plan]
     equals = [
         c
         for c in ranked
-        if found[c.plan].mean >= best.mean - TIE * abs(best.mean) and best.over(found[c.plan]) < SURE
+        if c.plan not in rising
+        and found[c.plan].mean >= best.mean - TIE * abs(best.mean)
+        and best.over(found[c.plan]) < SURE
     ]
-    leader = min(equals, key=lambda c: c.expected)
+    leader = min(equals, key=lambda c: c.expected, default=ranked[0])
     return [leader, *(c for c in ranked if c is not leader)]
+
+
+def _rising(contenders: Sequence[Contender]) -> set[str]:
+    """Returns the plans whose loss rises beyond noise where another falls: none leads, whatever was expected."""
+    falls = any(c.moves(-1) for c in contenders)
+    return {c.plan for c in contenders if falls and c.moves(1)}
 
 
 def _beliefs(contenders: Sequence[Contender], heat: Heat) -> dict[str, Belief]:

@@ -13,7 +13,7 @@ import torch
 from tightwire.answers import Sender
 from tightwire.cluster import Cluster
 from tightwire.plan import Plan
-from tightwire.planner import Allowance, Ranking, deviation
+from tightwire.planner import Allowance, Ranking
 from tightwire.planner.candidates import begins_as_it_goes_on, is_allowed, keeps_optimizer, legal
 from tightwire.planner.quality import Situation, extra_steps, is_studied
 from tightwire.planner.ranking import By, careful_s, mildest, rank, rank_again, rank_few
@@ -187,7 +187,6 @@ def contenders(ranking: Ranking, in_the_way: Sequence[str]) -> Iterator[Contende
             expected=careful(row) / row.step_s,
             spread=max(PRIOR_SPREAD, extra.spread),
             steps_per_round=row.plan.sync.steps_per_round,
-            deviation=deviation(row.plan),
         )
 
 
