@@ -30,7 +30,8 @@ from tightwire.transport.seal import Seal
 from tightwire.transport.waiting import Waiting, WaitJudge
 
 LATE_FACTOR: Final = 20.0
-# Whoever looks after suspicious waits, several times a second, but not for so long, was stopped or starved itself.
+# Whoever looks after suspicious waits does so several times a second; what is longer than this between two looks, it
+# was stopped or starved itself.
 AWAY_S: Final = 2 * REPEAT_S
 
 
@@ -255,7 +256,7 @@ class Liveness:
         """Asks about waits that are broken or long, and judges; returns whether there are any."""
         now = time.monotonic()
         if self._looked_s is not None and now - self._looked_s > AWAY_S:
-            self._inquiry.excuse(now - self._looked_s)
+            self._inquiry.excuse(now - self._looked_s - AWAY_S)
         suspicious = [w for w in list(self._waits.values()) if self._judge.is_suspicious(w, now, self.lost)]
         if not suspicious or self.verdict is not None:
             self._inquiry.end()
