@@ -101,7 +101,7 @@ RESULTS = {
         "plans that are found against stock DDP and plans by hand, at equal time",
     ),
     "table": Result(
-        "tightwire study table",
+        "tightwire study table --kept --tasks text",
         ("table.json", "table.md"),
         (*METHODS, "simulate", "study/table.py", "study/settings.py"),
         "all methods: loss against bytes and against time",

@@ -21,7 +21,7 @@ from tightwire.study.studies import STUDIES, find
 from tightwire.study.study import STOCK, TASKS, Scene, Study, full_text
 from tightwire.study.task import Place, Task
 from tightwire.study.tasks import Digits, Language
-from tightwire.study.trial import train
+from tightwire.study.trial import train, warm_up
 from tightwire.transport import run_threads
 
 PLAIN, HALF = full_text("none"), full_text("topk:0.5+ef")
@@ -81,6 +81,18 @@ def test_the_same_trial_gives_the_same_metric() -> None:
         run_threads(2, lambda t: train(asked, Digits(), Scene(), DENSE["digits"], t))[0] for _ in range(2)
     )
     assert once.metric == again.metric
+
+
+def test_muon_has_matrices_and_adamw_the_rest_at_a_share_of_its_rate() -> None:
+    settings = settings_for("text", "muloco:32,outer_momentum=0.6/allreduce/none/sequential")
+    replica = Language().replica(Place(rank=0, workers=1))
+    muon, beside = settings.build(replica.model.parameters())
+    assert {p.ndim for group in muon.param_groups for p in group["params"]} == {2}
+    assert {p.ndim for group in beside.param_groups for p in group["params"]} == {1}
+    settings.set_lr([muon, beside], 1, 40)
+    assert muon.param_groups[0]["lr"] == settings.lr
+    assert beside.param_groups[0]["lr"] == pytest.approx(0.05 * settings.lr)
+    warm_up(Language(), settings)  # a model of its own
 
 
 def test_a_slow_worker_waits_longer_at_times() -> None:
