@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import xml.etree.ElementTree
 from pathlib import Path
@@ -16,6 +17,7 @@ from tightwire.runtime.trace import Tracer
 from tightwire.tour import curves
 from tightwire.tour import report as tour_report
 from tightwire.tour.tour import PlanResult, TourOptions, TourResult
+from tightwire.tour.walk import walk
 from tightwire.workloads.text import draw, standard_library
 from tightwire.workloads.transformer import ByteTransformer
 
@@ -100,7 +102,13 @@ def test_the_report_stands_alone_and_says_what_happened(result: TourResult, tmp_
     assert 'src="http' not in page
     assert "One step, seen from rank 0" in page
     assert "each of 4 workers sends 6.00 MB a step, which takes 300 ms, 1.0 times the compute" in page
-    assert "lossy plans allowed: local:8, predicted 275 ms a step, measured 250 ms." in page
+    assert "Asked for: local:8, predicted 275 ms, measured 250 ms a step." in page
+    result.plans = [dataclasses.replace(row("bsp", "lossless", 40), asked="lossless")]
+    *_, answer = walk(result)
+    assert (
+        answer
+        == "The planner's answer, lossless plans allowed: bsp, predicted 275 ms, measured 250 ms a step."
+    )
 
 
 def test_what_a_race_may_cost_is_told_before_it() -> None:

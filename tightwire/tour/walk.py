@@ -31,11 +31,13 @@ def walk(result: TourResult) -> Iterator[str]:
         f"{print_ms(sent / rate)}, {ratio:.1f} times the compute: {says}."
     )
     for plan in result.plans:
-        if plan.role != DDP and plan.asked != RACE:
-            yield (
-                f"The planner's answer, {plan.role} plans allowed: {plan.plan}, predicted "
-                f"{print_ms(plan.predicted_step_s)} a step, measured {print_ms(plan.step_s)}."
-            )
-    for plan in result.plans:
+        took = f"measured {print_ms(plan.step_s)} a step"
         if plan.asked == RACE:
-            yield f"The race's answer, after trials of its own: {plan.plan}, measured {print_ms(plan.step_s)} a step."
+            yield f"The race's answer, after trials of its own: {plan.plan}, {took}."
+        elif plan.role != DDP:
+            who = (
+                f"The planner's answer, {plan.asked} plans allowed"
+                if plan.asked in result.why
+                else "Asked for"
+            )
+            yield f"{who}: {plan.plan}, predicted {print_ms(plan.predicted_step_s)}, {took}."
