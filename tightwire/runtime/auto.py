@@ -182,7 +182,11 @@ class Pilot:
         self._exposed_s: list[float] = []
         self._steps = self._second_look = 0
         takes_baseline = dense_s <= BASELINE_S and search.race is None and not self._parts
+        self._takes_baseline = takes_baseline
         self._baseline_steps = BASELINE_STEPS if takes_baseline else 1
+        if self._parts:  # all meet where a round ends anyway: elsewhere that would cost another exchange
+            rounds = Plan.parse(PARTING).sync.steps_per_round
+            self._baseline_steps = rounds - WARM_UP_STEPS - PROFILE_STEPS
         self._heard: list[float] = []
         self._heard_any = False
         self._racing: Racing | None = None
@@ -258,12 +262,12 @@ class Pilot:
                 "the race judges plans by their loss, and no loss was told: call run.report_loss(loss) before "
                 "optimizer.step(), or give tw.Race(judge=...), which returns the loss on held-out data."
             )
-        if self._steps == watched and self._baseline_steps > 1:
+        if self._steps == watched and self._takes_baseline:
             run.adopt(Plan.parse(STOCK))
         if self._steps == watched + 1:  # the profiler saw the step before only now
             self._profile = self._watched(run)
         if self._steps == watched + self._baseline_steps:
-            if self._baseline_steps > 1:
+            if self._takes_baseline:
                 self.baseline_step_s = run.report().step_s
             self._choose(run)
 
