@@ -284,11 +284,19 @@ def test_a_death_while_all_begin_to_evaluate_is_survived(plan: str, dies_at: int
     assert same(ends[0].parameters, ends[1].parameters)
 
 
+class Rounds:
+    """Takes what a run writes of its steps."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        assert scalar_value >= 0
+
+
 def test_a_newcomer_counts_on_by_what_the_others_did_meanwhile() -> None:
     """Else all would wait in their next round for the steps that it has not made."""
 
     def train(transport: Transport, worker: Worker) -> Trained:
         with job(transport, "local:50", optimizer=momentum) as j:
+            j.run.log_to(Rounds())  # also of the step within which members change
             began, made = j.run.step, 0
             while j.run.step < 100:
                 if made == 0 and began:

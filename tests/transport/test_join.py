@@ -16,7 +16,7 @@ from tightwire.errors import PeerError
 from tightwire.transport.blame import Verdict
 from tightwire.transport.join import ABSENT, _Meeting, join, within
 from tightwire.transport.seal import Seal
-from tightwire.transport.torch_distributed import _Pending
+from tightwire.transport.torch_distributed import TorchDistributed, _Pending
 
 
 @pytest.mark.parametrize("forged", ["[0]", "no list", "é"])
@@ -95,3 +95,28 @@ def test_a_small_send_that_never_ends_is_left_behind_once_somebody_is_to_blame()
         send.wait()
     may_end.set()
     transport.close()
+
+
+def test_channels_are_connected_with_the_world_as_many_as_any_rank_wants() -> None:
+    store, took, worlds = dist.HashStore(), dict[int, list[bool]](), dict[int, TorchDistributed]()
+
+    def work(rank: int) -> None:
+        world = join(store, rank, 2, host="127.0.0.1", deadline_s=20, channels=2 * rank)
+        before = world.num_children
+        channels = [world.channel() for _ in range(3)]
+        took[rank], worlds[rank] = [before == 2, world.num_children == 3, world.num_channels == 3], world
+        one = torch.full((1,), float(rank))
+        sending = channels[1].isend(one, 1 - rank, 0)
+        got = torch.empty(1)
+        channels[1].irecv(got, 1 - rank, 0).wait()
+        sending.wait()
+        took[rank].append(got.item() == 1 - rank)
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert took == {0: [True] * 4, 1: [True] * 4}
+    for world in worlds.values():
+        world.close()
