@@ -29,6 +29,7 @@ CALLS = {
     "study architecture": "",
     "study sync": "",
     "study compression-rates": "",
+    "study sync-rates": "",
     "study seven-methods": "",
     "study race": "",
     "study table": "",
