@@ -71,3 +71,10 @@ def test_every_second_that_was_lost_has_one_cause() -> None:
     assert after.slower_s == 0.5
     assert after.joining_s == 3.5
     assert after.lost_s == ends[-1] - len(ends[1:])
+
+
+def test_a_round_that_waits_is_no_exchange_yet() -> None:
+    steps = [made(0.0, 0, 1), made(1.5, 0, 2), made(2.0, 0, 3, rounds=2), made(3.25, 0, 4, rounds=3)]
+    heard = SeenRun(steps=steps, struck=[(0.25, "cut", 1)], noticed=[1.25], entered=[2.5])
+    _, after = account("local:2", heard, Usual(alone_s=0.5, exchanging_s=1.0)).losses
+    assert (after.detection_s, after.repeating_s, after.renewal_s) == (0.75, 0.25, 0.25)

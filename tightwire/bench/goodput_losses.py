@@ -149,10 +149,12 @@ def losses(heard: SeenRun, usual: Usual) -> tuple[Losses, ...]:
     for taken in _taken(heard.steps):
         at_s = taken.made.at_s
         mine = found[sum(bound < at_s for bound in bounds[1:-1])]
-        normal_s = usual.exchanging_s if taken.exchanges else usual.alone_s
-        excess_s = taken.seconds - (0.0 if taken.made.step in dropped else normal_s)
         noticed = min((t for t in heard.noticed if taken.began_s < t <= at_s), default=None)
         entered = max((t for t in heard.entered if taken.began_s < t <= at_s), default=None)
+        # A round that lost a member and waits, while training goes on, is still to be made.
+        exchanges = taken.exchanges and (noticed is None or entered is not None)
+        normal_s = usual.exchanging_s if exchanges else usual.alone_s
+        excess_s = taken.seconds - (0.0 if taken.made.step in dropped else normal_s)
         if taken.grew or (is_awaited and taken.exchanges):
             parts = {"joining_s": excess_s}
         elif noticed is not None:
@@ -191,8 +193,9 @@ def _taken(steps: Sequence[StepMade]) -> Iterator[_Taken]:
     """Yields the job's steps after the first."""
     rounds: dict[int, int] = {}
     exchanged: dict[int, bool] = {}
-    for step in steps:  # by rank: each counts its own rounds
-        exchanged[id(step)] = step.rounds > rounds.get(step.rank, 0)
+    for step in steps:  # by rank: each counts its own rounds, from 0 when it is started anew
+        known = rounds.get(step.rank, 0)
+        exchanged[id(step)] = step.rounds != known and step.rounds > 0
         rounds[step.rank] = step.rounds
     for before, step in itertools.pairwise(newest(steps)):
         yield _Taken(before.at_s, step, exchanged[id(step)], step.members > before.members)

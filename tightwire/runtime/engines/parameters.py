@@ -270,7 +270,7 @@ class ParameterEngine(BaseEngine):
             return False
         steps = segment.period if segment is self._inside else self._steps_after(segment, called)
         self._start(segment, mine, called)
-        segment.due += steps
+        segment.due = max(segment.due, self._clock) + steps  # it may have been put off
         for inner in segment.covers:
             while inner.due <= self._clock:
                 inner.due += inner.period
