@@ -27,7 +27,8 @@ from tightwire.lab import Lab
 from tightwire.workloads.emulated import Workload
 
 if TYPE_CHECKING:
-    from tightwire.workloads.transformer import ByteTransformer
+    import torch
+    from torch import nn
 
 PLANS = (
     DDP,
@@ -80,22 +81,40 @@ class Real:
         self._text = standard_library().train
         self._generator = torch.Generator().manual_seed(1 + rank)
 
-    def model(self) -> ByteTransformer:
-        """Builds the model."""
+    def model(self) -> nn.Module:
+        """Builds the model, its parameters and gradients of the dtype."""
         import torch
 
         from tightwire.workloads.transformer import ByteTransformer
 
         torch.manual_seed(0)
-        self._model = ByteTransformer().to(self._dtype)
-        return self._model
+        model = ByteTransformer()
+        self._length = model.length
+        return model if self._dtype == torch.float32 else _stored_as(self._dtype, model)
 
     def loss(self, called: Callable[[Any], Any]) -> Any:
         """Returns the loss of fresh passages."""
         from tightwire.workloads.text import draw
 
-        passages = draw(self._text, sequences=SEQUENCES, length=self._model.length, generator=self._generator)
+        passages = draw(self._text, sequences=SEQUENCES, length=self._length, generator=self._generator)
         return called(passages)
+
+
+def _stored_as(dtype: torch.dtype, model: nn.Module) -> nn.Module:
+    """Returns the model with parameters of another dtype; it computes in float32, as few processors know that dtype."""
+    from torch import nn
+    from torch.func import functional_call
+
+    class Stored(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model.to(dtype)
+
+        def forward(self, *args: Any) -> Any:
+            wide = {name: parameter.float() for name, parameter in self.model.named_parameters()}
+            return functional_call(self.model, wide, args)
+
+    return Stored()
 
 
 def main() -> None:
