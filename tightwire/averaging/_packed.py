@@ -12,7 +12,6 @@ from tightwire.answers import Delivery
 from tightwire.architecture.allreduce.part import TAG_BITS
 from tightwire.architecture.allreduce.program import split
 from tightwire.architecture.allreduce.traffic import PIECE_MULTIPLE
-from tightwire.averaging._messages import swap_all
 from tightwire.buckets import BucketLayout
 from tightwire.transport import Transport
 
@@ -58,8 +57,8 @@ class PackedAverager:
     """Averages one bucket without loss: each rank gets a part of all others' buckets, and sends the mean of it back.
 
     Attributes:
-        spared_bytes: how much less than `bytes_sent` this rank sends in the run under way or just over, known from
-            the lengths before it sends anything.
+        spared_bytes: how much less than `bytes_sent` this rank sends in the run under way or just over; known of each
+            part before it is sent.
     """
 
     lossless = True
@@ -102,18 +101,23 @@ class PackedAverager:
         if size == 1:
             return
         parts = mean.split(self._sizes)
-        for r in self._others():
-            self._outgoing[r].pack(parts[r])
-        self._exchange(self._outgoing, self._incoming)
         own = parts[rank]
-        for r in self._others():
+
+        def add(r: int) -> None:
             self._incoming[r].unpack(self._landed)
             own.add_(self._landed)
+
+        self._swap(
+            self._outgoing, self._incoming, pack=lambda r: self._outgoing[r].pack(parts[r]), unpack=add
+        )
         own.div_(size)
         self._means[rank].pack(own)
-        self._exchange([self._means[rank]] * size, self._means)
-        for r in self._others():
-            self._means[r].unpack(parts[r])
+        self._swap(
+            [self._means[rank]] * size,
+            self._means,
+            pack=lambda r: None,
+            unpack=lambda r: self._means[r].unpack(parts[r]),
+        )
 
     def keep(self) -> None:
         """Lets the next run's differences be to this one."""
@@ -124,15 +128,35 @@ class PackedAverager:
         """Returns nothing: a resumed run sends differences to nothing."""
         return {}
 
-    def _others(self) -> list[int]:
-        return [r for r in range(self._transport.size) if r != self._transport.rank]
+    def _swap(
+        self,
+        outgoing: Sequence[PackedPart],
+        incoming: Sequence[PackedPart],
+        *,
+        pack: Callable[[int], None],
+        unpack: Callable[[int], None],
+    ) -> None:
+        """Exchanges parts between all ranks, one pair at a time, each behind its lengths.
 
-    def _exchange(self, outgoing: Sequence[PackedPart], incoming: Sequence[PackedPart]) -> None:
-        """Exchanges lengths, and then parts of these lengths."""
-        headers = [part.header for part in outgoing]
-        swap_all(self._transport, headers, [part.header for part in incoming], self._tag)
-        for r in self._others():
-            incoming[r].check(r)
-            self.spared_bytes += outgoing[r].most_bytes - outgoing[r].payload.numel()
-        landing = [part.payload for part in incoming]
-        swap_all(self._transport, [part.payload for part in outgoing], landing, self._tag)
+        While one is on its way, the next is packed and the one before unpacked; the line does not wait for either.
+        """
+        rank, size = self._transport.rank, self._transport.size
+        peers = [((rank + d) % size, (rank - d) % size) for d in range(1, size)]
+        lengths = {r: self._transport.irecv(incoming[r].header, r, self._tag) for _, r in peers}
+        pack(peers[0][0])
+        came: int | None = None
+        for d, (to, source) in enumerate(peers):
+            part = outgoing[to]
+            self.spared_bytes += part.most_bytes - part.payload.numel()
+            leaving = [self._transport.isend(x, to, self._tag) for x in (part.header, part.payload)]
+            lengths[source].wait()
+            incoming[source].check(source)
+            landing = self._transport.irecv(incoming[source].payload, source, self._tag)
+            if came is not None:
+                unpack(came)
+            if d + 1 < len(peers):
+                pack(peers[d + 1][0])
+            for work in (landing, *leaving):
+                work.wait()
+            came = source
+        unpack(peers[-1][1])
