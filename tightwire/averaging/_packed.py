@@ -13,7 +13,7 @@ from tightwire.architecture.allreduce.part import TAG_BITS
 from tightwire.architecture.allreduce.program import split
 from tightwire.architecture.allreduce.traffic import PIECE_MULTIPLE
 from tightwire.buckets import BucketLayout
-from tightwire.transport import Transport
+from tightwire.transport import Transport, Work
 
 
 class PackedPart(Protocol):
@@ -136,27 +136,30 @@ class PackedAverager:
         pack: Callable[[int], None],
         unpack: Callable[[int], None],
     ) -> None:
-        """Exchanges parts between all ranks, one pair at a time, each behind its lengths.
+        """Exchanges parts between all ranks, one pair at a time.
 
-        While one is on its way, the next is packed and the one before unpacked; the line does not wait for either.
+        While one is on its way, the one before is unpacked, the next is packed, and lengths are told of it: room for a
+        message must be known before anything is sent to where it comes from, or the word of it waits behind that.
         """
         rank, size = self._transport.rank, self._transport.size
-        peers = [((rank + d) % size, (rank - d) % size) for d in range(1, size)]
-        lengths = {r: self._transport.irecv(incoming[r].header, r, self._tag) for _, r in peers}
-        pack(peers[0][0])
-        came: int | None = None
-        for d, (to, source) in enumerate(peers):
-            part = outgoing[to]
-            self.spared_bytes += part.most_bytes - part.payload.numel()
-            leaving = [self._transport.isend(x, to, self._tag) for x in (part.header, part.payload)]
+        pairs = [((rank + d) % size, (rank - d) % size) for d in range(1, size)]
+        lengths = {r: self._transport.irecv(incoming[r].header, r, self._tag) for _, r in pairs}
+
+        def prepare(to: int, source: int) -> tuple[Work, Work]:
+            pack(to)
+            self.spared_bytes += outgoing[to].most_bytes - outgoing[to].payload.numel()
+            told = self._transport.isend(outgoing[to].header, to, self._tag)
             lengths[source].wait()
             incoming[source].check(source)
-            landing = self._transport.irecv(incoming[source].payload, source, self._tag)
-            if came is not None:
-                unpack(came)
-            if d + 1 < len(peers):
-                pack(peers[d + 1][0])
-            for work in (landing, *leaving):
+            return told, self._transport.irecv(incoming[source].payload, source, self._tag)
+
+        told, landing = prepare(*pairs[0])
+        for place, (to, _) in enumerate(pairs):
+            under_way = (told, landing, self._transport.isend(outgoing[to].payload, to, self._tag))
+            if place > 0:
+                unpack(pairs[place - 1][1])
+            if place + 1 < len(pairs):
+                told, landing = prepare(*pairs[place + 1])
+            for work in under_way:
                 work.wait()
-            came = source
-        unpack(peers[-1][1])
+        unpack(pairs[-1][1])
