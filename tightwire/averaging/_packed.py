@@ -143,13 +143,13 @@ class PackedAverager:
         """
         rank, size = self._transport.rank, self._transport.size
         pairs = [((rank + d) % size, (rank - d) % size) for d in range(1, size)]
-        lengths = {r: self._transport.irecv(incoming[r].header, r, self._tag) for _, r in pairs}
 
         def prepare(to: int, source: int) -> tuple[Work, Work]:
             pack(to)
             self.spared_bytes += outgoing[to].most_bytes - outgoing[to].payload.numel()
+            length = self._transport.irecv(incoming[source].header, source, self._tag)
             told = self._transport.isend(outgoing[to].header, to, self._tag)
-            lengths[source].wait()
+            length.wait()
             incoming[source].check(source)
             return told, self._transport.irecv(incoming[source].payload, source, self._tag)
 

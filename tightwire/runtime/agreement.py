@@ -110,9 +110,11 @@ def copy_from_first(transport: Transport, tensors: Iterable[Tensor]) -> None:
     Replicas that were made from one seed, or read from one checkpoint, are equal already: a digest each says so, where
     the tensors themselves would keep a slow line busy for seconds.
 
-    Contract: every rank, with tensors of the same shapes in the same order; blocks.
+    Contract: every rank, with tensors of the same shapes in the same order; blocks where there are any.
     """
     listed = list(tensors)
+    if not listed:
+        return
     digests = [_digest(t) for t in listed]
     together = hashlib.sha256(b"".join(digests)).digest()
     if len(set(transport.exchange(together))) == 1 and b"" not in digests:
