@@ -92,7 +92,8 @@ def test_an_interrupted_campaign_leaves_nothing(number: signal.Signals, tmp_path
     # Whoever starts tests in the background may have them, and all that they start, ignore SIGINT.
     campaign = subprocess.Popen(
         ["env", "--default-signal=INT", sys.executable, "-m", "tightwire", "bench", "chaos", "--plans", "bsp",
-         "--faults", "slow loss", "--count", "2", "--at-once", "2", "--workers", "2", "--deadline", "20", "--large", "0"],
+         "--faults", "slow loss", "--count", "2", "--at-once", "2", "--workers", "2", "--deadline", "20",
+         "--large", "0"],
         env=os.environ | dict([mark.split("=", 1)]) | {"TMPDIR": str(tmp_path)},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0,
     )  # fmt: skip
