@@ -345,18 +345,10 @@ class Pilot:
         cost = f"{race.share:.0%} of a budget of {budget_s:,.0f} s"
         if heats.fields == (1,):
             why = (
-                f"{cost} is too little to try two plans for long enough to tell them apart: the best expected one was "
+                f"{cost} is too little to try two plans for long enough to tell them apart: what `auto` chooses was "
                 "taken, without a race."
             )
-            best = next((c for c in field if c.plan == choice.plan == str(run.plan)), field[0])
-            reasons = choice.why if best.plan == choice.plan else ()
-            self._decide(
-                run,
-                dataclasses.replace(
-                    choice, plan=best.plan, predicted_step_s=best.predicted_step_s, predicted={},
-                    why=(why, *reasons), contenders=tuple(field),
-                ),
-            )  # fmt: skip
+            self._decide(run, dataclasses.replace(choice, why=(why, *choice.why), contenders=tuple(field)))
             return
         log.info("%s", announced(heats, cost))
         self.choice = None
