@@ -78,9 +78,22 @@ def test_survivors_step_on_while_the_dead_one_still_counts(plan: str, dies_at: i
     assert all(worker.patience < 0 for worker in elastic.workers if not worker.is_dead)  # they were asked
 
 
+@pytest.mark.parametrize("plan", ["local:4", "diloco:6/allreduce/none/streaming:3"])
+def test_rounds_that_were_put_off_for_longer_by_one_begin_in_the_same_order(plan: str) -> None:
+    def train(transport: Transport, worker: Worker) -> Trained:
+        worker.patience = 1 if worker.name == "worker 0" else 6
+        return trainer(plan, steps=24, optimizer=momentum)(transport, worker)
+
+    elastic = Elastic(train, start=3, dies_at=[None, 5])
+    ends = elastic.join()
+    assert len(ends) == 2
+    assert same(ends[0].parameters, ends[1].parameters)
+    assert elastic.lobby.number == 2  # neither waited for a round that the other was not in, and took it for lost
+
+
 def test_who_has_trained_is_no_worker_of_a_job_that_is_still_to_begin() -> None:
     """Else survivors of a death in the first round would wait until `min_workers` have come."""
-    elastic = Elastic(trainer("bsp"), start=3, dies_at=[None, 1])
+    elastic = Elastic(trainer("bsp"), start=3, dies_at=[None, 2])  # with two sends it hands on the first state
     elastic.join()
     survivors = [worker.rounds_told for worker in elastic.workers if not worker.is_dead]
     assert all(told[0] == 0 and min(told[1:]) >= 1 for told in survivors)

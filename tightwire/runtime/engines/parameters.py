@@ -257,8 +257,12 @@ class ParameterEngine(BaseEngine):
         }
 
     def _beginning(self) -> list[Segment]:
-        """Returns the segments whose rounds begin now, without those that another one covers."""
+        """Returns the segments whose rounds begin now, without those that another one covers.
+
+        They begin in turn on every rank: of rounds that were put off, others may have begun some at an earlier step.
+        """
         due = [segment for segment in self._all_segments() if segment.due <= self._clock]
+        due.sort(key=lambda segment: segment.number)
         covered = {id(inner) for segment in due for inner in segment.covers}
         return [segment for segment in due if id(segment) not in covered]
 
