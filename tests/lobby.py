@@ -95,6 +95,7 @@ class Worker:
         self.watches, self.notice, self.is_dead = False, threading.Event(), False
         self.sends = itertools.count()
         self.rounds_told: list[int] = []
+        self.silent: Callable[[], list[int]] = list  # whom it hears no more
         self.patience = 0  # how often it is told that the dead still count
         self.admission: Admission | None = None
         self.result: Any = None
@@ -119,7 +120,7 @@ class Worker:
         return self.patience >= 0
 
     def gone(self) -> list[int]:
-        return []
+        return self.silent()
 
     def is_left_behind(self) -> bool:
         return False

@@ -226,8 +226,13 @@ class ParameterEngine(BaseEngine):
         return skipped
 
     def go_on(self, position: Position, *, is_lost: bool) -> None:
-        """Repeats the rounds that were interrupted."""
-        self._come_to_rounds()
+        """Repeats the rounds that were interrupted, and begins others that are due.
+
+        Who is within a round does not look whether members are gone: the others go without them only when they come to
+        theirs, and then all would wait for the rest of this one's round.
+        """
+        if self._beginning():
+            self._come_to_rounds()
 
     def resume_at(self, rounds: int) -> None:  # noqa: D102
         for segment in self._all_segments():
