@@ -10,7 +10,6 @@ from tightwire.plan import Plan
 from tightwire.planner.quality import (
     GROWS_AS,
     LEAST_SHARE,
-    MOST_SHARE,
     STUDIED_NOISE,
     STUDIED_STEPS,
     Situation,
@@ -94,25 +93,6 @@ def test_noise_of_gradients_drowns_what_feedback_and_staleness_do() -> None:
 def test_noise_of_a_codec_without_feedback_is_its_own() -> None:
     plan = Plan.parse("bsp/allreduce:allgather/qsgd:7")
     assert extra_steps(plan, Situation(3.0)).factor == extra_steps(plan).factor
-
-
-def test_leftovers_and_drift_that_a_run_measures_scale_what_they_cost() -> None:
-    """Twice the leftover, twice the logarithm of what feedback costs, and of nothing else; drift likewise; bounded."""
-    for text, kind, other in (
-        ("bsp/allreduce/topk:0.01+ef", "leftover", "drift"),
-        ("local:8/allreduce/none", "drift", "leftover"),
-        ("diloco:32/allreduce/none", "drift", "leftover"),
-    ):
-        plan = Plan.parse(text)
-        usual = extra_steps(plan)
-        more, less, bounded = (extra_steps(plan, Situation(**{kind: r})) for r in (1.5, 0.8, 100.0))
-        assert math.log(more.factor) == pytest.approx(1.5 * math.log(usual.factor))
-        assert math.log(less.factor) == pytest.approx(0.8 * math.log(usual.factor))
-        assert math.log(bounded.factor) == pytest.approx(MOST_SHARE * math.log(usual.factor))
-        assert more.spread > usual.spread
-        assert extra_steps(plan, Situation(**{other: 1.5})) == usual
-    without = Plan.parse("bsp/allreduce/topk:0.01")
-    assert extra_steps(without, Situation(leftover=1.5)) == extra_steps(without)
 
 
 def test_in_a_short_run_less_is_lost() -> None:

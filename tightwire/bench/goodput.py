@@ -175,74 +175,78 @@ def run(bench: GoodputBench, usual: Usual | None = None) -> GoodputRow:
     Raises:
         LabError: no worker made a step, or one failed by itself.
     """
-    heard = SeenRun()
-    spent: list[float] = []
     start_s = time.monotonic()
-    ended = threading.Event()
-    began = threading.Event()
-    done: set[int] = set()
-
-    def end_the_rest(lab: Lab) -> None:
-        lab.restart_no_more()
-        for rank in set(range(bench.workers)) - done:
-            with suppress(LabError):
-                lab.kill(rank)
-
-    def on_line(line: OutputLine) -> None:
-        if line.stream == "stdout" and line.text.startswith(MARK):
-            step, lost, members, rounds = map(int, line.text.removeprefix(MARK).split())
-            heard.steps.append(
-                StepMade(
-                    at_s=time.monotonic(),
-                    rank=line.rank,
-                    step=step,
-                    lost=lost,
-                    members=members,
-                    rounds=rounds,
-                )
-            )
-            began.set()
-        elif line.stream == "stdout" and line.text == DONE:
-            if not done:
-                ended.set()
-                threading.Timer(PATIENCE_S, end_the_rest, (lab,)).start()
-            done.add(line.rank)
-        elif line.stream == "stdout" and line.text.startswith(SPENT):
-            spent.append(float(line.text.removeprefix(SPENT)))
-        elif line.stream == "stdout" and line.text == LOST:
-            heard.noticed.append(time.monotonic())
-        elif line.stream == "stdout" and line.text == ENTERED:
-            heard.entered.append(time.monotonic())
-        elif line.stream == "stderr":
-            print(f"[{line.rank}] {line.text}", file=sys.stderr)
-
     topology = Topology(workers=bench.workers, rate_bytes_per_s=bench.rate_bytes_per_s)
     with Lab(topology, batch_scheduling=True) as lab:
-        driver = threading.Thread(target=_strike, args=(bench, lab, heard.struck, began, ended), daemon=True)
+        ear = _Ear(lab)
+        driver = threading.Thread(target=_strike, args=(bench, lab, ear), daemon=True)
         driver.start()
         worker = "goodput_torchft" if bench.is_torchft else "goodput_worker"
         command = [
             sys.executable,
-            "-W",
-            "ignore",
-            "-m",
-            f"tightwire.bench.{worker}",
+            *f"-W ignore -m tightwire.bench.{worker}".split(),
             json.dumps(asdict(bench)),
         ]
+        warm = TORCHFT_MODULES if bench.is_torchft else MODULES
         try:
-            warm = TORCHFT_MODULES if bench.is_torchft else MODULES
-            result = lab.run(
-                command, on_line=on_line, elastic=bench.elastic, warm=warm, dead_ms=bench.dead_ms
-            )
+            result = lab.run(command, on_line=ear, elastic=bench.elastic, warm=warm, dead_ms=bench.dead_ms)
         finally:
-            ended.set()
-            began.set()
+            ear.ended.set()
+            ear.began.set()
             driver.join()
-    if not heard.steps or not done or not (result.ok or bench.elastic):
+    heard = ear.heard
+    if not heard.steps or not ear.done or not (result.ok or bench.elastic):
         raise LabError(f"{bench.plan}: {result.describe()} {len(heard.steps)} steps were made.")
     row = account(bench.plan, heard, usual)
-    processor_s = statistics.median(spent) if spent else None
+    processor_s = statistics.median(ear.spent) if ear.spent else None
     return replace(row, processor_s=processor_s, wall_s=time.monotonic() - start_s)
+
+
+class _Ear:
+    """Hears what workers print, and ends the run once the first of them is done.
+
+    Attributes:
+        heard: of steps and of members.
+        spent: processor time per step, of each worker that ended.
+        done: the workers that ended.
+        began: set with the first step.
+        ended: set with the first end.
+    """
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        self.heard = SeenRun()
+        self.spent: list[float] = []
+        self.done: set[int] = set()
+        self.began, self.ended = threading.Event(), threading.Event()
+
+    def __call__(self, line: OutputLine) -> None:
+        """Hears a line."""
+        now_s, text = time.monotonic(), line.text
+        if line.stream == "stderr":
+            print(f"[{line.rank}] {text}", file=sys.stderr)
+        elif text.startswith(MARK):
+            step, lost, members, rounds = map(int, text.removeprefix(MARK).split())
+            made = StepMade(at_s=now_s, rank=line.rank, step=step, lost=lost, members=members, rounds=rounds)
+            self.heard.steps.append(made)
+            self.began.set()
+        elif text.startswith(SPENT):
+            self.spent.append(float(text.removeprefix(SPENT)))
+        elif text == LOST:
+            self.heard.noticed.append(now_s)
+        elif text == ENTERED:
+            self.heard.entered.append(now_s)
+        elif text == DONE:
+            if not self.done:
+                self.ended.set()
+                threading.Timer(PATIENCE_S, self._end_the_rest).start()
+            self.done.add(line.rank)
+
+    def _end_the_rest(self) -> None:
+        self._lab.restart_no_more()
+        for rank in set(range(self._lab.topology.workers)) - self.done:
+            with suppress(LabError):
+                self._lab.kill(rank)
 
 
 def account(plan: str, heard: SeenRun, usual: Usual | None = None) -> GoodputRow:
@@ -295,29 +299,23 @@ def _longest(times: list[float]) -> float:
     return max((b - a for a, b in itertools.pairwise(times)), default=0.0)
 
 
-def _strike(
-    bench: GoodputBench,
-    lab: Lab,
-    struck: list[tuple[float, str, int]],
-    began: threading.Event,
-    ended: threading.Event,
-) -> None:
+def _strike(bench: GoodputBench, lab: Lab, ear: _Ear) -> None:
     """Breaks workers until the job has ended."""
     chance = random.Random(bench.seed)
-    began.wait()
+    ear.began.wait()
     outage_s = min(bench.outage_s, bench.every_s / 2)
     next_s = time.monotonic() + bench.every_s
-    while bench.every_s and not ended.wait(max(0.0, next_s - time.monotonic())):
+    while bench.every_s and not ear.ended.wait(max(0.0, next_s - time.monotonic())):
         next_s += bench.every_s
         kind = chance.choice(bench.kinds)
         # The lighthouse is on host 0, which may not be cut off.
         rank = chance.randrange(1 if kind == "cut" else 0, bench.workers)
-        struck.append((time.monotonic(), kind, rank))
+        ear.heard.struck.append((time.monotonic(), kind, rank))
         begin, end = _acts(lab, kind)
         try:
             begin(rank)
             if end is not None:
-                ended.wait(outage_s)
+                ear.ended.wait(outage_s)
                 end(rank)
         except LabError:  # the job has just ended
             return

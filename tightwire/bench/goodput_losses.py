@@ -95,12 +95,13 @@ class Losses:
 
 @dataclass(frozen=True)
 class _Taken:
-    """A step of the job: from when to when, and whether it exchanged anything."""
+    """A step of the job: from when to when, whether it exchanged anything, and whether it was for a newcomer."""
 
     began_s: float
     made: StepMade
     exchanges: bool
     grew: bool
+    joins: bool
 
     @property
     def seconds(self) -> float:
@@ -143,7 +144,7 @@ def losses(heard: SeenRun, usual: Usual) -> tuple[Losses, ...]:
         heard: of a run with faults.
         usual: of one without.
     """
-    dropped, is_awaited = lost_at(heard.steps), False
+    dropped = lost_at(heard.steps)
     bounds = [heard.steps[0].at_s, *(at_s for at_s, _, _ in heard.struck), heard.steps[-1].at_s]
     found = [dict[str, float]() for _ in bounds[1:]]
     for taken in _taken(heard.steps):
@@ -155,7 +156,7 @@ def losses(heard: SeenRun, usual: Usual) -> tuple[Losses, ...]:
         exchanges = taken.exchanges and (noticed is None or entered is not None)
         normal_s = usual.exchanging_s if exchanges else usual.alone_s
         excess_s = taken.seconds - (0.0 if taken.made.step in dropped else normal_s)
-        if taken.grew or (is_awaited and taken.exchanges):
+        if taken.joins:
             parts = {"joining_s": excess_s}
         elif noticed is not None:
             detection_s = min(max(0.0, noticed - taken.began_s - normal_s), max(0.0, excess_s))
@@ -164,7 +165,6 @@ def losses(heard: SeenRun, usual: Usual) -> tuple[Losses, ...]:
             parts["repeating_s"] = excess_s - detection_s - renewal_s
         else:
             parts = {"slower_s" if entered is None else "renewal_s": excess_s}
-        is_awaited = taken.grew or (is_awaited and not taken.exchanges)
         for name, seconds in parts.items():
             mine[name] = mine.get(name, 0.0) + seconds
     kinds = ["none", *(kind for _, kind, _ in heard.struck)]
@@ -178,14 +178,12 @@ def losses(heard: SeenRun, usual: Usual) -> tuple[Losses, ...]:
 def joins(heard: SeenRun, usual: Usual) -> tuple[float, ...]:
     """Returns, for each time that members became more, what it cost the others, in seconds."""
     found: list[float] = []
-    is_awaited = False
     for taken in _taken(heard.steps):
         excess_s = taken.seconds - (usual.exchanging_s if taken.exchanges else usual.alone_s)
         if taken.grew:
             found.append(excess_s)
-        elif is_awaited and taken.exchanges:
+        elif taken.joins:
             found[-1] += excess_s
-        is_awaited = taken.grew or (is_awaited and not taken.exchanges)
     return tuple(found)
 
 
@@ -197,8 +195,11 @@ def _taken(steps: Sequence[StepMade]) -> Iterator[_Taken]:
         known = rounds.get(step.rank, 0)
         exchanged[id(step)] = step.rounds != known and step.rounds > 0
         rounds[step.rank] = step.rounds
+    is_awaited = False
     for before, step in itertools.pairwise(newest(steps)):
-        yield _Taken(before.at_s, step, exchanged[id(step)], step.members > before.members)
+        exchanges, grew = exchanged[id(step)], step.members > before.members
+        yield _Taken(before.at_s, step, exchanges, grew, joins=grew or (is_awaited and exchanges))
+        is_awaited = grew or (is_awaited and not exchanges)
 
 
 def _mean(seconds: Sequence[float]) -> float:

@@ -81,26 +81,21 @@ class ExtraSteps:
 
 @dataclass(frozen=True)
 class Situation:
-    """In which a plan is to train: how noisy gradients are, for how long, and what compression and local steps do.
+    """In which a plan is to train: how noisy gradients are, and for how long.
 
     Attributes:
         noise: variance of the mean gradient over the squared norm of what it estimates, as the run measured it (see
             `Profile.gradient_noise`); None: that of the studies.
         steps: that the plan is wanted for; 0: as many as in the studies, or more.
-        leftover: its squared norm over what unrelated gradients would leave, as the run measured it under a plan with
-            feedback (see `runtime.departures`); None: not known, and taken to be 1.
-        drift: of replicas between rounds, likewise.
     """
 
     noise: float | None = None
     steps: int = 0
-    leftover: float | None = None
-    drift: float | None = None
 
     @classmethod
     def of(cls, profile: Profile) -> Situation:
         """Returns that of the run that a profile is of."""
-        return cls(profile.gradient_noise, profile.steps_ahead, profile.leftover, profile.drift)
+        return cls(profile.gradient_noise, profile.steps_ahead)
 
 
 USUAL = Situation()
@@ -116,8 +111,7 @@ def extra_steps(plan: Plan, situation: Situation = USUAL) -> ExtraSteps:
     factor is taken in proportion to 1/(1 + noise): a rule of ours that follows the direction of those rates, between
     the half and the double of what was measured, and the spread grows by half of what it changes. What is lost without
     feedback by an unbiased codec is noise in proportion to the gradient and its noise alike, and stays. In a run of few
-    steps, less is lost; see `STUDIED_STEPS`. Where the run measured leftovers or drift that are larger or smaller than
-    expected, the logarithm of what feedback or local steps cost is taken in proportion, within the same bounds.
+    steps, less is lost; see `STUDIED_STEPS`.
 
     Args:
         plan: any.
@@ -213,11 +207,10 @@ def steps_for(loss: float, dense: Sequence[tuple[int, float]]) -> float:
 
 def _amid(situation: Situation, found: ExtraSteps, family: str, plan: Plan) -> ExtraSteps:
     """Returns an answer's factor where gradients have another noise than in the studies, or the run is shorter."""
-    noise, share = situation.noise, _departure(situation, family, plan)
+    noise, share = situation.noise, 1.0
     is_noise_itself = family == "compression" and plan.sender.unbiased and len(plan.compression) == 1
     if noise is not None and not is_noise_itself:
-        share *= (1 + STUDIED_NOISE) / (1 + noise)
-    share = min(MOST_SHARE, max(LEAST_SHARE, share))
+        share = min(MOST_SHARE, max(LEAST_SHARE, (1 + STUDIED_NOISE) / (1 + noise)))
     length = min(1.0, (situation.steps / STUDIED_STEPS) ** GROWS_AS) if situation.steps else 1.0
     if share * length == 1.0 or found.factor == 1.0:
         return found
@@ -228,15 +221,6 @@ def _amid(situation: Situation, found: ExtraSteps, family: str, plan: Plan) -> E
         spread=math.hypot(length * found.spread, 0.5 * (share - 1) * power),
         source=found.source,
     )
-
-
-def _departure(situation: Situation, family: str, plan: Plan) -> float:
-    """Returns what the run measured over what was expected, of what this answer does; 1 where it measured nothing."""
-    if family == "compression" and _name(plan.compression_text)[1]:
-        return situation.leftover or 1.0
-    if family == "sync" and plan.sync.steps_per_round > 1:
-        return situation.drift or 1.0
-    return 1.0
 
 
 def _spread(values: Sequence[float]) -> float:

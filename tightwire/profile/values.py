@@ -75,9 +75,6 @@ class Profile:
         samples: of a pass of one worker; 0: not known.
         gradient_noise: variance of the workers' mean gradient over the squared norm of what it estimates (see
             `runtime.noise`); None: not known.
-        leftover: squared norm of what feedback left out over that expected of unrelated gradients (see
-            `runtime.departures`); None: not known.
-        drift: of replicas between rounds, likewise.
         steps_ahead: steps of training that a plan is wanted for; 0: many, or not known.
         device: what it is for: `cpu`, or the name of another device; empty: not known.
         memory_bytes: what a worker's device must hold at any batch: parameters, gradients, the optimizer's state; 0 if
@@ -104,8 +101,6 @@ class Profile:
     activation_bytes: int = 0
     samples: int = 0
     gradient_noise: float | None = None
-    leftover: float | None = None
-    drift: float | None = None
     steps_ahead: int = 0
     device: str = ""
     version: Literal[1] = 1
@@ -120,8 +115,6 @@ class Profile:
         require_range("sharing_uncertainty", self.sharing_uncertainty, 0.0, 10.0)
         require_range("noise", self.noise, 0.0, 10.0)
         require_range("gradient_noise", self.gradient_noise or 0.0, 0.0, 1e12)
-        require_range("leftover", self.leftover or 0.0, 0.0, 1e12)
-        require_range("drift", self.drift or 0.0, 0.0, 1e12)
         require_range("steps_ahead", self.steps_ahead, 0, 1e15)
         require_range("compute_uncertainty", self.compute_uncertainty, 0.0, 10.0)
         require_range("contention", self.contention, 1.0, 1000.0)

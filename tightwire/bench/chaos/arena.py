@@ -296,9 +296,8 @@ def _watch(
         elif list(alive.values()) == [trial.victim] and fault is not None and not fault.victim_ends:
             _signal(processes, trial.victim, signal.SIGKILL)
         elif now > limit_s and (lives_s := _stepped_ago(folder)) < patience_s:
-            limit_s = (
-                now + patience_s - lives_s
-            )  # on a busy host a run takes long, and is no hang while it goes on
+            # On a busy host a run takes long, and is no hang while it goes on.
+            limit_s = now + patience_s - lives_s
         elif now > limit_s:
             for rank in alive.values():
                 _signal(processes, rank, WHERE)

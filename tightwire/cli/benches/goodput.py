@@ -85,7 +85,8 @@ def goodput(
         seed=seed,
     )
     takes_s = bench.takes_s(plans.split(), 60 * minutes)
-    say(f"{len(plans.split())} plans take about {takes_s / 60:.0f} minutes", err=True)
+    some = "1 plan takes" if len(plans.split()) == 1 else f"{len(plans.split())} plans take"
+    say(f"{some} about {takes_s / 60:.0f} minutes", err=True)
     kept = []
     for plan in plans.split():
         kept.append(_measured(replace(asked, plan=plan)))
