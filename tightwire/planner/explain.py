@@ -181,10 +181,6 @@ def _loss(ranking: Ranking) -> Iterator[str]:
     known = f"by {extra.source}" if extra.source else "a guess: it was not measured"
     if noise is not None:
         known += f"; for gradients whose noise is {noise:.2g} times what they estimate, as this run measured"
-    if ranking.profile.leftover is not None:
-        known += f"; leftovers are {ranking.profile.leftover:.2g} times what was expected, as it measured"
-    if ranking.profile.drift is not None:
-        known += f"; replicas drift {ranking.profile.drift:.2g} times as far as was expected, as it measured"
     if ranking.profile.steps_ahead:
         known += f"; within {ranking.profile.steps_ahead:,} steps"
     yield (
