@@ -78,6 +78,21 @@ def test_survivors_step_on_while_the_dead_one_still_counts(plan: str, dies_at: i
     assert all(worker.patience < 0 for worker in elastic.workers if not worker.is_dead)  # they were asked
 
 
+@pytest.mark.parametrize(
+    "plan", ["local:3", "diloco:4/allreduce/int8+ef", "diloco:4/allreduce/none/streaming:2", "delayed:2"]
+)
+@pytest.mark.parametrize("dies_at", range(1, 30, 2))
+def test_a_round_that_reached_one_survivor_counts_also_where_both_come_to_their_end_first(
+    plan: str, dies_at: int
+) -> None:
+    def train(transport: Transport, worker: Worker) -> Trained:
+        worker.patience = 100
+        return trainer(plan, steps=8, optimizer=momentum)(transport, worker)
+
+    ends = Elastic(train, start=3, dies_at=[None, dies_at]).join()
+    assert all(same(ends[0].parameters, end.parameters) for end in ends[1:])
+
+
 @pytest.mark.parametrize("plan", ["local:4", "diloco:6/allreduce/none/streaming:3"])
 def test_rounds_that_were_put_off_for_longer_by_one_begin_in_the_same_order(plan: str) -> None:
     def train(transport: Transport, worker: Worker) -> Trained:

@@ -337,6 +337,7 @@ class Course:
                 is_new=self._is_new,
                 world=self._world,
                 trains=self._trains,
+                follows=self.engine.finished_follow,
                 meetings=membership.meetings,
                 plan=str(self.plan),
                 uneven=membership.uneven,

@@ -47,6 +47,7 @@ class Card:
         is_new: whether it has trained with nobody yet, or others have gone on without it.
         world: the number of the world in which it trained last.
         trains: whether its data is not over.
+        follows: whether it takes the outcome of every round, also once its data is over.
         meetings: how often it has met all others.
         plan: in force.
         uneven: whether rounds were made without those that are finished; see `Membership`.
@@ -61,6 +62,7 @@ class Card:
     is_new: bool = True
     world: int = 0
     trains: bool = True
+    follows: bool = False
     meetings: int = 0
     plan: str = ""
     uneven: bool = False
@@ -113,7 +115,7 @@ class Cards:
             if rank != self.source
             and (
                 card.is_new
-                or (card.trains and (card.agreed, card.landed) < (furthest.agreed, furthest.landed))
+                or (self._is_level(card) and (card.agreed, card.landed) < (furthest.agreed, furthest.landed))
                 or card.meetings < furthest.meetings
                 or card.plan != furthest.plan
             )
@@ -131,9 +133,13 @@ class Cards:
         facts = self.by_rank[self.source].facts
         return [rank for rank, card in enumerate(self.by_rank) if card.facts != facts]
 
-    @staticmethod
-    def _distance(card: Card) -> tuple[bool, bool, int, int, int, int]:
-        return not card.is_new, card.trains, card.agreed, card.landed, card.meetings, card.step
+    def _is_level(self, card: Card) -> bool:
+        """Whether rounds that it agreed to are all in its parameters, as in those of the others."""
+        return card.trains or card.follows or not any(other.uneven for other in self.by_rank)
+
+    def _distance(self, card: Card) -> tuple[bool, bool, int, int, int, bool, int]:
+        rounds = card.agreed, card.landed, card.meetings
+        return not card.is_new, self._is_level(card), *rounds, card.trains, card.step
 
 
 def show_cards(transport: Transport, card: Card) -> Cards:

@@ -184,11 +184,13 @@ class Surviving(Protocol):
         calls_rolls: whether a round tells that somebody is about to leave or waits outside, so that all meet. Else a
             worker that is told so leaves, or begins another world, by itself, and the others lose it in a round.
         postpones: whether it makes steps while a round that lost a member waits, as `Membership.postpones` says.
+        finished_follow: whether workers whose data is over take the outcome of every round of the others.
     """
 
     survives: bool
     calls_rolls: bool
     postpones: bool
+    finished_follow: bool
 
     def position(self) -> Position:
         """Returns how far this worker is."""
@@ -260,6 +262,7 @@ class BaseEngine:
     survives = False
     calls_rolls = True
     postpones = False
+    finished_follow = False
 
     def position(self) -> Position:
         """Has agreed on all that it began."""

@@ -38,6 +38,8 @@ class ParameterEngine(BaseEngine):
     that step, lest its optimizer's state be lost, and spoils the round: all workers alike go back to where it began.
     """
 
+    finished_follow = True
+
     def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
         self._context, self._plan = context, plan
         assert isinstance(plan.sync, Rounds), plan.sync
