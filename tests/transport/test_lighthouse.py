@@ -33,3 +33,14 @@ def test_who_is_never_let_in_is_told_so_within_the_limit(monkeypatch: pytest.Mon
             door.enter(0)
     finally:
         door.close()
+
+
+def test_worlds_are_in_the_launchers_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lighthouse, "_connect", lambda self: NamesOthers())
+    names = []
+    for rank in (0, 2, 10, 999):
+        monkeypatch.setenv("RANK", str(rank))
+        door = Lighthouse("http://127.0.0.1:1", min_workers=1, secret="", deadline_s=1.0, late_s=0.1)
+        names.append(door.name)
+        door.close()
+    assert names == sorted(names)

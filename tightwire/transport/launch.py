@@ -147,6 +147,11 @@ def starter_of(environment: Mapping[str, str]) -> Starter | None:
     return None
 
 
+def told_rank(environment: Mapping[str, str]) -> int:
+    """Returns this worker's number among all, as the launcher says; 0 where it does not."""
+    return _told(environment, "RANK", "rank")
+
+
 def local_rank(environment: Mapping[str, str]) -> int:
     """Returns this worker's number on its host, as the launcher says; 0 where it does not."""
     return _told(environment, "LOCAL_RANK", "local_rank")
@@ -161,8 +166,7 @@ def _told(environment: Mapping[str, str], name: str, attribute: str) -> int:
     told = environment.get(name, "")
     starter = starter_of(environment)
     if not told and starter is not None:
-        names = {"local_rank": starter.local_rank, "local_size": starter.local_size}
-        told = environment.get(names[attribute], "")
+        told = environment.get(getattr(starter, attribute), "")
         if repeated := re.fullmatch(r"([0-9]+)\(x[0-9]+\)", told):  # SLURM: the same on each of several nodes
             told = repeated[1]
     return int(told) if told.isdigit() else 0

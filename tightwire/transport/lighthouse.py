@@ -45,6 +45,7 @@ from tightwire.transport.ahead import ConnectedWorld, NextWorld
 from tightwire.transport.base import Transport
 from tightwire.transport.door import Admission
 from tightwire.transport.join import join, within
+from tightwire.transport.launch import told_rank
 from tightwire.transport.torch_distributed import TorchDistributed
 
 c10d: Final[Any] = dist  # torch does not type its stores
@@ -78,7 +79,8 @@ class Lighthouse:
     """The door of one worker; see `Door`.
 
     Attributes:
-        name: host, process, and a number of its own.
+        name: the launcher's rank, host, process, and a number of its own. Worlds are in the order of names, so that
+            ranks are the launcher's while all its workers are in.
         watches: whether this worker looks for those who wait outside; one of a world does.
         notice: set once this worker is to leave.
     """
@@ -106,7 +108,8 @@ class Lighthouse:
         Raises:
             TransportError: torchft is not installed, or there is no lighthouse at the address.
         """
-        self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        process = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self.name = f"{told_rank(os.environ):06d}-{process}"
         self._address, self._min_workers = address, min_workers
         self._secret, self._deadline_s, self._late_s = secret, deadline_s, late_s
         self._wrap = wrap
