@@ -31,7 +31,7 @@ def race(
     budget: Annotated[
         str, typer.Option(help="How long training is to take: 40min, 2h or '5000 steps'.")
     ] = "10min",
-    share: Annotated[float, typer.Option(help="Share of the budget that the race may cost.")] = 0.05,
+    share: Annotated[float, typer.Option(help="Share of the budget that the race may cost.")] = 0.02,
     contenders: Annotated[int, typer.Option(help="How many plans are tried at most.", min=1)] = 6,
     allow: Annotated[str, typer.Option(help="What plans may change: lossless, lossy or stale.")] = "stale",
     train_on: Annotated[

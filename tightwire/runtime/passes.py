@@ -45,7 +45,9 @@ class ForwardWatch:
         self._model, self._is_step_seen, self._versions = model, False, -1
         self._tracer = tracer
         self._started_s: list[float] = []
-        self._open: list[_Reached] = []
+        self._open = self._judged = (
+            0  # passes that wait for a backward pass since they were judged last; how often
+        )
         self._handles = [
             model.register_forward_pre_hook(_Hook(self, "_begin")),
             model.register_forward_hook(_Hook(self, "_end")),
@@ -57,13 +59,14 @@ class ForwardWatch:
 
     def judge(self) -> int:
         """Returns how many passes were skipped, those that wait for a backward pass now included."""
-        self.skipped += sum(not reached for reached in self._open)
-        self._open.clear()
+        self.skipped += self._open
+        self.forgive()
         return self.skipped
 
     def forgive(self) -> None:
         """Forgets the passes that wait for a backward pass: this worker said that it leaves it out."""
-        self._open.clear()
+        self._open = 0
+        self._judged += 1
 
     def close(self) -> None:
         """Takes the hooks out."""
@@ -98,24 +101,27 @@ class ForwardWatch:
             return
         tensors = [t for t in _tensors(output) if t.requires_grad][:MOST_OUTPUTS]
         if tensors:
-            reached = _Reached(self)
+            self._open += 1
+            reached = _Reached(self, self._judged)
             for tensor in tensors:
                 tensor.register_hook(reached)
-            self._open.append(reached)
+
+    def _reach(self, judged: int) -> None:
+        """Counts a pass, seen when passes were judged so often, as one that a backward pass came to."""
+        self._open -= judged == self._judged
 
 
 class _Reached:
-    """Whether a backward pass came to a tensor."""
+    """Hears when a backward pass comes to a tensor of one pass."""
 
-    def __init__(self, watch: ForwardWatch) -> None:
-        self._watch, self._is_reached = watch, False
+    def __init__(self, watch: ForwardWatch, judged: int) -> None:
+        self._watch, self._judged, self._is_reached = watch, judged, False
 
     def __call__(self, gradient: Tensor) -> None:
-        self._is_reached = True
+        if not self._is_reached:
+            self._is_reached = True
+            self._watch._reach(self._judged)
         self._watch.on_backward()
-
-    def __bool__(self) -> bool:
-        return self._is_reached
 
 
 class _Hook:

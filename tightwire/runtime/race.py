@@ -57,7 +57,7 @@ class Race:
     """
 
     budget: str = "10min"
-    share: float = 0.05
+    share: float = 0.02
     contenders: int = 6
     judge: Callable[[], float] | None = None
 

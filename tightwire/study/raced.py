@@ -1,6 +1,6 @@
 """Has a training script's plans race, whatever plan the script names: runs it on every worker of a lab.
 
-python -m tightwire.study.raced '{"budget": "10min", "share": 0.05, ...}' train.py --batch 32
+python -m tightwire.study.raced '{"budget": "10min", "share": 0.02, ...}' train.py --batch 32
 
 The script needs no change: what it attaches with is replaced by a race, and a loss is what `backward()` is called on.
 """
