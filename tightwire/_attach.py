@@ -26,8 +26,10 @@ from tightwire.runtime.agreement import copy_from_first, model_facts, require_ag
 from tightwire.runtime.auto import Pilot, PlanSearch
 from tightwire.runtime.carried import Carried, Stateful
 from tightwire.runtime.context import RunContext
+from tightwire.runtime.elastic_auto import ElasticPilot
 from tightwire.runtime.groups import Groups, Sharing, form, resolve
 from tightwire.runtime.guard import require_attachable
+from tightwire.runtime.habits import Habits
 from tightwire.runtime.keeping import Keeping, require_keepable
 from tightwire.runtime.learnt import Learnt, facts_of
 from tightwire.runtime.membership import Membership
@@ -140,7 +142,17 @@ def attach(
         _warn_of_sizes(asked.phases, model)
     counting = Counting(transport)
     sharings = form(counting, shared) if door is None else ()
-    asked, pilot = _search(asked, model, optimizers, transport, left, keep)
+    look = _look(asked, model, optimizers, left, keep, goes_back=door is None)
+    pilot: Pilot | ElasticPilot | None = None
+    if asked.is_auto and door is not None:
+        pilot = ElasticPilot(look)
+    elif asked.is_auto and transport.size > 1:
+        found = look(transport, Habits())
+        asked, pilot = (
+            (asked.settled(found), None)
+            if isinstance(found, PlanFile)
+            else (asked.begun(found.watched), found)
+        )
     context = RunContext(
         transport=counting,
         routing=asked.plan_file.routing,
@@ -159,7 +171,7 @@ def attach(
         workers_per_node=workers_per_node(),
         wiring=asked.wiring,
         switch=switch(),
-        costs=pilot.costs if pilot is not None else asked.costs,
+        costs=pilot.costs if isinstance(pilot, Pilot) else asked.costs,
     )
     _make_equal(model, sharings, left, None if door is not None else transport)
     carried = Carried(carry) if carry else None
@@ -192,30 +204,31 @@ def _facts(
     return facts | model_facts(model, left)
 
 
-def _search(
+def _look(
     asked: Request,
     model: nn.Module,
     optimizers: Optimizers,
-    transport: Transport,
     left: frozenset[str],
     keep: str | pathlib.Path | None,
-) -> tuple[Request, Pilot | None]:
-    """Returns what training begins under, and who looks for the plan where one is to be found.
+    *,
+    goes_back: bool,
+) -> Callable[[Transport, Habits], Pilot | PlanFile]:
+    """Returns what looks for a plan: a look returns who will choose one, or the plan that was kept for this job.
 
-    Contract: every rank; blocks while the wire is measured.
+    Contract of a look: every rank; blocks while the wire is measured.
     """
-    if not asked.is_auto or transport.size == 1:
-        return asked, None
-    about = facts_of(model_facts(model, left), transport.size, workers_per_node(), asked.name)
-    learnt = Learnt(pathlib.Path(keep), about) if keep is not None else None
-    kept = learnt.recall(transport) if learnt is not None else None
-    if kept is not None:
-        return asked.settled(kept), None
-    search = PlanSearch(
-        allow=asked.allow, race=asked.race, keep=learnt.keep if learnt is not None else _forget
-    )
-    pilot = _pilot(model, optimizers, transport, search, left)
-    return asked.begun(pilot.watched), pilot
+
+    def look(transport: Transport, habits: Habits) -> Pilot | PlanFile:
+        about = facts_of(model_facts(model, left), transport.size, workers_per_node(), asked.name)
+        learnt = Learnt(pathlib.Path(keep), about) if keep is not None else None
+        kept = learnt.recall(transport) if learnt is not None else None
+        if kept is not None:
+            return kept
+        forgets = learnt.keep if learnt is not None else _forget
+        search = PlanSearch(allow=asked.allow, race=asked.race, keep=forgets, goes_back=goes_back)
+        return _pilot(model, optimizers, transport, search, left, habits)
+
+    return look
 
 
 def _make_equal(
@@ -297,7 +310,12 @@ def _warn_of_sizes(phases: Phases, model: nn.Module) -> None:
 
 
 def _pilot(
-    model: nn.Module, optimizers: Optimizers, transport: Transport, search: PlanSearch, left: frozenset[str]
+    model: nn.Module,
+    optimizers: Optimizers,
+    transport: Transport,
+    search: PlanSearch,
+    left: frozenset[str],
+    habits: Habits,
 ) -> Pilot:
     """Probes the wire for the plan that will be chosen."""
     from tightwire.probe import probe
@@ -307,7 +325,7 @@ def _pilot(
     # Where messages begin: copies, or NCCL, are then in what is measured.
     at = next(model.parameters()).device
     cluster = probe(transport, budget_s=search.probe_s, programs=search.probed, device=at)
-    return Pilot(model, optimizers, as_native(cluster, search.programs), search, num_bytes)
+    return Pilot(model, optimizers, as_native(cluster, search.programs), search, num_bytes, habits)
 
 
 def _forget(plan_file: PlanFile) -> None:

@@ -40,6 +40,7 @@ def train(plan, steps, at_step):
         ("bsp/allreduce:ring", 120),
         ("diloco:4", 320),  # it steps on for the 3 s that pass until the death is noticed
         ("ssp:0/ps", 120),
+        ("auto", 200),
     ],
 )
 def test_one_is_killed_one_is_told_to_leave_and_one_comes(plan: str, steps: int) -> None:

@@ -12,6 +12,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -97,6 +98,12 @@ class Choice:
     considered: tuple[tuple[str, float], ...] = ()
     contenders: tuple[Contender, ...] = ()
 
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> Choice:
+        """Reads what `dataclasses.asdict` made of one and JSON carried; without contenders."""
+        considered = tuple((plan, step_s) for plan, step_s in facts["considered"])
+        return cls(**{**facts, "why": tuple(facts["why"]), "considered": considered, "contenders": ()})
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSearch:
@@ -106,11 +113,13 @@ class PlanSearch:
         allow: what plans may change about training.
         race: whose trials decide among the best few; None: predictions decide.
         keep: is told what was chosen, as a plan file, on rank 0.
+        goes_back: whether training may go back to where the first steps began.
     """
 
     allow: Allowance
     race: Race | None = None
     keep: Callable[[PlanFile], None] = lambda plan_file: None
+    goes_back: bool = True
 
     @property
     def by(self) -> By:
@@ -162,11 +171,17 @@ class Pilot:
     """
 
     def __init__(
-        self, model: nn.Module, optimizers: Optimizers, cluster: Cluster, search: PlanSearch, num_bytes: int
+        self,
+        model: nn.Module,
+        optimizers: Optimizers,
+        cluster: Cluster,
+        search: PlanSearch,
+        num_bytes: int,
+        habits: Habits | None = None,
     ) -> None:
         self.baseline_step_s: float | None = None
         self.choice: Choice | None = None
-        self.habits = Habits()
+        self.habits = habits or Habits()
         dense_s = dense_exchange_s(num_bytes, cluster)
         self.watched = watched_plan(search.allow, dense_s)
         self._parts = self.watched == PARTING
@@ -212,7 +227,7 @@ class Pilot:
         watched = Plan.parse(self.watched)
         if self._search.by == "loss" and watched.sync.is_bulk and isinstance(watched.sender, Codec):
             self._noise.begin()
-        if self._parts:
+        if self._parts and self._search.goes_back:
             is_new = not any(member.state for member in self._optimizers.members)
             self._start = Snapshot(self._model, self._optimizers, is_equal=is_new)
 
@@ -327,8 +342,7 @@ class Pilot:
             self._decide(run, Choice(plan=STOCK, predicted_step_s=self.baseline_step_s or 0.0, why=(why,)))
             return
         facts, stock_step_s, entered = json.loads(answer)
-        considered = tuple((plan, step_s) for plan, step_s in facts["considered"])
-        choice = Choice(**facts | {"why": tuple(facts["why"]), "considered": considered, "contenders": ()})
+        choice = Choice.of(facts)
         if self._search.race is None:
             self._decide(run, choice)
         else:
@@ -431,9 +445,8 @@ class Pilot:
         if (answer := run.ask(decision)[0]) is None:
             return
         facts, present_s, gains = json.loads(answer)
-        considered = tuple((plan, step_s) for plan, step_s in facts["considered"])
-        found = Choice(**facts | {"why": tuple(facts["why"]), "considered": considered, "contenders": ()})
-        at = f"step {run.report().steps}: {occasion}"
+        found = Choice.of(facts)
+        at = f"step {run.step}: {occasion}"
         if found.plan == str(run.plan) or not gains:
             self._say(f"{at}. {run.plan} is still the best, or nearly, at {present_s * 1e3:,.1f} ms a step.")
             return

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from tightwire.runtime.context import RunContext
 from tightwire.runtime.engines import Engine, LoneEngine, build_engine
 from tightwire.runtime.engines.engine import Position
 from tightwire.runtime.meeting import News, Told, meet
-from tightwire.runtime.membership import MEMBERS_CHANGED
+from tightwire.runtime.membership import MEMBERS_CHANGED, MembersChangedError
 from tightwire.runtime.phases import spelled_out
 from tightwire.runtime.record import Record
 from tightwire.runtime.renewal import (
@@ -79,6 +80,7 @@ class Course:
         record: of what happened.
         step: optimizer steps made so far.
         has_left: whether this rank left for good.
+        began_at: the step after which the present members were together first.
     """
 
     def __init__(
@@ -104,8 +106,9 @@ class Course:
         self.plan = self._phases.at(1)
         self.engine: Engine = LoneEngine()
         self.context, self.record = context, Record()
-        self.step = 0
+        self.step = self.began_at = 0
         self.has_left = False
+        self._only_in: int | None = None  # the members, by number, that `undisturbed` is for
         self._parameters, self._on_members = parameters, on_members
         self._facts, self._carried = dict(facts or {}), carried
         self._is_new = self._trains = True
@@ -123,8 +126,8 @@ class Course:
 
     def adopt(self, plan: Plan) -> None:
         """Goes on under another plan. Every member that trains."""
-        self.asked, self._phases = Phases((plan,)), spelled_out(Phases((plan,)))
-        self.turn(self._phases.at(self.step + 1), keep=True)
+        asked = Phases((plan,))
+        self.turn(spelled_out(asked).at(self.step + 1), keep=True, asked=asked)
 
     def go_back(self, snapshot: Snapshot, plan: Plan, *, remembering: bool) -> None:
         """Restores a snapshot and goes on under another plan, with an engine that remembers nothing else.
@@ -136,12 +139,13 @@ class Course:
             plan: the same on all of them.
             remembering: whether the engine takes up what the snapshot's remembered.
         """
-        self.asked, self._phases = Phases((plan,)), spelled_out(Phases((plan,)))
-        plan = self._phases.at(self.step + 1)
+        asked = Phases((plan,))
+        plan = spelled_out(asked).at(self.step + 1)
         are_equal = snapshot.is_equal
         if not self.is_alone:
             told = self.meet(News(why="turn", plan=str(plan), goes_back=True))
             are_equal = are_equal and not told.of("finish")
+        self.asked, self._phases = asked, spelled_out(asked)
         snapshot.restore()
         self.build(plan, were_equal=are_equal)
         if remembering and snapshot.engine is not None:
@@ -188,9 +192,15 @@ class Course:
         Every member, when its data is over.
         """
         self._trains = False
-        while not (told := self.meet(News(why="finish"))).are_finished:
+        while True:
+            number = self.context.membership.number
+            told = self.meet(News(why="finish"))
+            if told.are_finished:
+                break
             if turn := told.first("turn"):
-                self.build(Plan.parse(turn.plan), were_equal=False if turn.goes_back else None)
+                # Else the others, who had met already, took this worker along.
+                if number == self.context.membership.number or str(self.plan) != turn.plan:
+                    self.build(Plan.parse(turn.plan), were_equal=False if turn.goes_back else None)
             elif told.of("rebuild"):
                 self._rebuild(told)
         self._trains = True
@@ -209,23 +219,53 @@ class Course:
                 self.meet(News(why="leave"))
         self.has_left = True
 
-    def turn(self, plan: Plan, *, keep: bool) -> None:
+    def turn(self, plan: Plan, *, keep: bool, asked: Phases | None = None) -> None:
         """Goes on under another plan. Every member that trains.
 
         Args:
             plan: the same on all of them.
             keep: whether to keep what stages remember, where it means the same.
+            asked: what is wanted from then on; None: as before.
         """
         number = self.context.membership.number
         if not self.is_alone:
             self.meet(News(why="turn", plan=str(plan)))
+        if asked is not None:
+            self.asked, self._phases = asked, spelled_out(asked)
         if (
             number == self.context.membership.number or self.plan != plan
         ):  # else the others took this worker along
             self._go_on(plan, keep=keep)
 
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Inside, whoever meets does so with the present members or not at all: nothing is repeated among others.
+
+        Contract: every member that trains, at the same step; whatever all do inside ends on all alike.
+
+        Raises:
+            MembersChangedError: they changed meanwhile; the plan in force is the same on all of them.
+        """
+        self._only_in = self.context.membership.number
+        try:
+            yield
+            self.require_undisturbed()
+        finally:
+            self._only_in = None
+
+    def guard(self, act: Callable[[], None]) -> None:
+        """Does something that every member does, over their transport; see `undisturbed` and `Membership.guard`."""
+        self.context.membership.guard(act)
+        self.require_undisturbed()
+
+    def require_undisturbed(self) -> None:
+        """Raises `MembersChangedError` inside `undisturbed`, if they did."""
+        if self._only_in not in (None, self.context.membership.number):
+            raise MembersChangedError
+
     def meet(self, news: News) -> Told:
         """Flushes, as all members do now, and hears why; whoever leaves is gone afterwards. Every member."""
+        self.require_undisturbed()
         if self.is_alone:
             return self._come(news)
         membership = self.context.membership
@@ -240,6 +280,7 @@ class Course:
                 self._told = told = came[0]
                 membership.met()
                 break
+            self.require_undisturbed()
             if self._has_missed and self._told is not None:  # the others have met already
                 told = self._told
                 break
@@ -269,6 +310,10 @@ class Course:
                 self.renew()
         elif leaving:
             self.context.membership.guard(lambda: self._go_on_without(leaving))
+
+    def take_costs(self, costs: Mapping[str, tuple[float, float]]) -> None:
+        """Takes what programs were measured to take among the present members. Every member, alike."""
+        self.context = replace(self.context, costs=costs)
 
     def build(self, plan: Plan, *, were_equal: bool | None = None) -> dict[str, Any]:
         """Replaces the engine, in which nothing is under way; returns what it remembered. Every member.
@@ -315,6 +360,7 @@ class Course:
                 self.record.begin_plan(self.engine)
             while not self._enter(door, position, state):
                 pass
+            self.began_at = self.step
             try:
                 self._is_new = False
                 self.engine.go_on(position, is_lost=self._is_lost)
@@ -523,6 +569,7 @@ class Course:
             return
         assert isinstance(group, Counting)
         self.context.membership.without(leaving)
+        self.began_at = self.step
         self.context = self.context.over(group)
         self._on_members(self.context)
         if state := self.build(self.plan):

@@ -28,6 +28,10 @@ REMEDY = (
 )
 
 
+class MembersChangedError(Exception):
+    """Members changed while they were to do something together that is not repeated; see `Course.undisturbed`."""
+
+
 @dataclass(frozen=True)
 class Standing:
     """What must be equal on all ranks that train, wherever they meet.

@@ -145,7 +145,7 @@ class Request:
             AttachError: a plan that members who come and go cannot carry out, or buffers that it cannot keep so.
         """
         if num_ranks is None:
-            _require_elastic(self.phases, self.is_auto)
+            _require_elastic(self.phases, races=self.race is not None)
         for plan in self.phases.plans:
             _require_servable(plan, num_ranks, buffers)
 
@@ -161,17 +161,17 @@ class Request:
         return hashlib.sha256(transfers).hexdigest()[:16]
 
 
-def _require_elastic(chosen: Phases, is_auto: bool) -> None:
+def _require_elastic(chosen: Phases, *, races: bool) -> None:
     """Makes sure that a plan can be carried out by members who come and go.
 
     Raises:
-        AttachError: it is searched for by all together, needs whole nodes, or has servers.
+        AttachError: it is found by trials, needs whole nodes, or has servers.
     """
-    if is_auto or any(isinstance(plan.schedule, Auto) for plan in chosen.plans):
+    if races or any(isinstance(plan.schedule, Auto) for plan in chosen.plans):
+        what = "a race" if races else "schedule auto"
         raise AttachError(
-            "tightwire.init(elastic=True) was asked for with plan or schedule auto, which all workers "
-            "search for together while none may come or go; find a plan without elastic=True, or by `tightwire plan`, "
-            "and name it."
+            f"tightwire.init(elastic=True) was asked for with {what}, whose trials would begin anew with whoever comes "
+            'or goes; let plan="auto" choose by what it predicts, or find a plan without elastic=True and name it.'
         )
     if levelled := [str(plan) for plan in chosen.plans if plan.architecture.needs_nodes]:
         raise AttachError(

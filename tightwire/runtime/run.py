@@ -24,6 +24,7 @@ from tightwire.runtime.carried import Carried
 from tightwire.runtime.comparison import Comparison
 from tightwire.runtime.context import RunContext
 from tightwire.runtime.course import Course
+from tightwire.runtime.elastic_auto import ElasticPilot
 from tightwire.runtime.engines import Engine
 from tightwire.runtime.engines.memory import load_finite_check
 from tightwire.runtime.evaluation import Evaluation
@@ -65,7 +66,7 @@ class Run:
         buffers: Buffers = "start",
         predicted: Mapping[str, float] | None = None,
         why: tuple[str, ...] = (),
-        pilot: Pilot | Tuner | None = None,
+        pilot: Pilot | Tuner | ElasticPilot | None = None,
         facts: Mapping[str, object] | None = None,
         carried: Carried | None = None,
         keeping: Keeping | None = None,
@@ -206,6 +207,11 @@ class Run:
         """
         self._require_open()
         self._course.go_back(snapshot, plan, remembering=remembering)
+
+    @property
+    def course(self) -> Course:
+        """What this run goes through between steps."""
+        return self._course
 
     @property
     def times(self) -> RoundTimes:

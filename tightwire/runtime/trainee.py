@@ -20,6 +20,10 @@ class Trainee(Protocol):
         """In force at present."""
 
     @property
+    def step(self) -> int:
+        """Optimizer steps made so far, equal on all that train."""
+
+    @property
     def transport(self) -> Transport:
         """Between this worker and the others."""
 
