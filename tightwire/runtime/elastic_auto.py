@@ -135,6 +135,7 @@ class ElasticPilot:
             self._pilot.begin()
         elif self._pilot is not None:
             self._pilot.before_step()
+        self.habits.release()  # what is read from here on, the loop did not read
 
     def hear(self, loss: float) -> None:
         """Takes in the loss of the step under way, or of a part of it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 
 from torch import Tensor, nn
@@ -28,12 +29,16 @@ class Habits:
         """Watches gradients from the end of a pass on."""
         self._held = list(gradients)
         for gradient in self._held:
-            hold(gradient, self.note_touch)
+            hold(gradient, functools.partial(self._let_go, gradient))
 
     def note_touch(self) -> None:
         """Takes in that a gradient was touched, by whoever made the loop."""
         self.touches_gradients = True
         self.release()
+
+    def _let_go(self, gradient: Tensor) -> None:
+        release(gradient)  # whatever others released meanwhile
+        self.note_touch()
 
     def release(self) -> None:
         """Watches no longer: the optimizer steps, or another pass begins."""

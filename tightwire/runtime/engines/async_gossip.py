@@ -18,7 +18,7 @@ from tightwire.compression.checks import is_finite
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
 from tightwire.runtime.context import RunContext
-from tightwire.runtime.engines.engine import BaseEngine
+from tightwire.runtime.engines.engine import BaseEngine, Position
 from tightwire.runtime.engines.memory import drop_unless_finite
 from tightwire.runtime.slots import cut
 from tightwire.runtime.talk import TalkThread
@@ -32,22 +32,30 @@ class AsyncGossipEngine(BaseEngine):
     freeze its model until the answer is there, as the paper's does: see `Pairs`. A step asks only if the last answer is
     there, so that on a slow wire there are fewer rounds than steps.
 
-    A worker that died is no longer asked. A step with a NaN or Inf is dropped by the worker that made it.
+    A worker that died is no longer asked. A step with a NaN or Inf is dropped by the worker that made it. Where members
+    are elastic, all that live begin another world instead, from the exact mean of those who trained, as under gossip in
+    rounds.
 
     Contract: workers need not make the same number of steps; every rank flushes.
     """
 
+    survives = True
+    calls_rolls = False
+
     def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
         self._context, self._parameters = context, parameters
         transport = context.transport
-        self._lost = Lost()
+        is_elastic = context.membership.is_elastic
+        self._lost = Lost(ends_round=is_elastic)
+        self._has_trained = True
         layouts = [layout for layout, _ in cut(parameters, plan, context)]
         self._here = [Bucket(layout) for layout in layouts]
         self._read = [Bucket(layout) for layout in layouts]
         self._shared = Shared([bucket.flat for bucket in self._here])
         self._channel = transport.channel()
         assert isinstance(plan.architecture, Gossip), plan.architecture
-        neighbours = plan.architecture.over(transport.size).neighbours(transport.rank)
+        graph = plan.architecture.over_any if is_elastic else plan.architecture.over
+        neighbours = graph(transport.size).neighbours(transport.rank)
         self._pairs = Pairs(self._channel, self._shared, neighbours, self._lost)
         self._survivors = Survivors(transport.channel(), self._lost)
         self._thread = TalkThread("tightwire-asks", self._awaited, transport)
@@ -109,6 +117,39 @@ class AsyncGossipEngine(BaseEngine):
         with self._shared.lock:
             self._take_up()
 
+    def position(self) -> Position:
+        """Says only whether it made rounds, which are each pair's own."""
+        made = min(1, self._rounds_before + self.rounds)
+        return Position(agreed=made, begun=made)
+
+    def salvage(self) -> dict[str, Any]:
+        """Keeps what averaging changed since the last step, and the step under way."""
+        self._share_step()
+        return self.state_dict() | {"has_trained": self._has_trained}
+
+    def catch_up(
+        self, own: Mapping[str, Any], theirs: Mapping[str, Any], *, is_new: bool
+    ) -> tuple[dict[str, Any], frozenset[str]]:
+        """Gives a newcomer the count; its parameters count nothing in the mean with which all begin."""
+        return (dict(theirs) | {"has_trained": False} if is_new else dict(own)), frozenset()
+
+    def take_up(self, state: Mapping[str, Any], agreed: int) -> None:  # noqa: D102
+        self._has_trained = state["has_trained"]
+        self.resume_at(state["rounds"])
+
+    def go_on(self, position: Position, *, is_lost: bool) -> None:
+        """Begins, as after a flush, from the exact mean of those who trained. Every member; blocks."""
+        trained = sum(told[0] for told in self._channel.exchange(bytes([self._has_trained])))
+        others = self._context.transport.size - trained
+        if trained and others and not self._has_trained:
+            for bucket in self._here:
+                bucket.flat.zero_()
+        if trained:  # else the job begins
+            for bucket, mean in zip(self._here, self._means(), strict=True):
+                bucket.flat.copy_(mean if not others else mean * ((trained + others) / trained))
+            self._continue_from_shared()
+        self._has_trained = True
+
     def close(self) -> None:
         """Leaves what is under way to the transport: it ends when its channel does."""
         self._thread.close()
@@ -158,6 +199,10 @@ class AsyncGossipEngine(BaseEngine):
         self._thread.wait()
         self._thread.submit(self._pairs.stop)
         self._thread.wait()
+        return self._means()
+
+    def _means(self) -> list[Tensor]:
+        """Returns the exact means of shared models while nobody asks any more, by bucket."""
         means = [bucket.flat.clone() for bucket in self._here]
         self._thread.submit(lambda: self._survivors.average(means))
         self._thread.wait()
