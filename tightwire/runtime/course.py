@@ -352,13 +352,14 @@ class Course:
         assert door is not None
         self._has_missed = False
         while True:
-            position, state = self.engine.position(), {}
+            before, state = self.engine, dict[str, Any]()
+            position = before.position()
             if not self._is_new:
                 self.context.transport.inner.close()  # so that nothing waits for ever, here or elsewhere
-                self.engine.close()
-                state = self.engine.salvage()
-                self.record.begin_plan(self.engine)
-            while not self._enter(door, position, state):
+                before.close()
+                state = before.salvage()
+                self.record.begin_plan(before)
+            while not self._enter(door, before, position, state):
                 pass
             self.began_at = self.step
             try:
@@ -368,8 +369,8 @@ class Course:
             except PeerError as error:
                 log.info("another member was lost: %s", error)
 
-    def _enter(self, door: Door, position: Position, state: Mapping[str, Any]) -> bool:
-        """Takes this worker into the next world; returns whether it came about."""
+    def _enter(self, door: Door, before: Engine, position: Position, state: Mapping[str, Any]) -> bool:
+        """Takes this worker into the next world, with what an engine left; returns whether it came about."""
         # Who has trained before is not a worker of a job that is still to begin, whatever engine it has just now.
         admission = door.enter(max(position.agreed, int(self._world > 0)))
         transport, membership = admission.transport, self.context.membership
@@ -383,7 +384,7 @@ class Course:
                 is_new=self._is_new,
                 world=self._world,
                 trains=self._trains,
-                follows=self.engine.finished_follow,
+                follows=before.finished_follow,
                 meetings=membership.meetings,
                 plan=str(self.plan),
                 uneven=membership.uneven,
@@ -394,7 +395,7 @@ class Course:
             self._has_missed |= card.meetings < cards.by_rank[cards.source].meetings
             if refuse_strangers(transport, cards, self._facts):
                 return False
-            self._settle(transport, cards, position, state)
+            self._settle(transport, cards, before, position, state)
             self._world = admission.number
         except PeerError as error:
             log.info("another member was lost: %s", error)
@@ -411,12 +412,17 @@ class Course:
         return True
 
     def _settle(
-        self, transport: Transport, cards: Cards, position: Position, state: Mapping[str, Any]
+        self,
+        transport: Transport,
+        cards: Cards,
+        before: Engine,
+        position: Position,
+        state: Mapping[str, Any],
     ) -> None:
         """Gives and takes what members lack, and builds the engine."""
         source, furthest, lacking = cards.source, cards.by_rank[cards.source], cards.lacking()
         behind_it = self.step + position.ahead(max(card.served for card in cards.by_rank))
-        luggage = self._luggage(state, behind_it) if transport.rank == source and lacking else None
+        luggage = self._luggage(before, state, behind_it) if transport.rank == source and lacking else None
         began_s = time.perf_counter()
         received = hand_over(transport, source, lacking, luggage) if lacking else None
         if received is not None:
@@ -468,11 +474,11 @@ class Course:
         self.step += skipped
         return skipped > 0
 
-    def _luggage(self, state: Mapping[str, Any], step: int) -> dict[str, Any]:
-        """Returns all that others may lack; a newcomer has made so many steps."""
+    def _luggage(self, before: Engine, state: Mapping[str, Any], step: int) -> dict[str, Any]:
+        """Returns all that others may lack of what an engine left; a newcomer has made so many steps."""
         model, left = self.context.model, self.context.left
         shared = [*model.named_parameters(), *model.named_buffers()]
-        agreed = self.engine.outcome(state) if state else None
+        agreed = before.outcome(state) if state else None
         outcome = {n: (p if agreed is None else agreed[n]).detach() for n, p in self._parameters().items()}
         return {
             # What is equal, as after a meeting, is the same tensor, and is sent once.
@@ -481,7 +487,7 @@ class Course:
             },
             "outcome": outcome,
             "optimizers": [member.state_dict() for member in self.context.optimizers.members],
-            "engine": self.engine.handed(state) if state else {},
+            "engine": before.handed(state) if state else {},
             "step": step,
             "step_s": self.record.usual_s,
             "plans": [str(self.asked), str(self.plan)],
@@ -526,8 +532,8 @@ class Course:
         if self.context.membership.is_elastic and not engine.survives:
             engine.close()
             raise AttachError(
-                f"tightwire.init(elastic=True) was asked for, and {plan} cannot yet do without a worker that dies; bsp "
-                "and delayed over an all-reduce, local methods (local:8, diloco:30), and gossip in rounds can."
+                f"tightwire.init(elastic=True) was asked for, and {plan} cannot yet do without a worker that dies; "
+                "bsp, delayed and acco over an all-reduce, local methods (local:8, diloco:30), servers and gossip can."
             )
         return engine
 

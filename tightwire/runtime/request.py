@@ -23,7 +23,7 @@ from tightwire.runtime.auto import WATCHED
 from tightwire.runtime.phases import spelled_out
 from tightwire.runtime.race import Race
 from tightwire.schedule import Auto
-from tightwire.sync import Rounds, Served
+from tightwire.sync import Rounds
 from tightwire.transport import switch, workers_per_node
 
 PlanLike = Plan | Phases | PlanFile | Race | str | pathlib.Path
@@ -165,7 +165,7 @@ def _require_elastic(chosen: Phases, *, races: bool) -> None:
     """Makes sure that a plan can be carried out by members who come and go.
 
     Raises:
-        AttachError: it is found by trials, needs whole nodes, or has servers.
+        AttachError: it is found by trials, or needs whole nodes.
     """
     if races or any(isinstance(plan.schedule, Auto) for plan in chosen.plans):
         what = "a race" if races else "schedule auto"
@@ -173,20 +173,16 @@ def _require_elastic(chosen: Phases, *, races: bool) -> None:
             f"tightwire.init(elastic=True) was asked for with {what}, whose trials would begin anew with whoever comes "
             'or goes; let plan="auto" choose by what it predicts, or find a plan without elastic=True and name it.'
         )
-    if levelled := [str(plan) for plan in chosen.plans if plan.architecture.needs_nodes]:
+    if levelled := [str(plan) for plan in chosen.plans if _needs_nodes(plan)]:
         raise AttachError(
             f"tightwire.init(elastic=True) was asked for with {levelled[0]}, which needs whole nodes, and workers come "
-            "and go alone; choose a program without levels, such as bsp/allreduce:ring, or give it a shape, which "
-            "counts while there are so many workers."
+            "and go alone; choose local:8 or diloco:30, or a program without levels, such as bsp/allreduce:ring, or "
+            "give it a shape, which counts while there are so many workers."
         )
-    if served := [
-        str(plan) for plan in chosen.plans if isinstance(plan.sync, Served) and not plan.sync.survives
-    ]:
-        raise AttachError(
-            f"tightwire.init(elastic=True) was asked for with {served[0]}, whose servers cannot yet do without a "
-            "member that dies; asp/ps, ssp:3/ps and bsp/ps:servers=1 can, and local:8 or diloco:30 over an all-reduce. "
-            "Or leave elastic=True out: under ps:servers=1 workers may die then, and the server may not."
-        )
+
+
+def _needs_nodes(plan: Plan) -> bool:
+    return plan.architecture.needs_nodes or (isinstance(plan.sync, Rounds) and plan.sync.steps_inside > 0)
 
 
 def _require_servable(plan: Plan, num_ranks: int | None, buffers: Buffers) -> None:

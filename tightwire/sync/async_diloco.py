@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import ClassVar, final
 
 from tightwire.errors import PlanError
@@ -71,6 +71,10 @@ class AsyncDiLoCo(Served):
             0 <= self.activation <= 1,
             f"{self}: activation is from 0 (momentum steps in every n-th update) to 1/n.",
         )
+
+    def fitted(self, workers: int) -> AsyncDiLoCo:
+        """Returns the same, with momentum applied at most once per N updates."""
+        return replace(self, activation=min(self.activation, 1 / workers))
 
     def quorum(self, workers: int) -> int:
         """Each change makes an update.

@@ -53,6 +53,10 @@ class Backup(Served):
     def deviation(self) -> float:  # noqa: D102
         return 1.0 + LATE_ANSWER
 
+    def fitted(self, workers: int) -> Backup:
+        """Returns the same, with at least one gradient in each round."""
+        return Backup(min(self.b, workers - 1))
+
     def quorum(self, workers: int) -> int:  # noqa: D102
         if self.b >= workers:
             raise PlanError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from tightwire.answers import Answers, Refusal, text_with
 from tightwire.errors import PlanError
@@ -63,10 +63,9 @@ class Served(Sync, abc.ABC):
         """
         return 1.0 / workers
 
-    @property
-    def survives(self) -> bool:
-        """Whether workers may die and join: where rounds are of all workers, or there are none."""
-        return not self.sends_changes and self.quorum(MANY_WORKERS) in (0, MANY_WORKERS)
+    def fitted(self, workers: int) -> Self:
+        """Returns the policy as it is among as many workers as there happen to be, where they come and go."""
+        return self
 
     @property
     def updates_alone(self) -> bool:  # noqa: D102

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from tightwire.architecture import ParameterServer
 from tightwire.architecture.server.nesterov import DelayedNesterov
 from tightwire.plan import Plan
 from tightwire.runtime.checkpoint import merged
 from tightwire.runtime.context import RunContext
-from tightwire.runtime.engines.engine import BaseEngine
+from tightwire.runtime.engines.engine import BaseEngine, Position
 from tightwire.runtime.engines.memory import drop_unless_finite
 from tightwire.runtime.engines.server import ServerEngine
 from tightwire.runtime.step import Optimizers
@@ -31,26 +30,35 @@ class ChangeEngine(BaseEngine):
 
     What carries the change to the servers and brings their parameters back is a `ServerEngine`, whose optimizer is the
     outer one. A step with a NaN or Inf in its gradients is dropped here, before the optimizer sees it.
+
+    Where members are elastic and change, a worker keeps what it changed since it sent last, and goes on with that from
+    the servers' parameters; a change under way counts in the shards that had taken it.
     """
 
+    survives = True
+    calls_rolls = False
     flush_is_collective = False  # servers stay on, and workers may have died
 
     def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
         assert isinstance(plan.sync, AsyncDiLoCo), plan.sync
         self._sync, self._trained = plan.sync, parameters
         self._transport, self._membership = context.transport, context.membership
-        assert isinstance(plan.architecture, ParameterServer), plan.architecture
-        workers = self._workers = plan.architecture.roles(context.transport.size).workers
         outer = DelayedNesterov(
             parameters.values(),
             lr=plan.sync.outer_lr,
             momentum=plan.sync.outer_momentum,
-            delay=len(workers),
+            delay=1,
             activation=plan.sync.activation,
         )
         self._server = ServerEngine(
             parameters, plan, dataclasses.replace(context, optimizers=Optimizers([outer]))
         )
+        self._workers = self._server.workers
+        among = plan.sync.fitted(len(self._workers)) if self._membership.is_elastic else plan.sync
+        # Servers are told with every change.
+        outer.param_groups[0] |= {"delay": len(self._workers), "activation": among.activation}
+        self._is_sending = False
+        self._interrupted: dict[str, Any] | None = None  # until servers are in place
         self._start = {name: p.detach().clone() for name, p in parameters.items()}
         self._alone, self._due = 0, plan.sync.steps_per_round
         self._dropped = 0
@@ -137,6 +145,43 @@ class ChangeEngine(BaseEngine):
         self._server.resume_at(rounds)
         self._go_on_with({})
 
+    def position(self) -> Position:  # noqa: D102
+        return self._server.position()
+
+    @torch.no_grad()
+    def salvage(self) -> dict[str, Any]:
+        """Keeps apart what is still to be sent, and goes back to where this worker began it."""
+        if self._interrupted is None:
+            change = {} if self._is_sending else self._change()
+            alone = 0 if self._is_sending else self._alone
+            self._interrupted = {"change": change, "alone": alone, "due": self._due}
+            for name, parameter in self._trained.items():
+                parameter.copy_(self._start[name])
+        return {"server": self._server.salvage(), **self._interrupted}
+
+    def handed(self, salvaged: Mapping[str, Any]) -> dict[str, Any]:  # noqa: D102
+        return self._server.handed(salvaged["server"])
+
+    def catch_up(
+        self, own: Mapping[str, Any], theirs: Mapping[str, Any], *, is_new: bool
+    ) -> tuple[dict[str, Any], frozenset[str]]:
+        """Counts on; values come from servers."""
+        server, names = self._server.catch_up(own["server"], theirs, is_new=is_new)
+        return {**own, "server": server}, names
+
+    def take_up(self, state: Mapping[str, Any], agreed: int) -> None:  # noqa: D102
+        self._server.take_up(state["server"], agreed)
+        self._interrupted = {key: state[key] for key in ("change", "alone", "due")}
+
+    def go_on(self, position: Position, *, is_lost: bool) -> None:
+        """Goes on from the servers' parameters, with what was changed before. Every member; blocks."""
+        self._server.go_on(position, is_lost=is_lost)
+        if self._interrupted is not None:
+            kept, self._interrupted = self._interrupted, None
+            self._take_up(kept)
+        else:
+            self._go_on_with({})
+
     def close(self) -> None:  # noqa: D102
         self._server.close()
 
@@ -151,10 +196,14 @@ class ChangeEngine(BaseEngine):
         kept = {name: p.grad for name, p in self._trained.items()}
         for name, parameter in self._trained.items():
             parameter.grad = self._start[name] - parameter
-        self._server.before_step()
-        self._server.after_step(0)
-        for name, parameter in self._trained.items():
-            parameter.grad = kept[name]
+        self._is_sending = True
+        try:
+            self._server.before_step()
+            self._server.after_step(0)
+        finally:
+            for name, parameter in self._trained.items():
+                parameter.grad = kept[name]
+        self._is_sending = False
         self.exposed_s = self._server.exposed_s
         steps = self._alone
         self._go_on_with({})

@@ -128,6 +128,7 @@ class DelayedEngine(BaseEngine):
     """
 
     keeps_replicas_equal = True
+    survives = True
 
     def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
         assert isinstance(plan.sync, Delayed | Acco), plan.sync
@@ -138,7 +139,6 @@ class DelayedEngine(BaseEngine):
         layouts = [bucket.layout for bucket in self._turns[0].exchange.buckets]
         # Two, by turns: a gradient that the user did not drop is in the one stepped with last.
         self._means = [[Bucket(layout) for layout in layouts] for _ in range(2)]
-        self.survives = isinstance(plan.sync, Delayed)
         self._plan = plan
         self._is_stepping = False  # the user's step is still to come
         self._unstepped: Mapping[str, Tensor | None] | None = None  # means that were taken

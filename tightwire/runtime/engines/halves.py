@@ -28,7 +28,7 @@ class HalfEngine(DelayedEngine):
 
     Means come one pass late, as under `delayed:1`: after an even pass that of the odd one, which leads to a provisional
     step; after the next odd pass that of the even one, which is made a whole step with it, from where the provisional
-    one started.
+    one started. Where a member is lost, a half that is there counts whole, as at the end.
     """
 
     _origin: _Origin | None = None
@@ -50,6 +50,11 @@ class HalfEngine(DelayedEngine):
     def resume_at(self, rounds: int) -> None:  # noqa: D102
         super().resume_at(rounds)
         self._origin = None
+
+    def salvage(self) -> dict[str, Any]:  # noqa: D102
+        state = super().salvage()
+        self._origin = None
+        return state
 
     def _arrived(self, means: Means | None) -> Means | None:
         """Turns what arrived into what is stepped with, and goes to where that step starts."""

@@ -65,6 +65,8 @@ class ServerEngine(ServedMember):
             if self._is_elastic
             else architecture.roles(transport.size)
         )
+        if self._is_elastic:
+            policy = policy.fitted(len(roles.workers))
         super().__init__(context, roles, trained, in_rounds=policy.quorum(len(roles.workers)) > 0)
         self._on_device = architecture.on_device
         device, places = device_of(self._trained), {p.device for p in self._trained.values()}
@@ -89,6 +91,11 @@ class ServerEngine(ServedMember):
         self._closed = False
         self._staleness: Counter[int] = Counter()
         self.leads: Counter[int] = Counter()
+
+    @property
+    def workers(self) -> Sequence[int]:
+        """Ranks that train."""
+        return self._roles.workers
 
     @property
     def planned_bytes(self) -> int:  # type: ignore[override]
