@@ -116,6 +116,10 @@ ELASTIC: Final = (
     "bsp/allreduce/none/p3",
     "local:4",
     "diloco:4",
+    "acco",
+    "bsp/gossip:ring",
+    "asp/gossip:ad-psgd",
     "ssp:0/ps",
     "asp/ps",
+    "async-diloco:4/ps",
 )
