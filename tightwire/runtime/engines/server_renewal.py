@@ -187,7 +187,8 @@ class ServedMember(BaseEngine, abc.ABC):
             self._land()
             self._keep_replicas()
         self._before = ()
-        if under_way is None or not self._in_rounds or under_way.clock <= self._clock:
+        # What is older has counted or is late; with backup workers, who was late may also be further.
+        if under_way is None or not self._in_rounds or under_way.clock != self._clock + 1:
             self._under_way, self._is_stepped = None, False
             return
         self._clock, self._is_clean = under_way.clock, False
