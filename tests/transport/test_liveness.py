@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import time
 import weakref
 
 import pytest
@@ -63,6 +64,25 @@ def test_who_is_waited_for_and_heard_to_be_silent_elsewhere_is_gone_at_once() ->
     liveness.hear_silent([1, 3])
     liveness.leave()
     assert liveness.verdict == Verdict((1,), "silent")
+
+
+@pytest.mark.parametrize("waits_for", [1, 2])
+def test_who_goes_on_after_others_went_on_without_it_knows_that_it_was_left_behind(waits_for: int) -> None:
+    """Those that waited for it told a verdict, and the others that they leave."""
+    first, frozen, third = ranks = [Liveness(rank, host="127.0.0.1", deadline_s=60) for rank in range(3)]
+    seal, addresses = Seal("secret", "nonce"), {liveness.rank: liveness.address for liveness in ranks}
+    for liveness in (first, third):
+        liveness.meet({rank: a for rank, a in addresses.items() if rank != liveness.rank}, seal)
+    first.watch("wait", lambda: Wait(frozenset({waits_for}), "for an all-reduce"))
+    first.hear_silent([1])
+    for liveness in (first, third):
+        liveness.leave()
+    frozen.meet({0: first.address, 2: third.address}, seal)  # it goes on only now
+    ends_s = time.monotonic() + 10
+    while not frozen.is_left_behind and time.monotonic() < ends_s:
+        time.sleep(0.01)
+    assert frozen.is_left_behind
+    frozen.leave()
 
 
 class Clock:

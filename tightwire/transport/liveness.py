@@ -119,10 +119,9 @@ class Liveness:
 
     @property
     def is_left_behind(self) -> bool:
-        """Whether most others have left this world: they are in another one, if anywhere."""
-        return 2 * len(self._inquiry.left) > len(self._inquiry.peers) or (
-            self.verdict is not None and self.verdict.reason == "given-up"
-        )
+        """Whether most others have left this world, or end it for this rank: they are in another one, if anywhere."""
+        is_blamed = self.verdict is not None and self.rank in self.verdict.ranks
+        return is_blamed or 2 * len(self._inquiry.left) > len(self._inquiry.peers)
 
     def hear_silent(self, ranks: Collection[int]) -> None:
         """Hears from one who listens all the time that ranks are silent: whoever is waited for is gone then."""
