@@ -60,9 +60,12 @@ def pages() -> Iterator[tuple[str, str]]:
 
 
 def _breakable(text: str) -> str:
-    """Lets a browser break plans, which have no spaces, in the first column of tables, and commands only at spaces."""
+    """Lets a browser break plans, which have no spaces, in tables, and commands only at spaces."""
     plans = re.sub(
-        r"^\| [^|`\[]*", lambda cell: re.sub(r"[/,+](?=\S)", r"\g<0><wbr>", cell[0]), text, flags=re.MULTILINE
+        r"^\| [^`\[\n]*",
+        lambda row: re.sub(r"[/,+](?=[^\s|\d])", r"\g<0><wbr>", row[0]),
+        text,
+        flags=re.MULTILINE,
     )
     return re.sub(
         r"^\|.*", lambda row: re.sub(r"`(\S+ [^`|]*--[^`|]*)`", _words, row[0]), plans, flags=re.MULTILINE
@@ -191,14 +194,14 @@ def _sentence(text: str) -> str:
 
 
 def api_page() -> str:
-    """Returns the page of all that `import tightwire` offers, in the order of the alphabet."""
+    """Returns the page of all that `import tightwire` offers: functions, then classes, by the alphabet."""
     lines = [
         "# API",
         "",
         "All names are available as `tightwire.NAME`; the usual import is `import tightwire as tw`.",
         "",
     ]
-    for name in tightwire.__all__:
+    for name in sorted(tightwire.__all__, key=lambda name: (name[0].isupper(), name)):
         thing = getattr(tightwire, name)
         lines += [f"::: {thing.__module__}.{getattr(thing, '__qualname__', name)}", ""]
     return "\n".join(lines)

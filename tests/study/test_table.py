@@ -50,6 +50,19 @@ def test_losses_are_measured_and_times_predicted() -> None:
     assert "int8" in page
 
 
+def test_a_method_is_held_to_dense_gradients_of_its_own_seeds() -> None:
+    """Dense gradients have more seeds: what these are better or worse by is not the method's doing."""
+    study = find("compression").narrowed(tasks=["text"], scenes=["plain"], plans=[INT8])
+    results = Results(None, [trial(DENSE, 2.0), trial(DENSE, 2.4, seed=1), trial(INT8, 1.9999999)])
+    entries = table.entries({"compression": (study, results)}, {})
+    found = {e.plan: e for e in entries}
+    assert found[INT8].worse_by == pytest.approx(0.0, abs=1e-6)
+    page = table.markdown(entries)
+    assert "2.2000 ± 0.2828" in page
+    assert "2.0000 |" in page  # one seed has no spread
+    assert "-0.00%" not in page
+
+
 def test_times_to_a_loss_are_told_of_what_was_measured_alone() -> None:
     """Gossip that diverges with a codec is not known by what gossip costs times what the codec does."""
     ecd = "bsp/gossip/int4+ecd/sequential"

@@ -152,7 +152,7 @@ def write_help(text: str, formatter: Any) -> None:
         if lines and (lines[0].startswith("    ") or lines[0].startswith(PROGRAMS)):
             written = textwrap.indent(textwrap.dedent(paragraph), "      ")
         else:
-            written = textwrap.indent(textwrap.fill(" ".join(lines), width), "  ")
+            written = textwrap.indent(textwrap.fill(" ".join(lines), width, break_on_hyphens=False), "  ")
         formatter.write(f"\n{written}\n")
 
 

@@ -58,7 +58,8 @@ CAPTIONS = (
     "The fastest of each kind; faster?: the probability to be truly faster than the chosen plan. Of plans about as "
     "fast, the one that changes training and stock PyTorch least is chosen.",
     "The best of each kind; to loss: against plain all-reduce, more steps counted in; sooner?: the probability to be "
-    "there before the chosen plan.",
+    "there before the chosen plan. Of plans about as good, the one that changes training least is chosen, and none "
+    "that needs another optimizer or begins as another plan.",
 )
 
 

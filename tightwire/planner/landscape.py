@@ -34,10 +34,12 @@ GIGABITS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 COMPUTE_S = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 WORKERS = (4, 16, 64)
 STYLE = (
-    "body{font:15px sans-serif;max-width:1500px;margin:2em auto;color:#1d2129}.maps{display:grid;gap:1.5em;"
-    "grid-template-columns:repeat(auto-fit,minmax(440px,1fr))}table{border-collapse:collapse}caption{font-weight:bold;"
-    "padding:.4em}td{text-align:center;border:1px solid #fff;min-width:44px;padding:3px}th{font-weight:normal;"
-    "font-size:12px;padding:3px;text-align:right}.legend span{padding:2px 8px;line-height:2}"
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:1500px;margin:2rem auto;padding:0 1rem;color:#1d2129}"
+    ".maps{display:grid;gap:1.5em;grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr))}"
+    ".maps>div{overflow-x:auto}table{border-collapse:collapse;line-height:1.2}caption{font-weight:bold;padding:.4em}"
+    "td{text-align:center;border:1px solid #fff;min-width:44px;padding:3px}"
+    "th{font-weight:normal;font-size:12px;padding:3px;text-align:right}"
+    ".legend span{display:inline-block;padding:2px 8px;margin-bottom:3px}"
 )
 # Gains smaller than this are no reason to leave plain all-reduce.
 LEAST_GAIN = 0.02
@@ -281,4 +283,6 @@ def _heat_map(allow: Allowance, workers: int, rows: Sequence[Sequence[MapCell]])
             f"{c.speedup:.{0 if c.speedup >= 10 else 1}f}×"
             for c in row
         )
-    return f"<table><caption>{allow}, {workers} workers</caption><tr><th>compute{head}{body}</table>"
+    return (
+        f"<div><table><caption>{allow}, {workers} workers</caption><tr><th>compute{head}{body}</table></div>"
+    )

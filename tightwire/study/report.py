@@ -159,7 +159,7 @@ def _line(short: Any, row: dict[str, Any], results: Results) -> tuple[str, ...]:
         short[row["plan"]],
         print_metric(summary),
         *(
-            "" if row[name] is None else f"{row[name]:+.2%}"
+            "" if row[name] is None else f"{row[name]:+z.2%}"
             for name in ("worse_than_dense", "worse_than_dense_alike")
         ),
         _size(summary),

@@ -18,9 +18,10 @@ from tightwire.planner import extra_steps
 from tightwire.planner.quality import is_measured
 from tightwire.profile import Profile, measure
 from tightwire.simulate import predict
+from tightwire.study.claims import Findings
 from tightwire.study.report import Table, aligned
-from tightwire.study.results import Results, Summary
-from tightwire.study.study import STOCK, TASKS, Scene, Study, labels
+from tightwire.study.results import Results
+from tightwire.study.study import STOCK, TASKS, Study, labels
 from tightwire.study.task import Place, Task
 from tightwire.units import print_rate, print_size
 
@@ -40,8 +41,9 @@ class Entry:
         plan: its text.
         label: short.
         loss: mean of the metric over seeds; None where one diverged.
-        spread: standard deviation over seeds.
-        worse_by: as a share of dense gradients' metric.
+        spread: standard deviation over seeds; 0 for one seed.
+        seeds: how many were tried.
+        worse_by: as a share of dense gradients' metric, over the seeds that both were tried with.
         steps: that were made.
         sent_bytes: that a worker sent in them; None where nobody counted.
         times_steps: how many times as many steps as dense gradients it needs for their loss; None where studies
@@ -56,6 +58,7 @@ class Entry:
     label: str
     loss: float | None
     spread: float
+    seeds: int
     worse_by: float | None
     steps: int
     sent_bytes: float | None
@@ -110,43 +113,39 @@ def entries(
         scene = study.scenes[0]
         short = labels(study.plans)
         for task in study.tasks_in(scene):
-            dense = results.summary(scene.name, task.name, study.dense)
+            findings = Findings(results, task, scene.name)
             for plan in study.plans_in(scene):
-                mine = results.summary(scene.name, task.name, plan)
+                mine = findings.of(plan)
                 if mine.trials and not mine.errors and plan not in STOCK:
-                    found.append(_entry(study, scene, task, short[plan], plan, mine, dense, computes, rates))
+                    found.append(_entry(study, findings, short[plan], plan, computes.get(task.name), rates))
     return sorted(found, key=lambda e: (e.task, e.worse_by is None, e.worse_by or 0.0))
 
 
 def _entry(
     study: Study,
-    scene: Scene,
-    task: Task,
+    findings: Findings,
     label: str,
     plan: str,
-    mine: Summary,
-    dense: Summary,
-    computes: Mapping[str, Profile],
+    compute: Profile | None,
     rates: Sequence[float],
 ) -> Entry:
+    mine = findings.of(plan)
     steps = mine.trials[0].steps
     per_step = mine.bytes_per_step
-    sign = -1.0 if task.higher_is_better else 1.0
     # A product of what several answers cost is a prediction, and may be far from what this one was seen to do.
     is_known = mine.mean is not None and is_measured(Plan.parse(plan))
     times = extra_steps(Plan.parse(plan)).factor if is_known else None
     clusters = [Cluster.uniform(study.workers, rate * PAYLOAD, LATENCY_S) for rate in rates]
-    step_s = [_step_s(plan, computes.get(task.name), cluster) for cluster in clusters]
+    step_s = [_step_s(plan, compute, cluster) for cluster in clusters]
     return Entry(
         study=study.name,
-        task=task.name,
+        task=findings.task.name,
         plan=plan,
         label=label,
         loss=mine.mean,
         spread=mine.spread,
-        worse_by=sign * (mine.mean - dense.mean) / abs(dense.mean)
-        if mine.mean is not None and dense.mean
-        else None,
+        seeds=len(mine.trials),
+        worse_by=None if mine.mean is None else findings.gap(plan, study.dense),
         steps=steps,
         sent_bytes=None if per_step is None else per_step * steps,
         times_steps=times,
@@ -174,8 +173,9 @@ def markdown(found: Sequence[Entry], rates: Sequence[float] = RATES) -> str:
     parts = [
         "# Loss against bytes and time, all methods",
         "Losses and bytes are measured: means over seeds, after equal steps, every method with the rate that suits it. "
-        "Times are predicted by the simulator for the measured compute of the task's model: of the training, and in "
-        "brackets to the loss that dense gradients end with, where a study tells how many steps that takes.",
+        "Worse by: than dense gradients, over the seeds that both were tried with. Times are predicted by the "
+        "simulator for the measured compute of the task's model: of the training, and in brackets to the loss that "
+        "dense gradients end with, where a study tells how many steps that takes.",
     ]
     parts += [part for task, table in tables(found, rates) for part in (f"## {task}", aligned(table))]
     return "\n\n".join(parts) + "\n"
@@ -199,11 +199,17 @@ def _cells(entry: Entry) -> tuple[str, ...]:
     return (
         entry.label,
         entry.study,
-        "diverged" if entry.loss is None else f"{entry.loss:.4f} ± {entry.spread:.4f}",
-        "" if entry.worse_by is None else f"{entry.worse_by:+.2%}",
+        _loss(entry),
+        "" if entry.worse_by is None else f"{entry.worse_by:+z.2%}",
         "" if entry.sent_bytes is None else print_size(entry.sent_bytes),
         *(_time(*pair) for pair in zip(entry.train_s, entry.to_loss_s, strict=True)),
     )
+
+
+def _loss(entry: Entry) -> str:
+    if entry.loss is None:
+        return "diverged"
+    return f"{entry.loss:.4f}" + (f" ± {entry.spread:.4f}" if entry.seeds > 1 else "")
 
 
 def _time(train_s: float | None, to_loss_s: float | None) -> str:

@@ -21,11 +21,13 @@ DASHES = ("", "7 4", "2 3", "9 3 2 3")
 COLOURS = {"ddp": "#8a8f98", "lossless": "#1f6feb", "lossy": "#d1652b"}
 TRACK_COLOURS = {"compute": "#1f6feb", "waiting": "#e3e6ea", "communication": "#d1652b", "codec": "#7a4fbf"}
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1c2128; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1c2128; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+  overflow-wrap: anywhere }
+.wide { overflow-x: auto }
 h1 { font-size: 1.7rem; margin-bottom: .2rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .92rem }
 th, td { padding: .35rem .6rem; text-align: right; border-bottom: 1px solid #e3e6ea }
-th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere }
+th:first-child, td:first-child { text-align: left; min-width: 9rem }
 td + td { white-space: nowrap } th { font-weight: 600; border-bottom: 2px solid #1c2128 }
 code { font: .9em ui-monospace, monospace } .verdict { font-size: 1.15rem } .quiet { color: #59636e }
 """
@@ -97,7 +99,7 @@ def _page(result: TourResult, made: str) -> str:
         "<h2>From the link to the plan</h2>" + _walk(result),
         "<h2>Loss against time</h2>" + _figure(_curves(result.plans), with_library=True),
         "<h2>One step, seen from rank 0</h2>" + _figure(_timeline(result)),
-        "<h2>Why these plans</h2>" + "".join(_reasons(allow, why) for allow, why in result.why.items()),
+        "<h2>Why these plans</h2>" + _reasons(result),
         "<h2>How this was measured</h2>" + _method(result, made),
     ]
     return pages.whole("Tightwire tour", "".join(sections), STYLE)
@@ -109,16 +111,24 @@ def _table(result: TourResult) -> str:
         "<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in cells(p, result)) + "</tr>"
         for p in result.plans
     )
-    return f"<table><tr>{head}</tr>{rows}</table>"
+    return f"<div class=wide><table><tr>{head}</tr>{rows}</table></div>"
 
 
 def _walk(result: TourResult) -> str:
     return "<ol>" + "".join(f"<li>{html.escape(sentence)}</li>" for sentence in walk(result)) + "</ol>"
 
 
-def _reasons(allow: str, why: Sequence[str]) -> str:
-    items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in why)
-    return f"<p>With <code>{allow}</code> plans allowed:</p><ul>{items}</ul>"
+def _reasons(result: TourResult) -> str:
+    """Returns the planner's sentences; where allowing more changes nothing, once."""
+    allowed: dict[tuple[str, ...], list[str]] = {}
+    for allow, why in result.why.items():
+        allowed.setdefault(tuple(why), []).append(f"<code>{allow}</code>")
+    return "".join(
+        f"<p>With {' or '.join(names)} plans allowed:</p><ul>"
+        + "".join(f"<li>{html.escape(sentence)}</li>" for sentence in why)
+        + "</ul>"
+        for why, names in allowed.items()
+    )
 
 
 def _method(result: TourResult, made: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -171,15 +172,21 @@ def plot(cells: Sequence[Cell], made: str) -> str:
     drawn = figure.to_html(include_plotlyjs=True, full_html=False, config={"displayModeBar": False})
     parts = [
         "<h1>Seven lossless methods in the lab</h1>",
-        f"<p>{html.escape(QUESTION)}</p><p class=quiet>{html.escape(made)}</p>",
+        f"<p>{html.escape(QUESTION)}</p><p class=quiet>{_prose(made)}</p>",
         "<h2>A step over its bound, against wire/compute</h2>",
-        f"<p>Lower is better; 1 is the bound: the larger of compute and wire.</p>{drawn}",
+        "<p>Lower is better; 1 is the bound: the larger of compute and wire.</p>"
+        f"<div class=wide>{drawn}</div>",
         "<h2>Beside the published order</h2><ul>",
         *(f"<li>{html.escape(sentence)}</li>" for sentence in sentences(cells)),
         "</ul>",
         *(_section(cell) for cell in cells),
     ]
     return pages.whole("Seven lossless methods", "".join(parts), STYLE)
+
+
+def _prose(text: str) -> str:
+    """Returns text as HTML, what stands between backticks as code."""
+    return re.sub("`([^`]*)`", r"<code>\1</code>", html.escape(text))
 
 
 def _section(cell: Cell) -> str:
@@ -190,7 +197,8 @@ def _section(cell: Cell) -> str:
         for row in group
     ]
     return (
-        f"<h2>{html.escape(title(cell))}</h2><table>{''.join(lines)}</table><p>{html.escape(order(cell))}</p>"
+        f"<h2>{html.escape(title(cell))}</h2><div class=wide><table>{''.join(lines)}</table></div>"
+        f"<p>{html.escape(order(cell))}</p>"
     )
 
 
@@ -198,7 +206,7 @@ STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1c2128}"
     "table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.92rem}th,td{padding:.3rem .6rem;"
     "text-align:right;border-bottom:1px solid #e3e6ea}th:first-child,td:first-child{text-align:left}"
-    ".quiet{color:#59636e}"
+    ".quiet{color:#59636e}.wide{overflow-x:auto}.wide>div{min-width:50rem}"
 )
 
 
