@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tightwire.planner import STOCK
+from tightwire.planner.candidates import stock_plan
 from tightwire.runtime.race import Contender
 
 # A step this much longer or shorter than predicted is told with the part of it that was.
@@ -79,7 +79,7 @@ class Report:
         ]
         if off := where_off(self.step_s, self.exposed_s, self.predicted_step_s, self.predicted):
             rows.append(("prediction", off))
-        if self.baseline_step_s and self.step_s and self.plan != STOCK:
+        if self.baseline_step_s and self.step_s and self.plan != str(stock_plan()):
             rows.append(
                 ("speed-up", f"{self.baseline_step_s / self.step_s:.2f}× over plain all-reduce "
                  f"({_milliseconds(self.baseline_step_s)}, measured in this run)")
