@@ -23,8 +23,9 @@ from tightwire.errors import AttachError
 from tightwire.plan import Phases, PlanFile
 from tightwire.planner import Allowance
 from tightwire.runtime.agreement import copy_from_first, model_facts, require_agreement
-from tightwire.runtime.auto import Pilot, PlanSearch
+from tightwire.runtime.auto import Pilot
 from tightwire.runtime.carried import Carried, Stateful
+from tightwire.runtime.choice import PlanSearch
 from tightwire.runtime.context import RunContext
 from tightwire.runtime.elastic_auto import ElasticPilot
 from tightwire.runtime.groups import Groups, Sharing, form, resolve

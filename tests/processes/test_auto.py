@@ -8,7 +8,7 @@ from tests.workers import run_processes
 
 TRAIN = """
 import tightwire as tw
-from tightwire.runtime.auto import BASELINE_STEPS, PROFILE_STEPS, WARM_UP_STEPS
+from tightwire.runtime.first_steps import BASELINE_STEPS, PROFILE_STEPS, WARM_UP_STEPS
 from torch import nn
 
 tw.init(deadline_s=60)

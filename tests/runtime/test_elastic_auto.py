@@ -16,7 +16,7 @@ from tightwire.errors import AttachError
 from tightwire.plan import Plan
 from tightwire.planner import STOCK
 from tightwire.profile import CodecCost
-from tightwire.runtime.auto import PROFILE_STEPS, WATCHED
+from tightwire.runtime.first_steps import PROFILE_STEPS, WATCHED
 from tightwire.transport import Transport
 
 STEPS = 30

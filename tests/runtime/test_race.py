@@ -17,8 +17,8 @@ from tightwire.errors import AttachError, PlanError
 from tightwire.plan import Plan
 from tightwire.planner import STOCK
 from tightwire.profile import CodecCost
-from tightwire.runtime import auto, lookout, shortlist
-from tightwire.runtime.auto import PROFILE_STEPS, WARM_UP_STEPS
+from tightwire.runtime import auto, choice, first_steps, lookout, shortlist
+from tightwire.runtime.first_steps import PROFILE_STEPS, WARM_UP_STEPS
 from tightwire.runtime.lookout import Lookout, LossLevel
 from tightwire.runtime.race import (
     LEAST_STEPS,
@@ -268,9 +268,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         return CodecCost(compression=text, encode_s_per_element=1e-9, decode_s_per_element=1e-9)
 
     monkeypatch.setattr(shortlist, "known_costs", lambda texts, **options: (tuple(map(cost, texts)), 1e-9))
-    monkeypatch.setattr(auto, "CHEAP_S", 0.0)  # a slow wire
-    monkeypatch.setattr(auto, "PART_S", 0.0)
-    monkeypatch.setattr(auto, "QUICK_PROBE_S", 0.2)
+    monkeypatch.setattr(first_steps, "CHEAP_S", 0.0)  # a slow wire
+    monkeypatch.setattr(first_steps, "PART_S", 0.0)
+    monkeypatch.setattr(choice, "QUICK_PROBE_S", 0.2)
     monkeypatch.setattr(
         "tightwire.runtime.learnt.SAME_WIRE", math.inf
     )  # beside other tests, threads are no wire
@@ -285,7 +285,7 @@ def test_a_race_is_run_by_attach_and_kept(quick: None, tmp_path: pathlib.Path) -
     def worker(transport: Transport, steps: int) -> tuple[str, int, bool]:
         with job(transport, "race:60s", optimizer=adam, allow="stale", keep=kept) as j:
             # Nothing travels while the first steps are watched.
-            assert steps == 1 or str(j.run.plan) == auto.PARTING
+            assert steps == 1 or str(j.run.plan) == first_steps.PARTING
             for number in range(steps):
                 step(j, number)
             return j.run.report().plan, len(j.run.report().contenders), j.run.is_settled
@@ -302,7 +302,8 @@ def test_all_plans_are_looked_at_once_training_went_on_for_long(
     quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(auto, "SECOND_LOOK_S", 0.0)
-    monkeypatch.setattr(auto, "AHEAD", 20)
+    for module in (auto, choice):
+        monkeypatch.setattr(module, "AHEAD", 20)
     monkeypatch.setattr("tightwire.probe.probe", lambda transport, **more: Cluster.uniform(2, 1e6, 1e-4))
 
     def worker(transport: Transport) -> tuple[str, list[str]]:

@@ -10,9 +10,7 @@ import json
 import logging
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -20,14 +18,21 @@ from tightwire.cluster import Cluster
 from tightwire.compression import Codec
 from tightwire.errors import AttachError
 from tightwire.plan import Plan, PlanFile
-from tightwire.planner import STOCK, Allowance, Ranking
+from tightwire.planner import STOCK, Ranking
 from tightwire.planner.advice import explained
-from tightwire.planner.candidates import begins_as_it_goes_on, keeps_optimizer
 from tightwire.planner.quality import USUAL, Situation, slow_steps
-from tightwire.planner.ranking import By, usual
-from tightwire.probe import PROGRAMS
 from tightwire.profile import Profile, Profiler
 from tightwire.profile.beside import with_device
+from tightwire.runtime.choice import AHEAD, Choice, PlanSearch, choice_of
+from tightwire.runtime.first_steps import (
+    BASELINE_STEPS,
+    PARTING,
+    PROFILE_STEPS,
+    WARM_UP_STEPS,
+    dense_exchange_s,
+    watched_plan,
+    without_waiting,
+)
 from tightwire.runtime.habits import Habits, obstacles
 from tightwire.runtime.lookout import Lookout, LossLevel
 from tightwire.runtime.noise import NoiseWatch, gradient_noise
@@ -40,23 +45,6 @@ from tightwire.runtime.trainee import Trainee
 from tightwire.runtime.wire import Change, WireWatch
 from tightwire.simulate import predict
 
-# Nothing travels during backward under this plan, so compute is seen undisturbed.
-WATCHED = "bsp/allreduce/none/sequential"
-WARM_UP_STEPS = 2
-PROFILE_STEPS = 3
-BASELINE_STEPS = 4
-# How long the wire is probed: long enough for programs to be told apart, where all plans are; else for its rate, and
-# what the library's own all-reduce makes of it.
-PROBE_BUDGET_S, QUICK_PROBE_S = 1.5, 0.3
-# What the plans of the short list send by.
-QUICK_PROGRAMS = ("native", "ring", "direct", "allgather")
-# Where a dense exchange takes longer than this, the first steps send less, if the allowance lets them.
-CHEAP_S = 0.05
-# Dense exchanges longer than this are sent as int8 and no longer as bf16, and longer than the next by powersgd.
-MODERATE_S, LONG_S = 0.4, 1.0
-# Where workers may part for a while, the first steps need nothing of a wire on which dense exchanges take longer than
-# this, and show what steps alone take. They are kept if the plan that is chosen lets workers part, too.
-PARTING, PART_S = "local:8/allreduce/int8", 0.1
 # Going on under a plan that lets nobody part makes what optimizers remember equal: of Adam twice the parameters, over
 # both levels of a tree. By so many dense exchanges that is told, and against the steps that going back would lose.
 EQUAL_EXCHANGES = 2.7
@@ -68,91 +56,10 @@ STAYS = 0.7
 BASELINE_S = 0.3
 # A change of plan that gains less is not worth its meeting.
 WORTH = 0.95
-# Plans by which less is learnt per step are compared over so many steps at first, for nobody tells how long training
-# goes on. Once it went on for so long, all plans are looked at, as they do in the long run; which is worth leaving a
-# plan that does well only if it gains more, for what its stages remember is lost.
-AHEAD, SECOND_LOOK_S, WORTH_LATER = 200, 300.0, 0.85
-# Plans that stay on the record.
-MOST_CONSIDERED = 20
-
+# Once training went on for so long, all plans are looked at, as they do in the long run; which is worth leaving a plan
+# that does well only if it gains more, for what its stages remember is lost.
+SECOND_LOOK_S, WORTH_LATER = 300.0, 0.85
 log = logging.getLogger("tightwire")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """What the planner decided, the same on every rank.
-
-    Attributes:
-        plan: its text.
-        predicted_step_s: what a step is expected to take.
-        predicted: the parts of it that are known: `exposed_s` and `codec_s`.
-        why: the reasons.
-        considered: the best plans that were looked at, with what their steps are expected to take.
-        contenders: of a race, the best expected first.
-    """
-
-    plan: str
-    predicted_step_s: float
-    why: tuple[str, ...]
-    predicted: Mapping[str, float] = field(default_factory=dict)
-    considered: tuple[tuple[str, float], ...] = ()
-    contenders: tuple[Contender, ...] = ()
-
-    @classmethod
-    def of(cls, facts: Mapping[str, Any]) -> Choice:
-        """Reads what `dataclasses.asdict` made of one and JSON carried; without contenders."""
-        considered = tuple((plan, step_s) for plan, step_s in facts["considered"])
-        return cls(**{**facts, "why": tuple(facts["why"]), "considered": considered, "contenders": ()})
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanSearch:
-    """What is searched for.
-
-    Attributes:
-        allow: what plans may change about training.
-        race: whose trials decide among the best few; None: predictions decide.
-        keep: is told what was chosen, as a plan file, on rank 0.
-        goes_back: whether training may go back to where the first steps began.
-    """
-
-    allow: Allowance
-    race: Race | None = None
-    keep: Callable[[PlanFile], None] = lambda plan_file: None
-    goes_back: bool = True
-
-    @property
-    def by(self) -> By:
-        """What plans are compared by."""
-        return usual(self.allow)
-
-    @property
-    def is_quick(self) -> bool:
-        """Whether training is not to wait for a search: it is compared by what is learnt in a time, from the start."""
-        return self.by == "loss"
-
-    @property
-    def probe_s(self) -> float:
-        """How long to probe the wire."""
-        return min(PROBE_BUDGET_S, QUICK_PROBE_S) if self.is_quick else PROBE_BUDGET_S
-
-    @property
-    def probed(self) -> tuple[str, ...]:
-        """Which programs are probed."""
-        return QUICK_PROGRAMS[:1] if self.is_quick else PROGRAMS
-
-    @property
-    def programs(self) -> tuple[str, ...]:
-        """Whose plans compete."""
-        return QUICK_PROGRAMS if self.is_quick else PROGRAMS
-
-    def steps_ahead(self, profile: Profile) -> int:
-        """Returns the steps that plans are compared over at first; 0: many."""
-        if not self.is_quick:
-            return 0
-        if self.race is None:
-            return AHEAD
-        return math.ceil(self.race.budget_s(profile.compute_s) / max(profile.compute_s, 1e-6))
 
 
 class Pilot:
@@ -332,7 +239,7 @@ class Pilot:
             field = list(contenders(ranking, in_the_way)) if self._search.race is not None else []
             decision = json.dumps(
                 [
-                    dataclasses.asdict(_choice(ranking, in_the_way)),
+                    dataclasses.asdict(choice_of(ranking, in_the_way)),
                     ranking.stock.step_s,
                     [dataclasses.asdict(contender) for contender in field],
                 ]
@@ -437,7 +344,7 @@ class Pilot:
             ranking = self._rank(run.plan, searches=True)
             self._plan_file = ranking.plan_file()
             present = predict(run.plan, ranking.profile, self._cluster)
-            found = _choice(ranking, self._in_the_way)
+            found = choice_of(ranking, self._in_the_way)
             better = predict(Plan.parse(found.plan), ranking.profile, self._cluster)
             value = value_of(ranking)
             gains = value(better) < worth * value(present)
@@ -485,53 +392,6 @@ class Pilot:
             self._lookout.begin(run, level)
 
 
-def dense_exchange_s(num_bytes: int, cluster: Cluster) -> float:
-    """Returns how long exact means of all gradients occupy the wire."""
-    return 2 * (cluster.workers - 1) / cluster.workers * num_bytes / cluster.bandwidth_bytes_per_s
-
-
-def without_waiting(profile: Profile, exposed_s: float) -> Profile:
-    """Returns the profile of steps without what they waited for the wire.
-
-    Waiting is no compute, and no sign of a busy processor either. It comes after the last gradient: within what is
-    taken for the backward pass, where the exchange ends before backward returns, and else in the optimizer's time.
-
-    >>> seen = Profile.uniform(layers=1, numel_per_layer=8, forward_s=1.0, backward_s=1.0, optimizer_s=2.0)
-    >>> seen = dataclasses.replace(seen, backward_s=1.5, contention=4.5)
-    >>> found = without_waiting(seen, 1.5)
-    >>> found.backward_s, found.optimizer_s, round(found.contention, 6)
-    (1.0, 1.0, 3.0)
-
-    Args:
-        profile: of steps in which the exchange came after backward.
-        exposed_s: how long a step waited.
-    """
-    last_s = max((p.ready_s for p in profile.parameters), default=profile.backward_s)
-    in_backward_s = min(exposed_s, profile.backward_s - last_s)
-    after_s = min(exposed_s - in_backward_s, profile.optimizer_s)
-    share = 1.0 - (in_backward_s + after_s) / profile.compute_s if profile.compute_s else 1.0
-    return dataclasses.replace(
-        profile,
-        backward_s=profile.backward_s - in_backward_s,
-        optimizer_s=profile.optimizer_s - after_s,
-        contention=max(1.0, profile.contention * share),
-    )
-
-
-def watched_plan(allow: Allowance, dense_s: float) -> str:
-    """Returns the plan of the first steps: mild, and cheap on a wire on which a dense exchange takes so long.
-
-    >>> watched_plan("lossless", 2.0), watched_plan("lossy", 0.2), watched_plan("stale", 0.8)
-    ('bsp/allreduce/none/sequential', 'bsp/allreduce/bf16/sequential', 'local:8/allreduce/int8')
-    """
-    if allow == "lossless" or dense_s <= CHEAP_S:
-        return WATCHED
-    if allow == "stale" and dense_s > PART_S:
-        return PARTING
-    compression = "bf16" if dense_s <= MODERATE_S else "int8+ef" if dense_s <= LONG_S else "powersgd:4+ef"
-    return f"bsp/allreduce/{compression}/sequential"
-
-
 def announced(heats: Heats, cost: str) -> str:
     """Returns what a race is about to cost, in a sentence."""
     names = ", ".join(heats.entered)
@@ -539,27 +399,4 @@ def announced(heats: Heats, cost: str) -> str:
     return (
         f"a race of {sizes} plans takes about {heats.total_s:.1f} s, of which at most {heats.cost_s:.1f} s are lost "
         f"({cost}); the best one's progress is kept: {names}."
-    )
-
-
-def _choice(ranking: Ranking, in_the_way: Sequence[str]) -> Choice:
-    """Returns the plan to go on with: the ranking's, unless the loop does what its schedule cannot bear."""
-    chosen, why = ranking.chosen, ranking.why
-    if in_the_way and chosen.plan.schedule.overlaps_forward:
-        why = (
-            f"{chosen.plan} would be the best at {chosen.step_s * 1e3:.1f} ms a step, and is left out as every "
-            f"schedule under which the next forward begins early: {'; '.join(in_the_way)}.",
-        )
-        others = [
-            row
-            for row in (*ranking.rows, ranking.stock)
-            if not row.plan.schedule.overlaps_forward
-            and keeps_optimizer(row.plan)
-            and begins_as_it_goes_on(row.plan)
-        ]
-        chosen = min(others, key=value_of(ranking))
-    considered = tuple((str(row.plan), row.step_s) for row in ranking.rows[:MOST_CONSIDERED])
-    parts = {"exposed_s": chosen.exposed_s, "codec_s": chosen.codec_s}
-    return Choice(
-        plan=str(chosen.plan), predicted_step_s=chosen.step_s, predicted=parts, why=why, considered=considered
     )

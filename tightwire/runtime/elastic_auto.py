@@ -12,7 +12,8 @@ from typing import Protocol
 from tightwire.errors import AttachError
 from tightwire.plan import Plan, PlanFile
 from tightwire.planner.quality import slow_steps
-from tightwire.runtime.auto import Choice, Pilot
+from tightwire.runtime.auto import Pilot
+from tightwire.runtime.choice import Choice
 from tightwire.runtime.course import Course
 from tightwire.runtime.habits import Habits
 from tightwire.runtime.lookout import Lookout

@@ -19,7 +19,7 @@ from tightwire.files import own_version
 from tightwire.plan import Phases, Plan, PlanFile
 from tightwire.planner import Allowance
 from tightwire.runtime.agreement import wire_facts
-from tightwire.runtime.auto import WATCHED
+from tightwire.runtime.first_steps import WATCHED
 from tightwire.runtime.phases import spelled_out
 from tightwire.runtime.race import Race
 from tightwire.schedule import Auto

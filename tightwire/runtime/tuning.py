@@ -12,7 +12,7 @@ from typing import Any
 from tightwire.catalogue import parse_member
 from tightwire.errors import AttachError, PlanError
 from tightwire.plan import Plan
-from tightwire.runtime.auto import Choice
+from tightwire.runtime.choice import Choice
 from tightwire.runtime.trainee import Trainee
 from tightwire.schedule import ByteScheduler
 from tightwire.schedule.auto import START, Auto

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from tightwire.architecture.allreduce.seeds import message_seed
+from tightwire.architecture.server.attendance import Attendance, Seat
 from tightwire.architecture.server.layout import MessageLayout
 from tightwire.architecture.server.messages import NO_FLAG, Flag, Header, Kind, unpack_state
 from tightwire.architecture.server.optimizer import (
@@ -26,46 +25,11 @@ from tightwire.architecture.server.optimizer import (
 from tightwire.architecture.server.turns import Turns
 from tightwire.buckets import Bucket
 from tightwire.compression.checks import FiniteCheck
-from tightwire.errors import AttachError, PeerError, TransportError
+from tightwire.errors import AttachError, TransportError
 from tightwire.sync import Served
-from tightwire.transport.blame import name_ranks
-
-log = logging.getLogger("tightwire")
-
-# How many times a waiting worker hears within a deadline that its server lives.
-SIGNS_OF_LIFE = 4
 
 # Of so many steps, the newest, the rates are remembered, to be compared with those of workers that come later.
 MOST_TOLD = 256
-
-
-@dataclass(eq=False)
-class Seat:
-    """What a shard knows of one worker.
-
-    Attributes:
-        rank: in the world.
-        clock: steps whose gradients it has sent.
-        read_at: updates made when it last read.
-        read_in: the round in which it last read.
-        heard_s: when it last sent anything.
-        has: per bucket, the parameters that it has; empty where nobody needs to know.
-        push: room for what it sends, where that comes from elsewhere.
-        pull: room for what it is sent.
-        is_under_way: whether it has sent gradients since all last landed together.
-        state: present: it takes part; left: it stopped for now; gone: for good.
-    """
-
-    rank: int
-    has: list[Tensor]
-    push: Tensor
-    pull: Tensor
-    clock: int = 0
-    read_at: int = 0
-    read_in: int = 0
-    heard_s: float = 0.0
-    is_under_way: bool = False
-    state: str = "present"
 
 
 class Shard:
@@ -115,11 +79,8 @@ class Shard:
                 more, so that members can begin another world; else the others go on without it. What cannot be mended
                 so is then another error.
         """
-        self._owner, self._failure = owner, ""
-        self._ends_on_loss, self._lost = ends_on_loss, list[int]()
-        self._is_frozen = False
+        self._owner = owner
         self._layout, self._policy, self._seed = layout, policy, seed
-        self._deadline_s, self._late_s = deadline_s, late_s
         self._values = [Bucket(bucket) for bucket in layout.buckets]
         self._gradients = [Bucket(bucket) for bucket in layout.buckets]
         for bucket in self._values:
@@ -156,6 +117,15 @@ class Shard:
             for rank in workers
         ]
         self._changed = Turns(layout.device)  # after all that was asked for so far
+        self._attendance = Attendance(
+            self._seats,
+            self._changed,
+            policy=str(policy),
+            owner=owner,
+            deadline_s=deadline_s,
+            late_s=late_s,
+            ends_on_loss=ends_on_loss,
+        )
 
     def room_for(self, worker: int, num_bytes: int) -> Tensor:
         """Returns (num_bytes,) uint8, where a worker's push is to land; what lands there follows the last turn."""
@@ -185,7 +155,7 @@ class Shard:
             TransportError: a push of a step that was not to come.
         """
         with self._changed:
-            seat = self._hear(worker)
+            seat = self._attendance.hear(worker)
             self.require_sound()
             if request.clock != seat.clock + 1:
                 raise TransportError(
@@ -199,7 +169,10 @@ class Shard:
                 else:
                     flags, staleness = self._collect(worker, request.round, payload, on_wait)
                 if (lead := self._policy.lead) is not None:
-                    self._wait(lambda: self._behind(seat.clock - lead), f"step {seat.clock - lead}", on_wait)
+                    due = seat.clock - lead
+                    self._attendance.wait(
+                        lambda: [s for s in self._attendance.present if s.clock < due], f"step {due}", on_wait
+                    )
                 return self._reply(worker, flags, staleness)
             except torch.OutOfMemoryError as full:
                 raise self._fail(
@@ -214,13 +187,13 @@ class Shard:
             PeerError: a worker has sent nothing for too long.
         """
         with self._changed:
-            seat = self._hear(worker)
+            seat = self._attendance.hear(worker)
             seat.state = "left"
             landing = self._landings + 1
             self._close_round()
             self._land_if_all_left()
-            self._wait(
-                lambda: [s for s in self._seats if s.state == "present"] if self._landings < landing else [],
+            self._attendance.wait(
+                lambda: self._attendance.present if self._landings < landing else [],
                 "the end of its steps",
                 on_wait,
             )
@@ -231,15 +204,12 @@ class Shard:
         """Goes on without a worker for good, and says so if nobody meant it to."""
         with self._changed:
             seat = self._seats[worker]
-            if self._ends_on_loss and not by_intent:
-                self._lost.append(seat.rank)
-                self._changed.notify_all()
+            if not self._attendance.lose(seat, by_intent=by_intent):
                 return
-            seat.state = "gone"
             self._close_round()
             self._land_if_all_left()
             self._changed.notify_all()
-        if not by_intent and seat.is_under_way and not self._failure:
+        if not by_intent and seat.is_under_way and not self.has_failed:
             warnings.warn(
                 f"the server has lost rank {seat.rank} after its step {seat.clock}; the other workers go on without "
                 "it. Look at its log.",
@@ -249,8 +219,7 @@ class Shard:
     def freeze(self) -> None:
         """Lets nothing change any more; whoever waits or asks ends with a `PeerError`."""
         with self._changed:
-            self._is_frozen = True
-            self._changed.notify_all()
+            self._attendance.freeze()
 
     def state_dict(self, *, values: bool = True) -> dict[str, Any]:
         """Returns copies of parameters if asked, the optimizer's memory by parameter name, and counters."""
@@ -352,7 +321,7 @@ class Shard:
             return Flag.LATE, mine - oldest
         self._pending[worker] = payload
         self._close_round()
-        self._wait(
+        self._attendance.wait(
             lambda: (
                 [s for i, s in enumerate(self._seats) if s.state == "present" and i not in self._pending]
                 if self._round == mine
@@ -365,8 +334,8 @@ class Shard:
 
     def _close_round(self) -> None:
         """Makes the round's update if enough gradients are here."""
-        present = sum(seat.state == "present" for seat in self._seats)
-        if self._failure or self._is_ended or not self._pending:
+        present = len(self._attendance.present)
+        if self.has_failed or self._attendance.is_ended or not self._pending:
             return
         if len(self._pending) < min(self._quorum, present):
             return
@@ -429,12 +398,11 @@ class Shard:
         if len(self._told) > MOST_TOLD:
             del self._told[min(self._told)]
         if told != settings and (where := self._settings.differences(told, settings)):
-            self._failure = (
+            raise self._attendance.fail(
                 f"rank {rank} and rank {seat.rank} train with other rates in their step {seat.clock}: {where}. Give "
-                "every rank the same rates at the same step, and attach again."
+                "every rank the same rates at the same step, and attach again.",
+                [seat.rank],
             )
-            self._changed.notify_all()
-            raise self._error([seat.rank])
 
     def _compensate(self, seat: Seat) -> None:
         """Makes g into g + λ g⊙g⊙(x_now − x_read)."""
@@ -454,15 +422,15 @@ class Shard:
         self.updates += 1
 
     def _fail(self, why: str) -> TransportError:
-        """Has every worker learn that nothing more is served, and returns the error that says why."""
-        self._failure = f"rank {self._owner}, which serves a shard, failed: {why}"
-        self._changed.notify_all()
-        return self._error([self._owner])
+        """Has every worker learn that this shard's owner failed, and returns the error that says why."""
+        return self._attendance.fail(
+            f"rank {self._owner}, which serves a shard, failed: {why}", [self._owner]
+        )
 
     @property
     def has_failed(self) -> bool:
-        """Whether the optimizer raised."""
-        return bool(self._failure)
+        """Whether the optimizer raised, or ranks differ."""
+        return self._attendance.has_failed
 
     def require_sound(self) -> None:
         """Makes sure that the optimizer has not failed, and that nobody is lost whose loss ends all waits.
@@ -471,20 +439,7 @@ class Shard:
             PeerError: it has; names this rank, or those that are lost.
             TransportError: it has, where a loss would be mended.
         """
-        if self._failure:
-            raise self._error([self._owner])
-        if self._is_ended:
-            whom = name_ranks(self._lost) if self._lost else "another member"
-            raise PeerError(f"{whom} was lost by the server of rank {self._owner}.", self._lost)
-
-    @property
-    def _is_ended(self) -> bool:
-        """Whether members are about to begin another world."""
-        return self._is_frozen or bool(self._lost)
-
-    def _error(self, ranks: Sequence[int]) -> TransportError:
-        """Returns the error of what failed: where members are elastic, none that they would mend by beginning anew."""
-        return TransportError(self._failure) if self._ends_on_loss else PeerError(self._failure, ranks)
+        self._attendance.require_sound()
 
     def _reply(self, worker: int, flags: Flag, staleness: int) -> tuple[Header, Tensor]:
         seat = self._seats[worker]
@@ -507,7 +462,7 @@ class Shard:
         return header, seat.pull[: self._layout.pull_bytes(seat.clock)]
 
     def _header(self, seat: Seat, flags: Flag, staleness: int) -> Header:
-        slowest = min((s.clock for s in self._seats if s.state == "present"), default=seat.clock)
+        slowest = min((s.clock for s in self._attendance.present), default=seat.clock)
         return Header(
             kind=Kind.VALUES,
             flags=flags,
@@ -527,7 +482,7 @@ class Shard:
 
     def _land_if_all_left(self) -> None:
         """Once nobody is on the way, all have what all end with, and begin again together."""
-        if any(seat.state == "present" for seat in self._seats):
+        if self._attendance.present:
             return
         for part, bucket in zip(
             self._layout.open_pull(self._landed, 0, exact=True), self._values, strict=True
@@ -546,48 +501,6 @@ class Shard:
             for has, bucket in zip(seat.has, self._values, strict=False):
                 has.copy_(bucket.flat)
         self._changed.notify_all()
-
-    def _behind(self, clock: int) -> list[Seat]:
-        return [seat for seat in self._seats if seat.state == "present" and seat.clock < clock]
-
-    def _hear(self, worker: int) -> Seat:
-        self._seats[worker].heard_s = time.monotonic()
-        return self._seats[worker]
-
-    def _wait(self, missing: Callable[[], list[Seat]], what: str, on_wait: Callable[[], None]) -> None:
-        """Waits until nobody is missing.
-
-        Raises:
-            PeerError: somebody is, and has sent nothing for too long.
-        """
-        began_s = told_s = time.monotonic()
-        warned: set[int] = set()
-        while seats := missing():
-            self.require_sound()
-            self._changed.wait(self._deadline_s / SIGNS_OF_LIFE)
-            # Also where others' steps keep waking it up: that is no sign for the worker that waits.
-            if time.monotonic() - told_s >= self._deadline_s / SIGNS_OF_LIFE:
-                told_s = time.monotonic()
-                with self._changed.aside():
-                    on_wait()
-            now = time.monotonic()
-            quiet_s = {s.rank: now - max(s.heard_s, began_s) for s in seats if s in missing()}
-            if late := [rank for rank, age_s in quiet_s.items() if age_s >= self._late_s]:
-                raise PeerError(
-                    f"{name_ranks(late)} sent nothing for {self._late_s:g} s, while {what} was waited for under "
-                    f"{self._policy}. Look at the log; raise late_s if a step takes that long.",
-                    late,
-                )
-            if slow := [r for r, age_s in quiet_s.items() if age_s >= self._deadline_s and r not in warned]:
-                warned.update(slow)
-                log.warning(
-                    "%s sent nothing for %.0f s, while %s is waited for under %s; waiting goes on.",
-                    name_ranks(slow),
-                    self._deadline_s,
-                    what,
-                    self._policy,
-                )
-        self.require_sound()
 
 
 def _some(names: Mapping[str, object]) -> str:
