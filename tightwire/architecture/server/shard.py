@@ -13,7 +13,6 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from tightwire.architecture.allreduce.seeds import message_seed
-from tightwire.architecture.server.attendance import Attendance, Seat
 from tightwire.architecture.server.layout import MessageLayout
 from tightwire.architecture.server.messages import NO_FLAG, Flag, Header, Kind, unpack_state
 from tightwire.architecture.server.optimizer import (
@@ -22,6 +21,7 @@ from tightwire.architecture.server.optimizer import (
     optimizer_for,
     optimizer_state,
 )
+from tightwire.architecture.server.presence import Presence, Seat
 from tightwire.architecture.server.turns import Turns
 from tightwire.buckets import Bucket
 from tightwire.compression.checks import FiniteCheck
@@ -117,7 +117,7 @@ class Shard:
             for rank in workers
         ]
         self._changed = Turns(layout.device)  # after all that was asked for so far
-        self._attendance = Attendance(
+        self._presence = Presence(
             self._seats,
             self._changed,
             policy=str(policy),
@@ -155,7 +155,7 @@ class Shard:
             TransportError: a push of a step that was not to come.
         """
         with self._changed:
-            seat = self._attendance.hear(worker)
+            seat = self._presence.hear(worker)
             self.require_sound()
             if request.clock != seat.clock + 1:
                 raise TransportError(
@@ -170,8 +170,8 @@ class Shard:
                     flags, staleness = self._collect(worker, request.round, payload, on_wait)
                 if (lead := self._policy.lead) is not None:
                     due = seat.clock - lead
-                    self._attendance.wait(
-                        lambda: [s for s in self._attendance.present if s.clock < due], f"step {due}", on_wait
+                    self._presence.wait(
+                        lambda: [s for s in self._presence.present if s.clock < due], f"step {due}", on_wait
                     )
                 return self._reply(worker, flags, staleness)
             except torch.OutOfMemoryError as full:
@@ -187,13 +187,13 @@ class Shard:
             PeerError: a worker has sent nothing for too long.
         """
         with self._changed:
-            seat = self._attendance.hear(worker)
+            seat = self._presence.hear(worker)
             seat.state = "left"
             landing = self._landings + 1
             self._close_round()
             self._land_if_all_left()
-            self._attendance.wait(
-                lambda: self._attendance.present if self._landings < landing else [],
+            self._presence.wait(
+                lambda: self._presence.present if self._landings < landing else [],
                 "the end of its steps",
                 on_wait,
             )
@@ -204,7 +204,7 @@ class Shard:
         """Goes on without a worker for good, and says so if nobody meant it to."""
         with self._changed:
             seat = self._seats[worker]
-            if not self._attendance.lose(seat, by_intent=by_intent):
+            if not self._presence.lose(seat, by_intent=by_intent):
                 return
             self._close_round()
             self._land_if_all_left()
@@ -219,7 +219,7 @@ class Shard:
     def freeze(self) -> None:
         """Lets nothing change any more; whoever waits or asks ends with a `PeerError`."""
         with self._changed:
-            self._attendance.freeze()
+            self._presence.freeze()
 
     def state_dict(self, *, values: bool = True) -> dict[str, Any]:
         """Returns copies of parameters if asked, the optimizer's memory by parameter name, and counters."""
@@ -321,7 +321,7 @@ class Shard:
             return Flag.LATE, mine - oldest
         self._pending[worker] = payload
         self._close_round()
-        self._attendance.wait(
+        self._presence.wait(
             lambda: (
                 [s for i, s in enumerate(self._seats) if s.state == "present" and i not in self._pending]
                 if self._round == mine
@@ -334,8 +334,8 @@ class Shard:
 
     def _close_round(self) -> None:
         """Makes the round's update if enough gradients are here."""
-        present = len(self._attendance.present)
-        if self.has_failed or self._attendance.is_ended or not self._pending:
+        present = len(self._presence.present)
+        if self.has_failed or self._presence.is_ended or not self._pending:
             return
         if len(self._pending) < min(self._quorum, present):
             return
@@ -398,7 +398,7 @@ class Shard:
         if len(self._told) > MOST_TOLD:
             del self._told[min(self._told)]
         if told != settings and (where := self._settings.differences(told, settings)):
-            raise self._attendance.fail(
+            raise self._presence.fail(
                 f"rank {rank} and rank {seat.rank} train with other rates in their step {seat.clock}: {where}. Give "
                 "every rank the same rates at the same step, and attach again.",
                 [seat.rank],
@@ -423,14 +423,12 @@ class Shard:
 
     def _fail(self, why: str) -> TransportError:
         """Has every worker learn that this shard's owner failed, and returns the error that says why."""
-        return self._attendance.fail(
-            f"rank {self._owner}, which serves a shard, failed: {why}", [self._owner]
-        )
+        return self._presence.fail(f"rank {self._owner}, which serves a shard, failed: {why}", [self._owner])
 
     @property
     def has_failed(self) -> bool:
         """Whether the optimizer raised, or ranks differ."""
-        return self._attendance.has_failed
+        return self._presence.has_failed
 
     def require_sound(self) -> None:
         """Makes sure that the optimizer has not failed, and that nobody is lost whose loss ends all waits.
@@ -439,7 +437,7 @@ class Shard:
             PeerError: it has; names this rank, or those that are lost.
             TransportError: it has, where a loss would be mended.
         """
-        self._attendance.require_sound()
+        self._presence.require_sound()
 
     def _reply(self, worker: int, flags: Flag, staleness: int) -> tuple[Header, Tensor]:
         seat = self._seats[worker]
@@ -462,7 +460,7 @@ class Shard:
         return header, seat.pull[: self._layout.pull_bytes(seat.clock)]
 
     def _header(self, seat: Seat, flags: Flag, staleness: int) -> Header:
-        slowest = min((s.clock for s in self._attendance.present), default=seat.clock)
+        slowest = min((s.clock for s in self._presence.present), default=seat.clock)
         return Header(
             kind=Kind.VALUES,
             flags=flags,
@@ -482,7 +480,7 @@ class Shard:
 
     def _land_if_all_left(self) -> None:
         """Once nobody is on the way, all have what all end with, and begin again together."""
-        if self._attendance.present:
+        if self._presence.present:
             return
         for part, bucket in zip(
             self._layout.open_pull(self._landed, 0, exact=True), self._values, strict=True

@@ -50,7 +50,7 @@ class Seat:
 
 
 @final
-class Attendance:
+class Presence:
     """The workers of one shard, and why nothing more is served once that is so.
 
     Whoever calls it has a turn, but for `has_failed` and `require_sound`.
