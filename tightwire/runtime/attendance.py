@@ -77,6 +77,10 @@ class Attendance:
         self._mine, self._landed, self._there_s = 0, landed, None
         self._missing_since_s.clear()
 
+    def count_from(self, landed: int) -> None:
+        """Takes up a count of rounds, before anything is announced. Where members change; else `begin_anew`."""
+        self._landed = landed
+
     def note_round(self, landed: int) -> None:
         """Takes in that so many rounds are over."""
         now, come = time.monotonic(), self._come()

@@ -325,7 +325,7 @@ class Course:
         self.plan = plan
         for member in self.context.optimizers.members:
             configure_variance(member, plan, lambda: self.engine.last_round)
-        state = self.engine.state_dict()
+        state = self.engine.state_after_meeting()
         is_equal = self.engine.keeps_replicas_equal if were_equal is None else were_equal
         self.engine.close()
         self.record.begin_plan(self.engine)

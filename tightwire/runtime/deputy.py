@@ -32,8 +32,8 @@ class Deputy:
         """
         self.lock = threading.Condition()
         self.is_on = self.is_busy = False
-        self._may_begin, self._hold_round = may_begin, hold_round
         self._is_closed = False
+        self._may_begin, self._hold_round = may_begin, hold_round
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
@@ -47,6 +47,11 @@ class Deputy:
     def wake(self) -> None:
         """Has the thread look now; the lock is held."""
         self.lock.notify_all()
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing went wrong on the thread."""
+        return self._failure is None
 
     def require_sound(self) -> None:
         """Raises what went wrong on the thread."""
@@ -87,11 +92,19 @@ class Deputy:
                 watch.close()
         self.require_sound()
 
-    def close(self) -> None:
-        """Ends the thread; a round under way is left to its deadline."""
+    def has_ended(self) -> bool:
+        """Whether no round begins any more, and none that is under way is to land; asked with the lock held."""
+        return self._is_closed
+
+    def end(self) -> None:
+        """Has no other round begin, and none land."""
         with self.lock:
             self._is_closed = True
             self.lock.notify_all()
+
+    def close(self) -> None:
+        """Ends the thread; a round under way is left to its deadline."""
+        self.end()
         self._thread.join(timeout=1.0)
 
     def _serve(self) -> None:

@@ -116,6 +116,7 @@ ELASTIC: Final = (
     "bsp/allreduce/none/p3",
     "local:4",
     "diloco:4",
+    "diloco:4,quorum=0.5,grace=20ms",
     "acco",
     "bsp/gossip:ring",
     "asp/gossip:ad-psgd",

@@ -129,6 +129,9 @@ class Remembering(Protocol):
     def state_dict(self) -> dict[str, Any]:
         """Returns what must survive, tensors by parameter name; waits for what is under way."""
 
+    def state_after_meeting(self) -> dict[str, Any]:
+        """Returns the same right after `flush`, before anybody goes on. Every rank."""
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state_dict` returned; what is under way is waited for and dropped."""
 
@@ -347,6 +350,14 @@ class BaseEngine:
             "(local methods); under this plan every worker counts alike."
         )
 
+    def state_dict(self) -> dict[str, Any]:
+        """Remembers nothing."""
+        return {}
+
+    def state_after_meeting(self) -> dict[str, Any]:
+        """Asks as at any other time."""
+        return self.state_dict()
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Remembers nothing."""
 
@@ -380,12 +391,6 @@ class LoneEngine(BaseEngine):
 
     def consensus(self) -> Mapping[str, Tensor]:  # noqa: D102
         return {}
-
-    def state_dict(self) -> dict[str, Any]:  # noqa: D102
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
-        pass
 
     def resume_at(self, rounds: int) -> None:  # noqa: D102
         pass

@@ -19,8 +19,14 @@ from tightwire.plan import Plan
 from tightwire.runtime.attendance import Attendance
 from tightwire.runtime.context import RunContext
 from tightwire.runtime.deputy import Deputy
-from tightwire.runtime.engines.engine import BaseEngine
-from tightwire.runtime.engines.memory import drop_unless_finite, load_memory, require_one_copy
+from tightwire.runtime.engines.engine import BaseEngine, Position
+from tightwire.runtime.engines.memory import (
+    drop_unless_finite,
+    fitting,
+    load_memory,
+    require_one_copy,
+    shared_part,
+)
 from tightwire.runtime.engines.segments import build_segments
 from tightwire.runtime.membership import Called
 from tightwire.runtime.parameters import Parameters
@@ -54,8 +60,15 @@ class QuorumEngine(BaseEngine):
     between two steps, adds what it has changed to them, and does not wait when it hands that in: it goes on until
     the next round takes it, and from there counts its steps as the others do.
 
+    Where members are elastic and change, a worker keeps what it changed and no round has taken. A round that reached
+    one of them counts on all; who lacks it takes its anchors, and forgets what it had handed in for it.
+
     Memory: three times the parameters beside the exchange (anchors, what was handed in, where counting began).
     """
+
+    survives = True
+    postpones = True
+    finished_follow = True
 
     def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
         assert isinstance(plan.sync, Rounds), plan.sync
@@ -65,7 +78,7 @@ class QuorumEngine(BaseEngine):
         require_one_copy(
             context.optimizers.members, str(plan.sync), "leave out quorum and write state=averaged"
         )
-        self._context, self._sync, self._trained = context, plan.sync, parameters
+        self._context, self._plan, self._sync, self._trained = context, plan, plan.sync, parameters
         # What the deputy averages: a worker's parameters at the time when it handed them in.
         self._shadow = {name: Parameter(p.detach().clone()) for name, p in parameters.items()}
         (self._segment,), _ = build_segments(self._shadow, plan, plan.sync, context)
@@ -74,6 +87,7 @@ class QuorumEngine(BaseEngine):
             context.transport, context.membership, plan.sync.quorum_of, str(plan.sync)
         )
         self._handed: Handed | None = None
+        self._is_brought = False  # whether it is in the round under way
         self._landed_mine = 0  # the last round that this worker's change was in
         self._seen = 0  # rounds that had landed when this worker took the anchors last
         self._clock = self._alone = self._due = (
@@ -82,9 +96,10 @@ class QuorumEngine(BaseEngine):
         self._is_behind = self._spoiled = self._is_weighed = False
         self._samples = 0.0
         self._ages: Counter[int] = Counter()
-        self._restart()
+        self._count_anew()
         self._deputy = Deputy("tightwire-deputy", self._attendance.may_begin, self._hold_round)
-        self._deputy.go_on()
+        if not context.membership.is_elastic:  # else once what others have is taken up
+            self._deputy.go_on()
 
     # What the worker does
 
@@ -93,6 +108,8 @@ class QuorumEngine(BaseEngine):
         return self._clock + 1 < self._due and self._seen == self._segment.landed
 
     def before_step(self) -> None:  # noqa: D102
+        if not self._deputy.is_on:
+            self._deputy.go_on()
         self._spoiled |= drop_unless_finite(tuple(self._trained.values()))
 
     def more_gradients(self) -> None:  # noqa: D102
@@ -117,9 +134,11 @@ class QuorumEngine(BaseEngine):
         self._clock += 1
         self._alone += 1
         self.exposed_s = 0.0
-        if self._clock < self._due and self._seen == self._segment.landed:
-            self._deputy.require_sound()
+        if self._clock < self._due and self._seen == self._segment.landed and self._deputy.is_sound:
             return
+        if self._context.membership.postpones:
+            return
+        self._deputy.require_sound()
         start_s = time.perf_counter()
         with self._deputy.lock:
             if self._clock >= self._due:
@@ -180,7 +199,7 @@ class QuorumEngine(BaseEngine):
         self._alone += handed.steps
         self._samples += handed.weight if self._is_weighed or self._sync.weighs_samples else 0.0
         self._spoiled |= handed.spoiled
-        self._handed, self._due = None, self._clock
+        self._handed, self._due, self._is_brought = None, self._clock, False
 
     # What its deputy does
 
@@ -207,28 +226,35 @@ class QuorumEngine(BaseEngine):
     def _run_round(self, handed: Handed | None, called: Called) -> None:
         """Averages, moves the anchors, and counts the round."""
         segment = self._segment
-        segment.number += 1
-        self.rounds += 1
-        self.planned_bytes += segment.parameters.exchange.bytes_in(segment.number)
-        now = Round(number=segment.number, seed=self._context.seed + segment.number)
-        mine = handed.weight if handed is not None else 0.0
-        share = mine * segment.workers / called.weight if called.weight else 0.0
-        spoiled = handed is not None and handed.spoiled
-        with torch.no_grad():
+        with self._deputy.lock, torch.no_grad():
+            if self._deputy.has_ended():
+                return
+            segment.number += 1
+            self.rounds += 1
+            self._is_brought = handed is not None
+            self.planned_bytes += segment.parameters.exchange.bytes_in(segment.number)
+            now = Round(number=segment.number, seed=self._context.seed + segment.number)
+            mine = handed.weight if handed is not None else 0.0
+            share = mine * segment.workers / called.weight if called.weight else 0.0
+            spoiled = handed is not None and handed.spoiled
             segment.parameters.start(now, share=share, spoiled=spoiled)
-            finite = segment.parameters.land(called.weight, waited=True)
+        segment.parameters.arrive()
         with self._deputy.lock:
+            if self._deputy.has_ended():
+                return
+            finite = segment.parameters.land(called.weight, waited=True)
             self.skipped += not finite
             segment.landed += 1
             self._attendance.note_round(segment.landed)
             if handed is not None:
                 self._ages[segment.landed - 1 - self._landed_mine] += 1
-                self._landed_mine, self._handed = segment.landed, None
+                self._landed_mine, self._handed, self._is_brought = segment.landed, None, False
 
     # Where all meet
 
     def _rest(self) -> None:
         """Takes part in others' rounds until all rest, and nothing is under way."""
+        self._deputy.go_on()
         with self._deputy.lock:
             self._attendance.rest()
             self._deputy.wake()
@@ -266,35 +292,114 @@ class QuorumEngine(BaseEngine):
         self._deputy.go_on()
         return agreed
 
+    def common(self) -> Mapping[str, Tensor]:
+        """Returns the anchors."""
+        with self._deputy.lock:
+            return {name: anchor.clone() for name, anchor in self._agreed.agreed().items()}
+
     def state_dict(self) -> dict[str, Any]:
         """Returns what must survive. Every worker: rounds stop until all have come."""
         self._rest()
-        state = {
+        state = self._state()
+        self._deputy.go_on()
+        return state
+
+    def state_after_meeting(self) -> dict[str, Any]:
+        """Returns the same, for nobody has handed in anything since. Local."""
+        return self._state()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` returned. Every worker."""
+        self._rest()
+        self._resume(state)
+        self._attendance.begin_anew(self._segment.landed)
+        self._deputy.go_on()
+
+    def _state(self) -> dict[str, Any]:
+        return {
             **self._agreed.state_dict(),
             "rounds": self._segment.number,
             "landed": self._segment.landed,
             "seen": self._landed_mine,
             "clock": self._clock,
             "due": self._due,
-            "alone": self._alone,
             "behind": self._is_behind,
+            **self._done_alone(),
+        }
+
+    def _done_alone(self) -> dict[str, Any]:
+        return {
+            "alone": self._alone,
             "spoiled": self._spoiled,
             "samples": [self._samples, self._is_weighed],
         }
-        self._deputy.go_on()
-        return state
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state_dict` returned. Every worker."""
-        self._rest()
+    def _resume(self, state: Mapping[str, Any]) -> None:
         load_memory(self._agreed.exchange.averagers, state["memory"])
         self._agreed.load_state_dict(state)
         self._segment.number, self._segment.landed = state["rounds"], state["landed"]
-        self._restart()
+        self._count_anew()
         self._landed_mine = state["seen"]
         self._clock, self._due, self._alone = state["clock"], state["due"], state["alone"]
         self._is_behind, self._spoiled = state["behind"], state["spoiled"]
         self._samples, self._is_weighed = state["samples"]
+
+    # Where members change
+
+    def position(self) -> Position:
+        """Has begun no round that could not be repeated. What is under way lands here no more."""
+        self._deputy.end()
+        return Position(self._segment.landed, self._segment.landed)
+
+    def salvage(self) -> dict[str, Any]:
+        """Takes back what no round has taken; says what of it was not yet in the one that was under way."""
+        with self._deputy.lock:
+            if self._agreed.under_way:
+                self._agreed.abandon()
+            self._segment.number = self._segment.landed
+            self._take_anchors()
+            brought = self._is_brought
+            since = {name: view.clone() for bucket in self._since for name, view in bucket.views.items()}
+            later = self._done_alone()
+            self._take_back()
+            return self._state() | {"later": {"since": since, **later} if brought else {}}
+
+    def handed(self, salvaged: Mapping[str, Any]) -> dict[str, Any]:  # noqa: D102
+        return {**salvaged, "later": {}}
+
+    def outcome(self, salvaged: Mapping[str, Any]) -> Mapping[str, Tensor]:  # noqa: D102
+        anchors: Mapping[str, Tensor] = salvaged["anchors"]
+        return anchors
+
+    @torch.no_grad()
+    def catch_up(
+        self, own: Mapping[str, Any], theirs: Mapping[str, Any], *, is_new: bool
+    ) -> tuple[dict[str, Any], frozenset[str]]:
+        """Goes on from the source's anchors, with what was done since those that it has, or since it handed in."""
+        if not is_new and theirs["landed"] <= own["landed"]:
+            return dict(own), frozenset()
+        kept = {key: theirs[key] for key in ("anchors", "outer", "pending", "rounds", "landed")}
+        kept["memory"] = shared_part(own["memory"], theirs["memory"])
+        later = dict(own["later"])
+        since = later.pop("since", own["anchors"])
+        if not is_new:
+            kept["change"] = {name: p.detach() - since[name] for name, p in self._trained.items()}
+            kept["behind"] = not later
+        if is_new or later:
+            kept |= {"seen": theirs["landed"], "due": own["clock"] + self._sync.steps_per_round, **later}
+        return {**own, **kept}, frozenset(self._trained)
+
+    @torch.no_grad()
+    def take_up(self, state: Mapping[str, Any], agreed: int) -> None:  # noqa: D102
+        memory = fitting(self._agreed.exchange.averagers, state["memory"], what=str(self._plan))
+        self._resume({**state, "memory": memory})
+        self._attendance.count_from(self._segment.landed)
+        anchors = self._agreed.agreed()
+        for name, change in state.get("change", {}).items():
+            self._trained[name].copy_(anchors[name] + change)
+
+    def go_on(self, position: Position, *, is_lost: bool) -> None:
+        """Takes part in rounds from now on; what was interrupted is handed in again after the next step."""
         self._deputy.go_on()
 
     def resume_at(self, rounds: int) -> None:
@@ -314,15 +419,19 @@ class QuorumEngine(BaseEngine):
         self._segment.roll.close()
 
     def _restart(self) -> None:
+        """Counts steps from 0, on all alike."""
+        self._count_anew()
+        self._attendance.begin_anew(self._segment.landed)
+
+    def _count_anew(self) -> None:
         """Counts steps from 0, at the anchors: all agree, and nothing is handed in."""
         for anchor, since in zip(self._agreed.anchors, self._since, strict=True):
             since.flat.copy_(anchor.flat)
         self._seen = self._landed_mine = self._segment.landed
-        self._attendance.begin_anew(self._segment.landed)
         self._clock = self._alone = 0
         self._due = self._sync.steps_per_round
         self._is_behind = self._spoiled = False
-        self._samples, self._handed = 0.0, None
+        self._samples, self._handed, self._is_brought = 0.0, None, False
 
     def _wait_for_landing(self) -> None:
         self._wait(lambda: not self._deputy.is_busy)
