@@ -38,8 +38,9 @@ SHARES = (1 / 64, 1 / 16, 1 / 4, 1.0)
 # In less time, these sizes alone, and few round trips: each costs meetings that a budget does not count.
 SHORT_S, FEW_SHARES, FEW_SAMPLES = 1.0, (1.0,), 2
 SMALL_BYTES = 1024
+# A first estimate takes so long, less in a short probe, and is of messages that grow by so much at most.
 FIRST_BYTES = 2**17
-FIRST_S = 0.03
+FIRST_S, MOST_GROWTH = 0.03, 8.0
 MAX_BYTES = 2**26
 # A quarter of the budget is for pairs; the rest is for collectives.
 PAIR_SHARE = 0.25
@@ -212,13 +213,13 @@ class _Probe:
 
     def _estimate(self) -> float:
         """Returns the rate of a line: all send to their neighbours, more and more until it takes a while."""
-        num_bytes = FIRST_BYTES
+        num_bytes, first_s = FIRST_BYTES, FIRST_S * min(1.0, self._budget_s / SHORT_S)
         while True:
             self._transport.barrier()
             seconds: float = max(self._gather(self._both_ways(self._neighbours, num_bytes)))
-            if seconds >= FIRST_S or num_bytes >= MAX_BYTES:
+            if seconds >= first_s or num_bytes >= MAX_BYTES:
                 return num_bytes / seconds
-            num_bytes *= 4
+            num_bytes = round(num_bytes * min(MOST_GROWTH, max(2.0, 1.2 * first_s / seconds)))
 
     @property
     def _neighbours(self) -> tuple[int, int]:
@@ -302,10 +303,12 @@ class _Probe:
         runs = round(min(MAX_RUNS, max(1.0, self._sample_s / first_s)))
         began_s = time.process_time()
         samples = [self._sample(lambda: runner.run(buffer, buffer), runs) for _ in range(self._samples)]
-        processor_s = max(self._gather((time.process_time() - began_s) / (self._samples * runs)))
-        slowest = [max(by_rank) for by_rank in zip(*self._gather(samples), strict=True)]
+        processor_s = (time.process_time() - began_s) / (self._samples * runs)
+        *slowest, most_s = (
+            max(by_rank) for by_rank in zip(*self._gather([*samples, processor_s]), strict=True)
+        )
         return ProbePoint(
-            sent_bytes=_sent(program, numel), seconds=statistics.median(slowest), processor_s=processor_s
+            sent_bytes=_sent(program, numel), seconds=statistics.median(slowest), processor_s=most_s
         )
 
     def _sample(self, run: Callable[[], None], runs: int) -> float:

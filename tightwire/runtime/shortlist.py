@@ -80,10 +80,8 @@ def rank_timed(
     """
     profile = dataclasses.replace(profile, codecs=())
     seeded = [plan for plan in map(legal, SEEDED) if plan is not None and is_allowed(plan, allow)]
-    if searches:
-        found = rank(profile, cluster, allow, by)
-    else:
-        found = rank_few(seeded, profile, cluster, allow, by)
+    # Else those that experience suggests, which are compared below.
+    found = rank(profile, cluster, allow, by) if searches else rank_few((), profile, cluster, allow, by)
     # What is chosen here is trained with as it is, and searches for nothing any more.
     found = dataclasses.replace(
         found, rows=tuple(row for row in found.rows if not isinstance(row.plan.schedule, Auto))

@@ -26,6 +26,8 @@ c10d: Final[Any] = dist  # torch does not type its stores and backends
 GLOO_SUMS: Final = frozenset({"float32", "float64", "float16", "bfloat16", "uint8", "int8", "int32", "int64"})
 POISON_TAG: Final = 2**31 - 2
 POINT_TO_POINT: Final = ("send", "receive")
+# Of a payload that all exchange, so much travels with its size.
+HEAD_BYTES, INLINE_BYTES = 8, 504
 FOR_EVER: Final = timedelta(days=365)
 _helpers = Helpers("tightwire waits")
 log = logging.getLogger("tightwire")
@@ -114,12 +116,15 @@ class TorchDistributed(Transport):
         return _Staged(self.all_reduce(host), host, tensor)
 
     def exchange(self, payload: bytes) -> list[bytes]:
-        """Returns every rank's payload, by rank: an all-gather of sizes, then one of padded payloads."""
-        sizes = [int(n) for n in self._gather(torch.tensor([len(payload)]))]
-        mine = torch.zeros(max(sizes), dtype=torch.uint8)
-        if payload:
-            mine[: len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
-        return [part[:n].numpy().tobytes() for part, n in zip(self._gather(mine), sizes, strict=True)]
+        """Returns every rank's payload, by rank: one all-gather, and another of the rests where any payload is long."""
+        head = len(payload).to_bytes(HEAD_BYTES, "little") + payload[:INLINE_BYTES]
+        heads = self._gather_bytes(head, HEAD_BYTES + INLINE_BYTES)
+        sizes = [int.from_bytes(head[:HEAD_BYTES], "little") for head in heads]
+        payloads = [head[HEAD_BYTES:][:n] for head, n in zip(heads, sizes, strict=True)]
+        if max(sizes) > INLINE_BYTES:
+            rests = self._gather_bytes(payload[INLINE_BYTES:], max(sizes) - INLINE_BYTES)
+            payloads = [(own + rest)[:n] for own, rest, n in zip(payloads, rests, sizes, strict=True)]
+        return payloads
 
     def channel(self) -> Transport:
         """Returns a transport over the same ranks with TCP connections of its own."""
@@ -252,6 +257,11 @@ class TorchDistributed(Transport):
         if tensor.numel():
             _Pending(self, self._gloo.allgather, ([parts], [tensor]), "for all ranks to meet").wait()
         return parts
+
+    def _gather_bytes(self, payload: bytes, num_bytes: int) -> list[bytes]:
+        """Returns every rank's payload, filled up with zeros to `num_bytes`."""
+        mine = torch.frombuffer(bytearray(payload.ljust(num_bytes, b"\0")), dtype=torch.uint8)
+        return [part.numpy().tobytes() for part in self._gather(mine)]
 
     def _hang_up(self) -> None:
         """Ends all waits on these connections, here and at the peers.
