@@ -299,11 +299,13 @@ class _Probe:
         runner = Runner(
             program, self._transport, numel=numel, dtype=torch.float32, codec=Identity(), device=self._at
         )
-        first_s = max(self._gather(self._sample(lambda: runner.run(buffer, buffer), 1)))
-        runs = round(min(MAX_RUNS, max(1.0, self._sample_s / first_s)))
-        began_s = time.process_time()
-        samples = [self._sample(lambda: runner.run(buffer, buffer), runs) for _ in range(self._samples)]
-        processor_s = (time.process_time() - began_s) / (self._samples * runs)
+        first_s = self._sample(lambda: runner.run(buffer, buffer), 1)
+        runs = round(min(MAX_RUNS, max(1.0, self._sample_s / max(self._gather(first_s)))))
+        samples = [first_s] if runs == 1 else []  # what a first run costs besides is little of one so long
+        begun, began_s = len(samples), time.process_time()
+        while len(samples) < self._samples:
+            samples.append(self._sample(lambda: runner.run(buffer, buffer), runs))
+        processor_s = (time.process_time() - began_s) / ((self._samples - begun) * runs)
         *slowest, most_s = (
             max(by_rank) for by_rank in zip(*self._gather([*samples, processor_s]), strict=True)
         )
