@@ -126,8 +126,8 @@ class RunState:
         if state.get("version") != VERSION or _syncs(Phases.parse(state["plan"])) != _syncs(asked):
             raise AttachError(
                 f"this checkpoint was made under the plan {state.get('plan')} (version {state.get('version')}), this "
-                f"run's is {asked} (version {VERSION}); attach with the plan of the checkpoint, or one "
-                f"of the same sync."
+                f"run's is {asked} (version {VERSION}); attach with the plan of the checkpoint, or one of the same "
+                "sync. For another load the model and the optimizer alone: what the old one remembered is given up."
             )
 
 

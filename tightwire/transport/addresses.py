@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,75 +54,6 @@ def own_candidates(host: str | None, environment: Mapping[str, str] = os.environ
     return Candidates(named=_named(wanted, (route, outside)) if wanted else "", route=route, outside=outside)
 
 
-def choose(candidates: Sequence[Candidates], rank: int) -> str:
-    """Returns the address at which `rank` is reached, the same decision on every rank.
-
-    An interface that was named wins. Else it is the one by which the meeting place is reached, unless that is the
-    loopback while other ranks come from elsewhere: then a host's own name led to 127.0.0.1.
-
-    >>> one = Candidates(named="", route="127.0.0.1", outside="10.0.0.1")
-    >>> two = Candidates(named="", route="10.0.0.2", outside="10.0.0.2")
-    >>> choose([one, one], 0), choose([one, two], 0)
-    ('127.0.0.1', '10.0.0.1')
-    """
-    mine = candidates[rank]
-    if mine.named:
-        return mine.named
-    on_one_host = all(is_loopback(c.named or c.route) for c in candidates)
-    if mine.route and (on_one_host or not is_loopback(mine.route)):
-        return mine.route
-    return mine.outside or mine.route or "127.0.0.1"
-
-
-def is_loopback(address: str) -> bool:
-    """Whether an address, or none, is the host's own."""
-    return not address or ipaddress.ip_address(address.partition("%")[0]).is_loopback
-
-
-def bind_datagram(host: str) -> socket.socket:
-    """Returns a datagram socket at a free port of `host`, which is told of closed ports where the kernel does that."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_DGRAM)
-    listening.bind((host, 0))
-    listening.setblocking(False)
-    with suppress(OSError):
-        if family == socket.AF_INET6:
-            listening.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
-        else:
-            listening.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
-    return listening
-
-
-def interface_of(address: str) -> str:
-    """Returns the name of the interface that has an address; "" where that cannot be told."""
-    return next((name for _, name in socket.if_nameindex() if address in _addresses_of(name)), "")
-
-
-def is_local(host: str) -> bool:
-    """Whether `host` is an address, or leads to one, of this host."""
-    for family, place in _resolved(host):
-        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.bind((place[0], 0))
-            return True
-    return False
-
-
-def _named(wanted: str, likely: Sequence[str]) -> str:
-    names = [name for _, name in socket.if_nameindex()]
-    if wanted.startswith("^"):
-        barred = tuple(filter(None, wanted[1:].split(",")))
-        allowed = [name for name in names if not name.startswith(barred)]
-    else:
-        allowed = [name for name in wanted.split(",") if name in names]
-    found = [address for name in allowed for address in _addresses_of(name)]
-    if not found:
-        raise TransportError(
-            f"GLOO_SOCKET_IFNAME is {wanted!r}, and no interface with an address is so named here; there are "
-            f"{', '.join(names)}. Name one of them, or unset the variable."
-        )
-    return next((address for address in likely if address in found), found[0])
-
-
 def _route_to(host: str) -> str:
     """Returns the address from which a host is reached; "" if it is not."""
     for family, place in _resolved(host):
@@ -159,3 +90,99 @@ def _addresses_of(name: str) -> list[str]:
             if owner == name and scope in ("00", "10"):  # global, and the host's own
                 found.append(str(ipaddress.ip_address(bytes.fromhex(digits))))
     return found
+
+
+def choose(candidates: Sequence[Candidates], rank: int, route_to: Callable[[str], str] = _route_to) -> str:
+    """Returns the address at which this process, `rank`, is reached.
+
+    An interface that was named wins. Else it is the one by which the meeting place is reached, unless that is the
+    loopback while other ranks come from elsewhere: then a host's own name led to 127.0.0.1, and it is the one by which
+    those ranks are reached.
+
+    >>> one = Candidates(named="", route="127.0.0.1", outside="")
+    >>> two = Candidates(named="", route="10.0.0.2", outside="")
+    >>> choose([one, one], 0), choose([one, two], 0, route_to=lambda host: "10.0.0.1")
+    ('127.0.0.1', '10.0.0.1')
+
+    Args:
+        candidates: of every rank.
+        rank: of this process.
+        route_to: gives the address from which a host is reached; "" if it is not.
+    """
+    mine = candidates[rank]
+    if mine.named:
+        return mine.named
+    elsewhere = [place for c in candidates if not is_loopback(place := c.named or c.route)]
+    if mine.route and (not elsewhere or not is_loopback(mine.route)):
+        return mine.route
+    towards = (address for address in map(route_to, elsewhere) if not is_loopback(address))
+    return next(towards, "") or mine.outside or mine.route or "127.0.0.1"
+
+
+def own_address(host: str) -> str:
+    """Returns the address at which this process is reached by peers that it does not know yet.
+
+    Args:
+        host: where they meet. A name of this host that leads to 127.0.0.1 or 127.0.1.1 tells nothing of them, unless
+            it is `localhost`.
+    """
+    mine = own_candidates(host)
+    is_own_name = is_loopback(mine.route) and host != "localhost" and not _is_address(host)
+    return mine.named or (is_own_name and mine.outside) or mine.route or "127.0.0.1"
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address, or none, is the host's own."""
+    return not address or ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+def bind_datagram(host: str) -> socket.socket:
+    """Returns a datagram socket at a free port of `host`, which is told of closed ports where the kernel does that."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_DGRAM)
+    listening.bind((host, 0))
+    listening.setblocking(False)
+    with suppress(OSError):
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
+        else:
+            listening.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+    return listening
+
+
+def interface_of(address: str) -> str:
+    """Returns the name of the interface that has an address; "" where that cannot be told."""
+    return next((name for _, name in socket.if_nameindex() if address in _addresses_of(name)), "")
+
+
+def is_local(host: str) -> bool:
+    """Whether `host` is an address, or leads to one, of this host."""
+    for family, place in _resolved(host):
+        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((place[0], 0))
+            return True
+    return False
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _named(wanted: str, likely: Sequence[str]) -> str:
+    names = [name for _, name in socket.if_nameindex()]
+    if wanted.startswith("^"):
+        barred = tuple(filter(None, wanted[1:].split(",")))
+        allowed = [name for name in names if not name.startswith(barred)]
+    else:
+        allowed = [name for name in wanted.split(",") if name in names]
+    found = [address for name in allowed for address in _addresses_of(name)]
+    if not found:
+        raise TransportError(
+            f"GLOO_SOCKET_IFNAME is {wanted!r}, and no interface with an address is so named here; there are "
+            f"{', '.join(names)}. Name one of them, or unset the variable."
+        )
+    return next((address for address in likely if address in found), found[0])

@@ -362,14 +362,14 @@ def _require_one_system(systems: Sequence[str]) -> None:
 
 @contextmanager
 def _interface_for_torch(address: str) -> Iterator[None]:
-    """Gives torch's own Gloo the name of an interface where GLOO_SOCKET_IFNAME is one that it cannot read."""
-    told = os.environ.get("GLOO_SOCKET_IFNAME", "")
-    name = interface_of(address)
-    if not told or told == name or not name:
-        yield
-        return
-    os.environ["GLOO_SOCKET_IFNAME"] = name
+    """Gives torch's own Gloo the interface of an address; by itself it goes by the host's name, often 127.0.1.1."""
+    told = os.environ.get("GLOO_SOCKET_IFNAME")
+    if name := interface_of(address):
+        os.environ["GLOO_SOCKET_IFNAME"] = name
     try:
         yield
     finally:
-        os.environ["GLOO_SOCKET_IFNAME"] = told
+        if told is not None:
+            os.environ["GLOO_SOCKET_IFNAME"] = told
+        else:
+            os.environ.pop("GLOO_SOCKET_IFNAME", None)

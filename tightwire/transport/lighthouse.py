@@ -40,7 +40,7 @@ from urllib.parse import urlsplit
 import torch.distributed as dist
 
 from tightwire.errors import PeerError, TransportError
-from tightwire.transport.addresses import own_candidates
+from tightwire.transport.addresses import own_address
 from tightwire.transport.ahead import ConnectedWorld, NextWorld
 from tightwire.transport.base import Transport
 from tightwire.transport.door import Admission
@@ -115,8 +115,7 @@ class Lighthouse:
         self._wrap = wrap
         self._host = urlsplit(address).hostname or ""
         self._client = self._connect()
-        candidates = own_candidates(self._host)
-        mine = candidates.named or candidates.route or "127.0.0.1"
+        mine = own_address(self._host)
         self._store = c10d.TCPStore(
             mine, 0, None, True, timedelta(seconds=deadline_s), wait_for_workers=False
         )

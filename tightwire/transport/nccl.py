@@ -379,11 +379,12 @@ def connect_nccl(transport: Transport, name: str, at: torch.device) -> Communica
     limit = timedelta(seconds=transport.late_s)
     if transport.rank == 0:
         store = c10d.TCPStore("0.0.0.0", 0, None, True, limit, wait_for_workers=False)
-    mine = {"at": own_candidates(os.environ.get("MASTER_ADDR")).to_dict(), "port": store.port if store else 0}
-    cards = [json.loads(card) for card in transport.exchange(json.dumps(mine).encode())]
+    mine = json.dumps(own_candidates(os.environ.get("MASTER_ADDR")).to_dict())
+    candidates = [Candidates(**json.loads(one)) for one in transport.exchange(mine.encode())]
+    place = json.dumps([choose(candidates, transport.rank), store.port if store else 0])
+    host, port = json.loads(transport.exchange(place.encode())[0])
     if store is None:
-        host = choose([Candidates(**card["at"]) for card in cards], 0)
-        store = c10d.TCPStore(host, cards[0]["port"], None, False, limit, wait_for_workers=False)
+        store = c10d.TCPStore(host, port, None, False, limit, wait_for_workers=False)
     options = c10d.ProcessGroupNCCL.Options()
     options._timeout = timedelta(days=365)  # the watch ends waits, and names who is missing
     with _errors_left_to_us():

@@ -84,7 +84,7 @@ def encode_entropy(bits: Any, message: Any) -> Any:
         message: uint8, of at least `entropy_bound_bytes`.
     """
     symbols, counts = np.empty(ENTROPY_BLOCK, np.uint8), np.empty(256, np.int64)
-    lengths, words, codes = np.empty(256, np.int64), np.empty(256, np.int64), np.empty(256, np.uint64)
+    lengths, words = np.empty(256, np.int64), np.empty(256, np.int64)
     kept = np.empty(ENTROPY_BLOCK, bits.dtype)
     place = 0
     for first in range(0, bits.size, ENTROPY_BLOCK):
@@ -104,52 +104,78 @@ def encode_entropy(bits: Any, message: Any) -> Any:
             take_symbols(coded, symbols)
         histogram(symbols[: coded.size], counts)
         word_lengths(counts, lengths)
-        num_symbols, num_bits = 0, 0
-        for symbol in range(256):
-            num_symbols += counts[symbol] > 0
-            num_bits += counts[symbol] * lengths[symbol]
         planes = planes_of(seen, bits.itemsize)
-        num_planes = 0
-        for plane in range(bits.itemsize - 1):
-            num_planes += (planes >> plane) & 1
-        table_bytes = num_symbols if num_symbols == 1 else 2 * num_symbols + 4 * ENTROPY_STREAMS
-        size = table_bytes + bitmap_bytes + num_planes * coded.size + num_bits // 8 + ENTROPY_STREAMS
+        num_symbols, size = coded_size(counts, lengths, planes, bits.itemsize)
         is_code = num_symbols == 1 or words_of(lengths, words)
-        if not is_code or size >= here.size * bits.itemsize:
+        if not is_code or size + bitmap_bytes >= here.size * bits.itemsize:
             write_header(message, place, ENTROPY_RAW, 0, 0, 0)
             place = start + here.size * bits.itemsize
             message[start:place] = here.view(np.uint8)
             continue
         write_header(message, place, kind, planes, num_symbols, coded.size)
-        place = start
-        for symbol in range(256):
-            if counts[symbol]:
-                message[place] = U8(symbol)
-                place += 1
-        if num_symbols > 1:
-            for symbol in range(256):
-                codes[symbol] = U64(words[symbol]) | U64(lengths[symbol] << 32)
-                if counts[symbol]:
-                    message[place] = U8(lengths[symbol])
-                    place += 1
+        place = write_table(counts, lengths, num_symbols, message, start)
         if kind == ENTROPY_SPARSE:
             drop_zeros(here, kept, message[place : place + bitmap_bytes])
             place += bitmap_bytes
-        for plane in range(bits.itemsize - 1):
-            if (planes >> plane) & 1:
-                take_plane(coded, plane, message[place : place + coded.size])
-                place += coded.size
+        place = write_planes(coded, planes, message, place)
         if num_symbols > 1:
-            sizes = place
-            place += 4 * ENTROPY_STREAMS
-            quarter = (coded.size + ENTROPY_STREAMS - 1) // ENTROPY_STREAMS
-            for j in range(ENTROPY_STREAMS):
-                begun = place
-                begin, end = min(j * quarter, coded.size), min((j + 1) * quarter, coded.size)
-                place = write_stream(symbols[begin:end], codes, message, place)
-                store_word(message, sizes + 4 * j, U32(place - begun))
+            place = write_streams(symbols[: coded.size], words, lengths, message, place)
     store_word(message, place, U64(0))
     return place + ENTROPY_GUARD_BYTES
+
+
+@njit(**LOOP)
+def coded_size(counts: Any, lengths: Any, planes: Any, itemsize: Any) -> Any:
+    """Returns how many symbols occur, and the most bytes of a coded block without header and bitmap."""
+    num_symbols, num_coded, num_bits, num_planes = 0, 0, 0, 0
+    for symbol in range(256):
+        num_symbols += counts[symbol] > 0
+        num_coded += counts[symbol]
+        num_bits += counts[symbol] * lengths[symbol]
+    for plane in range(itemsize - 1):
+        num_planes += (planes >> plane) & 1
+    table_bytes = num_symbols if num_symbols == 1 else 2 * num_symbols + 4 * ENTROPY_STREAMS
+    return num_symbols, table_bytes + num_planes * num_coded + num_bits // 8 + ENTROPY_STREAMS
+
+
+@njit(**LOOP)
+def write_table(counts: Any, lengths: Any, num_symbols: Any, message: Any, place: Any) -> Any:
+    """Writes the symbols that occur, then the lengths of their words unless there is one symbol; returns the end."""
+    at = place
+    for symbol in range(256):
+        if counts[symbol]:
+            message[at] = U8(symbol)
+            if num_symbols > 1:
+                message[at + num_symbols] = U8(lengths[symbol])
+            at += 1
+    return at + num_symbols if num_symbols > 1 else at
+
+
+@njit(**LOOP)
+def write_planes(coded: Any, planes: Any, message: Any, place: Any) -> Any:
+    """Writes the planes in which any bit is set; returns the end."""
+    for plane in range(coded.itemsize - 1):
+        if (planes >> plane) & 1:
+            take_plane(coded, plane, message[place : place + coded.size])
+            place += coded.size
+    return place
+
+
+@njit(**LOOP)
+def write_streams(symbols: Any, words: Any, lengths: Any, message: Any, place: Any) -> Any:
+    """Writes the sizes of the streams, then each quarter of the symbols as one of them; returns the end."""
+    codes = np.empty(256, np.uint64)
+    for symbol in range(256):
+        codes[symbol] = U64(words[symbol]) | U64(lengths[symbol] << 32)
+    sizes = place
+    place += 4 * ENTROPY_STREAMS
+    quarter = (symbols.size + ENTROPY_STREAMS - 1) // ENTROPY_STREAMS
+    for j in range(ENTROPY_STREAMS):
+        begun = place
+        begin, end = min(j * quarter, symbols.size), min((j + 1) * quarter, symbols.size)
+        place = write_stream(symbols[begin:end], codes, message, place)
+        store_word(message, sizes + 4 * j, U32(place - begun))
+    return place
 
 
 @njit(**LOOP)
