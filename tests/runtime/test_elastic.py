@@ -152,6 +152,29 @@ def test_two_deaths_and_two_newcomers(plan: str) -> None:
     assert {end.report.workers for end in ends} == {3} or plan == "asp/gossip:ad-psgd"
 
 
+@pytest.mark.parametrize("plan", ["bsp@4~local:2", "acco@4~bsp", "local:2@4~bsp", "local:2,quorum=0.5@4~bsp"])
+@pytest.mark.parametrize("comes_at", [2, 3, 4])
+def test_who_comes_at_the_end_of_a_phase_begins_the_next_with_the_others(plan: str, comes_at: int) -> None:
+    def train(transport: Transport, worker: Worker) -> tuple[Trained, set[tuple[bool, str]]]:
+        under = set()
+        with job(transport, plan, optimizer=momentum) as j:
+            while j.run.step < 8:
+                under.add((j.run.step < 4, str(j.run.plan)))
+                if worker.name == "worker 0" and j.run.step == comes_at:
+                    elastic.start()
+                    while not worker.lobby.waiting and not worker.knocks():
+                        time.sleep(0.002)
+                j.step(j.run.step)
+            j.run.finish()
+            return Trained(values(j.model), j.seen, j.run.report()), under
+
+    elastic = Elastic(train, start=2, dies_at=[])
+    ends = elastic.join()
+    assert len(ends) == 3
+    assert len(set().union(*(under for _, under in ends))) == 2  # one plan before, one after
+    assert all(same(ends[0][0].parameters, end.parameters) for end, _ in ends[1:])
+
+
 @pytest.mark.parametrize("plan", ["bsp", "local:3", "diloco:3", "diloco:3,quorum=0.5", "bsp/gossip:ring"])
 def test_who_is_told_to_leave_ends_its_round_and_goes(plan: str) -> None:
     def train(transport: Transport, worker: Worker) -> Trained:

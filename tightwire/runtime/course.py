@@ -227,9 +227,13 @@ class Course:
             keep: whether to keep what stages remember, where it means the same.
             asked: what is wanted from then on; None: as before.
         """
-        number = self.context.membership.number
-        if not self.is_alone:
-            self.meet(News(why="turn", plan=str(plan)))
+        number, are_here = self.context.membership.number, self.is_alone
+        while not are_here:
+            number = self.context.membership.number
+            told = self.meet(News(why="turn", plan=str(plan)))
+            # Who came to let somebody in or out is still on its way to this turn, unless it took this worker along.
+            is_taken = number != self.context.membership.number and self.plan == plan
+            are_here = is_taken or not (told.of("join") or told.of("stay"))
         if asked is not None:
             self.asked, self._phases = asked, spelled_out(asked)
         if (
@@ -467,7 +471,7 @@ class Course:
     def _count_on(self) -> bool:
         """Counts steps that others made while this worker, which is new, was slower; returns whether there are any."""
         arrival = self._arrival
-        if arrival is None:
+        if arrival is None or self._phases.at(self.step + 1) != self.plan:  # first the next phase begins
             return False
         most = min((end for end in self._phases.ends if end > self.step), default=MOST) - 1 - self.step
         skipped = self.engine.skip_ahead(min(most, arrival.missed(time.perf_counter(), self.step)))

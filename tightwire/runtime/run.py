@@ -99,6 +99,7 @@ class Run:
             if context.membership.is_elastic:
                 load_finite_check()
                 self._course.renew()
+                self._course.end_phase()  # those who let this worker in may be at the end of one
             else:
                 self._build_first(pilot.instead if pilot is not None else None)
             if pilot is not None:
