@@ -152,6 +152,13 @@ def test_two_deaths_and_two_newcomers(plan: str) -> None:
     assert {end.report.workers for end in ends} == {3} or plan == "asp/gossip:ad-psgd"
 
 
+@pytest.mark.parametrize("plan", ["acco@2~bsp@4~acco", "bsp/gossip:ring@3~delayed:1"])
+@pytest.mark.parametrize("dies_at", range(5, 30, 3))
+def test_a_death_while_all_change_plans_is_survived(plan: str, dies_at: int) -> None:
+    ends = Elastic(trainer(plan, steps=6, optimizer=momentum), start=3, dies_at=[None, dies_at]).join()
+    assert all(same(ends[0].parameters, end.parameters) for end in ends[1:])
+
+
 @pytest.mark.parametrize("plan", ["bsp@4~local:2", "acco@4~bsp", "local:2@4~bsp", "local:2,quorum=0.5@4~bsp"])
 @pytest.mark.parametrize("comes_at", [2, 3, 4])
 def test_who_comes_at_the_end_of_a_phase_begins_the_next_with_the_others(plan: str, comes_at: int) -> None:

@@ -449,10 +449,10 @@ class Course:
         self.engine = engine = self._new_engine(self.plan)
         self._arrival = None
         if received is None:
-            if not self._is_new:
+            if not self._is_new and state:  # none, where the loss was in the midst of a change of plan
                 engine.take_up(state, furthest.agreed)
             return
-        own = engine.salvage() if takes_all else state
+        own = engine.salvage() if takes_all or not state else state
         theirs = received["engine"] or engine.salvage()
         caught_up, names = engine.catch_up(own, theirs, is_new=takes_all)
         parameters, outcome = self._parameters(), received["outcome"]
