@@ -133,10 +133,14 @@ def is_lossless(plan: Plan) -> bool:
 def keeps_optimizer(plan: Plan) -> bool:
     """Whether the user's optimizer may stay as it is.
 
-    Votes and signs need a learning rate of their own; momenta that are sent take the optimizer's own momentum's place.
-    Such plans are predicted and shown, and never chosen for a user who did not ask for them by name.
+    Votes and signs need a learning rate of their own; momenta that are sent take the optimizer's own momentum's place;
+    MuLoCo is about Muon. Such plans are predicted and shown, and never chosen for a user who did not ask for them by
+    name.
+
+    >>> keeps_optimizer(Plan.parse("diloco:30")), keeps_optimizer(Plan.parse("muloco:30"))
+    (True, False)
     """
-    return all(stage.keeps_optimizer for stage in plan.compression)
+    return plan.sync.keeps_optimizer and all(stage.keeps_optimizer for stage in plan.compression)
 
 
 def begins_as_it_goes_on(plan: Plan) -> bool:

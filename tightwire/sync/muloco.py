@@ -39,4 +39,5 @@ class MuLoCo(OuterRounds):
     promise: ClassVar[str] = (
         "Better than DiLoCo with AdamW inside, also in 2 bits with feedback (Thérien et al. 2025)."
     )
+    keeps_optimizer: ClassVar[bool] = False
     example: ClassVar[str] = "muloco:30"

@@ -25,6 +25,7 @@ class Sync(SyncAnswer, abc.ABC):
             behind a server but not under gossip.
         is_bulk: whether every step is made with the mean of that step's own gradients over all workers.
         follows_loss: whether the policy listens to `run.report_loss`.
+        keeps_optimizer: whether the user's optimizer may stay as it is; else it is chosen by name alone.
 
     Raises:
         TypeError: a member, when its class is made, that does not say what carries it out or how it is predicted.
@@ -35,6 +36,7 @@ class Sync(SyncAnswer, abc.ABC):
     needs_agreement: ClassVar[bool] = True
     is_bulk: ClassVar[bool] = False
     follows_loss: ClassVar[bool] = False
+    keeps_optimizer: ClassVar[bool] = True
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
