@@ -23,6 +23,8 @@ STOCK = (DDP, DDP_POWERSGD)
 # Texts of plans apart, what a tour can be asked for; a tour that is not asked shows what most would choose between.
 WANTED = (*STOCK, "lossless", "lossy", "stale", RACE)
 SHOWN = (*STOCK, "lossless", RACE)
+# A tour is short, and shows a race all the same: of its time this much, where a race by default costs less.
+RACE_SHARE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from tightwire.plan import Plan
 from tightwire.runtime import Race
 from tightwire.runtime.report import typical_step_s
 from tightwire.study.trial import stock
-from tightwire.tour.tour import RACE, STOCK
+from tightwire.tour.tour import RACE, RACE_SHARE, STOCK
 from tightwire.transport import Transport
 from tightwire.workloads.text import Corpus, draw
 from tightwire.workloads.transformer import ByteTransformer
@@ -196,7 +196,7 @@ def _bound(
     if plan in STOCK:
         yield stock(plan, replica.model), lambda loss: None, dict
         return
-    wanted = Race(budget=f"{seconds:g}s") if plan == RACE else plan
+    wanted = Race(budget=f"{seconds:g}s", share=RACE_SHARE) if plan == RACE else plan
     with attach(replica.model, replica.optimizer, wanted, transport=transport, allow="stale") as run:
 
         def account() -> dict[str, Any]:

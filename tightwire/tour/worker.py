@@ -17,9 +17,8 @@ from tightwire.plan import Plan
 from tightwire.planner import STOCK, Allowance, Ranking, candidates, is_lossless, recommend
 from tightwire.probe import probe
 from tightwire.profile import Profile, measure, measure_codecs, measure_pass
-from tightwire.runtime import Race
 from tightwire.simulate import predict
-from tightwire.tour.tour import DDP, DDP_POWERSGD, RACE
+from tightwire.tour.tour import DDP, DDP_POWERSGD, RACE, RACE_SHARE
 from tightwire.tour.tour import STOCK as STOCK_DDP
 from tightwire.tour.training import TourReplica, train
 from tightwire.transport import Transport, init, shutdown
@@ -70,7 +69,7 @@ def main() -> None:
     profile = _profile(transport, corpus, teller, out)
     chosen = _choose(order.plans, profile, cluster, transport, teller, out)
     for number, (role, plan) in enumerate(chosen):
-        cost = {"lost_s": Race.share * order.seconds} if plan == RACE else {}
+        cost = {"lost_s": RACE_SHARE * order.seconds} if plan == RACE else {}
         teller.tell("stage", name="train", detail=plan, seconds=order.seconds, **cost)
         training = train(
             plan,
