@@ -108,6 +108,16 @@ def test_a_round_that_reached_one_survivor_counts_also_where_both_come_to_their_
     assert all(same(ends[0].parameters, end.parameters) for end in ends[1:])
 
 
+@pytest.mark.parametrize("plan", ["asp/gossip:ad-psgd@5~bsp", "local:3@6~bsp", "bsp/gossip:ring@5~bsp"])
+@pytest.mark.parametrize("dies_at", range(12, 36, 2))
+def test_a_death_while_states_are_made_equal_leaves_them_equal(plan: str, dies_at: int) -> None:
+    """Who was lost to the others meanwhile lacks the state that they have; where all were, it is made equal anew."""
+    ends = Elastic(
+        trainer(plan, steps=10, optimizer=momentum), start=4, dies_at=[None, dies_at, dies_at]
+    ).join()
+    assert all(same(ends[0].parameters, end.parameters) for end in ends[1:])
+
+
 @pytest.mark.parametrize("plan", ["local:4", "diloco:6/allreduce/none/streaming:3"])
 def test_rounds_that_were_put_off_for_longer_by_one_begin_in_the_same_order(plan: str) -> None:
     def train(transport: Transport, worker: Worker) -> Trained:

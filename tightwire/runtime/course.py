@@ -114,6 +114,7 @@ class Course:
         self._is_new = self._trains = True
         self._world = 0  # in which this worker trained last
         self._has_missed = False  # a meeting that others have had
+        self._owes = False  # what optimizers remember is still to be made equal for the plan that has begun
         self._is_lost = False  # the round that was under way at the last renewal
         self._told: Told | None = None  # at the last meeting
         self._arrival: Arrival | None = None  # of this worker among others, until its first round
@@ -335,13 +336,19 @@ class Course:
         self.record.begin_plan(self.engine)
         self.engine = LoneEngine()
         if not self.is_alone:
-            self.context.membership.guard(lambda: self._begin_plan(plan, is_equal))
+            self._owes = not is_equal
+            self.context.membership.guard(lambda: self._begin_plan(plan))
         return state
 
-    def _begin_plan(self, plan: Plan, were_equal: bool) -> None:
+    def _begin_plan(self, plan: Plan) -> None:
         self.engine = self._new_engine(plan)
-        if self.engine.keeps_replicas_equal and not were_equal:
+        self._settle_states()
+
+    def _settle_states(self) -> None:
+        """Makes what optimizers remember equal, where it is owed to the plan in force. Every member."""
+        if self._owes and self.engine.keeps_replicas_equal:
             self._make_states_equal()
+        self._owes = False
 
     def renew(self) -> None:
         """Goes on in another world, with those who live and those who came; see `renewal`.
@@ -368,6 +375,7 @@ class Course:
             self.began_at = self.step
             try:
                 self._is_new = False
+                self._settle_states()
                 self.engine.go_on(position, is_lost=self._is_lost)
                 return
             except PeerError as error:
@@ -391,6 +399,7 @@ class Course:
                 follows=before.finished_follow,
                 meetings=membership.meetings,
                 plan=str(self.plan),
+                owes=self._owes,
                 uneven=membership.uneven,
                 facts=digest_of_facts(self._facts),
             )
@@ -432,7 +441,7 @@ class Course:
         if received is not None:
             model = self.context.model
             require_whole(received, dict([*model.named_parameters(), *model.named_buffers()]))
-        self._is_lost = cards.is_round_lost
+        self._is_lost, self._owes = cards.is_round_lost, furthest.owes
         membership = self.context.membership
         membership.begin_anew(transport.size, furthest.meetings, any(card.uneven for card in cards.by_rank))
         membership.lost_rounds += self._is_lost

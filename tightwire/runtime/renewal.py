@@ -50,6 +50,7 @@ class Card:
         follows: whether it takes the outcome of every round, also once its data is over.
         meetings: how often it has met all others.
         plan: in force.
+        owes: whether optimizers' states are still to be made equal, as this plan promises they are.
         uneven: whether rounds were made without those that are finished; see `Membership`.
         facts: a digest of what must be equal on all.
     """
@@ -65,6 +66,7 @@ class Card:
     follows: bool = False
     meetings: int = 0
     plan: str = ""
+    owes: bool = False
     uneven: bool = False
     facts: str = ""
 
@@ -118,6 +120,7 @@ class Cards:
                 or (self._is_level(card) and (card.agreed, card.landed) < (furthest.agreed, furthest.landed))
                 or card.meetings < furthest.meetings
                 or card.plan != furthest.plan
+                or (card.owes and not furthest.owes)
             )
         ]
 
@@ -137,9 +140,9 @@ class Cards:
         """Whether rounds that it agreed to are all in its parameters, as in those of the others."""
         return card.trains or card.follows or not any(other.uneven for other in self.by_rank)
 
-    def _distance(self, card: Card) -> tuple[bool, bool, int, int, int, bool, int]:
+    def _distance(self, card: Card) -> tuple[bool, bool, int, int, int, bool, bool, int]:
         rounds = card.agreed, card.landed, card.meetings
-        return not card.is_new, self._is_level(card), *rounds, card.trains, card.step
+        return not card.is_new, self._is_level(card), *rounds, not card.owes, card.trains, card.step
 
 
 def show_cards(transport: Transport, card: Card) -> Cards:
