@@ -108,6 +108,19 @@ def test_a_round_that_reached_one_survivor_counts_also_where_both_come_to_their_
     assert all(same(ends[0].parameters, end.parameters) for end in ends[1:])
 
 
+@pytest.mark.parametrize("again", range(12))
+def test_who_comes_into_a_phase_that_has_begun_does_not_begin_it_again(again: int) -> None:
+    """The others lost a member while they began it, after their meeting; its moment moves from run to run."""
+    elastic = Elastic(trainer("acco@4~bsp@7~acco", optimizer=momentum), start=3, dies_at=[None, 11])
+    while not elastic.workers[1].is_dead and elastic.threads[0].is_alive():
+        time.sleep(0.001)
+    elastic.start()
+    ends = elastic.join()
+    most = max(end.report.workers for end in ends)
+    together = [end for end in ends if end.report.workers == most]
+    assert all(same(together[0].parameters, end.parameters) for end in together[1:])
+
+
 @pytest.mark.parametrize("plan", ["asp/gossip:ad-psgd@5~bsp", "local:3@6~bsp", "bsp/gossip:ring@5~bsp"])
 @pytest.mark.parametrize("dies_at", range(12, 36, 2))
 def test_a_death_while_states_are_made_equal_leaves_them_equal(plan: str, dies_at: int) -> None:

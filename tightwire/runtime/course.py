@@ -178,8 +178,9 @@ class Course:
 
     def end_phase(self) -> None:
         """Goes on with the next phase, if the last step was the last of its phase. Every member that trains."""
-        if self.step in self._phases.ends:  # what stages remember of one phase means nothing in the next
-            self.turn(self._phases.at(self.step + 1), keep=False)
+        plan = self._phases.at(self.step + 1)
+        if self.step in self._phases.ends and plan != self.plan:  # else others took this worker along
+            self.turn(plan, keep=False)  # what stages remember of one phase means nothing in the next
 
     def go_to(self, step: int) -> None:
         """Counts on from another step, under its phase. Every member."""
