@@ -410,7 +410,8 @@ class Course:
             if refuse_strangers(transport, cards, self._facts):
                 return False
             self._settle(transport, cards, before, position, state)
-            self._world = admission.number
+            # Only now: who lost somebody before it had all that it lacked lacks it still.
+            self._world, self._owes = admission.number, cards.by_rank[cards.source].owes
         except PeerError as error:
             log.info("another member was lost: %s", error)
             return False
@@ -442,7 +443,7 @@ class Course:
         if received is not None:
             model = self.context.model
             require_whole(received, dict([*model.named_parameters(), *model.named_buffers()]))
-        self._is_lost, self._owes = cards.is_round_lost, furthest.owes
+        self._is_lost = cards.is_round_lost
         membership = self.context.membership
         membership.begin_anew(transport.size, furthest.meetings, any(card.uneven for card in cards.by_rank))
         membership.lost_rounds += self._is_lost
