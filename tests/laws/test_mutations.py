@@ -17,9 +17,10 @@ from torch import Tensor
 from tests.laws.test_codecs import CODECS, codec_of, message_for, normal
 from tightwire.architecture.server.messages import Flag, Header, Kind, pack_state, unpack_state
 from tightwire.errors import TensorError, TransportError
+from tightwire.runtime.cards import Card
 from tightwire.runtime.engines.holdings import claims_of, parcel_of, sizes_of
 from tightwire.runtime.meeting import News
-from tightwire.runtime.renewal import MOST, Card, pack, unpack
+from tightwire.runtime.reading import MOST, pack, unpack
 from tightwire.transport.messages import Message
 from tightwire.transport.seal import Seal
 

@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from tightwire.errors import PeerError
-from tightwire.runtime import renewal
+from tightwire.runtime import relay
+from tightwire.runtime.cards import Card, Cards
 from tightwire.runtime.membership import Membership
-from tightwire.runtime.renewal import Card, Cards, hand_over
+from tightwire.runtime.relay import hand_over
 from tightwire.transport import Transport, run_threads
 from tightwire.transport.door import Admission
 
 
 def test_what_is_handed_over_comes_in_pieces_and_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(renewal, "PIECE_BYTES", 100)
+    monkeypatch.setattr(relay, "PIECE_BYTES", 100)
     sent: list[int] = []
 
     def work(transport: Transport) -> object:

@@ -148,10 +148,10 @@ class ElasticPilot:
         """Counts a step, and acts when a phase is over."""
         loss, self._heard = statistics.fmean(self._heard) if self._heard else None, []
         course = run.course
-        has_met = self._number == course.context.membership.number
+        has_met = self._number == course.now.context.membership.number
         if not has_met:
             self._drop()
-            if course.step <= course.began_at:  # the next step is the first that all make together
+            if course.now.step <= course.now.began_at:  # the next step is the first that all make together
                 return
         try:
             with course.undisturbed():
@@ -168,7 +168,7 @@ class ElasticPilot:
 
     def _meet(self, run: ElasticTrainee) -> None:
         """Hears what was chosen, and begins a search where nothing was that suits so many."""
-        number, workers = run.course.context.membership.number, run.transport.size
+        number, workers = run.course.now.context.membership.number, run.transport.size
         told = run.ask(self._settled.to_json() if self._settled is not None else "")
         known = [settled for text in told if text for settled in [Settled.of(text)]]
         self._searches = max((settled.searches for settled in known), default=0)
@@ -205,7 +205,7 @@ class ElasticPilot:
             )
             return
         self._next = pilot = found[0]
-        run.course.take_costs(pilot.costs)
+        run.course.now.take_costs(pilot.costs)
         watched = Plan.parse(pilot.watched)
         try:
             if watched != run.plan:

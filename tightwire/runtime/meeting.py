@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from types import NoneType
 from typing import Any, Final, Literal, get_args
 
-from tightwire.runtime.renewal import MOST, readable
+from tightwire.runtime.reading import MOST, readable
 from tightwire.transport import Transport
 
 # finish: its data is over. turn: goes on under another plan. rebuild: goes on under the same plan, with what was

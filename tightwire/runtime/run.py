@@ -75,6 +75,7 @@ class Run:
         self._predicted, self._why, self._pilot = predicted or {}, why, pilot
         self._model, self._optimizers = model, context.optimizers
         self._course = Course(phases, context, self._shared_parameters, self._move, facts, carried)
+        self._now = self._course.now
         self._closed = False
         # The engine's count of rounds, if gradients were accumulated since the last step.
         self._accumulated_at = -1
@@ -89,7 +90,7 @@ class Run:
         self._state = RunState(model, self._course, self._shared_parameters)
         self._optimizers.listen(self)
         _open_runs.add(self)
-        if self._course.is_alone:
+        if self._now.is_alone:
             if keeping is not None:
                 keeping.recall(self)
             return
@@ -98,8 +99,7 @@ class Run:
         try:
             if context.membership.is_elastic:
                 load_finite_check()
-                self._course.renew()
-                self._course.end_phase()  # those who let this worker in may be at the end of one
+                self._course.enter()
             else:
                 self._build_first(pilot.instead if pilot is not None else None)
             if pilot is not None:
@@ -113,7 +113,7 @@ class Run:
     def _build_first(self, instead: Plan | None) -> None:
         """Builds the engine of the first steps; of another plan, if there is one and the first is refused."""
         try:
-            self._course.build(self.plan)
+            self._now.begin(self.plan)
         except AttachError as refusal:
             if instead is None:
                 raise
@@ -137,12 +137,12 @@ class Run:
     @property
     def plan(self) -> Plan:
         """In force at present."""
-        return self._course.plan
+        return self._now.plan
 
     @property
     def step(self) -> int:
         """Optimizer steps made so far."""
-        return self._course.step
+        return self._now.step
 
     @property
     def transport(self) -> Transport:
@@ -298,7 +298,7 @@ class Run:
         if self._passes is not None and self.step == 0 and self._passes.saw_changes == 1:
             warnings.warn(STEP_NEVER_SEEN, stacklevel=2)
         longest = self._course.finish()
-        if self._syncs_buffers and not self._course.is_alone:
+        if self._syncs_buffers and not self._now.is_alone:
             self._buffers.copy(longest)
 
     def leave(self) -> None:
@@ -427,11 +427,11 @@ class Run:
     def report(self) -> Report:
         """Returns what happened so far on this worker. Local."""
         choice = self._pilot.choice if self._pilot else None
-        record = self._course.record
+        record = self._now.record
         counts = record.counts(self._engine)
         memory = self._context.memory_added
         return Report(
-            plan=str(self._course.asked),
+            plan=str(self._now.asked),
             workers=self._context.transport.size,
             steps=record.steps,
             rounds=counts.rounds,
@@ -464,16 +464,15 @@ class Run:
 
     def before_step(self) -> None:
         """Hears that the optimizers are about to step; see `StepListener`."""
-        course = self._course
         if self._pilot is not None:
             self._pilot.before_step()
-        if not course.engine.is_silent:
+        if not self._engine.is_silent:
             self._guard.check()
         self._evaluation.require_over()
         if self._passes is not None:
             self._passes.hear_step()
         self._step_start_s = time.perf_counter()
-        course.context.membership.guard(course.engine.before_step)
+        self._context.membership.guard(self._engine.before_step)
 
     def more_gradients(self) -> None:
         """Hears that gradients were computed anew within a step; see `StepListener`."""
@@ -481,28 +480,26 @@ class Run:
 
     def after_step(self) -> None:
         """Hears that the optimizers have stepped; see `StepListener`."""
-        course, context = self._course, self._course.context
-        course.step += 1
+        course, now, context = self._course, self._now, self._context
+        now.step += 1
         self._accumulated_at = -1
         context.tracer.record("compute", "optimizer", self._step_start_s, time.perf_counter())
-        context.membership.guard(
-            lambda: course.engine.after_step(course.step), can_wait=course.engine.postpones
-        )
+        context.membership.guard(lambda: now.engine.after_step(now.step), can_wait=now.engine.postpones)
         if self._syncs_buffers:
             self._context.membership.guard(lambda: self._buffers.settle(trains=True))
-        exposed_s = course.engine.exposed_s
-        course.record.note_wait(exposed_s)
+        exposed_s = now.engine.exposed_s
+        now.record.note_wait(exposed_s)
         if self._writer is not None:  # before another plan or other members, whose times begin anew
-            course.record.log(self._writer, course.engine, self._context.transport.bytes_sent, self.step)
+            now.record.log(self._writer, now.engine, self._context.transport.bytes_sent, self.step)
         course.end_step()
         if course.has_left:
             self._go_by_notice()
         if self._pilot is not None:
             self._pilot.after_step(self, exposed_s)
         course.end_phase()
-        course.record.end_step()
+        now.record.end_step()
         if self._keeping is not None:
-            self._keeping.after_step(self, self.step if course.is_alone else course.engine.rounds)
+            self._keeping.after_step(self, self.step if now.is_alone else now.engine.rounds)
 
     def _go_by_notice(self) -> NoReturn:
         """Ends this worker, which was told to leave (SIGTERM) and has left; the others go on."""
@@ -513,11 +510,11 @@ class Run:
 
     @property
     def _engine(self) -> Engine:
-        return self._course.engine
+        return self._now.engine
 
     @property
     def _context(self) -> RunContext:
-        return self._course.context
+        return self._now.context
 
     def _move(self, context: RunContext) -> None:
         """Goes on among other members."""
@@ -528,7 +525,7 @@ class Run:
     def _watch_members(self, passes: ForwardWatch) -> None:
         """Has the membership know what must be equal, and make buffers equal."""
         membership = self._context.membership
-        comparison = Comparison(self._course, passes, self._shared_parameters)
+        comparison = Comparison(self._now, passes, self._shared_parameters)
         membership.standing = comparison.standing
         membership.describe = comparison.describe
         passes.on_backward = lambda: self._engine.begin_backward()

@@ -36,13 +36,13 @@ class RunState:
 
     def part(self) -> dict[str, Any]:
         """Returns this rank's part. Every rank; local under most plans."""
-        context = self._course.context
+        context = self._course.now.context
         return {
             "version": VERSION,
-            "plan": str(self._course.asked),
+            "plan": str(self._course.now.asked),
             "rank": context.transport.rank,
             "workers": context.transport.size,
-            "step": self._course.step,
+            "step": self._course.now.step,
             "observed": context.observed.state(),
             "engine": checkpoint.on_host(self._engine_state()),
         }
@@ -53,7 +53,7 @@ class RunState:
         Raises:
             AttachError: a plan with dedicated servers, which are not there to answer.
         """
-        plan, context = self._course.plan, self._course.context
+        plan, context = self._course.now.plan, self._course.now.context
         if isinstance(plan.architecture, ParameterServer) and plan.architecture.servers:
             raise AttachError(
                 f"{plan} has servers that do not train, and nobody would answer for them; let every worker save "
@@ -71,7 +71,7 @@ class RunState:
         Raises:
             AttachError: a checkpoint of another sync, rank or model, or of stages that remember something else.
         """
-        transport = self._course.context.transport
+        transport = self._course.now.context.transport
         if parts := state.get("parts"):
             self._load_gathered(parts)
             return
@@ -92,12 +92,12 @@ class RunState:
                 f"this is rank {state['rank']}'s checkpoint, loaded by rank {transport.rank}; every rank saves and "
                 "loads its own, or run.state_dict(gather=True)."
             )
-        if self._course.context.observed.take(state.get("observed")):
-            self._course.turn(self._course.plan, keep=False)
+        if self._course.now.context.observed.take(state.get("observed")):
+            self._course.turn(self._course.now.plan, keep=False)
         self._engine.load_state_dict(state["engine"])
 
     def _load_gathered(self, parts: Sequence[Mapping[str, Any]]) -> None:
-        context = self._course.context
+        context = self._course.now.context
         rank, size = context.transport.rank, context.transport.size
         self._require_same_sync(parts[0]["run"])
         checkpoint.put_back(self._model, context.optimizers, parts, rank=rank, size=size, left=context.left)
@@ -113,16 +113,16 @@ class RunState:
 
     @property
     def _engine(self) -> Engine:
-        return self._course.engine
+        return self._course.now.engine
 
     def _engine_state(self) -> dict[str, Any]:
         kept: list[dict[str, Any]] = []
         while not kept:  # again, where what was under way lost a member
-            self._course.context.membership.guard(lambda: kept.append(self._engine.state_dict()))
+            self._course.now.context.membership.guard(lambda: kept.append(self._engine.state_dict()))
         return kept[0]
 
     def _require_same_sync(self, state: Mapping[str, Any]) -> None:
-        asked = self._course.asked
+        asked = self._course.now.asked
         if state.get("version") != VERSION or _syncs(Phases.parse(state["plan"])) != _syncs(asked):
             raise AttachError(
                 f"this checkpoint was made under the plan {state.get('plan')} (version {state.get('version')}), this "

@@ -19,7 +19,7 @@ from tightwire.architecture.server.messages import pack_state, unpack_state
 from tightwire.architecture.server.parameter_server import Roles
 from tightwire.errors import TransportError
 from tightwire.runtime.membership import Membership
-from tightwire.runtime.renewal import MOST, readable, room_for
+from tightwire.runtime.reading import MOST, readable, room_for
 from tightwire.transport import Transport
 
 PARCEL_TAG = 1

@@ -1,0 +1,160 @@
+"""What is in force on a worker now: a plan and the engine that carries it out, among which members, at which step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch.nn import Parameter
+
+from tightwire.errors import AttachError
+from tightwire.plan import Phases, Plan
+from tightwire.runtime.context import RunContext
+from tightwire.runtime.engines import Engine, LoneEngine, build_engine
+from tightwire.runtime.phases import spelled_out
+from tightwire.runtime.record import Record
+from tightwire.runtime.replicas import make_states_equal
+from tightwire.runtime.variance import configure_variance
+from tightwire.transport import Counting
+
+
+class InForce:
+    """Changed between steps alone: by `Course` where members agree to, by `Renewal` where one was lost or came.
+
+    Attributes:
+        asked: what the user wants now.
+        phases: the same, with every policy that is several in turn spelled out.
+        plan: in force.
+        engine: that carries it out; none at first, see `begin`.
+        context: over the present members.
+        parameters: returns those that are kept in step, by name.
+        record: of what happened.
+        step: optimizer steps made so far.
+        began_at: the step after which the present members were together first.
+        owes_states: whether what optimizers remember is still to be made equal, for the plan that has begun.
+    """
+
+    def __init__(
+        self,
+        phases: Phases,
+        context: RunContext,
+        parameters: Callable[[], Mapping[str, Parameter]],
+        on_members: Callable[[RunContext], None],
+    ) -> None:
+        """Begins with no engine.
+
+        Args:
+            phases: plans and their last steps.
+            context: over the members.
+            parameters: returns those that are kept in step, by name.
+            on_members: is told of the context when members have changed.
+        """
+        self.ask(phases)
+        self.plan = self.phases.at(1)
+        self.engine: Engine = LoneEngine()
+        self.context, self.record, self.parameters = context, Record(), parameters
+        self.step = self.began_at = 0
+        self.owes_states = False
+        self._on_members = on_members
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether this is a world of one that nobody can join."""
+        return self.context.transport.size == 1 and not self.context.membership.is_elastic
+
+    @property
+    def next_plan(self) -> Plan:
+        """That the phases have for the next step."""
+        return self.phases.at(self.step + 1)
+
+    def ask(self, phases: Phases) -> None:
+        """Takes what the user wants from now on; the plan in force stays for the time being."""
+        self.asked, self.phases = phases, spelled_out(phases)
+
+    def take_costs(self, costs: Mapping[str, tuple[float, float]]) -> None:
+        """Takes what programs were measured to take among the present members. Every member, alike."""
+        self.context = replace(self.context, costs=costs)
+
+    def move(self, transport: Counting) -> None:
+        """Goes on among the members of another transport; the engine is still that of before."""
+        self.context = self.context.over(transport)
+        self._on_members(self.context)
+
+    def begin(self, plan: Plan, *, were_equal: bool | None = None) -> dict[str, Any]:
+        """Replaces the engine, in which nothing is under way; returns what it remembered. Every member.
+
+        Args:
+            plan: of the next one.
+            were_equal: whether what optimizers remember is equal on all members; None: where the engine kept it so.
+        """
+        self.plan = plan
+        for member in self.context.optimizers.members:
+            configure_variance(member, plan, lambda: self.engine.last_round)
+        state = self.engine.state_after_meeting()
+        is_equal = self.engine.keeps_replicas_equal if were_equal is None else were_equal
+        self.engine.close()
+        self.record.begin_plan(self.engine)
+        self.engine = LoneEngine()
+        if not self.is_alone:
+            self.owes_states = not is_equal
+            self.context.membership.guard(self._begin_among_others)
+        return state
+
+    def _begin_among_others(self) -> None:
+        self.build_engine()
+        self.settle_states()
+
+    def go_on(self, plan: Plan, *, keep: bool) -> None:
+        """Begins another plan, or the same anew. Every member.
+
+        Args:
+            plan: the same on all of them.
+            keep: whether to keep what stages remember, where it means the same.
+        """
+        before, state = self.plan, self.begin(plan)
+        if state and keep:
+            self._carry_over(state, before)
+
+    def _carry_over(self, state: Mapping[str, Any], before: Plan) -> None:
+        """Takes up what was remembered under the plan before, if it means the same under this one."""
+        try:
+            if before.sync == self.plan.sync:
+                self.engine.load_state_dict(state)
+                return
+        except AttachError:  # it remembers something else
+            pass
+        if state["memory"]:
+            warnings.warn(
+                f"leftovers and momenta of {before} are dropped: they mean nothing under {self.plan}.",
+                stacklevel=4,
+            )
+
+    def build_engine(self) -> None:
+        """Builds what carries out the plan in force. Every member.
+
+        Raises:
+            AttachError: members are elastic, and the plan cannot do without one that dies.
+        """
+        self.engine, plan = LoneEngine(), self.plan
+        if self.context.membership.is_elastic:
+            plan = replace(plan, architecture=plan.architecture.fitted(self.context.transport.size))
+        engine = build_engine(self.parameters(), plan, self.context)
+        if self.context.membership.is_elastic and not engine.survives:
+            engine.close()
+            raise AttachError(
+                f"tightwire.init(elastic=True) was asked for, and {plan} cannot yet do without a worker that dies; "
+                "bsp, delayed and acco over an all-reduce, local methods (local:8, diloco:30), servers and gossip can."
+            )
+        self.engine = engine
+
+    def settle_states(self) -> None:
+        """Makes what optimizers remember equal, where it is owed to the plan in force. Every member."""
+        if self.owes_states and self.engine.keeps_replicas_equal:
+            self.make_states_equal()
+        self.owes_states = False
+
+    def make_states_equal(self) -> None:
+        """Makes what optimizers remember equal; parameters are so already. Every member; blocks."""
+        make_states_equal(self.context.transport.inner, self.context.optimizers, self.parameters(), self.step)
