@@ -139,6 +139,15 @@ def print_bytes(num_bytes: int) -> str:
     return f"{num_bytes // size}{unit if size > 1 else ''}"
 
 
+def print_gb(num_bytes: float) -> str:
+    """Prints bytes as people speak of devices.
+
+    >>> print_gb(8e10), print_gb(3e8)
+    ('80 GB', '0.3 GB')
+    """
+    return f"{num_bytes / 1e9:.3g} GB" if num_bytes >= 1e6 else print_bytes(round(num_bytes))
+
+
 def print_size(num_bytes: float) -> str:
     """Prints a size with three digits, in decimal units.
 

@@ -157,7 +157,7 @@ def test_the_fastest_that_fits_is_found() -> None:
     )
     by_hand = [
         predict_iteration(GPT, how, search.training, search.devices, search.network).seconds
-        for how, micro_batches in search.layouts()
+        for how, micro_batches in search.layouts
         if memory_of(GPT, how, micro_batches, fused=True).total <= 6e9
     ]
     found = search.run(3, "lossless")

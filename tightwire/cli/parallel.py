@@ -21,8 +21,8 @@ from tightwire.cli.table import print_rows, say
 from tightwire.cluster import Cluster
 from tightwire.errors import FileError, PlanError
 from tightwire.parallel import Layout, Layouts, parallelise
+from tightwire.parallel.candidates import Candidate
 from tightwire.parallel.leg import PLAIN
-from tightwire.parallel.search import Candidate, print_gb
 from tightwire.parallel.time import LayerCut
 from tightwire.parallel.transformer import SHAPES, transformer
 from tightwire.parallel.written import (
@@ -34,7 +34,7 @@ from tightwire.parallel.written import (
     torchtitan_command,
 )
 from tightwire.profile.devices import DEVICES, device
-from tightwire.units import parse_bytes
+from tightwire.units import parse_bytes, print_gb
 
 app = App()
 MOST_TOKENS = 10**8

@@ -1,9 +1,10 @@
 """Transformers cut many ways: which layouts fit, how long an iteration takes, and which one is best. No torch."""
 
+from tightwire.parallel.candidates import Candidate, Layouts
 from tightwire.parallel.layout import Layout
 from tightwire.parallel.memory import Memory, memory_of
 from tightwire.parallel.network import Network, RankGroup, Tier, Tiers, network_of
-from tightwire.parallel.search import Candidate, Layouts, parallelise
+from tightwire.parallel.search import parallelise
 from tightwire.parallel.time import Accelerators, Iteration, TrainingCost, predict_iteration
 from tightwire.parallel.transformer import SHAPES, Transformer, transformer
 

@@ -2,135 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
 import heapq
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 from tightwire.cluster import Cluster
 from tightwire.errors import PlanError
-from tightwire.parallel.layout import (
-    Layout,
-    Recompute,
-    Schedule,
-    Shard,
-    divisors,
-    layers_of_stage,
-    legal_stages,
-    require_legal,
-)
-from tightwire.parallel.leg import Leg, plan_leg, replicas_of
+from tightwire.parallel.candidates import Candidate, Layouts
+from tightwire.parallel.layout import Layout, Recompute, layers_of_stage, legal_stages, require_legal
+from tightwire.parallel.leg import plan_leg, replicas_of
 from tightwire.parallel.memory import Memory, memory_of
 from tightwire.parallel.network import Network, network_of
+from tightwire.parallel.space import LayoutSpace
 from tightwire.parallel.time import Accelerators, Iteration, LayerCut, TrainingCost
 from tightwire.parallel.transformer import Transformer, transformer
 from tightwire.planner import Allowance
 from tightwire.profile.devices import DEVICES, DeviceFacts
-from tightwire.simulate.interval import DEVIATIONS
-from tightwire.units import print_bytes
+from tightwire.units import print_gb
 
-MAX_MICRO_BATCH = 16
-MAX_CHUNKS = 8
-LEAST_TOKENS = 2048  # of a part of a sequence
-# What held-out published iterations were off by, as a standard deviation of logarithms: Megatron-LM's by tensor, data
-# and pipeline parallelism, and those that shard parameters or gradients (`tightwire validate --only fsdp`).
-RESIDUAL, SHARDED_RESIDUAL = 0.09, 0.25
 # A batch may be this much larger or smaller than asked, so that it can be halved often.
 BATCH_SLACK = 0.05
 
 # Minus the seconds, minus the place in the search, and what was found.
 Entry = tuple[float, int, Layout, Memory, Iteration]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A layout that fits, and what is predicted of it.
-
-    Attributes:
-        how: the layout.
-        memory: of the fullest device.
-        iteration: by parts.
-        utilisation: share of the devices' peak that the model's own operations use.
-        leg: how the data-parallel replicas keep in step.
-    """
-
-    how: Layout
-    memory: Memory
-    iteration: Iteration
-    utilisation: float
-    leg: Leg
-
-    @property
-    def step_s(self) -> float:
-        """Seconds of an iteration, with the plan of the data-parallel leg."""
-        return self.iteration.seconds - self.iteration.data_s + self.leg.exposed_s
-
-    @property
-    def parts_s(self) -> dict[str, float]:
-        """The parts of the step by name, averaging by the plan of the data-parallel leg."""
-        return self.iteration.parts | {"data": self.leg.exposed_s}
-
-    @property
-    def interval_s(self) -> tuple[float, float]:
-        """Where the truth is in 80 of 100: by what held-out measurements were off by, and the experts' spread."""
-        reach = math.exp(DEVIATIONS * residual_of(self.how))
-        low_s = max(0.0, self.step_s / reach - self.iteration.imbalance_s)
-        return low_s, self.step_s * reach + 2 * self.iteration.imbalance_s
-
-    def summary(self) -> dict[str, Any]:
-        """Returns plain values."""
-        low_s, high_s = self.interval_s
-        return {
-            "layout": self.how.layout,
-            "step_s": self.step_s,
-            "low_s": low_s,
-            "high_s": high_s,
-            "memory_bytes": round(self.memory.total),
-            "memory": self.memory.parts,
-            "utilisation": self.utilisation,
-            "plan": self.leg.plan,
-            "parts_s": self.parts_s,
-        }
-
-
-def residual_of(how: Layout) -> float:
-    """Returns how far a prediction of a layout may be off: the standard deviation of its logarithm."""
-    return SHARDED_RESIDUAL if how.shard in ("zero2", "zero3") else RESIDUAL
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layouts:
-    """Layouts of a transformer on a cluster, fastest first, and why.
-
-    Attributes:
-        model: that is cut.
-        cluster: its devices.
-        training: the batch, and what kernels do.
-        devices: as constants.
-        network: what prices groups.
-        ranking: the fastest that fit.
-        considered: how many layouts are legal.
-        fitting: how many of them fit the devices' memory.
-        why: sentences with numbers.
-    """
-
-    model: Transformer
-    cluster: Cluster
-    training: TrainingCost
-    devices: Accelerators
-    network: Network
-    ranking: tuple[Candidate, ...]
-    considered: int
-    fitting: int
-    why: tuple[str, ...] = ()
-
-    @property
-    def best(self) -> Candidate:
-        """The fastest."""
-        return self.ranking[0]
 
 
 def parallelise(
@@ -237,7 +133,7 @@ class LayoutSearch:
         smallest: tuple[float, Layout, Memory] | None = None
         best: list[Entry] = []
         keep = max(top, 1) * 4
-        for how, micro_batches in self.layouts():
+        for how, micro_batches in self.layouts:
             considered += 1
             memory = memory_of(self.model, how, micro_batches, fused=self.training.fused)
             if smallest is None or memory.total < smallest[0]:
@@ -278,87 +174,17 @@ class LayoutSearch:
             why=why,
         )
 
-    def layouts(self) -> Iterator[tuple[Layout, int]]:
-        """Yields every legal layout with its number of micro-batches."""
+    @property
+    def layouts(self) -> Iterable[tuple[Layout, int]]:
+        """All that are to be looked at, with their numbers of micro-batches."""
         if self.only is not None:
-            yield self.only, self.training.batch // (self.only.data * self.only.micro_batch)
-            return
-        for tensor, context, pipeline, data in self._degrees():
-            for micro_batch in self._micro_batches(data):
-                micro_batches = self.training.batch // (data * micro_batch)
-                for how in self._details(tensor, context, pipeline, data, micro_batch, micro_batches):
-                    yield how, micro_batches
+            return [(self.only, self.training.batch // (self.only.data * self.only.micro_batch))]
+        return self._space(self.cluster)
 
-    def _degrees(self) -> Iterator[tuple[int, int, int, int]]:
-        model, workers = self.model, self.cluster.workers
-        stages = legal_stages(model)
-        for tensor in (t for t in divisors(workers) if model.heads % t == 0):
-            rest = workers // tensor
-            parts = (c for c in divisors(rest) if model.seq_len % c == 0)
-            for context in (c for c in parts if c == 1 or model.seq_len // c >= LEAST_TOKENS):
-                left = rest // context
-                for pipeline in (p for p in divisors(left) if p in stages):
-                    data = left // pipeline
-                    if self.training.batch % data == 0:
-                        yield tensor, context, pipeline, data
-
-    def _micro_batches(self, data: int) -> list[int]:
-        share = self.training.batch // data
-        return [b for b in divisors(share) if b <= MAX_MICRO_BATCH]
-
-    def _details(
-        self, tensor: int, context: int, pipeline: int, data: int, micro_batch: int, micro_batches: int
-    ) -> Iterator[Layout]:
-        """Yields what remains open once the degrees are chosen; each option only where it can matter."""
-        base = Layout(
-            tensor=tensor, context=context, pipeline=pipeline, data=data, micro_batch=micro_batch,
-            sequence=tensor > 1 and self.model.seq_len // context % tensor == 0,
-        )  # fmt: skip
-        recomputes: Sequence[Recompute] = (
-            ("none", "full") if self.training.fused else ("none", "selective", "full")
+    def _space(self, cluster: Cluster) -> LayoutSpace:
+        return LayoutSpace(
+            model=self.model, cluster=cluster, batch=self.training.batch, fused=self.training.fused
         )
-        for spread in self._spreads(base):
-            for stages in self._schedules(base, micro_batches):
-                for expert in self._experts(base):
-                    for recompute in recomputes:
-                        how = dataclasses.replace(
-                            base, recompute=recompute, expert=expert, **spread, **stages
-                        )
-                        yield how
-                        if context > 1 and self.model.heads // tensor % context == 0:
-                            yield dataclasses.replace(how, context_by="ulysses")
-
-    def _spreads(self, base: Layout) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = [{"shard": "none"}]
-        if base.data * base.context == 1:
-            return found
-        shards: tuple[Shard, ...] = ("zero1", "zero2", "zero3")
-        found += [{"shard": shard} for shard in shards]
-        inner = base.tensor * base.context
-        for level in self.cluster.levels[:-1]:
-            near = level.workers // inner if level.workers % inner == 0 else 0
-            if 1 < near < base.data and base.data % near == 0:
-                found += [{"shard": shard, "shard_group": near} for shard in ("zero1", "zero3")]
-        if base.pipeline > 1 and len(self.cluster.levels) > 1:
-            found += [spread | {"outermost": "data"} for spread in found]
-        return found
-
-    def _schedules(self, base: Layout, micro_batches: int) -> list[dict[str, Any]]:
-        if base.pipeline == 1:
-            return [{}]
-        schedules: tuple[Schedule, ...] = ("1f1b", "zero-bubble")
-        found: list[dict[str, Any]] = [{"schedule": schedule} for schedule in schedules]
-        layers = layers_of_stage(self.model, base)
-        if micro_batches % base.pipeline == 0:
-            chunks = [v for v in divisors(layers) if 1 < v <= MAX_CHUNKS]
-            found += [{"schedule": "interleaved", "chunks": v} for v in chunks]
-        return found
-
-    def _experts(self, base: Layout) -> list[int]:
-        if not self.model.experts:
-            return [1]
-        ranks = base.data * base.context
-        return [e for e in divisors(self.model.experts) if ranks % e == 0]
 
     def _candidate(self, entry: Entry, allow: Allowance) -> Candidate:
         _, _, how, memory, iteration = entry
@@ -411,9 +237,7 @@ class LayoutSearch:
         for _ in range(12):
             workers *= 2
             try:
-                for how, micro_batches in dataclasses.replace(
-                    self, cluster=_plain(self.cluster, workers)
-                ).layouts():
+                for how, micro_batches in self._space(_plain(self.cluster, workers)):
                     memory = memory_of(self.model, how, micro_batches, fused=self.training.fused)
                     if memory.total <= self.memory_bytes:
                         return workers
@@ -450,15 +274,6 @@ def _unlike(entries: Sequence[Entry]) -> list[Entry]:
 
 def _plain(cluster: Cluster, workers: int) -> Cluster:
     return Cluster.uniform(workers, min(200e9, cluster.bandwidth_bytes_per_s), cluster.latency_s)
-
-
-def print_gb(num_bytes: float) -> str:
-    """Prints bytes as people speak of devices.
-
-    >>> print_gb(8e10), print_gb(3e8)
-    ('80 GB', '0.3 GB')
-    """
-    return f"{num_bytes / 1e9:.3g} GB" if num_bytes >= 1e6 else print_bytes(round(num_bytes))
 
 
 def check(

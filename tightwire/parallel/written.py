@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tightwire.parallel.candidates import Candidate, Layouts
 from tightwire.parallel.layout import Layout
 from tightwire.parallel.network import RankGroup, groups_of
-from tightwire.parallel.search import Candidate, Layouts
 from tightwire.parallel.time import LayerCut
 
 SCHEDULES = {"1f1b": "1F1B", "interleaved": "Interleaved1F1B", "zero-bubble": "InterleavedZeroBubble"}

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tightwire.parallel import Layout, TrainingCost, Transformer, predict_iteration, transformer
-from tightwire.parallel.search import residual_of
+from tightwire.parallel.candidates import residual_of
 from tightwire.validate import published
 from tightwire.validate.table import Table, interval
 from tightwire.validate.transformers import constants
