@@ -6,7 +6,7 @@ import pytest
 
 from tests.traced.training import TRACED
 from tightwire.bench.gpu_crossing import PCIE_BYTES_PER_S, WIRES, _crossing
-from tightwire.bench.gpu_parts import ASKED
+from tightwire.bench.gpu_pinned import ASKED
 from tightwire.devices.traced import VirtualTime
 from tightwire.devices.traced.streams import Stream
 from tightwire.simulate.sharing import crossing_s

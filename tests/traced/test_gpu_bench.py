@@ -10,7 +10,10 @@ import torch
 from tests.traced.training import TRACED
 from tests.transport.fake_nccl import FakeCommunicator, Hub
 from tightwire.bench.gpu import machine, page
-from tightwire.bench.gpu_parts import EMULATED, GpuPart, kernels_right, nccl_alone, world_of_one
+from tightwire.bench.gpu_alone import world_of_one
+from tightwire.bench.gpu_kernels import kernels_right
+from tightwire.bench.gpu_processes import nccl_alone
+from tightwire.bench.gpu_setting import EMULATED, GpuPart
 from tightwire.transport import nccl
 
 

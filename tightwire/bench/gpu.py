@@ -25,7 +25,9 @@ from typing import Any
 
 import torch
 
-from tightwire.bench.gpu_parts import EMULATED, LIMITS_S, PARTS, GpuPart, GpuSetting, end_of
+from tightwire.bench.gpu_parts import LIMITS_S, PARTS
+from tightwire.bench.gpu_processes import end_of
+from tightwire.bench.gpu_setting import EMULATED, GpuPart, GpuSetting
 from tightwire.devices import DEVICES
 from tightwire.errors import LabError
 
