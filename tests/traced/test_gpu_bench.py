@@ -9,12 +9,12 @@ import torch
 
 from tests.traced.training import TRACED
 from tests.transport.fake_nccl import FakeCommunicator, Hub
+from tightwire.bench import gpu_processes
 from tightwire.bench.gpu import machine, page
 from tightwire.bench.gpu_alone import world_of_one
 from tightwire.bench.gpu_kernels import kernels_right
 from tightwire.bench.gpu_processes import nccl_alone
 from tightwire.bench.gpu_setting import EMULATED, GpuPart
-from tightwire.transport import nccl
 
 
 @pytest.mark.parametrize("part", [kernels_right, world_of_one])
@@ -40,5 +40,5 @@ def test_a_page_says_what_was_emulated_and_what_does_not_hold() -> None:
 
 def test_nccl_alone_sends_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     alone = FakeCommunicator(Hub(1), 0)
-    monkeypatch.setattr(nccl, "connect_nccl", lambda transport, name, at: alone)
+    monkeypatch.setattr(gpu_processes, "connect_nccl", lambda transport, name, at: alone)
     assert nccl_alone(torch.device("cpu")) == []

@@ -18,8 +18,9 @@ from tightwire.buckets import plan_layout
 from tightwire.catalogue import catalogue, parse_compression
 from tightwire.devices.cuda import Cuda
 from tightwire.errors import AttachError, PeerError, ProgramError, TransportError
-from tightwire.transport import Transport, nccl, run_threads
-from tightwire.transport.nccl import Nccl, TorchCommunicator, require_devices_apart, require_queue
+from tightwire.transport import Transport, communicators, nccl, run_threads
+from tightwire.transport.communicators import TorchCommunicator, require_queue
+from tightwire.transport.nccl import Nccl, require_devices_apart
 from tightwire.transport.reach import NearAndFar, reaching
 
 # Host memory stands for the device's: everything on these ranks goes in order.
@@ -284,4 +285,4 @@ def test_a_communicator_of_torch_is_called_as_torch_declares() -> None:
     communicator.together([(x, 1), (number, 1)], [(y, 1), (torch.empty(0), 1)]).wait()
     communicator.all_reduce(x).wait()
     communicator.abort()
-    assert communicator not in nccl._living
+    assert communicator not in communicators._living

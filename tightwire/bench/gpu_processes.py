@@ -19,6 +19,8 @@ from tightwire.bench.gpu_setting import GpuPart, GpuSetting
 from tightwire.bench.gpu_worker import DDP, GpuJob
 from tightwire.devices import DEVICES
 from tightwire.errors import LabError
+from tightwire.transport import Single
+from tightwire.transport.communicators import connect_nccl
 
 # Plans whose numbers are stock DDP's but for the order of sums.
 EXACT = ("bsp", "bsp/allreduce:ring", "bsp/allreduce:direct", "bsp/allreduce/none/bytescheduler:1MiB,4MiB")
@@ -106,9 +108,7 @@ def nccl(setting: GpuSetting) -> GpuPart:
 
 def nccl_alone(device: torch.device) -> list[str]:
     """Sends to itself and sums alone, as one device can; returns what did not arrive."""
-    from tightwire.transport import Single, nccl
-
-    communicator = nccl.connect_nccl(Single(), "bench", device)
+    communicator = connect_nccl(Single(), "bench", device)
     wrong = []
     try:
         for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.uint8, torch.int16):

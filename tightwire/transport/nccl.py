@@ -11,20 +11,17 @@ and leaves what was to be received undefined. Everything on the channel fails fr
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import json
-import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, final
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, final
 
 from tightwire.devices import device_named
 from tightwire.errors import AttachError, TransportError
-from tightwire.transport.addresses import Candidates, choose, own_candidates
 from tightwire.transport.base import Transport, Watch, Work, check_group, check_message, check_summable
 from tightwire.transport.blame import Wait
+from tightwire.transport.communicators import Communicator, Launched
 from tightwire.transport.wrapper import Wrapper
 
 if TYPE_CHECKING:
@@ -33,40 +30,9 @@ if TYPE_CHECKING:
 
 # What NCCL itself sums, by name.
 SUMS = frozenset({"float32", "float64", "float16", "bfloat16", "uint8", "int8", "int32", "int64"})
-# Kernels of different communicators run side by side only while all find room on the device: a stream of each must
-# be able to start whatever the others do. CUDA promises so many queues by default, 32 at most.
-QUEUES, QUEUES_ARE = 8, "CUDA_DEVICE_MAX_CONNECTIONS"
 LOOK_S = 0.25
 # How often, after an error that NCCL tells, a peer may still be found dead.
 LOOKS = 8
-
-
-class Launched(Protocol):
-    """A group that a communicator was given."""
-
-    def wait(self) -> object:
-        """Has the current stream wait for it; the host goes on."""
-
-    def is_completed(self) -> bool:
-        """Whether the device is done with it, or it failed."""
-
-
-class Communicator(Protocol):
-    """What NCCL offers to one channel: groups of sends and receives, sums, and an end."""
-
-    def together(
-        self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]]
-    ) -> Launched:
-        """Launches sends and receives as one group, after what the current stream was asked for."""
-
-    def all_reduce(self, tensor: Tensor) -> Launched:
-        """Launches a sum in place."""
-
-    def fault(self) -> str:
-        """Returns what went wrong so far, as by a peer that died; empty where nothing did."""
-
-    def abort(self) -> None:
-        """Ends whatever is under way, however incomplete, and all after it."""
 
 
 Connect = Callable[[Transport, str, "torch.device"], Communicator]
@@ -313,124 +279,6 @@ class _Watcher:
                 return None
             launched, self._peers = self._pending.popleft()
             return launched
-
-
-@final
-class TorchCommunicator:
-    """A communicator of torch's `ProcessGroupNCCL`, called directly, beside whatever groups the user has."""
-
-    def __init__(self, backend: Any) -> None:
-        self._backend = backend
-        _living.add(self)
-
-    def together(
-        self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]]
-    ) -> Launched:
-        """Launches between `ncclGroupStart` and `ncclGroupEnd`; receives first, in the order of asking."""
-        self._backend._start_coalescing()
-        for tensor, src in receives:
-            self._backend.recv([_bytes_of(tensor)], src, 0)
-        for tensor, dst in sends:
-            self._backend.send([_bytes_of(tensor)], dst, 0)
-        launched: Launched = self._backend._end_coalescing()
-        return launched
-
-    def all_reduce(self, tensor: Tensor) -> Launched:
-        """Launches NCCL's sum."""
-        launched: Launched = self._backend.allreduce([tensor])
-        return launched
-
-    def fault(self) -> str:
-        """Returns what torch's own thread, which asks NCCL, has seen: a time out, a remote error, or another."""
-        error = self._backend.get_error().name
-        return "" if error == "SUCCESS" else str(error)
-
-    def abort(self) -> None:
-        """Ends the communicator; kernels that wait on the device return."""
-        _living.discard(self)
-        self._backend.abort()
-
-
-def _bytes_of(tensor: Tensor) -> Tensor:
-    """Returns a message as bytes: NCCL knows fewer dtypes than messages have, such as no int16."""
-    import torch
-
-    return tensor.view(-1).view(torch.uint8)
-
-
-def connect_nccl(transport: Transport, name: str, at: torch.device) -> Communicator:
-    """Makes a communicator over a transport's ranks, which meet at a store that the first of them keeps.
-
-    NCCL connects here and not within the first group: there a rank that is not part of it would keep the others waiting
-    on the host, and the first step would take the seconds that this takes.
-
-    Contract: every rank of the transport; blocks until all have come.
-
-    Raises:
-        TransportError: the device has no queue left for one more.
-    """
-    from datetime import timedelta
-
-    import torch.distributed as dist
-
-    require_queue(len(_living), os.environ)
-    c10d: Any = dist
-    store: Any = None
-    limit = timedelta(seconds=transport.late_s)
-    if transport.rank == 0:
-        store = c10d.TCPStore("0.0.0.0", 0, None, True, limit, wait_for_workers=False)
-    mine = json.dumps(own_candidates(os.environ.get("MASTER_ADDR")).to_dict())
-    candidates = [Candidates(**json.loads(one)) for one in transport.exchange(mine.encode())]
-    place = json.dumps([choose(candidates, transport.rank), store.port if store else 0])
-    host, port = json.loads(transport.exchange(place.encode())[0])
-    if store is None:
-        store = c10d.TCPStore(host, port, None, False, limit, wait_for_workers=False)
-    options = c10d.ProcessGroupNCCL.Options()
-    options._timeout = timedelta(days=365)  # the watch ends waits, and names who is missing
-    with _errors_left_to_us():
-        backend = c10d.ProcessGroupNCCL(
-            c10d.PrefixStore(name, store), transport.rank, transport.size, options
-        )
-    backend.eager_connect_single_device(at)
-    transport.barrier()
-    return TorchCommunicator(backend)
-
-
-def require_queue(communicators: int, environment: Mapping[str, str]) -> None:
-    """Makes sure that a device can run the kernels of one more communicator beside those of others.
-
-    Raises:
-        TransportError: kernels would wait for each other, one rank's for another's, for ever.
-    """
-    told = environment.get(QUEUES_ARE, "")
-    queues = int(told) if told.isdigit() and int(told) else QUEUES
-    if communicators >= queues:
-        raise TransportError(
-            f"a plan asks for {communicators + 1} NCCL communicators at once, and the device has {queues} queues for "
-            f"work that goes on side by side ({QUEUES_ARE}{'' if told else ', by default'}): kernels of two ranks "
-            f"could wait for each other for ever. Start with {QUEUES_ARE}=32, or take a plan with fewer lanes, or "
-            "over='pinned'."
-        )
-
-
-_living: set[TorchCommunicator] = set()
-_environment = threading.Lock()
-
-
-@contextlib.contextmanager
-def _errors_left_to_us() -> Iterator[None]:
-    """Has a process group that is made meanwhile only tell of errors: its own way is to end the process at once."""
-    variable = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
-    with _environment:
-        before = os.environ.get(variable)
-        os.environ[variable] = "0"
-        try:
-            yield
-        finally:
-            if before is None:
-                del os.environ[variable]
-            else:
-                os.environ[variable] = before
 
 
 def require_devices_apart(transport: Transport, card: str) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, final, get_args
 from tightwire.devices import device_named
 from tightwire.errors import AttachError
 from tightwire.transport.base import Transport, Work
-from tightwire.transport.nccl import Nccl, connect_nccl, require_devices_apart
+from tightwire.transport.communicators import connect_nccl
+from tightwire.transport.nccl import Nccl, require_devices_apart
 from tightwire.transport.pinned import Pinned
 from tightwire.transport.world import workers_per_node
 from tightwire.transport.wrapper import Wrapper

@@ -1,4 +1,4 @@
-"""One shard: some of the parameters, the user's optimizer for them, and who may go on when."""
+"""One shard: some of the parameters, and who may go on when with what of them."""
 
 from __future__ import annotations
 
@@ -9,23 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from tightwire.architecture.allreduce.seeds import message_seed
 from tightwire.architecture.server.layout import MessageLayout
 from tightwire.architecture.server.messages import NO_FLAG, Flag, Header, Kind, unpack_state
-from tightwire.architecture.server.optimizer import (
-    Settings,
-    load_optimizer_state,
-    optimizer_for,
-    optimizer_state,
-)
 from tightwire.architecture.server.presence import Presence, Seat
 from tightwire.architecture.server.turns import Turns
-from tightwire.buckets import Bucket
-from tightwire.compression.checks import FiniteCheck
-from tightwire.errors import AttachError, TransportError
+from tightwire.architecture.server.weights import Weights
+from tightwire.errors import TransportError
 from tightwire.sync import Served
 
 # Of so many steps, the newest, the rates are remembered, to be compared with those of workers that come later.
@@ -81,20 +73,13 @@ class Shard:
         """
         self._owner = owner
         self._layout, self._policy, self._seed = layout, policy, seed
-        self._values = [Bucket(bucket) for bucket in layout.buckets]
-        self._gradients = [Bucket(bucket) for bucket in layout.buckets]
-        for bucket in self._values:
-            bucket.pack({name: parameters[name] for name in bucket.views})
-        self._copies = {n: Parameter(view) for bucket in self._values for n, view in bucket.views.items()}
-        self._optimizer = optimizer_for(optimizer, self._copies, names)
-        self._settings = Settings(self._optimizer)
+        self._weights = Weights(layout, parameters, optimizer, names)
         self._quorum = policy.quorum(len(workers))
         self._round = 0
         self._pending: dict[int, Tensor | None] = {}
         self._landed = layout.room(
             layout.pull_bytes(0, exact=True)
         )  # what all last ended with, as all get it
-        self._checks = [FiniteCheck(layout.device) for _ in layout.buckets]
         self._landings = 0
         self._dropped_in: set[int] = set()
         self._told: dict[
@@ -109,7 +94,7 @@ class Shard:
         self._seats = [
             Seat(
                 rank=rank,
-                has=[b.flat.clone() for b in self._values] if follows else [],
+                has=[b.flat.clone() for b in self._weights.values] if follows else [],
                 push=layout.room(0 if rank == owner else layout.push_bytes(1)),
                 pull=layout.room(layout.pull_bytes(1)),
                 heard_s=time.monotonic(),
@@ -225,8 +210,7 @@ class Shard:
         """Returns copies of parameters if asked, the optimizer's memory by parameter name, and counters."""
         with self._changed:
             return {
-                "values": {n: copy.detach().clone() for n, copy in self._copies.items()} if values else {},
-                "optimizer": optimizer_state(self._optimizer, self._copies),
+                **self._weights.state_dict(values=values),
                 "updates": self.updates,
                 "clock": max((seat.clock for seat in self._seats), default=self.clock),
             }
@@ -268,14 +252,7 @@ class Shard:
             AttachError: a checkpoint of other parameters.
         """
         with self._changed:
-            if state["values"].keys() != self._copies.keys():
-                raise AttachError(
-                    f"the checkpoint's shard holds {_some(state['values'])}, this one {_some(self._copies)}; load it "
-                    "on as many ranks, under the same ps, with the same model."
-                )
-            for name, copy in self._copies.items():
-                copy.detach().copy_(state["values"][name])
-            load_optimizer_state(self._optimizer, self._copies, state["optimizer"])
+            self._weights.load_state_dict(state)
             self.updates, self.clock = state["updates"], state["clock"]
             for seat in self._seats:
                 seat.clock = state["clock"]
@@ -284,7 +261,7 @@ class Shard:
         """Takes up other parameters, at another clock, and forgets the optimizer's memory."""
         self.load_state_dict(
             {
-                "values": {name: parameters[name] for name in self._copies},
+                "values": {name: parameters[name] for name in self._weights.names},
                 "optimizer": {},
                 "updates": self.updates,
                 "clock": clock,
@@ -358,33 +335,23 @@ class Shard:
             settings = numbers.tolist()
             self._compare(seat, settings)
             if place == 0:
-                self._settings.write(settings, rate=rate)
-            codecs = self._layout.codecs(seat.clock)
-            for codec, message, bucket in zip(codecs, messages, self._gradients, strict=True):
-                if bucket.flat.numel():
-                    codec.decode(message, bucket.flat, add=place > 0)
-        if len(pushes) > 1:
-            for bucket in self._gradients:
-                bucket.flat.div_(len(pushes))
-        if not self._are_finite():
+                self._weights.settings.write(settings, rate=rate)
+            self._weights.gather(messages, seat.clock, anew=place == 0)
+        self._weights.divide(len(pushes))
+        if not self._weights.are_finite():
             return Flag.DROPPED
-        if self._policy.compensation:
-            self._compensate(pushes[0][0])
-            if not self._are_finite():
+        if strength := self._policy.compensation:
+            self._weights.compensate(pushes[0][0].has, strength)
+            if not self._weights.are_finite():
                 return Flag.DROPPED
-        self._step(used.tolist())
+        try:
+            self._weights.step(used.tolist())
+        except Exception as error:  # of the user's; every worker is to learn of it
+            raise self._fail(
+                f"{self._weights.optimizer_kind} raised {type(error).__name__}: {error}"
+            ) from error
+        self.updates += 1
         return NO_FLAG
-
-    def _are_finite(self) -> bool:
-        """Whether all gradients are finite; blocks until a device has found out.
-
-        Raises:
-            TensorError: a message could not be decoded.
-        """
-        for check, bucket in zip(self._checks, self._gradients, strict=True):
-            check.ask(bucket.flat)
-        answers = [bool(check) for check in self._checks]  # each is to be looked at
-        return all(answers)
 
     def _compare(self, seat: Seat, settings: list[float]) -> None:
         """Makes sure that workers step with the same rates at the same count of steps.
@@ -397,29 +364,12 @@ class Shard:
         rank, told = self._told.setdefault(seat.clock, (seat.rank, settings))
         if len(self._told) > MOST_TOLD:
             del self._told[min(self._told)]
-        if told != settings and (where := self._settings.differences(told, settings)):
+        if told != settings and (where := self._weights.settings.differences(told, settings)):
             raise self._presence.fail(
                 f"rank {rank} and rank {seat.rank} train with other rates in their step {seat.clock}: {where}. Give "
                 "every rank the same rates at the same step, and attach again.",
                 [seat.rank],
             )
-
-    def _compensate(self, seat: Seat) -> None:
-        """Makes g into g + λ g⊙g⊙(x_now − x_read)."""
-        for gradient, value, read in zip(self._gradients, self._values, seat.has, strict=True):
-            g = gradient.flat
-            g.addcmul_(g * g, value.flat - read, value=self._policy.compensation)
-
-    def _step(self, used: Sequence[int]) -> None:
-        views = {name: view for bucket in self._gradients for name, view in bucket.views.items()}
-        for name, is_used in zip(self._layout.names, used, strict=True):
-            self._copies[name].grad = views[name] if is_used else None
-        try:
-            self._optimizer.step()
-        except Exception as error:  # of the user's; every worker is to learn of it
-            kind = type(self._optimizer).__name__
-            raise self._fail(f"{kind} raised {type(error).__name__}: {error}") from error
-        self.updates += 1
 
     def _fail(self, why: str) -> TransportError:
         """Has every worker learn that this shard's owner failed, and returns the error that says why."""
@@ -447,7 +397,7 @@ class Shard:
         self.leads[lead] = self.leads.get(lead, 0) + 1
         codecs = self._layout.codecs(seat.clock)
         for number, (codec, message) in enumerate(zip(codecs, self._room(seat), strict=True)):
-            value = self._values[number].flat
+            value = self._weights.values[number].flat
             if self._layout.is_plain:
                 message.copy_(value.view(torch.uint8))
             elif value.numel():
@@ -455,7 +405,7 @@ class Shard:
                 codec.encode(difference, message, seed=message_seed(self._seed, self.updates, number))
                 codec.decode(message, seat.has[number], add=True)
         if self._policy.compensation and self._layout.is_plain:
-            for has, bucket in zip(seat.has, self._values, strict=True):
+            for has, bucket in zip(seat.has, self._weights.values, strict=True):
                 has.copy_(bucket.flat)
         return header, seat.pull[: self._layout.pull_bytes(seat.clock)]
 
@@ -483,7 +433,7 @@ class Shard:
         if self._presence.present:
             return
         for part, bucket in zip(
-            self._layout.open_pull(self._landed, 0, exact=True), self._values, strict=True
+            self._layout.open_pull(self._landed, 0, exact=True), self._weights.values, strict=True
         ):
             part.copy_(bucket.flat.view(torch.uint8))
         self._landings += 1
@@ -496,10 +446,6 @@ class Shard:
             seat.clock, seat.read_at, seat.read_in = clock, self.updates, self._round
             if seat.state == "left":
                 seat.state, seat.is_under_way = "present", False
-            for has, bucket in zip(seat.has, self._values, strict=False):
+            for has, bucket in zip(seat.has, self._weights.values, strict=False):
                 has.copy_(bucket.flat)
         self._changed.notify_all()
-
-
-def _some(names: Mapping[str, object]) -> str:
-    return ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -24,7 +24,8 @@ from tightwire.runtime.engines.memory import (
 )
 from tightwire.runtime.gradients import Gradients, PassListener
 from tightwire.runtime.observed import GradientWatch
-from tightwire.runtime.overlap.forward import ForwardOverlap, NoOverlap
+from tightwire.runtime.overlap.forward import ForwardOverlap
+from tightwire.runtime.overlap.no_overlap import NoOverlap
 
 HINT = (
     "%d backward passes before one step are as many rounds, each with the bytes of all gradients: with all but the "

@@ -20,6 +20,7 @@ from tightwire.errors import AttachError
 from tightwire.runtime.background import Background
 from tightwire.runtime.exchange import Exchange
 from tightwire.runtime.gradients import Gradients, PassListener
+from tightwire.runtime.overlap.no_overlap import Begin, CountUsers
 from tightwire.runtime.overlap.pending import hold, release
 from tightwire.runtime.overlap.piecemeal import Piecemeal
 from tightwire.runtime.overlap.touch import TouchListener
@@ -32,81 +33,6 @@ _TOUCHED = (
     "run.wait() after backward() if you clip or look at gradients (it costs the overlap with the next forward: the "
     "step then waits for all means); attach with scaler=… under AMP; or choose another schedule, such as mgwfbp."
 )
-
-
-Begin = Callable[[], Round]
-# Prepares to add up over ranks which parameters took part; what it returns does, on any thread, and blocks.
-CountUsers = Callable[[Tensor], Callable[[], Tensor]]
-
-
-class NoOverlap:
-    """Passes wait for their means.
-
-    Attributes:
-        gradients: ends its passes here.
-    """
-
-    def __init__(
-        self,
-        make: Callable[[PassListener], Gradients],
-        begin: Begin,
-        count_users: CountUsers,
-        habits: TouchListener | None,
-        collect: Callable[[Callable[[], None]], None] = lambda collect: collect(),
-    ) -> None:
-        self._begin, self._count_users, self._habits = begin, count_users, habits
-        self._collect = collect
-        self.gradients = make(self)
-
-    def before_pass(self) -> None:  # noqa: D102
-        if self._habits is not None:
-            self._habits.release()
-
-    def begin(self) -> Round:  # noqa: D102
-        return self._begin()
-
-    def before_ready(self, bucket: int) -> None:  # noqa: D102
-        pass
-
-    def end(self, used: Tensor) -> None:  # noqa: D102
-        count = self._count_users(used)
-        self._collect(lambda: self.gradients.collect(lambda: count().tolist()))
-        if self._habits is not None:
-            self._habits.hold(self.gradients.averaged())
-
-    @property
-    def landed(self) -> int:
-        """Buckets of a round under way that were stepped with: none."""
-        return 0
-
-    is_stepped = False
-
-    def take_exposed_s(self) -> float:
-        """Returns 0: what a pass waits is the pass's to count."""
-        return 0.0
-
-    def wait(self) -> None:
-        """Returns at once."""
-
-    def deliver(self) -> None:
-        """Returns at once."""
-
-    def before_step(self) -> bool:
-        """Returns False: the step is made now."""
-        self.before_pass()
-        return False
-
-    def after_step(self) -> None:
-        """Holds nothing."""
-
-    def land_everything(self) -> None:
-        """Has nothing under way."""
-        self.before_pass()
-
-    def close(self) -> None:
-        """Takes the hooks out."""
-        self.before_pass()
-        self.gradients.remove()
 
 
 class ForwardOverlap:
