@@ -110,6 +110,8 @@ class Worker:
             raise DiedError
         self.watches = False
         self.rounds_told.append(rounds)
+        if self.admission is not None:  # the world before, which may not have come about
+            self.admission.transport.close()
         return self.lobby.admit(self)
 
     def knocks(self) -> bool:

@@ -27,11 +27,23 @@ def test_a_seed_draws_every_plan_and_every_fault_alike() -> None:
     trials = list(draw(campaign))
     assert trials == list(draw(campaign))
     assert trials != list(draw(Campaign(count=campaign.count, seed=4)))
-    assert {trial.plan for trial in trials} == {*FAMILIES, *ELASTIC}
+    assert {trial.label for trial in trials if not trial.elastic} == {*FAMILIES}
+    assert {trial.plan for trial in trials if trial.elastic} <= {*ELASTIC}
     assert {trial.fault for trial in trials} == set(LOCAL_FAULTS)
     served = [trial for trial in trials if "servers=1" in trial.plan]
     assert all((trial.victim == 2) == trial.fault.endswith("-server") for trial in served)
     assert {trial.victim for trial in trials if trial.fault == "kill-host"} == {0}
+
+
+def test_of_plans_that_change_half_are_struck_where_they_do() -> None:
+    plans = ("local:3@8~bsp", "bsp/gossip:ring@5~delayed:1@11~bsp", "auto")
+    campaign = Campaign(plans=plans[:1], elastic=plans[1:], faults=("kill", "pause"), count=120)
+    trials = list(draw(campaign))
+    assert {trial.label for trial in trials} == {plans[0], *(f"{plan}, elastic" for plan in plans[1:])}
+    for plan, changes in zip(plans, ({7}, {4, 10}, {1, 2}), strict=True):
+        struck = [trial.at_step for trial in trials if trial.plan == plan]
+        assert changes <= set(struck)
+        assert 10 < sum(step in changes for step in struck) < 35
 
 
 def ended(end: str = "finished", code: int | None = 0, **more: Any) -> Ended:
@@ -65,6 +77,13 @@ def test_ends_are_judged() -> None:
     assert found("bsp", "freeze", right, ended(code=None), right) == [0, 0, 0]
     assert found("bsp/gossip:ring", "kill", ended(), killed, ended()) == [0, 0, 0]
     assert found("bsp/gossip:ring", "kill", right, killed, ended()) == [0, 1, 0]
+    assert found("bsp/gossip:ring@9~bsp", "kill", right, killed, right) == [0, 0, 0]
+    assert found("bsp@5~bsp/gossip:ring", "kill", ended(), killed, ended()) == [
+        0,
+        0,
+        0,
+    ]  # struck at the change
+    assert found("bsp@6~bsp/gossip:ring", "kill", ended(), killed, ended()) == [0, 2, 0]
     assert found("bsp", "pause", right, ended(), right) == [0, 2, 0]
     assert found("bsp", "slow", *(ended(digest=text) for text in "aab")) == [0, 0, 1]
     assert found("bsp", "nan", *(ended(digest="a", finite=finite) for finite in (True, True, False))) == [

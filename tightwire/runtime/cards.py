@@ -127,7 +127,8 @@ class Cards:
         return card.trains or card.follows or not any(other.uneven for other in self.by_rank)
 
     def _distance(self, card: Card) -> tuple[bool, bool, int, int, int, bool, bool, int]:
-        rounds = card.agreed, card.landed, card.meetings
+        # Who has met once more has all that anybody had before, and may count rounds of another plan.
+        rounds = card.meetings, card.agreed, card.landed
         return not card.is_new, self._is_level(card), *rounds, not card.owes, card.trains, card.step
 
 

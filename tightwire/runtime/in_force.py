@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from torch.nn import Parameter
 
-from tightwire.errors import AttachError
+from tightwire.errors import AttachError, PeerError
 from tightwire.plan import Phases, Plan
 from tightwire.runtime.context import RunContext
-from tightwire.runtime.engines import Engine, LoneEngine, build_engine
+from tightwire.runtime.engines import Engine, LoneEngine, build_engine, remember_alike
 from tightwire.runtime.phases import spelled_out
 from tightwire.runtime.record import Record
 from tightwire.runtime.replicas import make_states_equal
@@ -89,22 +90,40 @@ class InForce:
             plan: of the next one.
             were_equal: whether what optimizers remember is equal on all members; None: where the engine kept it so.
         """
+        before, membership = self.engine, self.context.membership
         self.plan = plan
         for member in self.context.optimizers.members:
             configure_variance(member, plan, lambda: self.engine.last_round)
-        state = self.engine.state_after_meeting()
-        is_equal = self.engine.keeps_replicas_equal if were_equal is None else were_equal
-        self.engine.close()
-        self.record.begin_plan(self.engine)
-        self.engine = LoneEngine()
-        if not self.is_alone:
-            self.owes_states = not is_equal
-            self.context.membership.guard(self._begin_among_others)
+        if self.is_alone:
+            return self._end(before)
+        self.owes_states = not (before.keeps_replicas_equal if were_equal is None else were_equal)
+        number, remembered = membership.number, list[dict[str, Any]]()
+
+        def change() -> None:
+            remembered.append(self._end(before))
+            self.build_engine()
+            self.settle_states()
+
+        membership.guard(change)
+        return remembered[0] if number == membership.number else {}  # else all have what the furthest has
+
+    def _end(self, engine: Engine) -> dict[str, Any]:
+        """Closes the engine after a meeting, and returns what it remembered. Every member."""
+        try:
+            state = engine.state_after_meeting()
+        except PeerError:
+            if self.context.membership.is_elastic:  # which goes on from the next engine, if from none yet
+                self.context.transport.inner.close()
+                engine.position()
+                self._close(engine)
+            raise
+        self._close(engine)
         return state
 
-    def _begin_among_others(self) -> None:
-        self.build_engine()
-        self.settle_states()
+    def _close(self, engine: Engine) -> None:
+        engine.close()
+        self.record.begin_plan(engine)
+        self.engine = LoneEngine()
 
     def go_on(self, plan: Plan, *, keep: bool) -> None:
         """Begins another plan, or the same anew. Every member.
@@ -119,12 +138,10 @@ class InForce:
 
     def _carry_over(self, state: Mapping[str, Any], before: Plan) -> None:
         """Takes up what was remembered under the plan before, if it means the same under this one."""
-        try:
-            if before.sync == self.plan.sync:
-                self.engine.load_state_dict(state)
+        if remember_alike(before, self.plan):
+            with suppress(AttachError):  # it remembers something else
+                self.context.membership.guard(lambda: self.engine.load_state_dict(state))
                 return
-        except AttachError:  # it remembers something else
-            pass
         if state["memory"]:
             warnings.warn(
                 f"leftovers and momenta of {before} are dropped: they mean nothing under {self.plan}.",

@@ -118,7 +118,7 @@ def run_forked(trial: ChaosTrial, site: Site = LOOPBACK) -> Ending:
             _mount_full(disk)
         environment = environment_of(trial.workers)
         if trial.elastic:
-            lighthouse = _fork(lambda: serve_lighthouse(folder), folder, "lighthouse", {})
+            lighthouse = _fork(lambda: serve_lighthouse(trial, folder), folder, "lighthouse", {})
             environment |= {
                 "TORCHFT_LIGHTHOUSE": _address(folder),
                 "TIGHTWIRE_MIN_WORKERS": str(trial.min_workers),

@@ -13,11 +13,20 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tightwire.bench.chaos.arena import MORE_S, Ended, Ending, run_trial
-from tightwire.bench.chaos.faults import ELASTIC, FAMILIES, FAULTS, LOCAL_FAULTS, ChaosFault, Where
+from tightwire.bench.chaos.faults import (
+    ELASTIC,
+    FAMILIES,
+    FAULTS,
+    LOCAL_FAULTS,
+    ChaosFault,
+    Where,
+    ends_with_one,
+    phases_of,
+)
 from tightwire.bench.chaos.lanes import side_by_side
 from tightwire.bench.chaos.launched import run_under_torchrun
 from tightwire.bench.chaos.network import run_on_hosts
-from tightwire.bench.chaos.worker import ChaosTrial
+from tightwire.bench.chaos.worker import DEADLINE_S, ChaosTrial
 
 SERVED: Final = "asp/ps:servers=1"  # for what strikes servers, where no plan that was asked for has one
 # Exit codes of a worker that its own libraries abort, as they are told by a parent and by a launcher in between.
@@ -56,7 +65,7 @@ class Campaign:
     seconds: float | None = None
     seed: int = 0
     workers: int = 3
-    deadline_s: float = 4.0
+    deadline_s: float = DEADLINE_S
     at_once: int = 1
     large: float = 0.25
 
@@ -153,7 +162,7 @@ class _Judge:
         if trial.elastic:
             return False
         serves = "servers=1" in trial.plan and trial.victim == trial.workers - 1
-        return serves or FAMILIES.get(trial.plan, "ends") == "ends"
+        return serves or ends_with_one(trial.plan, trial.at_step)
 
     def _judge_survivor(self, rank: int, worker: Ended, must: str) -> None:
         end, struck_s = worker.end, self.ending.struck_s
@@ -195,7 +204,8 @@ class _Judge:
         if "servers=1" in self.trial.plan:
             digests.pop(self.trial.workers - 1, None)
         if len(set(digests.values())) > 1:
-            self.parted.append(f"replicas ended unlike: {digests}")
+            members = {rank: self.ending.workers[rank].end.get("members") for rank in digests}
+            self.parted.append(f"replicas ended unlike: {digests}; each among so many: {members}")
         for rank, worker in enumerate(self.ending.workers):
             if not worker.end.get("finite", True):
                 self.parted.append(f"rank {rank} ended with parameters that are not finite")
@@ -221,7 +231,7 @@ def draw(campaign: Campaign) -> Iterator[ChaosTrial]:
             plan=plan,
             fault=fault.name,
             victim=_victim(dice, plan, fault, campaign.workers),
-            at_step=-1 if fault.at_start else dice.randrange(4, steps - 4),
+            at_step=-1 if fault.at_start else _when(dice, plan, steps),
             moment=dice.random(),
             workers=campaign.workers,
             steps=steps,
@@ -231,11 +241,20 @@ def draw(campaign: Campaign) -> Iterator[ChaosTrial]:
             elastic=elastic,
             # Such a collective waits for the dead alone: torch.distributed does not see that somebody is stopped.
             logs=not elastic
-            and FAMILIES.get(plan) == "ends"
+            and plan in FAMILIES
+            and FAMILIES[plan] == "ends"
             and fault.name in ENDING
             and dice.random() < 0.5,
             large=fault.can_be_large and dice.random() < campaign.large,
         )
+
+
+def _when(dice: random.Random, plan: str, steps: int) -> int:
+    """Returns how many steps the victim has made; of a plan that changes, half strike where it does."""
+    # A choice begins with the first step that all make together.
+    changes = (1, 2) if plan == "auto" else tuple(end - 1 for end in phases_of(plan).ends)
+    at_any_time = dice.randrange(4, steps - 4)
+    return dice.choice(changes) if changes and dice.random() < 0.5 else at_any_time
 
 
 def _victim(dice: random.Random, plan: str, fault: ChaosFault, workers: int) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from tightwire.plan import Phases, Plan
+
 # goes-on: all finish, as if nothing had been. named: survivors end with an error that names the victim. loses: named
 # where the plan waits for all, and done without where it does not. noticed: named, or nothing came of it.
 Expected = Literal["goes-on", "named", "loses", "noticed"]
@@ -123,4 +125,27 @@ ELASTIC: Final = (
     "ssp:0/ps",
     "asp/ps",
     "async-diloco:4/ps",
+    "local:3@8~bsp",
+    "ssp:0/ps@5~local:2",
+    "bsp/gossip:ring@9~bsp",
+    "auto",
 )
+
+
+def phases_of(plan: str) -> Phases:
+    """Reads a plan, several in turn, or `auto`, which begins with one.
+
+    Raises:
+        PlanError: none of these.
+    """
+    return Phases.parse("bsp" if plan == "auto" else plan)
+
+
+def ends_with_one(plan: str, at_step: int) -> bool:
+    """Whether all wait for a worker that is gone after so many steps, under a plan in force then or later."""
+    phases = phases_of(plan)
+    ahead = phases.plans[phases.plans.index(phases.at(at_step + 1)) :]
+    return any(_ENDS.get(phase, True) for phase in ahead)
+
+
+_ENDS: Final = {Plan.parse(plan): end == "ends" for plan, end in FAMILIES.items()}

@@ -19,6 +19,8 @@ from typing import Any, Final
 # What the victim prints when its launcher is to be killed.
 STRIKE_ME: Final = "now"
 LARGE: Final = 12_000  # hidden units of a model of 1.15 MB
+DEADLINE_S: Final = 4.0  # of the transport, unless another is asked for
+LOOKS: Final = 2  # steps after which a search for a plan has begun
 STRUCK: Final = "struck"  # written by the victim as it is struck: when
 STEPPED: Final = "stepped"  # and the rank: touched at every step
 WHERE: Final = signal.SIGUSR1  # asks a worker where it is
@@ -81,6 +83,11 @@ class ChaosTrial:
         return self.step_s + (0.15 if self.large else 0.0)
 
     @property
+    def strikes_s(self) -> float:
+        """Within so long after its step began the victim is struck from outside; a search for a plan takes seconds."""
+        return 2.0 if self.plan == "auto" and self.at_step <= LOOKS else self.takes_s
+
+    @property
     def min_workers(self) -> int:
         """Without so many nobody trains."""
         return self.workers - self.fault.endswith("-joining")
@@ -102,11 +109,15 @@ def run_worker(trial: ChaosTrial, rank: int, folder: pathlib.Path) -> int:
     return 0
 
 
-def serve_lighthouse(folder: pathlib.Path) -> None:
-    """Is the lighthouse of an elastic job, until it is killed."""
+def serve_lighthouse(trial: ChaosTrial, folder: pathlib.Path) -> None:
+    """Is the lighthouse of an elastic job, until it is killed; where deadlines are longer, so is its patience."""
     from tightwire.transport import lighthouse
 
-    serving = lighthouse.serve("127.0.0.1:0")
+    dead_ms, join_ms = (
+        max(usual, round(usual * trial.deadline_s / DEADLINE_S))
+        for usual in (lighthouse.DEAD_MS, lighthouse.JOIN_MS)
+    )
+    serving = lighthouse.serve("127.0.0.1:0", dead_ms=dead_ms, join_ms=join_ms)
     port = serving.address().rpartition(":")[2]
     _write(folder / LIGHTHOUSE, {"pid": os.getpid(), "address": f"http://127.0.0.1:{port}"})
     signal.pause()
@@ -182,7 +193,7 @@ def _strike(trial: ChaosTrial, folder: pathlib.Path, run: Any) -> None:
     _write(folder / STRUCK, time.monotonic())
     match trial.fault:
         case fault if fault in SIGNALS:
-            delay_s = trial.takes_s * trial.moment
+            delay_s = trial.strikes_s * trial.moment
             threading.Timer(delay_s, os.kill, (os.getpid(), SIGNALS[fault])).start()
         case "launcher":
             print(STRIKE_ME, flush=True)

@@ -76,10 +76,9 @@ def chaos(
     """
     from tightwire.bench.chaos import FAULTS, Campaign, run_campaign
     from tightwire.bench.chaos.campaign import families
-    from tightwire.bench.chaos.faults import ELASTIC, FAMILIES, LOCAL_FAULTS
+    from tightwire.bench.chaos.faults import ELASTIC, FAMILIES, LOCAL_FAULTS, phases_of
     from tightwire.bench.chaos.page import timeline
     from tightwire.bench.chaos.slow import slow_loopback
-    from tightwire.plan import Plan
 
     require_writable(page)
     has_lighthouse = importlib.util.find_spec("torchft") is not None
@@ -87,7 +86,7 @@ def chaos(
     if not fixed and not changing:
         fixed, changing = tuple(FAMILIES), ELASTIC if has_lighthouse else ()
     for plan in (*fixed, *changing):
-        Plan.parse(plan)
+        phases_of(plan)
     drawn = tuple(kind for kind in LOCAL_FAULTS if FAULTS[kind].strikes != "elastic" or changing)
     kinds = tuple(faults.split()) or drawn
     if unknown := [kind for kind in kinds if kind not in FAULTS]:

@@ -27,7 +27,7 @@ from tightwire.runtime.engines.shares import ShareEngine
 from tightwire.runtime.engines.significance import SignificanceEngine
 from tightwire.sync import Rounds, Served
 
-__all__ = ["Counts", "Engine", "LoneEngine", "Stepping", "build_engine"]
+__all__ = ["Counts", "Engine", "LoneEngine", "Stepping", "build_engine", "remember_alike"]
 
 
 def _rounds(parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> Engine:
@@ -58,7 +58,19 @@ ENGINES: Mapping[str, Callable[[Mapping[str, Parameter], Plan, RunContext], Engi
 
 def build_engine(parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> Engine:
     """Builds what carries out `plan`. Every rank, in the same order: it opens channels."""
-    build = ENGINES[plan.architecture.engine or plan.sync.engine]
+    build = ENGINES[_name(plan)]
     if context.groups:
         return GroupedEngine(parameters, plan, context, build)
     return build(parameters, plan, context)
+
+
+def remember_alike(before: Plan, after: Plan) -> bool:
+    """Whether what is remembered under one plan may be taken up under the other: by all members, or by none."""
+    if before.sync != after.sync or _name(before) != _name(after):
+        return False
+    # What servers remember is in the shards, each with its owner.
+    return _name(after) != "server" or before.architecture == after.architecture
+
+
+def _name(plan: Plan) -> str:
+    return plan.architecture.engine or plan.sync.engine

@@ -1,0 +1,139 @@
+"""Changes of plan: what is carried over; and in elastic jobs, that all turn alike, wherever a member is lost."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from tests.lobby import Elastic, Worker
+from tests.runtime.training import job, momentum, same, values
+from tightwire.errors import PeerError
+from tightwire.plan import Phases, Plan
+from tightwire.runtime import course, in_force
+from tightwire.runtime.engines.server import ServerEngine
+from tightwire.runtime.meeting import News, Told
+from tightwire.transport import Transport, run_threads
+
+Train = Callable[[Transport, Worker], list[torch.Tensor]]
+
+
+def trainer(plan: str) -> Train:
+    def train(transport: Transport, worker: Worker) -> list[torch.Tensor]:
+        with job(transport, plan, optimizer=momentum) as j:
+            while j.run.step < 10:
+                assert j.run.plan == Phases.parse(plan).at(j.run.step + 1), (worker.name, j.run.step)
+                j.step(j.run.step)
+            j.run.finish()
+            return values(j.model)
+
+    return train
+
+
+def is_worker(number: int) -> bool:
+    return threading.current_thread().name == f"worker {number}"
+
+
+def lose(elastic: Elastic, number: int) -> PeerError:
+    """Has a worker die, and returns what another hears of it."""
+    elastic.workers[number].die()
+    return PeerError(f"rank {number} died.", [number])
+
+
+@pytest.mark.parametrize(
+    "plan", ["local:3@6~bsp", "bsp@4~local:2", "acco@4~bsp", "local:2@4~bsp/gossip:ring"]
+)
+def test_who_loses_the_last_word_of_a_meeting_turns_with_those_who_heard_it(
+    plan: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Worker 1 hears of the death of 2 before the end of the meeting, after which 0 and 3 have gone on."""
+    meet = course.meet
+
+    def meet_and_lose(transport: Transport, news: News) -> Told:
+        told = meet(transport, news)
+        if news.why == "turn" and is_worker(1) and not elastic.workers[2].is_dead:
+            raise lose(elastic, 2)
+        return told
+
+    monkeypatch.setattr(course, "meet", meet_and_lose)
+    elastic = Elastic(trainer(plan), start=4, dies_at=[])
+    ends = elastic.join()
+    assert len(ends) == 3
+    assert all(same(ends[0], end) for end in ends[1:])
+
+
+def test_who_loses_somebody_before_it_has_the_states_that_it_lacks_lacks_them_still(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Worker 1 hears of the death of 3 before it has what optimizers remember, and of that of 2 while it takes it."""
+    equalise, build = in_force.make_states_equal, in_force.build_engine
+    lacks = threading.Event()
+
+    def make_equal_and_lose(transport: Transport, optimizers: Any, parameters: Any, steps: int) -> None:
+        mine = is_worker(1) and not elastic.workers[3].is_dead
+        before = {name: dict(optimizers.state_of(p)) for name, p in parameters.items()} if mine else {}
+        equalise(transport, optimizers, parameters, steps)
+        for name, state in before.items():
+            optimizers.remember(parameters[name], state)
+        if mine:
+            lacks.set()
+            raise lose(elastic, 3)
+
+    def lose_and_build(parameters: Any, plan: Plan, context: Any) -> Any:
+        if lacks.is_set() and is_worker(1) and not elastic.workers[2].is_dead:
+            raise lose(elastic, 2)
+        return build(parameters, plan, context)
+
+    monkeypatch.setattr(in_force, "make_states_equal", make_equal_and_lose)
+    monkeypatch.setattr(in_force, "build_engine", lose_and_build)
+    elastic = Elastic(trainer("local:3@6~bsp"), start=4, dies_at=[])
+    one, other = elastic.join()
+    assert same(one, other)
+
+
+@pytest.mark.parametrize("plan", ["ssp:0/ps@5~local:2", "asp/ps@5~bsp", "ssp:0/ps@5~ssp:0/ps:shards=2"])
+def test_a_death_after_the_last_meeting_with_servers_ends_no_phase_with_an_error(
+    plan: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Worker 1 hears of it while it reads what its engine remembers, which takes a word of every server."""
+    read = ServerEngine.state_dict
+
+    def lose_and_read(engine: ServerEngine) -> dict[str, Any]:
+        if is_worker(1) and not elastic.workers[2].is_dead:
+            raise lose(elastic, 2)
+        return read(engine)
+
+    monkeypatch.setattr(ServerEngine, "state_dict", lose_and_read)
+    elastic = Elastic(trainer(plan), start=4, dies_at=[])
+    ends = elastic.join()
+    assert len(ends) == 3
+    assert all(same(ends[0], end) for end in ends[1:])
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("ssp:0/ps", "ssp:0/ps:shards=2"),
+        ("asp/ps:shards=1", "asp/ps"),
+        ("async-diloco:2/ps", "async-diloco:2/ps:shards=1"),
+        ("local:2", "local:2/gossip:ring"),
+        ("local:2/gossip:ring", "local:2"),
+    ],
+)
+def test_what_an_engine_remembers_is_carried_over_by_all_or_by_none(before: str, after: str) -> None:
+    """Else those who cannot take it up, and those who could, count on from unlike rounds."""
+
+    def train(transport: Transport) -> list[torch.Tensor]:
+        with job(transport, before, optimizer=momentum) as j:
+            for step in range(8):
+                j.step(step)
+                if step == 4:
+                    j.run.adopt(Plan.parse(after))
+            j.run.finish()
+            return values(j.model)
+
+    ends = run_threads(3, train, deadline_s=20)
+    assert all(same(ends[0], end) for end in ends[1:])
