@@ -1,12 +1,18 @@
 import dataclasses
 import math
+import os
+import subprocess
+import sys
+import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tightwire import kernels
 from tightwire.catalogue import catalogue, parse_compression
 from tightwire.compression import Codec, Int8, TopK, compile_kernels, compiling
 from tightwire.errors import DeviceError, PlanError, TensorError
@@ -86,18 +92,41 @@ def test_warm_up_says_so_when_it_compiles(
     caplog.clear()
     assert 0 <= compile_kernels(Int8()) < 2
     assert not caplog.text
-    coded = compiling._coded
+    coded, missing, asked = compiling._coded, [0], threading.Semaphore(0)
+
+    def compiled() -> int:
+        asked.release()
+        return missing[0]
 
     def slowly(codec: Codec, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(3):  # at the start, and twice by whoever watches
+            assert asked.acquire(timeout=10)
+        assert not caplog.text  # what is found on disk may take long to load, beside others
+        missing[0] += 1
         ends_s = time.monotonic() + 10
         while not caplog.text and time.monotonic() < ends_s:
             time.sleep(0.005)
         return coded(codec, x)
 
+    monkeypatch.setattr(kernels, "compiled", compiled)
     monkeypatch.setattr(compiling, "_SLOW_S", 0.01)
     monkeypatch.setattr(compiling, "_coded", slowly)
     compile_kernels(TopK(0.01), torch.bfloat16)
     assert "the kernels of topk:0.01 for cpu are being compiled" in caplog.text
+
+
+def test_kernels_that_are_not_on_disk_are_counted(tmp_path: Path) -> None:
+    code = (
+        "from tightwire import kernels; from tightwire.compression import BFloat16, compile_kernels\n"
+        "assert not kernels.compiled(); compile_kernels(BFloat16()); print(kernels.compiled())"
+    )
+    counts = [
+        int(subprocess.run([sys.executable, "-c", code], env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
+                           capture_output=True, text=True, check=True, timeout=150).stdout)
+        for _ in range(2)
+    ]  # fmt: skip
+    assert counts[0] > 0
+    assert counts[1] == 0
 
 
 def test_kernels_that_a_compiler_made_wrong_are_refused_with_its_version() -> None:

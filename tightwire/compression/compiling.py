@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from tightwire import kernels
 from tightwire.compression.codec import Codec
 from tightwire.compression.laws import check_before_use
 from tightwire.devices import device_named
@@ -32,9 +35,9 @@ def compile_kernels(
 ) -> float:
     """Encodes and decodes, which compiles the kernels of a device or loads them from the cache on disk.
 
-    Logs a sentence when that has taken 2 s and goes on, as it does once per machine for some codecs. Away from the host
-    it also makes sure that the kernels do what those of the host do: a compiler's fault would be a model that learns
-    less, and nothing else.
+    Logs a sentence when compiling has taken 2 s, and goes on; it compiles once per machine. Away from the host it also
+    makes sure that the kernels do what those of the host do: a compiler's fault would be a model that learns less, and
+    nothing else.
 
     Args:
         codec: whose kernels.
@@ -55,13 +58,8 @@ def compile_kernels(
     x = torch.linspace(-1.0, 1.0, _NUMEL, dtype=dtype or torch.float32)
     is_away = device is not None and not device_named(device).is_host
     sizes = _NUMELS if is_away else (_NUMEL,)
-    slow = threading.Timer(_SLOW_S, _say_so, [str(codec), device.type if device else "cpu"])
-    slow.daemon = True
-    slow.start()
-    try:
+    with _saying_so_if_slow(str(codec), device.type if device and is_away else ""):
         found = [_coded(codec, x[:numel].to(device) if device else x) for numel in sizes]
-    finally:
-        slow.cancel()
     if device is not None and is_away:
         for numel, of_device in zip(sizes, found, strict=True):
             require_right(codec, of_device.cpu(), _coded(codec, x[:numel]), device)
@@ -104,10 +102,29 @@ def _triton() -> str:
         return "(not installed)"
 
 
-def _say_so(codec: str, kind: str) -> None:
-    logger.warning(
-        "the kernels of %s for %s are being compiled, which can take a minute; the next start finds them on disk, and "
-        "`tightwire warm` does it for all codecs beforehand",
-        codec,
-        kind,
-    )
+@contextmanager
+def _saying_so_if_slow(codec: str, away: str) -> Iterator[None]:
+    """Says that kernels are being compiled, once that takes long; to load them from disk may take as long, unsaid.
+
+    Args:
+        codec: whose kernels.
+        away: the kind of a device that is not the host, whose compiler does not tell what it found on disk.
+    """
+    over, before = threading.Event(), kernels.compiled()
+
+    def watch() -> None:
+        while not over.wait(_SLOW_S):
+            if away or kernels.compiled() > before:
+                logger.warning(
+                    "the kernels of %s for %s are being compiled, which can take a minute; the next start finds them "
+                    "on disk, and `tightwire warm` does it for all codecs beforehand",
+                    codec,
+                    away or "cpu",
+                )
+                return
+
+    threading.Thread(target=watch, name="tightwire watches compilers", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()

@@ -39,6 +39,7 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
+import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["flag_if_any", "flag_of", "install", "of", "per_thread", "scratch_tensor"]
+__all__ = ["compiled", "flag_if_any", "flag_of", "install", "of", "per_thread", "scratch_tensor"]
 
 _PACKAGES = {"cpu": "cpu", "cuda": "triton"}
 _INSTALLED: dict[str, Any] = {}
@@ -69,6 +70,13 @@ def of(tensor: Tensor) -> Any:
     if kind in _PACKAGES:
         return _module(_PACKAGES[kind])
     return _INSTALLED[kind] if kind in _INSTALLED else _module("reference")
+
+
+def compiled() -> int:
+    """Returns how many kernels of the host this process did not find on disk: it has compiled them, or does so now."""
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith(f"{__name__}.")]
+    counts = (getattr(kernel, "stats", None) for module in modules for kernel in list(vars(module).values()))
+    return sum(sum(count.cache_misses.values()) for count in counts if count is not None)
 
 
 @functools.cache
