@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -74,7 +75,9 @@ def test_who_loses_somebody_before_it_has_the_states_that_it_lacks_lacks_them_st
 
     def make_equal_and_lose(transport: Transport, optimizers: Any, parameters: Any, steps: int) -> None:
         mine = is_worker(1) and not elastic.workers[3].is_dead
-        before = {name: dict(optimizers.state_of(p)) for name, p in parameters.items()} if mine else {}
+        before = (
+            {n: copy.deepcopy(dict(optimizers.state_of(p))) for n, p in parameters.items()} if mine else {}
+        )
         equalise(transport, optimizers, parameters, steps)
         for name, state in before.items():
             optimizers.remember(parameters[name], state)

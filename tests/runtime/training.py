@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from tightwire._attach import attach
 from tightwire.runtime import Report, Run
-from tightwire.transport import Transport, run_threads
+from tightwire.transport import Single, Transport, run_threads
 
 MakeOptimizer = Callable[[Any], Optimizer]
 
@@ -113,7 +113,13 @@ def job(
     model = Net(seed=transport.rank) if model is None else model
     made = optimizer(model.parameters())
     with attach(model, made, plan, transport=transport, **options) as run:
-        yield Job(model, made, run, transport.rank, [])
+        yield Job(model, made, run, data_of(transport), [])
+
+
+def data_of(transport: Transport) -> int:
+    """Returns whose data a worker has: of an elastic job its own, whatever its rank is and will be."""
+    door = transport.door if isinstance(transport, Single) else None
+    return transport.rank if door is None else int(door.name.split()[-1])
 
 
 @dataclass(frozen=True)
