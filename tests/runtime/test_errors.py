@@ -239,6 +239,21 @@ def test_checkpoints_that_do_not_fit(change: Callable[[dict[str, Any]], dict[str
     run_threads(2, worker, deadline_s=5)
 
 
+@pytest.mark.parametrize("plan", ["bsp/allreduce/bf16+ef", "local:3", "bsp/gossip:ring"])
+def test_parts_of_two_checkpoints_are_refused_on_all_ranks(plan: str) -> None:
+    """As where fewer workers have saved to the folder of more."""
+
+    def worker(transport: Transport) -> None:
+        with job(transport, plan) as j:
+            state = j.run.state_dict()
+            with pytest.raises(
+                MismatchError, match=r"rank 0 that of 2 workers; ranks 1 and 2 that of 3 workers"
+            ):
+                j.run.load_state_dict(state | {"workers": 2 if transport.rank == 0 else 3})
+
+    run_threads(3, worker, deadline_s=20)
+
+
 def test_a_checkpoint_of_another_number_of_workers() -> None:
     states: list[dict[str, Any]] = []
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -34,3 +36,20 @@ def take_up(part: Mapping[str, Any], run: Run, model: nn.Module, optimizers: Seq
         for optimizer, state in zip(optimizers, part["optimizers"], strict=True):
             optimizer.load_state_dict(state)
     run.load_state_dict(part["run"])
+
+
+def path_of(folder: str | pathlib.Path, rank: int) -> pathlib.Path:
+    """Returns where a trainer's checkpoint holds a rank's part."""
+    return pathlib.Path(folder) / f"tightwire_{rank}.pt"
+
+
+def write(part: Mapping[str, Any], folder: str | pathlib.Path, *, rank: int, workers: int) -> None:
+    """Writes a rank's part, and removes those of more workers in the folder, which are of another checkpoint.
+
+    Contract: every rank; local.
+    """
+    torch.save(dict(part), path_of(folder, rank))
+    for old in pathlib.Path(folder).glob("tightwire_*.pt"):
+        number = old.stem.removeprefix("tightwire_")
+        if number.isdigit() and int(number) >= workers:
+            old.unlink(missing_ok=True)  # whichever rank comes first

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from tightwire._attach import attach
 from tightwire.errors import AttachError
-from tightwire.integrations._parts import part_of, take_up
+from tightwire.integrations._parts import part_of, path_of, take_up, write
 from tightwire.runtime import Run
 from tightwire.transport import init
 
@@ -98,7 +98,8 @@ class _OwnPart:
 
     def save(self, models: object, weights: object, folder: str) -> None:
         """Writes this rank's file; called on every rank."""
-        torch.save(part_of(self._run, self._model, [self._optimizer]), self._path(folder))
+        part, transport = part_of(self._run, self._model, [self._optimizer]), self._run.transport
+        write(part, folder, rank=transport.rank, workers=transport.size)
 
     def remember(self, models: object, folder: str) -> None:
         """Takes note of where a checkpoint is loaded from."""
@@ -110,12 +111,9 @@ class _OwnPart:
 
     def load_state_dict(self, state: object) -> None:
         """Reads this rank's file, once the model and the optimizer are loaded."""
-        if not (path := self._path(self._folder)).exists():
+        if not (path := path_of(self._folder, self._run.transport.rank)).exists():
             raise AttachError(
                 f"{self._folder} has no {path.name}: it was saved without Tightwire, or by fewer workers. Load the "
                 "model and the optimizer by themselves to begin a new run from them."
             )
         take_up(torch.load(path, weights_only=True), self._run, self._model, [self._optimizer])
-
-    def _path(self, folder: str | pathlib.Path) -> pathlib.Path:
-        return pathlib.Path(folder) / f"tightwire_{self._run.transport.rank}.pt"

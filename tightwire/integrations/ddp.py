@@ -86,12 +86,23 @@ def ddp_hook(
     Raises:
         PlanError: a plan that cannot work, or not under DDP.
     """
+    return DDPHook(
+        plan_for_ddp(plan), current() if transport is None else transport, scaler=scaler, seed=seed
+    )
+
+
+def plan_for_ddp(plan: Plan | str) -> Plan:
+    """Returns a plan that DDP can carry out.
+
+    Raises:
+        PlanError: it cannot, or it is still to be found.
+    """
+    if isinstance(plan, str) and plan.partition(":")[0] in ("auto", "race"):
+        raise PlanError(
+            f"{plan} finds a plan while tightwire.attach trains, and DDP takes one that is known: find it beforehand "
+            "(`tightwire race train.py`, or `tightwire plan`), or name one, such as bsp/allreduce/int8+ef."
+        )
     plan = Plan.parse(plan) if isinstance(plan, str) else plan
-    _require_ddp_can(plan)
-    return DDPHook(plan, current() if transport is None else transport, scaler=scaler, seed=seed)
-
-
-def _require_ddp_can(plan: Plan) -> None:
     refusal = None
     if str(plan.sync) != "bsp":
         refusal = Refusal(
@@ -106,6 +117,7 @@ def _require_ddp_can(plan: Plan) -> None:
         )
     if refusal:
         raise PlanError(f"{refusal} Or use tightwire.attach.")
+    return plan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,8 @@ import torch
 
 from tightwire.errors import AttachError, PeerError
 from tightwire.integrations._extras import needed
-from tightwire.integrations.ddp import DDPHook, ddp_hook
+from tightwire.integrations._parts import path_of, write
+from tightwire.integrations.ddp import DDPHook, ddp_hook, plan_for_ddp
 from tightwire.plan import Plan
 from tightwire.transport import current, init
 
@@ -68,10 +69,9 @@ class TightwireCallback(TrainerCallback):
 
     def __init__(self, trainer: Trainer, plan: Plan | str, *, seed: int = 0) -> None:
         self._trainer, self._seed = trainer, seed
-        self._plan = Plan.parse(plan) if isinstance(plan, str) else plan
+        self._plan = plan_for_ddp(plan)
         self.hook: DDPHook | None = None
         self.resumes_from: str | bool | None = None
-        ddp_hook(self._plan, transport=_nowhere()).close()  # refuses now what DDP cannot do
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Registers the hook with the Trainer's DDP, and takes up what a checkpoint remembers."""
@@ -84,7 +84,8 @@ class TightwireCallback(TrainerCallback):
                 "train with plain data parallelism, or use tw.fsdp_hook."
             )
         init()
-        self.hook = ddp_hook(self._plan, seed=self._seed)
+        scaler = getattr(self._trainer.accelerator, "scaler", None)  # under fp16
+        self.hook = ddp_hook(self._plan, scaler=scaler, seed=self._seed)
         if state.global_step:
             self._resume(args, state)
         self.hook.register(wrapped)
@@ -94,7 +95,7 @@ class TightwireCallback(TrainerCallback):
         if self.hook is not None:
             folder = pathlib.Path(args.output_dir) / f"checkpoint-{state.global_step}"
             folder.mkdir(parents=True, exist_ok=True)
-            torch.save(self.hook.state_dict(), folder / f"tightwire_{args.process_index}.pt")
+            write(self.hook.state_dict(), folder, rank=args.process_index, workers=args.world_size)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ends the hook's thread."""
@@ -107,7 +108,7 @@ class TightwireCallback(TrainerCallback):
         folder = pathlib.Path(given) if isinstance(given, str) else None
         places = [folder, pathlib.Path(args.output_dir) / f"checkpoint-{state.global_step}"]
         for place in filter(None, places):
-            if (path := place / f"tightwire_{args.process_index}.pt").exists():
+            if (path := path_of(place, args.process_index)).exists():
                 self.hook.load_state_dict(torch.load(path, weights_only=True))
                 return
         warnings.warn(
@@ -115,9 +116,3 @@ class TightwireCallback(TrainerCallback):
             f"in {' or '.join(str(place) for place in places if place)}: leftovers begin at zero.",
             stacklevel=2,
         )
-
-
-def _nowhere() -> Any:
-    from tightwire.transport import Single
-
-    return Single()

@@ -10,13 +10,14 @@ from torch import nn
 from torch.nn import Parameter
 
 from tightwire.architecture import ParameterServer
-from tightwire.errors import AttachError
+from tightwire.errors import AttachError, MismatchError
 from tightwire.plan import Phases
 from tightwire.runtime import checkpoint
 from tightwire.runtime.agreement import copy_from_first
 from tightwire.runtime.course import Course
 from tightwire.runtime.engines import Engine
 from tightwire.sync import Sync
+from tightwire.transport.blame import name_ranks
 
 VERSION = 1
 
@@ -53,11 +54,11 @@ class RunState:
         Raises:
             AttachError: a plan with dedicated servers, which are not there to answer.
         """
-        plan, context = self._course.now.plan, self._course.now.context
-        if isinstance(plan.architecture, ParameterServer) and plan.architecture.servers:
+        context = self._course.now.context
+        if self._has_servers_apart:
             raise AttachError(
-                f"{plan} has servers that do not train, and nobody would answer for them; let every worker save "
-                "its own run.state_dict(), or attach with servers that train too (ps:shards=2)."
+                f"{self._course.now.plan} has servers that do not train, and nobody would answer for them; let every "
+                "worker save its own run.state_dict(), or attach with servers that train too (ps:shards=2)."
             )
         part = {"run": self.part()}
         agrees = self._engine.keeps_replicas_equal or not self._engine.flush_is_collective
@@ -70,12 +71,14 @@ class RunState:
 
         Raises:
             AttachError: a checkpoint of another sync, rank or model, or of stages that remember something else.
+            MismatchError: on every rank alike, parts of different checkpoints.
         """
         transport = self._course.now.context.transport
         if parts := state.get("parts"):
             self._load_gathered(parts)
             return
         self._require_same_sync(state)
+        self._require_one_checkpoint(state["workers"])
         self._course.go_to(state["step"])
         if state["workers"] != transport.size:
             warnings.warn(
@@ -110,6 +113,26 @@ class RunState:
             self._engine.resume_at(0)
         else:
             self._engine.load_merged([part["run"]["engine"] for part in parts])
+
+    @property
+    def _has_servers_apart(self) -> bool:
+        """Whether some ranks only serve, and neither save nor load."""
+        architecture = self._course.now.plan.architecture
+        return isinstance(architecture, ParameterServer) and bool(architecture.servers)
+
+    def _require_one_checkpoint(self, workers: int) -> None:
+        """Makes sure that all ranks load what as many workers saved; not where some ranks load nothing."""
+        context = self._course.now.context
+        if context.membership.is_elastic or self._has_servers_apart:
+            return
+        told = [int(other) for other in context.transport.inner.exchange(str(workers).encode())]
+        if len(set(told)) > 1:
+            who = {count: [rank for rank, other in enumerate(told) if other == count] for count in told}
+            parts = "; ".join(f"{name_ranks(ranks)} that of {count} workers" for count, ranks in who.items())
+            raise MismatchError(
+                f"ranks load parts of different checkpoints: {parts}. Save every checkpoint to a folder of its own, "
+                "and have all ranks load from one."
+            )
 
     @property
     def _engine(self) -> Engine:
