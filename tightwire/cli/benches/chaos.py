@@ -73,6 +73,8 @@ def chaos(
         tightwire bench chaos --count 30
 
         tightwire bench chaos --plans "bsp local:4" --faults "kill freeze" --seed 7
+
+        tightwire bench chaos --elastic "local:3@8~bsp auto" --count 30
     """
     from tightwire.bench.chaos import FAULTS, Campaign, run_campaign
     from tightwire.bench.chaos.campaign import families
