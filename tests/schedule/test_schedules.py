@@ -60,6 +60,13 @@ def test_fused_buckets_are_full_and_not_much_fuller(tensors: list[TensorFacts], 
     assert [bucket[-1] for bucket in partition] == sorted(bucket[-1] for bucket in partition)
 
 
+def test_the_first_of_the_usual_buckets_is_small_as_in_ddp() -> None:
+    mebibyte = 2**20
+    tensors = [TensorFacts(num_bytes=mebibyte // 2, kind=kind) for kind in "ab" for _ in range(5)]
+    assert Fusion().partition(tensors) == ((0, 1), (2, 3, 4), (5, 6), (7, 8, 9))
+    assert Fusion(2 * mebibyte).partition(tensors) == ((0, 1, 2, 3), (4,), (5, 6, 7, 8), (9,))
+
+
 def test_one_bucket_per_kind_without_a_limit() -> None:
     tensors = [TensorFacts(num_bytes=8, kind=k) for k in "abab"]
     assert fuse(tensors, math.inf) == ((0, 2), (1, 3))

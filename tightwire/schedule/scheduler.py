@@ -262,21 +262,26 @@ def whole(buckets: Sequence[BucketFacts]) -> tuple[Piece, ...]:
     return tuple(Piece(number, 0, bucket.num_bytes) for number, bucket in enumerate(buckets))
 
 
-def fuse(tensors: Sequence[TensorFacts], bucket_bytes: float) -> Partition:
-    """Fuses neighbours of one kind until a bucket holds at least `bucket_bytes`.
+def fuse(tensors: Sequence[TensorFacts], bucket_bytes: float, first_bytes: float | None = None) -> Partition:
+    """Fuses neighbours of one kind until a bucket holds at least `bucket_bytes`, the first of a kind `first_bytes`.
 
     >>> fuse([TensorFacts(num_bytes=n) for n in (4, 4, 4)], 8)
     ((0, 1), (2,))
+    >>> fuse([TensorFacts(num_bytes=n) for n in (4, 4, 4)], 8, 4)
+    ((0,), (1, 2))
     """
     closed: list[list[int]] = []
     open_by_kind: dict[Hashable, list[int]] = {}
+    full: dict[Hashable, float] = {}
     for position, tensor in enumerate(tensors):
         bucket = open_by_kind.setdefault(tensor.kind, [])
         if not bucket:
             closed.append(bucket)
         bucket.append(position)
-        if sum(tensors[p].num_bytes for p in bucket) >= bucket_bytes:
+        until = full.get(tensor.kind, bucket_bytes if first_bytes is None else first_bytes)
+        if sum(tensors[p].num_bytes for p in bucket) >= until:
             del open_by_kind[tensor.kind]
+            full[tensor.kind] = bucket_bytes
     return tuple(tuple(bucket) for bucket in sorted(closed, key=lambda bucket: bucket[-1]))
 
 
