@@ -1,5 +1,6 @@
 """Schedules: nothing lost, nothing twice, and an order that no arrival can change."""
 
+import dataclasses
 import math
 
 import pytest
@@ -64,6 +65,8 @@ def test_the_first_of_the_usual_buckets_is_small_as_in_ddp() -> None:
     mebibyte = 2**20
     tensors = [TensorFacts(num_bytes=mebibyte // 2, kind=kind) for kind in "ab" for _ in range(5)]
     assert Fusion().partition(tensors) == ((0, 1), (2, 3, 4), (5, 6), (7, 8, 9))
+    coded = [dataclasses.replace(tensor, is_exact=False) for tensor in tensors]
+    assert Fusion().partition(coded) == ((0, 1, 2, 3, 4), (5, 6, 7, 8, 9))
     assert Fusion(2 * mebibyte).partition(tensors) == ((0, 1, 2, 3), (4,), (5, 6, 7, 8), (9,))
 
 

@@ -36,6 +36,7 @@ from tightwire.runtime.first_steps import (
 from tightwire.runtime.habits import Habits, obstacles
 from tightwire.runtime.lookout import Lookout, LossLevel
 from tightwire.runtime.noise import NoiseWatch, gradient_noise
+from tightwire.runtime.proof import Proof
 from tightwire.runtime.race import Contender, Heats, Race, plan_heats
 from tightwire.runtime.racing import Racing
 from tightwire.runtime.shortlist import LOOKED_AT, contenders, rank_timed, value_of
@@ -113,6 +114,7 @@ class Pilot:
         self._heard_any = False
         self._racing: Racing | None = None
         self._lookout: Lookout | None = None
+        self._proof: Proof | None = None
         self._wire = WireWatch(cluster)
         self._probed, self._in_the_way = cluster, list[str]()
         self._told: list[str] = []
@@ -121,6 +123,10 @@ class Pilot:
     def costs(self) -> dict[str, tuple[float, float]]:
         """What programs were measured to take."""
         return self._cluster.costs
+
+    @property
+    def _situation(self) -> Situation:
+        return USUAL if self._profile is None else Situation.of(self._profile)
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -167,6 +173,7 @@ class Pilot:
         else:
             if self._lookout is not None:
                 self._lookout.after_step(run, loss)
+            self._prove(run)
             if (
                 self._profile is not None
                 and (change := self._wire.after_step(run, self._profile)) is not None
@@ -192,6 +199,18 @@ class Pilot:
             if self._takes_baseline:
                 self.baseline_step_s = run.report().step_s
             self._choose(run)
+            if self._takes_baseline and run.plan != Plan.parse(STOCK):
+                self._proof = Proof(run, self.baseline_step_s, self._situation)
+
+    def _prove(self, run: Trainee) -> None:
+        """Goes back to plain all-reduce where that, as measured here, is sooner at a loss than what was chosen."""
+        if self._proof is None or self._proof.is_over or (refuted := self._proof.after_step(run)) is None:
+            return
+        assert self.choice is not None
+        self._say(f"step {run.step}: {refuted}")
+        self._lookout, self._second_look = None, 0
+        step_s = self.baseline_step_s or 0.0
+        self._decide(run, dataclasses.replace(self.choice, plan=STOCK, predicted_step_s=step_s, predicted={}))
 
     def _watched(self, run: Trainee) -> Profile:
         """Returns the profile; what came after backward held the exchange, which is no compute."""
@@ -385,10 +404,9 @@ class Pilot:
             steps = max(AHEAD, math.ceil(SECOND_LOOK_S / max(self.choice.predicted_step_s, 1e-6)))
             rounds = run.plan.sync.steps_per_round
             self._second_look = math.ceil(steps / rounds) * rounds
-        situation = USUAL if self._profile is None else Situation.of(self._profile)
-        if self._heard_any and slow_steps(run.plan, situation) > 1.0:
+        if self._heard_any and slow_steps(run.plan, self._situation) > 1.0:
             milder = [c.plan for c in self.choice.contenders if not c.note]
-            self._lookout = Lookout(milder, run.plan, situation)
+            self._lookout = Lookout(milder, run.plan, self._situation)
             self._lookout.begin(run, level)
 
 

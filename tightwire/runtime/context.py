@@ -25,6 +25,7 @@ from tightwire.buckets import Bucket, BucketLayout, Slot, plan_layout
 from tightwire.catalogue import parse_compression
 from tightwire.compression import Codec, Identity, compile_kernels
 from tightwire.compression.routing import compression_for
+from tightwire.compression.stage import sender_of
 from tightwire.devices import DeviceMemory, device_named, device_of
 from tightwire.plan import Plan, Route
 from tightwire.runtime.exchange import Exchange
@@ -134,6 +135,7 @@ class RunContext:
                 num_bytes=t.numel() * t.itemsize,
                 kind=(str(t.dtype), str(t.device), *map(str, routes[name])),
                 ready_s=ready_s.get(name, 0.0),
+                is_exact=sender_of(routes[name]).lossless,
             )
             for name, t in backward.items()
         ]

@@ -36,7 +36,7 @@ SEEDED = (
         for compression in (
             "bf16", "int8+ef", "int4+ef", "int2+ef", "powersgd:2+ef", "powersgd:4+ef", "powersgd:8+ef", "topk:0.01+ef",
         )
-        for schedule in ("fusion", "mgwfbp")
+        for schedule in ("fusion", "fusion:4MiB")
     ),
     *(
         f"local:{steps}/allreduce/{compression}/fusion"

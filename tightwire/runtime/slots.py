@@ -15,6 +15,7 @@ from tightwire.architecture.gossip.neighbours import Neighbours
 from tightwire.buckets import Bucket, BucketLayout, on_host, plan_layout
 from tightwire.compression import Codec, compile_kernels
 from tightwire.compression.checks import is_finite
+from tightwire.compression.stage import sender_of
 from tightwire.plan import Plan
 from tightwire.runtime.context import RunContext
 from tightwire.schedule import TensorFacts
@@ -98,7 +99,11 @@ def cut(
     """Returns the buckets, each with how it travels."""
     routes = {name: context.compression_of(name, p, plan) for name, p in parameters.items()}
     facts = [
-        TensorFacts(num_bytes=p.numel() * p.itemsize, kind=(str(p.dtype), *map(str, routes[name])))
+        TensorFacts(
+            num_bytes=p.numel() * p.itemsize,
+            kind=(str(p.dtype), *map(str, routes[name])),
+            is_exact=sender_of(routes[name]).lossless,
+        )
         for name, p in parameters.items()
     ]
     # Neighbours' values are mixed on the host, wherever the parameters are.

@@ -62,7 +62,7 @@ class Fusion(Schedule):
     """Exchanges buckets of a fixed size, each as soon as its last gradient is ready.
 
     As in DDP, the first of the usual buckets is small, so that something is on its way early; a size of one's own
-    holds for all.
+    holds for all. What a codec makes small is not worth another message.
 
     Args:
         bucket_bytes: a bucket is closed once it holds this much; the unit may be written, as in `fusion:4MiB`.

@@ -34,11 +34,13 @@ class TensorFacts:
         num_bytes: its size before compression.
         kind: tensors of different kinds (dtype, device, codec) never share a bucket.
         ready_s: when backward produces it, from the start of backward; 0 when not measured.
+        is_exact: whether it travels as it is; else a codec leaves less to move than its size says.
     """
 
     num_bytes: int
     kind: Hashable = None
     ready_s: float = 0.0
+    is_exact: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,7 +265,9 @@ def whole(buckets: Sequence[BucketFacts]) -> tuple[Piece, ...]:
 
 
 def fuse(tensors: Sequence[TensorFacts], bucket_bytes: float, first_bytes: float | None = None) -> Partition:
-    """Fuses neighbours of one kind until a bucket holds at least `bucket_bytes`, the first of a kind `first_bytes`.
+    """Fuses neighbours of one kind until a bucket holds at least `bucket_bytes`.
+
+    The first of a kind that travels as it is may be smaller, of `first_bytes`.
 
     >>> fuse([TensorFacts(num_bytes=n) for n in (4, 4, 4)], 8)
     ((0, 1), (2,))
@@ -272,16 +276,18 @@ def fuse(tensors: Sequence[TensorFacts], bucket_bytes: float, first_bytes: float
     """
     closed: list[list[int]] = []
     open_by_kind: dict[Hashable, list[int]] = {}
-    full: dict[Hashable, float] = {}
+    begun: set[Hashable] = set()
     for position, tensor in enumerate(tensors):
         bucket = open_by_kind.setdefault(tensor.kind, [])
         if not bucket:
             closed.append(bucket)
         bucket.append(position)
-        until = full.get(tensor.kind, bucket_bytes if first_bytes is None else first_bytes)
-        if sum(tensors[p].num_bytes for p in bucket) >= until:
+        full_bytes = bucket_bytes
+        if first_bytes is not None and tensor.is_exact and tensor.kind not in begun:
+            full_bytes = first_bytes
+        if sum(tensors[p].num_bytes for p in bucket) >= full_bytes:
             del open_by_kind[tensor.kind]
-            full[tensor.kind] = bucket_bytes
+            begun.add(tensor.kind)
     return tuple(tuple(bucket) for bucket in sorted(closed, key=lambda bucket: bucket[-1]))
 
 

@@ -34,7 +34,12 @@ def _routes(compression: tuple[CompressionAnswer, ...], profile: Profile) -> Rou
 @lru_cache(maxsize=256)
 def _facts(compression: tuple[CompressionAnswer, ...], profile: Profile) -> tuple[TensorFacts, ...]:
     return tuple(
-        TensorFacts(num_bytes=p.numel * p.itemsize, kind=(p.itemsize, *map(str, route)), ready_s=p.ready_s)
+        TensorFacts(
+            num_bytes=p.numel * p.itemsize,
+            kind=(p.itemsize, *map(str, route)),
+            ready_s=p.ready_s,
+            is_exact=sender_of(route).lossless,
+        )
         for p, route in zip(profile.parameters, _routes(compression, profile), strict=True)
     )
 

@@ -23,6 +23,7 @@ from tightwire.architecture.server.shard import Shard
 from tightwire.buckets import on_host, plan_layout
 from tightwire.compression import Codec
 from tightwire.compression.compiling import compile_kernels
+from tightwire.compression.stage import sender_of
 from tightwire.devices import device_of
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
@@ -303,7 +304,11 @@ class ServerEngine(ServedMember):
         tensors = {name: p for name, p in reversed(self._trained.items()) if owner_of[name] == owner}
         routes = {name: self._context.compression_of(name, p, plan) for name, p in tensors.items()}
         facts = [
-            TensorFacts(num_bytes=p.numel() * p.itemsize, kind=(str(p.dtype), *map(str, routes[name])))
+            TensorFacts(
+                num_bytes=p.numel() * p.itemsize,
+                kind=(str(p.dtype), *map(str, routes[name])),
+                is_exact=sender_of(routes[name]).lossless,
+            )
             for name, p in tensors.items()
         ]
         layout = plan_layout(tensors, plan.schedule.partition(facts))
