@@ -11,7 +11,17 @@ import pytest
 import torch
 
 from tests.lobby import Elastic, Worker
-from tests.runtime.training import job, momentum, same, values
+from tests.runtime.training import (
+    MakeOptimizer,
+    adam,
+    assert_close,
+    job,
+    momentum,
+    plain,
+    same,
+    train_all,
+    values,
+)
 from tightwire.errors import PeerError
 from tightwire.plan import Phases, Plan
 from tightwire.runtime import course, in_force
@@ -97,19 +107,31 @@ def test_who_loses_somebody_before_it_has_the_states_that_it_lacks_lacks_them_st
     assert same(one, other)
 
 
+@pytest.mark.parametrize("optimizer", [momentum, adam])
+@pytest.mark.parametrize(
+    "plan", ["ssp:0/ps@4~bsp", "bsp@3~ssp:0/ps@6~bsp", "ssp:0/ps@4~ssp:0/ps:shards=1@6~bsp"]
+)
+def test_what_servers_remember_of_parameters_goes_on_without_them(
+    plan: str, optimizer: MakeOptimizer
+) -> None:
+    for trained in train_all(3, plan, steps=8, optimizer=optimizer):
+        assert_close(trained.parameters, plain(3, steps=8, optimizer=optimizer))
+
+
+@pytest.mark.parametrize("read", ["state_dict", "give_back"])
 @pytest.mark.parametrize("plan", ["ssp:0/ps@5~local:2", "asp/ps@5~bsp", "ssp:0/ps@5~ssp:0/ps:shards=2"])
 def test_a_death_after_the_last_meeting_with_servers_ends_no_phase_with_an_error(
-    plan: str, monkeypatch: pytest.MonkeyPatch
+    plan: str, read: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Worker 1 hears of it while it reads what its engine remembers, which takes a word of every server."""
-    read = ServerEngine.state_dict
+    reading = getattr(ServerEngine, read)
 
-    def lose_and_read(engine: ServerEngine) -> dict[str, Any]:
+    def lose_and_read(engine: ServerEngine) -> Any:
         if is_worker(1) and not elastic.workers[2].is_dead:
             raise lose(elastic, 2)
-        return read(engine)
+        return reading(engine)
 
-    monkeypatch.setattr(ServerEngine, "state_dict", lose_and_read)
+    monkeypatch.setattr(ServerEngine, read, lose_and_read)
     elastic = Elastic(trainer(plan), start=4, dies_at=[])
     ends = elastic.join()
     assert len(ends) == 3

@@ -88,29 +88,32 @@ class InForce:
 
         Args:
             plan: of the next one.
-            were_equal: whether what optimizers remember is equal on all members; None: where the engine kept it so.
+            were_equal: whether what optimizers remember is equal on all members, where they were set back; None: they
+                go on with what the engine leaves.
         """
         before, membership = self.engine, self.context.membership
         self.plan = plan
         for member in self.context.optimizers.members:
             configure_variance(member, plan, lambda: self.engine.last_round)
         if self.is_alone:
-            return self._end(before)
+            return self._end(before, gives_back=False)
         self.owes_states = not (before.keeps_replicas_equal if were_equal is None else were_equal)
         number, remembered = membership.number, list[dict[str, Any]]()
 
         def change() -> None:
-            remembered.append(self._end(before))
+            remembered.append(self._end(before, gives_back=were_equal is None))
             self.build_engine()
             self.settle_states()
 
         membership.guard(change)
         return remembered[0] if number == membership.number else {}  # else all have what the furthest has
 
-    def _end(self, engine: Engine) -> dict[str, Any]:
+    def _end(self, engine: Engine, *, gives_back: bool) -> dict[str, Any]:
         """Closes the engine after a meeting, and returns what it remembered. Every member."""
         try:
             state = engine.state_after_meeting()
+            if gives_back:
+                engine.give_back()
         except PeerError:
             if self.context.membership.is_elastic:  # which goes on from the next engine, if from none yet
                 self.context.transport.inner.close()

@@ -129,8 +129,9 @@ def optimizer_state(optimizer: Optimizer, copies: Mapping[str, Parameter]) -> di
 def load_optimizer_state(
     optimizer: Optimizer, copies: Mapping[str, Parameter], state: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Takes up what `optimizer_state` returned."""
-    optimizer.state.clear()
+    """Takes up what `optimizer_state` returned, in place of what is remembered of these parameters."""
+    for parameter in copies.values():
+        optimizer.state.pop(parameter, None)
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     for name, kept in state.items():
         parameter = copies[name]

@@ -132,6 +132,9 @@ class Remembering(Protocol):
     def state_after_meeting(self) -> dict[str, Any]:
         """Returns the same right after `flush`, before anybody goes on. Every rank."""
 
+    def give_back(self) -> None:
+        """Leaves with the user's optimizers what others remembered in their place. Every rank, after that; blocks."""
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state_dict` returned; what is under way is waited for and dropped."""
 
@@ -357,6 +360,9 @@ class BaseEngine:
     def state_after_meeting(self) -> dict[str, Any]:
         """Asks as at any other time."""
         return self.state_dict()
+
+    def give_back(self) -> None:
+        """Has nothing: the user's optimizers remember for themselves."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Remembers nothing."""

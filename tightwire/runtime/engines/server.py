@@ -17,7 +17,7 @@ from tightwire.architecture import ParameterServer
 from tightwire.architecture.server.client import Client, LocalClient, RemoteClient
 from tightwire.architecture.server.layout import MessageLayout
 from tightwire.architecture.server.messages import Flag, Post
-from tightwire.architecture.server.optimizer import Settings
+from tightwire.architecture.server.optimizer import Settings, load_optimizer_state
 from tightwire.architecture.server.service import Service
 from tightwire.architecture.server.shard import Shard
 from tightwire.buckets import on_host, plan_layout
@@ -192,6 +192,14 @@ class ServerEngine(ServedMember):
         }
         self.flush()  # until then nobody goes on, and shards are as they landed
         return state
+
+    def give_back(self) -> None:
+        """Fetches what all shards remember, without values: the next plan's optimizer steps on with it."""
+        fetched = [share.client.fetch(values=False)["optimizer"] for share in self._shares]
+        self.flush()  # until then nobody leaves
+        remembered = {name: kept for shard in fetched for name, kept in shard.items()}
+        if self._shares:
+            load_optimizer_state(self._optimizer, self._trained, remembered)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state_dict` returned. Every worker.
