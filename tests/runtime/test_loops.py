@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +32,7 @@ from tightwire.errors import AttachError, MismatchError, PeerError
 from tightwire.profile import measure_codecs, measure_pass
 from tightwire.runtime import shortlist
 from tightwire.runtime.habits import Habits, obstacles
+from tightwire.runtime.membership import Called, Membership
 from tightwire.runtime.step import Optimizers
 from tightwire.transport import Single, Transport, run_threads
 
@@ -687,9 +689,35 @@ def test_a_rank_that_ends_early_follows_the_others(plan: str, steps: tuple[int, 
 
 
 @pytest.mark.parametrize("steps", [(2, 5), (5, 2)])
-@pytest.mark.parametrize("plan", ["bsp", "local:2", "lag:0"])
+@pytest.mark.parametrize("plan", ["bsp", "local:2", "lag:0", "delayed:2", "bsp/allreduce/none/dear"])
 def test_buffers_follow_whoever_still_trains(plan: str, steps: tuple[int, int]) -> None:
     first, second = on_threads(lambda t: uneven(t, plan, steps, model=Normed(t.rank), buffers="every-step"))
+    assert same(first, second)
+
+
+@pytest.mark.parametrize("plan", ["delayed:1", "acco", "bsp/allreduce/none/dear"])
+def test_who_hears_late_who_trained_copies_buffers_at_the_same_step(
+    plan: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else another would wait for it there, and it for the other in the last meeting."""
+    note = Membership.note
+
+    def note_late(self: Membership, called: Called, size: int) -> None:
+        if self is late[0]:
+            time.sleep(0.02)
+        note(self, called, size)
+
+    def train(transport: Transport) -> list[Tensor]:
+        with job(transport, plan, model=Normed(transport.rank), buffers="every-step") as j:
+            if transport.rank == 0:
+                late.append(j.run.course.now.context.membership)
+            for step in range(3):
+                j.step(step)
+        return [*values(j.model), *(b.clone() for b in j.model.buffers())]
+
+    late: list[Membership] = []
+    monkeypatch.setattr(Membership, "note", note_late)
+    first, second = on_threads(train)
     assert same(first, second)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +25,7 @@ from tests.runtime.training import (
 )
 from tightwire.errors import PeerError
 from tightwire.plan import Phases, Plan
-from tightwire.runtime import course, in_force
+from tightwire.runtime import buffers, course, in_force
 from tightwire.runtime.engines.server import ServerEngine
 from tightwire.runtime.meeting import News, Told
 from tightwire.transport import Transport, run_threads
@@ -162,3 +163,75 @@ def test_what_an_engine_remembers_is_carried_over_by_all_or_by_none(before: str,
 
     ends = run_threads(3, train, deadline_s=20)
     assert all(same(ends[0], end) for end in ends[1:])
+
+
+class Counted(torch.nn.Linear):
+    """A model with a buffer, which its passes change."""
+
+    def __init__(self) -> None:
+        super().__init__(5, 3)
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.passes += x.mean().detach()
+        return super().forward(x)
+
+
+def counting(plan: str, steps: tuple[int, ...], ends: int = 1) -> Train:
+    """Has each worker make so many steps, and as many again after all are finished."""
+
+    def train(transport: Transport, worker: Worker) -> list[torch.Tensor]:
+        model = Counted()
+        with job(transport, plan, model=model, optimizer=momentum, buffers="every-step") as j:
+            for end in range(1, ends + 1):
+                while j.run.step < end * steps[int(worker.name.split()[-1]) % len(steps)]:
+                    j.step(j.run.step)
+                j.run.finish()
+        return [*values(model), model.passes]
+
+    return train
+
+
+@pytest.mark.parametrize("ends", [1, 2])
+@pytest.mark.parametrize("moment", ["before", "within", "after"])
+def test_who_loses_somebody_while_buffers_are_made_equal_at_the_end_ends_with_the_others(
+    moment: str, ends: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Worker 1 does before the last copy, before all have it, or after, when 0 may be gone or train on."""
+    conclude, copied = course.Course._conclude, buffers.BufferSync.copy
+    is_ending = threading.local()
+
+    def strikes(at: str) -> bool:
+        return at == moment and is_worker(1) and not elastic.workers[2].is_dead
+
+    def conclude_and_lose(self: course.Course, told: Told) -> None:
+        if strikes("before"):
+            raise lose(elastic, 2)
+        is_ending.now = True
+        conclude(self, told)
+        is_ending.now = False
+        if strikes("after"):
+            raise lose(elastic, 2)
+
+    def copy_and_lose(self: buffers.BufferSync, source: int) -> None:
+        copied(self, source)
+        if getattr(is_ending, "now", False) and strikes("within"):
+            raise lose(elastic, 2)
+
+    monkeypatch.setattr(course.Course, "_conclude", conclude_and_lose)
+    monkeypatch.setattr(buffers.BufferSync, "copy", copy_and_lose)
+    elastic = Elastic(counting("bsp", (4,), ends), start=3, dies_at=[])
+    one, other = elastic.join()
+    assert same(one, other)
+
+
+@pytest.mark.parametrize("steps", [(3,), (1, 3)])
+@pytest.mark.parametrize("plan", ["bsp", "local:2", "delayed:1", "bsp/allreduce/none/dear"])
+def test_wherever_a_worker_dies_those_left_end_with_equal_buffers(plan: str, steps: tuple[int, ...]) -> None:
+    """Worker 0, whose buffers the others copy, at every send of its own after the first."""
+    for dies_at in itertools.count(2):
+        elastic = Elastic(counting(plan, steps), start=3, dies_at=[dies_at])
+        ends = elastic.join()
+        assert all(same(ends[0], end) for end in ends[1:]), dies_at
+        if not elastic.workers[0].is_dead:
+            break

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 
 from torch import Tensor
 
 from tightwire.runtime.agreement import copy_from
+from tightwire.runtime.membership import Called
 from tightwire.transport import Counting
 
 
 class BufferSync:
     """Copies buffers from the lowest rank that trains, once for every round that all members share.
 
-    A worker that trains copies when its step is over; one that is finished, when it has taken part in the round.
+    A worker that trains copies when its step is over, never within a pass, which may still need them; one that is
+    finished, when it has taken part in the round. Who trained in a round may still be on its way then, and is waited
+    for: else one worker would copy now and another a step later.
 
     Attributes:
         transport: counts what is sent; over the members.
@@ -23,19 +27,26 @@ class BufferSync:
     def __init__(self, transport: Counting, buffers: Callable[[], Mapping[str, Tensor]]) -> None:
         self.transport = transport
         self._buffers = buffers
-        self._rounds: deque[int] = deque()
+        self._rounds: deque[tuple[Future[Called], bool]] = deque()
 
-    def note(self, present: int) -> None:
-        """Takes in a round, in which so many trained."""
-        self._rounds.append(present)
+    @property
+    def are_due(self) -> bool:
+        """Whether a round was noted for which nothing was copied yet."""
+        return bool(self._rounds)
 
-    def settle(self, *, trains: bool) -> None:
+    def note(self, told: Future[Called], trains: bool) -> None:
+        """Takes in a round that begins, and whether this worker trains in it."""
+        self._rounds.append((told, trains))
+
+    def settle(self) -> None:
         """Makes buffers equal for all rounds noted. Every member; blocks."""
         while self._rounds:
-            source = 0
-            if self._rounds.popleft() < self.transport.size:  # somebody is finished, perhaps rank 0
-                source = self.transport.exchange(bytes([trains])).index(b"\x01")
-            self.copy(source)
+            told, trains = self._rounds.popleft()
+            present = told.result().present
+            if present == self.transport.size:
+                self.copy(0)
+            elif present:  # somebody is finished, perhaps rank 0
+                self.copy(self.transport.exchange(bytes([trains])).index(b"\x01"))
 
     def copy(self, source: int) -> None:
         """Makes buffers equal to one rank's. Every member; blocks."""

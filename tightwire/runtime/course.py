@@ -141,8 +141,8 @@ class Course:
         if (plan := self.now.next_plan) is not self.now.plan:
             self.turn(plan, keep=False)
 
-    def finish(self) -> int:
-        """Meets until all are finished, and follows those that train on; returns the rank that trained longest.
+    def finish(self) -> None:
+        """Meets until all are finished, and follows those that train on.
 
         Every member, when its data is over.
         """
@@ -159,7 +159,6 @@ class Course:
             elif told.of("rebuild"):
                 self._rebuild(told)
         self._renewal.trains = True
-        return max(range(len(told.news)), key=lambda rank: told.news[rank].step)
 
     def leave(self) -> None:
         """Leaves with the next round.
@@ -249,6 +248,8 @@ class Course:
 
     def _come(self, news: News) -> Told:
         """Flushes, and hears why all have come."""
+        if self._membership.is_elastic:  # a round may have been repeated since the last step
+            self._membership.settle()
         self.now.engine.flush()
         news = replace(news, step=self.now.step, waited_s=self.now.record.waited_s)
         if self.now.is_alone or not self.now.engine.flush_is_collective:
@@ -256,7 +257,15 @@ class Course:
         told = meet(self.now.context.transport.inner, news)
         if self._membership.uneven and self.now.engine.keeps_replicas_equal:
             self.now.make_states_equal()  # parameters are equal already
+        if told.are_finished:
+            self._conclude(told)
         return told
+
+    def _conclude(self, told: Told) -> None:
+        """Does what is left to do once all are finished."""
+        self._membership.conclude(max(range(len(told.news)), key=lambda rank: told.news[rank].step))
+        if self._membership.is_elastic:  # who has met may go for good: not before all have everything
+            self.now.context.transport.inner.exchange(b"")
 
     def _follow(self, told: Told) -> None:
         """Goes on among those who stay and come."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
@@ -76,7 +77,11 @@ def _nothing(standing: Standing) -> Mapping[str, str]:
     return {}
 
 
-def _hear_nothing(present: int) -> None:
+def _hear_nothing(told: Future[Called], trains: bool) -> None:
+    pass
+
+
+def _leave_buffers(longest: int) -> None:
     pass
 
 
@@ -97,8 +102,9 @@ class Membership:
         number: grows whenever members change.
         standing: tells what must be equal; asked at every roll.
         describe: tells the same in words, for the error.
-        heard: is told how many trained in each round of all members.
+        hear: is given what every roll of all members will tell, and whether this worker trains.
         settle: called on a finished member when it has taken part in a round.
+        conclude: given the rank that trained longest, once all are finished. Every member; blocks.
         leaving: whether this worker leaves with the next round.
         calls_meeting: whether a round said that somebody leaves, so that all must meet now.
         meetings: how often all have met.
@@ -114,8 +120,9 @@ class Membership:
     number: int = 0
     standing: Callable[[], Standing] = Standing
     describe: Callable[[Standing], Mapping[str, str]] = _nothing
-    heard: Callable[[int], None] = _hear_nothing
+    hear: Callable[[Future[Called], bool], None] = _hear_nothing
     settle: Callable[[], None] = _no_buffers
+    conclude: Callable[[int], None] = _leave_buffers
     leaving: bool = False
     calls_meeting: bool = False
     uneven: bool = False
@@ -197,8 +204,6 @@ class Membership:
         """Takes in who was there."""
         self.calls_meeting = self.calls_meeting or called.leaving > 0
         self.uneven = self.uneven or 0 < called.present < size
-        if called.present and size == len(self.ranks):
-            self.heard(called.present)
 
     def note_weight(self, called: Called) -> None:
         """Takes in the sum of weights, so that what is sent keeps its size. At the same point on every rank."""
@@ -285,7 +290,20 @@ class Roll:
         who = [float(present), float(present) if weight is None else weight, float(leaving)]
         told = torch.tensor([*who, *digits, *(digit * digit for digit in digits)])
         brought = torch.zeros(self._own) if own is None else own
-        return lambda: self._add_up(torch.cat([told, brought]), standing)
+        heard: Future[Called] = Future()
+        if self._transport.size == len(self._membership.ranks):
+            self._membership.hear(heard, present)
+
+        def call() -> Called:
+            try:
+                called = self._add_up(torch.cat([told, brought]), standing)
+            except BaseException as error:
+                heard.set_exception(error)  # whoever waits for it must learn of it
+                raise
+            heard.set_result(called)
+            return called
+
+        return call
 
     def call(
         self,

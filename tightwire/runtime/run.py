@@ -297,9 +297,7 @@ class Run:
         self._accumulated_at = -1
         if self._passes is not None and self.step == 0 and self._passes.saw_changes == 1:
             warnings.warn(STEP_NEVER_SEEN, stacklevel=2)
-        longest = self._course.finish()
-        if self._syncs_buffers and not self._now.is_alone:
-            self._buffers.copy(longest)
+        self._course.finish()
 
     def leave(self) -> None:
         """Leaves for good after the next round of a local method; the run is closed then, and the others go on.
@@ -485,8 +483,7 @@ class Run:
         self._accumulated_at = -1
         context.tracer.record("compute", "optimizer", self._step_start_s, time.perf_counter())
         context.membership.guard(lambda: now.engine.after_step(now.step), can_wait=now.engine.postpones)
-        if self._syncs_buffers:
-            self._context.membership.guard(lambda: self._buffers.settle(trains=True))
+        self._settle_buffers()
         exposed_s = now.engine.exposed_s
         now.record.note_wait(exposed_s)
         if self._writer is not None:  # before another plan or other members, whose times begin anew
@@ -494,12 +491,18 @@ class Run:
         course.end_step()
         if course.has_left:
             self._go_by_notice()
+        self._settle_buffers()
         if self._pilot is not None:
             self._pilot.after_step(self, exposed_s)
         course.end_phase()
         now.record.end_step()
         if self._keeping is not None:
             self._keeping.after_step(self, self.step if now.is_alone else now.engine.rounds)
+
+    def _settle_buffers(self) -> None:
+        """Makes buffers equal for the rounds of this step; also for one that is repeated without a lost member."""
+        while self._buffers.are_due:
+            self._context.membership.guard(self._buffers.settle)
 
     def _go_by_notice(self) -> NoReturn:
         """Ends this worker, which was told to leave (SIGTERM) and has left; the others go on."""
@@ -531,8 +534,9 @@ class Run:
         passes.on_backward = lambda: self._engine.begin_backward()
         passes.pauses = lambda: self._evaluation.is_lent
         if self._syncs_buffers:
-            membership.heard = lambda present: self._buffers.note(present)
-            membership.settle = lambda: self._buffers.settle(trains=False)
+            membership.hear = lambda told, trains: self._buffers.note(told, trains)
+            membership.settle = lambda: self._buffers.settle()
+            membership.conclude = lambda longest: self._buffers.copy(longest)
 
     def _shared_parameters(self) -> dict[str, Parameter]:
         """Returns what is kept in step, by name."""
