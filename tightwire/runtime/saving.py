@@ -121,9 +121,12 @@ class RunState:
         return isinstance(architecture, ParameterServer) and bool(architecture.servers)
 
     def _require_one_checkpoint(self, workers: int) -> None:
-        """Makes sure that all ranks load what as many workers saved; not where some ranks load nothing."""
+        """Makes sure that all ranks load what as many workers saved.
+
+        Not where some ranks load nothing, nor after the first step: others may still need this rank for a round then.
+        """
         context = self._course.now.context
-        if context.membership.is_elastic or self._has_servers_apart:
+        if context.membership.is_elastic or self._has_servers_apart or self._course.now.step > 0:
             return
         told = [int(other) for other in context.transport.inner.exchange(str(workers).encode())]
         if len(set(told)) > 1:
