@@ -119,6 +119,39 @@ def test_what_servers_remember_of_parameters_goes_on_without_them(
         assert_close(trained.parameters, plain(3, steps=8, optimizer=optimizer))
 
 
+@pytest.mark.parametrize(
+    "first",
+    [
+        "local:2",
+        "diloco:2",
+        "easgd:2",
+        "bsp/gossip:ring",
+        "delayed:1",
+        "ssp:0/ps",
+        "asp/ps",
+        "async-diloco:2/ps",
+    ],
+)
+def test_a_checkpoint_of_a_later_phase_is_what_training_goes_on_from(first: str) -> None:
+    def train(transport: Transport) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        with job(transport, f"{first}@3~bsp", optimizer=momentum) as j:
+            for step in range(8):
+                if step == 5:
+                    kept = copy.deepcopy((j.model.state_dict(), j.optimizer.state_dict(), j.run.state_dict()))
+                j.step(step)
+            whole = values(j.model)
+        with job(transport, f"{first}@3~bsp", optimizer=momentum) as j:
+            j.model.load_state_dict(kept[0])
+            j.optimizer.load_state_dict(kept[1])
+            j.run.load_state_dict(kept[2])
+            for step in range(5, 8):
+                j.step(step)
+            return whole, values(j.model)
+
+    for whole, resumed in run_threads(3, train, deadline_s=20):
+        assert same(whole, resumed)
+
+
 @pytest.mark.parametrize("read", ["state_dict", "give_back"])
 @pytest.mark.parametrize("plan", ["ssp:0/ps@5~local:2", "asp/ps@5~bsp", "ssp:0/ps@5~ssp:0/ps:shards=2"])
 def test_a_death_after_the_last_meeting_with_servers_ends_no_phase_with_an_error(

@@ -100,8 +100,7 @@ class Course:
             told = self.meet(News(why="turn", plan=str(plan), goes_back=True))
             are_equal = are_equal and not told.of("finish")
         self.now.ask(asked)
-        snapshot.restore()
-        self.now.begin(plan, were_equal=are_equal)
+        self.now.begin(plan, were_equal=are_equal, back_to=snapshot)
         if remembering and snapshot.engine is not None:
             self.now.engine.load_state_dict(snapshot.engine)
 
@@ -135,11 +134,19 @@ class Course:
         ):  # else others took this worker along
             self.turn(plan, keep=False)  # what stages remember of one phase means nothing in the next
 
-    def go_to(self, step: int) -> None:
-        """Counts on from another step, under its phase. Every member."""
+    def go_to(self, step: int, *, anew: bool = False) -> None:
+        """Counts on from another step, under its phase, with the model and optimizers that were loaded. Every member.
+
+        Args:
+            step: the last that counts as made.
+            anew: whether the engine is built anew where the plan stays.
+        """
         self.now.step = step
-        if (plan := self.now.next_plan) is not self.now.plan:
-            self.turn(plan, keep=False)
+        if (plan := self.now.next_plan) is not self.now.plan or anew:
+            # Else the meeting would make parameters those that all had in common before.
+            loaded = Snapshot(self.now.context.model, self.now.context.optimizers)
+            self.meet(News(why="turn", plan=str(plan)))
+            self.now.begin(plan, were_equal=False, back_to=loaded)
 
     def finish(self) -> None:
         """Meets until all are finished, and follows those that train on.

@@ -17,6 +17,7 @@ from tightwire.runtime.engines import Engine, LoneEngine, build_engine, remember
 from tightwire.runtime.phases import spelled_out
 from tightwire.runtime.record import Record
 from tightwire.runtime.replicas import make_states_equal
+from tightwire.runtime.snapshot import Snapshot
 from tightwire.runtime.variance import configure_variance
 from tightwire.transport import Counting
 
@@ -83,32 +84,35 @@ class InForce:
         self.context = self.context.over(transport)
         self._on_members(self.context)
 
-    def begin(self, plan: Plan, *, were_equal: bool | None = None) -> dict[str, Any]:
+    def begin(
+        self, plan: Plan, *, were_equal: bool | None = None, back_to: Snapshot | None = None
+    ) -> dict[str, Any]:
         """Replaces the engine, in which nothing is under way; returns what it remembered. Every member.
 
         Args:
             plan: of the next one.
-            were_equal: whether what optimizers remember is equal on all members, where they were set back; None: they
-                go on with what the engine leaves.
+            were_equal: whether what optimizers remember is equal on all members, where they were set back or
+                loaded; None: they go on with what the engine leaves.
+            back_to: is restored between the two engines: what the one leaves is not to overwrite it.
         """
         before, membership = self.engine, self.context.membership
         self.plan = plan
         for member in self.context.optimizers.members:
             configure_variance(member, plan, lambda: self.engine.last_round)
         if self.is_alone:
-            return self._end(before, gives_back=False)
+            return self._end(before, gives_back=False, back_to=back_to)
         self.owes_states = not (before.keeps_replicas_equal if were_equal is None else were_equal)
         number, remembered = membership.number, list[dict[str, Any]]()
 
         def change() -> None:
-            remembered.append(self._end(before, gives_back=were_equal is None))
+            remembered.append(self._end(before, gives_back=were_equal is None, back_to=back_to))
             self.build_engine()
             self.settle_states()
 
         membership.guard(change)
         return remembered[0] if number == membership.number else {}  # else all have what the furthest has
 
-    def _end(self, engine: Engine, *, gives_back: bool) -> dict[str, Any]:
+    def _end(self, engine: Engine, *, gives_back: bool, back_to: Snapshot | None) -> dict[str, Any]:
         """Closes the engine after a meeting, and returns what it remembered. Every member."""
         try:
             state = engine.state_after_meeting()
@@ -121,6 +125,8 @@ class InForce:
                 self._close(engine)
             raise
         self._close(engine)
+        if back_to is not None:
+            back_to.restore()
         return state
 
     def _close(self, engine: Engine) -> None:

@@ -96,7 +96,7 @@ class RunState:
                 "loads its own, or run.state_dict(gather=True)."
             )
         if self._course.now.context.observed.take(state.get("observed")):
-            self._course.turn(self._course.now.plan, keep=False)
+            self._course.go_to(state["step"], anew=True)
         self._engine.load_state_dict(state["engine"])
 
     def _load_gathered(self, parts: Sequence[Mapping[str, Any]]) -> None:
