@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 
 from tightwire.errors import PeerError
+from tightwire.transport import lighthouse
+from tightwire.transport.join import within
 from tightwire.transport.lighthouse import Lighthouse
 
 
@@ -44,3 +47,41 @@ def test_worlds_are_in_the_launchers_order(monkeypatch: pytest.MonkeyPatch) -> N
         names.append(door.name)
         door.close()
     assert names == sorted(names)
+
+
+class NamesBoth:
+    """A lighthouse's client: every quorum is of the worker that asks and of one that does not come."""
+
+    def quorum(self, name: str, *limit: Any, store_address: str, step: int) -> SimpleNamespace:
+        members = [
+            SimpleNamespace(replica_id=name, step=1, store_address=store_address),
+            SimpleNamespace(replica_id="somebody-1", step=1),
+        ]
+        made = SimpleNamespace(seconds=0, nanos=0)
+        return SimpleNamespace(quorum_id=1, participants=members, created=made)
+
+    def heartbeat(self, *asked: Any) -> None:
+        pass
+
+
+def test_who_still_waits_for_a_lost_world_does_not_hold_up_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gloo waits for addresses of the dead on a thread that cannot be ended; the store's host meets again meanwhile."""
+    waiting: list[threading.Thread] = []
+
+    def join(store: Any, *place: Any, **limits: Any) -> SimpleNamespace:
+        if not waiting:
+            waiting.append(threading.Thread(target=store.wait, args=(["address"],)))
+            waiting[0].start()
+            time.sleep(0.1)
+            raise PeerError("somebody-1 has died", [1])
+        within(10.0, lambda: store.set("here", ""), is_host=True)
+        assert waiting[0].is_alive()
+        return SimpleNamespace(num_channels=0, close=lambda: store.set("address", ""))
+
+    monkeypatch.setattr(Lighthouse, "_connect", lambda self: NamesBoth())
+    monkeypatch.setattr(lighthouse, "join", join)
+    door = Lighthouse("http://127.0.0.1:1", min_workers=1, secret="", deadline_s=60.0, late_s=60.0)
+    assert len(door.enter(1).names) == 2
+    door.close()  # here it writes what the thread waits for
+    waiting[0].join(10.0)
+    assert not waiting[0].is_alive()

@@ -245,8 +245,11 @@ class Lighthouse:
         host, _, port = quorum.participants[0].store_address.rpartition(":")
         limit = timedelta(seconds=self._deadline_s)
         place = (host, int(port), None, False, limit)
-        store = self._store
-        if names[0] != self.name:
+        if names[0] == self.name:
+            # A thread that was left behind in a world that did not come about waits for its missing members for long,
+            # and whoever waits keeps a connection for itself.
+            store = self._store.clone()
+        else:
             try:
                 store = within(
                     self._deadline_s, lambda: c10d.TCPStore(*place, wait_for_workers=False, multi_tenant=True)
