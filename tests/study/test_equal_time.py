@@ -50,6 +50,14 @@ def test_the_time_to_a_loss_is_between_points() -> None:
     assert trial("ddp", 2.0, 20.0).first_at(1.0) is None
 
 
+def test_one_moment_does_not_decide_who_is_behind() -> None:
+    lucky = replace(trial("ddp", 1.0, 20.0), curve=((31.0, 1, 2.0), (36.0, 2, 2.0), (40.0, 3, 1.0)))
+    steady = replace(trial("auto-lossy", 1.2, 20.0), curve=((20.0, 1, 9.0), (31.0, 2, 1.5), (40.0, 3, 1.2)))
+    assert "auto-lossy: behind stock DDP at equal time in 0 of 1." in verdicts(cells([lucky, steady]))
+    never = replace(steady, curve=((31.0, 1, None), (40.0, 2, 1.2)))
+    assert "lstm at 200 Mb/s (+inf%)" in verdicts(cells([lucky, never]))[0]
+
+
 def test_verdicts_say_who_is_behind() -> None:
     by_hand = equal_time.BY_HAND[0]
     rows = cells(

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import pathlib
+import statistics
 import sys
 import time
 import traceback
@@ -35,6 +36,8 @@ from tightwire.transport import Transport, init, shutdown
 DEADLINE_S = 90.0
 SNAPSHOTS = 16
 CHECK_EVERY_S = 0.5
+# The loss of one moment moves by a tenth between snapshots; the mean over what is left after this share of the time, less.
+LATE = 0.75
 # What is compared besides plans and stock DDP: how a plan is found.
 FOUND: dict[str, Allowance] = {"auto-lossy": "lossy", "auto-stale": "stale"}
 RACED: dict[str, Allowance] = {"race-lossy": "lossy", "race-stale": "stale"}
@@ -76,6 +79,12 @@ class TimedTrial:
     def key(self) -> tuple[str, float, float, str, int]:
         """What was asked for."""
         return self.job, self.rate_bytes_per_s, self.seconds, self.contestant, self.seed
+
+    @property
+    def late_loss(self) -> float:
+        """The mean of the curve over the last quarter of the time; infinity where a loss of it is not finite."""
+        late = [loss for seconds, _, loss in self.curve if seconds >= LATE * self.seconds]
+        return statistics.fmean(math.inf if loss is None else loss for loss in late) if late else math.inf
 
     def first_at(self, loss: float) -> float | None:
         """Returns the seconds until the curve first reaches a loss, straight between its points; None if never."""
