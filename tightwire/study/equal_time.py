@@ -232,14 +232,12 @@ def verdicts(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def _over_best(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> float | None:
     cell = (row["job"], row["rate_bytes_per_s"])
-    best = [
-        other["to_ddp_loss_s"]
-        for other in rows
-        if (other["job"], other["rate_bytes_per_s"]) == cell
-        and other["contestant"] in (DDP, *BY_HAND)
-        and other["to_ddp_loss_s"]
-    ]
-    return row["to_ddp_loss_s"] / min(best) if best and row["to_ddp_loss_s"] else None
+    others = [other for other in rows if (other["job"], other["rate_bytes_per_s"]) == cell]
+    if not row["to_ddp_loss_s"] or not any(other["contestant"] in BY_HAND for other in others):
+        return None
+    by_hand = (other["to_ddp_loss_s"] for other in others if other["contestant"] in (DDP, *BY_HAND))
+    best = [seconds for seconds in by_hand if seconds]
+    return row["to_ddp_loss_s"] / min(best) if best else None
 
 
 def markdown(rows: Sequence[dict[str, Any]], workers: int) -> str:

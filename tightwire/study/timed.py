@@ -36,7 +36,7 @@ from tightwire.transport import Transport, init, shutdown
 DEADLINE_S = 90.0
 SNAPSHOTS = 16
 CHECK_EVERY_S = 0.5
-# The loss of one moment moves by a tenth between snapshots; the mean over what is left after this share of the time, less.
+# The loss of one moment moves by a tenth between snapshots; the mean over what is left after this share, by less.
 LATE = 0.75
 # What is compared besides plans and stock DDP: how a plan is found.
 FOUND: dict[str, Allowance] = {"auto-lossy": "lossy", "auto-stale": "stale"}
