@@ -245,17 +245,18 @@ class Lighthouse:
         host, _, port = quorum.participants[0].store_address.rpartition(":")
         limit = timedelta(seconds=self._deadline_s)
         place = (host, int(port), None, False, limit)
-        if names[0] == self.name:
-            # A thread that was left behind in a world that did not come about waits for its missing members for long,
-            # and whoever waits keeps a connection for itself.
-            store = self._store.clone()
-        else:
-            try:
-                store = within(
-                    self._deadline_s, lambda: c10d.TCPStore(*place, wait_for_workers=False, multi_tenant=True)
-                )
-            except dist.DistError as error:
-                raise PeerError(f"rank 0 died while the workers met: {error}", [0]) from error
+        # Each world has a connection of its own, also where this worker keeps the store itself: a thread that was left
+        # behind in a world that did not come about waits for long, and keeps its connection for itself meanwhile.
+        try:
+            store = within(
+                self._deadline_s,
+                lambda: c10d.TCPStore(*place, wait_for_workers=False, multi_tenant=True),
+                is_host=names[0] == self.name,
+            )
+        except dist.DistError as error:
+            raise PeerError(
+                f"rank 0 does not answer at {host}:{port}, where the workers meet: {error}", [0]
+            ) from error
         # The same members may meet again under the same number, so the moment of the decision is part of the prefix.
         made = quorum.created
         store = c10d.PrefixStore(f"quorum/{quorum.quorum_id}/{made.seconds}.{made.nanos}", store)
@@ -275,8 +276,8 @@ class Lighthouse:
 
     def _count_channels(self) -> int:
         """Returns how many channels the next world is to have from the beginning."""
-        if self._world is not None:
-            self._channels = min(self._world.num_channels, MOST_CHANNELS)
+        if (world := self._world) is not None:  # which another thread may leave just now
+            self._channels = min(world.num_channels, MOST_CHANNELS)
         return self._channels
 
     def _close_world(self) -> None:
