@@ -346,8 +346,8 @@ def within(seconds: float, call: Callable[[], Any], *, is_host: bool = False) ->
 def _no_answer(deadline_s: float, is_host: bool = False) -> PeerError:
     if is_host:
         return PeerError(
-            f"the store where workers meet did not answer within {deadline_s:g} s; this worker (rank 0) keeps it, or its "
-            "launcher does. Look at the launcher's log; raise deadline_s if this machine is only very busy.",
+            f"the store where workers meet did not answer within {deadline_s:g} s; this worker (rank 0) keeps it, or "
+            "its launcher does. Look at the launcher's log; raise deadline_s if this machine is only very busy.",
             [],
         )
     return PeerError(
