@@ -158,6 +158,7 @@ class Course:
             number = self._membership.number
             told = self.meet(News(why="finish"))
             if told.are_finished:
+                self.now.lead = self.now.step - min(news.step for news in told.news)
                 break
             if turn := told.first("turn"):
                 # Else the others, who had met already, took this worker along.
