@@ -142,7 +142,7 @@ class Course:
             anew: whether the engine is built anew where the plan stays.
         """
         self.now.step = step
-        if (plan := self.now.next_plan) is not self.now.plan or anew:
+        if (plan := self.now.next_plan) != self.now.plan or anew:
             # Else the meeting would make parameters those that all had in common before.
             loaded = Snapshot(self.now.context.model, self.now.context.optimizers)
             self.meet(News(why="turn", plan=str(plan)))
