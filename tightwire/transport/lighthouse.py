@@ -44,6 +44,7 @@ from tightwire.transport.addresses import own_address
 from tightwire.transport.ahead import ConnectedWorld, NextWorld
 from tightwire.transport.base import Transport
 from tightwire.transport.door import Admission
+from tightwire.transport.helpers import leave
 from tightwire.transport.join import join, within
 from tightwire.transport.launch import told_rank
 from tightwire.transport.torch_distributed import TorchDistributed
@@ -307,7 +308,7 @@ class Lighthouse:
         self._ended.set()
         if self._beats is not None:
             atexit.unregister(self._stop_beating)
-            self._beats.join(2 * ANSWER_S)  # a beat has a limit of its own
+            leave(self._beats, after_s=2 * ANSWER_S)  # a beat has a limit of its own
         self._next.drop(NEXT_S)
 
     def _beat(self) -> None:
