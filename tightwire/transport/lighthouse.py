@@ -71,6 +71,8 @@ NEXT_S: Final = 6.0
 MOST_CHANNELS: Final = 4
 # A page of the lighthouse: who beats at present. Its client has no call for it.
 _BEATS: Final = re.compile(r'<li class="heartbeat\s*(old)?\s*">\s*(\S+): seen')
+# By no proxy of the environment's, as torchft's client goes.
+_directly: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 log = logging.getLogger("tightwire")
 
@@ -341,7 +343,7 @@ class Lighthouse:
 
     def _look(self) -> None:
         """Looks whom the lighthouse hears: newcomers, and members that are silent."""
-        with urllib.request.urlopen(f"{self._address}/status", timeout=ANSWER_S) as page:
+        with _directly.open(f"{self._address}/status", timeout=ANSWER_S) as page:
             text = page.read(1 << 20).decode(errors="replace")
         heard = _BEATS.findall(text)
         living = frozenset(name for old, name in heard if not old)
