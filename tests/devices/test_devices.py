@@ -157,10 +157,22 @@ def test_pinned_memory_is_handed_out_again_only_after_the_copy_behind_it() -> No
     pool = PinnedPool(lambda n: torch.empty(n, dtype=torch.uint8), waited.append)
     first, mark = pool.take(5000), Numbered("copy")
     pool.put(first, mark)
-    assert pool.take(100).data_ptr() != first.data_ptr()  # of another size
+    other = pool.take(100)
+    assert other.data_ptr() != first.data_ptr()  # of another size
     assert pool.take(6000).data_ptr() == first.data_ptr()
     assert waited == [mark]
     assert pool.num_bytes == 8192 + 4096
+
+
+def test_pinned_memory_of_a_message_that_never_arrived_ends_with_whoever_waited_for_it() -> None:
+    pool = PinnedPool(lambda n: torch.empty(n, dtype=torch.uint8), lambda mark: None)
+    arrived, lost = (pool.take(5000).view(torch.float32).view(25, 50) for _ in range(2))
+    pool.put(arrived, None)
+    assert pool.num_bytes == 2 * 8192
+    del lost
+    assert pool.num_bytes == 8192
+    again = pool.take(8192)
+    assert (again.data_ptr(), again.numel(), again.dtype) == (arrived.data_ptr(), 8192, torch.uint8)
 
 
 def test_a_device_without_memory_is_named_and_nothing_of_the_round_is_kept() -> None:
