@@ -8,8 +8,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-from tightwire.transport.helpers import leave
-
 Result = TypeVar("Result")
 
 
@@ -18,8 +16,7 @@ class Background:
 
     def __init__(self, name: str) -> None:
         self._todo: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._serve, name=name, daemon=True).start()
 
     def submit(self, call: Callable[[], Result]) -> Future[Result]:
         """Has `call` made after all before it; the future holds what it returns or raises."""
@@ -35,9 +32,8 @@ class Background:
         return future
 
     def close(self) -> None:
-        """Ends the thread after what was submitted, and waits for a second: nothing of it is to come later."""
+        """Ends the thread after what was submitted; does not wait for it."""
         self._todo.put(None)
-        leave(self._thread, after_s=1.0)
 
     def _serve(self) -> None:
         while (call := self._todo.get()) is not None:

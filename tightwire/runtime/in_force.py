@@ -34,7 +34,7 @@ class InForce:
         parameters: returns those that are kept in step, by name.
         record: of what happened.
         step: optimizer steps made so far.
-        lead: how many of them this worker made while others had finished already, after which all met.
+        is_stepping: whether the user's optimizers are within a step.
         began_at: the step after which the present members were together first.
         owes_states: whether what optimizers remember is still to be made equal, for the plan that has begun.
     """
@@ -58,8 +58,8 @@ class InForce:
         self.plan = self.phases.at(1)
         self.engine: Engine = LoneEngine()
         self.context, self.record, self.parameters = context, Record(), parameters
-        self.step = self.lead = self.began_at = 0
-        self.owes_states = False
+        self.step = self.began_at = 0
+        self.owes_states = self.is_stepping = self._accumulates = False
         self._on_members = on_members
 
     @property
@@ -75,6 +75,11 @@ class InForce:
     def ask(self, phases: Phases) -> None:
         """Takes what the user wants from now on; the plan in force stays for the time being."""
         self.asked, self.phases = phases, spelled_out(phases)
+
+    def accumulate(self, on: bool) -> None:
+        """Switches averaging off while gradients accumulate locally, under whatever engine."""
+        self._accumulates = on
+        self.engine.accumulating(on)
 
     def take_costs(self, costs: Mapping[str, tuple[float, float]]) -> None:
         """Takes what programs were measured to take among the present members. Every member, alike."""
@@ -174,6 +179,7 @@ class InForce:
                 f"tightwire.init(elastic=True) was asked for, and {plan} cannot yet do without a worker that dies; "
                 "bsp, delayed and acco over an all-reduce, local methods (local:8, diloco:30), servers and gossip can."
             )
+        engine.accumulating(self._accumulates)
         self.engine = engine
 
     def settle_states(self) -> None:

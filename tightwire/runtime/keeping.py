@@ -175,7 +175,8 @@ class Keeping:
             member.load_state_dict(kept)
         run.load_state_dict(state["run"])
         if self._carried is not None:
-            self._carried.load_state_dict(state["carried"])
+            self._carried.load_state_dict(state["carried"], run.step)
+            self._carried.catch_up(is_within=False)
         set_random_state(state["random"], self._at)
 
     def _put(self, snap: Snap, data: bytes) -> None:

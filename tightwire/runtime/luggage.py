@@ -31,6 +31,7 @@ class Luggage:
         observed: what was measured of the job; see `Observed.state`.
         told: at the last meeting; see `Told.to_list`.
         carried: what else the user gave; see `Carried`.
+        owed: the options of groups in the source's last step, if its round is still to be repeated; see `Position`.
     """
 
     model: Mapping[str, Tensor]
@@ -43,6 +44,7 @@ class Luggage:
     observed: list[Any] | None
     told: list[dict[str, Any]] | None
     carried: Mapping[str, Any]
+    owed: list[dict[str, Any]]
 
     @classmethod
     def of(cls, received: Mapping[str, Any], model: nn.Module) -> Self:
@@ -72,6 +74,7 @@ class Luggage:
             "step": 0 <= self.step < MOST,
             "step_s": 0 <= self.step_s < MOST,
             "optimizers": all(isinstance(state, dict) for state in self.optimizers),
+            "owed": all(isinstance(options, dict) for options in self.owed),
         }
         strange = [
             str(name)
@@ -87,15 +90,21 @@ class Luggage:
             if name in self.model:
                 assign(tensor, self.model[name].to(tensor.device))
 
-    def fill_optimizers(self, optimizers: Sequence[Optimizer]) -> None:
-        """Makes options, and what optimizers remember, those of the source. Local."""
+    def fill_optimizers(self, optimizers: Sequence[Optimizer], *, with_options: bool) -> None:
+        """Makes what optimizers remember that of the source. Local.
+
+        Args:
+            optimizers: of this worker.
+            with_options: whether options become the source's too; else they stay, for the user's loop sets them: the
+                source may be a step further, and a scheduler that goes on from its rate would count that step twice.
+        """
         for optimizer, kept in zip(optimizers, self.optimizers, strict=True):
-            orders = [list(group) for group in optimizer.param_groups]
+            own = [dict(group) for group in optimizer.param_groups]
             optimizer.load_state_dict(kept)
-            for group, order in zip(optimizer.param_groups, orders, strict=True):
-                options = {key: group[key] for key in [*order, *group] if key in group}
+            for group, before in zip(optimizer.param_groups, own, strict=True):
+                present = {key: group[key] for key in [*before, *group] if key in group}
                 group.clear()
-                group.update(options)  # options are compared in their order
+                group.update(present if with_options else before)  # options are compared in their order
 
 
 _KINDS: Final[Mapping[str, type | tuple[type, ...]]] = {
@@ -109,6 +118,7 @@ _KINDS: Final[Mapping[str, type | tuple[type, ...]]] = {
     "observed": (list, NoneType),
     "told": (list, NoneType),
     "carried": dict,
+    "owed": list,
 }
 
 

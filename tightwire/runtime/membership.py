@@ -277,6 +277,8 @@ class Roll:
     ) -> Callable[[], Called]:
         """Prepares a call with what is so now; what it returns makes it, on any thread.
 
+        Whoever waits for it then calls `note`, at the same step on all ranks: they may hear at different ones.
+
         Args:
             own: of this rank; by default zeros. Read when the call is made.
             present: whether this worker trains; what must be equal is compared among those.
@@ -319,7 +321,13 @@ class Roll:
         Raises:
             MismatchError: on every rank alike, naming who differs and in what.
         """
-        return self.bring(own, present=present, weight=weight, leaving=leaving, compares=compares)()
+        called = self.bring(own, present=present, weight=weight, leaving=leaving, compares=compares)()
+        self.note(called)
+        return called
+
+    def note(self, called: Called) -> None:
+        """Takes in who was there, so that all meet where one is about to leave."""
+        self._membership.note(called, self._transport.size)
 
     def close(self) -> None:
         """Gives the channel back."""
@@ -341,7 +349,6 @@ class Roll:
         present, weight, leaving, *sums = told.tolist()
         called = Called(present=round(present), weight=weight, leaving=round(leaving), own=own)
         self._compare(called.present, [round(number) for number in sums], standing)
-        self._membership.note(called, self._transport.size)
         return called
 
     def _compare(self, present: int, sums: Sequence[int], standing: Standing | None) -> None:

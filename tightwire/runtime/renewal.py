@@ -77,6 +77,7 @@ class Renewal:
         self._is_new = True
         self._world = 0  # in which this worker trained last
         self._is_round_lost = False  # that was under way at the last renewal
+        self._repeats = Position(0, 0)  # of whom this worker goes on as
         self._arrival: Arrival | None = None  # of this worker among others, until its first round
 
     def renew(self) -> None:
@@ -100,7 +101,10 @@ class Renewal:
             try:
                 self._is_new = False
                 now.settle_states()
-                now.engine.go_on(former.position, is_lost=self._is_round_lost)
+                now.engine.go_on(self._repeats, is_lost=self._is_round_lost)
+                if self._carried is not None:
+                    # Only now: in a round that is repeated rates are those of before.
+                    self._carried.catch_up(is_within=now.is_stepping or former.position.is_in_step)
                 return
             except PeerError as error:
                 log.info("another member was lost: %s", error)
@@ -117,8 +121,14 @@ class Renewal:
             return False
         most = min((end for end in now.phases.ends if end > now.step), default=MOST) - 1 - now.step
         skipped = now.engine.skip_ahead(min(most, self._arrival.missed(time.perf_counter(), now.step)))
-        now.step += skipped
+        self._count(skipped)
         return skipped > 0
+
+    def _count(self, steps: int) -> None:
+        """Counts steps as made that others made."""
+        self._now.step += steps
+        if self._carried is not None:
+            self._carried.count_on(steps)
 
     def _end_engine(self) -> Former:
         """Ends what is under way, and returns what is left of it."""
@@ -185,19 +195,22 @@ class Renewal:
         now, furthest, began_s = self._now, cards.by_rank[cards.source], time.perf_counter()
         received = self._exchange(transport, cards, former)
         self._move(transport, cards)
-        self._arrival = None
+        self._arrival, self._repeats = None, former.position
         if received is None:
             now.build_engine()
             if not self._is_new and former.state:  # none, where the loss was in the midst of a change of plan
                 now.engine.take_up(former.state, furthest.agreed)
             return
         takes_all = self._is_new or str(now.plan) != furthest.plan
-        self._unpack(received, former.position)
+        is_behind = self._unpack(received, former.position)
         now.build_engine()
-        self._catch_up(received, former, furthest.agreed, takes_all=takes_all)
+        self._catch_up(received, former, furthest.agreed, takes_all=takes_all, takes_options=is_behind)
+        if self._is_new and received.owed:  # as does the source, whose step it has behind it
+            agreed = furthest.agreed
+            self._repeats = Position(agreed, agreed + 1, is_stepped=True, options=received.owed)
         if self._is_new and not furthest.is_new:
             if self._carried is not None:
-                self._carried.load_state_dict(received.carried)
+                self._carried.load_state_dict(received.carried, received.step)
             self._arrival = Arrival(began_s, received.step_s, now.step)
             self.count_on()
 
@@ -207,17 +220,23 @@ class Renewal:
         if not lacking:
             return None
         served = max(card.served for card in cards.by_rank)
-        luggage = vars(self._luggage(former, served)) if is_source else None
+        luggage = vars(self._luggage(former, served, is_lost=cards.is_round_lost)) if is_source else None
         received = hand_over(transport, cards.source, lacking, luggage)
         return None if received is None else Luggage.of(received, self._now.context.model)
 
-    def _luggage(self, former: Former, served: int) -> Luggage:
-        """Returns all that others may lack; the last round that is in anything that any member has is `served`."""
+    def _luggage(self, former: Former, served: int, *, is_lost: bool) -> Luggage:
+        """Returns all that others may lack.
+
+        Args:
+            former: of this worker.
+            served: the last round that is in anything that any member has.
+            is_lost: whether the round under way is dropped on all.
+        """
         now, state, position = self._now, former.state, former.position
         context = now.context
         agreed = former.engine.outcome(state) if state else None
         outcome = {n: (p if agreed is None else agreed[n]).detach() for n, p in now.parameters().items()}
-        step = now.step + position.ahead(served)
+        step = now.step + position.ahead(served, is_lost=is_lost)
         return Luggage(
             model=packed_model(context.model, outcome, context.left),
             outcome=outcome,
@@ -229,6 +248,7 @@ class Renewal:
             observed=context.observed.state(),
             told=None if self.told is None else self.told.to_list(),
             carried={} if self._carried is None else self._carried.state_dict(step),
+            owed=position.owed(is_lost=is_lost),
         )
 
     def _move(self, transport: Transport, cards: Cards) -> None:
@@ -242,21 +262,25 @@ class Renewal:
         reached = reaching(transport, where, now.context.leaves_by)
         now.move(Counting(reached, tally=now.context.transport.tally))
 
-    def _unpack(self, received: Luggage, position: Position) -> None:
-        """Takes what does not depend on the engine."""
+    def _unpack(self, received: Luggage, position: Position) -> bool:
+        """Takes what does not depend on the engine; returns whether others made steps that this worker did not."""
         now = self._now
         self.told = None if received.told is None else Told.of_list(received.told)
         now.ask(Phases.parse(received.plans[0]))
         now.plan = Plan.parse(received.plans[1])
         now.context.observed.take(received.observed)
-        if not self._is_new:
-            return
-        received.fill_model(now.context.model)
-        now.step = received.step
-        if position.begun > position.agreed and not position.is_stepped:
-            now.step -= 1  # the user's step of the present pass is still to come
+        step = received.step - position.is_in_step  # the user's step of the present pass is still to come
+        if self._is_new:
+            received.fill_model(now.context.model)
+            now.step = step
+            return True
+        missed = step - now.step if position.is_dropped and self.trains else 0
+        self._count(max(0, missed))
+        return missed > 0
 
-    def _catch_up(self, received: Luggage, former: Former, agreed: int, *, takes_all: bool) -> None:
+    def _catch_up(
+        self, received: Luggage, former: Former, agreed: int, *, takes_all: bool, takes_options: bool
+    ) -> None:
         """Takes what depends on the engine, which has been built, after so many rounds agreed on."""
         now, engine = self._now, self._now.engine
         own = engine.salvage() if takes_all or not former.state else former.state
@@ -266,5 +290,5 @@ class Renewal:
             for name in names:
                 parameters[name].copy_(received.outcome[name])
         if engine.keeps_replicas_equal or takes_all:
-            received.fill_optimizers(now.context.optimizers.members)
+            received.fill_optimizers(now.context.optimizers.members, with_options=takes_options)
         engine.take_up(state, agreed)

@@ -71,7 +71,7 @@ class Run:
         carried: Carried | None = None,
         keeping: Keeping | None = None,
     ) -> None:
-        self._keeping = keeping
+        self._keeping, self._carried = keeping, carried
         self._predicted, self._why, self._pilot = predicted or {}, why, pilot
         self._model, self._optimizers = model, context.optimizers
         self._course = Course(phases, context, self._shared_parameters, self._move, facts, carried)
@@ -227,12 +227,12 @@ class Run:
     @contextlib.contextmanager
     def accumulate(self) -> Iterator[None]:
         """Inside, backward passes add to `p.grad` locally; the first pass after averages all of it (`no_sync`)."""
-        self._engine.accumulating(True)
+        self._now.accumulate(True)
         self._accumulated_at = self._engine.rounds
         try:
             yield
         finally:
-            self._engine.accumulating(False)
+            self._now.accumulate(False)
 
     def skip(self) -> None:
         """Takes the place of a backward pass that this worker leaves out; the others' mean does without it.
@@ -403,21 +403,6 @@ class Run:
         self._require_open()
         return self._state.gathered()
 
-    def own_state(self) -> dict[str, Any]:
-        """Returns what `state_dict(gather=True)` has of this rank, for a file of its own.
-
-        That is `state_dict()`, and whatever of the model and the optimizers differs from rank 0's, which it saves for
-        all. On as many workers each rank loads its own file, on another number those of all, by rank:
-
-            run.load_state_dict({"parts": {rank: torch.load(f"part_{rank}.pt") for rank in range(workers)}})
-
-        Tensors may be the model's own: save them before training goes on.
-
-        Contract: every rank, at the same step; local, but where `state_dict` is not.
-        """
-        self._require_open()
-        return self._state.own()
-
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from what `state_dict` returned on this rank, or gathered from all. Every rank; blocks.
 
@@ -433,7 +418,6 @@ class Run:
 
         Raises:
             AttachError: a checkpoint of another sync, rank or model, or of stages that remember something else.
-            MismatchError: on every rank alike, parts of different checkpoints: of other steps, or numbers of workers.
         """
         self._require_open()
         self._state.load(state)
@@ -486,6 +470,7 @@ class Run:
         if self._passes is not None:
             self._passes.hear_step()
         self._step_start_s = time.perf_counter()
+        self._now.is_stepping = True
         self._context.membership.guard(self._engine.before_step)
 
     def more_gradients(self) -> None:
@@ -514,6 +499,9 @@ class Run:
         now.record.end_step()
         if self._keeping is not None:
             self._keeping.after_step(self, self.step if now.is_alone else now.engine.rounds)
+        if self._carried is not None:
+            self._carried.note_step(now.step)
+        now.is_stepping = False
 
     def _settle_buffers(self) -> None:
         """Makes buffers equal for the rounds of this step; also for one that is repeated without a lost member."""

@@ -18,6 +18,7 @@ from tightwire.errors import AttachError
 from tightwire.runtime.options import OptionsDigest, options
 
 Closure = Callable[[], Any]
+Options = Mapping[str, Any]  # of a group, but for its parameters
 
 
 class StepListener(Protocol):
@@ -156,6 +157,19 @@ class Optimizers:
         with self._unheard():
             for member in self.members:
                 unhooked(type(member).step)(member)
+
+    @contextlib.contextmanager
+    def under(self, options: Sequence[Options]) -> Iterator[None]:
+        """Inside, groups have options of another moment; none: their own."""
+        changed = list(zip(self.param_groups, options, strict=False))
+        present = [dict(group) for group, _ in changed]
+        for group, other in changed:
+            group.update(other)
+        try:
+            yield
+        finally:
+            for (group, _), own in zip(changed, present, strict=True):
+                group.update(own)
 
     @contextlib.contextmanager
     def _unheard(self) -> Iterator[None]:

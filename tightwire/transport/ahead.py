@@ -9,7 +9,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import final
 
-from tightwire.transport.helpers import leave
 from tightwire.transport.torch_distributed import TorchDistributed
 
 log = logging.getLogger("tightwire")
@@ -78,7 +77,7 @@ class NextWorld:
         found = self._forbid()
         _close_later(found)
         if self._thread is not None:
-            leave(self._thread, after_s=wait_s)
+            self._thread.join(wait_s)
 
     def _forbid(self) -> Future[ConnectedWorld | None] | None:
         with self._lock:

@@ -60,6 +60,10 @@ class Turn:
         """Waits for the sums over ranks of what they told."""
         return self._told.result()
 
+    def note(self) -> None:
+        """Takes in who was there. At the same step on all ranks, which may hear at different ones."""
+        self._roll.note(self.told())
+
     def start(
         self, gradients: Mapping[str, Tensor | None], now: Round, step: int, weight: float = 1.0
     ) -> None:
@@ -221,7 +225,12 @@ class DelayedEngine(BaseEngine):
     def position(self) -> Position:
         """Has agreed on the rounds whose means it took; those under way are dropped, on all alike."""
         under_way = sum(turn.busy for turn in self._turns)
-        return Position(agreed=self._number - under_way, begun=self._number, is_stepped=not self._is_stepping)
+        return Position(
+            agreed=self._number - under_way,
+            begun=self._number,
+            is_stepped=not self._is_stepping,
+            is_dropped=True,
+        )
 
     def salvage(self) -> dict[str, Any]:
         """Steps with the means that were taken; the user's step under way changes nothing any more."""
@@ -269,6 +278,7 @@ class DelayedEngine(BaseEngine):
         start_s = time.perf_counter()
         finite, told = turn.arrive(), turn.told()
         turn.busy = False
+        turn.note()
         self.exposed_s = time.perf_counter() - start_s
         self._context.membership.note_weight(told)
         if not finite:

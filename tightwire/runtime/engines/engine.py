@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tightwire.errors import AttachError
 from tightwire.runtime.checkpoint import merged
+from tightwire.runtime.step import Options
 
 
 class Stepping(Protocol):
@@ -159,6 +160,8 @@ class Position:
         is_stepped: whether the user's step for that round is made, though it changed nothing yet.
         served: under servers, the last round that is in anything that this worker has.
         under_way: under servers, the round whose answer is awaited, if it may have to be begun anew; 0: none.
+        options: of the optimizers' groups in that step, where `is_stepped`.
+        is_dropped: whether a round under way is dropped, and the step in which it is counts, whoever has its outcome.
     """
 
     agreed: int
@@ -167,16 +170,29 @@ class Position:
     is_stepped: bool = False
     served: int = 0
     under_way: int = 0
+    options: Sequence[Options] = ()
+    is_dropped: bool = False
 
-    def ahead(self, served: int) -> int:
+    @property
+    def is_in_step(self) -> bool:
+        """Whether the user's step for the round under way is still to come."""
+        return self.begun > self.agreed and not self.is_stepped
+
+    def owed(self, *, is_lost: bool) -> list[dict[str, Any]]:
+        """Returns the options of the step for a round that is repeated, where the user has made that step."""
+        is_repeated = self.begun > self.agreed and not is_lost
+        return [dict(options) for options in self.options] if is_repeated else []
+
+    def ahead(self, served: int, *, is_lost: bool) -> int:
         """Returns how many steps more than this worker counts now a newcomer has behind it.
 
         Args:
             served: the last round that is in anything that any member has: later ones are begun anew, with newcomers.
+            is_lost: whether the round under way is dropped on all: the step for it changes nothing, and counts.
         """
         if self.is_stepped:
             return -(self.under_way > served)
-        return int(0 < self.under_way <= served)
+        return int(0 < self.under_way <= served or (self.is_in_step and (is_lost or self.is_dropped)))
 
 
 class Surviving(Protocol):

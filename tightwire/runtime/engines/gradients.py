@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -23,9 +23,11 @@ from tightwire.runtime.engines.memory import (
     shared_part,
 )
 from tightwire.runtime.gradients import Gradients, PassListener
+from tightwire.runtime.membership import Called
 from tightwire.runtime.observed import GradientWatch
 from tightwire.runtime.overlap.forward import ForwardOverlap
 from tightwire.runtime.overlap.no_overlap import NoOverlap
+from tightwire.runtime.step import Options
 
 HINT = (
     "%d backward passes before one step are as many rounds, each with the bytes of all gradients: with all but the "
@@ -50,6 +52,7 @@ class GradientEngine(BaseEngine):
         self._parameters = parameters
         self._rounds_before, self._steps_late = 0, plan.sync.steps_late
         self._arrived = 0  # rounds whose means are here
+        self._called: Called | None = None  # for the round under way
         self._trained_rounds = self._rounds_stepped = 0
         self._is_hinted = False
         schedule = plan.schedule
@@ -58,6 +61,7 @@ class GradientEngine(BaseEngine):
             not overlaps
         )  # else a layer may still wait for its step when others are compared
         self._owes_step = False  # the user has made it, and its means are still to come
+        self._owed_under: Sequence[Options] = ()
         self._overlap = self._forward_overlap(str(schedule)) if overlaps else self._no_overlap()
         self.gradients = self._overlap.gradients
         self._watch = (
@@ -170,6 +174,7 @@ class GradientEngine(BaseEngine):
             begun=self._rounds_before + self.rounds,
             landed=overlap.landed,
             is_stepped=overlap.is_stepped or self._owes_step,
+            options=self._owed_under if self._owes_step else overlap.options,
         )
 
     def salvage(self) -> dict[str, Any]:
@@ -194,13 +199,14 @@ class GradientEngine(BaseEngine):
         if is_lost:
             self._rounds_before += 1
         elif position.begun > max(position.agreed, self._rounds_before):
-            self._owes_step = position.is_stepped
-            self.gradients.skip()
-            if self._owes_step:
-                self._overlap.deliver()
-                self._context.optimizers.step_silently()
-                self.gradients.forget()
-                self._owes_step = False
+            self._owes_step, self._owed_under = position.is_stepped, position.options
+            with self._context.optimizers.under(position.options):  # a schedule may have changed them since
+                self.gradients.skip()
+                if self._owes_step:
+                    self._overlap.deliver()
+                    self._context.optimizers.step_silently()
+                    self.gradients.forget()
+                    self._owes_step = False
 
     def close(self) -> None:  # noqa: D102
         self._overlap.close()
@@ -232,6 +238,8 @@ class GradientEngine(BaseEngine):
 
     def _note_arrival(self) -> None:
         self._arrived += 1
+        assert self._called is not None
+        self._roll.note(self._called)
 
     def _collect(self, collect: Callable[[], None]) -> None:
         """Ends a pass, or loses it."""
@@ -258,7 +266,7 @@ class GradientEngine(BaseEngine):
         call = self._roll.bring(used, present=True, weight=self.gradients.weight)
 
         def count() -> Tensor:
-            called = call()
+            called = self._called = call()
             membership = self._context.membership
             membership.note_weight(called)
             self.gradients.scale_means(self._context.transport.size / called.weight if called.weight else 1.0)

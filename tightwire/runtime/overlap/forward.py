@@ -25,7 +25,7 @@ from tightwire.runtime.overlap.pending import hold, release
 from tightwire.runtime.overlap.piecemeal import Piecemeal
 from tightwire.runtime.overlap.touch import TouchListener
 from tightwire.runtime.overlap.visible import refuse_compiled, require_visible
-from tightwire.runtime.step import Optimizers
+from tightwire.runtime.step import Optimizers, Options
 from tightwire.runtime.trace import Tracer
 
 _TOUCHED = (
@@ -167,6 +167,11 @@ class ForwardOverlap:
     def is_stepped(self) -> bool:
         """Whether the user's step for the round under way is made."""
         return self._phase == "stepped"
+
+    @property
+    def options(self) -> Sequence[Options]:
+        """Those of that step, by group."""
+        return self._piecemeal.options if self.is_stepped else ()
 
     def wait(self) -> None:
         """Waits for all means after a backward pass; `p.grad` is the mean then."""

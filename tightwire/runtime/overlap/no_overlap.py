@@ -56,6 +56,7 @@ class NoOverlap:
         return 0
 
     is_stepped = False
+    options = ()
 
     def take_exposed_s(self) -> float:
         """Returns 0: what a pass waits is the pass's to count."""

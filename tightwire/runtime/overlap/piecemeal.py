@@ -11,7 +11,7 @@ from torch.nn import Parameter
 from torch.optim import LBFGS, Optimizer
 
 from tightwire.errors import AttachError
-from tightwire.runtime.step import Optimizers, unhooked
+from tightwire.runtime.step import Optimizers, Options, unhooked
 
 
 class Piecemeal:
@@ -34,6 +34,11 @@ class Piecemeal:
         """Remembers the options that are in force now."""
         for member in self._members:
             member.begin()
+
+    @property
+    def options(self) -> list[Options]:
+        """Those that are remembered, by group."""
+        return [options for member in self._members for options in member.options]
 
     def hold_state(self, land: Callable[[], None]) -> None:
         """Has `land` called before anybody looks at what the optimizers remember; it must end with `release_state`."""
@@ -59,7 +64,7 @@ class _Member:
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
         self._step = unhooked(type(optimizer).step)
-        self._options: list[dict[str, Any]] = []
+        self.options: list[dict[str, Any]] = []
         self._group_of: dict[int, int] = {}
         self._state: Any = None
 
@@ -73,7 +78,7 @@ class _Member:
 
     def begin(self) -> None:
         groups = self._optimizer.param_groups
-        self._options = [
+        self.options = [
             {k: v.clone() if isinstance(v, Tensor) else v for k, v in group.items() if k != "params"}
             for group in groups
         ]
@@ -95,7 +100,7 @@ class _Member:
         for parameter in parameters:
             if (number := self._group_of.get(id(parameter))) is not None:
                 members.setdefault(number, []).append(parameter)
-        return [{**self._options[number], "params": of_group} for number, of_group in members.items()]
+        return [{**self.options[number], "params": of_group} for number, of_group in members.items()]
 
 
 class _HeldState(MutableMapping[Any, Any]):
