@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import pytest
 
@@ -113,6 +115,17 @@ def test_faults_reach_a_running_worker(lab: Lab) -> None:
     result = lab.run(["sh", "-c", "echo; sleep 60"], on_line=strike)
     assert result.first_failed == 1
     assert set(result.exit_codes) == {-signal.SIGKILL}
+
+
+def test_a_fault_may_come_just_as_the_command_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    lab, job = Lab(Topology(workers=1)), create_autospec(LabJob, instance=True)
+    seen = itertools.cycle([job, None])
+    monkeypatch.setattr(Lab, "_job", property(lambda self: next(seen)), raising=False)
+    lab.kill(0)
+    next(seen)
+    lab.restart_no_more()
+    job.signal.assert_called_once_with(0, signal.SIGKILL)
+    job.restart_no_more.assert_called_once_with()
 
 
 def test_a_frozen_worker_can_go_on(lab: Lab) -> None:

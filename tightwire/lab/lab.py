@@ -282,8 +282,8 @@ class Lab:
 
     def restart_no_more(self) -> None:
         """Starts no worker of the running command anew from now on, as when an elastic job is over."""
-        if self._job is not None:
-            self._job.restart_no_more()
+        if (job := self._job) is not None:  # which may end just now
+            job.restart_no_more()
 
     def freeze(self, rank: int) -> None:
         """Stops a worker of the running command where it is (SIGSTOP); its connections stay open."""
@@ -370,9 +370,9 @@ class Lab:
         )
 
     def _signal(self, rank: int, signum: int) -> None:
-        if self._job is None:
+        if (job := self._job) is None:  # which may end just now
             raise LabError(f"rank {rank} does not run: the lab runs no command now.")
-        self._job.signal(self._existing(rank), signum)
+        job.signal(self._existing(rank), signum)
 
     def _existing(self, rank: int) -> int:
         if rank in range(self.topology.workers):
