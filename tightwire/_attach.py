@@ -44,7 +44,6 @@ from tightwire.schedule import Auto
 from tightwire.simulate.collective import as_native
 from tightwire.transport import Counting, Single, Transport, current, shelf, switch, workers_per_node
 from tightwire.transport.reach import reaching
-from tightwire.transport.shelf import Shelf
 from tightwire.ways import Over
 
 log = logging.getLogger("tightwire")
@@ -127,9 +126,8 @@ def attach(
     listed = optimizer if isinstance(optimizer, Sequence) else [optimizer]
     optimizers = Optimizers([plain_optimizer(member) for member in listed])
     model = _uncompiled(model)
-    left = _left(model, leave)
     shared = resolve(model, groups or {}, transport)
-    left |= shared.keys()
+    left = _left(model, leave) | shared.keys()
     asked.require_possible(num_ranks=None if door is not None else transport.size, buffers=buffers)
     facts = _facts(asked, model, optimizers, left, num_ranks=transport.size)
     facts |= {"buffers": buffers, "seed": seed, "over": over, "carried": ", ".join(sorted(carry or ()))}
@@ -144,16 +142,7 @@ def attach(
     counting = Counting(transport)
     sharings = form(counting, shared) if door is None else ()
     look = _look(asked, model, optimizers, left, keep, goes_back=door is None)
-    pilot: Pilot | ElasticPilot | None = None
-    if asked.is_auto and door is not None:
-        pilot = ElasticPilot(look)
-    elif asked.is_auto and transport.size > 1:
-        found = look(transport, Habits())
-        asked, pilot = (
-            (asked.settled(found), None)
-            if isinstance(found, PlanFile)
-            else (asked.begun(found.watched), found)
-        )
+    asked, pilot = _piloted(asked, look, transport, is_elastic=door is not None)
     context = RunContext(
         transport=counting,
         routing=asked.plan_file.routing,
@@ -176,8 +165,6 @@ def attach(
     )
     _make_equal(model, sharings, left, None if door is not None else transport)
     carried = Carried(carry) if carry else None
-    place = _place(asked, remember, is_elastic=door is not None)
-    which = f"{next(_attached)} {sorted((key, str(fact)) for key, fact in facts.items())}"
     return Run(
         model,
         asked.phases,
@@ -188,9 +175,7 @@ def attach(
         pilot=pilot or _tuner(asked.phases, transport, seed),
         facts=facts,
         carried=carried,
-        keeping=Keeping(place, model, context, carried, every=remember, run=which)
-        if place is not None
-        else None,
+        keeping=_keeping(asked, context, carried, remember, facts),
     )
 
 
@@ -232,6 +217,29 @@ def _look(
     return look
 
 
+def _piloted(
+    asked: Request,
+    look: Callable[[Transport, Habits], Pilot | PlanFile],
+    transport: Transport,
+    *,
+    is_elastic: bool,
+) -> tuple[Request, Pilot | ElasticPilot | None]:
+    """Returns what is asked for now, and who will choose a plan; nobody where it is known, or was kept for this job.
+
+    Contract: every rank; blocks while the wire is measured.
+    """
+    if not asked.is_auto:
+        return asked, None
+    if is_elastic:
+        return asked, ElasticPilot(look)
+    if transport.size == 1:
+        return asked, None
+    found = look(transport, Habits())
+    if isinstance(found, PlanFile):
+        return asked.settled(found), None
+    return asked.begun(found.watched), found
+
+
 def _make_equal(
     model: nn.Module, sharings: Sequence[Sharing], left: frozenset[str], transport: Transport | None
 ) -> None:
@@ -252,18 +260,27 @@ def _make_equal(
         copy_from_first(transport, [tensor for name, tensor in named.items() if name not in left])
 
 
-def _place(asked: Request, remember: int, *, is_elastic: bool) -> Shelf | None:
-    """Returns where snapshots are kept, if they are asked for and torchrun would start this worker anew."""
-    if not remember:
+def _keeping(
+    asked: Request, context: RunContext, carried: Carried | None, every: int, facts: Mapping[str, object]
+) -> Keeping | None:
+    """Returns what keeps snapshots, if they are asked for and torchrun would start this worker anew.
+
+    Contract: every rank; blocks.
+    """
+    number = next(_attached)
+    if not every:
         return None
-    require_keepable(asked.phases, is_auto=asked.is_auto, is_elastic=is_elastic, every=remember)
+    is_elastic = context.membership.is_elastic
+    require_keepable(asked.phases, is_auto=asked.is_auto, is_elastic=is_elastic, every=every)
     place = shelf()
     if place is None:
         log.warning(
             "attach(remember=%d): no torchrun started this worker, so that nothing starts it anew; nothing is kept.",
-            remember,
+            every,
         )
-    return place
+        return None
+    which = f"{number} {sorted((key, str(fact)) for key, fact in facts.items())}"
+    return Keeping(place, context.model, context, carried, every=every, run=which)
 
 
 def _scale_of(scaler: Scaler | None, at: torch.device) -> Callable[[], float | Tensor]:

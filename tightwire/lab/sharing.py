@@ -26,6 +26,7 @@ from tightwire.errors import LabError
 from tightwire.jobs import Job, JobOutcome, PolicyOutcome, policy, predict_jobs
 from tightwire.lab.lab import Lab
 from tightwire.lab.topology import Topology
+from tightwire.transport import Transport
 
 FIRST_PORT = 31_000
 # Of the workers' processes: they wait more than they work, and waits must end on time.
@@ -187,37 +188,69 @@ def work(asked: Mapping[str, Any]) -> None:
     if host not in hosts:
         return  # no job runs here
     number, job = next((n, job) for n, job in enumerate(asked["jobs"]) if host in job["workers"])
-    workers, meeting = job["workers"], (f"worker{hosts[0]}", int(os.environ["MASTER_PORT"]))
-    os.environ |= {
-        "RANK": str(workers.index(host)),
-        "WORLD_SIZE": str(len(workers)),
-        "LOCAL_RANK": "0",
-        "LOCAL_WORLD_SIZE": "1",
-        "MASTER_ADDR": f"worker{workers[0]}",
-        "MASTER_PORT": str(FIRST_PORT + number),
-    }
+    meeting = f"worker{hosts[0]}", int(os.environ["MASTER_PORT"])
+    _be_worker(host, job["workers"], FIRST_PORT + number)
     # What else runs on this machine is no part of the network; root alone may say so.
     with contextlib.suppress(PermissionError):
         os.nice(PRIORITY)
     import torch
     import torch.distributed
 
-    from tightwire.architecture import Runner, build
-    from tightwire.compression import Identity
     from tightwire.transport import init, shutdown
 
     c10d: Any = torch.distributed  # torch does not type its stores
     store = c10d.TCPStore(*meeting, is_master=host == hosts[0], timeout=timedelta(seconds=ARRIVAL_S))
     transport = init(deadline_s=120)
-    buffer = torch.ones(job["exchange_bytes"] // 4)
-    runner = Runner(
-        build("ring", len(workers)), transport, numel=buffer.numel(), dtype=buffer.dtype, codec=Identity()
-    )
-    runner.run(buffer, buffer)
+    exchange = _exchange(transport, job["exchange_bytes"])
+    exchange(False)
     # All hosts of this machine share a clock; who comes last says when all begin.
     if store.add("arrived", 1) == len(hosts):
         store.set("start", str(time.time() + READY_S))
-    start_s = float(store.get("start"))
+    told = _run_steps(job, float(store.get("start")), asked["seconds"], exchange)
+    if store.add("left", 1) == len(hosts):
+        store.set("end", "")
+    elif host == hosts[0]:
+        store.wait(["end"])  # the store lives here
+    if transport.rank == 0:
+        print(json.dumps(told), flush=True)
+    shutdown()
+
+
+def _be_worker(host: int, workers: Sequence[int], port: int) -> None:
+    """Becomes one of the workers of a job of its own, which meet on the first one's host."""
+    os.environ |= {
+        "RANK": str(workers.index(host)),
+        "WORLD_SIZE": str(len(workers)),
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": f"worker{workers[0]}",
+        "MASTER_PORT": str(port),
+    }
+
+
+def _exchange(transport: Transport, num_bytes: int) -> Callable[[bool], bool]:
+    """Returns what averages so much among a job's workers; all are told whether any of them says that it is over."""
+    import torch
+
+    from tightwire.architecture import Runner, build
+    from tightwire.compression import Identity
+
+    buffer = torch.ones(num_bytes // 4)
+    program = build("ring", transport.size)
+    runner = Runner(program, transport, numel=buffer.numel(), dtype=buffer.dtype, codec=Identity())
+
+    def exchange(is_over: bool) -> bool:
+        buffer[0] = float(is_over)
+        runner.run(buffer, buffer)
+        return bool(buffer[0] > 0)
+
+    return exchange
+
+
+def _run_steps(
+    job: Mapping[str, Any], start_s: float, seconds: float, exchange: Callable[[bool], bool]
+) -> dict[str, Any]:
+    """Makes a job's steps from one moment on, for so long; returns what its first worker tells of them."""
     time.sleep(max(0.0, start_s - time.time()))
     phase, parted_at = Phase(job["shift_s"], job["period_s"]), None
     begins, is_over = [], False
@@ -228,21 +261,10 @@ def work(asked: Mapping[str, Any]) -> None:
         time.sleep(phase.wait_s(time.time() - start_s - job["compute_s"]))
         if was_kept and not phase.kept:
             parted_at = len(begins)
-        buffer[0] = float(time.time() > start_s + asked["seconds"])  # the mean tells both ends of it
-        runner.run(buffer, buffer)
-        is_over = bool(buffer[0] > 0)
+        is_over = exchange(time.time() > start_s + seconds)
     begins.append(time.time())
-    if store.add("left", 1) == len(hosts):
-        store.set("end", "")
-    elif host == hosts[0]:
-        store.wait(["end"])  # the store lives here
-    if transport.rank == 0:
-        steps = [
-            after - before for before, after in zip(begins[SETTLED:], begins[SETTLED + 1 :], strict=False)
-        ]
-        told = {"name": job["name"], "step_s": statistics.fmean(steps), "parted_at": parted_at}
-        print(json.dumps(told), flush=True)
-    shutdown()
+    steps = [after - before for before, after in zip(begins[SETTLED:], begins[SETTLED + 1 :], strict=False)]
+    return {"name": job["name"], "step_s": statistics.fmean(steps), "parted_at": parted_at}
 
 
 if __name__ == "__main__":

@@ -36,10 +36,25 @@ from tightwire.runtime.overlap.touch import TouchListener
 from tightwire.runtime.spans import RoundTimes
 from tightwire.runtime.step import Optimizers
 from tightwire.runtime.trace import Tracer, traced
-from tightwire.schedule import BucketFacts, Piece, TensorFacts
+from tightwire.schedule import Agenda, BucketFacts, Piece, TensorFacts
 from tightwire.sync.roll import roll_fields
 from tightwire.transport import Counting, Switch, Transport
 from tightwire.ways import Over
+
+
+@dataclass(frozen=True)
+class PackedTensors:
+    """Tensors as they travel.
+
+    Attributes:
+        buckets: that hold them.
+        compressions: by bucket.
+        agenda: in which pieces, and in which order, buckets move.
+    """
+
+    buckets: Sequence[Bucket]
+    compressions: Sequence[tuple[CompressionAnswer, ...]]
+    agenda: Agenda
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,10 +141,46 @@ class RunContext:
         device = device_of(tensors)
         places = {tensor.device for tensor in tensors.values()}
         held_bytes = device.memory(places).allocated_bytes
-        schedule, architecture = plan.schedule, plan.architecture
+        packed, architecture = self._pack(tensors, plan), plan.architecture
+        lanes = [
+            architecture.connect(self.transport, self._setting(self.transport))
+            for _ in range(packed.agenda.lanes)
+        ]
+        exchange = Exchange(
+            [
+                self._averager(packed, number, piece, architecture, lanes[number % len(lanes)])
+                for number, piece in enumerate(packed.agenda.pieces)
+            ],
+            plan.schedule.pacer(packed.agenda),
+            self.tracer,
+            buckets=packed.buckets,
+            agenda=packed.agenda,
+            channels=lanes,
+            device=device,
+            agree=self.agree,
+            times=self.times,
+        )
+        self.held[exchange] = device.memory(places).allocated_bytes - held_bytes
+        return exchange
+
+    @property
+    def memory_added(self) -> DeviceMemory:
+        """What living exchanges, or servers, hold of a device, and what messages cross of host memory."""
+        places = {parameter.device for parameter in self.model.parameters()}
+        held = device_named(next(iter(places))).memory(places)
+        return dataclasses.replace(held, allocated_bytes=sum(self.held.values()))
+
+    def _in_backward(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns tensors in the order in which backward was seen, or else is expected, to produce gradients."""
+        ready_s = self.observed.ready_s
+        expected = list(reversed(list(tensors)))
+        return {name: tensors[name] for name in sorted(expected, key=lambda name: ready_s.get(name, 0.0))}
+
+    def _pack(self, tensors: Mapping[str, Tensor], plan: Plan) -> PackedTensors:
+        """Puts tensors into buckets, and these into an order, as the plan's schedule does with what is measured."""
+        schedule, ready_s, wire = plan.schedule, self.observed.ready_s, self.observed.wire
         backward = self._in_backward(tensors)
         routes = {name: self.compression_of(name, tensor, plan) for name, tensor in backward.items()}
-        ready_s, wire = self.observed.ready_s, self.observed.wire
         facts = [
             TensorFacts(
                 num_bytes=t.numel() * t.itemsize,
@@ -153,48 +204,20 @@ class RunContext:
             ],
             wire,
         )
-        lanes = [
-            architecture.connect(self.transport, self._setting(self.transport)) for _ in range(agenda.lanes)
-        ]
-        averagers: list[BucketAverager] = []
-        for number, piece in enumerate(agenda.pieces):
-            part, channel = part_of(buckets[piece.bucket], piece), lanes[number % len(lanes)]
-            if piece.phase != "mean":
-                half = HalfAllReduce(part, piece.phase, channel, tag=number * TAGS)
-                averagers.append(cast(BucketAverager, half))  # which it stands for
-                continue
-            build = functools.partial(self._build, architecture, channel, part.layout, number)
-            compression = compressions[piece.bucket]
-            averagers.append(
-                BucketAverager(part, compression, build, workers=channel.size, spared=self.spared)
-            )
-        pacer = schedule.pacer(agenda)
-        exchange = Exchange(
-            averagers,
-            pacer,
-            self.tracer,
-            buckets=buckets,
-            agenda=agenda,
-            channels=lanes,
-            device=device,
-            agree=self.agree,
-            times=self.times,
+        return PackedTensors(buckets, compressions, agenda)
+
+    def _averager(
+        self, packed: PackedTensors, number: int, piece: Piece, architecture: Architecture, channel: Transport
+    ) -> BucketAverager:
+        """Builds what moves the agenda's piece of a number."""
+        part = part_of(packed.buckets[piece.bucket], piece)
+        if piece.phase != "mean":
+            half = HalfAllReduce(part, piece.phase, channel, tag=number * TAGS)
+            return cast(BucketAverager, half)  # which it stands for
+        build = functools.partial(self._build, architecture, channel, part.layout, number)
+        return BucketAverager(
+            part, packed.compressions[piece.bucket], build, workers=channel.size, spared=self.spared
         )
-        self.held[exchange] = device.memory(places).allocated_bytes - held_bytes
-        return exchange
-
-    @property
-    def memory_added(self) -> DeviceMemory:
-        """What living exchanges, or servers, hold of a device, and what messages cross of host memory."""
-        places = {parameter.device for parameter in self.model.parameters()}
-        held = device_named(next(iter(places))).memory(places)
-        return dataclasses.replace(held, allocated_bytes=sum(self.held.values()))
-
-    def _in_backward(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns tensors in the order in which backward was seen, or else is expected, to produce gradients."""
-        ready_s = self.observed.ready_s
-        expected = list(reversed(list(tensors)))
-        return {name: tensors[name] for name in sorted(expected, key=lambda name: ready_s.get(name, 0.0))}
 
     def _build(
         self,

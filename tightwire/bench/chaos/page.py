@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from tightwire.bench.chaos.campaign import TrialOutcome
@@ -25,48 +25,10 @@ def timeline(outcomes: Sequence[TrialOutcome], title: str) -> Any:
     drawing = make_subplots(
         rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06, row_heights=[260, 40 + 30 * len(lanes)]
     )
-    bins = Counter(int(at_s // BIN_S) for o in outcomes for at_s in o.stepped_s)
-    last = max((int(o.end_s // BIN_S) for o in outcomes), default=0)
-    drawing.add_scatter(
-        x=[BIN_S * index for index in range(last + 1)],
-        y=[bins[index] / BIN_S for index in range(last + 1)],
-        name="steps of those not struck",
-        line={"shape": "hv", "width": 1, "color": "#636363"},
-        row=1,
-        col=1,
-    )
-    struck = [o for o in outcomes if o.struck_s is not None]
-    drawing.add_scatter(
-        x=[o.struck_s for o in struck],
-        y=[0] * len(struck),
-        text=[_about(o) for o in struck],
-        name="somebody is struck",
-        mode="markers",
-        marker={"symbol": "triangle-up", "size": 9, "color": "#e6550d"},
-        hoverinfo="text+x",
-        row=1,
-        col=1,
-    )
-    for colour, name, wrong in ((RIGHT, "ended right", False), (WRONG, "ended wrong", True)):
-        mine = [o for o in outcomes if bool(o.found) == wrong]
-        drawing.add_bar(
-            y=[lane_of[o] for o in mine],
-            base=[o.end_s - o.seconds for o in mine],
-            x=[o.seconds for o in mine],
-            text=[o.trial.fault for o in mine],
-            hovertext=["<br>".join((_about(o), *o.found)) for o in mine],
-            hoverinfo="text",
-            textposition="inside",
-            textangle=0,
-            insidetextanchor="start",
-            constraintext="inside",
-            orientation="h",
-            width=0.8,  # else it depends on the lanes of the same colour
-            name=f"{name}: {len(mine)}",
-            marker={"color": colour, "line": {"color": "white", "width": 1}},
-            row=2,
-            col=1,
-        )
+    _draw_steps(drawing, outcomes)
+    _draw_strikes(drawing, [o for o in outcomes if o.struck_s is not None])
+    _draw_runs(drawing, [o for o in outcomes if not o.found], lane_of, "ended right", RIGHT)
+    _draw_runs(drawing, [o for o in outcomes if o.found], lane_of, "ended wrong", WRONG)
     drawing.update_layout(
         title=title, template="plotly_white", barmode="overlay", height=420 + 30 * len(lanes), uniformtext_minsize=8,
         uniformtext_mode="hide", legend={"orientation": "h", "yanchor": "bottom", "y": 1.01, "x": 0},
@@ -79,6 +41,59 @@ def timeline(outcomes: Sequence[TrialOutcome], title: str) -> Any:
     )
     drawing.update_xaxes(title_text="seconds from the start of the campaign", row=2, col=1)
     return drawing
+
+
+def _draw_steps(drawing: Any, outcomes: Sequence[TrialOutcome]) -> None:
+    """Draws how many steps were made in each second."""
+    bins = Counter(int(at_s // BIN_S) for o in outcomes for at_s in o.stepped_s)
+    last = max((int(o.end_s // BIN_S) for o in outcomes), default=0)
+    drawing.add_scatter(
+        x=[BIN_S * index for index in range(last + 1)],
+        y=[bins[index] / BIN_S for index in range(last + 1)],
+        name="steps of those not struck",
+        line={"shape": "hv", "width": 1, "color": "#636363"},
+        row=1,
+        col=1,
+    )
+
+
+def _draw_strikes(drawing: Any, struck: Sequence[TrialOutcome]) -> None:
+    """Marks when somebody was struck."""
+    drawing.add_scatter(
+        x=[o.struck_s for o in struck],
+        y=[0] * len(struck),
+        text=[_about(o) for o in struck],
+        name="somebody is struck",
+        mode="markers",
+        marker={"symbol": "triangle-up", "size": 9, "color": "#e6550d"},
+        hoverinfo="text+x",
+        row=1,
+        col=1,
+    )
+
+
+def _draw_runs(
+    drawing: Any, runs: Sequence[TrialOutcome], lane_of: Mapping[TrialOutcome, int], name: str, colour: str
+) -> None:
+    """Draws runs that ended alike, each as a bar in its lane."""
+    drawing.add_bar(
+        y=[lane_of[o] for o in runs],
+        base=[o.end_s - o.seconds for o in runs],
+        x=[o.seconds for o in runs],
+        text=[o.trial.fault for o in runs],
+        hovertext=["<br>".join((_about(o), *o.found)) for o in runs],
+        hoverinfo="text",
+        textposition="inside",
+        textangle=0,
+        insidetextanchor="start",
+        constraintext="inside",
+        orientation="h",
+        width=0.8,  # else it depends on the lanes of the same colour
+        name=f"{name}: {len(runs)}",
+        marker={"color": colour, "line": {"color": "white", "width": 1}},
+        row=2,
+        col=1,
+    )
 
 
 def _lanes(outcomes: Sequence[TrialOutcome]) -> tuple[dict[TrialOutcome, int], list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import pathlib
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -76,25 +77,12 @@ def chaos(
 
         tightwire bench chaos --elastic "local:3@8~bsp auto" --count 30
     """
-    from tightwire.bench.chaos import FAULTS, Campaign, run_campaign
-    from tightwire.bench.chaos.campaign import families
-    from tightwire.bench.chaos.faults import ELASTIC, FAMILIES, LOCAL_FAULTS, phases_of
-    from tightwire.bench.chaos.page import timeline
-    from tightwire.bench.chaos.slow import slow_loopback
+    from tightwire.bench.chaos import Campaign, run_campaign
 
     require_writable(page)
-    has_lighthouse = importlib.util.find_spec("torchft") is not None
-    fixed, changing = tuple(plans.split()), tuple(elastic.split())
-    if not fixed and not changing:
-        fixed, changing = tuple(FAMILIES), ELASTIC if has_lighthouse else ()
-    for plan in (*fixed, *changing):
-        phases_of(plan)
-    drawn = tuple(kind for kind in LOCAL_FAULTS if FAULTS[kind].strikes != "elastic" or changing)
-    kinds = tuple(faults.split()) or drawn
-    if unknown := [kind for kind in kinds if kind not in FAULTS]:
-        raise LabError(f"--faults {' '.join(unknown)}: no such fault; there are {', '.join(FAULTS)}.")
+    fixed, changing = _plans(plans, elastic)
     asked = Campaign(
-        faults=kinds,
+        faults=_kinds(faults, has_elastic=bool(changing)),
         count=count,
         seconds=None if minutes is None else 60 * minutes,
         seed=seed,
@@ -105,14 +93,8 @@ def chaos(
         plans=fixed,
         elastic=changing,
     )
-    with slow_loopback() as is_slow:
-        pass
-    if large and not is_slow:
-        say(
-            "Messages of large models are as fast as this host's loopback, and few faults fall into them: a slow one "
-            "takes root and tc.",
-            err=True,
-        )
+    if large:
+        _say_if_fast()
     with progress(count, "the first run starts") as tell:
 
         def on_outcome(outcome: TrialOutcome) -> None:
@@ -120,8 +102,59 @@ def chaos(
             _say_wrong(outcome)  # at once: who interrupts a long campaign has seen what it found
 
         outcomes = run_campaign(asked, on_outcome)
-    wrong = [outcome for outcome in outcomes if outcome.found]
-    rows = families(outcomes)
+    _show(outcomes, seed, page, as_json=as_json)
+    raise typer.Exit(1 if any(outcome.found for outcome in outcomes) else 0)
+
+
+def _plans(plans: str, elastic: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the plans of ordinary jobs and those of elastic ones; of neither, one of every family that can be."""
+    from tightwire.bench.chaos.faults import ELASTIC, FAMILIES, phases_of
+
+    fixed, changing = tuple(plans.split()), tuple(elastic.split())
+    if not fixed and not changing:
+        has_lighthouse = importlib.util.find_spec("torchft") is not None
+        fixed, changing = tuple(FAMILIES), ELASTIC if has_lighthouse else ()
+    for plan in (*fixed, *changing):
+        phases_of(plan)
+    return fixed, changing
+
+
+def _kinds(faults: str, *, has_elastic: bool) -> tuple[str, ...]:
+    """Returns the kinds of faults; by default those on this host's loopback.
+
+    Raises:
+        LabError: one that does not exist.
+    """
+    from tightwire.bench.chaos import FAULTS
+    from tightwire.bench.chaos.faults import LOCAL_FAULTS
+
+    drawn = tuple(kind for kind in LOCAL_FAULTS if FAULTS[kind].strikes != "elastic" or has_elastic)
+    kinds = tuple(faults.split()) or drawn
+    if unknown := [kind for kind in kinds if kind not in FAULTS]:
+        raise LabError(f"--faults {' '.join(unknown)}: no such fault; there are {', '.join(FAULTS)}.")
+    return kinds
+
+
+def _say_if_fast() -> None:
+    """Says so where messages cannot be slowed down."""
+    from tightwire.bench.chaos.slow import slow_loopback
+
+    with slow_loopback() as is_slow:
+        pass
+    if not is_slow:
+        say(
+            "Messages of large models are as fast as this host's loopback, and few faults fall into them: a slow one "
+            "takes root and tc.",
+            err=True,
+        )
+
+
+def _show(outcomes: Sequence[TrialOutcome], seed: int, page: pathlib.Path | None, *, as_json: bool) -> None:
+    """Draws the page, if one is asked for, and prints what the campaign found."""
+    from tightwire.bench.chaos.campaign import families
+    from tightwire.bench.chaos.page import timeline
+
+    wrong, rows = [outcome for outcome in outcomes if outcome.found], families(outcomes)
     if page is not None:
         title = f"{len(outcomes)} faults, seed {seed}: {len(wrong)} ended wrong"
         write_picture(timeline(outcomes, title), page, "--page")
@@ -140,7 +173,6 @@ def chaos(
     else:
         cells = [(r.plan, str(r.faults), f"{100 * r.goodput:.1f} %", str(r.found)) for r in rows]
         print_rows(("plan", "faults", "steps made", "ended wrong"), cells)
-    raise typer.Exit(1 if wrong else 0)
 
 
 def _say_wrong(outcome: TrialOutcome) -> None:
