@@ -114,6 +114,7 @@ class Membership:
         renew: goes on among those who are there, after somebody was lost in what was under way.
         renewals: how often members changed.
         lost_rounds: how many rounds were dropped because they lost a member.
+        usual_weight: about what workers weigh, the same on all; leftovers of what was sent are in its units.
     """
 
     ranks: tuple[int, ...]
@@ -132,9 +133,9 @@ class Membership:
     renew: Callable[[], None] = _no_buffers
     renewals: int = 0
     lost_rounds: int = 0
+    usual_weight: float = 1.0
     _lost: PeerError | None = None  # in a round that can wait
     _weight: float | None = None
-    _usual_weight: float = 1.0
 
     @property
     def is_elastic(self) -> bool:
@@ -196,7 +197,7 @@ class Membership:
 
     def take_share(self) -> float:
         """Returns by what this worker multiplies its part of a mean: its weight over the usual one. Once per mean."""
-        share = 1.0 if self._weight is None else self._weight / self._usual_weight
+        share = 1.0 if self._weight is None else self._weight / self.usual_weight
         self._weight = None
         return share
 
@@ -208,7 +209,7 @@ class Membership:
     def note_weight(self, called: Called) -> None:
         """Takes in the sum of weights, so that what is sent keeps its size. At the same point on every rank."""
         if called.weight > 0 and called.present:
-            self._usual_weight *= called.weight / called.present
+            self.usual_weight *= called.weight / called.present
 
     def met(self) -> None:
         """Begins anew: all are here, and nothing is under way."""
@@ -229,7 +230,7 @@ class Membership:
         self.meetings = meetings + 1
         self.calls_meeting, self.uneven = False, uneven
         self._lost = None
-        self._weight, self._usual_weight = None, 1.0
+        self.usual_weight = 1.0
 
     def even_out(self, transport: Transport, tensors: Iterable[Tensor], rounds: int) -> int:
         """Makes tensors those of the rank that trained longest, where some trained on alone; returns the bytes sent.

@@ -45,6 +45,7 @@ class RunState:
             "workers": context.transport.size,
             "step": self._course.now.step,
             "observed": context.observed.state(),
+            "usual_weight": context.membership.usual_weight,
             "engine": checkpoint.on_host(self._engine_state()),
         }
 
@@ -79,6 +80,7 @@ class RunState:
             return
         self._require_same_sync(state)
         self._require_one_checkpoint(state["workers"])
+        self._take_weight(state)
         self._course.go_to(state["step"])
         if state["workers"] != transport.size:
             warnings.warn(
@@ -107,6 +109,7 @@ class RunState:
         if len(parts) == size:
             self.load(parts[rank]["run"])
             return
+        self._take_weight(parts[0]["run"])
         self._course.go_to(parts[0]["run"]["step"])
         copy_from_first(context.transport.inner, self._shared().values())
         if len(parts) == 1:  # a world of one, where no engine remembered anything
@@ -136,6 +139,9 @@ class RunState:
                 f"ranks load parts of different checkpoints: {parts}. Save every checkpoint to a folder of its own, "
                 "and have all ranks load from one."
             )
+
+    def _take_weight(self, state: Mapping[str, Any]) -> None:
+        self._course.now.context.membership.usual_weight = state.get("usual_weight", 1.0)
 
     @property
     def _engine(self) -> Engine:

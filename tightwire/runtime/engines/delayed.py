@@ -21,7 +21,7 @@ from tightwire.runtime.background import Background
 from tightwire.runtime.checkpoint import merged
 from tightwire.runtime.context import RunContext
 from tightwire.runtime.engines.engine import BaseEngine, Position
-from tightwire.runtime.engines.memory import fitting, load_memory, memory, shared_part
+from tightwire.runtime.engines.memory import fitting, load_memory, memory, rescale, shared_part
 from tightwire.runtime.membership import Called
 from tightwire.sync import Acco, Delayed
 
@@ -33,6 +33,7 @@ class Turn:
         exchange: of the gradients.
         busy: whether means are on their way, or here and not yet stepped with.
         step: of the gradients.
+        unit: of weights, in which stages remember gradients.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Turn:
         self.exchange = context.exchange(parameters, plan)
         self.busy = False
         self.step = 0
+        self.unit = context.membership.usual_weight
         self._roll = context.roll(len(parameters))
         self._thread = thread
         self._finite: bool | None = None
@@ -65,10 +67,12 @@ class Turn:
         self._roll.note(self.told())
 
     def start(
-        self, gradients: Mapping[str, Tensor | None], now: Round, step: int, weight: float = 1.0
+        self, gradients: Mapping[str, Tensor | None], now: Round, step: int, weight: float, unit: float
     ) -> None:
-        """Sends gradients on their way, multiplied by this worker's weight."""
+        """Sends gradients on their way, multiplied by this worker's weight, in units of the usual one."""
         self.busy, self.step, self._finite = True, step, None
+        rescale(self.exchange.averagers, self.unit / unit)
+        self.unit = unit
         self.exchange.begin(now)
         for number, bucket in enumerate(self.exchange.buckets):
             for name, view in bucket.views.items():
@@ -87,7 +91,7 @@ class Turn:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns copies of the means that are here or on their way, which are waited for."""
-        state: dict[str, Any] = {"busy": self.busy, "step": self.step}
+        state: dict[str, Any] = {"busy": self.busy, "step": self.step, "unit": self.unit}
         if self.busy:
             told = self.told()
             state |= {"finite": self.arrive(), "told": [told.present, told.weight, told.own.clone()]}
@@ -102,6 +106,7 @@ class Turn:
             self.told()
         load_memory(self.exchange.averagers, state["memory"])
         self.busy, self.step = state["busy"], state["step"]
+        self.unit = state.get("unit", self.unit)
         if self.busy:
             self._finite = state["finite"]
             present, weight, own = state["told"]
@@ -241,7 +246,8 @@ class DelayedEngine(BaseEngine):
             for parameter in self._parameters.values():
                 parameter.grad = None
             self._is_stepping = False
-        return {"memory": [memory(turn.exchange.averagers) for turn in self._turns]}
+        units = [turn.unit for turn in self._turns]
+        return {"memory": [memory(turn.exchange.averagers) for turn in self._turns], "units": units}
 
     def catch_up(  # noqa: D102
         self, own: Mapping[str, Any], theirs: Mapping[str, Any], *, is_new: bool
@@ -249,12 +255,13 @@ class DelayedEngine(BaseEngine):
         kept = [
             shared_part(mine, others) for mine, others in zip(own["memory"], theirs["memory"], strict=True)
         ]
-        return {"memory": kept}, frozenset(self._parameters)
+        return {**own, "memory": kept}, frozenset(self._parameters)
 
     def take_up(self, state: Mapping[str, Any], agreed: int) -> None:  # noqa: D102
-        for turn, kept in zip(self._turns, state["memory"], strict=True):
+        for turn, kept, unit in zip(self._turns, state["memory"], state["units"], strict=True):
             averagers = turn.exchange.averagers
             load_memory(averagers, fitting(averagers, kept, what=str(self._plan)))
+            turn.unit = unit
         self._number = agreed
 
     def close(self) -> None:  # noqa: D102
@@ -271,7 +278,7 @@ class DelayedEngine(BaseEngine):
         self.rounds += 1
         self.planned_bytes += turn.exchange.bytes_in(self._number)
         now = Round(number=self._number, seed=self._context.seed + self._number)
-        turn.start(gradients, now, self._steps, weight)
+        turn.start(gradients, now, self._steps, weight, self._context.membership.usual_weight)
 
     def _take(self, turn: Turn) -> dict[str, Tensor | None]:
         """Takes the means out; None for a parameter that nobody used, and for all if one is not finite."""

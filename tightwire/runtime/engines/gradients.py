@@ -20,6 +20,7 @@ from tightwire.runtime.engines.memory import (
     have_finite_gradients,
     load_memory,
     memory,
+    rescale,
     shared_part,
 )
 from tightwire.runtime.gradients import Gradients, PassListener
@@ -51,6 +52,7 @@ class GradientEngine(BaseEngine):
         self._roll = context.roll(len(parameters))
         self._parameters = parameters
         self._rounds_before, self._steps_late = 0, plan.sync.steps_late
+        self._unit = context.membership.usual_weight  # in which stages remember gradients
         self._arrived = 0  # rounds whose means are here
         self._called: Called | None = None  # for the round under way
         self._trained_rounds = self._rounds_stepped = 0
@@ -132,7 +134,7 @@ class GradientEngine(BaseEngine):
         """Sends zeros in the passes of ranks whose training goes on, and ends with the parameters of the last one."""
         self._overlap.land_everything()
         self.gradients.keep()
-        called_bytes = self._roll.until_all_are_finished(lambda _: self._send_zeros())
+        called_bytes = self._roll.until_all_are_finished(self._send_zeros)
         self.planned_bytes += called_bytes
         self.planned_bytes += self._context.membership.even_out(
             self._context.transport, self._parameters.values(), self._trained_rounds
@@ -144,7 +146,7 @@ class GradientEngine(BaseEngine):
         called = self._roll.call(present=False)
         self.planned_bytes += self._roll.bytes_sent
         if called.present:
-            self._send_zeros()
+            self._send_zeros(called)
 
     def consensus(self) -> Mapping[str, Tensor]:  # noqa: D102
         self._overlap.land_everything()
@@ -156,12 +158,14 @@ class GradientEngine(BaseEngine):
         return {
             "rounds": self._rounds_before + self.rounds,
             "memory": memory(self._exchange.averagers),
+            "unit": self._unit,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
         self._overlap.land_everything()
         self.gradients.keep()
         load_memory(self._exchange.averagers, state["memory"])
+        self._unit = state.get("unit", self._unit)
         self.resume_at(state["rounds"])
 
     def resume_at(self, rounds: int) -> None:  # noqa: D102
@@ -181,17 +185,18 @@ class GradientEngine(BaseEngine):
         """Drops the gradients of the step under way, on all ranks alike."""
         self.gradients.keep()
         self.gradients.forget()
-        return {"memory": memory(self._exchange.averagers)}
+        return {"memory": memory(self._exchange.averagers), "unit": self._unit}
 
     def catch_up(  # noqa: D102
         self, own: Mapping[str, Any], theirs: Mapping[str, Any], *, is_new: bool
     ) -> tuple[dict[str, Any], frozenset[str]]:
         # What its message carried, this worker does not know, so that its leftovers would count twice.
-        return {"memory": shared_part(own["memory"], theirs["memory"])}, frozenset(self._parameters)
+        return {**own, "memory": shared_part(own["memory"], theirs["memory"])}, frozenset(self._parameters)
 
     def take_up(self, state: Mapping[str, Any], agreed: int) -> None:  # noqa: D102
         averagers = self._exchange.averagers
         load_memory(averagers, fitting(averagers, state["memory"], what=str(self._plan)))
+        self._unit = state.get("unit", self._unit)
         self._rounds_before = agreed
 
     def go_on(self, position: Position, *, is_lost: bool) -> None:
@@ -256,7 +261,9 @@ class GradientEngine(BaseEngine):
 
     def _begin_round(self) -> Round:
         self.rounds += 1
-        number = self._rounds_before + self.rounds
+        number, unit = self._rounds_before + self.rounds, self._context.membership.usual_weight
+        rescale(self._exchange.averagers, self._unit / unit)
+        self._unit = unit
         self.planned_bytes += self._exchange.bytes_in(number) + self._roll.bytes_sent
         return Round(number=number, seed=self._context.seed + number, scale=self._context.gradient_scale())
 
@@ -274,7 +281,8 @@ class GradientEngine(BaseEngine):
 
         return count
 
-    def _send_zeros(self) -> None:
+    def _send_zeros(self, called: Called) -> None:
+        self._context.membership.note_weight(called)  # as those do whose round it is
         # The roll that told of the round is part of it.
         self._exchange.begin(self._begin_round())
         self.planned_bytes -= self._roll.bytes_sent

@@ -22,6 +22,8 @@ Named = Mapping[str, Mapping[str, Tensor]]
 LARGE = 1 << 15
 # From so many on, PyTorch's threads share in a sum of one.
 SHARED = 1 << 17
+# What stages remember of squares of gradients; all else is of their own size.
+SQUARES = frozenset({"variance v"})
 _PLACE = operator.attrgetter("is_cpu", "dtype")
 
 
@@ -51,6 +53,17 @@ def load_memory(averagers: Iterable[BucketAverager], state: Named) -> None:
     for name, kinds in present.items():
         for kind, kept in kinds.items():
             kept.copy_(state[name][kind])
+
+
+def rescale(averagers: Iterable[BucketAverager], factor: float) -> None:
+    """Brings what stages remember of gradients to other units, such as those of other weights; exact where 1."""
+    if factor == 1.0:
+        return
+    for averager in averagers:
+        for kinds in averager.memory().values():
+            for kind, kept in kinds.items():
+                if kind != "averager" and kept.is_floating_point():  # its start is of no size
+                    kept.mul_(factor**2 if kind in SQUARES else factor)
 
 
 def fitting(averagers: Iterable[BucketAverager], state: Named, *, what: str) -> Named:

@@ -54,10 +54,10 @@ class ParameterEngine(BaseEngine):
         self._states = States(parameters, plan, context, policy, periods)
         self._spoiled = False
         self._clock = 0  # steps since all agreed last, at the same count on all ranks
-        self._loss, self._losses, self._samples = 0.0, 0, 0.0
+        self._loss, self._losses = 0.0, 0
         self._is_weighed = False
         self._pace = LengthByLoss(self._sync)
-        self._told = (0.0, 0, 0.0)  # loss, losses and samples of the round begun last
+        self._told = (0.0, 0)  # loss and losses of the round begun last
         self._next = 0  # the count of steps at which anything begins or lands
         self._look_ahead()
 
@@ -68,14 +68,18 @@ class ParameterEngine(BaseEngine):
     def observe(self, *, loss: float | None = None, samples: float | None = None) -> None:  # noqa: D102
         if loss is not None and math.isfinite(loss):
             self._loss, self._losses = self._loss + loss, self._losses + 1
-        self._samples += samples or 0.0
+        self._add_samples(samples or 0.0)
 
     def weigh(self, weight: float) -> None:
         """Adds to this worker's weight in the round's mean."""
         if self._sync.elastic:
             super().weigh(weight)
-        self._samples += weight
+        self._add_samples(weight)
         self._is_weighed = True
+
+    def _add_samples(self, samples: float) -> None:
+        for segment in self._all_segments():
+            segment.samples += samples
 
     def require_leavable(self) -> None:  # noqa: D102
         if self._inside is not None:
@@ -140,7 +144,8 @@ class ParameterEngine(BaseEngine):
             "rounds": sum(segment.number for segment in self._segments),
             "clock": self._clock,
             "spoiled": self._spoiled,
-            "heard": [self._loss, self._losses, self._samples],
+            "heard": [self._loss, self._losses],
+            "weighed": self._is_weighed,
             "pace": self._pace.state_dict(),
             "segments": [segment.state_dict() for segment in self._all_segments()],
             "inside": self._inside.parameters.state_dict() if self._inside else {},
@@ -163,7 +168,8 @@ class ParameterEngine(BaseEngine):
             load_memory(self._inside.parameters.exchange.averagers, state["inside"]["memory"])
             self._inside.parameters.load_state_dict(state["inside"])
         self._clock, self._spoiled = state["clock"], state["spoiled"]
-        self._loss, self._losses, self._samples = state["heard"]
+        self._loss, self._losses = state["heard"][:2]
+        self._is_weighed = state.get("weighed", False)
         self._pace.load_state_dict(state["pace"])
         self._look_ahead()
 
@@ -174,12 +180,8 @@ class ParameterEngine(BaseEngine):
 
     def salvage(self) -> dict[str, Any]:  # noqa: D102
         if any(segment.parameters.under_way for segment in self._segments):
-            loss, losses, samples = self._told
-            self._loss, self._losses, self._samples = (
-                self._loss + loss,
-                self._losses + losses,
-                self._samples + samples,
-            )
+            loss, losses = self._told
+            self._loss, self._losses = self._loss + loss, self._losses + losses
         for segment in self._segments:
             segment.interrupt(self._clock)
         return self.state_dict()
@@ -206,7 +208,7 @@ class ParameterEngine(BaseEngine):
             "memory": shared_part(own["memory"], theirs["memory"]),
             "pace": theirs["pace"],
             "segments": [
-                here if news is None else {**news, "alone": 0}
+                here if news is None else {**news, "alone": 0, "samples": 0.0}
                 for here, news in zip(own["segments"], missed, strict=True)
             ],
             "clock": theirs["clock"] if is_new else own["clock"],
@@ -296,7 +298,7 @@ class ParameterEngine(BaseEngine):
             final or self._sync.takes_part(rank, segment.workers, self._seed(segment) + 1)
         )
         weighs = self._sync.weighs_samples or self._is_weighed
-        weight = float(counts) * ((self._samples or 1.0) if weighs else 1.0)
+        weight = float(counts) * ((segment.samples or 1.0) if weighs else 1.0)
         if weight and segment.watch is not None:
             weight *= segment.watch.weigh(segment.parameters.distance())
         return weight
@@ -325,8 +327,9 @@ class ParameterEngine(BaseEngine):
         segment.alone, segment.present, segment.lands_at = 0, called.weight, self._clock + segment.late
         share = mine * segment.workers / called.weight if called.weight else 0.0
         self.rounds += 1
-        self._told = (self._loss, self._losses, self._samples)
-        self._loss, self._losses, self._samples = 0.0, 0, 0.0
+        self._told = (self._loss, self._losses)
+        self._loss, self._losses = 0.0, 0
+        segment.sent_samples, segment.samples = segment.samples, 0.0
         self.planned_bytes += segment.parameters.exchange.bytes_in(segment.number)
         now = Round(number=segment.number, seed=self._seed(segment))
         spoiled = self._spoiled and mine > 0
@@ -342,7 +345,7 @@ class ParameterEngine(BaseEngine):
         segment.lands_at = 0
         segment.landed += 1
         for inner in segment.covers:
-            inner.alone = 0
+            inner.alone, inner.samples = 0, 0.0
             inner.parameters.anchor_here()
 
     def _land_due(self) -> None:

@@ -41,6 +41,8 @@ class Segment:
         alone: steps since the last round began.
         present: weight of those whose changes are under way.
         counts: whether this worker's are among them.
+        samples: that steps were made on since the last round began, or weights.
+        sent_samples: those of the round that began last.
         landed: rounds whose outcome is here, counted on from a checkpoint.
         watch: weighs this worker's changes by their norm, or None.
     """
@@ -63,6 +65,7 @@ class Segment:
         self.number = 0
         self.present = 0.0
         self.counts = False
+        self.samples = self.sent_samples = 0.0
         self.landed = 0
         self.restart()
 
@@ -76,6 +79,7 @@ class Segment:
             "due": self.due,
             "lands_at": self.lands_at,
             "alone": self.alone,
+            "samples": self.samples,
             "number": self.number,
             "present": self.present,
             "landed": self.landed,
@@ -87,6 +91,7 @@ class Segment:
         self.due, self.lands_at, self.alone = state["due"], state["lands_at"], state["alone"]
         self.number, self.present = state["number"], state["present"]
         self.landed = state.get("landed", self.number)
+        self.samples = state.get("samples", 0.0)
         if self.watch is not None:
             self.watch.load_state_dict(state["watch"])
 
@@ -97,6 +102,7 @@ class Segment:
             self.number -= 1
             self.due, self.lands_at = clock, 0
             self.alone = max(self.alone, int(self.counts))
+            self.samples += self.sent_samples
 
 
 def build_segments(
