@@ -95,7 +95,8 @@ RESULTS = {
         "predictions held to measurements in the lab",
     ),
     "race": Result(
-        "tightwire study race --seconds 20",
+        "tightwire study race --seconds 20 "
+        "--contestants 'ddp auto-stale local:8/allreduce/int8 bsp/allreduce/powersgd:4+ef'",
         ("race.json", "race.md"),
         (*METHODS, "planner", "runtime", "study/jobs.py", "study/timed.py"),
         "plans that are found against stock DDP and plans by hand, at equal time",

@@ -87,7 +87,10 @@ def attach(
             `auto`: probe the wire now, profile the first steps, then go on with the best plan that `allow` admits. A
             `Race`, or `race:BUDGET` (`race:40min`): the same, and the best few are tried on the job itself.
         transport: between the ranks; by default the one that `tightwire.init()` joined.
-        buffers: `start` makes buffers equal once; `every-step` copies rank 0's after every step, as DDP does.
+        buffers: `start` makes buffers equal once, and each rank then has its own, such as statistics of BatchNorm.
+            `every-step` copies rank 0's with every round in which all take part: under `bsp` after every step, as DDP
+            does before every pass; under local methods with each round; under gossip at the end only. Refused where
+            workers go on without each other: servers, asynchronous gossip, rounds with a quorum.
         scaler: the AMP GradScaler, if there is one, so that leftovers are kept in unscaled units.
         seed: of stochastic codecs, the same on every rank.
         allow: for `auto` and a race: `lossless` plans, `lossy` ones too, or `stale` ones as well; see

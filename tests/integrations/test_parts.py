@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from tightwire.errors import PlanError
-from tightwire.integrations._parts import path_of, write
+from tests.runtime.training import Job, adam, job, same, values
+from tightwire.errors import MismatchError, PlanError
+from tightwire.integrations._parts import path_of, read, write
+from tightwire.integrations.accelerate import _OwnPart
 from tightwire.integrations.ddp import ddp_hook
-from tightwire.transport import Single
+from tightwire.transport import Single, Transport, run_threads
 
 
 def test_parts_of_more_workers_do_not_outlive_a_checkpoint_of_fewer(tmp_path: Path) -> None:
@@ -28,6 +32,112 @@ def test_parts_of_more_workers_do_not_outlive_a_checkpoint_of_fewer(tmp_path: Pa
         "tightwire_notes.pt",
     }
     assert all(torch.load(path_of(tmp_path, rank))["step"] == 20 for rank in range(2))
+
+
+def saved(workers: int, plan: str, folder: Path) -> list[Any]:
+    """Returns, by rank, model, optimizer and what is gathered; each rank's part goes to the folder."""
+
+    def worker(transport: Transport) -> Any:
+        with job(transport, plan, optimizer=adam) as j:
+            for step in range(5):
+                j.step(step)
+            _OwnPart(j.run).save(None, None, str(folder))
+            return copy.deepcopy(
+                [j.model.state_dict(), j.optimizer.state_dict(), j.run.state_dict(gather=True)]
+            )
+
+    return run_threads(workers, worker, deadline_s=20)
+
+
+def load(j: Job, states: Any, folder: Path | None) -> None:
+    """Loads what a trainer does, and then the parts in a folder; or what was gathered."""
+    states = copy.deepcopy(states)
+    j.model.load_state_dict(states[0])
+    j.optimizer.load_state_dict(states[1])
+    if folder is None:
+        j.run.load_state_dict(states[2])
+    else:
+        part = _OwnPart(j.run)
+        part.remember(None, str(folder))
+        part.load_state_dict({})
+
+
+@pytest.mark.parametrize(
+    "plan", ["bsp/allreduce/topk:0.1+ef", "local:4", "diloco:4", "ssp:0/ps", "bsp/gossip:ring"]
+)
+@pytest.mark.parametrize("workers", [2, 3, 4])
+def test_a_folder_of_parts_is_as_good_as_what_is_gathered(plan: str, workers: int, tmp_path: Path) -> None:
+    states = saved(3, plan, tmp_path)[0]
+
+    def worker(transport: Transport, folder: Path | None) -> list[Tensor]:
+        with job(transport, plan, optimizer=adam) as j:
+            load(j, states, folder)
+            assert j.run.step == 5
+            j.step(5)
+        return values(j.model)
+
+    gathered = run_threads(workers, lambda t: worker(t, None), deadline_s=20)
+    assert same(gathered[0], run_threads(workers, lambda t: worker(t, tmp_path), deadline_s=20)[0])
+
+
+def test_a_folder_that_lacks_parts_is_told_of(tmp_path: Path) -> None:
+    plan = "bsp/allreduce/topk:0.1+ef"
+    states = saved(3, plan, tmp_path)[0]
+    path_of(tmp_path, 1).unlink()
+
+    def worker(transport: Transport) -> None:
+        with job(transport, plan, optimizer=adam) as j:
+            load(j, states, tmp_path)
+            assert j.run.step == 5
+
+    with pytest.warns(
+        UserWarning, match="3 workers, this run has 2, and only the part of ranks 0 and 2 was loaded"
+    ):
+        run_threads(2, worker, deadline_s=20)
+
+
+def test_a_folder_of_two_saves_is_refused(tmp_path: Path) -> None:
+    plan = "bsp/allreduce/topk:0.1+ef"
+    saved(3, plan, tmp_path)
+    part = torch.load(path_of(tmp_path, 1))
+    part["run"]["step"] = 3
+    torch.save(part, path_of(tmp_path, 1))
+
+    def worker(transport: Transport) -> None:
+        with job(transport, plan, optimizer=adam) as j:
+            before, part = values(j.model), _OwnPart(j.run)
+            part.remember(None, str(tmp_path))
+            with pytest.raises(
+                MismatchError,
+                match=r"rank\S* .*of 3 workers after step 5; rank 1 .*of 3 workers after step 3",
+            ):
+                part.load_state_dict({})
+            assert same(before, values(j.model))
+
+    for workers in (2, 3):
+        run_threads(workers, worker, deadline_s=20)
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_a_hook_takes_up_what_the_mean_is_owed(workers: int, tmp_path: Path) -> None:
+    for rank in range(3):
+        memory = {"weight": {"ef": torch.tensor([float(rank)])}}
+        state = {"version": 1, "plan": "", "rank": rank, "workers": 3, "rounds": 7, "memory": memory}
+        write(state, tmp_path, rank=rank, workers=3)
+
+    def worker(transport: Transport) -> None:
+        hook = ddp_hook("bsp/allreduce/topk:0.1+ef", transport=transport)
+        parts = read(tmp_path, rank=transport.rank, workers=workers)
+        assert parts is not None
+        hook.load_state_dict(parts)
+        state = hook.state_dict()
+        hook.close()
+        assert (state["rounds"], state["memory"]["weight"]["ef"].tolist()) == (7, [1.0])
+        parts["parts"][0]["rounds"] = 6
+        with pytest.raises(MismatchError, match="rank 0 of 3 workers after round 6; ranks 1 and 2"):
+            hook.load_state_dict(parts)
+
+    run_threads(workers, worker, deadline_s=20)
 
 
 @pytest.mark.parametrize("plan", ["auto", "race:40min"])

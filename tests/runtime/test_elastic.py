@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import threading
 import time
 from typing import Any
 
@@ -10,11 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from tests.lobby import Elastic, Worker
-from tests.runtime.training import Trained, adam, job, momentum, same, values
+from tests.lobby import DiedError, Elastic, Worker
+from tests.runtime.training import Job, Trained, adam, job, momentum, same, values
 from tightwire._attach import attach
-from tightwire.errors import AttachError, MismatchError
-from tightwire.transport import Transport
+from tightwire.errors import AttachError, MismatchError, PeerError
+from tightwire.transport import Transport, run_threads
 
 SERVED = [
     "ssp:0/ps",
@@ -435,6 +437,84 @@ def test_a_death_while_all_begin_to_evaluate_is_survived(plan: str, dies_at: int
     ends = Elastic(train, start=3, dies_at=[None, dies_at]).join()
     assert len(ends) == 2
     assert same(ends[0].parameters, ends[1].parameters)
+
+
+def saved_by_two(plan: str) -> Any:
+    """Returns model, optimizer and what is gathered, after 5 steps."""
+
+    def worker(transport: Transport) -> Any:
+        with job(transport, plan, optimizer=momentum) as j:
+            for step in range(5):
+                j.step(step)
+            return copy.deepcopy(
+                [j.model.state_dict(), j.optimizer.state_dict(), j.run.state_dict(gather=True)]
+            )
+
+    return run_threads(2, worker, deadline_s=20)[0]
+
+
+def load(j: Job, states: Any) -> None:
+    states = copy.deepcopy(states)
+    j.model.load_state_dict(states[0])
+    j.optimizer.load_state_dict(states[1])
+    j.run.load_state_dict(states[2])
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize(
+    "plan",
+    [
+        "bsp/allreduce/topk:0.2+ef",
+        "local:3",
+        "diloco:3",
+        "local:2@3~bsp",
+        "delayed:1",
+        "ssp:0/ps",
+        "bsp/gossip:ring",
+    ],
+)
+def test_a_job_begins_from_a_checkpoint_and_newcomers_from_the_others(plan: str, workers: int) -> None:
+    states = saved_by_two(plan)
+
+    def train(transport: Transport, worker: Worker) -> list[torch.Tensor]:
+        with job(transport, plan, optimizer=momentum) as j:
+            if j.run.step == 0:
+                load(j, states)
+                assert j.run.step == 5
+            while j.run.step < 12:
+                if worker is elastic.workers[0] and j.run.step == 7 and len(elastic.workers) == workers:
+                    elastic.start()
+                    while not elastic.lobby.waiting:
+                        time.sleep(0.001)
+                j.step(j.run.step)
+            j.run.finish()
+            return values(j.model)
+
+    elastic = Elastic(train, start=workers, dies_at=[])
+    ends = elastic.join()
+    assert len(ends) == workers + 1
+    assert all(same(ends[0], end) for end in ends[1:])
+
+
+@pytest.mark.parametrize("plan", ["bsp/allreduce/topk:0.2+ef", "local:3", "ssp:0/ps"])
+def test_who_waits_for_the_dead_while_all_load_a_checkpoint_says_who_died(plan: str) -> None:
+    states = saved_by_two(plan)
+
+    def train(transport: Transport, worker: Worker) -> list[int]:
+        try:
+            with job(transport, plan, optimizer=momentum) as j:
+                attached.wait(20)
+                if worker.name == "worker 1":
+                    dead.append(j.run.transport.rank)
+                    worker.die()
+                    raise DiedError
+                load(j, states)
+        except PeerError as error:
+            return list(error.ranks)
+        raise AssertionError("nobody missed the dead")
+
+    dead, attached = list[int](), threading.Barrier(3)
+    assert Elastic(train, start=3, dies_at=[]).join() == [dead, dead]
 
 
 class Rounds:

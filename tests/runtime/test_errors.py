@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.runtime.training import Net, job, loss_of, sgd
+from tests.runtime.training import Net, job, loss_of, same, sgd, values
 from tightwire._attach import attach
 from tightwire.errors import AttachError, MismatchError, PeerError, PlanError, TightwireError
 from tightwire.plan import PlanFile, Route
@@ -247,9 +247,47 @@ def test_parts_of_two_checkpoints_are_refused_on_all_ranks(plan: str) -> None:
         with job(transport, plan) as j:
             state = j.run.state_dict()
             with pytest.raises(
-                MismatchError, match=r"rank 0 that of 2 workers; ranks 1 and 2 that of 3 workers"
+                MismatchError, match=r"rank 0 one of 2 workers.*; ranks 1 and 2 one of 3 workers"
             ):
                 j.run.load_state_dict(state | {"workers": 2 if transport.rank == 0 else 3})
+
+    run_threads(3, worker, deadline_s=20)
+
+
+@pytest.mark.parametrize("plan", ["bsp/allreduce/bf16+ef", "local:3", "bsp/gossip:ring"])
+def test_parts_of_two_steps_are_refused_on_all_ranks(plan: str) -> None:
+    """As where a save was cut short, and some parts in the folder are of the one before."""
+
+    def worker(transport: Transport) -> None:
+        with job(transport, plan) as j:
+            before, state = values(j.model), j.run.state_dict()
+            with pytest.raises(
+                MismatchError,
+                match=r"ranks 0 and 2 one of 3 workers after step 6; rank 1 one of 3 workers after step 5",
+            ):
+                j.run.load_state_dict(state | {"step": 5 if transport.rank == 1 else 6})
+            assert same(before, values(j.model))
+
+    run_threads(3, worker, deadline_s=20)
+
+
+@pytest.mark.parametrize(
+    "plan", ["bsp/allreduce/bf16+ef", "local:3", "asp/gossip:ring,method=ad-psgd", "asp/ps"]
+)
+def test_workers_that_ended_unevenly_load_what_they_saved(plan: str) -> None:
+    def worker(transport: Transport) -> None:
+        with job(transport, plan) as j:
+            for step in range(3 + transport.rank):
+                j.step(step)
+            j.run.finish()
+            state = j.run.state_dict()
+        with job(transport, plan) as j:
+            j.run.load_state_dict(state)
+            j.step(0)
+            assert j.run.step == 4 + transport.rank
+            state = j.run.state_dict()
+        with job(transport, plan) as j:
+            j.run.load_state_dict(state)
 
     run_threads(3, worker, deadline_s=20)
 

@@ -148,6 +148,19 @@ def test_a_full_memory_leaves_nothing_and_training_goes_on(
     assert [path for host in "ab" for path in (tmp_path / host).iterdir()] == []
 
 
+def test_what_a_worker_that_was_killed_had_begun_to_write_does_not_keep_its_memory(tmp_path: Path) -> None:
+    shelf, mine, others = (
+        Shelf(tmp_path / "host", Seal("", ""), keeper_of=None),
+        Snap(RUN, 0, 4),
+        Snap(RUN, 1, 4),
+    )
+    for snap in (mine, others):
+        (tmp_path / "host" / f"{snap.name}.part").write_bytes(b"the first half of it")
+    shelf.put(Snap(RUN, 0, 6), b"whole")
+    left = sorted(path.name for path in (tmp_path / "host").iterdir())
+    assert left == [Snap(RUN, 0, 6).name, f"{others.name}.part"]
+
+
 @pytest.mark.parametrize(
     ("plan", "every", "match"),
     [

@@ -695,6 +695,27 @@ def test_buffers_follow_whoever_still_trains(plan: str, steps: tuple[int, int]) 
     assert same(first, second)
 
 
+@pytest.mark.parametrize(
+    ("plan", "steps"),
+    [("bsp", [1, 2, 3, 4, 5]), ("delayed:1", [1, 2, 3, 4, 5]), ("local:2", [2, 4]), ("bsp/gossip:ring", [])],
+)
+def test_when_buffers_are_copied(plan: str, steps: list[int]) -> None:
+    def train(transport: Transport) -> list[int]:
+        seen = list[int]()
+        with job(transport, plan, model=Normed(transport.rank), buffers="every-step") as j:
+            sent = 0
+            for step in range(5):
+                j.step(step)
+                sent, before = j.run.report().buffer_bytes, sent
+                if sent > before:
+                    seen.append(j.run.step)
+        if j.run.report().buffer_bytes > sent:
+            seen.append(0)
+        return seen
+
+    assert on_threads(train)[0] == [*steps, 0]  # rank 0 sends, and once more at the end
+
+
 @pytest.mark.parametrize("plan", ["delayed:1", "acco", "bsp/allreduce/none/dear"])
 def test_who_hears_late_who_trained_copies_buffers_at_the_same_step(
     plan: str, monkeypatch: pytest.MonkeyPatch

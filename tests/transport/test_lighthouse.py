@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import http.server
 import threading
 import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 from tightwire.errors import PeerError
 from tightwire.transport import lighthouse
@@ -80,8 +82,30 @@ def test_who_still_waits_for_a_lost_world_does_not_hold_up_the_next(monkeypatch:
 
     monkeypatch.setattr(Lighthouse, "_connect", lambda self: NamesBoth())
     monkeypatch.setattr(lighthouse, "join", join)
+    monkeypatch.delattr(dist.Store, "clone", raising=False)  # torch has it since 2.8
     door = Lighthouse("http://127.0.0.1:1", min_workers=1, secret="", deadline_s=60.0, late_s=60.0)
     assert len(door.enter(1).names) == 2
     door.close()  # here it writes what the thread waits for
     waiting[0].join(10.0)
     assert not waiting[0].is_alive()
+
+
+def test_a_proxy_of_the_environment_is_not_asked_who_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(f'<li class="heartbeat ">{door.name}: seen just now'.encode())
+
+        def log_message(self, *about: object) -> None:
+            pass
+
+    monkeypatch.setattr(Lighthouse, "_connect", lambda self: NamesBoth())
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with http.server.HTTPServer(("127.0.0.1", 0), Page) as server:
+        address = f"http://127.0.0.1:{server.server_port}"
+        door = Lighthouse(address, min_workers=1, secret="", deadline_s=30.0, late_s=None)
+        server.timeout = 20
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        door._look()
+    assert door._living == {door.name}

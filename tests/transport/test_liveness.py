@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import threading
 import time
 import weakref
 
@@ -58,12 +59,36 @@ def test_who_was_given_up_does_not_blame_those_that_left_without_it() -> None:
 def test_who_is_waited_for_and_heard_to_be_silent_elsewhere_is_gone_at_once() -> None:
     liveness = Liveness(0, host="127.0.0.1", deadline_s=60)
     liveness.hear_silent([1])  # nobody waits
+    liveness.look()
     assert liveness.verdict is None
     liveness.watch("wait", lambda: Wait(frozenset({1, 2}), "for an all-reduce"))
     assert liveness.waited_s() > 0
+    liveness.look()  # what was said before any wait is no evidence
+    assert liveness.verdict is None
     liveness.hear_silent([1, 3])
+    liveness.look()
     liveness.leave()
     assert liveness.verdict == Verdict((1,), "silent")
+
+
+def test_who_tells_of_silent_ranks_does_not_end_the_waits_for_them_itself() -> None:
+    """A heartbeat tells: one that hangs in Gloo makes this worker look dead."""
+    liveness, threads = Liveness(0, host="127.0.0.1", deadline_s=60), list[threading.Thread]()
+    hung_up = threading.Event()
+
+    class Waits:
+        def hang_up(self) -> None:
+            threads.append(threading.current_thread())
+            hung_up.set()
+
+    waits = Waits()
+    liveness.on_verdict(weakref.WeakMethod(waits.hang_up))
+    liveness.meet({}, Seal("secret", "nonce"))
+    liveness.watch("wait", lambda: Wait(frozenset({1}), "for an all-reduce"))
+    liveness.hear_silent([1])
+    assert hung_up.wait(10)
+    liveness.leave()
+    assert threads == [liveness._ear._thread]
 
 
 @pytest.mark.parametrize("waits_for", [1, 2])
@@ -75,6 +100,8 @@ def test_who_goes_on_after_others_went_on_without_it_knows_that_it_was_left_behi
         liveness.meet({rank: a for rank, a in addresses.items() if rank != liveness.rank}, seal)
     first.watch("wait", lambda: Wait(frozenset({waits_for}), "for an all-reduce"))
     first.hear_silent([1])
+    with first.changed:
+        assert first.changed.wait_for(lambda: first.verdict is not None or waits_for == 2, 10)
     for liveness in (first, third):
         liveness.leave()
     frozen.meet({0: first.address, 2: third.address}, seal)  # it goes on only now

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import signal
+import threading
+
 import pytest
 
 import tightwire.transport as transport
 from tightwire.errors import TransportError
+from tightwire.transport import Single, lighthouse
 from tightwire.transport.launch import Launch, local_rank, local_size
 
 COMPLETE = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
@@ -19,6 +23,35 @@ def test_no_launcher_is_a_world_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert transport.init() is joined is transport.current()
     transport.shutdown()
     transport.shutdown()
+
+
+class Door:
+    """In the place of a lighthouse's."""
+
+    def __init__(self, *address: str, **options: object) -> None:
+        self.notice = threading.Event()
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+def test_sigterm_is_a_notice_to_leave_until_the_job_is_over(
+    monkeypatch: pytest.MonkeyPatch, *, is_told: bool
+) -> None:
+    """Whoever evaluates after that could not be ended; whoever was told ends with 0, however often it is told."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(lighthouse, "Lighthouse", Door)
+    monkeypatch.setenv(lighthouse.VARIABLE, "http://127.0.0.1:1")
+    joined = transport.init(elastic=True)
+    assert isinstance(joined, Single)
+    assert joined.door is not None
+    if is_told:
+        signal.raise_signal(signal.SIGTERM)
+    assert joined.door.notice.is_set() is is_told
+    transport.shutdown()
+    after = signal.signal(signal.SIGTERM, before)
+    assert (after is before) is not is_told
 
 
 def test_a_launcher_is_read() -> None:

@@ -1,41 +1,12 @@
-"""What a rank must save by itself where a trainer saves rank 0's model and optimizer for all."""
+"""A file for each rank's part of a checkpoint, where a trainer saves rank 0's model and optimizer for all."""
 
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
-
-from tightwire.runtime import Run
-
-
-def part_of(run: Run, model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
-    """Returns a rank's part of a checkpoint: the run's, and where replicas differ the model's and the optimizers' too.
-
-    Contract: every rank; blocks where the run must land what is under way.
-    """
-    part: dict[str, Any] = {"run": run.state_dict()}
-    if not (run.plan.sync.is_bulk and run.plan.architecture.agrees):
-        part["model"] = model.state_dict()
-        part["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
-    return part
-
-
-def take_up(part: Mapping[str, Any], run: Run, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    """Continues from what `part_of` returned on this rank, after the trainer has loaded what it saved.
-
-    Contract: every rank; blocks.
-    """
-    own = part["run"]["workers"] == run.transport.size
-    if own and "model" in part:
-        model.load_state_dict(part["model"])
-        for optimizer, state in zip(optimizers, part["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-    run.load_state_dict(part["run"])
 
 
 def path_of(folder: str | pathlib.Path, rank: int) -> pathlib.Path:
@@ -53,3 +24,26 @@ def write(part: Mapping[str, Any], folder: str | pathlib.Path, *, rank: int, wor
         number = old.stem.removeprefix("tightwire_")
         if number.isdigit() and int(number) >= workers:
             old.unlink(missing_ok=True)  # whichever rank comes first
+
+
+def read(folder: str | pathlib.Path, *, rank: int, workers: int) -> dict[str, Any] | None:
+    """Returns what a rank loads from a folder: its own part or, if another number of workers saved, those of all.
+
+    Args:
+        folder: with what `write` wrote.
+        rank: that loads.
+        workers: that load.
+
+    Returns:
+        What `Run.load_state_dict` and `DDPHook.load_state_dict` take, without parts that are missing; None if the
+        folder has none.
+    """
+    found = next((n for n in (rank, 0) if path_of(folder, n).exists()), None)
+    if found is None:
+        return None
+    part = torch.load(path_of(folder, found), weights_only=True)
+    saved = part.get("run", part)["workers"]
+    if saved == workers:
+        return {"parts": {found: part}}
+    others = [n for n in range(saved) if path_of(folder, n).exists()]
+    return {"parts": {n: torch.load(path_of(folder, n), weights_only=True) for n in others}}

@@ -8,13 +8,12 @@ import weakref
 from contextlib import AbstractContextManager
 from typing import Any, final
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from tightwire._attach import attach
 from tightwire.errors import AttachError
-from tightwire.integrations._parts import part_of, path_of, take_up, write
+from tightwire.integrations._parts import read, write
 from tightwire.runtime import Run
 from tightwire.transport import init
 
@@ -27,8 +26,9 @@ def prepare(
         model, optimizer, loader, run = prepare(accelerator, model, optimizer, loader, plan="bsp/allreduce/int8+ef")
 
     The loop is unchanged: `accelerator.accumulate`, `backward`, `clip_grad_norm_`, `save_state` and `load_state` work,
-    and the last two keep each rank's part of the run in `tightwire_RANK.pt`. The model is not wrapped in
-    DistributedDataParallel, so it keeps its names; leave `unwrap_model` where it is.
+    and the last two keep each rank's part of the run in `tightwire_RANK.pt`. Another number of workers takes up all
+    parts; see `Run.load_state_dict`. The model is not wrapped in DistributedDataParallel, so it keeps its names; leave
+    `unwrap_model` where it is.
 
     Args:
         accelerator: an `accelerate.Accelerator`, of one process or of several without FSDP, DeepSpeed or Megatron.
@@ -63,7 +63,7 @@ def prepare(
     prepared_optimizer, *prepared = accelerator.prepare(optimizer, *others)
     run = attach(model, prepared_optimizer, plan, scaler=accelerator.scaler, **options)
     vars(model)["no_sync"] = _NoSync(run)
-    part = _OwnPart(run, model, prepared_optimizer)
+    part = _OwnPart(run)
     accelerator.register_save_state_pre_hook(part.save)
     accelerator.register_load_state_pre_hook(part.remember)
     accelerator.register_for_checkpointing(part)
@@ -92,14 +92,13 @@ class _NoSync:
 class _OwnPart:
     """Saves and loads this rank's part; Accelerate loads what is registered for checkpointing last of all."""
 
-    def __init__(self, run: Run, model: nn.Module, optimizer: Optimizer) -> None:
-        self._run, self._model, self._optimizer = run, model, optimizer
-        self._folder = pathlib.Path()
+    def __init__(self, run: Run) -> None:
+        self._run, self._folder = run, pathlib.Path()
 
     def save(self, models: object, weights: object, folder: str) -> None:
         """Writes this rank's file; called on every rank."""
-        part, transport = part_of(self._run, self._model, [self._optimizer]), self._run.transport
-        write(part, folder, rank=transport.rank, workers=transport.size)
+        transport = self._run.transport
+        write(self._run.own_state(), folder, rank=transport.rank, workers=transport.size)
 
     def remember(self, models: object, folder: str) -> None:
         """Takes note of where a checkpoint is loaded from."""
@@ -110,10 +109,12 @@ class _OwnPart:
         return {}
 
     def load_state_dict(self, state: object) -> None:
-        """Reads this rank's file, once the model and the optimizer are loaded."""
-        if not (path := path_of(self._folder, self._run.transport.rank)).exists():
+        """Goes on from the folder's parts, once the model and the optimizer are loaded."""
+        transport = self._run.transport
+        parts = read(self._folder, rank=transport.rank, workers=transport.size)
+        if parts is None:
             raise AttachError(
-                f"{self._folder} has no {path.name}: it was saved without Tightwire, or by fewer workers. Load the "
-                "model and the optimizer by themselves to begin a new run from them."
+                f"{self._folder} has no tightwire_{transport.rank}.pt: it was saved without Tightwire. Load the model "
+                "and the optimizer by themselves to begin a new run from them."
             )
-        take_up(torch.load(path, weights_only=True), self._run, self._model, [self._optimizer])
+        self._run.load_state_dict(parts)

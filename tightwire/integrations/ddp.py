@@ -29,10 +29,12 @@ from tightwire.errors import AttachError, PlanError
 from tightwire.files import own_version
 from tightwire.plan import Plan
 from tightwire.runtime.agreement import require_agreement, wire_facts
+from tightwire.runtime.checkpoint import merged, require_alike
 from tightwire.runtime.engines.memory import Named, load_memory, memory
 from tightwire.runtime.gradients import accumulator_of
 from tightwire.runtime.variance import configure_variance
 from tightwire.transport import Counting, Transport, current
+from tightwire.transport.blame import name_ranks
 from tightwire.transport.reach import reaching
 
 # So many passes may be dropped between two steps; after more, steps are made by something that nobody sees.
@@ -200,6 +202,7 @@ class DDPHook:
         named = dict(ddp.module.named_parameters())
         device_of(named)  # or refused
         settings = {"version of tightwire": own_version(), "plan": self.plan, "seed": self._seed}
+        settings["rounds that were made before, as a checkpoint says"] = self.rounds
         require_agreement(self._world, settings | wire_facts([self.plan.compression]))
         where = next(iter(named.values())).device
         self._counting.inner = reaching(self._world, where, "pinned")
@@ -259,28 +262,39 @@ class DDPHook:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from what `state_dict` returned on this rank, before or after `register`, between two steps.
 
-        After a change of the number of workers only rounds are counted on, and leftovers and momenta are dropped,
-        with a warning. Memory that does not fit the plan is an AttachError, in the next backward pass at the latest.
+        Another number of workers loads what all ranks returned, and each takes up the mean, so that what is owed to the
+        mean stays owed: `hook.load_state_dict({"parts": {rank: state, …}})`. From one rank's state alone only rounds
+        are counted on, and leftovers and momenta are dropped, with a warning. Memory that does not fit the plan is an
+        AttachError, in the next backward pass at the latest.
 
         Raises:
             AttachError: a checkpoint of another version or rank.
+            MismatchError: states that were not saved together.
         """
-        if state.get("version") != 1 or (
-            state["workers"] == self._world.size and state["rank"] != self._world.rank
-        ):
+        parts: Mapping[int, Mapping[str, Any]] = state.get("parts") or {state.get("rank", 0): state}
+        rank, size = self._world.rank, self._world.size
+        some = parts.get(rank) or next(iter(parts.values()))
+        if some.get("version") != 1 or (some["workers"] == size and some["rank"] != rank):
             raise AttachError(
-                f"this is version {state.get('version')} of a hook's state, of rank {state.get('rank')}; rank "
-                f"{self._world.rank} loads version 1 of its own."
+                f"this is version {some.get('version')} of a hook's state, of rank {some.get('rank')}; rank "
+                f"{rank} loads version 1 of its own."
             )
-        self.rounds = state["rounds"]
+        told = {n: f"of {part['workers']} workers after round {part['rounds']}" for n, part in parts.items()}
+        require_alike("states are", told)
+        self.rounds = some["rounds"]
         self._undecided.clear()
         self._averagers.clear()
-        self._saved = dict(state["memory"])
-        if state["workers"] != self._world.size:
+        if some["workers"] == size:
+            self._saved = dict(some["memory"])
+        elif len(parts) == some["workers"]:
+            self._saved = dict(merged([part["memory"] for part in parts.values()]))
+        else:
             self._saved = {}
             warnings.warn(
-                f"the checkpoint was made by {state['workers']} workers, this run has {self._world.size}: leftovers "
-                "and momenta are dropped, and what they held of old gradients is lost.",
+                f"the checkpoint was made by {some['workers']} workers, this run has {size}, and only the state of "
+                f"{name_ranks(parts)} was loaded: leftovers and momenta are dropped, and what they held of old "
+                "gradients is lost. The states of all keep them; a Trainer's folder has them in tightwire_RANK.pt, of "
+                "which none may be missing then.",
                 stacklevel=2,
             )
 

@@ -6,17 +6,12 @@ Importing this module registers the strategy's name.
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, final
 
-import torch
-
 from tightwire._attach import attach
-from tightwire.errors import AttachError
 from tightwire.integrations._extras import needed
-from tightwire.integrations._parts import part_of, take_up
 from tightwire.runtime import Run
 from tightwire.transport import init
 
@@ -33,9 +28,9 @@ class TightwireStrategy(DDPStrategy):
     """Trains a LightningModule in step with its replicas as a plan says, in place of DDP.
 
     Lightning's own loop, closures, accumulation, clipping, precision and checkpoints stay as they are. A checkpoint
-    holds every rank's part of the run, and is loaded by as many workers, or by others with what `load_state_dict`
-    says of that. Validation under local methods is of the mean model. With manual optimisation of several optimizers a
-    step is over when all have stepped.
+    holds every rank's part of the run (`run.state_dict(gather=True)`), and any number of workers loads it. Validation
+    under local methods is of the mean model. With manual optimisation of several optimizers a step is over when all
+    have stepped.
 
     Attributes:
         run: while a fit goes on; None before and after.
@@ -60,7 +55,7 @@ class TightwireStrategy(DDPStrategy):
         self.run: Run | None = None
         self._plan, self._attach_options = plan, dict(attach_options or {})
         self._evaluating = contextlib.ExitStack()
-        self._parts: list[Any] = []
+        self._parts: dict[str, Any] = {}
 
     def configure_ddp(self) -> None:
         """Leaves the module unwrapped."""
@@ -96,18 +91,16 @@ class TightwireStrategy(DDPStrategy):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Adds every rank's part of the run to the checkpoint, which rank 0 writes."""
         if self.run is not None:
-            self._parts = self._gathered(self.run)
+            self._parts = self.run.state_dict(gather=True)
         if self._parts:
             checkpoint[KEY] = self._parts
         super().save_checkpoint(checkpoint, filepath, storage_options)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Takes up the optimizers' state, and then this rank's part of the run."""
+        """Takes up the optimizers' state, and then the run's."""
         super().load_optimizer_state_dict(checkpoint)
         if self.run is not None and KEY in checkpoint:
-            parts = checkpoint[KEY]
-            part = _opened(parts[min(self.global_rank, len(parts) - 1)])
-            take_up(part, self.run, self.lightning_module, self.optimizers)
+            self.run.load_state_dict(checkpoint[KEY])
 
     def on_train_end(self) -> None:
         """Completes what is under way: replicas are equal afterwards."""
@@ -125,25 +118,10 @@ class TightwireStrategy(DDPStrategy):
     def teardown(self) -> None:
         """Takes the hooks out."""
         if self.run is not None:
-            self._parts = self._gathered(self.run)  # for a checkpoint that is saved after the fit
+            self._parts = self.run.state_dict(gather=True)  # for a checkpoint that is saved after the fit
             self.run.close()
             self.run = None
         super().teardown()
-
-    def _gathered(self, run: Run) -> list[Any]:
-        """Returns every rank's part as bytes in a tensor. Every rank; blocks."""
-        file = io.BytesIO()
-        torch.save(part_of(run, self.lightning_module, self.optimizers), file)
-        parts = run.transport.exchange(file.getvalue())
-        return [torch.frombuffer(bytearray(part), dtype=torch.uint8) for part in parts]
-
-
-def _opened(part: Any) -> Any:
-    if not isinstance(part, torch.Tensor):
-        raise AttachError(
-            "this checkpoint's part of the run is no tensor of bytes; it was written by another version."
-        )
-    return torch.load(io.BytesIO(part.numpy().tobytes()), weights_only=True)
 
 
 StrategyRegistry.register(

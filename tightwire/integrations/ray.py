@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from tightwire.errors import AttachError
 from tightwire.integrations._extras import needed
-from tightwire.integrations._parts import part_of, take_up
+from tightwire.integrations._parts import read, write
 from tightwire.runtime import Run
 
 with needed("ray", extra="ray"):
@@ -45,17 +46,18 @@ def report(
     """
     optimizers = optimizer if isinstance(optimizer, Sequence) else [optimizer]
     with tempfile.TemporaryDirectory() as folder:
-        place = pathlib.Path(folder)
-        torch.save(part_of(run, model, optimizers), place / _own(run))
+        write(run.own_state(), folder, rank=run.transport.rank, workers=run.transport.size)
         if run.transport.rank == 0:
             states = [member.state_dict() for member in optimizers]
             shared = {"model": model.state_dict(), "optimizers": states, "extra": extra, "step": run.step}
-            torch.save(shared, place / SHARED)
+            torch.save(shared, pathlib.Path(folder) / SHARED)
         train.report(dict(metrics), checkpoint=train.Checkpoint.from_directory(folder))
 
 
 def resume(run: Run, model: nn.Module, optimizer: Optimizer | Sequence[Optimizer]) -> dict[str, Any]:
     """Continues from Ray's latest checkpoint, if there is one: after a failure, or of an earlier run.
+
+    Another number of workers takes up the parts of all; see `Run.load_state_dict`.
 
     Returns:
         What was given to `report` as `extra`; empty where training begins.
@@ -67,18 +69,15 @@ def resume(run: Run, model: nn.Module, optimizer: Optimizer | Sequence[Optimizer
         return {}
     optimizers = optimizer if isinstance(optimizer, Sequence) else [optimizer]
     with checkpoint.as_directory() as folder:
-        place = pathlib.Path(folder)
-        shared = torch.load(place / SHARED, weights_only=True)
+        shared = torch.load(pathlib.Path(folder) / SHARED, weights_only=True)
         model.load_state_dict(shared["model"])
         for member, state in zip(optimizers, shared["optimizers"], strict=True):
             member.load_state_dict(state)
-        own = place / _own(run)
-        # Among more workers than wrote it: rank 0's part tells the counters, and the run drops the rest.
-        part = torch.load(own if own.exists() else place / "tightwire_0.pt", weights_only=True)
-        take_up(part, run, model, optimizers)
+        parts = read(folder, rank=run.transport.rank, workers=run.transport.size)
+        if parts is None:
+            raise AttachError(
+                f"Ray's checkpoint in {folder} has no tightwire_0.pt: it is not one of `report`."
+            )
+        run.load_state_dict(parts)
     extra: dict[str, Any] = shared["extra"]
     return extra
-
-
-def _own(run: Run) -> str:
-    return f"tightwire_{run.transport.rank}.pt"

@@ -11,7 +11,7 @@ import torch
 
 from tightwire.errors import AttachError, PeerError
 from tightwire.integrations._extras import needed
-from tightwire.integrations._parts import path_of, write
+from tightwire.integrations._parts import read, write
 from tightwire.integrations.ddp import DDPHook, ddp_hook, plan_for_ddp
 from tightwire.plan import Plan
 from tightwire.transport import current, init
@@ -28,7 +28,8 @@ def compress(trainer: Trainer, plan: Plan | str, *, seed: int = 0) -> TightwireC
         trainer.train()
 
     The Trainer goes on scaling token-weighted losses by the number of workers, so the mean stays a plain mean.
-    Checkpoints hold each rank's leftovers in `tightwire_RANK.pt`, and `resume_from_checkpoint` takes them up.
+    Checkpoints hold each rank's leftovers in `tightwire_RANK.pt`, and `resume_from_checkpoint` takes them up, also on
+    another number of workers.
 
     Args:
         trainer: not training yet.
@@ -108,8 +109,8 @@ class TightwireCallback(TrainerCallback):
         folder = pathlib.Path(given) if isinstance(given, str) else None
         places = [folder, pathlib.Path(args.output_dir) / f"checkpoint-{state.global_step}"]
         for place in filter(None, places):
-            if (path := path_of(place, args.process_index)).exists():
-                self.hook.load_state_dict(torch.load(path, weights_only=True))
+            if (parts := read(place, rank=args.process_index, workers=args.world_size)) is not None:
+                self.hook.load_state_dict(parts)
                 return
         warnings.warn(
             f"training resumes at step {state.global_step} from a checkpoint without tightwire_{args.process_index}.pt "

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
+from tightwire.transport.helpers import leave
+
 Result = TypeVar("Result")
 
 
@@ -16,7 +18,8 @@ class Background:
 
     def __init__(self, name: str) -> None:
         self._todo: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        threading.Thread(target=self._serve, name=name, daemon=True).start()
+        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        self._thread.start()
 
     def submit(self, call: Callable[[], Result]) -> Future[Result]:
         """Has `call` made after all before it; the future holds what it returns or raises."""
@@ -32,8 +35,9 @@ class Background:
         return future
 
     def close(self) -> None:
-        """Ends the thread after what was submitted; does not wait for it."""
+        """Ends the thread after what was submitted, and waits for a second: nothing of it is to come later."""
         self._todo.put(None)
+        leave(self._thread, after_s=1.0)
 
     def _serve(self) -> None:
         while (call := self._todo.get()) is not None:

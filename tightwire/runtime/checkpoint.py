@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tightwire.errors import MismatchError
 from tightwire.runtime.step import Optimizers
 from tightwire.transport import Transport
+from tightwire.transport.blame import name_ranks
 
 TAG = 0
 
@@ -20,12 +22,12 @@ def gather(transport: Transport, part: Mapping[str, Any]) -> list[dict[str, Any]
 
     Args:
         transport: between all ranks.
-        part: this rank's: tensors, numbers, texts, lists and dicts of them.
+        part: this rank's: tensors on the host, numbers, texts, lists and dicts of them.
 
     Contract: every rank, with nothing under way; blocks; sends the part to rank 0, which holds all of them.
     """
     file = io.BytesIO()
-    torch.save(on_host(dict(part)), file)
+    torch.save(dict(part), file)
     mine = torch.frombuffer(bytearray(file.getbuffer()), dtype=torch.uint8)
     told = transport.exchange(len(mine).to_bytes(8, "little"))
     if transport.rank:
@@ -68,29 +70,50 @@ def own_tensors(
     return found
 
 
-def put_back(
-    model: nn.Module,
-    optimizers: Optimizers,
-    parts: Sequence[Mapping[str, Any]],
-    *,
-    rank: int,
-    size: int,
-    left: Collection[str],
-) -> None:
-    """Loads what `own_tensors` returned on every rank.
+def put_back(model: nn.Module, optimizers: Optimizers, part: Mapping[str, Any]) -> None:
+    """Loads what `own_tensors` returned."""
+    model.load_state_dict(part.get("model", {}), strict=False)
+    for member, state in zip(optimizers.members, part.get("optimizers", ()), strict=False):
+        member.load_state_dict(state)
 
-    Where there are as many ranks as parts, each has its own again. Else all get the mean of the parts; what is left to
-    each rank has no mean, and becomes that of one of the old ranks.
+
+def blended(parts: Sequence[Mapping[str, Any]], rank: int, left: Collection[str]) -> dict[str, Any]:
+    """Returns what a rank takes up of the parts of another number of ranks: their mean.
+
+    What is left to each rank has no mean, and becomes that of one of the old ranks.
+
+    Args:
+        parts: of all old ranks, by rank.
+        rank: among the new ones.
+        left: names of what is each rank's own in any case.
     """
     mine = dict(parts[rank % len(parts)])
-    if size != len(parts):
-        kept = {name: tensor for name, tensor in mine["model"].items() if name in left}
-        mine["model"] = merged([part["model"] for part in parts]) | kept
-        if "optimizers" in mine and not kept:
-            mine["optimizers"] = merged([part["optimizers"] for part in parts])
-    model.load_state_dict(mine["model"], strict=False)
-    for member, state in zip(optimizers.members, mine.get("optimizers", ()), strict=False):
-        member.load_state_dict(state)
+    model: Mapping[str, Any] = mine.get("model", {})
+    kept = {name: tensor for name, tensor in model.items() if name in left}
+    mine["model"] = merged([part.get("model", {}) for part in parts]) | kept
+    if "optimizers" in mine and not kept:
+        mine["optimizers"] = merged([part["optimizers"] for part in parts])
+    return mine
+
+
+def require_alike(what: str, told: Mapping[int, str]) -> None:
+    """Makes sure that parts of a checkpoint were saved together.
+
+    Args:
+        what: has which, as in "ranks load parts".
+        told: by rank, when its part was saved, in words that are alike for all that were saved together.
+
+    Raises:
+        MismatchError: they were not; it says who has what.
+    """
+    if len(set(told.values())) == 1:
+        return
+    who = {text: [rank for rank, other in told.items() if other == text] for text in told.values()}
+    lines = "; ".join(f"{name_ranks(ranks)} {text}" for text, ranks in who.items())
+    raise MismatchError(
+        f"{what} of different checkpoints: {lines}. A save was cut short, or several went to one folder: have all "
+        "ranks load from one that was completed, and save each to a folder of its own."
+    )
 
 
 def merged(states: Sequence[Any]) -> Any:

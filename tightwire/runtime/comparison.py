@@ -47,4 +47,4 @@ class Comparison:
         return facts
 
     def _steps(self) -> int:
-        return self._replicas.steps(self._now.step, self._now.context.membership.meetings)
+        return self._replicas.steps(self._now.step - self._now.lead, self._now.context.membership.meetings)

@@ -142,7 +142,7 @@ class Course:
             anew: whether the engine is built anew where the plan stays.
         """
         self.now.step = step
-        if (plan := self.now.next_plan) is not self.now.plan or anew:
+        if (plan := self.now.next_plan) != self.now.plan or anew:
             # Else the meeting would make parameters those that all had in common before.
             loaded = Snapshot(self.now.context.model, self.now.context.optimizers)
             self.meet(News(why="turn", plan=str(plan)))
@@ -158,6 +158,7 @@ class Course:
             number = self._membership.number
             told = self.meet(News(why="finish"))
             if told.are_finished:
+                self.now.lead = self.now.step - min(news.step for news in told.news)
                 break
             if turn := told.first("turn"):
                 # Else the others, who had met already, took this worker along.

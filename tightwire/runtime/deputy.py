@@ -8,6 +8,7 @@ from collections.abc import Callable
 from tightwire.transport import Transport
 from tightwire.transport.base import Watch
 from tightwire.transport.blame import Wait
+from tightwire.transport.helpers import leave
 
 # How often the thread looks whether a round may begin, and whoever waits for it whom that waits for.
 LOOK_S, WATCH_S = 0.01, 0.25
@@ -105,7 +106,7 @@ class Deputy:
     def close(self) -> None:
         """Ends the thread; a round under way is left to its deadline."""
         self.end()
-        self._thread.join(timeout=1.0)
+        leave(self._thread, after_s=1.0)
 
     def _serve(self) -> None:
         while True:

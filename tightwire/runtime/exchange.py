@@ -19,7 +19,7 @@ from tightwire.runtime.trace import Tracer
 from tightwire.schedule import Agenda, Scheduler
 from tightwire.transport import Transport
 from tightwire.transport.blame import Wait
-from tightwire.transport.helpers import expendable
+from tightwire.transport.helpers import expendable, leave
 
 # So often it is asked whether lanes that move nothing wait for one who is gone.
 LOOK_S = 0.5
@@ -199,7 +199,7 @@ class Exchange:
             self._closed = True
             self._changed.notify_all()
         for thread in self._threads:
-            thread.join(timeout=1.0)
+            leave(thread, after_s=1.0)
         if not any(thread.is_alive() for thread in self._threads):
             for channel in self._channels:
                 channel.close()
@@ -260,7 +260,7 @@ class Exchange:
             self.spans_s[piece] = start_s, time.perf_counter()
             with self._changed:
                 self._missing[self._bucket_of[piece]] -= 1
-                if not any(self._missing):
+                if not any(self._missing) and self._failure is None:  # else they tell how it failed
                     self._times.note(self.spans_s)
                 self._scheduler.done(piece)
                 self._dispatch()

@@ -34,6 +34,7 @@ class InForce:
         parameters: returns those that are kept in step, by name.
         record: of what happened.
         step: optimizer steps made so far.
+        lead: how many of them this worker made while others had finished already, after which all met.
         is_stepping: whether the user's optimizers are within a step.
         began_at: the step after which the present members were together first.
         owes_states: whether what optimizers remember is still to be made equal, for the plan that has begun.
@@ -58,7 +59,7 @@ class InForce:
         self.plan = self.phases.at(1)
         self.engine: Engine = LoneEngine()
         self.context, self.record, self.parameters = context, Record(), parameters
-        self.step = self.began_at = 0
+        self.step = self.lead = self.began_at = 0
         self.owes_states = self.is_stepping = self._accumulates = False
         self._on_members = on_members
 

@@ -403,6 +403,21 @@ class Run:
         self._require_open()
         return self._state.gathered()
 
+    def own_state(self) -> dict[str, Any]:
+        """Returns what `state_dict(gather=True)` has of this rank, for a file of its own.
+
+        That is `state_dict()`, and whatever of the model and the optimizers differs from rank 0's, which it saves for
+        all. On as many workers each rank loads its own file, on another number those of all, by rank:
+
+            run.load_state_dict({"parts": {rank: torch.load(f"part_{rank}.pt") for rank in range(workers)}})
+
+        Tensors may be the model's own: save them before training goes on.
+
+        Contract: every rank, at the same step; local, but where `state_dict` is not.
+        """
+        self._require_open()
+        return self._state.own()
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from what `state_dict` returned on this rank, or gathered from all. Every rank; blocks.
 
@@ -418,6 +433,7 @@ class Run:
 
         Raises:
             AttachError: a checkpoint of another sync, rank or model, or of stages that remember something else.
+            MismatchError: on every rank alike, parts of different checkpoints: of other steps, or numbers of workers.
         """
         self._require_open()
         self._state.load(state)

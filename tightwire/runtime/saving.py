@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 from torch.nn import Parameter
 
 from tightwire.architecture import ParameterServer
-from tightwire.errors import AttachError, MismatchError
+from tightwire.errors import AttachError
 from tightwire.plan import Phases
 from tightwire.runtime import checkpoint
 from tightwire.runtime.agreement import copy_from_first
@@ -23,7 +23,7 @@ VERSION = 1
 
 
 class RunState:
-    """Saves and loads what a run remembers; see `Run.state_dict` and `Run.load_state_dict`."""
+    """Saves and loads what a run remembers; see `Run.state_dict`, `Run.own_state` and `Run.load_state_dict`."""
 
     def __init__(self, model: nn.Module, course: Course, shared: Callable[[], dict[str, Parameter]]) -> None:
         """Saves a run.
@@ -36,18 +36,26 @@ class RunState:
         self._model, self._course, self._shared = model, course, shared
 
     def part(self) -> dict[str, Any]:
-        """Returns this rank's part. Every rank; local under most plans."""
-        context = self._course.now.context
+        """Returns what this rank's run remembers. Every rank; local under most plans."""
+        context, now = self._course.now.context, self._course.now
         return {
             "version": VERSION,
-            "plan": str(self._course.now.asked),
+            "plan": str(now.asked),
             "rank": context.transport.rank,
             "workers": context.transport.size,
-            "step": self._course.now.step,
+            "step": now.step,
+            "lead": now.lead,
             "observed": context.observed.state(),
             "usual_weight": context.membership.usual_weight,
             "engine": checkpoint.on_host(self._engine_state()),
         }
+
+    def own(self) -> dict[str, Any]:
+        """Returns all that is this rank's own: `part` as "run", and tensors. Every rank; local under most plans."""
+        context, run = self._course.now.context, self.part()
+        agrees = self._engine.keeps_replicas_equal or not self._engine.flush_is_collective
+        own = checkpoint.own_tensors(self._model, context.optimizers, agrees=agrees, left=context.left)
+        return {"run": run, **checkpoint.on_host(own)}
 
     def gathered(self) -> dict[str, Any]:
         """Returns the parts of all on rank 0, and nothing on the others. Every rank; blocks.
@@ -55,67 +63,80 @@ class RunState:
         Raises:
             AttachError: a plan with dedicated servers, which are not there to answer.
         """
-        context = self._course.now.context
         if self._has_servers_apart:
             raise AttachError(
                 f"{self._course.now.plan} has servers that do not train, and nobody would answer for them; let every "
                 "worker save its own run.state_dict(), or attach with servers that train too (ps:shards=2)."
             )
-        part = {"run": self.part()}
-        agrees = self._engine.keeps_replicas_equal or not self._engine.flush_is_collective
-        part |= checkpoint.own_tensors(self._model, context.optimizers, agrees=agrees, left=context.left)
-        parts = checkpoint.gather(context.transport.inner, part)
+        parts = checkpoint.gather(self._course.now.context.transport.inner, self.own())
         return {"version": VERSION, "parts": parts} if parts else {}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a part, or from the parts of all. Every rank; blocks.
+        """Goes on from parts: this rank's, or those of all ranks that saved. Every rank; blocks.
 
         Raises:
             AttachError: a checkpoint of another sync, rank or model, or of stages that remember something else.
             MismatchError: on every rank alike, parts of different checkpoints.
         """
         transport = self._course.now.context.transport
-        if parts := state.get("parts"):
-            self._load_gathered(parts)
-            return
-        self._require_same_sync(state)
-        self._require_one_checkpoint(state["workers"])
-        self._take_weight(state)
-        self._course.go_to(state["step"])
-        if state["workers"] != transport.size:
+        parts = _by_rank(state)
+        some = parts.get(transport.rank) or next(iter(parts.values()))
+        self._require_same_sync(some["run"])
+        workers = some["run"]["workers"]
+        if workers == transport.size:
+            self._require_one_checkpoint(f"one of {self._save(some)}")
+            self._load_own(some)
+        elif all(rank in parts for rank in range(workers)):
+            self._require_one_save(parts)
+            self._require_one_checkpoint(f"all of {self._save(some)}")
+            self._load_others([parts[rank] for rank in range(workers)])
+        else:
+            self._require_one_checkpoint(f"one of {self._save(some)}")
             warnings.warn(
-                f"the checkpoint was made by {state['workers']} workers, this run has {transport.size}: leftovers "
-                "and momenta are dropped, and what they held of old gradients is lost; run.state_dict(gather=True) "
-                "keeps them.",
+                f"the checkpoint was made by {workers} workers, this run has {transport.size}, and only the part of "
+                f"{name_ranks(parts)} was loaded: leftovers and momenta are dropped, and what they held of old "
+                "gradients is lost. The parts of all keep them: run.state_dict(gather=True) has them in one file, a "
+                "trainer's folder in tightwire_RANK.pt, of which none may be missing then.",
                 stacklevel=3,
             )
-            copy_from_first(transport.inner, self._shared().values())
-            self._engine.resume_at(state["engine"].get("rounds", 0))
-            return
-        if state["rank"] != transport.rank:
-            raise AttachError(
-                f"this is rank {state['rank']}'s checkpoint, loaded by rank {transport.rank}; every rank saves and "
-                "loads its own, or run.state_dict(gather=True)."
-            )
-        if self._course.now.context.observed.take(state.get("observed")):
-            self._course.go_to(state["step"], anew=True)
-        self._engine.load_state_dict(state["engine"])
+            self._count_on_from(some["run"])
 
-    def _load_gathered(self, parts: Sequence[Mapping[str, Any]]) -> None:
+    def _load_own(self, part: Mapping[str, Any]) -> None:
+        run, now = part["run"], self._course.now
+        if run["rank"] != now.context.transport.rank:
+            raise AttachError(
+                f"this is rank {run['rank']}'s checkpoint, loaded by rank {now.context.transport.rank}; every rank "
+                "saves and loads its own, or run.state_dict(gather=True)."
+            )
+        checkpoint.put_back(self._model, now.context.optimizers, part)
+        self._take_weight(run)
+        self._course.go_to(run["step"])
+        now.lead = run.get("lead", 0)
+        if now.context.observed.take(run.get("observed")):
+            self._course.go_to(run["step"], anew=True)
+        self._engine.load_state_dict(run["engine"])
+
+    def _load_others(self, parts: list[Mapping[str, Any]]) -> None:
+        """Goes on from what another number of ranks saved."""
         context = self._course.now.context
-        rank, size = context.transport.rank, context.transport.size
-        self._require_same_sync(parts[0]["run"])
-        checkpoint.put_back(self._model, context.optimizers, parts, rank=rank, size=size, left=context.left)
-        if len(parts) == size:
-            self.load(parts[rank]["run"])
-            return
-        self._take_weight(parts[0]["run"])
-        self._course.go_to(parts[0]["run"]["step"])
-        copy_from_first(context.transport.inner, self._shared().values())
+        part = checkpoint.blended(parts, context.transport.rank, context.left)
+        checkpoint.put_back(self._model, context.optimizers, part)
         if len(parts) == 1:  # a world of one, where no engine remembered anything
-            self._engine.resume_at(0)
+            self._count_on_from(parts[0]["run"])
         else:
-            self._engine.load_merged([part["run"]["engine"] for part in parts])
+            self._begin_at(parts[0]["run"])
+            self._engine.load_merged([other["run"]["engine"] for other in parts])
+
+    def _count_on_from(self, run: Mapping[str, Any]) -> None:
+        """Takes up the counters alone."""
+        self._begin_at(run)
+        self._engine.resume_at(run["engine"].get("rounds", 0))
+
+    def _begin_at(self, run: Mapping[str, Any]) -> None:
+        """Counts on from a step, from rank 0's parameters."""
+        self._take_weight(run)
+        self._course.go_to(run["step"])
+        copy_from_first(self._course.now.context.transport.inner, self._shared().values())
 
     @property
     def _has_servers_apart(self) -> bool:
@@ -123,25 +144,37 @@ class RunState:
         architecture = self._course.now.plan.architecture
         return isinstance(architecture, ParameterServer) and bool(architecture.servers)
 
-    def _require_one_checkpoint(self, workers: int) -> None:
-        """Makes sure that all ranks load what as many workers saved.
+    def _save(self, part: Mapping[str, Any]) -> str:
+        """Returns in words when a part was saved; alike for all that were saved together."""
+        run = part["run"]
+        if not self._engine.flush_is_collective:  # workers are at steps of their own
+            return f"{run['workers']} workers"
+        return f"{run['workers']} workers after step {run['step'] - run.get('lead', 0)}"
+
+    def _require_one_save(self, parts: Mapping[int, Mapping[str, Any]]) -> None:
+        """Makes sure that parts were saved together."""
+        checkpoint.require_alike(
+            "parts are", {rank: f"of {self._save(part)}" for rank, part in parts.items()}
+        )
+
+    def _require_one_checkpoint(self, what: str) -> None:
+        """Makes sure that all ranks load the same.
 
         Not where some ranks load nothing, nor after the first step: others may still need this rank for a round then.
+
+        Args:
+            what: this rank loads.
         """
         context = self._course.now.context
         if context.membership.is_elastic or self._has_servers_apart or self._course.now.step > 0:
             return
-        told = [int(other) for other in context.transport.inner.exchange(str(workers).encode())]
-        if len(set(told)) > 1:
-            who = {count: [rank for rank, other in enumerate(told) if other == count] for count in told}
-            parts = "; ".join(f"{name_ranks(ranks)} that of {count} workers" for count, ranks in who.items())
-            raise MismatchError(
-                f"ranks load parts of different checkpoints: {parts}. Save every checkpoint to a folder of its own, "
-                "and have all ranks load from one."
-            )
+        told = context.transport.inner.exchange(what.encode())
+        checkpoint.require_alike(
+            "ranks load parts", {rank: other.decode() for rank, other in enumerate(told)}
+        )
 
-    def _take_weight(self, state: Mapping[str, Any]) -> None:
-        self._course.now.context.membership.usual_weight = state.get("usual_weight", 1.0)
+    def _take_weight(self, run: Mapping[str, Any]) -> None:
+        self._course.now.context.membership.usual_weight = run.get("usual_weight", 1.0)
 
     @property
     def _engine(self) -> Engine:
@@ -153,14 +186,22 @@ class RunState:
             self._course.now.context.membership.guard(lambda: kept.append(self._engine.state_dict()))
         return kept[0]
 
-    def _require_same_sync(self, state: Mapping[str, Any]) -> None:
+    def _require_same_sync(self, run: Mapping[str, Any]) -> None:
         asked = self._course.now.asked
-        if state.get("version") != VERSION or _syncs(Phases.parse(state["plan"])) != _syncs(asked):
+        if run.get("version") != VERSION or _syncs(Phases.parse(run["plan"])) != _syncs(asked):
             raise AttachError(
-                f"this checkpoint was made under the plan {state.get('plan')} (version {state.get('version')}), this "
+                f"this checkpoint was made under the plan {run.get('plan')} (version {run.get('version')}), this "
                 f"run's is {asked} (version {VERSION}); attach with the plan of the checkpoint, or one of the same "
                 "sync. For another load the model and the optimizer alone: what the old one remembered is given up."
             )
+
+
+def _by_rank(state: Mapping[str, Any]) -> Mapping[int, Mapping[str, Any]]:
+    """Returns the parts of a checkpoint in any of its forms."""
+    parts = state.get("parts")
+    if not parts:
+        return {state.get("rank", 0): {"run": state}}
+    return parts if isinstance(parts, Mapping) else dict(enumerate(parts))
 
 
 def _syncs(phases: Phases) -> list[Sync]:

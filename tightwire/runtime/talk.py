@@ -9,6 +9,7 @@ from collections.abc import Callable
 from tightwire.transport import Transport
 from tightwire.transport.base import Watch
 from tightwire.transport.blame import Wait
+from tightwire.transport.helpers import leave
 
 # How often whoever waits for the thread looks whom that waits for.
 LOOK_S = 0.25
@@ -85,7 +86,7 @@ class TalkThread:
     def close(self) -> bool:
         """Ends the thread; returns whether it could, or hangs on a neighbour."""
         self._todo.put(None)
-        self._thread.join(timeout=1.0)
+        leave(self._thread, after_s=1.0)
         return not self._thread.is_alive()
 
     def _serve(self) -> None:

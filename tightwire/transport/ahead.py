@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import final
 
+from tightwire.transport.helpers import leave
 from tightwire.transport.torch_distributed import TorchDistributed
 
 log = logging.getLogger("tightwire")
@@ -77,7 +78,7 @@ class NextWorld:
         found = self._forbid()
         _close_later(found)
         if self._thread is not None:
-            self._thread.join(wait_s)
+            leave(self._thread, after_s=wait_s)
 
     def _forbid(self) -> Future[ConnectedWorld | None] | None:
         with self._lock:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import select
 import socket
 import struct
@@ -15,6 +14,7 @@ from contextlib import suppress
 from typing import Final, Protocol, final
 
 from tightwire.transport.addresses import Address, bind_datagram
+from tightwire.transport.helpers import leave
 
 MAX_DATAGRAM_BYTES: Final = 65_507
 MOST_HEARD: Final = 1024  # at a time, so that a flood does not keep this process from looking after its waits
@@ -54,8 +54,8 @@ class Ear:
         self._tick_s, self._soon_s = tick_s, soon_s
         self._socket = bind_datagram(host)
         self.address: Final[Address] = (host, int(self._socket.getsockname()[1]))
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_write, False)
+        self._woken, self._waking = socket.socketpair()  # sockets that are closed write to no other's file
+        self._waking.setblocking(False)
         self._closed = False
         self._thread: threading.Thread | None = None
 
@@ -69,7 +69,7 @@ class Ear:
     def wake(self) -> None:
         """Has the hearer look at once."""
         with suppress(OSError):
-            os.write(self._wake_write, b"!")
+            self._waking.send(b"!")
 
     def send(self, data: bytes, address: Address) -> None:
         """Sends a datagram, which may be lost."""
@@ -94,12 +94,14 @@ class Ear:
         """Ends the thread; waits for it for a second, for one inside Gloo at exit would abort the process."""
         self._closed = True
         self.wake()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(1.0)
-        if self._thread is None or not self._thread.is_alive():
-            self._socket.close()
-            os.close(self._wake_read)
-            os.close(self._wake_write)
+        if self._thread is None:
+            self._close_sockets()
+        elif self._thread is not threading.current_thread():
+            leave(self._thread, after_s=1.0)
+
+    def _close_sockets(self) -> None:
+        for one in (self._socket, self._woken, self._waking):
+            one.close()
 
     def _run(self, hearer: Hearer) -> None:
         due_s = time.monotonic()
@@ -110,17 +112,20 @@ class Ear:
             except Exception:  # whatever it is: a thread that ended would make this rank look dead
                 log.exception("listening for other ranks failed; it goes on")
                 due_s = time.monotonic() + self._tick_s
+        self._close_sockets()
 
     def _listen(self, hearer: Hearer, timeout_s: float) -> bool:
         """Takes what has come, if anything comes in time; returns whether the thread was woken."""
-        watched: list[int] = [self._socket.fileno(), self._wake_read]
-        readable, _, _ = select.select(watched, [], [], timeout_s)
-        if watched[0] in readable:
+        poll = select.poll()  # unlike select, it takes any number of open files
+        for one in (self._socket, self._woken):
+            poll.register(one, select.POLLIN)
+        ready = {file for file, _ in poll.poll(1000 * timeout_s)}
+        if self._socket.fileno() in ready:
             self.closed_ports(hearer.note_closed)
             self._hear_all(hearer)
-        is_woken = self._wake_read in readable
+        is_woken = self._woken.fileno() in ready
         if is_woken:
-            os.read(self._wake_read, 4096)
+            self._woken.recv(4096)
         return is_woken
 
     def _hear_all(self, hearer: Hearer) -> None:

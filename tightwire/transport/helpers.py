@@ -42,8 +42,14 @@ def is_expendable() -> bool:
     return _here.is_expendable
 
 
-def leave(thread: threading.Thread) -> None:
-    """Leaves a thread behind in a call of native code: the program may end before the call does."""
+def leave(thread: threading.Thread, *, after_s: float = 0.0) -> None:
+    """Leaves a thread behind in a call of native code: the program may end before the call does.
+
+    Args:
+        thread: that was started.
+        after_s: so long it is waited for first.
+    """
+    thread.join(after_s)
     _left.add(thread)
 
 

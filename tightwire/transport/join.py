@@ -155,6 +155,8 @@ def join(
     except BaseException:
         liveness.leave()
         raise
+    if rank == 0:
+        meeting.forget()  # all have connected, and so have read everything
     atexit.register(transport.leave_at_exit)
     return transport
 
@@ -209,6 +211,7 @@ class _Meeting:
     ) -> None:
         self._store, self._rank, self._size, self._seal = store, rank, size, seal
         self._fingerprint, self._deadline_s = fingerprint, deadline_s
+        self._exchanged: list[str] = []
 
     def exchange(self, name: str, card: dict[str, Any]) -> list[dict[str, Any]]:
         """Returns every rank's card, by rank.
@@ -218,6 +221,7 @@ class _Meeting:
             MismatchError: names the ranks whose seal is another.
         """
         keys = [f"{name}/{r}" for r in range(self._size)]
+        self._exchanged += keys
         sealed = self._seal.close(json.dumps(card).encode())
         # Who keeps the store leaves last: it also waits until the others know who is absent.
         values = within(
@@ -226,6 +230,12 @@ class _Meeting:
             is_host=self._rank == 0,
         )
         return [self._read(r, bytes(value)) for r, value in enumerate(values)]
+
+    def forget(self) -> None:
+        """Takes the cards out of the store, which may see many worlds. One rank, once all have read them."""
+        with suppress(RuntimeError):  # its host may have left
+            for key in self._exchanged:
+                self._store.delete_key(key)
 
     def _wait_for(self, keys: Sequence[str], mine: bytes) -> list[bytes]:
         ends_s = time.monotonic() + 0.9 * self._deadline_s  # leaves time to see who is absent
@@ -336,8 +346,8 @@ def within(seconds: float, call: Callable[[], Any], *, is_host: bool = False) ->
 def _no_answer(deadline_s: float, is_host: bool = False) -> PeerError:
     if is_host:
         return PeerError(
-            f"the store where workers meet, which this worker keeps, did not answer within {deadline_s:g} s: this "
-            "machine is too busy for that limit. Raise deadline_s.",
+            f"the store where workers meet did not answer within {deadline_s:g} s; this worker (rank 0) keeps it, or "
+            "its launcher does. Look at the launcher's log; raise deadline_s if this machine is only very busy.",
             [],
         )
     return PeerError(

@@ -44,6 +44,7 @@ from tightwire.transport.addresses import own_address
 from tightwire.transport.ahead import ConnectedWorld, NextWorld
 from tightwire.transport.base import Transport
 from tightwire.transport.door import Admission
+from tightwire.transport.helpers import leave
 from tightwire.transport.join import join, within
 from tightwire.transport.launch import told_rank
 from tightwire.transport.torch_distributed import TorchDistributed
@@ -70,6 +71,8 @@ NEXT_S: Final = 6.0
 MOST_CHANNELS: Final = 4
 # A page of the lighthouse: who beats at present. Its client has no call for it.
 _BEATS: Final = re.compile(r'<li class="heartbeat\s*(old)?\s*">\s*(\S+): seen')
+# By no proxy of the environment's, as torchft's client goes.
+_directly: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 log = logging.getLogger("tightwire")
 
@@ -245,17 +248,18 @@ class Lighthouse:
         host, _, port = quorum.participants[0].store_address.rpartition(":")
         limit = timedelta(seconds=self._deadline_s)
         place = (host, int(port), None, False, limit)
-        if names[0] == self.name:
-            # A thread that was left behind in a world that did not come about waits for its missing members for long,
-            # and whoever waits keeps a connection for itself.
-            store = self._store.clone()
-        else:
-            try:
-                store = within(
-                    self._deadline_s, lambda: c10d.TCPStore(*place, wait_for_workers=False, multi_tenant=True)
-                )
-            except dist.DistError as error:
-                raise PeerError(f"rank 0 died while the workers met: {error}", [0]) from error
+        # Each world has a connection of its own, also where this worker keeps the store itself: a thread that was left
+        # behind in a world that did not come about waits for long, and keeps its connection for itself meanwhile.
+        try:
+            store = within(
+                self._deadline_s,
+                lambda: c10d.TCPStore(*place, wait_for_workers=False, multi_tenant=True),
+                is_host=names[0] == self.name,
+            )
+        except dist.DistError as error:
+            raise PeerError(
+                f"rank 0 does not answer at {host}:{port}, where the workers meet: {error}", [0]
+            ) from error
         # The same members may meet again under the same number, so the moment of the decision is part of the prefix.
         made = quorum.created
         store = c10d.PrefixStore(f"quorum/{quorum.quorum_id}/{made.seconds}.{made.nanos}", store)
@@ -275,8 +279,8 @@ class Lighthouse:
 
     def _count_channels(self) -> int:
         """Returns how many channels the next world is to have from the beginning."""
-        if self._world is not None:
-            self._channels = min(self._world.num_channels, MOST_CHANNELS)
+        if (world := self._world) is not None:  # which another thread may leave just now
+            self._channels = min(world.num_channels, MOST_CHANNELS)
         return self._channels
 
     def _close_world(self) -> None:
@@ -306,7 +310,7 @@ class Lighthouse:
         self._ended.set()
         if self._beats is not None:
             atexit.unregister(self._stop_beating)
-            self._beats.join(2 * ANSWER_S)  # a beat has a limit of its own
+            leave(self._beats, after_s=2 * ANSWER_S)  # a beat has a limit of its own
         self._next.drop(NEXT_S)
 
     def _beat(self) -> None:
@@ -339,7 +343,7 @@ class Lighthouse:
 
     def _look(self) -> None:
         """Looks whom the lighthouse hears: newcomers, and members that are silent."""
-        with urllib.request.urlopen(f"{self._address}/status", timeout=ANSWER_S) as page:
+        with _directly.open(f"{self._address}/status", timeout=ANSWER_S) as page:
             text = page.read(1 << 20).decode(errors="replace")
         heard = _BEATS.findall(text)
         living = frozenset(name for old, name in heard if not old)

@@ -73,6 +73,7 @@ class Liveness:
             self._inquiry, deadline_s=deadline_s, late_s=self.late_s, patience_s=patience_s
         )
         self._waits: dict[object, Waiting] = {}
+        self._silent: frozenset[int] = frozenset()  # as was heard since the last look
         self._looked_s: float | None = None  # while there are suspicious waits
         self._seal: Seal | None = None
         self._number = itertools.count(1)
@@ -124,10 +125,12 @@ class Liveness:
         return is_blamed or 2 * len(self._inquiry.left) > len(self._inquiry.peers)
 
     def hear_silent(self, ranks: Collection[int]) -> None:
-        """Hears from one who listens all the time that ranks are silent: whoever is waited for is gone then."""
-        waits = [waiting.describe().peers for waiting in list(self._waits.values()) if waiting.ends_run]
-        if gone := set(ranks) & set().union(*waits) - self._inquiry.left.keys():
-            self._decide(Verdict(tuple(sorted(gone)), "silent"))
+        """Hears from one who listens all the time that ranks are silent: whoever is waited for is gone then.
+
+        Returns at once: it is the thread here that ends waits, in calls of Gloo that may take long.
+        """
+        self._silent = frozenset(ranks)
+        self._ear.wake()
 
     def blame(self, wait: Wait) -> PeerError:
         """Returns the error for a wait whose connection broke, once it is known who is to blame.
@@ -254,6 +257,7 @@ class Liveness:
     def look(self) -> bool:
         """Asks about waits that are broken or long, and judges; returns whether there are any."""
         now = time.monotonic()
+        self._blame_silent()
         if self._looked_s is not None and now - self._looked_s > AWAY_S:
             self._inquiry.excuse(now - self._looked_s - AWAY_S)
         suspicious = [w for w in list(self._waits.values()) if self._judge.is_suspicious(w, now, self.lost)]
@@ -272,6 +276,13 @@ class Liveness:
                     self._decide(finding.verdict)
                 self._lose(finding.lost)
         return True
+
+    def _blame_silent(self) -> None:
+        """Blames those that are said to be silent and are waited for."""
+        silent, self._silent = self._silent, frozenset()
+        waits = [waiting.describe().peers for waiting in list(self._waits.values()) if waiting.ends_run]
+        if gone := silent & set().union(*waits) - self._inquiry.left.keys():
+            self._decide(Verdict(tuple(sorted(gone)), "silent"))
 
     def _ask(self, suspicious: Collection[Waiting], now: float) -> None:
         """Asks those on whom waits depend; seldom where a wait has no end."""

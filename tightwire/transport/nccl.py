@@ -22,6 +22,7 @@ from tightwire.errors import AttachError, TransportError
 from tightwire.transport.base import Transport, Watch, Work, check_group, check_message, check_summable
 from tightwire.transport.blame import Wait
 from tightwire.transport.communicators import Communicator, Launched
+from tightwire.transport.helpers import leave
 from tightwire.transport.wrapper import Wrapper
 
 if TYPE_CHECKING:
@@ -224,7 +225,7 @@ class _Watcher:
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._thread.join(timeout=1.0)
+        leave(self._thread, after_s=1.0)
 
     def _run(self) -> None:
         with device_named(self._at).current(self._at):

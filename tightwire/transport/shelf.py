@@ -127,6 +127,8 @@ class Shelf:
         Raises:
             OSError: memory is full; nothing is left of it then.
         """
+        for cut in self._directory.glob(f"{snap.run}-{snap.rank}-*.part"):  # its writer was killed
+            cut.unlink(missing_ok=True)
         path = self._directory / snap.name
         part = path.with_suffix(".part")
         try:

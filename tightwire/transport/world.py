@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 _current: Transport | None = None
+_give_back: Callable[[], None] | None = None  # SIGTERM
 
 
 def init(
@@ -44,7 +46,7 @@ def init(
     With `elastic`, workers may die, leave and join while others train; torchft's lighthouse, whose address is in
     TORCHFT_LIGHTHOUSE, says who is in. This worker is alone until `attach`, which lets it in: `run.transport` has its
     rank and the number of workers then, until they change. torch.distributed is not initialised, for its groups
-    cannot lose a member. SIGTERM has this worker finish its round, leave, and exit with 0.
+    cannot lose a member. Until `shutdown`, SIGTERM has this worker finish its round, leave, and exit with 0.
 
     Contract: every worker calls it; blocks until all have joined; with `elastic` it does not block.
 
@@ -81,10 +83,13 @@ def current() -> Transport:
 
 def shutdown() -> None:
     """Leaves the world: closes the transport that `init` made. Call it after the last collective."""
-    global _current
+    global _current, _give_back
     if _current is not None:
         _current.close()
         _current = None
+    if _give_back is not None:
+        _give_back()
+        _give_back = None
 
 
 def device() -> torch.device:
@@ -163,10 +168,24 @@ def _find_door(deadline_s: float, late_s: float | None, min_workers: int | None)
         late_s=late_s,
         wrap=_shaped,
     )
-    if threading.current_thread() is threading.main_thread():
-
-        def leave(signum: int, frame: FrameType | None) -> None:
-            found.notice.set()
-
-        signal.signal(signal.SIGTERM, leave)
+    _have_sigterm_tell(found.notice)
     return found
+
+
+def _have_sigterm_tell(notice: threading.Event) -> None:
+    """Makes SIGTERM a notice, until `shutdown`: what goes on after that can be ended by it again."""
+    global _give_back
+    if threading.current_thread() is not threading.main_thread():
+        return
+
+    def leave(signum: int, frame: FrameType | None) -> None:
+        notice.set()
+
+    before = signal.signal(signal.SIGTERM, leave)
+
+    def give_back() -> None:
+        is_ours = signal.getsignal(signal.SIGTERM) is leave
+        if is_ours and not notice.is_set() and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+    _give_back = give_back
