@@ -9,8 +9,8 @@ from concurrent.futures import Future
 from torch import Tensor
 
 from tightwire.runtime.agreement import copy_from
-from tightwire.runtime.membership import Called
-from tightwire.transport import Counting
+from tightwire.runtime.membership import Called, Membership
+from tightwire.transport import Counting, Transport
 
 
 class BufferSync:
@@ -24,8 +24,14 @@ class BufferSync:
         transport: counts what is sent; over the members.
     """
 
-    def __init__(self, transport: Counting, buffers: Callable[[], Mapping[str, Tensor]]) -> None:
-        self.transport = transport
+    def __init__(self, transport: Transport, buffers: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Takes in no rounds yet; see `follow`.
+
+        Args:
+            transport: over the members.
+            buffers: returns those that are kept in step, by name.
+        """
+        self.transport = Counting(transport)
         self._buffers = buffers
         self._rounds: deque[tuple[Future[Called], bool]] = deque()
 
@@ -33,6 +39,15 @@ class BufferSync:
     def are_due(self) -> bool:
         """Whether a round was noted for which nothing was copied yet."""
         return bool(self._rounds)
+
+    def follow(self, membership: Membership) -> None:
+        """Copies with every round of which a membership hears from now on."""
+        membership.hear, membership.settle, membership.conclude = self.note, self.settle, self.copy
+
+    def move(self, transport: Transport) -> None:
+        """Goes on among other members; rounds among those before are forgotten."""
+        self.transport = Counting(transport, tally=self.transport.tally)
+        self._rounds.clear()
 
     def note(self, told: Future[Called], trains: bool) -> None:
         """Takes in a round that begins, and whether this worker trains in it."""

@@ -6,18 +6,18 @@ import atexit
 import contextlib
 import logging
 import pathlib
-import time
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 from torch import Tensor, nn
 from torch.nn import Parameter
 
 from tightwire.errors import AttachError, PeerError
 from tightwire.plan import Phases, Plan
+from tightwire.runtime.around_step import AroundStep
 from tightwire.runtime.auto import Pilot
 from tightwire.runtime.buffers import BufferSync
 from tightwire.runtime.carried import Carried
@@ -39,7 +39,7 @@ from tightwire.runtime.saving import RunState
 from tightwire.runtime.snapshot import Snapshot
 from tightwire.runtime.spans import RoundTimes
 from tightwire.runtime.tuning import Tuner
-from tightwire.transport import Counting, Transport, shutdown
+from tightwire.transport import Transport
 
 log = logging.getLogger("tightwire")
 
@@ -71,31 +71,38 @@ class Run:
         carried: Carried | None = None,
         keeping: Keeping | None = None,
     ) -> None:
-        self._keeping, self._carried = keeping, carried
+        self._keeping = keeping
         self._predicted, self._why, self._pilot = predicted or {}, why, pilot
         self._model, self._optimizers = model, context.optimizers
         self._course = Course(phases, context, self._shared_parameters, self._move, facts, carried)
         self._now = self._course.now
         self._closed = False
-        # The engine's count of rounds, if gradients were accumulated since the last step.
-        self._accumulated_at = -1
-        self._writer: Writer | None = None
         self._left = context.left
-        self._buffers = BufferSync(Counting(context.transport.inner), self._shared_buffers)
-        self._syncs_buffers = buffers == "every-step"
+        self._buffers = BufferSync(context.transport.inner, self._shared_buffers)
         self._guard = Guard(model, context.optimizers)
         self._evaluation = Evaluation(model, context)
-        self._passes: ForwardWatch | None = None
-        self._step_start_s = 0.0
+        self._passes = None if self._now.is_alone else ForwardWatch(model, context.tracer)
         self._state = RunState(model, self._course, self._shared_parameters)
-        self._optimizers.listen(self)
+        self._steps = AroundStep(
+            self,
+            self._course,
+            guard=self._guard,
+            evaluation=self._evaluation,
+            buffers=self._buffers,
+            passes=self._passes,
+            pilot=pilot,
+            keeping=keeping,
+            carried=carried,
+        )
+        self._optimizers.listen(self._steps)
         _open_runs.add(self)
-        if self._now.is_alone:
+        if self._passes is None:
             if keeping is not None:
                 keeping.recall(self)
             return
-        self._passes = ForwardWatch(model, context.tracer)
         self._watch_members(self._passes)
+        if buffers == "every-step":
+            self._buffers.follow(context.membership)
         try:
             if context.membership.is_elastic:
                 load_finite_check()
@@ -228,7 +235,7 @@ class Run:
     def accumulate(self) -> Iterator[None]:
         """Inside, backward passes add to `p.grad` locally; the first pass after averages all of it (`no_sync`)."""
         self._now.accumulate(True)
-        self._accumulated_at = self._engine.rounds
+        self._steps.accumulated_at = self._engine.rounds
         try:
             yield
         finally:
@@ -286,7 +293,7 @@ class Run:
         """
         self._require_open()
         self._optimizers.end_step()
-        if self._accumulated_at == self._engine.rounds and any(
+        if self._steps.accumulated_at == self._engine.rounds and any(
             p.grad is not None for p in self._shared_parameters().values()
         ):
             warnings.warn(
@@ -294,7 +301,7 @@ class Run:
                 "with a step, or leave out the last incomplete one.",
                 stacklevel=2,
             )
-        self._accumulated_at = -1
+        self._steps.accumulated_at = -1
         if self._passes is not None and self.step == 0 and self._passes.saw_changes == 1:
             warnings.warn(STEP_NEVER_SEEN, stacklevel=2)
         self._course.finish()
@@ -357,7 +364,7 @@ class Run:
 
     def log_to(self, writer: Writer) -> None:
         """Writes rounds, bytes, step time, waiting and staleness of every step to a TensorBoard `SummaryWriter`."""
-        self._writer = writer
+        self._steps.writer = writer
 
     def close(self) -> None:
         """Takes out every hook and ends the communication thread; the model and the optimizer stay usable. Local."""
@@ -476,61 +483,6 @@ class Run:
         """Writes what this worker did when, for Perfetto (ui.perfetto.dev) or chrome://tracing. Local."""
         self._context.tracer.write(path, self._context.transport.rank)
 
-    def before_step(self) -> None:
-        """Hears that the optimizers are about to step; see `StepListener`."""
-        if self._pilot is not None:
-            self._pilot.before_step()
-        if not self._engine.is_silent:
-            self._guard.check()
-        self._evaluation.require_over()
-        if self._passes is not None:
-            self._passes.hear_step()
-        self._step_start_s = time.perf_counter()
-        self._now.is_stepping = True
-        self._context.membership.guard(self._engine.before_step)
-
-    def more_gradients(self) -> None:
-        """Hears that gradients were computed anew within a step; see `StepListener`."""
-        self._engine.more_gradients()
-
-    def after_step(self) -> None:
-        """Hears that the optimizers have stepped; see `StepListener`."""
-        course, now, context = self._course, self._now, self._context
-        now.step += 1
-        self._accumulated_at = -1
-        context.tracer.record("compute", "optimizer", self._step_start_s, time.perf_counter())
-        context.membership.guard(lambda: now.engine.after_step(now.step), can_wait=now.engine.postpones)
-        self._settle_buffers()
-        exposed_s = now.engine.exposed_s
-        now.record.note_wait(exposed_s)
-        if self._writer is not None:  # before another plan or other members, whose times begin anew
-            now.record.log(self._writer, now.engine, self._context.transport.bytes_sent, self.step)
-        course.end_step()
-        if course.has_left:
-            self._go_by_notice()
-        self._settle_buffers()
-        if self._pilot is not None:
-            self._pilot.after_step(self, exposed_s)
-        course.end_phase()
-        now.record.end_step()
-        if self._keeping is not None:
-            self._keeping.after_step(self, self.step if now.is_alone else now.engine.rounds)
-        if self._carried is not None:
-            self._carried.note_step(now.step)
-        now.is_stepping = False
-
-    def _settle_buffers(self) -> None:
-        """Makes buffers equal for the rounds of this step; also for one that is repeated without a lost member."""
-        while self._buffers.are_due:
-            self._context.membership.guard(self._buffers.settle)
-
-    def _go_by_notice(self) -> NoReturn:
-        """Ends this worker, which was told to leave (SIGTERM) and has left; the others go on."""
-        self.close()
-        shutdown()
-        log.warning("this worker was told to leave, and leaves after step %d; the others go on.", self.step)
-        raise SystemExit(0)
-
     @property
     def _engine(self) -> Engine:
         return self._now.engine
@@ -542,21 +494,16 @@ class Run:
     def _move(self, context: RunContext) -> None:
         """Goes on among other members."""
         self._evaluation.move(context)
-        counting = Counting(context.transport.inner, tally=self._buffers.transport.tally)
-        self._buffers = BufferSync(counting, self._shared_buffers)
+        self._buffers.move(context.transport.inner)
 
     def _watch_members(self, passes: ForwardWatch) -> None:
-        """Has the membership know what must be equal, and make buffers equal."""
+        """Has the membership know what must be equal."""
         membership = self._context.membership
         comparison = Comparison(self._now, passes, self._shared_parameters)
         membership.standing = comparison.standing
         membership.describe = comparison.describe
         passes.on_backward = lambda: self._engine.begin_backward()
         passes.pauses = lambda: self._evaluation.is_lent
-        if self._syncs_buffers:
-            membership.hear = lambda told, trains: self._buffers.note(told, trains)
-            membership.settle = lambda: self._buffers.settle()
-            membership.conclude = lambda longest: self._buffers.copy(longest)
 
     def _shared_parameters(self) -> dict[str, Parameter]:
         """Returns what is kept in step, by name."""
