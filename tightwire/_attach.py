@@ -167,7 +167,7 @@ def attach(
         costs=pilot.costs if isinstance(pilot, Pilot) else asked.costs,
     )
     _make_equal(model, sharings, left, None if door is not None else transport)
-    carried = Carried(carry) if carry else None
+    carried = _carried(carry or {}, scaler)
     return Run(
         model,
         asked.phases,
@@ -261,6 +261,14 @@ def _make_equal(
         copy_from_first(within, [p for name, p in model.named_parameters() if name in sharing.names])
     if transport is not None:
         copy_from_first(transport, [tensor for name, tensor in named.items() if name not in left])
+
+
+def _carried(carry: Mapping[str, Stateful], scaler: Scaler | None) -> Carried | None:
+    """Returns what newcomers are given besides: also the scaler, for means are of gradients in one scale."""
+    members = dict(carry)
+    if isinstance(scaler, GradScaler) and not any(member is scaler for member in members.values()):
+        members["the GradScaler"] = scaler
+    return Carried(members) if members else None
 
 
 def _keeping(

@@ -152,6 +152,39 @@ def test_a_death_leaves_gradients_to_accumulate(dies_at: int) -> None:
     assert all(rounds in (8, 9) for _, rounds in ends)  # one may have been begun twice
 
 
+@pytest.mark.parametrize("plan", ["bsp/allreduce:ring", "bsp/allreduce:ring/none/dear"])
+@pytest.mark.parametrize("dies_at", [6, 8, 12])
+@pytest.mark.parametrize("comes_at", [5, 6, 7])
+def test_a_scaler_outlives_a_death_and_a_newcomer_has_the_scale_of_the_others(
+    plan: str, dies_at: int, comes_at: int
+) -> None:
+    """A step without gradients would end in the scaler; means are of gradients that all scale alike."""
+
+    def train(transport: Transport, worker: Worker) -> tuple[list[torch.Tensor], float]:
+        model = Net()
+        optimizer = momentum(model.parameters())
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)  # type: ignore[attr-defined]
+        with attach(model, optimizer, plan, transport=transport, scaler=scaler) as run:
+            rank = data_of(transport)
+            while run.step < 12:
+                if worker is elastic.workers[0] and run.step == comes_at and len(elastic.workers) == 3:
+                    elastic.start()
+                    while not worker.lobby.waiting:
+                        time.sleep(0.002)
+                optimizer.zero_grad()
+                scaler.scale(loss_of(model, rank, run.step)).backward()
+                scaler.step(optimizer)
+                scaler.update()
+            run.finish()
+        return values(model), scaler.get_scale()
+
+    elastic = Elastic(train, start=3, dies_at=[None, dies_at])
+    ends = elastic.join()
+    assert len(ends) == 3
+    assert all(same(ends[0][0], parameters) for parameters, _ in ends[1:])
+    assert {scale for _, scale in ends} == {8.0 * 2**4}
+
+
 def scheduled(make: Callable[[torch.optim.Optimizer], LRScheduler]) -> tuple[Any, Any, Carried]:
     optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
     scheduler = make(optimizer)

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from torch.amp.grad_scaler import GradScaler
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 
@@ -30,11 +31,12 @@ class Carried:
 
     def __init__(self, members: Mapping[str, Stateful]) -> None:
         self._members = dict(members)
-        self._rates = {
-            name: CarriedRate(member)
-            for name, member in members.items()
-            if isinstance(member, LRScheduler) and not isinstance(member, ReduceLROnPlateau)
-        }
+        self._rates: dict[str, CarriedRate | CarriedScale] = {}
+        for name, member in members.items():
+            if isinstance(member, LRScheduler) and not isinstance(member, ReduceLROnPlateau):
+                self._rates[name] = CarriedRate(member)
+            elif isinstance(member, GradScaler):
+                self._rates[name] = CarriedScale(member)
 
     def note_step(self, step: int) -> None:
         """Learns that `optimizer.step()` is about to return, after so many steps."""
@@ -121,3 +123,40 @@ class CarriedRate:
         for _ in range(steps):
             self._scheduler.step()
         self.begin_anew(ended + steps, is_stepped_often=True, is_late=self._is_behind)
+
+
+class CarriedScale:
+    """A GradScaler, which is updated after every step. All must have one scale, for means are of scaled gradients."""
+
+    def __init__(self, scaler: GradScaler) -> None:
+        self._scaler, self._ended, self._is_behind = scaler, 0, False
+
+    def note(self, step: int) -> None:
+        """Learns that so many steps have ended."""
+        self._ended = step
+
+    def is_stepped_often(self, step: int = 0) -> bool:
+        """Whether it counts steps that others made: where workers make unlike numbers, each has its own scale."""
+        return False
+
+    def is_late(self, step: int) -> bool:
+        """Whether it is yet to be updated for the last of so many steps."""
+        return step == self._ended + 1
+
+    def begin_anew(self, step: int, is_stepped_often: bool, *, is_late: bool) -> None:
+        """Goes on from so many steps, which are in it."""
+        self._ended, self._is_behind = step, is_late
+
+    def catch_up(self, *, is_within: bool) -> None:
+        """Is updated, as after a step that was made, where it was given late, unless the loop is about to do that."""
+        is_behind, self._is_behind = self._is_behind, False
+        state = self._scaler.state_dict()
+        if not is_behind or is_within or not state:  # one that is switched off remembers nothing
+            return
+        state["_growth_tracker"] += 1
+        if state["_growth_tracker"] == state["growth_interval"]:
+            state |= {"scale": state["scale"] * state["growth_factor"], "_growth_tracker": 0}
+        self._scaler.load_state_dict(state)
+
+    def count_on(self, steps: int) -> None:
+        """Stays as it is."""

@@ -213,6 +213,12 @@ class Gradients:
         for parameter in self._parameters.values():
             parameter.grad = None
 
+    def stand_in(self) -> None:
+        """Makes gradients zeros where there are none: a scaler that finds none at all refuses to step."""
+        for parameter in self._parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+
     def forget_some(self, names: Iterable[str]) -> None:
         """Drops what is known of some gradients, whose means are not to be stepped with."""
         for name in names:

@@ -62,6 +62,7 @@ class GradientEngine(BaseEngine):
         self.compares_replicas = (
             not overlaps
         )  # else a layer may still wait for its step when others are compared
+        self._is_void = False  # the step under way is to change nothing, and a scaler looks at it before
         self._owes_step = False  # the user has made it, and its means are still to come
         self._owed_under: Sequence[Options] = ()
         self._overlap = self._forward_overlap(str(schedule)) if overlaps else self._no_overlap()
@@ -104,6 +105,9 @@ class GradientEngine(BaseEngine):
         self._take_gradients()
 
     def _take_gradients(self) -> None:
+        if self._is_void:
+            self._is_void = False
+            self.gradients.forget()
         self.exposed_s += self.gradients.take_exposed_s() + self._overlap.take_exposed_s()
         if self._overlap.before_step():
             return
@@ -212,6 +216,10 @@ class GradientEngine(BaseEngine):
                     self._context.optimizers.step_silently()
                     self.gradients.forget()
                     self._owes_step = False
+            return
+        if position.is_in_step and self._context.awaits_means:
+            self._is_void = True
+            self.gradients.stand_in()
 
     def close(self) -> None:  # noqa: D102
         self._overlap.close()
@@ -260,7 +268,7 @@ class GradientEngine(BaseEngine):
         return Gradients(self._parameters, self._exchange, listener, self._context.tracer, weight)
 
     def _begin_round(self) -> Round:
-        self.rounds += 1
+        self.rounds, self._is_void = self.rounds + 1, False
         number, unit = self._rounds_before + self.rounds, self._context.membership.usual_weight
         rescale(self._exchange.averagers, self._unit / unit)
         self._unit = unit
