@@ -66,6 +66,11 @@ class Turn:
         """Takes in who was there. At the same step on all ranks, which may hear at different ones."""
         self._roll.note(self.told())
 
+    def note_if_heard(self) -> None:
+        """Takes in the same of a round that is dropped, where it was heard; others learn of it from this worker."""
+        if self.busy and self._told.done() and not self._told.cancelled() and self._told.exception() is None:
+            self.note()
+
     def start(
         self, gradients: Mapping[str, Tensor | None], now: Round, step: int, weight: float, unit: float
     ) -> None:
@@ -246,6 +251,8 @@ class DelayedEngine(BaseEngine):
             for parameter in self._parameters.values():
                 parameter.grad = None
             self._is_stepping = False
+        for turn in self._turns:
+            turn.note_if_heard()
         units = [turn.unit for turn in self._turns]
         return {"memory": [memory(turn.exchange.averagers) for turn in self._turns], "units": units}
 
