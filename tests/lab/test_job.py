@@ -15,7 +15,7 @@ import pytest
 
 from tightwire.errors import LabError
 from tightwire.lab import Lab, OutputLine, Result, Topology
-from tightwire.lab.job import LabJob
+from tightwire.lab.job import LabJob, stands_still
 from tightwire.lab.spare import Spare
 
 Run = Callable[..., tuple[Result, list[OutputLine]]]
@@ -134,6 +134,21 @@ def test_a_frozen_worker_can_go_on(lab: Lab) -> None:
         lab.thaw(line.rank)
 
     assert lab.run(["sh", "-c", "echo; sleep 0.1"], on_line=freeze_and_thaw).ok
+
+
+def test_who_is_frozen_stands_still(lab: Lab) -> None:
+    """Else a child that is being forked could stay stopped when its worker goes on."""
+    still = []
+
+    def freeze_and_look(line: OutputLine) -> None:
+        for _ in range(30):
+            lab.freeze(line.rank)
+            still.append(stands_still(int(line.text)))
+            lab.thaw(line.rank)
+
+    forks = "echo $$; i=0; while [ $i -lt 60 ]; do /bin/true; i=$((i+1)); done; sleep 1"
+    assert lab.run(["sh", "-c", forks], on_line=freeze_and_look, timeout_s=60).ok
+    assert all(still)
 
 
 def test_misuse_is_refused(lab: Lab) -> None:

@@ -20,6 +20,9 @@ from tightwire.lab.hosts import Hosts
 from tightwire.lab.spare import Spare
 
 KILL_AFTER_S = 2.0
+# A process that is stopped, in /proc; and how long is waited for that.
+STOPPED = "T"
+STOP_S = 1.0
 _DRAIN_S = 1.0
 # Shells and supervisors may send a signal to a process and to its group: that is one wish, not two.
 _SAME_INTERRUPT_S = 0.5
@@ -202,6 +205,8 @@ class LabJob:
                 os.killpg(process.pid, signum)
             else:
                 os.kill(self._hosts.worker_pid(process.pid), signum)
+            if signum == signal.SIGSTOP:
+                _hold(process.pid, self._hosts.worker_pid(process.pid))
 
     def restart_no_more(self) -> None:
         """Takes a worker that a signal ends from now on as one that has ended."""
@@ -267,10 +272,9 @@ class LabJob:
         `nsenter` stops itself when it sees its child stopped, at times only after both were told to go on; then it
         would never tell of the worker's end.
         """
-        with suppress(ProcessLookupError, FileNotFoundError):
+        with suppress(ProcessLookupError):
             worker = self._hosts.worker_pid(starter)
-            state = Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[0]
-            if state != "T":
+            if worker != starter and _state(worker) != STOPPED:  # a worker may be frozen again just now
                 os.kill(starter, signal.SIGCONT)
 
     def _read(self, rank: int, stream: Literal["stdout", "stderr"], pipe: IO[str]) -> None:
@@ -366,3 +370,35 @@ class LabJob:
             wall_s=wall_s,
             last_line="" if self._first_failed is None else self._last_lines.get(self._first_failed, ""),
         )
+
+
+def stands_still(pid: int) -> bool:
+    """Whether a process has stopped or ended, or waits for a child that has stopped before it ran its program."""
+    state = _state(pid)
+    if state == "D":  # as in `vfork`
+        return any(_state(int(child)) == STOPPED for child in _told(pid, f"task/{pid}/children").split())
+    return state in (STOPPED, "Z", "")
+
+
+def _state(pid: int) -> str:
+    """Returns a process's state, a letter, as /proc tells it; "" if there is no such process."""
+    return _told(pid, "stat").rpartition(")")[2].strip()[:1]
+
+
+def _told(pid: int, file: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/{file}").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def _hold(group: int, worker: int) -> None:
+    """Waits until a group that was told to stop has.
+
+    A child that is being forked meanwhile is stopped along with its parent; Linux would lose for it a SIGCONT that came
+    before it is there. And `nsenter`, which has just been told to go on itself, may tell the worker so only now.
+    """
+    ends_s = time.monotonic() + STOP_S
+    while not stands_still(worker) and time.monotonic() < ends_s:
+        time.sleep(0.001)
+        os.killpg(group, signal.SIGSTOP)
