@@ -170,7 +170,8 @@ def test_the_kernel_counts_what_passes_a_link(mode: str, open_lab: Callable[...,
         return (receiver.rx_bytes, receiver.tx_bytes) == (sender.tx_bytes, sender.rx_bytes)
 
     assert eventually(both_ends_agree)  # the last acknowledgements may still be on their way
-    assert 1_000_000 * 1514 / 1448 < lab.traffic()[1].tx_bytes < 1_100_000
+    # TCP fills its packets where it can; on a busy machine it sends some that are half full.
+    assert 1_000_000 * 1514 / 1448 < lab.traffic()[1].tx_bytes < 1_300_000
     send(lab, 1_000_000)
     assert lab.traffic()[1].tx_bytes > 2 * 1_000_000
 
