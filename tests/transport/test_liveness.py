@@ -7,6 +7,7 @@ import itertools
 import threading
 import time
 import weakref
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from tightwire.transport.liveness import Liveness
 from tightwire.transport.messages import Message
 from tightwire.transport.seal import Seal
 from tightwire.transport.traffic import Connection, Movement
+from tightwire.transport.waiting import Waiting
 
 
 class Transport:
@@ -54,6 +56,31 @@ def test_who_was_given_up_does_not_blame_those_that_left_without_it() -> None:
     worker.leave()
     assert error.ranks == ()
     assert str(error).startswith("the other workers gave this one (rank 1) up")
+
+
+def test_what_was_said_before_a_port_closed_is_heard_before_anybody_is_blamed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rank 2 dies; rank 1 says so and ends, just as rank 0 asks both: both ports are closed then."""
+    seal = Seal("secret", "nonce")
+    asks, tells, dies = (Liveness(rank, host="127.0.0.1", deadline_s=2) for rank in range(3))
+    tells.meet({0: asks.address, 2: dies.address}, seal)
+    asks._seal = seal
+    asks._inquiry.meet({1: tells.address, 2: dies.address})  # nobody else listens: this test looks itself
+    ask = asks._inquiry.ask
+
+    def too_late(*waits: Any, **limits: Any) -> Any:
+        dies._ear.close()
+        tells._decide(Verdict((2,), "dead"))
+        tells.leave()
+        return ask(*waits, **limits)
+
+    monkeypatch.setattr(asks._inquiry, "ask", too_late)
+    wait = Wait(frozenset({1, 2}), "to connect to all ranks")
+    asks._waits[0] = Waiting(lambda: wait, time.monotonic(), is_broken=True)
+    asks.look()
+    asks.leave()
+    assert asks.verdict == Verdict((2,), "dead")
 
 
 def test_who_is_waited_for_and_heard_to_be_silent_elsewhere_is_gone_at_once() -> None:

@@ -9,7 +9,6 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Protocol, final
 
@@ -78,17 +77,21 @@ class Ear:
                 self._socket.sendto(data, address)
                 return
 
-    def closed_ports(self, note: Callable[[Address], None]) -> None:
-        """Tells of whom the kernel has learnt that nobody listens there; it does so on Linux."""
-        if not hasattr(socket, "MSG_ERRQUEUE"):
-            return
-        with suppress(OSError):
-            while True:
-                flags = socket.MSG_ERRQUEUE | socket.MSG_DONTWAIT
-                _, extra, _, address = self._socket.recvmsg(64, 512, flags)
-                refused = [data for _, _, data in extra if _is_refusal(data)]
-                if refused and address:
-                    note((address[0], address[1]))
+    def catch_up(self, hearer: Hearer) -> None:
+        """Tells what the kernel has learnt of closed ports, and all that lies ready, before anything is judged.
+
+        Whoever ends says so first; a process that was stopped finds there that the others gave it up. By then their
+        ports are closed, and one would take them for dead. On the thread that listens.
+        """
+        self._tell_closed_ports(hearer)
+        for _ in range(MOST_HEARD):
+            try:
+                data, sender = self._socket.recvfrom(MAX_DATAGRAM_BYTES, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError:  # what became of an earlier one
+                continue
+            hearer.hear(data, (sender[0], sender[1]))
 
     def close(self) -> None:
         """Ends the thread; waits for it for a second, for one inside Gloo at exit would abort the process."""
@@ -121,27 +124,23 @@ class Ear:
             poll.register(one, select.POLLIN)
         ready = {file for file, _ in poll.poll(1000 * timeout_s)}
         if self._socket.fileno() in ready:
-            self.closed_ports(hearer.note_closed)
-            self._hear_all(hearer)
+            self.catch_up(hearer)
         is_woken = self._woken.fileno() in ready
         if is_woken:
             self._woken.recv(4096)
         return is_woken
 
-    def _hear_all(self, hearer: Hearer) -> None:
-        """Takes all that lies ready before anything is judged.
-
-        A process that was stopped finds there that the others gave it up; their ports are closed by then, and it would
-        take them for dead.
-        """
-        for _ in range(MOST_HEARD):
-            try:
-                data, sender = self._socket.recvfrom(MAX_DATAGRAM_BYTES, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return
-            except OSError:  # what became of an earlier one
-                continue
-            hearer.hear(data, (sender[0], sender[1]))
+    def _tell_closed_ports(self, hearer: Hearer) -> None:
+        """Tells of whom the kernel has learnt that nobody listens there; it does so on Linux."""
+        if not hasattr(socket, "MSG_ERRQUEUE"):
+            return
+        with suppress(OSError):
+            while True:
+                flags = socket.MSG_ERRQUEUE | socket.MSG_DONTWAIT
+                _, extra, _, address = self._socket.recvmsg(64, 512, flags)
+                refused = [data for _, _, data in extra if _is_refusal(data)]
+                if refused and address:
+                    hearer.note_closed((address[0], address[1]))
 
 
 def _is_refusal(data: bytes) -> bool:

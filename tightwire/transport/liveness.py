@@ -294,7 +294,7 @@ class Liveness:
             self._send_to(self._inquiry.peers[rank], question)
         if due:
             time.sleep(0.002)  # within a round trip a closed port is known
-        self._ear.closed_ports(self.note_closed)
+        self._ear.catch_up(self)
 
     def _depends(self, waiting: Waiting) -> set[int]:
         """Returns the ranks that a wait depends on, also through others unless these go on without whom is gone."""

@@ -26,7 +26,7 @@ from tightwire.bench.chaos.faults import (
 from tightwire.bench.chaos.lanes import side_by_side
 from tightwire.bench.chaos.launched import run_under_torchrun
 from tightwire.bench.chaos.network import run_on_hosts
-from tightwire.bench.chaos.worker import DEADLINE_S, ChaosTrial
+from tightwire.bench.chaos.worker import DEADLINE_S, LOOPS, ChaosTrial
 
 SERVED: Final = "asp/ps:servers=1"  # for what strikes servers, where no plan that was asked for has one
 # Exit codes of a worker that its own libraries abort, as they are told by a parent and by a launcher in between.
@@ -246,6 +246,7 @@ def draw(campaign: Campaign) -> Iterator[ChaosTrial]:
             and fault.name in ENDING
             and dice.random() < 0.5,
             large=fault.can_be_large and dice.random() < campaign.large,
+            loop=dice.choice(LOOPS),
         )
 
 

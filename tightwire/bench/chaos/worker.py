@@ -21,6 +21,7 @@ STRIKE_ME: Final = "now"
 LARGE: Final = 12_000  # hidden units of a model of 1.15 MB
 DEADLINE_S: Final = 4.0  # of the transport, unless another is asked for
 LOOKS: Final = 2  # steps after which a search for a plan has begun
+LOOPS: Final = ("plain", "scheduled", "accumulates")  # how a trial's workers train
 STRUCK: Final = "struck"  # written by the victim as it is struck: when
 STEPPED: Final = "stepped"  # and the rank: touched at every step
 WHERE: Final = signal.SIGUSR1  # asks a worker where it is
@@ -56,6 +57,7 @@ class ChaosTrial:
         elastic: whether the job is.
         logs: whether every step also sums the loss by torch.distributed, as scripts and trainers do.
         large: whether messages take most of a step: faults fall into the middle of one.
+        loop: `plain`; `scheduled`, whose rate changes with every step; or `accumulates`, two passes for each step.
     """
 
     plan: str
@@ -71,6 +73,7 @@ class ChaosTrial:
     elastic: bool = False
     logs: bool = False
     large: bool = False
+    loop: str = "plain"
 
     @property
     def label(self) -> str:
@@ -145,20 +148,25 @@ def _train(trial: ChaosTrial, rank: int, folder: pathlib.Path, end: dict[str, An
     model = torch.nn.Sequential(torch.nn.Linear(20, width), torch.nn.Tanh(), torch.nn.Linear(width, 3))
     rate = 0.02 if is_victim and trial.fault == "other-rate" else 0.01
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 / (1 + step))
     plan = "local:3" if is_victim and trial.fault == "other-plan" else trial.plan
-    with tightwire.attach(model, optimizer, plan) as run:
+    carry = {"scheduler": scheduler} if trial.elastic and trial.loop == "scheduled" else None
+    with tightwire.attach(model, optimizer, plan, carry=carry) as run:
         _write(folder / f"started{rank}", os.getpid())
         stepped = folder / f"{STEPPED}{rank}"
         while not run.is_server and run.step < trial.steps:
             step = run.step
             x = torch.randn(4, 20, generator=torch.Generator().manual_seed(1000 * rank + step))
+            optimizer.zero_grad()
+            if trial.loop == "accumulates":
+                with run.accumulate():
+                    (model(x.flip(0)) - rank).square().sum().backward()
             loss = (model(x) - rank).square().mean()
             is_struck = is_victim and step == trial.at_step
             if rank == 0 and step == trial.at_step:
                 _write(folder / REACHED, step)
             if is_struck and trial.fault in SIGNALS:
                 _strike(trial, folder, run)
-            optimizer.zero_grad()
             if is_struck and trial.fault == "nan":
                 loss = loss * float("nan")
             if not (is_struck and trial.fault == "skip"):
@@ -168,6 +176,8 @@ def _train(trial: ChaosTrial, rank: int, folder: pathlib.Path, end: dict[str, An
                 if trial.fault == "extra-pass":
                     model(x).sum().backward()
             optimizer.step()
+            if trial.loop == "scheduled":
+                scheduler.step()
             if trial.logs:
                 torch.distributed.all_reduce(loss.detach())
             end["steps"], end["members"] = run.step, run.transport.size
