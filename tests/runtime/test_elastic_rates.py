@@ -58,6 +58,7 @@ def assert_alike(ends: list[End], steps: int) -> None:
         "delayed:1/allreduce:ring",
         "local:2/allreduce:ring",
         "diloco:4/allreduce:ring/none/streaming:2",
+        "bsp/gossip:ring",
     ],
 )
 @pytest.mark.parametrize("dies_at", [6, 8, 12, 16])
@@ -77,6 +78,18 @@ def test_rates_are_equal_after_a_death_and_with_who_comes_in_that_moment(
     if is_replaced:
         victim.die = die  # type: ignore[method-assign]
     assert_alike(elastic.join(), 8)
+
+
+@pytest.mark.parametrize("plan", ["local:4/allreduce:ring", "diloco:4/allreduce:ring", "bsp/gossip:ring"])
+@pytest.mark.parametrize("dies_at", range(6, 18, 2))
+@pytest.mark.parametrize("patient", [0, 2])
+def test_survivors_that_train_on_meanwhile_are_at_rates_of_their_own(
+    plan: str, dies_at: int, patient: int
+) -> None:
+    """One is told of a death later than the other, and makes some steps more before they go on together."""
+    elastic = Elastic(trainer(plan, 16), start=3, dies_at=[None, dies_at])
+    elastic.workers[patient].patience = 2
+    assert_alike(elastic.join(), 16)
 
 
 @pytest.mark.parametrize("plan", ["bsp/allreduce/none/dear", "delayed:1"])

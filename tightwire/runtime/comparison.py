@@ -32,9 +32,15 @@ class Comparison:
         self._replicas = ReplicaDigest()
 
     def standing(self) -> Standing:
-        """Returns what travels with a round: the passes, and 24 bits that must be equal on all ranks."""
-        digest = self._now.context.optimizers.digest()
-        if self._now.engine.compares_replicas:
+        """Returns what travels with a round: the passes, and 24 bits that must be equal on all ranks.
+
+        Survivors of a death may train on for some steps until they go on together. Where replicas may differ between
+        rounds, as under local methods, each has made its own number of steps then, and has the rates of those.
+        """
+        context, engine = self._now.context, self._now.engine
+        have_own_rates = context.membership.is_elastic and not engine.keeps_replicas_equal
+        digest = 0 if have_own_rates else context.optimizers.digest()
+        if engine.compares_replicas:
             digest += self._replicas.digest(self._steps(), self._shared())
         return Standing(self._passes.judge(), digest % (1 << 24))
 
