@@ -246,7 +246,8 @@ def draw(campaign: Campaign) -> Iterator[ChaosTrial]:
             and fault.name in ENDING
             and dice.random() < 0.5,
             large=fault.can_be_large and dice.random() < campaign.large,
-            loop=dice.choice(LOOPS),
+            # Who schedules another rate goes on having it, and is named; else a newcomer takes that of the others.
+            loop="plain" if fault.at_start else dice.choice(LOOPS),
         )
 
 
