@@ -198,6 +198,51 @@ def test_a_scaler_outlives_a_death_and_a_newcomer_has_the_scale_of_the_others(
     assert {scale for _, scale in ends} == {8.0 * 2**4}
 
 
+@pytest.mark.parametrize("plan", ["bsp/allreduce:ring", "bsp/allreduce:ring/none/dear", "bsp/ps"])
+@pytest.mark.parametrize(("inf_at", "dies_at"), [(0, 6), (1, 11), (1, 13), (2, 16), (2, 18)])
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_who_lost_a_round_with_an_inf_has_the_scale_and_the_rate_of_those_who_found_it(
+    plan: str, inf_at: int, dies_at: int, is_replaced: bool
+) -> None:
+    """A scaler leaves out the step there, and so must whoever is given the outcome; the loop its scheduler's."""
+
+    def train(transport: Transport, worker: Worker) -> tuple[list[torch.Tensor], float, int, int]:
+        model = Net()
+        optimizer = momentum(model.parameters())
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)  # type: ignore[attr-defined]
+        scheduler, made = ExponentialLR(optimizer, 0.9), 0
+        carried = {"rate": scheduler}
+        with attach(model, optimizer, plan, transport=transport, scaler=scaler, carry=carried) as run:
+            rank = data_of(transport)
+            while run.step < 8:
+                optimizer.zero_grad()
+                loss = loss_of(model, rank, run.step)
+                step = run.step
+                scaler.scale(loss * float("inf") if made == inf_at and rank < 3 else loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+                if run.step > step:
+                    scheduler.step()
+                made += 1
+            run.finish()
+        return values(model), scaler.get_scale(), scaler.state_dict()["_growth_tracker"], scheduler.last_epoch
+
+    elastic = Elastic(train, start=3, dies_at=[None, dies_at])
+    victim, dies = elastic.workers[1], elastic.workers[1].die
+
+    def die() -> None:
+        if not victim.is_dead:
+            elastic.lobby.expected = 3
+            dies()
+            elastic.start()
+
+    if is_replaced:
+        victim.die = die  # type: ignore[method-assign]
+    ends = elastic.join()
+    assert all(same(ends[0][0], end[0]) for end in ends[1:])
+    assert len({end[1:] for end in ends}) == 1, [end[1:] for end in ends]
+
+
 def scheduled(make: Callable[[torch.optim.Optimizer], LRScheduler]) -> tuple[Any, Any, Carried]:
     optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
     scheduler = make(optimizer)

@@ -55,6 +55,7 @@ class Gradients:
 
     Attributes:
         ready_s: when each gradient was there in the last pass that was averaged, from its first one.
+        were_finite: whether the means of the last pass were, of which that is known.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Gradients:
         """
         self._nonfinite_rounds = 0
         self.ready_s: dict[str, float] = {}
+        self.were_finite = True
         self._listener, self._weight_of_next = listener, weight
         self._enabled = self._finite = True
         self._share = self._weight = 1.0
@@ -213,11 +215,15 @@ class Gradients:
         for parameter in self._parameters.values():
             parameter.grad = None
 
-    def stand_in(self) -> None:
-        """Makes gradients zeros where there are none: a scaler that finds none at all refuses to step."""
+    def stand_in(self, *, is_finite: bool) -> None:
+        """Makes gradients where there are none: a scaler that finds none at all refuses to step.
+
+        Args:
+            is_finite: whether the means that they stand for were, and so is what a scaler finds.
+        """
         for parameter in self._parameters.values():
             if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+                parameter.grad = torch.full_like(parameter, 0.0 if is_finite else torch.inf)
 
     def forget_some(self, names: Iterable[str]) -> None:
         """Drops what is known of some gradients, whose means are not to be stepped with."""
@@ -289,7 +295,8 @@ class Gradients:
         if self._is_finite is None:
             return
         is_finite, self._is_finite = self._is_finite, None
-        if is_finite():
+        self.were_finite = is_finite()
+        if self.were_finite:
             self._unkept = set(range(len(self._exchange.buckets)))
         else:
             self._finite = False

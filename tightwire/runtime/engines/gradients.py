@@ -63,6 +63,7 @@ class GradientEngine(BaseEngine):
             not overlaps
         )  # else a layer may still wait for its step when others are compared
         self._is_void = False  # the step under way is to change nothing, and a scaler looks at it before
+        self._were_finite = True  # the means of the last round agreed on, where this worker has not seen them
         self._owes_step = False  # the user has made it, and its means are still to come
         self._owed_under: Sequence[Options] = ()
         self._overlap = self._forward_overlap(str(schedule)) if overlaps else self._no_overlap()
@@ -189,19 +190,26 @@ class GradientEngine(BaseEngine):
         """Drops the gradients of the step under way, on all ranks alike."""
         self.gradients.keep()
         self.gradients.forget()
-        return {"memory": memory(self._exchange.averagers), "unit": self._unit}
+        return {
+            "memory": memory(self._exchange.averagers),
+            "unit": self._unit,
+            "were_finite": self.gradients.were_finite,
+        }
 
     def catch_up(  # noqa: D102
         self, own: Mapping[str, Any], theirs: Mapping[str, Any], *, is_new: bool
     ) -> tuple[dict[str, Any], frozenset[str]]:
         # What its message carried, this worker does not know, so that its leftovers would count twice.
-        return {**own, "memory": shared_part(own["memory"], theirs["memory"])}, frozenset(self._parameters)
+        state = {**own, "memory": shared_part(own["memory"], theirs["memory"])}
+        # Whoever lacks one round steps as the others did. Who lacks all is given their count of steps, and their scale.
+        state["were_finite"] = is_new or theirs.get("were_finite", True)
+        return state, frozenset(self._parameters)
 
     def take_up(self, state: Mapping[str, Any], agreed: int) -> None:  # noqa: D102
         averagers = self._exchange.averagers
         load_memory(averagers, fitting(averagers, state["memory"], what=str(self._plan)))
         self._unit = state.get("unit", self._unit)
-        self._rounds_before = agreed
+        self._rounds_before, self._were_finite = agreed, state.get("were_finite", True)
 
     def go_on(self, position: Position, *, is_lost: bool) -> None:
         """Takes part, with nothing of this worker's, in the round that others are still to make."""
@@ -219,7 +227,7 @@ class GradientEngine(BaseEngine):
             return
         if position.is_in_step and self._context.awaits_means:
             self._is_void = True
-            self.gradients.stand_in()
+            self.gradients.stand_in(is_finite=is_lost or self._were_finite)
 
     def close(self) -> None:  # noqa: D102
         self._overlap.close()
