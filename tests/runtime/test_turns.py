@@ -13,6 +13,7 @@ import torch
 
 from tests.lobby import Elastic, Worker
 from tests.runtime.training import (
+    Job,
     MakeOptimizer,
     adam,
     assert_close,
@@ -268,3 +269,54 @@ def test_wherever_a_worker_dies_those_left_end_with_equal_buffers(plan: str, ste
         assert all(same(ends[0], end) for end in ends[1:]), dies_at
         if not elastic.workers[0].is_dead:
             break
+
+
+@pytest.mark.parametrize("is_elastic", [False, True])
+@pytest.mark.parametrize("is_resumed", [False, True])
+@pytest.mark.parametrize(
+    ("plan", "adopted", "ends"),
+    [
+        ("local:2@4~bsp", "local:3", "local:3"),
+        ("bsp@5~local:2", "bsp/allreduce:ring", "bsp/allreduce:ring"),
+        ("bsp@4~local:2@7~bsp/allreduce:ring", None, "bsp/allreduce:ring"),
+        ("bsp@4~local:2@8~bsp/allreduce:ring", None, "bsp/allreduce:ring"),
+    ],
+)
+def test_who_was_finished_trains_on_under_what_the_others_have_come_to(
+    plan: str, adopted: str | None, ends: str, is_resumed: bool, is_elastic: bool
+) -> None:
+    """Worker 0 makes one step of 6, and then as many as the other: no phase of before takes it away from that one."""
+
+    def train(transport: Transport, worker: Worker | None = None) -> tuple[list[torch.Tensor], str, str]:
+        with job(transport, plan, optimizer=momentum) as j:
+            for step in range((1, 6)[j.rank]):
+                j.step(step)
+                if step == 2 and adopted is not None:
+                    j.run.adopt(Plan.parse(adopted))
+            j.run.finish()
+            kept = copy.deepcopy((j.model.state_dict(), j.optimizer.state_dict(), j.run.state_dict()))
+            go_on(j)
+        if is_resumed:
+            with job(transport, adopted or plan, optimizer=momentum) as j:
+                j.model.load_state_dict(kept[0])
+                j.optimizer.load_state_dict(kept[1])
+                j.run.load_state_dict(kept[2])
+                go_on(j)
+        return values(j.model), j.run.report().plan, str(j.run.plan)
+
+    def go_on(j: Job) -> None:
+        seen = []
+        for step in range(6, 10):
+            seen.append(str(j.run.plan))
+            j.step(step)
+        j.run.finish()
+        passed[j.rank] = seen
+
+    passed = dict[int, list[str]]()
+    if is_elastic:
+        mine, other = Elastic(train, start=2, dies_at=[]).join()
+    else:
+        mine, other = run_threads(2, train, deadline_s=20)
+    assert same(mine[0], other[0])
+    assert mine[1:] == other[1:] == (adopted or plan, ends)
+    assert passed[0] == passed[1]

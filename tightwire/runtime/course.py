@@ -81,7 +81,7 @@ class Course:
     def adopt(self, plan: Plan) -> None:
         """Goes on under another plan. Every member that trains."""
         asked = Phases((plan,))
-        self.turn(spelled_out(asked).at(self.now.step + 1), keep=True, asked=asked)
+        self.turn(spelled_out(asked).at(self.now.most_steps + 1), keep=True, asked=asked)
 
     def go_back(self, snapshot: Snapshot, plan: Plan, *, remembering: bool) -> None:
         """Restores a snapshot and goes on under another plan, with an engine that remembers nothing else.
@@ -94,10 +94,10 @@ class Course:
             remembering: whether the engine takes up what the snapshot's remembered.
         """
         asked = Phases((plan,))
-        plan = spelled_out(asked).at(self.now.step + 1)
+        plan = spelled_out(asked).at(self.now.most_steps + 1)
         are_equal = snapshot.is_equal
         if not self.now.is_alone:
-            told = self.meet(News(why="turn", plan=str(plan), goes_back=True))
+            told = self.meet(News(why="turn", plan=str(plan), asked=str(asked), goes_back=True))
             are_equal = are_equal and not told.of("finish")
         self.now.ask(asked)
         self.now.begin(plan, were_equal=are_equal, back_to=snapshot)
@@ -130,7 +130,7 @@ class Course:
         """Goes on with the next phase, if the last step was the last of its phase. Every member that trains."""
         plan = self.now.next_plan
         if (
-            self.now.step in self.now.phases.ends and plan != self.now.plan
+            self.now.most_steps in self.now.phases.ends and plan != self.now.plan
         ):  # else others took this worker along
             self.turn(plan, keep=False)  # what stages remember of one phase means nothing in the next
 
@@ -159,8 +159,11 @@ class Course:
             told = self.meet(News(why="finish"))
             if told.are_finished:
                 self.now.lead = self.now.step - min(news.step for news in told.news)
+                self.now.behind = max(told.most_steps) - self.now.step
                 break
             if turn := told.first("turn"):
+                if turn.asked:
+                    self.now.ask(Phases.parse(turn.asked))
                 # Else the others, who had met already, took this worker along.
                 if number == self._membership.number or str(self.now.plan) != turn.plan:
                     self.now.begin(Plan.parse(turn.plan), were_equal=False if turn.goes_back else None)
@@ -192,7 +195,7 @@ class Course:
         number, are_here = self._membership.number, self.now.is_alone
         while not are_here:
             number = self._membership.number
-            told = self.meet(News(why="turn", plan=str(plan)))
+            told = self.meet(News(why="turn", plan=str(plan), asked="" if asked is None else str(asked)))
             # Who came to let somebody in or out is still on its way to this turn, unless it took this worker along.
             is_taken = number != self._membership.number and self.now.plan == plan
             are_here = is_taken or not (told.of("join") or told.of("stay"))
@@ -259,8 +262,9 @@ class Course:
         if self._membership.is_elastic:  # a round may have been repeated since the last step
             self._membership.settle()
         self.now.engine.flush()
-        news = replace(news, step=self.now.step, waited_s=self.now.record.waited_s)
-        if self.now.is_alone or not self.now.engine.flush_is_collective:
+        now = self.now
+        news = replace(news, step=now.step, behind=now.behind, waited_s=now.record.waited_s)
+        if now.is_alone or not now.engine.flush_is_collective:
             return Told((replace(news, why="finish"),))
         told = meet(self.now.context.transport.inner, news)
         if self._membership.uneven and self.now.engine.keeps_replicas_equal:
@@ -271,7 +275,7 @@ class Course:
 
     def _conclude(self, told: Told) -> None:
         """Does what is left to do once all are finished."""
-        self._membership.conclude(max(range(len(told.news)), key=lambda rank: told.news[rank].step))
+        self._membership.conclude(told.most_steps.index(max(told.most_steps)))
         if self._membership.is_elastic:  # who has met may go for good: not before all have everything
             self.now.context.transport.inner.exchange(b"")
 

@@ -35,6 +35,7 @@ class InForce:
         record: of what happened.
         step: optimizer steps made so far.
         lead: how many of them this worker made while others had finished already, after which all met.
+        behind: how many others made while this worker had finished, after which all met; phases count those too.
         is_stepping: whether the user's optimizers are within a step.
         began_at: the step after which the present members were together first.
         owes_states: whether what optimizers remember is still to be made equal, for the plan that has begun.
@@ -59,7 +60,7 @@ class InForce:
         self.plan = self.phases.at(1)
         self.engine: Engine = LoneEngine()
         self.context, self.record, self.parameters = context, Record(), parameters
-        self.step = self.lead = self.began_at = 0
+        self.step = self.lead = self.behind = self.began_at = 0
         self.owes_states = self.is_stepping = self._accumulates = False
         self._on_members = on_members
 
@@ -69,9 +70,14 @@ class InForce:
         return self.context.transport.size == 1 and not self.context.membership.is_elastic
 
     @property
+    def most_steps(self) -> int:
+        """Those that the worker made that trained longest, by which phases end: equal on all that train together."""
+        return self.step + self.behind
+
+    @property
     def next_plan(self) -> Plan:
         """That the phases have for the next step."""
-        return self.phases.at(self.step + 1)
+        return self.phases.at(self.most_steps + 1)
 
     def ask(self, phases: Phases) -> None:
         """Takes what the user wants from now on; the plan in force stays for the time being."""
@@ -191,4 +197,6 @@ class InForce:
 
     def make_states_equal(self) -> None:
         """Makes what optimizers remember equal; parameters are so already. Every member; blocks."""
-        make_states_equal(self.context.transport.inner, self.context.optimizers, self.parameters(), self.step)
+        make_states_equal(
+            self.context.transport.inner, self.context.optimizers, self.parameters(), self.most_steps
+        )

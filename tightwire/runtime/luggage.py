@@ -26,6 +26,8 @@ class Luggage:
         optimizers: what each remembers.
         engine: what the engine hands over, and nothing where it was lost in the midst of a change of plan.
         step: optimizer steps that a newcomer has behind it.
+        lead: see `InForce`, as `behind`.
+        behind: steps that others made and the source did not.
         step_s: what a step usually takes; 0 where nobody knows.
         plans: that is asked for, with its phases, and that is in force.
         observed: what was measured of the job; see `Observed.state`.
@@ -39,6 +41,8 @@ class Luggage:
     optimizers: Sequence[dict[str, Any]]
     engine: Mapping[str, Any]
     step: int
+    lead: int
+    behind: int
     step_s: float
     plans: Sequence[str]
     observed: list[Any] | None
@@ -71,7 +75,7 @@ class Luggage:
     def _misfits(self, places: Mapping[str, Tensor]) -> list[str]:
         fits = {
             "plans": len(self.plans) == 2 and all(isinstance(plan, str) for plan in self.plans),
-            "step": 0 <= self.step < MOST,
+            "step": all(0 <= steps < MOST for steps in (self.step, self.lead, self.behind)),
             "step_s": 0 <= self.step_s < MOST,
             "optimizers": all(isinstance(state, dict) for state in self.optimizers),
             "owed": all(isinstance(options, dict) for options in self.owed),
@@ -113,6 +117,8 @@ _KINDS: Final[Mapping[str, type | tuple[type, ...]]] = {
     "optimizers": list,
     "engine": dict,
     "step": int,
+    "lead": int,
+    "behind": int,
     "step_s": float,
     "plans": list,
     "observed": (list, NoneType),

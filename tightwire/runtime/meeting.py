@@ -25,8 +25,10 @@ class News:
     Attributes:
         why: it came.
         step: steps that it has made.
+        behind: steps that others made at ends before, and it did not.
         waited_s: how long it only waited for others, so far.
         plan: that it goes on with (turn).
+        asked: what is wanted from then on, with its phases (turn); empty: as before.
         goes_back: whether it does so from an earlier state, which those that are finished do not have (turn).
         measured: what it measured (rebuild), in the form of `Observed.state`.
         answer: to the question that all ask.
@@ -34,8 +36,10 @@ class News:
 
     why: Why
     step: int = 0
+    behind: int = 0
     waited_s: float = 0.0
     plan: str = ""
+    asked: str = ""
     goes_back: bool = False
     measured: list[Any] | None = None
     answer: str = ""
@@ -54,7 +58,7 @@ class News:
         if not known or any(type(value) not in _TYPES[name] for name, value in content.items()):
             return None
         news = cls(**content)
-        counts = 0 <= news.step < MOST and 0 <= news.waited_s < MOST
+        counts = all(0 <= number < MOST for number in (news.step, news.behind, news.waited_s))
         is_whole = news.measured is None or _is_measured(news.measured)
         return news if news.why in get_args(Why) and counts and is_whole else None
 
@@ -62,8 +66,10 @@ class News:
 _TYPES: Final[Mapping[str, tuple[type, ...]]] = {
     "why": (str,),
     "step": (int,),
+    "behind": (int,),
     "waited_s": (float, int),
     "plan": (str,),
+    "asked": (str,),
     "goes_back": (bool,),
     "measured": (list, NoneType),
     "answer": (str,),
@@ -93,6 +99,11 @@ class Told:
     def are_finished(self) -> bool:
         """Whether nobody trains on."""
         return all(news.why == "finish" for news in self.news)
+
+    @property
+    def most_steps(self) -> Sequence[int]:
+        """By rank, steps made, as if each had made as many as any at all ends before."""
+        return [news.step + news.behind for news in self.news]
 
     def first(self, why: Why) -> News | None:
         """Returns what the lowest rank said that came for a reason."""

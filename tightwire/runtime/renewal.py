@@ -119,7 +119,8 @@ class Renewal:
             self._arrival = None
         if self._arrival is None or now.next_plan != now.plan:  # first the next phase begins
             return False
-        most = min((end for end in now.phases.ends if end > now.step), default=MOST) - 1 - now.step
+        made = now.most_steps
+        most = min((end for end in now.phases.ends if end > made), default=MOST) - 1 - made
         skipped = now.engine.skip_ahead(min(most, self._arrival.missed(time.perf_counter(), now.step)))
         self._count(skipped)
         return skipped > 0
@@ -243,6 +244,8 @@ class Renewal:
             optimizers=[member.state_dict() for member in context.optimizers.members],
             engine=former.engine.handed(state) if state else {},
             step=step,
+            lead=now.lead,
+            behind=now.behind,
             step_s=now.record.usual_s,
             plans=[str(now.asked), str(now.plan)],
             observed=context.observed.state(),
@@ -272,9 +275,9 @@ class Renewal:
         step = received.step - position.is_in_step  # the user's step of the present pass is still to come
         if self._is_new:
             received.fill_model(now.context.model)
-            now.step = step
+            now.step, now.lead, now.behind = step, received.lead, received.behind
             return True
-        missed = step - now.step if position.is_dropped and self.trains else 0
+        missed = step + received.behind - now.most_steps if position.is_dropped and self.trains else 0
         self._count(max(0, missed))
         return missed > 0
 

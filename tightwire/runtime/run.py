@@ -180,7 +180,8 @@ class Run:
         """Goes on under another plan, between two steps.
 
         What stages remember is kept where it means the same under both plans, as after a change of the ratio alone;
-        where not, it is dropped, with a warning, and rounds are counted from 1 again.
+        where not, it is dropped, with a warning, and rounds are counted from 1 again. A rank that is finished goes on
+        under that plan too, and counts steps of phases as those do that trained meanwhile.
 
         Contract: every rank that trains, at the same step, with the same plan; blocks.
         """

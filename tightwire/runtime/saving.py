@@ -45,6 +45,7 @@ class RunState:
             "workers": context.transport.size,
             "step": now.step,
             "lead": now.lead,
+            "behind": now.behind,
             "observed": context.observed.state(),
             "usual_weight": context.membership.usual_weight,
             "engine": checkpoint.on_host(self._engine_state()),
@@ -110,6 +111,7 @@ class RunState:
             )
         checkpoint.put_back(self._model, now.context.optimizers, part)
         self._take_weight(run)
+        now.behind = run.get("behind", 0)
         self._course.go_to(run["step"])
         now.lead = run.get("lead", 0)
         if now.context.observed.take(run.get("observed")):
@@ -135,6 +137,7 @@ class RunState:
     def _begin_at(self, run: Mapping[str, Any]) -> None:
         """Counts on from a step, from rank 0's parameters."""
         self._take_weight(run)
+        self._course.now.behind = run.get("behind", 0)
         self._course.go_to(run["step"])
         copy_from_first(self._course.now.context.transport.inner, self._shared().values())
 
