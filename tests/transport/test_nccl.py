@@ -18,7 +18,7 @@ from tightwire.buckets import plan_layout
 from tightwire.catalogue import catalogue, parse_compression
 from tightwire.devices.cuda import Cuda
 from tightwire.errors import AttachError, PeerError, ProgramError, TransportError
-from tightwire.transport import Transport, communicators, nccl, run_threads
+from tightwire.transport import Transport, communicators, run_threads, watched
 from tightwire.transport.communicators import TorchCommunicator, require_queue
 from tightwire.transport.nccl import Nccl, require_devices_apart
 from tightwire.transport.reach import NearAndFar, reaching
@@ -252,7 +252,7 @@ def test_more_communicators_than_a_device_has_queues_are_refused() -> None:
 def test_a_group_that_nccl_calls_complete_and_failed_ends_the_channel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(nccl, "LOOKS", 1)
+    monkeypatch.setattr(watched, "LOOKS", 1)
 
     class Broken(FakeCommunicator):
         def together(self, sends: object, receives: object) -> Complete:  # type: ignore[override]

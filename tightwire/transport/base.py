@@ -151,10 +151,15 @@ class Transport(abc.ABC):
         """Blocks until every rank has called it."""
 
     @abc.abstractmethod
-    def watch(self, wait: Wait) -> Watch:
+    def watch(self, wait: Wait, *, ends_run: bool = False, is_first: bool = False) -> Watch:
         """Looks after a wait that is made elsewhere, as for a thread that attends; local. See `Watch`.
 
-        A rank that is gone does not end it: `attend` then returns False.
+        Args:
+            wait: for ranks as this transport numbers them; whom it blames, it names as the world does.
+            ends_run: whether a rank that is gone ends the wait, as where a device waits for all; else it does not, for
+                `attend` then returns False.
+            is_first: whether nothing of the awaited can be under way, so that one that is gone is named at once, and
+                not by the deadline.
         """
 
     @abc.abstractmethod

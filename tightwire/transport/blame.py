@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -35,12 +35,16 @@ class Wait:
     """What a rank waits for.
 
     Attributes:
-        peers: world ranks whose part is missing.
+        peers: ranks whose part is missing, as the world numbers them; but see `Transport.watch`.
         what: as in "to receive 4.00 MB, tag 3".
     """
 
     peers: frozenset[int]
     what: str
+
+    def numbered(self, ranks: Sequence[int]) -> Wait:
+        """Returns the same wait with peers as others number them: `ranks[r]` for rank r."""
+        return Wait(frozenset(ranks[peer] for peer in self.peers), self.what)
 
 
 @dataclass(frozen=True, slots=True)

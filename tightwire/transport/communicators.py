@@ -9,9 +9,12 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, final
 
+from tightwire.devices import device_named
 from tightwire.errors import TransportError
 from tightwire.transport.addresses import Candidates, choose, own_candidates
 from tightwire.transport.base import Transport
+from tightwire.transport.blame import Wait
+from tightwire.transport.watched import watched
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 # Kernels of different communicators run side by side only while all find room on the device: a stream of each must
 # be able to start whatever the others do. CUDA promises so many queues by default, 32 at most.
 QUEUES, QUEUES_ARE = 8, "CUDA_DEVICE_MAX_CONNECTIONS"
+HINT = "Look at the network between the devices; NCCL_DEBUG=WARN tells more, and over='pinned' does without NCCL."
 
 
 class Launched(Protocol):
@@ -99,10 +103,12 @@ def connect_nccl(transport: Transport, name: str, at: torch.device) -> Communica
     NCCL connects here and not within the first group: there a rank that is not part of it would keep the others waiting
     on the host, and the first step would take the seconds that this takes.
 
-    Contract: every rank of the transport; blocks until all have come.
+    Contract: every rank of the transport; blocks until all have come. NCCL itself would wait for a dead rank for ever,
+    so a thread connects, and this one waits for it or for somebody to blame.
 
     Raises:
-        TransportError: the device has no queue left for one more.
+        PeerError: names the ranks that did not come.
+        TransportError: the device has no queue left for one more, or NCCL cannot connect ranks that are alive.
     """
     from datetime import timedelta
 
@@ -111,22 +117,28 @@ def connect_nccl(transport: Transport, name: str, at: torch.device) -> Communica
     require_queue(len(_living), os.environ)
     c10d: Any = dist
     store: Any = None
-    limit = timedelta(seconds=transport.late_s)
+    limit = timedelta(seconds=1.2 * transport.late_s + 10)  # the watch ends waits, and names who is missing
     if transport.rank == 0:
         store = c10d.TCPStore("0.0.0.0", 0, None, True, limit, wait_for_workers=False)
     mine = json.dumps(own_candidates(os.environ.get("MASTER_ADDR")).to_dict())
     candidates = [Candidates(**json.loads(one)) for one in transport.exchange(mine.encode())]
     place = json.dumps([choose(candidates, transport.rank), store.port if store else 0])
     host, port = json.loads(transport.exchange(place.encode())[0])
-    if store is None:
-        store = c10d.TCPStore(host, port, None, False, limit, wait_for_workers=False)
     options = c10d.ProcessGroupNCCL.Options()
-    options._timeout = timedelta(days=365)  # the watch ends waits, and names who is missing
-    with _errors_left_to_us():
-        backend = c10d.ProcessGroupNCCL(
-            c10d.PrefixStore(name, store), transport.rank, transport.size, options
-        )
-    backend.eager_connect_single_device(at)
+    options._timeout = timedelta(days=365)  # likewise
+
+    def connect() -> Any:
+        reached = store or c10d.TCPStore(host, port, None, False, limit, wait_for_workers=False)
+        with device_named(at).current(at):
+            with _errors_left_to_us():
+                backend = c10d.ProcessGroupNCCL(
+                    c10d.PrefixStore(name, reached), transport.rank, transport.size, options
+                )
+            backend.eager_connect_single_device(at)
+        return backend
+
+    others = frozenset(range(transport.size)) - {transport.rank}
+    backend = watched(transport, connect, Wait(others, "to connect to all ranks by NCCL"), hint=HINT)
     transport.barrier()
     return TorchCommunicator(backend)
 

@@ -23,6 +23,7 @@ from tightwire.transport.base import Transport, Watch, Work, check_group, check_
 from tightwire.transport.blame import Wait
 from tightwire.transport.communicators import Communicator, Launched
 from tightwire.transport.helpers import leave
+from tightwire.transport.watched import LOOK_S, require_alive
 from tightwire.transport.wrapper import Wrapper
 
 if TYPE_CHECKING:
@@ -31,10 +32,6 @@ if TYPE_CHECKING:
 
 # What NCCL itself sums, by name.
 SUMS = frozenset({"float32", "float64", "float16", "bfloat16", "uint8", "int8", "int32", "int64"})
-LOOK_S = 0.25
-# How often, after an error that NCCL tells, a peer may still be found dead.
-LOOKS = 8
-
 
 Connect = Callable[[Transport, str, "torch.device"], Communicator]
 
@@ -237,10 +234,9 @@ class _Watcher:
             try:
                 while not launched.is_completed() and not self._closed:
                     if watch is None:
-                        watch = self._inner.watch(Wait(self._peers, "for a group of messages on the device"))
+                        watch = self._inner.watch(self._wait, ends_run=True)
                     watch.check()
-                    with self._changed:
-                        self._changed.wait_for(lambda: self._closed, LOOK_S)
+                    self._pause(LOOK_S)
                 self._require_no_fault()  # a group that failed is completed, too
             except Exception as failure:
                 self.failure = failure
@@ -259,19 +255,20 @@ class _Watcher:
         """
         if self._closed or not (fault := self._communicator.fault()):
             return
-        watch = self._inner.watch(Wait(self._peers, "for a group of messages on the device"))
-        try:
-            for _ in range(LOOKS):
-                watch.check()
-                with self._changed:
-                    self._changed.wait_for(lambda: self._closed, LOOK_S)
-        finally:
-            watch.close()
+        require_alive(self._inner, self._wait, self._pause)
         peers = ", ".join(map(str, sorted(self._peers)))
         raise TransportError(
             f"NCCL failed in a group of messages with ranks {peers}, who all are alive: {fault}. "
             "What was to be received is undefined: load a checkpoint and start again; NCCL_DEBUG=WARN tells more."
         )
+
+    @property
+    def _wait(self) -> Wait:
+        return Wait(self._peers, "for a group of messages on the device")
+
+    def _pause(self, seconds: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed, seconds)
 
     def _next(self) -> Launched | None:
         with self._changed:

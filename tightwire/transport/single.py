@@ -85,7 +85,7 @@ class Single(Transport):
     def barrier(self) -> None:
         """Returns at once."""
 
-    def watch(self, wait: Wait) -> Watch:
+    def watch(self, wait: Wait, *, ends_run: bool = False, is_first: bool = False) -> Watch:
         """Returns a watch that finds nothing."""
         return NO_WATCH
 

@@ -72,9 +72,9 @@ class Subset(Transport):
         """Refuses."""
         self._refuse("meet at a barrier")
 
-    def watch(self, wait: Wait) -> Watch:
+    def watch(self, wait: Wait, *, ends_run: bool = False, is_first: bool = False) -> Watch:
         """Watches beneath."""
-        return self._inner.watch(wait)
+        return self._inner.watch(wait.numbered(self._ranks), ends_run=ends_run, is_first=is_first)
 
     def fail(self, error: BaseException) -> None:
         """Tells all ranks beneath."""

@@ -213,7 +213,9 @@ class SwitchLine:
         self._runs = (self._runs + 1) % 2**32
         found = Streamed(window=min(self.window, chunks.count))
         peers = frozenset(range(transport.size)) - {transport.rank}
-        watch = transport.watch(Wait(peers, "for the switch to add their chunks and this rank's"))
+        watch = transport.watch(
+            Wait(peers, "for the switch to add their chunks and this rank's"), ends_run=True
+        )
         try:
             self._stream(chunks, found, watch.check)
             self.window = (

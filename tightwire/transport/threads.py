@@ -223,9 +223,9 @@ class Threads(Transport):
         """Blocks until every rank has called it."""
         self._meet(None, "at a barrier")
 
-    def watch(self, wait: Wait) -> Watch:
-        """Looks at the clock when it is checked."""
-        return _Watch(self, wait)
+    def watch(self, wait: Wait, *, ends_run: bool = False, is_first: bool = False) -> Watch:
+        """Looks at the clock, and at nothing else, when it is checked."""
+        return _Watch(self, wait.numbered(self._mail.ranks))
 
     def fail(self, error: BaseException) -> None:
         """Leaves the reason for whoever is still waiting when this rank has left."""

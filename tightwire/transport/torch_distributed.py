@@ -147,9 +147,9 @@ class TorchDistributed(Transport):
         """Blocks until every rank has called it."""
         self._gather(torch.zeros(1, dtype=torch.uint8))
 
-    def watch(self, wait: Wait) -> Watch:
+    def watch(self, wait: Wait, *, ends_run: bool = False, is_first: bool = False) -> Watch:
         """Has the liveness thread look after a wait made elsewhere."""
-        return _Watch(self._liveness, wait)
+        return _Watch(self._liveness, wait.numbered(self._world), ends_run=ends_run, is_first=is_first)
 
     def fail(self, error: BaseException) -> None:
         """Tells all ranks of the world, unless they know of an error already."""
@@ -384,9 +384,9 @@ class _Pending:
 class _Watch:
     """A wait made elsewhere, looked after by the liveness thread."""
 
-    def __init__(self, liveness: Liveness, wait: Wait) -> None:
+    def __init__(self, liveness: Liveness, wait: Wait, *, ends_run: bool, is_first: bool) -> None:
         self._liveness, self._wait = liveness, wait
-        liveness.watch(self, lambda: wait, ends_run=False)
+        liveness.watch(self, lambda: wait, ends_run=ends_run, is_first=is_first)
 
     def check(self) -> None:
         if self._liveness.verdict is not None:

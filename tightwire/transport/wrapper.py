@@ -57,9 +57,9 @@ class Wrapper(Transport):
         """Forwards."""
         self.inner.barrier()
 
-    def watch(self, wait: Wait) -> Watch:
+    def watch(self, wait: Wait, *, ends_run: bool = False, is_first: bool = False) -> Watch:
         """Forwards."""
-        return self.inner.watch(wait)
+        return self.inner.watch(wait, ends_run=ends_run, is_first=is_first)
 
     def fail(self, error: BaseException) -> None:
         """Forwards."""
