@@ -16,7 +16,7 @@ from tightwire.architecture.gossip.header import HEADER_BYTES
 from tightwire.errors import MismatchError, PeerError, TransportError
 from tightwire.transport import Transport
 from tightwire.transport.base import Work
-from tightwire.transport.blame import name_ranks
+from tightwire.transport.blame import Wait, name_ranks
 
 logger = logging.getLogger(__name__)
 _HEADER = struct.Struct("<iHHd")  # round, sender, what must be equal, push-sum weight
@@ -37,12 +37,22 @@ class Lost:
     resting: set[int] = field(default_factory=set)
     ends_round: bool = False
 
-    def add(self, rank: int) -> None:
+    def add(self, rank: int, transport: Transport) -> None:
         """Notes, and says, that a worker is gone, unless it only rests.
 
+        Args:
+            rank: with which a transfer will never be complete.
+            transport: of that transfer. Where it knows that somebody has ended the run, all transfers end, and whom
+                they were with is not to blame.
+
         Raises:
-            PeerError: it is gone, and `ends_round`.
+            PeerError: names who has ended the run; or the worker, which is gone, and `ends_round`.
         """
+        watch = transport.watch(Wait(frozenset({rank}), "for gossip"))
+        try:
+            watch.check()
+        finally:
+            watch.close()
         if rank not in self.ranks | self.resting:
             if self.ends_round:
                 raise PeerError(f"{name_ranks([rank])} is gone", [rank])
@@ -157,11 +167,11 @@ class Neighbours:
                 landing = self._landings[t.src]
                 yield Heard(t.weight, self._read(landing, t.src, round_number), landing[HEADER_BYTES:])
             else:
-                self.lost.add(t.src)
+                self.lost.add(t.src, self._transport)
         for dst, work in sends:
             self.awaited = frozenset({dst})
             if not work.attend():
-                self.lost.add(dst)
+                self.lost.add(dst, self._transport)
         self.awaited = frozenset()
 
     def _landing(self, src: int) -> Tensor:

@@ -75,7 +75,7 @@ class Pairs:
 
     Attributes:
         bytes_sent: payload bytes so far, by formula.
-        awaited: whom the asker waits for at present.
+        awaited: whom the asker waits for at present, or all that may still ask, once it has stopped.
         answered: how many requests were answered.
     """
 
@@ -88,7 +88,9 @@ class Pairs:
         self._mine = torch.zeros(shared.num_bytes, dtype=torch.uint8)
         self._theirs = torch.zeros_like(self._mine)
         self._asked = self._told_done = 0
-        self._threads: list[threading.Thread] = []
+        self._has_begun = False
+        self._answering: set[int] = set()  # who may still ask
+        self._changed = threading.Condition()
         self._failure: BaseException | None = None
 
     @property
@@ -104,14 +106,13 @@ class Pairs:
 
     def start(self) -> None:
         """Begins to answer every neighbour; does nothing where it has begun."""
-        if self._threads:
+        if self._has_begun:
             return
-        for rank in self.living:
-            thread = threading.Thread(
-                target=self._answer, args=(rank,), name=f"tightwire-answers-{rank}", daemon=True
-            )
-            self._threads.append(thread)
-            thread.start()
+        self._has_begun = True
+        self._answering.update(living := self.living)
+        for rank in living:
+            name = f"tightwire-answers-{rank}"
+            threading.Thread(target=self._answer, args=(rank,), name=name, daemon=True).start()
 
     def ask(self, rank: int) -> bool:
         """Averages with one neighbour; blocks until it answered. Returns whether it did: if not, it is gone."""
@@ -129,7 +130,7 @@ class Pairs:
         if all(arrived):
             self._shared.follow(self._theirs, self._mine)
         else:
-            self._lost.add(rank)
+            self._lost.add(rank, self._transport)
         self.awaited = frozenset()
         return all(arrived)
 
@@ -137,6 +138,10 @@ class Pairs:
         """Tells neighbours that no more requests will come, and answers until they have said so too.
 
         Contract: every rank; blocks.
+
+        Raises:
+            PeerError: names who has ended the run.
+            TransportError: whatever else went wrong while answering; who may still ask is not waited for.
         """
         self.start()  # who never made a step answers too
         for rank in self.living:
@@ -144,16 +149,18 @@ class Pairs:
             word = torch.frombuffer(bytearray(self._header(DONE)), dtype=torch.uint8)
             self._told_done += 1
             if not self._transport.isend(word, rank, REQUEST_TAG).attend():
-                self._lost.add(rank)
-        for thread, rank in zip(self._threads, self._neighbours, strict=False):
-            self.awaited = frozenset({rank})
-            thread.join()
-        self._threads = []
+                self._lost.add(rank, self._transport)
+        with self._changed:
+            while self._answering:
+                self.check()
+                self.awaited = frozenset(self._answering)
+                self._changed.wait()
+        self._has_begun = False
         self.awaited = frozenset()
         self.check()
 
     def check(self) -> None:
-        """Raises whatever went wrong while answering."""
+        """Raises whatever went wrong first while answering."""
         if self._failure is not None:
             raise self._failure
 
@@ -165,13 +172,16 @@ class Pairs:
             while self._serve_one(rank):
                 self.answered += 1
         except BaseException as failure:  # whoever waits for this thread must learn of it
-            self._failure = failure
+            self._failure = self._failure or failure  # what comes later may come of it
+        with self._changed:
+            self._answering.discard(rank)
+            self._changed.notify_all()
 
     def _serve_one(self, rank: int) -> bool:
         """Answers one request; returns False after the last one, or once the neighbour is gone."""
         header = torch.zeros(_HEADER.size, dtype=torch.uint8)
         if not self._transport.irecv(header, rank, REQUEST_TAG).attend():
-            self._lost.add(rank)
+            self._lost.add(rank, self._transport)
             return False
         what, who, _ = _HEADER.unpack(header.numpy().tobytes())
         if who != rank or what not in (AVERAGE, DONE):
@@ -183,10 +193,10 @@ class Pairs:
             return False
         theirs, before = torch.zeros_like(self._mine), torch.empty_like(self._mine)
         if not self._transport.irecv(theirs, rank, VALUE_TAG).attend():
-            self._lost.add(rank)
+            self._lost.add(rank, self._transport)
             return False
         self._shared.meet(theirs, before)
         if not self._transport.isend(before, rank, ANSWER_TAG).attend():
-            self._lost.add(rank)
+            self._lost.add(rank, self._transport)
             return False
         return True

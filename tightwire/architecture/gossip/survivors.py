@@ -93,7 +93,7 @@ class Survivors:
             return ()
         for rank, is_here in enumerate(told.tolist()):
             if not is_here:
-                self._lost.add(rank)
+                self._lost.add(rank, self._transport)
         return tuple(rank for rank, is_here in enumerate(told.tolist()) if is_here)
 
     def _attend(self, peer: int, work: Work) -> bool:
@@ -101,7 +101,7 @@ class Survivors:
         arrived = work.attend()
         self.awaited = frozenset()
         if not arrived:
-            self._lost.add(peer)
+            self._lost.add(peer, self._transport)
         return arrived
 
 
