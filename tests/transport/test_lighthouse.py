@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import threading
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -90,22 +92,100 @@ def test_who_still_waits_for_a_lost_world_does_not_hold_up_the_next(monkeypatch:
     assert not waiting[0].is_alive()
 
 
+class Page(http.server.BaseHTTPRequestHandler):
+    """The lighthouse's page of who beats."""
+
+    def do_GET(self) -> None:
+        """Shows the server's `text`, once it may."""
+        self.server.may_answer.wait(60)  # type: ignore[attr-defined]
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.server.text.encode())  # type: ignore[attr-defined]
+
+    def log_message(self, *about: object) -> None:
+        """Logs nothing."""
+
+
+@contextlib.contextmanager
+def page() -> Iterator[Any]:
+    """Serves the page."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        server.may_answer, server.text = threading.Event(), ""  # type: ignore[attr-defined]
+        server.may_answer.set()  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.may_answer.set()  # type: ignore[attr-defined]
+            server.shutdown()
+            thread.join()
+
+
+def door_at(server: Any, deadline_s: float = 60.0) -> Lighthouse:
+    """Returns a worker's door at the lighthouse whose page is served."""
+    address = f"http://127.0.0.1:{server.server_port}"
+    return Lighthouse(address, min_workers=1, secret="", deadline_s=deadline_s, late_s=None)
+
+
 def test_a_proxy_of_the_environment_is_not_asked_who_lives(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Page(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(f'<li class="heartbeat ">{door.name}: seen just now'.encode())
-
-        def log_message(self, *about: object) -> None:
-            pass
-
     monkeypatch.setattr(Lighthouse, "_connect", lambda self: NamesBoth())
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    with http.server.HTTPServer(("127.0.0.1", 0), Page) as server:
-        address = f"http://127.0.0.1:{server.server_port}"
-        door = Lighthouse(address, min_workers=1, secret="", deadline_s=30.0, late_s=None)
-        server.timeout = 20
-        threading.Thread(target=server.handle_request, daemon=True).start()
+    with page() as server:
+        door = door_at(server)
+        server.text = f'<li class="heartbeat ">{door.name}: seen just now'
         door._look()
     assert door._living == {door.name}
+
+
+def test_a_worker_beats_while_its_look_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the others take it for dead, and go on without it, for a page that comes late."""
+    beats = threading.Semaphore(0)
+
+    class Beats(NamesBoth):
+        def heartbeat(self, *asked: Any) -> None:
+            beats.release()
+
+    monkeypatch.setattr(Lighthouse, "_connect", lambda self: Beats())
+    monkeypatch.setattr(Lighthouse, "_look_after_s", lambda self: 0.0)
+    with page() as server:
+        door = door_at(server)
+        asked = threading.Event()
+        server.may_answer.clear()
+        looks = door._look
+
+        def look() -> None:
+            asked.set()
+            monkeypatch.setattr(lighthouse, "ANSWER_S", 60.0)
+            looks()
+
+        monkeypatch.setattr(door, "_look", look)
+        door._begin_to_beat()
+        try:
+            assert asked.wait(60)
+            assert all(beats.acquire(timeout=60) for _ in range(10))
+            assert door._living is None  # the look still waits
+        finally:
+            server.may_answer.set()
+            door.close()
+
+
+def test_who_dies_while_members_meet_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lighthouse, "_connect", lambda self: NamesBoth())
+    with page() as server:
+        door = door_at(server, deadline_s=10_000.0)
+        door.name = "rank-0"  # of a quorum, the first by name
+        server.text = "".join(
+            f'<li class="heartbeat {old}">{name}: seen just now'
+            for name, old in ((door.name, ""), ("somebody-1", "old"), ("somebody-0", "old"))
+        )
+        quorum = NamesBoth().quorum(door.name, store_address=door._place, step=1)
+        door._begin_to_beat()
+        try:
+            with pytest.raises(
+                PeerError, match=r"rank 1 died while the workers met, of a world of 2"
+            ) as caught:
+                door._meet(quorum, (door.name, "somebody-1"))
+        finally:
+            door.close()
+    assert caught.value.ranks == (1,)

@@ -11,9 +11,10 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence, Set
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any, Final
 
@@ -33,6 +34,9 @@ c10d: Final[Any] = dist  # torch does not type its stores
 _generations = itertools.count()  # every process joins equally often, so their prefixes agree
 MAX_CARD_BYTES: Final = 4096
 ABSENT: Final = "absent"
+# Who waits for the others' cards looks so often whether somebody is known to be absent; of many, each less often.
+LOOK_S: Final = 0.25
+LOOK_S_PER_RANK: Final = 0.01
 
 
 def is_initialized() -> bool:
@@ -108,6 +112,7 @@ def join(
     deadline_s: float,
     late_s: float | None = None,
     channels: int = 0,
+    gone: Callable[[], Collection[int]] = tuple,
 ) -> TorchDistributed:
     """Makes the world's transport once all ranks have come.
 
@@ -120,13 +125,14 @@ def join(
         deadline_s: the longest that a rank may be silent, or not come.
         late_s: the longest that a rank that is alive may be waited for; by default 20 deadlines.
         channels: how many this rank will want; as many as any wants are connected with the world.
+        gone: tells the ranks that are known to be dead by now: who did not come before need not be waited for.
 
     Raises:
         PeerError: names the ranks that did not come in time.
         MismatchError: names the ranks that have another secret or another system.
     """
     own = c10d.PrefixStore("tightwire", store)
-    meeting = _Meeting(own, rank, size, Seal(secret, "meeting"), fingerprint(secret), deadline_s)
+    meeting = _Meeting(own, rank, size, Seal(secret, "meeting"), fingerprint(secret), deadline_s, gone)
     cards = meeting.exchange(
         "here",
         {
@@ -203,14 +209,29 @@ def _is_listening(launch: Launch) -> bool:
     return False
 
 
+@dataclass(frozen=True)
+class _Absent:
+    """Who did not come to a meeting, and whether that is because they are known to be dead."""
+
+    ranks: list[int]
+    are_dead: bool
+
+
 class _Meeting:
     """All ranks leave cards in the store, sealed, and read each other's."""
 
     def __init__(
-        self, store: Any, rank: int, size: int, seal: Seal, fingerprint: str, deadline_s: float
+        self,
+        store: Any,
+        rank: int,
+        size: int,
+        seal: Seal,
+        fingerprint: str,
+        deadline_s: float,
+        gone: Callable[[], Collection[int]] = tuple,
     ) -> None:
         self._store, self._rank, self._size, self._seal = store, rank, size, seal
-        self._fingerprint, self._deadline_s = fingerprint, deadline_s
+        self._fingerprint, self._deadline_s, self._gone = fingerprint, deadline_s, gone
         self._exchanged: list[str] = []
 
     def exchange(self, name: str, card: dict[str, Any]) -> list[dict[str, Any]]:
@@ -242,8 +263,11 @@ class _Meeting:
         try:
             self._store.set(keys[self._rank], mine)
             while not self._are_here(keys):
+                gone = frozenset(self._gone())
                 is_over = self._told_absent() is not None or time.monotonic() > ends_s
-                if is_over and (error := self._give_up(keys)) is not None:
+                if (is_over or gone) and (
+                    error := self._give_up(keys, None if is_over else gone)
+                ) is not None:
                     raise error
             return list(self._store.multi_get(keys))
         except PeerError:
@@ -257,12 +281,13 @@ class _Meeting:
 
     def _are_here(self, keys: Sequence[str]) -> bool:
         try:
-            self._store.wait(keys, timedelta(seconds=self._deadline_s / 20))
+            look_s = min(self._deadline_s / 20, max(LOOK_S, LOOK_S_PER_RANK * self._size))
+            self._store.wait(keys, timedelta(seconds=look_s))
         except RuntimeError:  # it took longer, or the store is gone: then whatever is asked next fails
             return bool(self._store.check(keys))
         return self._told_absent() is None
 
-    def _told_absent(self) -> list[int] | None:
+    def _told_absent(self) -> _Absent | None:
         """Returns whom the first to give up missed; None if nobody gave up, or if a stranger wrote what is there."""
         if not self._store.check([ABSENT]):
             return None
@@ -270,19 +295,26 @@ class _Meeting:
             if (
                 opened := self._seal.open(bytes.fromhex(self._store.get(ABSENT).decode("ascii")))
             ) is not None:
-                return [int(rank) for rank in json.loads(opened)]
+                return _Absent(**json.loads(opened))
         return None
 
-    def _give_up(self, keys: Sequence[str]) -> PeerError | None:
+    def _give_up(self, keys: Sequence[str], gone: Set[int] | None) -> PeerError | None:
         """Returns the error that names who is absent, as the first to give up found; the store's host leaves last.
 
-        None: the last one has come just now.
+        Args:
+            keys: which the cards are under.
+            gone: who is known to be dead, and no others are given up; None: whoever is not here is.
+
+        Returns:
+            None: the last one has come just now, or those that are gone came before.
         """
         missing = [r for r, key in enumerate(keys) if not self._store.check([key])]
-        if missing:
-            self._store.compare_set(ABSENT, "", self._seal.close(json.dumps(missing).encode()).hex())
-        absent = self._told_absent() or missing
-        if not absent:
+        found = _Absent([r for r in missing if gone is None or r in gone], are_dead=gone is not None)
+        if found.ranks:
+            sealed = self._seal.close(json.dumps(asdict(found)).encode())
+            self._store.compare_set(ABSENT, "", sealed.hex())
+        found = self._told_absent() or found
+        if not (absent := found.ranks):
             return None
         self._store.set(f"knows/{self._rank}", "")
         if self._rank == 0:
@@ -294,6 +326,12 @@ class _Meeting:
                 f"this worker (rank {self._rank}) joined too late: the others had waited for {self._deadline_s:g} s "
                 "and given up. Start all workers together, or raise deadline_s.",
                 [],
+            )
+        if found.are_dead:
+            return PeerError(
+                f"{name_ranks(absent)} died while the workers met, of a world of {self._size}: nobody hears anything "
+                "of it any more. Look at the log of those named.",
+                absent,
             )
         return PeerError(
             f"{name_ranks(absent)} did not join within {self._deadline_s:g} s, of a world of {self._size}. Start all "

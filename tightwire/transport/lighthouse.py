@@ -127,15 +127,17 @@ class Lighthouse:
         self._names: tuple[str, ...] = ()
         self._channels = 0  # that the engine asked for
         self._next = NextWorld(self._connect_next)
-        self._meeting: frozenset[str] = frozenset()  # whom the lighthouse named for it
+        self._meeting: frozenset[str] = frozenset()  # who meets at present, or did last
         self._living: frozenset[str] | None = None  # as of the last look; None: not since somebody was lost
         self._lost_s: float | None = None  # when somebody was
-        self._silent: frozenset[str] = frozenset()  # members, as of the last look
+        self._silent: frozenset[str] = frozenset()  # of all that ever were, as of the last look
         self._knocked_s: float | None = None  # since when somebody waits outside
         self.watches = False
         self.notice = threading.Event()
+        self._looked_s = time.monotonic()
+        self._is_told = False  # that the lighthouse does not answer
         self._ended = threading.Event()
-        self._beats: threading.Thread | None = None
+        self._threads: tuple[threading.Thread, ...] = ()
 
     def enter(self, rounds: int) -> Admission:
         """Takes the next world if it is connected, else asks for a quorum until all its members have met."""
@@ -157,7 +159,7 @@ class Lighthouse:
             seen = why or seen
         self._world, self._names = entered.transport, entered.names
         self._living = self._lost_s = self._knocked_s = None
-        self._silent = frozenset()
+        self._silent = self._meeting = frozenset()
         self._next.allow()
         return Admission(number=entered.number, names=entered.names, transport=self._wrap(entered.transport))
 
@@ -181,8 +183,7 @@ class Lighthouse:
 
     def gone(self) -> list[int]:
         """Tells what the beating thread saw last."""
-        silent = self._silent
-        return [rank for rank, name in enumerate(self._names) if name in silent] if silent else []
+        return self._silent_among(self._names)
 
     def is_left_behind(self) -> bool:
         """Tells what the world's datagrams said."""
@@ -226,7 +227,6 @@ class Lighthouse:
         limit = timedelta(seconds=NEXT_S)
         self._meeting = frozenset()
         quorum = self._client.quorum(self.name, limit, store_address=self._place, step=1)
-        self._meeting = frozenset(member.replica_id for member in quorum.participants)
         return self._try_to_enter(quorum, math.inf)[0]
 
     def _ask(self, rounds: int, ends_s: float) -> Any:
@@ -264,6 +264,7 @@ class Lighthouse:
         made = quorum.created
         store = c10d.PrefixStore(f"quorum/{quorum.quorum_id}/{made.seconds}.{made.nanos}", store)
         rank, size = names.index(self.name), len(names)
+        self._meeting = frozenset(names)
         world = join(
             store,
             rank,
@@ -273,6 +274,7 @@ class Lighthouse:
             deadline_s=self._deadline_s,
             late_s=self._late_s,
             channels=self._count_channels(),
+            gone=lambda: self._silent_among(names),
         )
         world.frees_behind = True
         return world
@@ -299,33 +301,40 @@ class Lighthouse:
                 f"{error}. Start it (python -m tightwire.transport.lighthouse), or mend the address."
             ) from error
 
+    def _silent_among(self, names: Sequence[str]) -> list[int]:
+        silent = self._silent
+        return [rank for rank, name in enumerate(names) if name in silent] if silent else []
+
     def _begin_to_beat(self) -> None:
-        if self._beats is None:
-            self._beats = threading.Thread(target=self._beat, name="tightwire heartbeat", daemon=True)
-            self._beats.start()
+        if not self._threads:
+            # A look may wait for a second, in which no beat would be told, and this worker be taken for dead.
+            acts = {"tightwire heartbeat": self._beat, "tightwire looks": self._look_if_due}
+            self._threads = tuple(
+                threading.Thread(target=self._repeat, args=(act,), name=name, daemon=True)
+                for name, act in acts.items()
+            )
+            for thread in self._threads:
+                thread.start()
             atexit.register(self._stop_beating)
 
     def _stop_beating(self) -> None:
         """Ends the beats and waits for the last: a thread in native code aborts an interpreter that ends."""
         self._ended.set()
-        if self._beats is not None:
+        if self._threads:
             atexit.unregister(self._stop_beating)
-            leave(self._beats, after_s=2 * ANSWER_S)  # a beat has a limit of its own
+            for thread in self._threads:
+                leave(thread, after_s=2 * ANSWER_S)  # a beat has a limit of its own
         self._next.drop(NEXT_S)
 
-    def _beat(self) -> None:
-        looked_s, is_told = time.monotonic(), False
+    def _repeat(self, act: Callable[[], None]) -> None:
+        """Asks the lighthouse again and again, until this worker leaves."""
         while not self._ended.is_set():
             try:
-                self._client.heartbeat(self.name, timedelta(seconds=ANSWER_S))
-                is_told = False
-                if time.monotonic() - looked_s > self._look_after_s():
-                    looked_s = time.monotonic()
-                    self._look()
+                act()
             except Exception as error:  # whatever it is: a thread that ended would make this worker look dead
                 self._living = frozenset()
-                if not is_told:
-                    is_told = True
+                if not self._is_told:
+                    self._is_told = True
                     log.warning(
                         "the lighthouse at %s does not answer (%s): training goes on, but until it does nobody can "
                         "join, and no death is survived.",
@@ -334,11 +343,21 @@ class Lighthouse:
                     )
             self._ended.wait(BEAT_S)
 
+    def _beat(self) -> None:
+        self._client.heartbeat(self.name, timedelta(seconds=ANSWER_S))
+        self._is_told = False
+
+    def _look_if_due(self) -> None:
+        if (now := time.monotonic()) - self._looked_s > self._look_after_s():
+            self._looked_s = now
+            self._look()
+
     def _look_after_s(self) -> float:
         """Returns after how long this worker looks again whom the lighthouse hears."""
-        world, often_s = self._world, max(BEAT_S / 2, ASK_S_PER_MEMBER * len(self._names))
+        world, asking = self._world, max(len(self._names), len(self._meeting))
+        often_s = max(BEAT_S / 2, ASK_S_PER_MEMBER * asking)
         if world is None:
-            return often_s if self._next.is_under_way else math.inf
+            return often_s if self._meeting or self._next.is_under_way else math.inf
         return often_s if self._lost_s is not None or world.waited_s > WAITED_S else max(LOOK_S, often_s)
 
     def _look(self) -> None:
@@ -350,7 +369,7 @@ class Lighthouse:
         world, names = self._world, self._names
         if self.name not in living:  # it may be the lighthouse that was stopped
             return
-        silent = frozenset(name for old, name in heard if old) & set(names)
+        silent = frozenset(name for old, name in heard if old)
         came = living - set(names)
         if not came:
             self._knocked_s = None
@@ -362,8 +381,8 @@ class Lighthouse:
         if world is not None and (living - members or silent & members):
             self._next.begin()
         self._living, self._silent = living, silent
-        if silent and world is not None:
-            world.hear_silent(self.gone())
+        if world is not None and (gone := self.gone()):
+            world.hear_silent(gone)
 
 
 def native() -> ModuleType:
