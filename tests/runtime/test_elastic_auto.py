@@ -8,9 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+import torch
+from torch.optim.lr_scheduler import ExponentialLR
 
 from tests.lobby import Elastic, Worker
-from tests.runtime.training import Job, Trained, job, momentum, same, values
+from tests.runtime.training import Job, Net, Trained, data_of, job, loss_of, momentum, same, values
+from tightwire._attach import attach
 from tightwire.cluster import Cluster
 from tightwire.errors import AttachError
 from tightwire.plan import Plan
@@ -93,6 +96,42 @@ def test_a_death_before_during_or_after_the_choice_leaves_one_plan_on_all(dies_a
     assert len(ends) == 3 - elastic.workers[1].is_dead
     assert_alike(ends)
     assert all(end.report.steps == STEPS for end in ends)
+
+
+@pytest.mark.parametrize("dies_at", range(2, 92, 5))
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_members_meet_after_the_same_step_also_who_lacks_the_last_round(
+    dies_at: int, is_replaced: bool
+) -> None:
+    """Rates change from step to step: else survivors whose round was over or lost were one step behind the others."""
+
+    def train(transport: Transport, worker: Worker) -> tuple[list[torch.Tensor], int]:
+        model = Net()
+        optimizer = momentum(model.parameters())
+        scheduler = ExponentialLR(optimizer, 0.95)
+        with attach(model, optimizer, "auto", transport=transport, carry={"rate": scheduler}) as run:
+            while run.step < STEPS:
+                optimizer.zero_grad()
+                loss_of(model, data_of(transport), run.step).backward()
+                optimizer.step()
+                scheduler.step()
+            run.finish()
+        return values(model), scheduler.last_epoch
+
+    elastic = Elastic(train, start=3, dies_at=[None, dies_at])
+    victim, dies = elastic.workers[1], elastic.workers[1].die
+
+    def die() -> None:
+        if not victim.is_dead:
+            elastic.lobby.expected = 3  # the others are let in together with the newcomer
+            dies()
+            elastic.start()
+
+    if is_replaced:
+        victim.die = die  # type: ignore[method-assign]
+    ends = elastic.join()
+    assert all(same(ends[0][0], parameters) for parameters, _ in ends[1:])
+    assert [epoch for _, epoch in ends] == [STEPS] * len(ends)
 
 
 @pytest.mark.parametrize("at", [1, 4, 8, 20])

@@ -77,6 +77,8 @@ class Renewal:
         self._is_new = True
         self._world = 0  # in which this worker trained last
         self._is_round_lost = False  # that was under way at the last renewal
+        self._is_round_over = False  # or so, or because others had its outcome already
+        self._served = 0  # the last round of servers that was in anything that any member had then
         self._repeats = Position(0, 0)  # of whom this worker goes on as
         self._arrival: Arrival | None = None  # of this worker among others, until its first round
 
@@ -97,7 +99,7 @@ class Renewal:
             former = self._end_engine()
             while not self._enter(door, former):
                 pass
-            now.began_at = now.step
+            now.began_at = now.step + former.position.ahead(self._served, is_lost=self._is_round_over)
             try:
                 self._is_new = False
                 now.settle_states()
@@ -194,6 +196,9 @@ class Renewal:
     def _settle(self, transport: Transport, cards: Cards, former: Former) -> None:
         """Gives and takes what members lack, and builds the engine."""
         now, furthest, began_s = self._now, cards.by_rank[cards.source], time.perf_counter()
+        self._is_round_lost = cards.is_round_lost
+        self._is_round_over = cards.is_round_lost or former.position.agreed < furthest.agreed
+        self._served = max(card.served for card in cards.by_rank)
         received = self._exchange(transport, cards, former)
         self._move(transport, cards)
         self._arrival, self._repeats = None, former.position
@@ -220,24 +225,17 @@ class Renewal:
         lacking, is_source = cards.lacking(), transport.rank == cards.source
         if not lacking:
             return None
-        served = max(card.served for card in cards.by_rank)
-        luggage = vars(self._luggage(former, served, is_lost=cards.is_round_lost)) if is_source else None
+        luggage = vars(self._luggage(former)) if is_source else None
         received = hand_over(transport, cards.source, lacking, luggage)
         return None if received is None else Luggage.of(received, self._now.context.model)
 
-    def _luggage(self, former: Former, served: int, *, is_lost: bool) -> Luggage:
-        """Returns all that others may lack.
-
-        Args:
-            former: of this worker.
-            served: the last round that is in anything that any member has.
-            is_lost: whether the round under way is dropped on all.
-        """
+    def _luggage(self, former: Former) -> Luggage:
+        """Returns all that others may lack, of this worker."""
         now, state, position = self._now, former.state, former.position
         context = now.context
         agreed = former.engine.outcome(state) if state else None
         outcome = {n: (p if agreed is None else agreed[n]).detach() for n, p in now.parameters().items()}
-        step = now.step + position.ahead(served, is_lost=is_lost)
+        step = now.step + position.ahead(self._served, is_lost=self._is_round_lost)
         return Luggage(
             model=packed_model(context.model, outcome, context.left),
             outcome=outcome,
@@ -251,13 +249,12 @@ class Renewal:
             observed=context.observed.state(),
             told=None if self.told is None else self.told.to_list(),
             carried={} if self._carried is None else self._carried.state_dict(step),
-            owed=position.owed(is_lost=is_lost),
+            owed=position.owed(is_lost=self._is_round_lost),
         )
 
     def _move(self, transport: Transport, cards: Cards) -> None:
         """Begins to count members anew, and to speak to them over the new world's transport."""
         now, membership = self._now, self._now.context.membership
-        self._is_round_lost = cards.is_round_lost
         meetings = cards.by_rank[cards.source].meetings
         membership.begin_anew(transport.size, meetings, any(card.uneven for card in cards.by_rank))
         membership.lost_rounds += self._is_round_lost
