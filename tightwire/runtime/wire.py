@@ -29,6 +29,10 @@ LOOKS, MOST_TURNS = 2, 6
 MOST = 20.0
 # How far a prediction may be off, before the bandwidth that the last change told is doubted.
 DOUBT = 2.0
+# What moves a round by less than threads wait for a core is the machine's, and not the wire's. The training thread
+# stands for all; it waits outside of rounds, too, so that no more than the most counts. The least is for systems that
+# tell nothing, and for threads that move bytes and find no core where this one does.
+GRAIN_S, MOST_GRAIN_S = 0.002, 0.02
 # No further from what was probed than this, whatever rounds tell.
 FURTHEST = 100.0
 NEVER = 1 << 60
@@ -58,9 +62,9 @@ class Change:
 
 
 class Crowd:
-    """How many times as long as it runs the training thread is ready to: more than 1 where others use its cores.
+    """How long the training thread waits for a core, where others use its cores, too.
 
-    Linux tells how long a thread ran, and how long it waited for a core; elsewhere this is 1.
+    Linux tells how long a thread ran, and how long it waited for a core; elsewhere it never waits.
     """
 
     def __init__(self, path: pathlib.Path = pathlib.Path("/proc/thread-self/schedstat")) -> None:
@@ -68,12 +72,12 @@ class Crowd:
         self._path = path
         self._ran_ns, self._waited_ns = self._read()
 
-    def told(self) -> float:
-        """Returns what was seen since the last time."""
+    def told(self) -> tuple[float, float]:
+        """Returns how many times as long as it ran it was ready to, and how long it waited (s), since the last time."""
         before = self._ran_ns, self._waited_ns
         self._ran_ns, self._waited_ns = self._read()
         ran, waited = self._ran_ns - before[0], self._waited_ns - before[1]
-        return 1.0 + max(0, waited) / ran if ran > 0 else 1.0
+        return (1.0 + max(0, waited) / ran if ran > 0 else 1.0), max(0, waited) * 1e-9
 
     def _read(self) -> tuple[int, int]:
         try:
@@ -91,7 +95,8 @@ class WireWatch:
     says what the bandwidth is: of the ranks' times the least, for the others include waiting. A change is believed when
     two looks in a row say the same, so that a burst of someone else's traffic changes nothing; after changes that were
     taken back, more looks. Where threads wait for a core longer than usual, rounds may take as many times as long: who
-    moves bytes waits, too.
+    moves bytes waits, too. To conclude that the wire has changed, it must see a round move by more time than threads
+    wait for a core in it: what is shorter cannot be told from the machine, and is left alone.
 
     Contract: every rank that trains makes one at the same step, and tells it of every step; a step with a look blocks.
 
@@ -106,6 +111,7 @@ class WireWatch:
         self._predicted: tuple[float, float] = (0.0, 0.0)
         self._predicted_plan: Plan | None = None
         self._crowd = Crowd()
+        self._untold = 0  # steps since the last look
         self._turns, self._last = 0, 0  # changes that took back the one before; which way the last one went
         self._begin(None)
 
@@ -120,6 +126,7 @@ class WireWatch:
             self._begin(run.plan)
             self._first = run.times.count
         self._steps += 1
+        self._untold += 1
         # By steps alone, which all ranks have made: rounds may still be under way here and not there.
         rounds = self._steps // run.plan.sync.steps_per_round
         if self._steps < self._next_look or not run.plan.sync.is_bulk or rounds <= ROUNDS:
@@ -135,7 +142,10 @@ class WireWatch:
         self._rest_s = self._moved_s = 0.0
 
     def _look(self, run: Trainee, profile: Profile, round_s: float | None) -> Change | None:
-        told = run.ask(json.dumps([round_s, *self._expected(run, profile), self._crowd.told()]))
+        crowd, waited_s = self._crowd.told()
+        waited_s /= max(1, self._untold // run.plan.sync.steps_per_round)
+        self._untold = 0
+        told = run.ask(json.dumps([round_s, *self._expected(run, profile), crowd, waited_s]))
         if told[0] is None:  # rank 0, which decides, has finished
             self._next_look = NEVER
             return None
@@ -144,16 +154,17 @@ class WireWatch:
         if now_s is None:
             self._next_look = self._steps + LOOK_STEPS
             return None
-        _, wire_s, other_s, _ = answers[0]
-        crowd = max(answer[3] for answer in answers)
+        _, wire_s, other_s, *_ = answers[0]
+        crowd, waited_s = (max(answer[i] for answer in answers) for i in (3, 4))
+        grain_s = min(max(GRAIN_S, waited_s), MOST_GRAIN_S)
         is_known = self._usual_s is not None
         if self._usual_s is None:
-            sign = self._calibrate(now_s, wire_s / self.scale, other_s)
+            sign = self._calibrate(now_s, wire_s / self.scale, other_s, grain_s)
             self._usual_crowd = crowd
         else:
             if now_s > self._usual_s:
                 now_s = max(self._usual_s, now_s / max(1.0, crowd / self._usual_crowd))
-            sign = self._compare(now_s)
+            sign = self._compare(now_s, grain_s)
         self._signs = self._signs + 1 if sign == self._sign else 1
         self._sign = sign
         if sign == 0 or self._signs < LOOKS + self._turns:
@@ -174,27 +185,30 @@ class WireWatch:
         self._begin(None)
         return change
 
-    def _calibrate(self, now_s: float, wire_s: float, other_s: float) -> int:
+    def _calibrate(self, now_s: float, wire_s: float, other_s: float, grain_s: float) -> int:
         """Takes what is usual under this plan; after a change, only what agrees with the bandwidth that it told."""
         self._moved_s, self._rest_s = wire_s, other_s
-        if not self._is_sure and now_s < wire_s / BEYOND:
+        if not self._is_sure and now_s < min(wire_s / BEYOND, wire_s - grain_s):
             return 1
-        if not self._is_sure and now_s > DOUBT * (wire_s + other_s):
+        if not self._is_sure and now_s > max(DOUBT * (wire_s + other_s), wire_s + other_s + grain_s):
             return -1
         self._usual_s, self._is_sure = now_s, True
         self._moved_s = min(now_s, wire_s)
         self._rest_s = now_s - self._moved_s
         return 0
 
-    def _compare(self, now_s: float) -> int:
+    def _compare(self, now_s: float, grain_s: float) -> int:
         """Returns 1 where a round was faster than the bandwidth allows, -1 where all are slower than that explains."""
         assert self._usual_s is not None
-        if now_s < self._moved_s / BEYOND:
+        if now_s < min(self._moved_s / BEYOND, self._moved_s - grain_s):
             return 1
         if now_s < self._usual_s:  # what is beside the wire takes less
             self._rest_s, self._usual_s = max(0.0, now_s - self._moved_s), now_s
         counts = self._moved_s > SHARE * self._usual_s or now_s > MUCH * self._usual_s
-        slower = now_s > GROWN * self._usual_s and now_s - BUSY * self._rest_s > BAND * self._moved_s
+        slower = (
+            now_s > max(GROWN * self._usual_s, self._usual_s + grain_s)
+            and now_s - BUSY * self._rest_s > BAND * self._moved_s
+        )
         return -int(counts and slower)
 
     def _scale_at(self, now_s: float, rest_s: float) -> float:
