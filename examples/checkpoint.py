@@ -28,7 +28,7 @@ def main(path: pathlib.Path) -> None:
             optimizer.step()
         everybody = run.state_dict(gather=True)  # on every rank; empty on all but rank 0
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "run": everybody}
-        if transport.rank == 0:
+        if everybody:
             torch.save(state, path)
             print(f"{transport.size} workers saved after step {run.step}")
     tw.shutdown()

@@ -38,6 +38,9 @@ class Card:
         plan: in force.
         owes: whether optimizers' states are still to be made equal, as this plan promises they are.
         uneven: whether rounds were made without those that are finished; see `Membership`.
+        gathers: whether it is about to bring its part of a checkpoint to where all are gathered.
+        gathered: how often all have done so.
+        gathered_at: the steps after which they did last, and one more; 0: never.
         facts: a digest of what must be equal on all.
     """
 
@@ -54,6 +57,9 @@ class Card:
     plan: str = ""
     owes: bool = False
     uneven: bool = False
+    gathers: bool = False
+    gathered: int = 0
+    gathered_at: int = 0
     facts: str = ""
 
     @classmethod
@@ -116,6 +122,19 @@ class Cards:
         furthest = self.by_rank[self.source]
         old = [card for card in self.by_rank if card.trains and not card.is_new]
         return bool(old) and all(card.begun > furthest.agreed for card in old)
+
+    @property
+    def gathered(self) -> tuple[int, int]:
+        """How often all have gathered a checkpoint, as far as anybody knows, and when; who lacks that did its part."""
+        old = [(card.gathered, card.gathered_at - 1) for card in self.by_rank if not card.is_new]
+        return max(old, default=(0, -1))
+
+    @property
+    def gathers_to(self) -> int | None:
+        """The rank to which all are to gather a checkpoint once more: no newcomer's; None: nobody is within it."""
+        old = [rank for rank, card in enumerate(self.by_rank) if not card.is_new]
+        cards = [self.by_rank[rank] for rank in old]
+        return old[0] if any(c.gathers and c.gathered == self.gathered[0] for c in cards) else None
 
     def strangers(self) -> list[int]:
         """Returns newcomers that are about to train something else."""

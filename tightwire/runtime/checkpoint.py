@@ -17,26 +17,28 @@ from tightwire.transport.blame import name_ranks
 TAG = 0
 
 
-def gather(transport: Transport, part: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns every rank's part on rank 0, by rank, and nothing on the others.
+def gather(transport: Transport, part: Mapping[str, Any], *, to: int = 0) -> list[dict[str, Any]]:
+    """Returns every rank's part on one, by rank, and nothing on the others.
 
     Args:
         transport: between all ranks.
         part: this rank's: tensors on the host, numbers, texts, lists and dicts of them.
+        to: the rank that holds all of them.
 
-    Contract: every rank, with nothing under way; blocks; sends the part to rank 0, which holds all of them.
+    Contract: every rank, with nothing under way; blocks; sends the part to that one.
     """
     file = io.BytesIO()
     torch.save(dict(part), file)
     mine = torch.frombuffer(bytearray(file.getbuffer()), dtype=torch.uint8)
     told = transport.exchange(len(mine).to_bytes(8, "little"))
-    if transport.rank:
-        transport.isend(mine, 0, TAG).wait()
+    if transport.rank != to:
+        transport.isend(mine, to, TAG).wait()
         return []
-    parts = [mine]
-    for rank in range(1, transport.size):
-        parts.append(torch.empty(int.from_bytes(told[rank], "little"), dtype=torch.uint8))
-        transport.irecv(parts[-1], rank, TAG).wait()
+    parts = [torch.empty(int.from_bytes(size, "little"), dtype=torch.uint8) for size in told]
+    parts[to] = mine
+    for rank, room in enumerate(parts):
+        if rank != to:
+            transport.irecv(room, rank, TAG).wait()
     return [torch.load(io.BytesIO(other.numpy().data), weights_only=True) for other in parts]
 
 

@@ -105,6 +105,11 @@ class Membership:
         hear: is given what every roll of all members will tell, and whether this worker trains.
         settle: called on a finished member when it has taken part in a round.
         conclude: given the rank that trained longest, once all are finished. Every member; blocks.
+        gather: brings the parts of all to one rank. Every member; blocks.
+        gathers: whether this worker is about to, or within it.
+        gathered: how often all have, and after how many steps last; see `InForce.most_steps`.
+        is_spared: whether others have at this newcomer's step, so that it is not to when its loop comes to that.
+        gathers_to: the rank that is brought them: 0, but for what lost a member and is repeated with newcomers.
         leaving: whether this worker leaves with the next round.
         calls_meeting: whether a round said that somebody leaves, so that all must meet now.
         meetings: how often all have met.
@@ -124,6 +129,11 @@ class Membership:
     hear: Callable[[Future[Called], bool], None] = _hear_nothing
     settle: Callable[[], None] = _no_buffers
     conclude: Callable[[int], None] = _leave_buffers
+    gather: Callable[[], None] = _no_buffers
+    gathers: bool = False
+    gathered: tuple[int, int] = (0, -1)
+    is_spared: bool = False
+    gathers_to: int = 0
     leaving: bool = False
     calls_meeting: bool = False
     uneven: bool = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -79,6 +79,7 @@ class Renewal:
         self._is_round_lost = False  # that was under way at the last renewal
         self._is_round_over = False  # or so, or because others had its outcome already
         self._served = 0  # the last round of servers that was in anything that any member had then
+        self._gathers = False  # at once, among those who are there now
         self._repeats = Position(0, 0)  # of whom this worker goes on as
         self._arrival: Arrival | None = None  # of this worker among others, until its first round
 
@@ -107,9 +108,17 @@ class Renewal:
                 if self._carried is not None:
                     # Only now: in a round that is repeated rates are those of before.
                     self._carried.catch_up(is_within=now.is_stepping or former.position.is_in_step)
+                if self._gathers:
+                    self._gather()
                 return
             except PeerError as error:
                 log.info("another member was lost: %s", error)
+
+    def _gather(self) -> None:
+        """Has all gather a checkpoint again, also those who are new: others come to it by themselves, from a step."""
+        self._now.context.membership.gather()
+        if self._arrival is not None:  # nobody trained meanwhile
+            self._arrival = replace(self._arrival, at_s=time.perf_counter())
 
     def count_on(self) -> bool:
         """Counts steps that others made while this worker, which is new, was slower; returns whether there are any.
@@ -160,6 +169,7 @@ class Renewal:
             self._settle(transport, cards, former)
             # Only now: who lost somebody before it had all that it lacked lacks it still.
             self._world, self._now.owes_states = admission.number, cards.by_rank[cards.source].owes
+            self._take_gathering(cards, former.position)
         except PeerError as error:
             log.info("another member was lost: %s", error)
             return False
@@ -173,6 +183,14 @@ class Renewal:
                 "; the round under way is dropped on all" if self._is_round_lost else "",
             )
         return True
+
+    def _take_gathering(self, cards: Cards, position: Position) -> None:
+        """Takes in whether a checkpoint is still to be gathered, and to which rank."""
+        membership, to = self._now.context.membership, cards.gathers_to
+        membership.gathered, membership.gathers_to = cards.gathered, to or 0
+        membership.gathers = membership.gathers and to is not None
+        self._gathers = membership.gathers or (to is not None and self._is_new and not position.is_in_step)
+        membership.is_spared = self._is_new
 
     def _card(self, former: Former) -> Card:
         now, position, membership = self._now, former.position, self._now.context.membership
@@ -190,6 +208,9 @@ class Renewal:
             plan=str(now.plan),
             owes=now.owes_states,
             uneven=membership.uneven,
+            gathers=membership.gathers,
+            gathered=membership.gathered[0],
+            gathered_at=membership.gathered[1] + 1,
             facts=digest_of_facts(self._facts),
         )
 
@@ -217,8 +238,8 @@ class Renewal:
         if self._is_new and not furthest.is_new:
             if self._carried is not None:
                 self._carried.load_state_dict(received.carried, received.step)
+            # Counted on only after its first step: others may be about to do something together at this one.
             self._arrival = Arrival(began_s, received.step_s, now.step)
-            self.count_on()
 
     def _exchange(self, transport: Transport, cards: Cards, former: Former) -> Luggage | None:
         """Gives to those who lack something, or takes; returns what was taken. Nothing of it is taken up yet."""

@@ -392,7 +392,7 @@ class Run:
         continuing.
 
             state = run.state_dict(gather=True)  # on every rank
-            if rank == 0:
+            if state:  # on rank 0
                 torch.save([model.state_dict(), optimizer.state_dict(), state], "checkpoint.pt")
 
         Args:
@@ -402,6 +402,7 @@ class Run:
 
         Contract: every rank, at the same step; local, but under servers, in rounds with a quorum, which stop until all
         have come, and with `gather`, which sends every rank's part to rank 0, and needs memory for all of them there.
+        Where it loses a member of an elastic job it begins again, and one of those who are left is given the parts.
 
         Raises:
             AttachError: `gather` under a plan with dedicated servers, which are not there to answer.

@@ -34,9 +34,14 @@ class RunState:
             shared: returns what is kept in step, by name.
         """
         self._model, self._course, self._shared = model, course, shared
+        self._parts: list[dict[str, Any]] = []
+        course.now.context.membership.gather = self._gather
 
     def part(self) -> dict[str, Any]:
         """Returns what this rank's run remembers. Every rank; local under most plans."""
+        return self._part(self._engine_state())
+
+    def _part(self, engine: Mapping[str, Any]) -> dict[str, Any]:
         context, now = self._course.now.context, self._course.now
         return {
             "version": VERSION,
@@ -48,18 +53,25 @@ class RunState:
             "behind": now.behind,
             "observed": context.observed.state(),
             "usual_weight": context.membership.usual_weight,
-            "engine": checkpoint.on_host(self._engine_state()),
+            "engine": checkpoint.on_host(engine),
         }
 
     def own(self) -> dict[str, Any]:
         """Returns all that is this rank's own: `part` as "run", and tensors. Every rank; local under most plans."""
-        context, run = self._course.now.context, self.part()
+        return self._own(self.part())
+
+    def _own(self, run: Mapping[str, Any]) -> dict[str, Any]:
+        context = self._course.now.context
         agrees = self._engine.keeps_replicas_equal or not self._engine.flush_is_collective
         own = checkpoint.own_tensors(self._model, context.optimizers, agrees=agrees, left=context.left)
         return {"run": run, **checkpoint.on_host(own)}
 
     def gathered(self) -> dict[str, Any]:
         """Returns the parts of all on rank 0, and nothing on the others. Every rank; blocks.
+
+        Where it loses a member, those who are left do it again, with those who come in its place. All know alike
+        whether to: it is over once one has heard that all have done their part. A newcomer whose loop comes to it when
+        it is over leaves it out.
 
         Raises:
             AttachError: a plan with dedicated servers, which are not there to answer.
@@ -69,8 +81,26 @@ class RunState:
                 f"{self._course.now.plan} has servers that do not train, and nobody would answer for them; let every "
                 "worker save its own run.state_dict(), or attach with servers that train too (ps:shards=2)."
             )
-        parts = checkpoint.gather(self._course.now.context.transport.inner, self.own())
-        return {"version": VERSION, "parts": parts} if parts else {}
+        membership, self._parts = self._course.now.context.membership, []
+        if membership.is_spared and membership.gathered[1] == self._course.now.most_steps:
+            membership.is_spared = False
+            return {}
+        membership.gathers = True
+        try:
+            membership.guard(self._gather)
+            return {"version": VERSION, "parts": self._parts} if self._parts else {}
+        finally:
+            membership.gathers, self._parts = False, []
+
+    def _gather(self) -> None:
+        """Brings the parts of all to one rank. Every member; blocks."""
+        own = self._own(self._part(self._engine.state_dict()))
+        membership, transport = self._course.now.context.membership, self._course.now.context.transport.inner
+        self._parts = checkpoint.gather(transport, own, to=membership.gathers_to)
+        if membership.is_elastic:
+            transport.exchange(b"")
+        membership.gathers, membership.gathers_to = False, 0
+        membership.gathered = membership.gathered[0] + 1, self._course.now.most_steps
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Goes on from parts: this rank's, or those of all ranks that saved. Every rank; blocks.
