@@ -115,8 +115,8 @@ class Attendance:
         return now - self._there_s >= self._quorum.grace_s
 
     def missing(self) -> frozenset[int]:
-        """Returns the world ranks without which the next round cannot begin, or which are still in their grace."""
-        return frozenset(self._membership.ranks[r] for r, n in self._come().items() if n >> 1 <= self._landed)
+        """Returns the ranks without which the next round cannot begin, or which are still in their grace."""
+        return frozenset(rank for rank, told in self._come().items() if told >> 1 <= self._landed)
 
     def _come(self) -> dict[int, int]:
         """Returns what each rank has told: twice the round for which it has handed in, and 1 more if it is behind."""

@@ -70,7 +70,7 @@ class Deputy:
 
         Args:
             until: what is waited for.
-            missing: the world ranks that must come for it, where no round is under way.
+            missing: the ranks that must come for it, where no round is under way.
             transport: looks after the wait.
             what: they must come for, as in "to hand in its change".
 
