@@ -96,6 +96,23 @@ def test_ends_are_judged() -> None:
     assert found("bsp", "other-plan", told, told, told) == [0, 0, 0]
 
 
+def test_who_was_struck_after_it_had_joined_may_be_done_without() -> None:
+    """The moment is drawn, and a fast host joins sooner."""
+    workers = (ended(), ended(code=-9), ended())
+    for has_attached, wrong in ((False, 2), (True, 0)):
+        ending = Ending(workers=workers, leftovers=(), has_attached=has_attached)
+        assert len(judge(trial_of("bsp/gossip:ring", "kill-joining"), ending, 1.0).wrong_names) == wrong
+
+
+def test_what_workers_wrote_is_kept_where_a_trial_ended_wrong() -> None:
+    for code in (0, None):
+        last = Ended(
+            code=code, end={"end": "finished", "steps": 24}, seconds=1.0, error="", log=("12:00 lost",)
+        )
+        outcome = judge(trial_of("bsp/gossip:ring", "kill"), Ending(workers=(last,) * 3, leftovers=()), 1.0)
+        assert outcome.logs == (() if code == 0 else (("12:00 lost",),) * 3)
+
+
 def test_who_is_named_too_late_is_judged_as_a_hang() -> None:
     for seconds, hangs in ((4.0 + 9.9, 0), (4.0 + 10.1, 2)):  # of a deadline of 4 s
         right = ended("PeerError", 1, ranks=[1], error="rank 1 died while", ended_s=100.0 + seconds)

@@ -98,7 +98,7 @@ def test_a_death_before_during_or_after_the_choice_leaves_one_plan_on_all(dies_a
     assert all(end.report.steps == STEPS for end in ends)
 
 
-@pytest.mark.parametrize("dies_at", range(2, 92, 5))
+@pytest.mark.parametrize("dies_at", range(3, 93, 5))
 @pytest.mark.parametrize("is_replaced", [False, True])
 def test_members_meet_after_the_same_step_also_who_lacks_the_last_round(
     dies_at: int, is_replaced: bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -107,3 +108,25 @@ def test_a_member_that_left_is_not_missed() -> None:
     membership.without([1])
     door.silent = [1]
     assert not membership.postpones
+
+
+@pytest.mark.parametrize(
+    ("old", "newcomer", "still"),
+    [
+        # A round is repeated, which some are within: all make its step together.
+        ([Card(agreed=4, begun=4), Card(agreed=4, begun=5, is_in_step=True)], 0, [0, -1]),
+        # It is dropped on all, who are within its step.
+        ([Card(agreed=4, begun=5, is_in_step=True), Card(agreed=4, begun=5, is_in_step=True)], 0, [0, 0]),
+        # One has its outcome; the other is within its step, which changes nothing any more.
+        ([Card(agreed=5, begun=5), Card(agreed=4, begun=5, is_in_step=True)], 0, [0, 0]),
+        # One has made the step for the next round already, which the other is about to make.
+        ([Card(agreed=4, begun=5), Card(agreed=3, begun=4)], 0, [0, 1]),
+        ([Card(agreed=4, begun=5), Card(agreed=4, begun=4)], 0, [0, 1]),
+    ],
+)
+def test_all_make_the_next_step_together_once_each_has_made_what_any_has(
+    old: list[Card], newcomer: int, still: list[int]
+) -> None:
+    cards = Cards((*(replace(card, is_new=False) for card in old), Card()))
+    assert [cards.still_to_make(rank, as_source=False) for rank in range(len(old))] == still
+    assert cards.still_to_make(cards.source, as_source=True) == newcomer

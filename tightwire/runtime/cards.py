@@ -30,6 +30,7 @@ class Card:
         landed: buckets of the next round whose means it has stepped with.
         step: optimizer steps made.
         served: see `Position`.
+        is_in_step: whether its step for the round that it has begun is still to come, and changes something then.
         is_new: whether it has trained with nobody yet, or others have gone on without it.
         world: the number of the world in which it trained last.
         trains: whether its data is not over.
@@ -49,6 +50,7 @@ class Card:
     landed: int = 0
     step: int = 0
     served: int = 0
+    is_in_step: bool = False
     is_new: bool = True
     world: int = 0
     trains: bool = True
@@ -136,6 +138,23 @@ class Cards:
         cards = [self.by_rank[rank] for rank in old]
         return old[0] if any(c.gathers and c.gathered == self.gathered[0] for c in cards) else None
 
+    def still_to_make(self, rank: int, *, as_source: bool) -> int:
+        """Returns how many steps a member makes that others have made already; then all make the next together.
+
+        Args:
+            rank: of the member.
+            as_source: whether it begins where newcomers do, not behind the step that it is in.
+        """
+        card, furthest = self.by_rank[rank], self.by_rank[self.source]
+        peers = [other for other in self.by_rank if not other.is_new and _counts_as(other, furthest)]
+        if not peers or not _counts_as(card, furthest):  # rounds of another plan
+            return 0
+        return max(map(self._made, peers)) - (self._made(card) if as_source else card.begun)
+
+    def _made(self, card: Card) -> int:
+        """Returns the rounds for which a member has made its steps, or makes none that changes anything."""
+        return card.begun - (card.is_in_step and not self.is_round_lost)
+
     def strangers(self) -> list[int]:
         """Returns newcomers that are about to train something else."""
         facts = self.by_rank[self.source].facts
@@ -149,6 +168,11 @@ class Cards:
         # Who has met once more has all that anybody had before, and may count rounds of another plan.
         rounds = card.meetings, card.agreed, card.landed
         return not card.is_new, self._is_level(card), *rounds, not card.owes, card.trains, card.step
+
+
+def _counts_as(card: Card, other: Card) -> bool:
+    """Whether two members count the same rounds."""
+    return (card.meetings, card.plan) == (other.meetings, other.plan)
 
 
 def show_cards(transport: Transport, card: Card) -> Cards:

@@ -118,13 +118,17 @@ class Course:
             if not leaves:
                 self._renewal.renew()
         elif membership.calls_meeting:
-            self.meet(News(why="leave" if leaves else "join" if membership.wants_meeting else "stay"))
-        if self.has_left:
+            self._meet_once(News(why="leave" if leaves else "join" if membership.wants_meeting else "stay"))
+        if (
+            self.has_left or self.now.step <= self.now.began_at
+        ):  # others have not made this step with these members
             return
         wants: list[bool] = []
         membership.guard(lambda: wants.append(self.now.engine.needs_rebuild()))
         if any(wants):
-            self._rebuild(self.meet(News(why="rebuild", measured=self.now.context.observed.proposal)))
+            told = self._meet_once(News(why="rebuild", measured=self.now.context.observed.proposal))
+            if told is not None:
+                self._rebuild(told)
 
     def end_phase(self) -> None:
         """Goes on with the next phase, if the last step was the last of its phase. Every member that trains."""
@@ -256,6 +260,14 @@ class Course:
         if membership.number == number:
             self._follow(told)
         return told
+
+    def _meet_once(self, news: News) -> Told | None:
+        """Meets; None where members changed meanwhile: who came knows nothing of it, and it is called for again."""
+        try:
+            with self.undisturbed():
+                return self.meet(news)
+        except MembersChangedError:
+            return None
 
     def _come(self, news: News) -> Told:
         """Flushes, and hears why all have come."""

@@ -77,7 +77,6 @@ class Renewal:
         self._is_new = True
         self._world = 0  # in which this worker trained last
         self._is_round_lost = False  # that was under way at the last renewal
-        self._is_round_over = False  # or so, or because others had its outcome already
         self._served = 0  # the last round of servers that was in anything that any member had then
         self._gathers = False  # at once, among those who are there now
         self._repeats = Position(0, 0)  # of whom this worker goes on as
@@ -100,7 +99,6 @@ class Renewal:
             former = self._end_engine()
             while not self._enter(door, former):
                 pass
-            now.began_at = now.step + former.position.ahead(self._served, is_lost=self._is_round_over)
             try:
                 self._is_new = False
                 now.settle_states()
@@ -200,6 +198,7 @@ class Renewal:
             landed=position.landed,
             step=now.step,
             served=position.served,
+            is_in_step=position.is_in_step and not position.is_dropped,
             is_new=self._is_new,
             world=self._world,
             trains=self.trains,
@@ -218,7 +217,6 @@ class Renewal:
         """Gives and takes what members lack, and builds the engine."""
         now, furthest, began_s = self._now, cards.by_rank[cards.source], time.perf_counter()
         self._is_round_lost = cards.is_round_lost
-        self._is_round_over = cards.is_round_lost or former.position.agreed < furthest.agreed
         self._served = max(card.served for card in cards.by_rank)
         received = self._exchange(transport, cards, former)
         self._move(transport, cards)
@@ -227,6 +225,7 @@ class Renewal:
             now.build_engine()
             if not self._is_new and former.state:  # none, where the loss was in the midst of a change of plan
                 now.engine.take_up(former.state, furthest.agreed)
+            self._note_where_all_begin(cards, former, as_source=self._is_new)
             return
         takes_all = self._is_new or str(now.plan) != furthest.plan
         is_behind = self._unpack(received, former.position)
@@ -240,6 +239,19 @@ class Renewal:
                 self._carried.load_state_dict(received.carried, received.step)
             # Counted on only after its first step: others may be about to do something together at this one.
             self._arrival = Arrival(began_s, received.step_s, now.step)
+        self._note_where_all_begin(cards, former, as_source=self._is_new or is_behind)
+
+    def _note_where_all_begin(self, cards: Cards, former: Former, *, as_source: bool) -> None:
+        """Notes after which step all are together: some are still within one that others have behind them.
+
+        Args:
+            cards: of all.
+            former: of this worker.
+            as_source: whether its steps are counted as those of the source are.
+        """
+        now, rank = self._now, self._now.context.transport.rank
+        passed = now.step + former.position.is_in_step
+        now.began_at = passed + cards.still_to_make(cards.source if as_source else rank, as_source=as_source)
 
     def _exchange(self, transport: Transport, cards: Cards, former: Former) -> Luggage | None:
         """Gives to those who lack something, or takes; returns what was taken. Nothing of it is taken up yet."""

@@ -42,6 +42,8 @@ LOOK_S: Final = 0.01
 # A worker that did not end has so long to write where it is, of which so many lines are told.
 WRITE_S: Final = 0.5
 MOST_PLACES: Final = 8
+# Of what a worker wrote, so much is kept where a trial ended wrong.
+MOST_LINES, MOST_COLUMNS = 80, 400
 BALLAST: Final = "ballast"  # what the full disk is full of
 
 
@@ -54,12 +56,14 @@ class Ended:
         end: what it wrote of itself; empty if nothing.
         seconds: from the start of the trial.
         error: the last line of its standard error; where it was, if it did not end.
+        log: the last lines of its standard error, each cut to a length.
     """
 
     code: int | None
     end: Mapping[str, Any]
     seconds: float
     error: str
+    log: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +74,13 @@ class Ending:
         workers: by rank.
         leftovers: processes and files that were still there.
         struck_s: when the victim was struck, by the monotonic clock; None: from the start, or never.
+        has_attached: whether the victim had joined and attached its model before that or after.
     """
 
     workers: tuple[Ended, ...]
     leftovers: tuple[str, ...]
     struck_s: float | None = None
+    has_attached: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +150,7 @@ def run_forked(trial: ChaosTrial, site: Site = LOOPBACK) -> Ending:
         leftovers += [f"process group of rank {rank}" for pid, rank in processes.items() if _is_there(pid)]
         workers = [ended(folder, rank, *codes[rank]) for rank in range(trial.workers)]
         struck_s = struck_at(folder)
+        has_attached = (folder / f"started{trial.victim}").exists()
     finally:
         for pid in (
             *processes,
@@ -155,7 +162,9 @@ def run_forked(trial: ChaosTrial, site: Site = LOOPBACK) -> Ending:
             subprocess.run(["umount", "--lazy", str(disk)], check=False)
         shutil.rmtree(folder, ignore_errors=True)
     leftovers = [left for left in leftovers if left != BALLAST]
-    return Ending(workers=tuple(workers), leftovers=tuple(leftovers), struck_s=struck_s)
+    return Ending(
+        workers=tuple(workers), leftovers=tuple(leftovers), struck_s=struck_s, has_attached=has_attached
+    )
 
 
 def _mount_full(disk: pathlib.Path) -> None:
@@ -339,7 +348,8 @@ def ended(folder: pathlib.Path, rank: int, code: int | None, seconds: float) -> 
     path, errors = folder / f"end{rank}.json", folder / f"err{rank}"
     end = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     lines = errors.read_text(errors="replace").strip().splitlines() if errors.exists() else []
+    error = lines[-1] if lines else ""
     if code is None:  # it was asked where it is
-        places = [line.split("/")[-1] for line in lines if line.startswith("  File ")]
-        return Ended(code=code, end=end, seconds=seconds, error=", ".join(places[:MOST_PLACES]))
-    return Ended(code=code, end=end, seconds=seconds, error=lines[-1] if lines else "")
+        error = ", ".join([line.split("/")[-1] for line in lines if line.startswith("  File ")][:MOST_PLACES])
+    log = tuple(line[:MOST_COLUMNS] for line in lines[-MOST_LINES:])
+    return Ended(code=code, end=end, seconds=seconds, error=error, log=log)

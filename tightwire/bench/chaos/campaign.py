@@ -85,6 +85,7 @@ class TrialOutcome:
         end_s: when all had ended, from the start of the campaign.
         struck_s: when the victim was struck, from the start of the campaign; None: from its own start, or never.
         stepped_s: when those that were not struck made their steps, from the start of the campaign.
+        logs: by rank, what workers wrote last, where anything was wrong.
     """
 
     trial: ChaosTrial
@@ -97,6 +98,7 @@ class TrialOutcome:
     end_s: float = 0.0
     struck_s: float | None = None
     stepped_s: tuple[float, ...] = ()
+    logs: tuple[tuple[str, ...], ...] = ()
 
     @property
     def found(self) -> tuple[str, ...]:
@@ -131,6 +133,11 @@ class _Judge:
     wrong: list[str] = field(default_factory=list)
     parted: list[str] = field(default_factory=list)
 
+    @property
+    def has_found(self) -> bool:
+        """Whether anything was wrong."""
+        return bool(self.hangs or self.wrong or self.parted or self.ending.leftovers)
+
     def judge(self) -> None:
         trial, fault = self.trial, FAULTS[self.trial.fault]
         for rank, worker in enumerate(self.ending.workers):
@@ -149,6 +156,8 @@ class _Judge:
         """Returns how survivors must end: finished, named, or either."""
         fault = FAULTS[self.trial.fault]
         expected = (fault.elastic if self.trial.elastic else None) or fault.expected
+        if self.trial.fault.endswith("-joining") and self.ending.has_attached and not self.trial.elastic:
+            return "either"  # it had joined sooner than it was struck, and some plans go on without it
         if expected == "goes-on":
             return "finished"
         if expected == "named":
@@ -289,6 +298,7 @@ def judge(trial: ChaosTrial, ending: Ending, seconds: float, began_s: float = 0.
         end_s=time.monotonic() - began_s,
         struck_s=None if ending.struck_s is None else ending.struck_s - began_s,
         stepped_s=tuple(sorted(at_s - began_s for w in others for at_s in w.end.get("stepped_s", ()))),
+        logs=tuple(worker.log for worker in ending.workers) if judging.has_found else (),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import resource
@@ -99,6 +100,7 @@ class ChaosTrial:
 def run_worker(trial: ChaosTrial, rank: int, folder: pathlib.Path) -> int:
     """Trains, writes how that ended to `end{rank}.json`, and returns the exit code."""
     faulthandler.register(WHERE, file=2, all_threads=False)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s.%(msecs)03d %(message)s", datefmt="%H:%M:%S")
     end: dict[str, Any] = {"end": "finished", "ranks": [], "steps": 0, "stepped_s": []}
     try:
         _train(trial, rank, folder, end)
