@@ -119,9 +119,7 @@ class Course:
                 self._renewal.renew()
         elif membership.calls_meeting:
             self._meet_once(News(why="leave" if leaves else "join" if membership.wants_meeting else "stay"))
-        if (
-            self.has_left or self.now.step <= self.now.began_at
-        ):  # others have not made this step with these members
+        if self.has_left or self.now.step <= self.now.began_at:  # some had this step behind them
             return
         wants: list[bool] = []
         membership.guard(lambda: wants.append(self.now.engine.needs_rebuild()))
