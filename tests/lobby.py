@@ -37,7 +37,7 @@ class Die(Fault):
 class Lobby:
     """Lets all in that live and have come, once nobody that lives in the world before is missing."""
 
-    def __init__(self, deadline_s: float = 10.0) -> None:
+    def __init__(self, deadline_s: float = 60.0) -> None:
         self.changed = threading.Condition()
         self.deadline_s = deadline_s
         self.living: set[str] = set()
