@@ -221,12 +221,15 @@ def test_a_closed_run() -> None:
     [
         (lambda s: s | {"plan": "local:4"}, "made under the plan local:4"),
         (lambda s: s | {"version": 2}, "version 2"),
-        (lambda s: {}, "version None"),
+        (lambda s: {}, "from a dict of nothing, which is no state of a run"),
+        (lambda s: {"model": 1}, "from a dict of model, which is no state of a run"),
+        (lambda s: [torch.ones(1)], "from a list, which is no state of a run"),
+        (lambda s: {"parts": {0: torch.ones(1)}}, "from a dict of parts, which is no state of a run"),
         (lambda s: s | {"rank": 1 - s["rank"]}, "every rank saves and loads its own"),
         (lambda s: s | {"engine": {"rounds": 1, "memory": {}}}, "again.weight, first.bias"),
     ],
 )
-def test_checkpoints_that_do_not_fit(change: Callable[[dict[str, Any]], dict[str, Any]], said: str) -> None:
+def test_checkpoints_that_do_not_fit(change: Callable[[dict[str, Any]], Any], said: str) -> None:
     def worker(transport: Transport) -> None:
         model = Net()
         del model.first

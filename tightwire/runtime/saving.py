@@ -20,6 +20,7 @@ from tightwire.sync import Sync
 from tightwire.transport.blame import name_ranks
 
 VERSION = 1
+RUN_KEYS = frozenset({"rank", "workers", "step", "plan", "engine"})
 
 
 class RunState:
@@ -229,12 +230,29 @@ class RunState:
             )
 
 
-def _by_rank(state: Mapping[str, Any]) -> Mapping[int, Mapping[str, Any]]:
-    """Returns the parts of a checkpoint in any of its forms."""
-    parts = state.get("parts")
-    if not parts:
-        return {state.get("rank", 0): {"run": state}}
-    return parts if isinstance(parts, Mapping) else dict(enumerate(parts))
+def _by_rank(state: Any) -> Mapping[int, Mapping[str, Any]]:
+    """Returns the parts of a checkpoint in any of its forms.
+
+    Raises:
+        AttachError: it is no checkpoint of a run.
+    """
+    parts: Any = None
+    if isinstance(state, Mapping):
+        parts = state.get("parts") or {state.get("rank", 0): {"run": state}}
+        parts = parts if isinstance(parts, Mapping) else dict(enumerate(parts))
+    if parts is None or not all(map(_is_part, parts.values())):
+        held = f" of {', '.join(map(str, state)) or 'nothing'}" if isinstance(state, Mapping) else ""
+        raise AttachError(
+            f"asked to go on from a {type(state).__name__}{held}, which is no state of a run: give what "
+            "run.state_dict() returned. What the Lightning strategy kept before version 0.2, a list, cannot be read "
+            "any more: go on from the model and the optimizers, without the checkpoint's key 'tightwire'."
+        )
+    return parts  # type: ignore[no-any-return]
+
+
+def _is_part(part: Any) -> bool:
+    run = part.get("run") if isinstance(part, Mapping) else None
+    return isinstance(run, Mapping) and run.keys() >= RUN_KEYS
 
 
 def _syncs(phases: Phases) -> list[Sync]:
