@@ -113,6 +113,7 @@ def join(
     late_s: float | None = None,
     channels: int = 0,
     gone: Callable[[], Collection[int]] = tuple,
+    is_one_of_many: bool = False,
 ) -> TorchDistributed:
     """Makes the world's transport once all ranks have come.
 
@@ -126,6 +127,7 @@ def join(
         late_s: the longest that a rank that is alive may be waited for; by default 20 deadlines.
         channels: how many this rank will want; as many as any wants are connected with the world.
         gone: tells the ranks that are known to be dead by now: who did not come before need not be waited for.
+        is_one_of_many: whether the store sees many worlds, and is to forget each one's cards.
 
     Raises:
         PeerError: names the ranks that did not come in time.
@@ -161,7 +163,7 @@ def join(
     except BaseException:
         liveness.leave()
         raise
-    if rank == 0:
+    if is_one_of_many and rank == 0:
         meeting.forget()  # all have connected, and so have read everything
     atexit.register(transport.leave_at_exit)
     return transport
@@ -253,7 +255,7 @@ class _Meeting:
         return [self._read(r, bytes(value)) for r, value in enumerate(values)]
 
     def forget(self) -> None:
-        """Takes the cards out of the store, which may see many worlds. One rank, once all have read them."""
+        """Takes the cards out of the store, a message each. One rank, once all have read them."""
         with suppress(RuntimeError):  # its host may have left
             for key in self._exchanged:
                 self._store.delete_key(key)

@@ -275,6 +275,7 @@ class Lighthouse:
             late_s=self._late_s,
             channels=self._count_channels(),
             gone=lambda: self._silent_among(names),
+            is_one_of_many=True,
         )
         world.frees_behind = True
         return world
