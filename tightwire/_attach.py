@@ -133,7 +133,9 @@ def attach(
     left = _left(model, leave) | shared.keys()
     asked.require_possible(num_ranks=None if door is not None else transport.size, buffers=buffers)
     facts = _facts(asked, model, optimizers, left, num_ranks=transport.size)
-    facts |= {"buffers": buffers, "seed": seed, "over": over, "carried": ", ".join(sorted(carry or ()))}
+    carried = _carried(carry or {}, scaler)
+    named = carried.names if carried is not None else ()
+    facts |= {"buffers": buffers, "seed": seed, "over": over, "carried": ", ".join(named)}
     if door is None:  # newcomers get the options that optimizers have by then
         facts |= optimizers.hyperparameters()
         require_agreement(transport, facts)
@@ -167,7 +169,6 @@ def attach(
         costs=pilot.costs if isinstance(pilot, Pilot) else asked.costs,
     )
     _make_equal(model, sharings, left, None if door is not None else transport)
-    carried = _carried(carry or {}, scaler)
     return Run(
         model,
         asked.phases,

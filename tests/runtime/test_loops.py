@@ -661,6 +661,42 @@ def test_an_expanded_buffer_is_made_equal() -> None:
     assert on_threads(worker) == [12.0, 12.0]
 
 
+@pytest.mark.parametrize("plan", ["bsp", "bsp/allreduce/int8+ef/bytescheduler"])
+@pytest.mark.parametrize("longest", [0, 2])
+def test_who_was_finished_scales_as_those_do_that_trained_meanwhile(plan: str, longest: int) -> None:
+    """Else means of the next epoch would be of gradients in two scales."""
+
+    def worker(transport: Transport) -> tuple[list[Tensor], list[float]]:
+        model, scales = Net(), list[float]()
+        optimizer = momentum(model.parameters())
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=5)  # type: ignore[attr-defined]
+        with attach(model, optimizer, plan, transport=transport, scaler=scaler) as run:
+            for steps in (6 if transport.rank == longest else 4, 4):  # two epochs
+                for step in range(steps):
+                    optimizer.zero_grad()
+                    scaler.scale(loss_of(model, transport.rank, step)).backward()
+                    scaler.step(optimizer)
+                    scaler.update()
+                run.finish()
+                scales.append(scaler.get_scale())
+        return values(model), scales
+
+    ends = run_threads(3, worker, deadline_s=20)
+    assert all(same(ends[0][0], parameters) for parameters, _ in ends)
+    assert [scales for _, scales in ends] == [[16.0, 32.0]] * 3
+
+
+def test_a_scaler_on_some_ranks_alone_is_refused() -> None:
+    def worker(transport: Transport) -> str:
+        model = Net()
+        scaler = torch.amp.GradScaler("cpu") if transport.rank else None  # type: ignore[attr-defined]
+        with pytest.raises(MismatchError) as caught:
+            attach(model, sgd(model.parameters()), "bsp", transport=transport, scaler=scaler)
+        return str(caught.value)
+
+    assert all("the GradScaler" in said for said in run_threads(2, worker, deadline_s=20))
+
+
 def uneven(transport: Transport, plan: str, steps: tuple[int, int], **options: Any) -> list[Tensor]:
     with job(transport, plan, **options) as j:
         for step in range(steps[transport.rank]):

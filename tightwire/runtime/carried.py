@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from torch.amp.grad_scaler import GradScaler
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+SCALE_KEYS: Final = ("scale", "_growth_tracker")  # of a GradScaler's state
 
 
 class Stateful(Protocol):
@@ -37,6 +39,11 @@ class Carried:
                 self._rates[name] = CarriedRate(member)
             elif isinstance(member, GradScaler):
                 self._rates[name] = CarriedScale(member)
+
+    @property
+    def names(self) -> list[str]:
+        """What is carried, in order."""
+        return sorted(self._members)
 
     def note_step(self, step: int) -> None:
         """Learns that `optimizer.step()` is about to return, after so many steps."""
@@ -69,6 +76,17 @@ class Carried:
         """
         for rate in self._rates.values():
             rate.catch_up(is_within=is_within)
+
+    def scales(self) -> dict[str, dict[str, float]]:
+        """Returns the scale of each GradScaler, and what it counts until it tries a larger one."""
+        scalers = {n: m.state_dict() for n, m in self._members.items() if isinstance(m, GradScaler)}
+        return {n: {key: state[key] for key in SCALE_KEYS} for n, state in scalers.items() if state}
+
+    def take_scales(self, scales: Mapping[str, Mapping[str, float]]) -> None:
+        """Takes up what `scales` returned elsewhere."""
+        for name, own in self.scales().items():
+            member = self._members[name]
+            member.load_state_dict(member.state_dict() | {key: scales[name][key] for key in own})
 
     def count_on(self, steps: int) -> None:
         """Has schedulers count steps that others made and this worker did not."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -63,6 +64,7 @@ class Course:
         """
         self.now = InForce(phases, context, parameters, on_members)
         self.has_left = False
+        self._carried = carried
         self._renewal = Renewal(self.now, facts or {}, carried)
         self._only_in: int | None = None  # the members, by number, that `undisturbed` is for
         self._membership = context.membership
@@ -285,7 +287,12 @@ class Course:
 
     def _conclude(self, told: Told) -> None:
         """Does what is left to do once all are finished."""
-        self._membership.conclude(told.most_steps.index(max(told.most_steps)))
+        longest = told.most_steps.index(max(told.most_steps))
+        self._membership.conclude(longest)
+        if self._carried is not None and min(told.most_steps) < max(told.most_steps):
+            # Who was finished updated no GradScaler meanwhile; means are of gradients in one scale.
+            scales = self.now.context.transport.inner.exchange(json.dumps(self._carried.scales()).encode())
+            self._carried.take_scales(json.loads(scales[longest]))
         if self._membership.is_elastic:  # who has met may go for good: not before all have everything
             self.now.context.transport.inner.exchange(b"")
 
