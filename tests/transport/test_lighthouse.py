@@ -170,6 +170,17 @@ def test_a_worker_beats_while_its_look_waits(monkeypatch: pytest.MonkeyPatch) ->
             door.close()
 
 
+def test_who_was_silent_before_members_met_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has come back, or the lighthouse would not have named it."""
+    monkeypatch.setattr(Lighthouse, "_connect", lambda self: NamesBoth())
+    door = Lighthouse("http://127.0.0.1:1", min_workers=1, secret="", deadline_s=1.0, late_s=None)
+    door._silent = frozenset({"somebody-1"})
+    quorum = NamesBoth().quorum("rank-0", store_address=door._place, step=1)
+    door.name = "rank-0"
+    with pytest.raises(PeerError, match=r"rank 1 did not join within 1 s, of a world of 2"):
+        door._meet(quorum, ("rank-0", "somebody-1"))
+
+
 def test_who_dies_while_members_meet_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Lighthouse, "_connect", lambda self: NamesBoth())
     with page() as server:

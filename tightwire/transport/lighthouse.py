@@ -264,7 +264,7 @@ class Lighthouse:
         made = quorum.created
         store = c10d.PrefixStore(f"quorum/{quorum.quorum_id}/{made.seconds}.{made.nanos}", store)
         rank, size = names.index(self.name), len(names)
-        self._meeting = frozenset(names)
+        self._meeting, before = frozenset(names), self._silent  # who was silent then may have come back
         world = join(
             store,
             rank,
@@ -274,7 +274,7 @@ class Lighthouse:
             deadline_s=self._deadline_s,
             late_s=self._late_s,
             channels=self._count_channels(),
-            gone=lambda: self._silent_among(names),
+            gone=lambda: self._silent_among(names) if self._silent is not before else (),
             is_one_of_many=True,
         )
         world.frees_behind = True
