@@ -18,9 +18,11 @@ from tests.laws.test_codecs import CODECS, codec_of, message_for, normal
 from tightwire.architecture.server.messages import Flag, Header, Kind, pack_state, unpack_state
 from tightwire.errors import TensorError, TransportError
 from tightwire.runtime.cards import Card
+from tightwire.runtime.carried import scales_of
 from tightwire.runtime.engines.holdings import claims_of, parcel_of, sizes_of
 from tightwire.runtime.meeting import News
 from tightwire.runtime.reading import MOST, pack, unpack
+from tightwire.transport.join import Absent
 from tightwire.transport.messages import Message
 from tightwire.transport.seal import Seal
 
@@ -124,6 +126,14 @@ READERS: dict[str, tuple[bytes, Callable[[bytes], object]]] = {
     "news at a meeting": (
         json.dumps(asdict(News(why="turn", step=3, plan="bsp", measured=[{"w": 0.1}, 1e-4, 1e9]))).encode(),
         lambda data: News.of(data),
+    ),
+    "who is absent": (
+        json.dumps(asdict(Absent([0, 2], are_dead=True))).encode(),
+        lambda data: Absent.of(data, 3),
+    ),
+    "scales": (
+        json.dumps({"the GradScaler": {"scale": 65536.0, "_growth_tracker": 17}}).encode(),
+        scales_of,
     ),
     "state of a newcomer": (
         pack({"weights": torch.ones(3), "step": 7}).numpy().tobytes(),

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import json
+import math
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from torch.amp.grad_scaler import GradScaler
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from tightwire.runtime.reading import MOST
 
 SCALE_KEYS: Final = ("scale", "_growth_tracker")  # of a GradScaler's state
 
@@ -84,15 +89,31 @@ class Carried:
 
     def take_scales(self, scales: Mapping[str, Mapping[str, float]]) -> None:
         """Takes up what `scales` returned elsewhere."""
-        for name, own in self.scales().items():
+        for name in self.scales().keys() & scales.keys():
             member = self._members[name]
-            member.load_state_dict(member.state_dict() | {key: scales[name][key] for key in own})
+            member.load_state_dict({**member.state_dict(), **scales[name]})
 
     def count_on(self, steps: int) -> None:
         """Has schedulers count steps that others made and this worker did not."""
         for rate in self._rates.values():
             if rate.is_stepped_often():
                 rate.count_on(steps)
+
+
+def scales_of(data: bytes) -> dict[str, dict[str, float]] | None:
+    """Reads what `Carried.scales` returned, as JSON; None for whatever is nothing like it, however malformed."""
+    with suppress(ValueError, RecursionError):
+        content = json.loads(data)
+        if isinstance(content, dict) and all(map(_is_scale, content.values())):
+            return content
+    return None
+
+
+def _is_scale(state: Any) -> bool:
+    if not isinstance(state, dict) or state.keys() != set(SCALE_KEYS):
+        return False
+    scale, counted = (state[key] for key in SCALE_KEYS)
+    return type(scale) is float and 0 < scale < math.inf and type(counted) is int and 0 <= counted < MOST
 
 
 class CarriedRate:

@@ -11,12 +11,13 @@ from dataclasses import replace
 from torch.nn import Parameter
 
 from tightwire.plan import Phases, Plan
-from tightwire.runtime.carried import Carried
+from tightwire.runtime.carried import Carried, scales_of
 from tightwire.runtime.context import RunContext
 from tightwire.runtime.in_force import InForce
 from tightwire.runtime.meeting import News, Told, meet
 from tightwire.runtime.membership import MembersChangedError
 from tightwire.runtime.phases import spelled_out
+from tightwire.runtime.reading import readable
 from tightwire.runtime.renewal import Renewal
 from tightwire.runtime.snapshot import Snapshot
 from tightwire.transport import Counting
@@ -291,8 +292,10 @@ class Course:
         self._membership.conclude(longest)
         if self._carried is not None and min(told.most_steps) < max(told.most_steps):
             # Who was finished updated no GradScaler meanwhile; means are of gradients in one scale.
-            scales = self.now.context.transport.inner.exchange(json.dumps(self._carried.scales()).encode())
-            self._carried.take_scales(json.loads(scales[longest]))
+            told_scales = self.now.context.transport.inner.exchange(
+                json.dumps(self._carried.scales()).encode()
+            )
+            self._carried.take_scales(readable(told_scales, scales_of)[longest])
         if self._membership.is_elastic:  # who has met may go for good: not before all have everything
             self.now.context.transport.inner.exchange(b"")
 

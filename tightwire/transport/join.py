@@ -212,11 +212,21 @@ def _is_listening(launch: Launch) -> bool:
 
 
 @dataclass(frozen=True)
-class _Absent:
+class Absent:
     """Who did not come to a meeting, and whether that is because they are known to be dead."""
 
     ranks: list[int]
     are_dead: bool
+
+    @classmethod
+    def of(cls, data: bytes, size: int) -> Absent | None:
+        """Reads what a rank of so many told; None for whatever is nothing like it, however malformed."""
+        with suppress(ValueError, TypeError, RecursionError):
+            absent = cls(**json.loads(data))
+            if type(absent.are_dead) is bool and isinstance(absent.ranks, list):
+                is_known = [type(rank) is int and 0 <= rank < size for rank in absent.ranks]
+                return absent if is_known and all(is_known) else None
+        return None
 
 
 class _Meeting:
@@ -289,15 +299,13 @@ class _Meeting:
             return bool(self._store.check(keys))
         return self._told_absent() is None
 
-    def _told_absent(self) -> _Absent | None:
+    def _told_absent(self) -> Absent | None:
         """Returns whom the first to give up missed; None if nobody gave up, or if a stranger wrote what is there."""
         if not self._store.check([ABSENT]):
             return None
         with suppress(ValueError):
-            if (
-                opened := self._seal.open(bytes.fromhex(self._store.get(ABSENT).decode("ascii")))
-            ) is not None:
-                return _Absent(**json.loads(opened))
+            opened = self._seal.open(bytes.fromhex(self._store.get(ABSENT).decode("ascii")))
+            return None if opened is None else Absent.of(opened, self._size)
         return None
 
     def _give_up(self, keys: Sequence[str], gone: Set[int] | None) -> PeerError | None:
@@ -311,7 +319,7 @@ class _Meeting:
             None: the last one has come just now, or those that are gone came before.
         """
         missing = [r for r, key in enumerate(keys) if not self._store.check([key])]
-        found = _Absent([r for r in missing if gone is None or r in gone], are_dead=gone is not None)
+        found = Absent([r for r in missing if gone is None or r in gone], are_dead=gone is not None)
         if found.ranks:
             sealed = self._seal.close(json.dumps(asdict(found)).encode())
             self._store.compare_set(ABSENT, "", sealed.hex())
