@@ -154,6 +154,18 @@ class Elastic:
         thread.start()
         return worker
 
+    def replace(self, victim: Worker) -> None:
+        """Has another come in the moment in which this one dies: the others are let in together with it."""
+        dies, present = victim.die, len(self.workers)
+
+        def die() -> None:
+            if not victim.is_dead:
+                self.lobby.expected = present
+                dies()
+                self.start()
+
+        victim.die = die  # type: ignore[method-assign]
+
     def join(self, timeout_s: float = 30.0) -> list[Any]:
         for thread in self.threads:  # newcomers are appended meanwhile
             thread.join(timeout_s)

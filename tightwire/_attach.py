@@ -91,7 +91,8 @@ def attach(
             `every-step` copies rank 0's with every round in which all take part: under `bsp` after every step, as DDP
             does before every pass; under local methods with each round; under gossip at the end only. Refused where
             workers go on without each other: servers, asynchronous gossip, rounds with a quorum.
-        scaler: the AMP GradScaler, if there is one, so that leftovers are kept in unscaled units.
+        scaler: the AMP GradScaler, if there is one, on all ranks or on none, so that leftovers are kept in unscaled
+            units. Whose data ended sooner takes, at the end, the scale of who trained longest.
         seed: of stochastic codecs, the same on every rank.
         allow: for `auto` and a race: `lossless` plans, `lossy` ones too, or `stale` ones as well; see
             `tightwire.recommend`.

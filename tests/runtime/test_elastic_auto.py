@@ -119,16 +119,8 @@ def test_members_meet_after_the_same_step_also_who_lacks_the_last_round(
         return values(model), scheduler.last_epoch
 
     elastic = Elastic(train, start=3, dies_at=[None, dies_at])
-    victim, dies = elastic.workers[1], elastic.workers[1].die
-
-    def die() -> None:
-        if not victim.is_dead:
-            elastic.lobby.expected = 3  # the others are let in together with the newcomer
-            dies()
-            elastic.start()
-
     if is_replaced:
-        victim.die = die  # type: ignore[method-assign]
+        elastic.replace(elastic.workers[1])
     ends = elastic.join()
     assert all(same(ends[0][0], parameters) for parameters, _ in ends[1:])
     assert [epoch for _, epoch in ends] == [STEPS] * len(ends)

@@ -31,15 +31,8 @@ class Gathering:
         self.victim = [self.elastic.start(dies_at if number == victim else None) for number in range(3)][
             victim
         ]
-        self.dies = self.victim.die
         if is_replaced:
-            self.victim.die = self.die  # type: ignore[method-assign]
-
-    def die(self) -> None:
-        if not self.victim.is_dead:
-            self.elastic.lobby.expected = 3  # the others are let in together with the newcomer
-            self.dies()
-            self.elastic.start()
+            self.elastic.replace(self.victim)
 
     def train(self, transport: Transport, worker: Worker) -> list[torch.Tensor]:
         with job(transport, self.plan, optimizer=momentum) as j:

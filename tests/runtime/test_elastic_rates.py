@@ -67,16 +67,8 @@ def test_rates_are_equal_after_a_death_and_with_who_comes_in_that_moment(
     plan: str, dies_at: int, is_replaced: bool
 ) -> None:
     elastic = Elastic(trainer(plan, 8), start=3, dies_at=[None, dies_at])
-    victim, dies = elastic.workers[1], elastic.workers[1].die
-
-    def die() -> None:
-        if not victim.is_dead:
-            elastic.lobby.expected = 3  # the others are let in together with the newcomer
-            dies()
-            elastic.start()
-
     if is_replaced:
-        victim.die = die  # type: ignore[method-assign]
+        elastic.replace(elastic.workers[1])
     assert_alike(elastic.join(), 8)
 
 

@@ -146,7 +146,7 @@ class Course:
             step: the last that counts as made.
             anew: whether the engine is built anew where the plan stays.
         """
-        self.now.step = step
+        self.now.step = self.now.began_at = step
         if (plan := self.now.next_plan) != self.now.plan or anew:
             # Else the meeting would make parameters those that all had in common before.
             loaded = Snapshot(self.now.context.model, self.now.context.optimizers)

@@ -248,7 +248,9 @@ def _write(path: pathlib.Path, content: Any) -> None:
 
 def _main() -> None:
     trial, folder = ChaosTrial(**json.loads(sys.argv[1])), pathlib.Path(sys.argv[2])
-    run_worker(trial, int(os.environ["RANK"]), folder)
+    rank = int(os.environ["RANK"])
+    os.dup2(os.open(folder / f"err{rank}", os.O_WRONLY | os.O_CREAT, 0o600), sys.stderr.fileno())
+    run_worker(trial, rank, folder)
 
 
 if __name__ == "__main__":
