@@ -49,6 +49,11 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Leads links of docs/ to results/, which stands beside it in a checkout, to the pages that are made of it."""
+    return markdown if "/" in page.file.src_uri else markdown.replace("](../results/", "](results/")
+
+
 def pages() -> Iterator[tuple[str, str]]:
     """Yields each page that is made: its path and its text."""
     for axis in FAMILIES:

@@ -1,6 +1,7 @@
 """Where a command writes is refused before its work begins: a walk over all options that name a file or a folder."""
 
 import pathlib
+import sys
 
 import pytest
 
@@ -70,4 +71,19 @@ def test_a_place_that_nobody_can_write_to_is_refused_before_the_work(
         place = f"/proc/{ENDINGS.get(option[2:], '')}"
         with pytest.raises(FileError, match=r"/proc\S* cannot be written"):
             application().main([*path.split(), option, place, *CALLS[path].split()], standalone_mode=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_that_nothing_can_draw_is_refused_before_the_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "plotly", None)  # as where tightwire[report] is not installed
+    drawn = [told for told in sorted(set(options())) if told.endswith((" --plot", " --page"))]
+    assert len(drawn) >= 5
+    asked = [*(f"{told} picture.html" for told in drawn), "tour", "parallel --out picture.html"]
+    for told in asked:
+        path = told.partition(" --")[0]
+        with pytest.raises(FileError, match="plotly, which is not installed"):
+            application().main([*told.split(), *CALLS[path].split()], standalone_mode=False)
     assert list(tmp_path.iterdir()) == []

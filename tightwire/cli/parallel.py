@@ -15,7 +15,7 @@ from tightwire import files
 from tightwire.cli.app import App
 from tightwire.cli.facts import ClusterOption
 from tightwire.cli.options import JsonOption
-from tightwire.cli.pictures import write_picture
+from tightwire.cli.pictures import require_picture, write_picture
 from tightwire.cli.plan import AllowChoice
 from tightwire.cli.table import print_rows, say
 from tightwire.cluster import Cluster
@@ -103,6 +103,8 @@ def parallel(
             raise FileError(
                 f"--out {path}: a layout is written as .py (DeviceMesh), .sh or .toml (torchtitan), .json or .html."
             )
+        if path.suffix == ".html":
+            require_picture(path, "--out")
     files.require_writable(*(out or ()))
     shape = transformer(model)
     if seq_len is not None:

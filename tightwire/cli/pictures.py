@@ -22,15 +22,31 @@ def require_picture(path: pathlib.Path | None, option: str) -> None:
     """Refuses what is no picture's name, before anything is computed for it.
 
     Raises:
-        FileError: an ending that is neither .html nor .png, or no kaleido for .png.
+        FileError: an ending that is neither .html nor .png, no plotly, or no kaleido for .png.
     """
     if path is None:
         return
     if path.suffix not in (".html", ".png"):
         raise FileError(f"{option} {path}: a plot is written as .html or .png.")
+    require_plotly(f"{option} {path}")
     if path.suffix == ".png" and importlib.util.find_spec("kaleido") is None:
         raise FileError(
             f"{option} {path}: .png needs kaleido and a browser; pip install kaleido, or write .html."
+        )
+
+
+def require_plotly(what: str) -> None:
+    """Refuses what ends with a picture, before it begins, where nothing can draw one.
+
+    Args:
+        what: is to be drawn, as an error begins.
+
+    Raises:
+        FileError: plotly is not installed.
+    """
+    if importlib.util.find_spec("plotly") is None:
+        raise FileError(
+            f"{what} is drawn by plotly, which is not installed: pip install 'tightwire[report]'."
         )
 
 

@@ -14,6 +14,7 @@ from tightwire import files
 from tightwire.cli import made
 from tightwire.cli.app import App
 from tightwire.cli.options import JsonOption, RateOption, shaped_rate
+from tightwire.cli.pictures import require_plotly
 from tightwire.cli.table import print_rows, say
 from tightwire.tour import curves
 from tightwire.tour import report as tour_report
@@ -66,6 +67,7 @@ def tour(
         plans=tuple(plans.split()),
         out=out,
     )
+    require_plotly("the report of a tour")
     result = _take(options)
     report = out / "report.html"
     made_by = f"{made.command()} · {made.machine()}"

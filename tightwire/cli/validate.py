@@ -13,6 +13,7 @@ from tightwire import files
 from tightwire.cli import made
 from tightwire.cli.app import App
 from tightwire.cli.options import JsonOption
+from tightwire.cli.pictures import require_picture
 from tightwire.cli.table import print_rows, say
 from tightwire.errors import FileError
 from tightwire.validate import Table, report, utilisation
@@ -78,6 +79,7 @@ def validate(
         raise FileError(f"--out {out}: results are stored as .json; a page stands beside it, as .md.")
     if plot is not None and plot.suffix != ".html":
         raise FileError(f"--plot {plot}: utilisation is drawn as .html.")
+    require_picture(plot, "--plot")
     files.require_writable(out, plot)
     if utilised:
         beside = {"--only": only, "--without": without, "--points": points, "--out": out, "--strict": strict}

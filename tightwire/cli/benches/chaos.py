@@ -14,7 +14,7 @@ import typer
 from tightwire.bench.chaos import TrialOutcome
 from tightwire.cli.app import progress
 from tightwire.cli.options import JsonOption
-from tightwire.cli.pictures import write_picture
+from tightwire.cli.pictures import require_picture, write_picture
 from tightwire.cli.table import print_rows, say
 from tightwire.errors import LabError
 from tightwire.files import require_writable
@@ -79,6 +79,7 @@ def chaos(
     """
     from tightwire.bench.chaos import Campaign, run_campaign
 
+    require_picture(page, "--page")
     require_writable(page)
     fixed, changing = _plans(plans, elastic)
     asked = Campaign(
