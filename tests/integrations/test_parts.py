@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.runtime.training import Job, adam, job, same, values
-from tightwire.errors import MismatchError, PlanError
+from tightwire.errors import FileError, MismatchError, PlanError
 from tightwire.integrations._parts import path_of, read, write
-from tightwire.integrations.accelerate import _OwnPart
+from tightwire.integrations.accelerate import _OwnParts, _parts_of
 from tightwire.integrations.ddp import ddp_hook
 from tightwire.transport import Single, Transport, run_threads
 
@@ -41,7 +41,7 @@ def saved(workers: int, plan: str, folder: Path) -> list[Any]:
         with job(transport, plan, optimizer=adam) as j:
             for step in range(5):
                 j.step(step)
-            _OwnPart(j.run).save(None, None, str(folder))
+            _OwnParts(j.run).save(None, None, str(folder))
             return copy.deepcopy(
                 [j.model.state_dict(), j.optimizer.state_dict(), j.run.state_dict(gather=True)]
             )
@@ -57,7 +57,7 @@ def load(j: Job, states: Any, folder: Path | None) -> None:
     if folder is None:
         j.run.load_state_dict(states[2])
     else:
-        part = _OwnPart(j.run)
+        part = _OwnParts(j.run)
         part.remember(None, str(folder))
         part.load_state_dict({})
 
@@ -105,7 +105,7 @@ def test_a_folder_of_two_saves_is_refused(tmp_path: Path) -> None:
 
     def worker(transport: Transport) -> None:
         with job(transport, plan, optimizer=adam) as j:
-            before, part = values(j.model), _OwnPart(j.run)
+            before, part = values(j.model), _OwnParts(j.run)
             part.remember(None, str(tmp_path))
             with pytest.raises(
                 MismatchError,
@@ -166,3 +166,133 @@ def test_a_trainers_hook_knows_by_how_much_fp16_scales_gradients(monkeypatch: py
     callback = module.TightwireCallback(trainer, "bsp/allreduce/topk:0.01+ef")
     callback.on_train_begin(SimpleNamespace(world_size=2), SimpleNamespace(global_step=0), None)
     assert made["scaler"] is scaler
+
+
+def test_a_part_that_was_cut_short_is_named(tmp_path: Path) -> None:
+    write({"version": 1, "workers": 2, "memory": torch.ones(100)}, tmp_path, rank=0, workers=2)
+    path = path_of(tmp_path, 0)
+    for content in (path.read_bytes()[:300], b"", b"not a checkpoint"):
+        path.write_bytes(content)
+        with pytest.raises(FileError, match=r"tightwire_0\.pt cannot be read as a rank's part"):
+            read(tmp_path, rank=0, workers=2)
+    torch.save([1, 2], path)
+    with pytest.raises(FileError, match="something else stands there"):
+        read(tmp_path, rank=0, workers=2)
+
+
+def test_a_part_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write({"workers": 1}, tmp_path, rank=0, workers=1)
+
+    def full(content: object, path: Path) -> None:
+        path.write_bytes(b"half of i")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(FileError, match="no space left"):
+        write({"workers": 2}, tmp_path, rank=0, workers=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["tightwire_0.pt"]
+    assert torch.load(path_of(tmp_path, 0)) == {"workers": 1}
+
+
+def test_two_prepared_models_have_parts_of_their_own(tmp_path: Path) -> None:
+    """As of a GAN: the second's parts must not take the place of the first's."""
+    plan = "bsp/allreduce/topk:0.1+ef"
+
+    def train(transport: Transport) -> list[int]:
+        with job(transport, plan) as one, job(transport, plan) as other:
+            for made, steps in ((one, 3), (other, 5)):
+                for step in range(steps):
+                    made.step(step)
+            _OwnParts(one.run, other.run).save(None, None, str(tmp_path))
+        with job(transport, plan) as one, job(transport, plan) as other:
+            parts = _OwnParts(one.run, other.run)
+            parts.remember(None, str(tmp_path))
+            parts.load_state_dict({})
+            return [one.run.step, other.run.step]
+
+    assert run_threads(2, train, deadline_s=20) == [[3, 5]] * 2
+
+
+class FakeAccelerator:
+    """Keeps what is registered, as the real one does, for good."""
+
+    def __init__(self) -> None:
+        self.saves, self.kept = list[Any](), list[Any]()
+
+    def register_save_state_pre_hook(self, hook: Any) -> None:
+        self.saves.append(hook)
+
+    def register_load_state_pre_hook(self, hook: Any) -> None:
+        pass
+
+    def register_for_checkpointing(self, member: Any) -> None:
+        self.kept.append(member)
+
+
+def test_an_accelerator_that_prepares_again_saves_what_is_open(tmp_path: Path) -> None:
+    """As in cross-validation, or after an attempt that was too large: the run of before is over."""
+    accelerator = FakeAccelerator()
+    for _ in range(3):
+        with job(Single(), "bsp") as j:
+            _parts_of(accelerator).add(j.run)
+            for hook in accelerator.saves:
+                hook(None, None, str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["tightwire_0.pt"]
+    assert len(accelerator.kept) == 1
+
+
+class TakesOne(DistributedDataParallel):
+    """Has a hook registered once, as the real one."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.module = nn.Linear(2, 2)
+        self.hooks = list[Any]()
+
+    def register_comm_hook(self, state: object, hook: Any) -> None:
+        if self.hooks:
+            raise RuntimeError("register_comm_hook or register_builtin_comm_hook can only be called once.")
+        self.hooks.append((state, hook))
+
+
+def trained_twice(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, TakesOne]:
+    pytest.importorskip("transformers")
+    from tightwire.integrations import trainer as module
+
+    monkeypatch.setattr(module, "ddp_hook", lambda plan, **more: ddp_hook(plan, transport=Single(), **more))
+    monkeypatch.setattr(module, "init", lambda: None)
+    ddp = TakesOne()
+    trainer: Any = SimpleNamespace(accelerator=SimpleNamespace(scaler=None), model_wrapped=ddp)
+    return module.TightwireCallback(trainer, "bsp/allreduce/topk:0.01+ef"), ddp
+
+
+def test_a_trainer_may_train_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps its DDP, which takes one hook for good; what the mean is owed stays owed."""
+    callback, ddp = trained_twice(monkeypatch)
+    args, state = SimpleNamespace(world_size=2), SimpleNamespace(global_step=0)
+    callback.on_train_begin(args, state, None)
+    first = callback.hook
+    memory = {"weight": {"ef": torch.ones(4)}}
+    first.load_state_dict({"version": 1, "rank": 0, "workers": 1, "rounds": 7, "memory": memory})
+    callback.on_train_end(args, state, None)
+    callback.on_train_begin(args, state, None)
+    again = callback.hook
+    assert again is not first
+    assert (again.rounds, again.state_dict()["memory"]["weight"]["ef"].tolist()) == (7, [1.0] * 4)
+    ((given, hook),) = ddp.hooks
+    called = list[object]()
+    monkeypatch.setattr(type(again), "run", lambda self, bucket: called.append(self))
+    hook(given, None)
+    assert called == [again]
+    callback.on_train_end(args, state, None)
+
+
+def test_a_trainer_resumes_from_a_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    callback, _ = trained_twice(monkeypatch)
+    state = {"version": 1, "rank": 0, "workers": 1, "rounds": 7, "memory": {}}
+    write(state, tmp_path, rank=0, workers=1)
+    callback.resumes_from = tmp_path  # which Trainer takes as well as a text
+    args = SimpleNamespace(world_size=2, process_index=0, output_dir="elsewhere", resume_from_checkpoint=None)
+    callback.on_train_begin(args, SimpleNamespace(global_step=3), None)
+    assert callback.hook.rounds == 7
+    callback.on_train_end(args, None, None)

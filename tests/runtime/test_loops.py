@@ -558,6 +558,34 @@ def test_one_file_continues_on_as_many_workers(plan: str) -> None:
     assert same(firsts[0][1], on_threads(second)[0])
 
 
+@pytest.mark.parametrize("plan", ["bsp", "local:4", "diloco:4", "easgd:2", "bsp/gossip:ring/int8+choco"])
+def test_a_file_that_is_saved_while_the_model_is_evaluated_continues(plan: str) -> None:
+    """Trainers save after a validation, before what was lent for it is taken back."""
+
+    def first(transport: Transport) -> Any:
+        with job(transport, plan, optimizer=adam) as j:
+            for step in range(5):
+                j.step(step)
+            with j.run.evaluating():
+                lent, saved, own = values(j.model), in_file(j), copy.deepcopy(j.run.own_state()["model"])
+                assert same(values(j.model), lent)
+            assert all(torch.equal(own[name], t) for name, t in j.model.state_dict().items() if name in own)
+            j.step(5)
+            j.step(6)
+        return saved, values(j.model)
+
+    firsts = on_threads(first)
+
+    def second(transport: Transport) -> list[Tensor]:
+        with job(transport, plan, model=Net(77), optimizer=adam) as j:
+            take_up(j, copy.deepcopy(firsts[0][0]))
+            j.step(5)
+            j.step(6)
+        return values(j.model)
+
+    assert same(firsts[0][1], on_threads(second)[0])
+
+
 @pytest.mark.parametrize(("n", "m"), [(2, 3), (3, 1), (1, 2)])
 @pytest.mark.parametrize("plan", [*GATHERED, "async-diloco:4/ps/int8+ef"])
 def test_one_file_continues_on_any_number_of_workers(plan: str, n: int, m: int) -> None:

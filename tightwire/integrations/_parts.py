@@ -8,42 +8,78 @@ from typing import Any
 
 import torch
 
-
-def path_of(folder: str | pathlib.Path, rank: int) -> pathlib.Path:
-    """Returns where a trainer's checkpoint holds a rank's part."""
-    return pathlib.Path(folder) / f"tightwire_{rank}.pt"
+from tightwire import files
+from tightwire.errors import FileError
 
 
-def write(part: Mapping[str, Any], folder: str | pathlib.Path, *, rank: int, workers: int) -> None:
-    """Writes a rank's part, and removes those of more workers in the folder, which are of another checkpoint.
+def path_of(folder: str | pathlib.Path, rank: int, run: int = 0) -> pathlib.Path:
+    """Returns where a trainer's checkpoint holds a rank's part of its first run, or of a later one."""
+    return pathlib.Path(folder) / f"{_prefix(run)}{rank}.pt"
+
+
+def write(
+    part: Mapping[str, Any], folder: str | pathlib.Path, *, rank: int, workers: int, run: int = 0
+) -> None:
+    """Writes a rank's part, whole or not at all, and removes those of more workers, which are of another checkpoint.
 
     Contract: every rank; local.
+
+    Raises:
+        FileError: it cannot be written there.
     """
-    torch.save(dict(part), path_of(folder, rank))
-    for old in pathlib.Path(folder).glob("tightwire_*.pt"):
-        number = old.stem.removeprefix("tightwire_")
+    target = path_of(folder, rank, run)
+    unfinished = target.with_name(f"{target.name}.part")
+    with files.writing(target):
+        try:
+            torch.save(dict(part), unfinished)
+            unfinished.replace(target)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    for old in pathlib.Path(folder).glob(f"{_prefix(run)}*.pt"):
+        number = old.stem.removeprefix(_prefix(run))
         if number.isdigit() and int(number) >= workers:
             old.unlink(missing_ok=True)  # whichever rank comes first
 
 
-def read(folder: str | pathlib.Path, *, rank: int, workers: int) -> dict[str, Any] | None:
+def read(folder: str | pathlib.Path, *, rank: int, workers: int, run: int = 0) -> dict[str, Any] | None:
     """Returns what a rank loads from a folder: its own part or, if another number of workers saved, those of all.
 
     Args:
         folder: with what `write` wrote.
         rank: that loads.
         workers: that load.
+        run: of several in one checkpoint, in their order.
 
     Returns:
         What `Run.load_state_dict` and `DDPHook.load_state_dict` take, without parts that are missing; None if the
         folder has none.
+
+    Raises:
+        FileError: a part that is damaged.
     """
-    found = next((n for n in (rank, 0) if path_of(folder, n).exists()), None)
+    found = next((n for n in (rank, 0) if path_of(folder, n, run).exists()), None)
     if found is None:
         return None
-    part = torch.load(path_of(folder, found), weights_only=True)
+    part = _load(path_of(folder, found, run))
     saved = part.get("run", part)["workers"]
     if saved == workers:
         return {"parts": {found: part}}
-    others = [n for n in range(saved) if path_of(folder, n).exists()]
-    return {"parts": {n: torch.load(path_of(folder, n), weights_only=True) for n in others}}
+    others = [n for n in range(saved) if path_of(folder, n, run).exists()]
+    return {"parts": {n: _load(path_of(folder, n, run)) for n in others}}
+
+
+def _prefix(run: int) -> str:
+    return f"tightwire{run + 1}_" if run else "tightwire_"
+
+
+def _load(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        part = torch.load(path, weights_only=True)
+        int(part.get("run", part)["workers"])
+    except Exception as error:  # whatever torch makes of a file that is cut short, or of another one
+        raise FileError(
+            f"{path} cannot be read as a rank's part of a checkpoint ({files.told(error)}): its save was cut short, or "
+            "something else stands there. Go on from another checkpoint."
+        ) from None
+    found: dict[str, Any] = part
+    return found

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from tightwire._attach import attach
 from tightwire.errors import AttachError
-from tightwire.integrations._parts import read, write
+from tightwire.integrations._parts import path_of, read, write
 from tightwire.runtime import Run
 from tightwire.transport import init
 
@@ -27,7 +27,8 @@ def prepare(
 
     The loop is unchanged: `accelerator.accumulate`, `backward`, `clip_grad_norm_`, `save_state` and `load_state` work,
     and the last two keep each rank's part of the run in `tightwire_RANK.pt`. Another number of workers takes up all
-    parts; see `Run.load_state_dict`. The model is not wrapped in DistributedDataParallel, so it keeps its names; leave
+    parts; see `Run.load_state_dict`. Of several models, each prepared by a call of its own, the second's parts are in
+    `tightwire2_RANK.pt`, and so on. The model is not wrapped in DistributedDataParallel, so it keeps its names; leave
     `unwrap_model` where it is.
 
     Args:
@@ -63,10 +64,7 @@ def prepare(
     prepared_optimizer, *prepared = accelerator.prepare(optimizer, *others)
     run = attach(model, prepared_optimizer, plan, scaler=accelerator.scaler, **options)
     vars(model)["no_sync"] = _NoSync(run)
-    part = _OwnPart(run)
-    accelerator.register_save_state_pre_hook(part.save)
-    accelerator.register_load_state_pre_hook(part.remember)
-    accelerator.register_for_checkpointing(part)
+    _parts_of(accelerator).add(run)
     return model, prepared_optimizer, *prepared, run
 
 
@@ -89,16 +87,21 @@ class _NoSync:
 
 
 @final
-class _OwnPart:
-    """Saves and loads this rank's part; Accelerate loads what is registered for checkpointing last of all."""
+class _OwnParts:
+    """Saves and loads this rank's part of each run; Accelerate loads what is registered last of all."""
 
-    def __init__(self, run: Run) -> None:
-        self._run, self._folder = run, pathlib.Path()
+    def __init__(self, *runs: Run) -> None:
+        self._runs, self._folder = list(runs), pathlib.Path()
+
+    def add(self, run: Run) -> None:
+        """Takes in another run; those that are closed by now are no part of checkpoints any more."""
+        self._runs = [*(other for other in self._runs if not other.is_closed), run]
 
     def save(self, models: object, weights: object, folder: str) -> None:
-        """Writes this rank's file; called on every rank."""
-        transport = self._run.transport
-        write(self._run.own_state(), folder, rank=transport.rank, workers=transport.size)
+        """Writes this rank's files; called on every rank."""
+        for number, run in enumerate(self._runs):
+            rank, workers = run.transport.rank, run.transport.size
+            write(run.own_state(), folder, rank=rank, workers=workers, run=number)
 
     def remember(self, models: object, folder: str) -> None:
         """Takes note of where a checkpoint is loaded from."""
@@ -109,12 +112,28 @@ class _OwnPart:
         return {}
 
     def load_state_dict(self, state: object) -> None:
-        """Goes on from the folder's parts, once the model and the optimizer are loaded."""
-        transport = self._run.transport
-        parts = read(self._folder, rank=transport.rank, workers=transport.size)
-        if parts is None:
-            raise AttachError(
-                f"{self._folder} has no tightwire_{transport.rank}.pt: it was saved without Tightwire. Load the model "
-                "and the optimizer by themselves to begin a new run from them."
-            )
-        self._run.load_state_dict(parts)
+        """Goes on from the folder's parts, once models and optimizers are loaded."""
+        for number, run in enumerate(self._runs):
+            rank, workers = run.transport.rank, run.transport.size
+            parts = read(self._folder, rank=rank, workers=workers, run=number)
+            if parts is None:
+                raise AttachError(
+                    f"{self._folder} has no {path_of(self._folder, rank, number).name}: it was saved without Tightwire "
+                    "or with fewer models. Load the model and the optimizer by themselves to begin a new run from them."
+                )
+            run.load_state_dict(parts)
+
+
+# What an accelerator saves and loads, once for all that it prepares: it calls whatever was ever registered.
+_registered: weakref.WeakKeyDictionary[Any, _OwnParts] = weakref.WeakKeyDictionary()
+
+
+def _parts_of(accelerator: Any) -> _OwnParts:
+    """Returns what saves and loads with an accelerator."""
+    if (known := _registered.get(accelerator)) is not None:
+        return known
+    parts = _registered[accelerator] = _OwnParts()
+    accelerator.register_save_state_pre_hook(parts.save)
+    accelerator.register_load_state_pre_hook(parts.remember)
+    accelerator.register_for_checkpointing(parts)
+    return parts

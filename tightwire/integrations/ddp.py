@@ -63,7 +63,9 @@ class GradBucket(Protocol):
 class Wrapped(Protocol):
     """What is needed of a `DistributedDataParallel`."""
 
-    module: nn.Module
+    @property
+    def module(self) -> nn.Module:
+        """Returns the model inside."""
 
     def register_comm_hook(self, state: object, hook: Callable[..., Future[Tensor]]) -> None:
         """Has `hook` called with `state` for every bucket."""

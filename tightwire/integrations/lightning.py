@@ -111,6 +111,7 @@ class TightwireStrategy(DDPStrategy):
     def on_exception(self, exception: BaseException) -> None:
         """Tells the other ranks why this one ends."""
         super().on_exception(exception)
+        self._evaluating.close()
         if self.run is not None:
             self.run.__exit__(type(exception), exception, exception.__traceback__)
             self.run = None

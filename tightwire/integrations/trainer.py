@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import functools
+import os
 import pathlib
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, final
 
-import torch
+from torch import Tensor, nn
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
 
 from tightwire.errors import AttachError, PeerError
 from tightwire.integrations._extras import needed
@@ -72,24 +76,31 @@ class TightwireCallback(TrainerCallback):
         self._trainer, self._seed = trainer, seed
         self._plan = plan_for_ddp(plan)
         self.hook: DDPHook | None = None
-        self.resumes_from: str | bool | None = None
+        self.resumes_from: str | os.PathLike[str] | bool | None = None
+        self._door: _Door | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Registers the hook with the Trainer's DDP, and takes up what a checkpoint remembers."""
         if args.world_size == 1:
             return
         wrapped = self._trainer.model_wrapped
-        if not isinstance(wrapped, torch.nn.parallel.DistributedDataParallel):
+        if not isinstance(wrapped, DistributedDataParallel):
             raise AttachError(
                 f"the Trainer has wrapped the model in {type(wrapped).__name__}, where a hook for DDP has no place; "
                 "train with plain data parallelism, or use tw.fsdp_hook."
             )
         init()
         scaler = getattr(self._trainer.accelerator, "scaler", None)  # under fp16
-        self.hook = ddp_hook(self._plan, scaler=scaler, seed=self._seed)
+        before, self.hook = self.hook, ddp_hook(self._plan, scaler=scaler, seed=self._seed)
+        if before is not None:
+            before.close()
+        if self._door is None or self._door.ddp is not wrapped:
+            self._door, before = _Door(wrapped), None  # of another model
         if state.global_step:
             self._resume(args, state)
-        self.hook.register(wrapped)
+        elif before is not None:
+            self.hook.load_state_dict(before.state_dict())
+        self.hook.register(self._door)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Saves this rank's part beside the Trainer's own files."""
@@ -106,7 +117,7 @@ class TightwireCallback(TrainerCallback):
     def _resume(self, args: Any, state: Any) -> None:
         assert self.hook is not None
         given = self.resumes_from or args.resume_from_checkpoint
-        folder = pathlib.Path(given) if isinstance(given, str) else None
+        folder = pathlib.Path(given) if isinstance(given, str | os.PathLike) else None
         places = [folder, pathlib.Path(args.output_dir) / f"checkpoint-{state.global_step}"]
         for place in filter(None, places):
             if (parts := read(place, rank=args.process_index, workers=args.world_size)) is not None:
@@ -117,3 +128,33 @@ class TightwireCallback(TrainerCallback):
             f"in {' or '.join(str(place) for place in places if place)}: leftovers begin at zero.",
             stacklevel=2,
         )
+
+
+@final
+class _Door:
+    """A DDP, which takes one hook for good: those that come later, as its Trainer trains again, stand in its place.
+
+    Attributes:
+        ddp: the one that it stands for.
+    """
+
+    def __init__(self, ddp: DistributedDataParallel) -> None:
+        self.ddp = ddp
+        self._run: Callable[[Any], Future[Tensor]] | None = None
+
+    @property
+    def module(self) -> nn.Module:
+        """What it wraps."""
+        module: nn.Module = self.ddp.module
+        return module
+
+    def register_comm_hook(self, state: object, hook: Callable[..., Future[Tensor]]) -> None:
+        """Has `hook` called with `state` for every bucket, from now on."""
+        is_first, self._run = self._run is None, functools.partial(hook, state)
+        if is_first:
+            self.ddp.register_comm_hook(self, lambda door, bucket: door.run(bucket))
+
+    def run(self, bucket: Any) -> Future[Tensor]:
+        """Hands a bucket to the hook that came last."""
+        assert self._run is not None
+        return self._run(bucket)

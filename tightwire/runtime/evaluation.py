@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ class Evaluation:
         self._exchanges: dict[str, Exchange] = {}
         self._rounds = 0
         self.is_lent = False
+        self._lent: Mapping[str, Tensor] = {}
+        self._own: dict[str, Tensor] = {}  # what the worker had where it is lent others
 
     def agree(self, agreed: Mapping[str, Tensor] | None, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns what is evaluated, by name.
@@ -48,15 +50,29 @@ class Evaluation:
     @contextlib.contextmanager
     def lending(self, lent: Mapping[str, Tensor]) -> Iterator[None]:
         """Inside, parameters and buffers are those that are lent, by name. Local."""
-        places = {**self._parameters(), **dict(self._model.named_buffers())}
-        own = {name: places[name].detach().clone() for name in lent}
-        _copy(lent, places)
-        self.is_lent = True
+        before = self._lent, self._own, self.is_lent
+        self._lent, self._own, self.is_lent = lent, self._held(lent), True
+        self._put(lent)
         try:
             yield
         finally:
-            self.is_lent = False
-            _copy(own, places)
+            self._put(self._own)
+            self._lent, self._own, self.is_lent = before
+
+    @contextlib.contextmanager
+    def given_back(self) -> Iterator[bool]:
+        """Inside, the worker has its own parameters and buffers; yields whether it was lent others. Local."""
+        if not self.is_lent:
+            yield False
+            return
+        self.is_lent = False
+        self._put(self._own)
+        try:
+            yield True
+        finally:
+            self._own = self._held(self._lent)
+            self._put(self._lent)
+            self.is_lent = True
 
     def require_over(self) -> None:
         """Makes sure that the worker has its own parameters.
@@ -79,6 +95,21 @@ class Evaluation:
         for exchange in self._exchanges.values():
             exchange.close()
         self._exchanges.clear()
+
+    def _places(self) -> dict[str, Tensor]:
+        return {**self._parameters(), **dict(self._model.named_buffers())}
+
+    def _held(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Returns copies of what the model holds, by name."""
+        places = self._places()
+        return {name: places[name].detach().clone() for name in names}
+
+    @torch.no_grad()
+    def _put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Writes to the model, by name."""
+        places = self._places()
+        for name, tensor in tensors.items():
+            assign(places[name], tensor)
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         left = self._context.left
@@ -105,9 +136,3 @@ class Evaluation:
         exchange.end()
         exchange.wait()
         return {name: view for bucket in exchange.buckets for name, view in bucket.views.items()}
-
-
-@torch.no_grad()
-def _copy(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        assign(parameters[name], tensor)

@@ -147,7 +147,7 @@ class Request:
         if num_ranks is None:
             _require_elastic(self.phases, races=self.race is not None)
         for plan in self.phases.plans:
-            _require_servable(plan, num_ranks, buffers)
+            require_servable(plan, num_ranks, buffers)
 
     def _programs(self) -> list[AllReduce]:
         architectures = (plan.architecture for plan in self.phases.plans)
@@ -185,7 +185,7 @@ def _needs_nodes(plan: Plan) -> bool:
     return plan.architecture.needs_nodes or (isinstance(plan.sync, Rounds) and plan.sync.steps_inside > 0)
 
 
-def _require_servable(plan: Plan, num_ranks: int | None, buffers: Buffers) -> None:
+def require_servable(plan: Plan, num_ranks: int | None, buffers: Buffers) -> None:
     """Makes sure that servers leave somebody to train, and that nothing has workers meet who need not.
 
     Args:

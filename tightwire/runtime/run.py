@@ -34,7 +34,7 @@ from tightwire.runtime.meeting import News
 from tightwire.runtime.passes import STEP_NEVER_SEEN, ForwardWatch
 from tightwire.runtime.record import Writer
 from tightwire.runtime.report import Report, typical_step_s
-from tightwire.runtime.request import Buffers
+from tightwire.runtime.request import Buffers, require_servable
 from tightwire.runtime.saving import RunState
 from tightwire.runtime.snapshot import Snapshot
 from tightwire.runtime.spans import RoundTimes
@@ -78,11 +78,11 @@ class Run:
         self._now = self._course.now
         self._closed = False
         self._left = context.left
-        self._buffers = BufferSync(context.transport.inner, self._shared_buffers)
+        self._buffers, self._kept_equal = BufferSync(context.transport.inner, self._shared_buffers), buffers
         self._guard = Guard(model, context.optimizers)
         self._evaluation = Evaluation(model, context)
         self._passes = None if self._now.is_alone else ForwardWatch(model, context.tracer)
-        self._state = RunState(model, self._course, self._shared_parameters)
+        self._state = RunState(model, self._course, self._shared_parameters, self._evaluation)
         self._steps = AroundStep(
             self,
             self._course,
@@ -162,6 +162,11 @@ class Run:
         return self._context.membership.lost_rounds
 
     @property
+    def is_closed(self) -> bool:
+        """Whether it is over, and whoever trains on does so alone."""
+        return self._closed
+
+    @property
     def is_server(self) -> bool:
         """Whether this rank is a dedicated server under the plan (`ps:servers=1`): it serves until `finish` returns.
 
@@ -184,8 +189,12 @@ class Run:
         under that plan too, and counts steps of phases as those do that trained meanwhile.
 
         Contract: every rank that trains, at the same step, with the same plan; blocks.
+
+        Raises:
+            AttachError: a plan that cannot keep buffers equal as this run is to.
         """
         self._require_open()
+        require_servable(plan, self._context.transport.size, self._kept_equal)
         self._course.adopt(plan)
 
     def ask(self, answer: str) -> list[str | None]:
@@ -215,6 +224,7 @@ class Run:
         Contract: every rank that trains, at the same step; blocks.
         """
         self._require_open()
+        require_servable(plan, self._context.transport.size, self._kept_equal)
         self._course.go_back(snapshot, plan, remembering=remembering)
 
     @property

@@ -16,6 +16,7 @@ from tightwire.runtime import checkpoint
 from tightwire.runtime.agreement import copy_from_first
 from tightwire.runtime.course import Course
 from tightwire.runtime.engines import Engine
+from tightwire.runtime.evaluation import Evaluation
 from tightwire.sync import Sync
 from tightwire.transport.blame import name_ranks
 
@@ -24,23 +25,35 @@ RUN_KEYS = frozenset({"rank", "workers", "step", "plan", "engine"})
 
 
 class RunState:
-    """Saves and loads what a run remembers; see `Run.state_dict`, `Run.own_state` and `Run.load_state_dict`."""
+    """Saves and loads what a run remembers; see `Run.state_dict`, `Run.own_state` and `Run.load_state_dict`.
 
-    def __init__(self, model: nn.Module, course: Course, shared: Callable[[], dict[str, Parameter]]) -> None:
+    What is saved while the model is lent others for an evaluation, as trainers save after a validation, is the worker's
+    own: training goes on from that.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        course: Course,
+        shared: Callable[[], dict[str, Parameter]],
+        evaluation: Evaluation,
+    ) -> None:
         """Saves a run.
 
         Args:
             model: the user's.
             course: what happens between its steps.
             shared: returns what is kept in step, by name.
+            evaluation: may have lent the model others.
         """
-        self._model, self._course, self._shared = model, course, shared
+        self._model, self._course, self._shared, self._evaluation = model, course, shared, evaluation
         self._parts: list[dict[str, Any]] = []
         course.now.context.membership.gather = self._gather
 
     def part(self) -> dict[str, Any]:
         """Returns what this rank's run remembers. Every rank; local under most plans."""
-        return self._part(self._engine_state())
+        with self._evaluation.given_back():
+            return self._part(self._engine_state())
 
     def _part(self, engine: Mapping[str, Any]) -> dict[str, Any]:
         context, now = self._course.now.context, self._course.now
@@ -59,7 +72,11 @@ class RunState:
 
     def own(self) -> dict[str, Any]:
         """Returns all that is this rank's own: `part` as "run", and tensors. Every rank; local under most plans."""
-        return self._own(self.part())
+        with self._evaluation.given_back() as was_lent:
+            own = self._own(self.part())
+            if was_lent:  # tensors are the model's, which is lent others again
+                own["model"] = {name: tensor.clone() for name, tensor in own["model"].items()}
+            return own
 
     def _own(self, run: Mapping[str, Any]) -> dict[str, Any]:
         context = self._course.now.context
@@ -88,7 +105,8 @@ class RunState:
             return {}
         membership.gathers = True
         try:
-            membership.guard(self._gather)
+            with self._evaluation.given_back():
+                membership.guard(self._gather)
             return {"version": VERSION, "parts": self._parts} if self._parts else {}
         finally:
             membership.gathers, self._parts = False, []
