@@ -11,7 +11,7 @@ import logging
 import pathlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -104,8 +104,9 @@ def attach(
         groups: parameters that this rank shares with some ranks only, as experts are: by a glob pattern over their
             names or a module of the model, the ranks of the group (`{"experts.*": [0, 2]}`) or their process group.
             They are made equal and averaged within it.
-        keep: a plan file for what `auto` or a race chooses: where it exists and was made for this model, so many
-            workers, this version and about this wire, its plan is taken at once. Rank 0 reads and writes it.
+        keep: a plan file for what `auto` or a race chooses: where it exists and was made for this model on this
+            device, so many workers, this version and about this wire, its plan is taken at once. Rank 0 reads and
+            writes it.
         carry: what a worker that joins later (after `init(elastic=True)`), or one that is started anew (see
             `remember`), is given besides the model and the optimizer, by any names: its data's place (a
             `StatefulDataLoader`), a learning-rate scheduler.
@@ -124,6 +125,8 @@ def attach(
         MismatchError: ranks that disagree, named with the difference, on every rank.
         PeerError: a rank that did not arrive within the transport's deadline.
     """
+    _require_known("buffers", buffers, get_args(Buffers))
+    _require_known("allow", allow, get_args(Allowance))
     transport = current() if transport is None else transport
     door = transport.door if isinstance(transport, Single) else None
     asked = Request.read(plan, allow)
@@ -149,6 +152,8 @@ def attach(
     sharings = form(counting, shared) if door is None else ()
     look = _look(asked, model, optimizers, left, keep, goes_back=door is None)
     asked, pilot = _piloted(asked, look, transport, is_elastic=door is not None)
+    # What was kept for this job, too.
+    asked.require_possible(num_ranks=None if door is not None else transport.size, buffers=buffers)
     context = RunContext(
         transport=counting,
         routing=asked.plan_file.routing,
@@ -184,6 +189,16 @@ def attach(
     )
 
 
+def _require_known(option: str, value: str, known: Sequence[str]) -> None:
+    """Refuses a word that would be taken for another one.
+
+    Raises:
+        AttachError: lists those that exist.
+    """
+    if value not in known:
+        raise AttachError(f"{option}={value!r} is not known; write {' or '.join(map(repr, known))}.")
+
+
 def _facts(
     asked: Request, model: nn.Module, optimizers: Optimizers, left: frozenset[str], *, num_ranks: int
 ) -> dict[str, object]:
@@ -210,7 +225,8 @@ def _look(
     """
 
     def look(transport: Transport, habits: Habits) -> Pilot | PlanFile:
-        about = facts_of(model_facts(model, left), transport.size, workers_per_node(), asked.name)
+        at = next(model.parameters()).device
+        about = facts_of(model_facts(model, left), at, transport.size, workers_per_node(), asked.name)
         learnt = Learnt(pathlib.Path(keep), about) if keep is not None else None
         kept = learnt.recall(transport) if learnt is not None else None
         if kept is not None:
@@ -356,7 +372,7 @@ def _pilot(
     # Where messages begin: copies, or NCCL, are then in what is measured.
     at = next(model.parameters()).device
     cluster = probe(transport, budget_s=search.probe_s, programs=search.probed, device=at)
-    return Pilot(model, optimizers, as_native(cluster, search.programs), search, num_bytes, habits)
+    return Pilot(model, optimizers, as_native(cluster, search.programs), search, num_bytes, habits, left)
 
 
 def _forget(plan_file: PlanFile) -> None:

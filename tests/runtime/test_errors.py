@@ -12,7 +12,7 @@ from torch import nn
 from tests.runtime.training import Net, job, loss_of, same, sgd, values
 from tightwire._attach import attach
 from tightwire.errors import AttachError, MismatchError, PeerError, PlanError, TightwireError
-from tightwire.plan import PlanFile, Route
+from tightwire.plan import Plan, PlanFile, Route
 from tightwire.transport import Single, Transport, run_threads
 
 
@@ -409,3 +409,25 @@ def test_a_rank_that_raises_is_named_to_the_others() -> None:
         return blamed
 
     assert run_threads(3, worker, deadline_s=5) == [[1], [], [1]]
+
+
+@pytest.mark.parametrize("option", ["buffers", "allow"])
+def test_a_word_that_would_pass_for_another_is_refused(option: str) -> None:
+    model, told = Net(), {option: "every_step"}
+    with pytest.raises(AttachError, match=f"{option}='every_step' is not known; write '"):
+        attach(model, sgd(model.parameters()), "bsp", transport=Single(), **told)  # type: ignore[arg-type]
+
+
+def test_a_run_whose_buffers_are_kept_equal_adopts_no_plan_that_cannot() -> None:
+    """As a plan of its own such a one is refused; `auto` and races go by what `adopt` says."""
+
+    def worker(transport: Transport) -> None:
+        with job(transport, "bsp", buffers="every-step") as j:
+            j.step(0)
+            with pytest.raises(AttachError, match="leave buffers at 'start'"):
+                j.run.adopt(Plan.parse("asp/ps"))
+            with pytest.raises(AttachError, match="leave buffers at 'start'"):
+                j.run.go_back(j.run.snapshot(), Plan.parse("asp/ps"))
+            j.step(1)
+
+    run_threads(2, worker, deadline_s=20)

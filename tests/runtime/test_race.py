@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from tests.runtime.training import Job, adam, job, loss_of, same, values
 from tightwire.cluster import Cluster
 from tightwire.errors import AttachError, PlanError
-from tightwire.plan import Plan
+from tightwire.plan import Plan, PlanFile
 from tightwire.planner import STOCK
 from tightwire.profile import CodecCost
 from tightwire.runtime import auto, choice, first_steps, lookout, shortlist
+from tightwire.runtime.auto import Pilot
+from tightwire.runtime.choice import PlanSearch
 from tightwire.runtime.first_steps import PROFILE_STEPS, WARM_UP_STEPS
+from tightwire.runtime.learnt import Learnt, facts_of
 from tightwire.runtime.lookout import Lookout, LossLevel
 from tightwire.runtime.proof import Proof
 from tightwire.runtime.race import (
@@ -34,7 +37,8 @@ from tightwire.runtime.race import (
     tells_little,
 )
 from tightwire.runtime.racing import Racing
-from tightwire.transport import Transport, run_threads
+from tightwire.runtime.step import Optimizers
+from tightwire.transport import Single, Transport, run_threads
 
 FIELD = ("bsp/allreduce/int8+ef/sequential", "local:4/allreduce/none/sequential", "bsp")
 
@@ -320,6 +324,50 @@ def test_all_plans_are_looked_at_once_training_went_on_for_long(
     assert len(first[1]) == 1, first  # once
 
 
+def test_a_plan_that_was_kept_on_another_device_is_chosen_anew(
+    quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept, at = tmp_path / "plan.yaml", {"card": "A100"}
+    monkeypatch.setattr("tightwire.devices.cpu.Cpu.facts", lambda self, device: at)
+
+    def learnt() -> Learnt:
+        return Learnt(kept, facts_of({}, torch.device("cpu"), 2, 0, "auto, lossy"))
+
+    learnt().keep(
+        PlanFile(plan="bsp/allreduce/int8+ef", measured={"cluster": {"bandwidth_bytes_per_s": 1e7}})
+    )
+    assert all(run_threads(2, lambda transport: learnt().recall(transport), deadline_s=30))
+    at["card"] = "H100"
+    assert not any(run_threads(2, lambda transport: learnt().recall(transport), deadline_s=30))
+    assert any("was made for another device" in record.getMessage() for record in caplog.records)
+
+
+def test_a_place_where_nothing_can_be_kept_is_told_at_once(
+    quick: None, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not after a race of an hour."""
+
+    def worker(transport: Transport) -> None:
+        with job(transport, "auto", keep=tmp_path / "nowhere" / "plan.yaml"):
+            pass
+
+    run_threads(2, worker, deadline_s=30)
+    told = [record.getMessage() for record in caplog.records]
+    assert sum("is not going to be kept" in message and "nowhere" in message for message in told) == 1
+
+
+def test_what_is_left_to_each_rank_is_no_part_of_what_is_planned_for(quick: None) -> None:
+    def worker(transport: Transport) -> set[str]:
+        with job(transport, "auto", optimizer=adam, allow="lossy", leave=["last.*"]) as j:
+            for number in range(WARM_UP_STEPS + PROFILE_STEPS + 1):
+                step(j, number)
+            found: Any = j.run._pilot
+            return {parameter.name for parameter in found._profile.parameters}
+
+    for names in run_threads(2, worker, deadline_s=30):
+        assert names == {"first.weight", "first.bias", "scale", "nothing"}
+
+
 def test_a_race_needs_the_loss(quick: None) -> None:
     def worker(transport: Transport) -> None:
         with job(transport, "race:60s", allow="lossy") as j:
@@ -358,6 +406,7 @@ class Watched:
     def __init__(self) -> None:
         self.plan = Plan.parse("bsp/allreduce/topk:0.1+ef")
         self.snapshots = 0
+        self.transport = Single()
 
     def ask(self, answer: str) -> list[str | None]:
         return [answer]
@@ -385,6 +434,24 @@ def test_what_a_plan_may_spoil_is_a_share_of_what_was_done(monkeypatch: pytest.M
     while not watch.remarks:
         watch.after_step(run, math.nan)
     assert str(run.plan) == str(Plan.parse("bsp/allreduce/int8+ef"))
+
+
+def test_what_a_plan_was_given_up_for_is_what_is_kept() -> None:
+    """A restart takes what is kept at once, and nobody watches over it then."""
+    kept, model = list[PlanFile](), nn.Linear(2, 2)
+    search = PlanSearch(allow="lossy", keep=kept.append)
+    pilot = Pilot(model, Optimizers([adam(model.parameters())]), Cluster.uniform(2, 1e6, 1e-4), search, 24)
+    run: Any = Watched()
+    pilot.choice = choice.Choice(plan=str(run.plan), predicted_step_s=1.0, why=("it is fast",))
+    pilot._plan_file = PlanFile(plan=str(run.plan), why=pilot.choice.why, predicted={"step_s": 1.0})
+    pilot._lookout = Lookout(["bsp/allreduce/int8+ef"], run.plan)
+    pilot._lookout.begin(run)
+    while str(run.plan) == pilot.choice.plan:
+        pilot.hear(math.nan)
+        pilot.after_step(run, 0.0)
+    assert [file.plan for file in kept] == [str(run.plan)]
+    assert kept[0].predicted == {}
+    assert "went back" in kept[0].why[0]
 
 
 def test_noise_is_no_rise() -> None:

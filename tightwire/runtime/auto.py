@@ -10,7 +10,8 @@ import json
 import logging
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -86,6 +87,7 @@ class Pilot:
         search: PlanSearch,
         num_bytes: int,
         habits: Habits | None = None,
+        left: Collection[str] = (),
     ) -> None:
         self.baseline_step_s: float | None = None
         self.choice: Choice | None = None
@@ -97,7 +99,7 @@ class Pilot:
         self._start: Snapshot | None = None
         self._equal_s = EQUAL_EXCHANGES * dense_s
         self._cluster, self._search = cluster, search
-        self._model, self._optimizers = model, optimizers
+        self._model, self._optimizers, self._left = model, optimizers, left
         self._profiler = Profiler(model, optimizers.members[-1])
         self._noise = NoiseWatch(model.parameters())
         self._profile: Profile | None = None
@@ -172,7 +174,7 @@ class Pilot:
             self._watch(run, exposed_s)
         else:
             if self._lookout is not None:
-                self._lookout.after_step(run, loss)
+                self._watch_over(run, self._lookout, loss)
             self._prove(run)
             if (
                 self._profile is not None
@@ -202,6 +204,13 @@ class Pilot:
             if self._takes_baseline and run.plan != Plan.parse(STOCK):
                 self._proof = Proof(run, self.baseline_step_s, self._situation)
 
+    def _watch_over(self, run: Trainee, lookout: Lookout, loss: float | None) -> None:
+        """Tells the lookout of a step; where training fell back on a milder plan, that is what is kept from then on."""
+        before = len(lookout.remarks)
+        lookout.after_step(run, loss)
+        for remark in lookout.remarks[before:]:
+            self._keep(run, str(run.plan), {}, (remark,))
+
     def _prove(self, run: Trainee) -> None:
         """Goes back to plain all-reduce where that, as measured here, is sooner at a loss than what was chosen."""
         if self._proof is None or self._proof.is_over or (refuted := self._proof.after_step(run)) is None:
@@ -213,9 +222,11 @@ class Pilot:
         self._decide(run, dataclasses.replace(self.choice, plan=STOCK, predicted_step_s=step_s, predicted={}))
 
     def _watched(self, run: Trainee) -> Profile:
-        """Returns the profile; what came after backward held the exchange, which is no compute."""
+        """Returns the profile of what is shared; what came after backward held the exchange, which is no compute."""
         at = next(self._model.parameters()).device
         profile = with_device(self._profiler.profile(warm_up=WARM_UP_STEPS), at)
+        shared = tuple(p for p in profile.parameters if p.name not in self._left)
+        profile = dataclasses.replace(profile, parameters=shared or profile.parameters)
         # Messages that cross the host did so, too, when the wire was probed.
         if at.type not in run.transport.ordered:
             profile = dataclasses.replace(profile, nccl_slowdown=1.0)
@@ -390,11 +401,14 @@ class Pilot:
     def _tell(self, run: Trainee, choice: Choice) -> None:
         if not self._told:  # later choices have said why
             log.info("plan %s: %s", choice.plan, " ".join(choice.why))
-        if self._plan_file is not None and run.transport.rank == 0:
+        if self._plan_file is not None:
             predicted = self._plan_file.predicted | {"step_s": choice.predicted_step_s}
-            self._search.keep(
-                dataclasses.replace(self._plan_file, plan=choice.plan, predicted=predicted, why=choice.why)
-            )
+            self._keep(run, choice.plan, predicted, choice.why)
+
+    def _keep(self, run: Trainee, plan: str, predicted: dict[str, Any], why: tuple[str, ...]) -> None:
+        """Has a plan kept for a restart, on rank 0, which measured for it."""
+        if self._plan_file is not None and run.transport.rank == 0:
+            self._search.keep(dataclasses.replace(self._plan_file, plan=plan, predicted=predicted, why=why))
 
     def _look_out(self, run: Trainee, level: LossLevel | None) -> None:
         """Watches over the loss from now on, where it is told and the plan changes what is learned."""

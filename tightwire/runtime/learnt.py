@@ -10,7 +10,10 @@ import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 from tightwire import files
+from tightwire.devices import device_named
 from tightwire.errors import FileError, TightwireError
 from tightwire.files import own_version
 from tightwire.plan import PlanFile
@@ -32,7 +35,7 @@ class Learnt:
 
     Attributes:
         path: of the file, on rank 0.
-        facts: about the model, the workers, the version and what was asked for.
+        facts: about the model, its device, the workers, the version and what was asked for.
     """
 
     path: pathlib.Path
@@ -53,6 +56,8 @@ class Learnt:
 
         Contract: every rank; blocks.
         """
+        if transport.rank == 0:
+            self._look_ahead()
         mine = self._read() if transport.rank == 0 else ""
         told = transport.exchange(mine.encode())[0].decode()
         if not told:
@@ -69,13 +74,20 @@ class Learnt:
         log.info("%s holds what was chosen for this job before: %s.", self.path, plan_file.plan)
         return plan_file
 
+    def _look_ahead(self) -> None:
+        """Tells before anything is tried, which may take long, that what is chosen cannot be kept."""
+        try:
+            files.require_writable(self.path)
+        except FileError as error:
+            log.warning("what will be chosen is not going to be kept: %s", error)
+
     def _read(self) -> str:
         """Returns the file as JSON; nothing where there is none that was made for this job."""
-        if not self.path.exists():
-            return ""
         try:
+            if not self.path.exists():
+                return ""
             plan_file = PlanFile.read(self.path)
-        except TightwireError as error:
+        except (TightwireError, OSError) as error:  # nobody may look into its folder
             log.warning("%s; a plan is chosen anew.", error)
             return ""
         kept = plan_file.measured.get(MADE_FOR, {})
@@ -86,11 +98,14 @@ class Learnt:
         return json.dumps(dataclasses.asdict(plan_file))
 
 
-def facts_of(model: Mapping[str, object], workers: int, workers_per_node: int, wanted: str) -> dict[str, str]:
+def facts_of(
+    model: Mapping[str, object], device: torch.device, workers: int, workers_per_node: int, wanted: str
+) -> dict[str, str]:
     """Returns what a plan that was learnt is good for.
 
     Args:
         model: shapes and dtypes by name.
+        device: that it is on, on rank 0.
         workers: how many.
         workers_per_node: 0 where it is not told.
         wanted: what was asked for, and what is allowed.
@@ -98,6 +113,7 @@ def facts_of(model: Mapping[str, object], workers: int, workers_per_node: int, w
     digest = hashlib.sha256(json.dumps(sorted((k, str(v)) for k, v in model.items())).encode()).hexdigest()
     return {
         "model": digest[:16],
+        "device": str(device_named(device).facts(device).get("card", device.type)),
         "number of workers": f"{workers}, {workers_per_node} per node",
         "version of tightwire": own_version(),
         "allowance": wanted,
