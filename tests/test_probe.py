@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tightwire.cluster import Cluster
+from tightwire.cluster.fit import MAX_RESIDUAL
 from tightwire.errors import ProgramError
 from tightwire.probe import ProbePoint, fit, probe, tournament
 from tightwire.transport import Single, run_threads
@@ -25,6 +26,12 @@ def test_neither_constant_is_negative() -> None:
     falling = fit("ring", [ProbePoint(sent_bytes=n, seconds=1e-3 - n * 1e-11) for n in (10**4, 10**6)])
     assert falling.beta_s_per_byte == 0.0
     assert fit("ring", [ProbePoint(sent_bytes=5, seconds=1e-3)] * 3).alpha_s == pytest.approx(1e-3)
+
+
+def test_times_that_make_no_sense_are_a_bad_fit_and_no_end() -> None:
+    """A machine that stood still in one sample must not end the training that waits for the probe."""
+    still = [ProbePoint(sent_bytes=n, seconds=s) for n, s in ((10**3, 2.0), (10**6, 5e-4))]
+    assert fit("native", still).residual == MAX_RESIDUAL
 
 
 @pytest.mark.parametrize("size", range(2, 10))

@@ -20,6 +20,7 @@ import torch
 from tightwire.architecture import Program, Runner, build
 from tightwire.architecture.allreduce.traffic import predict_bytes
 from tightwire.cluster import MAX_BANDWIDTH_BYTES_PER_S, Cluster, Fit, Pair
+from tightwire.cluster.fit import MAX_RESIDUAL
 from tightwire.compression import Identity
 from tightwire.devices import device_named
 from tightwire.transport import Transport, init, shutdown
@@ -115,7 +116,7 @@ def fit(program: str, points: Sequence[ProbePoint]) -> Fit:
         alpha_s=alpha_s,
         beta_s_per_byte=beta,
         cpu_s_per_byte=largest.processor_s / max(1, largest.sent_bytes),
-        residual=residual,
+        residual=min(MAX_RESIDUAL, residual),
     )
 
 

@@ -98,6 +98,12 @@ def test_an_exchange_is_priced_by_the_line_of_its_size() -> None:
             "fits: [{program: ring, alpha_s: -1.0, beta_s_per_byte: 0.0}]\n",
             r"fits\.0: .*alpha_s",
         ),
+        (
+            "workers: 8\nbandwidth_bytes_per_s: 5.0e+10\nlatency_s: 1.0e-5\nlevels:\n"
+            "- {name: node, workers: 4, bandwidth_bytes_per_s: 4.5e+11}\n"
+            "- {name: cluster, workers: 8, bandwidth_bytes_per_s: 1.25e+9}\n",  # changed by hand, and not the first
+            "slowest of levels carries 1.25e\\+09",
+        ),
         ("[1, 2", "cannot be read"),
     ],
 )

@@ -14,6 +14,7 @@ from tightwire.errors import FileError, PlanError
 from tightwire.jobs import POLICIES, Job, policy, predict_jobs, read_jobs
 from tightwire.jobs.interleave import Circles, affinity_parts, interleave
 from tightwire.lab.sharing import as_the_lab_runs
+from tightwire.profile import Profile
 
 
 def job(name: str, compute_s: float, wire_s: float, links: tuple[int, ...] = (0,), **more: float) -> Job:
@@ -155,6 +156,7 @@ def test_a_file_of_jobs_as_json_and_picture(tmp_path: Path) -> None:
         ({"exchange_bytes": None}, "exchange_bytes is missing"),
         ({"workers": []}, "one or more different ranks"),
         ({"colour": 1}, "colour"),
+        ({"workers": [1], "compute_s": 0.0}, "urgent: its steps take no time"),
     ],
 )
 def test_jobs_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, object], complaint: str) -> None:
@@ -165,6 +167,9 @@ def test_jobs_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, obj
 def test_plans_and_policies_that_are_not_known(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="no all-reduce of messages"):
         read_jobs(write(tmp_path, plan="bsp/ps"))
+    for plan in ("local:8", "diloco:64/allreduce/int4+ef", "delayed:1"):  # not as if each step exchanged
+        with pytest.raises(PlanError, match=r"urgent: a step under .* Write a whole round as one step"):
+            read_jobs(write(tmp_path, plan=plan))
     with pytest.raises(PlanError, match="no known network policy; known: fair, first-come"):
         policy("random")
 
@@ -174,3 +179,17 @@ def test_compression_shrinks_what_crosses_the_links(tmp_path: Path) -> None:
     half, _ = read_jobs(write(tmp_path, plan="bsp/allreduce:ring/bf16"))
     assert half[1].wire_s == pytest.approx(exact[1].wire_s / 2, rel=1e-3)
     assert dataclasses.replace(half[1], bytes_by_link={}).wire_s == 0.0
+
+
+def test_values_of_a_profile_are_as_wide_as_it_says(tmp_path: Path) -> None:
+    """A codec's messages follow from how many values there are, which are half as wide in bfloat16."""
+
+    def wire_s(itemsize: int) -> float:
+        profile = Profile.uniform(layers=2, numel_per_layer=10**6, forward_s=0.1, backward_s=0.2)
+        parameters = tuple(dataclasses.replace(p, itemsize=itemsize) for p in profile.parameters)
+        dataclasses.replace(profile, parameters=parameters).write(tmp_path / "p.yaml")
+        told = {"profile": "p.yaml", "compute_s": None, "exchange_bytes": None}
+        built, _ = read_jobs(write(tmp_path, plan="bsp/allreduce/int8+ef", **told))
+        return built[1].wire_s
+
+    assert wire_s(2) == pytest.approx(wire_s(4), rel=0.01)

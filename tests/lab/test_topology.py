@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tightwire.cluster import PAYLOAD_SHARE, Cluster, WorkerKind
+from tightwire.cluster.presets import preset
 from tightwire.errors import LabError
 from tightwire.lab import Topology, format_rate, parse_rate
 
@@ -154,3 +158,18 @@ def test_a_star_is_a_uniform_cluster_and_links_without_a_rate_are_none() -> None
     assert Topology.of_cluster(cluster).rate_bytes_per_s == pytest.approx(125e6)
     with pytest.raises(LabError, match="have no rate"):
         Topology.parse("nodes=2x2,inside=1gbit").cluster()
+
+
+def test_workers_of_a_star_keep_lines_of_their_own() -> None:
+    kinds = (
+        WorkerKind(name="near", workers=3),
+        WorkerKind(name="far", workers=1, bandwidth_bytes_per_s=1e7),
+    )
+    cluster = dataclasses.replace(Cluster.uniform(4, 1e8, 0.0), kinds=kinds)
+    found = Topology.of_cluster(cluster, 0.5)
+    payload = [PAYLOAD_SHARE * (found.line_bytes_per_s(rank) or 0.0) for rank in range(4)]
+    assert payload == pytest.approx([5e7, 5e7, 5e7, 5e6])
+    nodes = preset("aws-g5.12xlarge", 2)
+    far = (dataclasses.replace(kinds[0], workers=7), kinds[1])
+    with pytest.raises(LabError, match="levels besides"):
+        Topology.of_cluster(dataclasses.replace(nodes, kinds=far))

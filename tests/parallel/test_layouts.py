@@ -21,9 +21,11 @@ from tightwire.parallel import (
     transformer,
 )
 from tightwire.parallel.layout import require_legal
+from tightwire.parallel.leg import _ranked
 from tightwire.parallel.memory import RUNTIME_BYTES, layer_bytes
 from tightwire.parallel.search import LayoutSearch, check
 from tightwire.parallel.written import SCHEDULES, device_mesh, torchtitan
+from tightwire.profile.devices import DEVICES
 
 GPT = Transformer(layers=8, hidden=1024, heads=16, seq_len=2048)
 OLD = TrainingCost(batch=32, fused=False, overlaps=False)
@@ -214,3 +216,29 @@ def test_layouts_are_read_from_text() -> None:
         Layout.parse({"shard": "zero9"})
     with pytest.raises(PlanError, match="whole numbers"):
         Layout.parse({"data": "many"})
+    for text, truth in (("yes", True), ("True", True), ("no", False), ("0", False)):
+        assert Layout.parse({"tensor": 2, "sequence": text}).sequence is truth
+    with pytest.raises(PlanError, match="'maybe' is neither true nor false"):  # and not taken for false
+        Layout.parse({"sequence": "maybe"})
+    with pytest.raises(PlanError, match=r"shard_group=-2 needs .* must divide the 4 shares"):
+        Layout.parse({"data": 4, "shard": "zero3", "shard_group": -2})
+
+
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [("dgx-1v", "v100"), ("aws-p4d", "a100-40gb"), ("dgx-a100", "a100"), ("dgx-h100", "h100")],
+)
+def test_a_device_that_nobody_names_is_known_by_its_memory_and_line_and_told(name: str, device: str) -> None:
+    found = parallelise("gpt3-1.7b", preset(name, 1), tokens_per_batch=2**17, top=1)
+    assert found.devices == Accelerators.of(DEVICES[device])
+    assert sum(f"taken for {device}," in sentence for sentence in found.why) == 1
+    told = parallelise("gpt3-1.7b", preset(name, 1), tokens_per_batch=2**17, top=1, device="a100")
+    assert not any("taken for" in sentence for sentence in told.why)
+
+
+def test_the_plan_between_replicas_is_of_devices_whose_codecs_run_on_them() -> None:
+    """At the rate of a host's memory no codec would ever pay."""
+    found = _ranked(2, 1e8, 1e-4, 10**8, 24, 1.0, 1.2e12, "lossy")
+    assert found.profile.is_apart
+    assert found.profile.pass_s_per_element == pytest.approx(12 / 1.2e12)
+    assert found.gain(found.chosen) > 1.5

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tightwire.catalogue import FAMILIES, catalogue, parse_member
-from tightwire.cluster import Cluster, Fit, Level, Prices
+from tightwire.cluster import Adding, Cluster, Fit, Level, Prices
 from tightwire.cluster.presets import preset
 from tightwire.compression.recipe import Recipe
 from tightwire.errors import PlanError
@@ -375,6 +375,21 @@ def test_a_part_of_a_cluster_keeps_whole_groups() -> None:
         smaller(LEVELS, 3)
 
 
+def test_a_part_of_a_cluster_is_joined_as_the_whole_is() -> None:
+    """Else fewer workers are compared with all of them by another formula, or by another way for messages."""
+    star = dataclasses.replace(FAST, nccl="infiniband", over="pinned", adding=Adding(slots=8))
+    part = smaller(star, 2)
+    assert dataclasses.replace(part, workers=star.workers) == star
+    nodes = dataclasses.replace(preset("dgx-h100-sharp", 4), over="pinned")
+    for workers in (1, 2, 8, 16):
+        part = smaller(nodes, workers)
+        assert (part.nccl, part.over) == ("infiniband", "pinned")
+        named = [level.name for level in part.levels]
+        assert part.adding is None or set(part.adding.levels) <= set(named)
+    assert smaller(nodes, 16).adding == nodes.adding
+    assert smaller(nodes, 8).adding == Adding(levels=("node",))
+
+
 def test_what_is_bound_by_computing_does_not_wait_for_longer_than_it_computes() -> None:
     for cluster in CLUSTERS:
         for row in rank(PROFILE, cluster, "lossless").rows:
@@ -411,3 +426,9 @@ def test_slices_too_many_to_keep_in_order_are_for_those_who_name_them() -> None:
     cluster = Cluster.uniform(4, 1e9, 1e-5)
     assert not competes(Plan.parse("bsp/allreduce/none/p3"), large, cluster)
     assert competes(Plan.parse("bsp/allreduce/none/p3:16MiB"), large, cluster)
+
+
+@pytest.mark.parametrize("misspelt", [{"by": "losses"}, {"shares": "speeds"}])
+def test_what_is_misspelt_is_not_taken_for_another(misspelt: dict[str, str]) -> None:
+    with pytest.raises(PlanError, match="is not known; known: "):
+        recommend(PROFILE, SLOW, **misspelt)

@@ -1,8 +1,11 @@
 """Sweeps: a choice at every point of a grid, as `recommend` would choose."""
 
+import dataclasses
+
 import pytest
 
-from tightwire.cluster import Cluster
+from tightwire.cluster import Cluster, Fit
+from tightwire.cluster.presets import preset
 from tightwire.errors import PlanError
 from tightwire.planner import STOCK, predict, sweep
 from tightwire.planner.sweep import parse_axes, sweep_figure, table
@@ -43,3 +46,18 @@ def test_a_point_is_what_predict_says_of_it() -> None:
 def test_what_is_no_range_is_refused(text: str) -> None:
     with pytest.raises(PlanError, match="--sweep"):
         parse_axes(text)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "says"),
+    [
+        (preset("dgx-a100", 2), "latencies of their own"),
+        (
+            dataclasses.replace(CLUSTER, fits=(Fit(program="native", alpha_s=1e-3, beta_s_per_byte=1e-8),)),
+            "native was timed",
+        ),
+    ],
+)
+def test_a_latency_from_which_nothing_follows_is_refused(cluster: Cluster, says: str) -> None:
+    with pytest.raises(PlanError, match=says):
+        sweep(PROFILE, cluster, parse_axes("latency=1us..1ms"), plans=PLANS)

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from tightwire import profile
 from tightwire.errors import AttachError
 from tightwire.profile import Profiler
+from tightwire.profile.model import Marks
+from tightwire.profile.values import MAX_CONTENTION
 
 
 class Sleep(torch.autograd.Function):
@@ -99,3 +101,27 @@ def test_codecs_are_timed_without_their_stages() -> None:
     assert [cost.compression for cost in costs] == ["none", "int8", "topk:0.01"]
     assert all(cost.encode_s_per_element + cost.fixed_s > 0 for cost in costs)
     assert profile.measure_pass(numel=20_000, samples=2) > 0
+
+
+def test_a_backward_pass_that_raised_spoils_no_later_step() -> None:
+    model, optimizer = build()
+
+    def fail(gradient: Tensor) -> None:
+        raise RuntimeError("no gradient")
+
+    with Profiler(model, optimizer) as profiler:
+        hook = model.first.weight.register_hook(fail)
+        with pytest.raises(RuntimeError, match="no gradient"):
+            model(torch.ones(5, 4))["y"].sum().backward()
+        hook.remove()
+        for _ in range(3):
+            train(model, optimizer)
+    assert profiler.profile(warm_up=1).backward_s >= 0.02
+
+
+def test_a_thread_that_hardly_ran_gives_a_profile_that_can_be_kept() -> None:
+    model, optimizer = build()
+    profiler = Profiler(model, optimizer)
+    waits = Marks(begin_s=0.0, backward_s=1.0, backward_end_s=2.0, end_s=3.0, processor_s=1e-6)
+    profiler._steps = [waits]
+    assert profiler.profile(warm_up=0).contention == MAX_CONTENTION

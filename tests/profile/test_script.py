@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch.distributed as dist
 
+from tests.command_line import refused
 from tightwire.errors import AttachError
 from tightwire.profile import Profile
 from tightwire.profile.script import profile_script
@@ -65,6 +66,22 @@ def test_a_script_of_ddp_is_profiled_without_a_launcher(
 def test_a_short_script_is_refused(script: pathlib.Path) -> None:
     with pytest.raises(AttachError, match="optimizer steps"):
         profile_script(script, ["3"])
+
+
+@pytest.mark.parametrize(("code", "says"), [(0, "ended before"), (3, "called sys.exit(3) before")])
+def test_a_short_script_that_exits_by_itself_is_refused(
+    script: pathlib.Path, tmp_path: pathlib.Path, code: int, says: str
+) -> None:
+    """Else the command would end as the script does: with 0, without a profile, and without a word."""
+    script.write_text(SCRIPT + f"    sys.exit({code})\n")
+    said = refused("profile", "--no-codecs", "--out", str(tmp_path / "p.yaml"), str(script), "3")
+    assert says in said
+    assert not (tmp_path / "p.yaml").exists()
+
+
+def test_a_device_is_not_for_a_script(script: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    told = ("profile", "--device", "a100", "--out", str(tmp_path / "p.yaml"), str(script), "1000")
+    assert "--device a100" in refused(*told)
 
 
 def test_from_the_command_line_to_a_plan(script: pathlib.Path, tmp_path: pathlib.Path) -> None:

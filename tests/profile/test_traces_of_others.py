@@ -149,6 +149,7 @@ def test_steps_of_every_kind(step: Callable[[Clock], None], right: tuple[int, ..
     profile = profile_of_trace(written(step, tmp_path / "trace.json", steps=5))
     assert (*times(profile), len(profile.parameters)) == right
     assert profile.noise == pytest.approx(0.0, abs=1e-9)
+    assert not profile.is_apart
 
 
 @pytest.mark.parametrize("correlated", [True, False])
@@ -175,6 +176,8 @@ def test_a_device_that_works_after_the_host(correlated: bool, tmp_path: Path) ->
         profile = profile_of_trace(written(each, tmp_path / "trace.json"))
         assert times(profile) == (5000, 8000, 700)
         assert [round(1e6 * p.ready_s) for p in profile.parameters] == [2000, 4000, 6000, 8000]
+        assert profile.device == "gpu"
+        assert profile.is_apart  # and buckets are not filled at the rate of a host's memory
 
 
 def test_gzip_bare_words_and_types(tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ from tightwire.ways import Over
 
 # TCP on Ethernet with MTU 1500: 1448 payload bytes in a frame of 1514.
 PAYLOAD_SHARE = 1448 / 1514
+# Between a cluster's bandwidth and its slowest level's: measured by one and told by the other they differ a little.
+SAME_RATE = 1.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,8 @@ class Cluster:
 
     Attributes:
         workers: how many.
-        bandwidth_bytes_per_s: payload that each worker's line carries in each direction at once.
+        bandwidth_bytes_per_s: payload that each worker's line carries in each direction at once; where there are
+            levels, the slowest one's.
         latency_s: of one small message between two workers.
         fits: what was measured, at most one per program.
         pairs: measured pairs of workers, for people to look at.
@@ -159,6 +162,7 @@ class Cluster:
         cluster = files.read(path, cls)
         try:
             cluster.require_plausible()
+            cluster.require_one_rate()
         except FileError as error:
             raise FileError(f"{path}: {error}") from None
         return cluster
@@ -198,6 +202,20 @@ class Cluster:
             field = f"links: {'–'.join(link.ends)}: bandwidth_bytes_per_s"
             fastest = max(link.bandwidth_bytes_per_s, link.back_bytes_per_s or 0.0)
             require_plausible(field, fastest, MAX_FABRIC_BYTES_PER_S)
+
+    def require_one_rate(self) -> None:
+        """Refuses a bandwidth that is another than the slowest level's, as where one of the two was changed by hand.
+
+        Raises:
+            FileError: names both.
+        """
+        here = self.bandwidth_bytes_per_s
+        slowest = min((level.bandwidth_bytes_per_s for level in self.levels), default=here)
+        if max(here, slowest) > SAME_RATE * min(here, slowest):
+            raise FileError(
+                f"bandwidth_bytes_per_s: {here:g}, and the slowest of levels carries {slowest:g}: plans would be "
+                f"predicted some by one and some by the other; write {slowest:g}."
+            )
 
     def fit(self, program: str) -> Fit | None:
         """Returns what was measured of `program`, or None."""

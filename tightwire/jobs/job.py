@@ -160,31 +160,44 @@ def _require_places(entries: Sequence[JobEntry], cluster: Cluster) -> None:
 def _build(entry: JobEntry, cluster: Cluster, folder: pathlib.Path) -> Job:
     if entry.profile is not None:
         profile = Profile.read(folder / entry.profile)
-        compute_s = profile.forward_s + profile.backward_s + profile.optimizer_s
+        compute_s, itemsize = profile.compute_s, profile.parameters[0].itemsize
         first_s = min((p.ready_s for p in profile.parameters), default=0.0)
         ready_s, size = profile.forward_s + first_s, profile.num_bytes
     else:
         assert entry.compute_s is not None
         assert entry.exchange_bytes is not None
         compute_s, ready_s, size = entry.compute_s, entry.compute_s, entry.exchange_bytes
-    wiring = wiring_of(cluster)
-    return Job(
+        itemsize = ITEM_BYTES
+    job = Job(
         name=entry.name,
         compute_s=compute_s,
         ready_s=min(compute_s, entry.ready_s if entry.ready_s is not None else ready_s),
-        bytes_by_link=link_bytes(entry, entry.exchange_bytes or size, cluster),
-        rates=wiring.rates,
+        bytes_by_link=link_bytes(entry, entry.exchange_bytes or size, cluster, itemsize),
+        rates=wiring_of(cluster).rates,
         start_s=entry.start_s,
         workers=entry.workers,
         exchange_bytes=entry.exchange_bytes or size,
     )
+    if not job.alone_s:
+        raise FileError(
+            f"job {entry.name}: its steps take no time: it neither computes nor exchanges anything."
+        )
+    return job
 
 
-def link_bytes(entry: JobEntry, num_bytes: int, cluster: Cluster) -> dict[int, float]:
+def link_bytes(
+    entry: JobEntry, num_bytes: int, cluster: Cluster, itemsize: int = ITEM_BYTES
+) -> dict[int, float]:
     """Returns what one exchange of a job moves over each direction of each link.
 
+    Args:
+        entry: the job.
+        num_bytes: that its workers average.
+        cluster: that it runs on.
+        itemsize: bytes of each value.
+
     Raises:
-        PlanError: a plan that is no all-reduce of one codec's messages.
+        PlanError: a plan that is no all-reduce of one codec's messages in every step.
     """
     plan = Plan.parse(entry.plan)
     codec = plan.compression[0]
@@ -192,17 +205,22 @@ def link_bytes(entry: JobEntry, num_bytes: int, cluster: Cluster) -> dict[int, f
         raise PlanError(
             f"job {entry.name}: {plan} is no all-reduce of messages; jobs are predicted for those only."
         )
+    if not plan.sync.is_bulk:
+        raise PlanError(
+            f"job {entry.name}: a step under {plan.sync} need not wait for an exchange of its own, and jobs are "
+            "predicted whose steps do. Write a whole round as one step: its compute_s, its exchange by a plan of bsp."
+        )
     n = len(entry.workers)
     if n == 1:
         return {}
-    numel = num_bytes // ITEM_BYTES
+    numel = num_bytes // itemsize
     told = AllReduce("ring") if plan.architecture.by in ("auto", "native") else plan.architecture
     summed = codec if codec.combine != "none" else Identity()
-    program = told.program_for(summed, numel, ITEM_BYTES, Setting(num_ranks=n))
+    program = told.program_for(summed, numel, itemsize, Setting(num_ranks=n))
     wiring, loads = wiring_of(cluster), Counter[int]()
     # A program that gathers moves whole messages; any other its share of one.
-    message = codec.wire_bytes(numel, ITEM_BYTES) if program.gathers else None
-    sizes = [codec.wire_bytes(size, ITEM_BYTES) for size in program.chunk_sizes(numel)]
+    message = codec.wire_bytes(numel, itemsize) if program.gathers else None
+    sizes = [codec.wire_bytes(size, itemsize) for size in program.chunk_sizes(numel)]
     for t in program.transfers:
         for link in wiring.route(entry.workers[t.src], entry.workers[t.dst]):
             loads[link] += message if message is not None else sizes[t.chunk]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from tightwire import units
 from tightwire.cluster import PAYLOAD_SHARE, Cluster, Level, Link, LinkGraph
+from tightwire.cluster.workers import each_line
 from tightwire.errors import LabError, UnitError
 
 MAX_WORKERS = 256
@@ -181,6 +182,10 @@ class Topology:
         lines = _read_lines(text.removeprefix("lines="))
         if workers not in (None, len(lines)):
             raise LabError(f"topology {text!r} has {len(lines)} workers, and {workers} were asked for.")
+        return cls._of_rates(lines)
+
+    @classmethod
+    def _of_rates(cls, lines: tuple[float, ...]) -> Topology:
         return cls(workers=len(lines), rate_bytes_per_s=max(lines), lines_bytes_per_s=lines)
 
     def __str__(self) -> str:
@@ -247,13 +252,22 @@ class Topology:
         """Returns a topology that emulates a cluster, all rates times `scale`.
 
         Raises:
-            LabError: a cluster whose links are given one by one, or of more than three levels.
+            LabError: a cluster whose links are given one by one, of more than three levels, or of levels whose workers
+                have lines of their own.
         """
         rates = [level.bandwidth_bytes_per_s * scale / PAYLOAD_SHARE for level in cluster.levels]
         if cluster.graph is not None or len(rates) > len(_LEVELS) + 1:
             raise LabError(
                 "the lab emulates stars, nodes and sites; this cluster is a graph, or has more levels than that."
             )
+        if cluster.has_own_lines:
+            if len(rates) > 1:
+                raise LabError(
+                    "the lab emulates lines of workers' own in a star, and this cluster has levels besides: leave "
+                    "bandwidth_bytes_per_s out of its kinds, or its levels."
+                )
+            lines = each_line(cluster.kinds, cluster.inner_bytes_per_s)
+            return cls._of_rates(tuple(line * scale / PAYLOAD_SHARE for line in lines))
         if len(rates) < 2:
             rate = rates[0] if rates else cluster.bandwidth_bytes_per_s * scale / PAYLOAD_SHARE
             return cls(workers=cluster.workers, rate_bytes_per_s=rate)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -15,6 +15,16 @@ ContextBy = Literal["ring", "ulysses"]
 Schedule = Literal["1f1b", "interleaved", "zero-bubble"]
 Recompute = Literal["none", "selective", "full"]
 Outermost = Literal["pipeline", "data"]
+TRUTHS = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "1": True,
+    "false": False,
+    "no": False,
+    "off": False,
+    "0": False,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +76,9 @@ class Layout:
                            ("recompute", Recompute), ("outermost", Outermost)):  # fmt: skip
             if (value := vars(self)[name]) not in get_args(kind):
                 raise PlanError(f"{name}={value} is unknown; known: {', '.join(get_args(kind))}.")
-        if self.shard_group and (self.shard == "none" or self.data % self.shard_group):
+        if self.shard_group and (
+            self.shard == "none" or self.shard_group < 0 or self.data % self.shard_group
+        ):
             raise PlanError(
                 f"shard_group={self.shard_group} needs a shard of zero1, zero2 or zero3, and must divide the "
                 f"{self.data} shares of the batch: {_listed(divisors(self.data))}."
@@ -87,13 +99,13 @@ class Layout:
         kinds = {field.name: field.type for field in dataclasses.fields(cls)}
         if unknown := sorted(set(fields) - set(kinds)):
             raise PlanError(f"a layout has no {', '.join(unknown)}; it has {', '.join(kinds)}.")
-        read = {"int": lambda text: int(str(text)), "bool": lambda text: str(text).lower() in ("1", "true")}
+        read: dict[str, Callable[[object], Any]] = {"int": lambda text: int(str(text)), "bool": _truth}
         try:
             values: dict[str, Any] = {
                 name: read.get(str(kinds[name]), str)(value) for name, value in fields.items()
             }
         except ValueError as error:
-            raise PlanError(f"a layout's degrees are whole numbers: {error}.") from None
+            raise PlanError(f"a layout's degrees are whole numbers, or true and false: {error}.") from None
         return cls(**values)
 
     @property
@@ -141,6 +153,18 @@ class Layout:
         if self.outermost == "data" and self.data > 1 and self.pipeline > 1:
             parts.append("data outermost")
         return f"{'·'.join(parts)}, micro-batch {self.micro_batch}, recompute {self.recompute}"
+
+
+def _truth(value: object) -> bool:
+    """Reads true and false as people write them.
+
+    Raises:
+        ValueError: neither.
+    """
+    text = str(value).lower()
+    if text not in TRUTHS:
+        raise ValueError(f"{str(value)!r} is neither true nor false")
+    return TRUTHS[text]
 
 
 def divisors(number: int) -> tuple[int, ...]:

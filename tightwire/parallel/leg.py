@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,6 +13,7 @@ from tightwire.parallel.network import RankGroup
 from tightwire.parallel.time import BACKWARD_SHARE, Iteration, LayerCut
 from tightwire.planner import Allowance, Ranking, recommend
 from tightwire.profile import Profile
+from tightwire.profile.devices import SOME_GPU
 
 PLAIN = "bsp/allreduce/none/wfbp"
 # Layers of the profile that the planner sees; more would change little and cost its time.
@@ -68,6 +70,7 @@ def plan_leg(cut: LayerCut, iteration: Iteration, cluster: Cluster, allow: Allow
         round(_rounded(numel)),
         min(MAX_LAYERS, layers_of_stage(cut.model, how)),
         _rounded(busy_s),
+        _rounded(cut.devices.memory_bytes_per_s),
         allow,
     )
     chosen, stock = ranking.chosen, ranking.stock
@@ -91,9 +94,16 @@ def replicas_of(how: Layout) -> int:
 
 @lru_cache(maxsize=256)
 def _ranked(
-    replicas: int, rate: float, latency_s: float, numel: int, layers: int, busy_s: float, allow: Allowance
+    replicas: int,
+    rate: float,
+    latency_s: float,
+    numel: int,
+    layers: int,
+    busy_s: float,
+    memory_bytes_per_s: float,
+    allow: Allowance,
 ) -> Ranking:
-    """Asks the planner; the same question, to three digits, once."""
+    """Asks the planner; the same question, to three digits, once. Buckets and codecs are on the device."""
     assert GRADIENT_BYTES == 4
     profile = Profile.uniform(
         layers=layers,
@@ -101,6 +111,8 @@ def _ranked(
         forward_s=busy_s * (1 - BACKWARD_SHARE),
         backward_s=busy_s * BACKWARD_SHARE,
     )
+    on = dataclasses.replace(SOME_GPU, memory_bytes_per_s=memory_bytes_per_s)
+    profile = dataclasses.replace(on.priced(profile), device=on.name)
     return recommend(profile, Cluster.uniform(replicas, rate, latency_s), allow=allow)
 
 

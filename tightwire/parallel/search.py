@@ -72,6 +72,7 @@ def parallelise(
         memory_bytes=memory_bytes or cluster.device_memory_bytes or on.memory_bytes,
         devices=Accelerators.of(on),
         only=layout,
+        taken_for=on.name if device is None else "",
     )
     if layout is not None:
         check(shape, layout, cluster, search.training, search.memory_bytes)
@@ -105,12 +106,24 @@ def _device(device: DeviceFacts | str | None, cluster: Cluster) -> DeviceFacts:
         return known(device)
     inside = cluster.levels[0].bandwidth_bytes_per_s if cluster.levels else 0.0
     # Data sheets: NVLink carries 300 GB/s each way between A100s, 450 GB/s between H100s.
-    return DEVICES["h100" if inside >= 400e9 else "a100"]
+    usual = DEVICES["h100" if inside >= 400e9 else "a100"]
+    alike = [one for one in DEVICES.values() if one.memory_bytes == cluster.device_memory_bytes]
+    return usual if usual in alike or not alike else alike[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutSearch:
-    """One search, through all layouts or of one only."""
+    """One search, through all layouts or of one only.
+
+    Attributes:
+        model: that is cut.
+        cluster: its workers are the devices.
+        training: the batch, and what kernels do.
+        memory_bytes: of each device.
+        devices: as constants.
+        only: the layout to look at; None: all.
+        taken_for: the name of the device, where nobody told it.
+    """
 
     model: Transformer
     cluster: Cluster
@@ -118,6 +131,7 @@ class LayoutSearch:
     memory_bytes: float
     devices: Accelerators
     only: Layout | None = None
+    taken_for: str = ""
     _known: dict[tuple[int, int, int, Recompute], float] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -252,6 +266,11 @@ class LayoutSearch:
             f"legal, {fitting} of them fit {print_gb(self.memory_bytes)}; the fastest is "
             f"{best.how}: {best.step_s:.3g} s, {best.utilisation:.0%} of the peak."
         )
+        if self.taken_for:
+            yield (
+                f"Each device is taken for {self.taken_for}, by its memory and line in the cluster file, and the peak "
+                "is of one: --device names another."
+            )
         parts = sorted(best.parts_s.items(), key=lambda item: -item[1])
         told = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in parts if seconds > 0)
         yield f"Its time: {told}."

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 from tightwire.cluster import Cluster
+from tightwire.errors import PlanError
 from tightwire.planner.candidates import Allowance
 from tightwire.planner.explain import detail, explain
 from tightwire.planner.money import steps_per_epoch
@@ -40,12 +41,16 @@ def recommend(
         samples_per_epoch: to tell what an epoch takes and costs; 0: nothing is told.
 
     Raises:
-        PlanError: an unknown allowance, no price to go by, or an epoch of a step whose samples nobody told.
+        PlanError: an unknown allowance, comparison or way to share, no price to go by, or an epoch of a step whose
+            samples nobody told.
 
     >>> profile = Profile.uniform(layers=8, numel_per_layer=100_000, forward_s=0.1, backward_s=0.2)
     >>> recommend(profile, Cluster.uniform(4, 10e9, 1e-6)).stays
     True
     """
+    for option, value, known in (("by", by, (None, *get_args(By))), ("shares", shares, get_args(Shares))):
+        if value not in known:
+            raise PlanError(f"{option}={value!r} is not known; known: {', '.join(filter(None, known))}.")
     if samples_per_epoch:
         steps_per_epoch(profile, cluster.workers, samples_per_epoch)  # refused before anything is predicted
     shared = cluster.balanced() if shares == "speed" else cluster

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tightwire.cluster import Cluster, WorkerKind
+from tightwire.cluster import Adding, Cluster, Level, WorkerKind
 from tightwire.cluster.workers import first_of
 from tightwire.errors import PlanError, ProgramError
 from tightwire.plan import Plan
@@ -128,7 +128,7 @@ def accumulated(profile: Profile, passes: int) -> Profile:
 
 
 def smaller(cluster: Cluster, workers: int) -> Cluster:
-    """Returns a part of a cluster: its first workers, of which programs were not measured.
+    """Returns a part of a cluster: its first workers, joined as all are, of which programs were not measured.
 
     Raises:
         PlanError: a number that cuts a group of workers in two, or the part of a graph.
@@ -140,6 +140,9 @@ def smaller(cluster: Cluster, workers: int) -> Cluster:
         device_memory_bytes=cluster.device_memory_bytes,
         kinds=first_of(cluster.kinds, workers),
         prices=cluster.prices,
+        nccl=cluster.nccl,
+        over=cluster.over,
+        adding=None if cluster.levels else cluster.adding,
     )
     if workers == 1 or not (cluster.levels or cluster.graph):
         return plain
@@ -155,7 +158,17 @@ def smaller(cluster: Cluster, workers: int) -> Cluster:
         levels=tuple(levels),
         bandwidth_bytes_per_s=min(level.bandwidth_bytes_per_s for level in levels),
         latency_s=sum(level.latency_s for level in levels),
+        adding=_adding(cluster, levels),
     )
+
+
+def _adding(cluster: Cluster, levels: Sequence[Level]) -> Adding | None:
+    """Returns which switches add in the part of a cluster that has these of its levels; None: none does."""
+    adding, whole = cluster.adding, len(levels) == len(cluster.levels)
+    if adding is None or not adding.levels:
+        return adding if whole else None  # where no level is named, the outermost one adds
+    names = tuple(level.name for level in levels if level.name in adding.levels)
+    return dataclasses.replace(adding, levels=names) if names else None
 
 
 def without_slowest(cluster: Cluster) -> Cluster | None:

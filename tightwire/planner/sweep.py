@@ -284,10 +284,29 @@ def _cluster_at(cluster: Cluster, there: Mapping[str, float]) -> Cluster:
                 cluster, workers=workers, devices=None, fits=(), pairs=(), kinds=kinds
             )
     if "latency" in there:
+        _require_own_latency(cluster)
         cluster = dataclasses.replace(cluster, latency_s=there["latency"])
     if "bandwidth" in there:
         cluster = cluster.scaled(there["bandwidth"] / cluster.bandwidth_bytes_per_s)
     return cluster
+
+
+def _require_own_latency(cluster: Cluster) -> None:
+    """Refuses a latency for all where each link has its own, or programs were timed: nothing would follow from it.
+
+    Raises:
+        PlanError: says which of them.
+    """
+    if cluster.levels or cluster.graph is not None:
+        raise PlanError(
+            "a sweep over latency is for lines that are all alike, and this cluster's links have latencies of their "
+            "own: leave latency out, or write --workers and --bandwidth for the cluster."
+        )
+    if cluster.fits:
+        raise PlanError(
+            f"a sweep over latency is for clusters of which nothing was measured, and here {cluster.fits[0].program} "
+            "was timed, its latency with it: leave latency out, or write --workers and --bandwidth for the cluster."
+        )
 
 
 def _row(profile: Profile, cluster: Cluster, found: list[Prediction], by: By) -> SweepRow:

@@ -37,6 +37,7 @@ def measure_codecs(
     device: torch.device | str = "cpu",
     samples: int = 3,
     clock: Clock = time.perf_counter,
+    on_sender: Callable[[str], None] = lambda text: None,
 ) -> tuple[CodecCost, ...]:
     """Times encoding and decoding of each codec, and a whole run of each averaging method; medians of `samples`.
 
@@ -47,19 +48,21 @@ def measure_codecs(
         device: where they are.
         samples: how often.
         clock: tells seconds: of the wall, which counts what else the machine does, or of the thread.
+        on_sender: is told each sender when its turn comes.
 
     Raises:
         PlanError: a compression that cannot be read.
     """
     senders = dict.fromkeys(parse_compression(text)[0] for text in compressions)
     values = _normal((numel,), device).to(dtype)
-    return tuple(
-        _measure(sender, values, samples, clock)
-        if isinstance(sender, Codec)
-        else _measure_method(sender, values[: min(numel, METHOD_NUMEL)], samples, clock)
-        for sender in senders
-        if isinstance(sender, Codec | AveragingMethod)
-    )
+    costs = list[CodecCost]()
+    for sender in senders:
+        on_sender(str(sender))
+        if isinstance(sender, Codec):
+            costs.append(_measure(sender, values, samples, clock))
+        elif isinstance(sender, AveragingMethod):
+            costs.append(_measure_method(sender, values[: min(numel, METHOD_NUMEL)], samples, clock))
+    return tuple(costs)
 
 
 def measure_pass(

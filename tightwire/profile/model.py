@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tightwire.devices import device_named
 from tightwire.errors import AttachError
-from tightwire.profile.values import ParameterProfile, Profile
+from tightwire.profile.values import MAX_CONTENTION, ParameterProfile, Profile
 
 
 @dataclass
@@ -97,7 +97,9 @@ class Profiler:
             noise=_spread([m.end_s - m.begin_s for m in steps]),
             device=self._device.kind,
             contention=(
-                max(1.0, statistics.median(map(_contention, steps))) if self._device.is_host else 1.0
+                min(MAX_CONTENTION, max(1.0, statistics.median(map(_contention, steps))))
+                if self._device.is_host
+                else 1.0
             ),
         )
 
@@ -150,8 +152,9 @@ class Profiler:
     def _on_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._marks.end_s = self._now_s()
         self._marks.processor_s += time.thread_time()
-        if self._marks.backward_s is not None:
+        if self._marks.backward_s is not None and not self._in_backward:
             self._steps.append(self._marks)
+        self._in_backward = False  # a pass that raised has no end
         self._marks = Marks(begin_s=self._marks.end_s, processor_s=-time.thread_time())
 
     def _now_s(self) -> float:

@@ -83,22 +83,25 @@ def profile_script(
         warm_up: how many to pass over.
 
     Raises:
-        AttachError: the script ended before it had made as many steps.
+        AttachError: the script ended, or called sys.exit, before it had made as many steps.
     """
     watch = _Watch(steps, warm_up)
     handles = [
         register_module_forward_pre_hook(watch.on_forward),
         register_optimizer_step_post_hook(watch.on_step),
     ]
+    how = "ended"
     try:
         with _as_main(path, arguments), contextlib.suppress(_Enough):
             runpy.run_path(str(path), run_name="__main__")
+    except SystemExit as exit_:  # as by sys.exit(main()), or from its command line
+        how = f"called sys.exit({exit_.code!r})" if exit_.code else how
     finally:
         for handle in handles:
             handle.remove()
     if watch.profile is None:
         raise AttachError(
-            f"{path} ended before it had made {steps + warm_up + 2} optimizer steps; train longer, or measure fewer."
+            f"{path} {how} before it had made {steps + warm_up + 2} optimizer steps; train longer, or measure fewer."
         )
     return watch.profile
 

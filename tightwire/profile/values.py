@@ -17,6 +17,7 @@ from tightwire.profile.cost import MAX_SECONDS, CodecCost
 from tightwire.profile.relatives import AssumedCost, from_relatives
 
 MAX_SAMPLES = 1e9
+MAX_CONTENTION = 1000.0
 # For what was not measured: a pass over float32 on one ordinary core.
 PRIOR_PASS_S_PER_ELEMENT = 5e-10
 
@@ -117,7 +118,7 @@ class Profile:
         require_range("gradient_noise", self.gradient_noise or 0.0, 0.0, 1e12)
         require_range("steps_ahead", self.steps_ahead, 0, 1e15)
         require_range("compute_uncertainty", self.compute_uncertainty, 0.0, 10.0)
-        require_range("contention", self.contention, 1.0, 1000.0)
+        require_range("contention", self.contention, 1.0, MAX_CONTENTION)
         require_range("samples", self.samples, 0, MAX_SAMPLES)
         require_range("memory_bytes", self.memory_bytes, 0, 1e15)
         require_range("activation_bytes", self.activation_bytes, 0, 1e18)

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from tightwire.errors import FileError
+from tightwire.profile.devices import SOME_GPU
 from tightwire.profile.traces.events import Event, Trace, item_bytes, read
 from tightwire.profile.values import ParameterProfile, Profile
 
@@ -61,6 +62,8 @@ class TraceWork:
 def profile_of_trace(path: str | pathlib.Path) -> Profile:
     """Returns the profile of one rank's trace of at least three steps; the first one is left out.
 
+    Where a device did the work, what buckets and codecs take of it is that of some GPU: a trace does not tell.
+
     Raises:
         FileError: unreadable, too few steps, no shapes, or steps of different layers.
     """
@@ -78,7 +81,10 @@ def profile_of_trace(path: str | pathlib.Path) -> Profile:
             f"{path}: the steps do not produce the same gradients ({counts} of them): layers are missing. Profile with "
             "record_shapes=True, and steps that train the whole model."
         )
-    return _profile(steps)
+    found = _profile(steps)
+    if not any(event.is_on_device for event in trace.events):
+        return found
+    return SOME_GPU.priced(replace(found, device=SOME_GPU.name))
 
 
 def _profile(steps: Sequence[Step]) -> Profile:
