@@ -45,6 +45,8 @@ def test_options_after_the_command_belong_to_it() -> None:
         (["--workers", "3", "--topology", "nodes=2x2"], "has 4 workers, and 3"),
         (["--topology", "nodes=2x2", "--mode", "shaped"], "mode 'shaped' is not possible here"),
         (["--workers", "2", "--mode", "magic"], "magic"),
+        (["--workers", "2", "--scale", "0.01"], "--scale 0.01 is of a cluster file"),
+        (["--cluster", "c.yaml", "--rate", "100mbit"], "leave out --workers, --topology and --rate"),
         (["--workers", "2", "--mode", "shaped", "--", "no-such-program"], "no such program"),
     ],
 )

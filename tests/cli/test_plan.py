@@ -208,3 +208,13 @@ def test_kinds_are_told_by_a_command_and_known_devices_are_as_fast_as_their_data
     assert (cluster.workers, new.speed, old.speed, slower.price_per_hour) == (8, 1.0, 0.2, 2.5)
     assert 0.2 < slower.speed < 0.8
     assert slower.bandwidth_bytes_per_s == pytest.approx(10 / 25 * cluster.bandwidth_bytes_per_s)
+
+
+@pytest.mark.parametrize("more", [["--out", "plan.yaml"], ["--explain"], ["--samples-per-epoch", "1000"]])
+def test_what_a_sweep_would_not_heed_is_refused(
+    more: list[str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = CliRunner().invoke(plan.app, [*NUMBERS, "--sweep", "workers=2..4", *more])
+    assert isinstance(ended.exception, FileError)
+    assert str(ended.exception).startswith(f"{more[0]} is of one choice")

@@ -26,6 +26,11 @@ def test_every_study_is_a_command_with_options_of_its_kind() -> None:
         (["architecture", "--time-to-loss"], "has no race"),
         (["seven-methods", "--ratios", "1,fast"], "write numbers separated by commas"),
         (["seven-methods", "--rate", "none"], "with a rate"),
+        # Of one name, the page would take the place of the results.
+        *(
+            ([name, "--out", "trials.md"], "--out trials.md: results are kept as .json")
+            for name in ("compression", "race", "layers", "seven-methods")
+        ),
     ],
 )
 def test_bad_input_says_what_there_is(arguments: list[str], says: str) -> None:

@@ -52,3 +52,9 @@ def test_a_plan_file_tells_the_links(tmp_path: Path) -> None:
 
     first, *others = run_threads(4, train, deadline_s=20)
     assert all(other == first for other in others)
+
+
+def test_what_cannot_be_written_is_refused_before_a_program_is_made(tmp_path: Path) -> None:
+    for more, says in ((["--out", "plan.txt"], "--out plan.txt"), (["--size", "a lot"], "--size")):
+        ended = CliRunner().invoke(app, ["synthesise", str(tmp_path / "missing.yaml"), *more])
+        assert says in str(ended.exception)

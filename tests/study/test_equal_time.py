@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tightwire.errors import FileError
 from tightwire.study import equal_time
 from tightwire.study.equal_time import Kept, asked, cells, markdown, verdicts
 from tightwire.study.jobs import JOBS
@@ -77,9 +78,14 @@ def test_verdicts_say_who_is_behind() -> None:
 
 def test_what_was_made_is_not_made_again(tmp_path: pathlib.Path) -> None:
     wanted = asked(["lstm"], [25e6], ["ddp", "bsp"], 40.0, [0])
-    kept = Kept(tmp_path / "race.json")
+    kept = Kept(tmp_path / "race.json", 4)
     kept.add(trial("ddp", 2.0, 20.0))
     kept.add(replace(trial("bsp", 2.0, 20.0), error="failed"))
-    again = Kept(tmp_path / "race.json")
+    again = Kept(tmp_path / "race.json", 4)
     assert [t.contestant for t in again.missing(wanted)] == ["bsp"]
     assert len(again.of(wanted)) == 2
+    with pytest.raises(FileError, match="holds trials of 4 workers, and these are of 8"):
+        Kept(tmp_path / "race.json", 8)
+    (tmp_path / "race.json").write_text('{"cells": []}')
+    with pytest.raises(FileError, match="cannot be read as such"):
+        Kept(tmp_path / "race.json", 4)

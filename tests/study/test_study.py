@@ -307,3 +307,16 @@ def test_never_reaching_is_said() -> None:
     assert late.first_within(0.45, higher_is_better=True) == pytest.approx(2.0)
     assert late.at(1.5) == 0.4
     assert late.at(0.5) is None
+
+
+def test_a_trial_at_another_rate_is_another_trial() -> None:
+    """Else what was timed on one line would be told of another."""
+    race = find("compression").race
+    assert race is not None
+    own = wanted(race, [0])
+    assert wanted(race.narrowed(rate_bytes_per_s=race.scenes[0].rate_bytes_per_s), [0]) == own
+    other = wanted(race.narrowed(rate_bytes_per_s=6.25e6), [0])
+    assert set(own).isdisjoint(other)
+    assert other[0].settings.endswith(", links of 50mbit")
+    made = Results(None, [Trial(**dataclasses.asdict(one), metric=1.0) for one in own])
+    assert (made.missing(own), made.missing(other)) == ([], other)

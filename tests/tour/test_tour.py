@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import xml.etree.ElementTree
 from pathlib import Path
 
@@ -124,9 +125,22 @@ def test_the_verdict_can_be_to_stay(result: TourResult) -> None:
     assert "not compared" in tour_report.verdict(result)
 
 
+@pytest.mark.parametrize("end", [5.8, 6.1])
+def test_a_loss_that_training_begins_with_is_reached_at_once(end: float) -> None:
+    """As where stock DDP made no headway on a slow network."""
+    plan = dataclasses.replace(
+        row("local:8", "lossy", 40), curve=((0.0, 0, 5.8), (4.0, 8, 5.8), (10.0, 40, 2.6))
+    )
+    assert plan.first_at(end) == 0.0
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
-    [({"seconds": 0.0}, "at least 1"), ({"workers": 1}, "nobody to agree with")],
+    [
+        ({"seconds": 0.0}, "at least 1"),
+        ({"seconds": math.nan}, "at least 1"),
+        ({"workers": 1}, "nobody to agree with"),
+    ],
 )
 def test_tours_that_show_nothing_are_refused(wrong: dict[str, float], said: str) -> None:
     with pytest.raises(LabError, match=said):

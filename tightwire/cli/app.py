@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from typer.core import TyperCommand, TyperGroup
 
 from tightwire.cli.table import say
-from tightwire.errors import TightwireError
+from tightwire.errors import TightwireError, UnitError
 from tightwire.extensions import name_extensions
 
 # In a pipe.
@@ -49,13 +50,17 @@ class Command(TyperCommand):
         """Runs the command; where it refuses what an option says, and names the value alone, the option is named too.
 
         Raises:
+            UnitError: an option of a number that is none: a limit of `nan` seconds never comes.
             TightwireError: the command does.
         """
+        for written, value in _given(self, ctx):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UnitError(f"{written} {value}: write a finite number.")
         try:
             return super().invoke(ctx)
         except TightwireError as error:
-            said = str(error)
-            if (option := option_refused(said, _given(self, ctx))) is not None:
+            said, given = str(error), [(option, str(value)) for option, value in _given(self, ctx)]
+            if (option := option_refused(said, given)) is not None:
                 error.args = (f"{option}: {said}",)
             raise
 
@@ -120,9 +125,9 @@ def option_refused(said: str, given: Sequence[tuple[str, object]]) -> str | None
 
 
 def _given(command: Any, ctx: Any) -> list[tuple[str, object]]:
-    """Returns the options that a user wrote, with each of their values as text."""
+    """Returns the options that a user wrote, with each of their values."""
     return [
-        (parameter.opts[0], str(value))
+        (parameter.opts[0], value)
         for parameter in command.params
         if (source := ctx.get_parameter_source(parameter.name)) is not None
         and source.name == "COMMANDLINE"

@@ -13,8 +13,8 @@ import typer
 from tightwire import files
 from tightwire.architecture import synthesise
 from tightwire.architecture.allreduce.builders.synthesis.programs import GOALS
-from tightwire.architecture.allreduce.exports import export
-from tightwire.cli.app import App
+from tightwire.architecture.allreduce.exports import EXPORTS, export
+from tightwire.cli.app import App, progress
 from tightwire.cli.options import JsonOption
 from tightwire.cli.table import entries, say, width_of
 from tightwire.cluster import Cluster, require_range
@@ -24,7 +24,7 @@ from tightwire.cluster.presets import PRESETS, NodePrice, preset
 from tightwire.cluster.wiring import wiring_of
 from tightwire.errors import FileError
 from tightwire.profile.traces import cluster_of_chakra, cluster_of_traces
-from tightwire.units import parse_bytes, print_ms, print_rate
+from tightwire.units import of_option, parse_bytes, print_ms, print_rate
 
 ABOUT = """Write cluster files: of known hardware, or from the files of other tools.
 
@@ -143,12 +143,16 @@ def synthesise_(
     tightwire cluster synthesise cluster.yaml --out plan.json --out trace.et
     """
     files.require_writable(*(out or ()))
-    found = synthesise(wiring_of(Cluster.read(path)), goal)
-    try:
-        num_bytes = parse_bytes(size)
-    except ValueError as error:
-        raise FileError(f"--size: {str(error).rstrip('.')}.") from None
+    for file in out or ():
+        if file.suffix not in EXPORTS:
+            raise FileError(
+                f"--out {file}: programs are written as {', '.join(EXPORTS)} (MSCCL++, tuner, graph, Chakra)."
+            )
+    num_bytes = of_option("--size", parse_bytes, size)
     require_range("--size", num_bytes, 1, MOST_BYTES)
+    wiring = wiring_of(Cluster.read(path))
+    with progress(None, "making a program"):
+        found = synthesise(wiring, goal)
     for file in out or ():
         export(found.program, file, num_bytes)
     program, certificate = found.program, found.certificate

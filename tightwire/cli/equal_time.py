@@ -59,9 +59,10 @@ def race(
             Plan.parse(contestant)
     wanted = equal_time.asked(chosen, [shaped_rate(r) for r in rates.split(",")], who, seconds, range(seeds))
     path = out or pathlib.Path("results") / f"{equal_time.NAME}.json"
+    made.require_results(path)
     files.make_directory(path.parent)
     files.require_writable(path)
-    kept = equal_time.Kept(path)
+    kept = equal_time.Kept(path, workers)
     kept.about = {"study": equal_time.NAME, "command": made.command(), "machine": made.machine()}
     missing = len(kept.missing(wanted))
     say(f"{missing} of {len(wanted)} trials are to be made, {seconds:g} s each and more.", err=True)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tightwire.cli.app import App
+from tightwire.cli.app import App, progress
 from tightwire.cli.options import JsonOption
 from tightwire.cli.pictures import require_picture, write_picture
 from tightwire.cli.table import print_rows, say
@@ -54,7 +54,11 @@ def jobs(
     require_picture(plot, "--plot")
     policies = [policy(name) for name in only or POLICIES]
     built, _ = read_jobs(path)
-    found = [predict_jobs(built, under) for under in policies]
+    found = []
+    with progress(len(policies), "predicting") as tell:
+        for under in policies:
+            found.append(predict_jobs(built, under))
+            tell(under.name, 1)
     if plot is not None:
         write_picture(drawing_of(found), plot, "--plot")
     if as_json:

@@ -24,6 +24,7 @@ ABOUT = """Emulate a cluster on this machine: one network namespace per worker, 
     tightwire lab run --workers 4 --rate 200mbit -- python train.py
 """
 app = App(no_args_is_help=True, help=ABOUT)
+DEFAULT_RATE = "1gbit"
 
 
 class ModeChoice(StrEnum):
@@ -49,9 +50,12 @@ def run(
         int | None, typer.Option(help="Number of workers; --topology may give it instead.")
     ] = None,
     rate: Annotated[
-        str,
-        typer.Option(help="Rate of each worker's link, in each direction: 1gbit, 200mbit, 25MB/s or none."),
-    ] = "1gbit",
+        str | None,
+        typer.Option(
+            help="Rate of each worker's link, in each direction: 200mbit, 25MB/s or none; 1gbit unless told.",
+            show_default=False,
+        ),
+    ] = None,
     topology: Annotated[
         str,
         typer.Option(
@@ -64,9 +68,12 @@ def run(
         typer.Option("--cluster", help="Cluster file to emulate, instead of --topology.", show_default=False),
     ] = None,
     scale: Annotated[
-        float,
-        typer.Option(help="With --cluster: its rates times this: 0.01 makes 100 Gb/s a line of 1 Gb/s."),
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            help="With --cluster: its rates times this: 0.01 makes 100 Gb/s a line of 1 Gb/s.",
+            show_default=False,
+        ),
+    ] = None,
     mode: Annotated[
         ModeChoice,
         typer.Option(
@@ -199,19 +206,30 @@ def _rate_at(text: str) -> tuple[float, float]:
 
 
 def _shape(
-    cluster_file: pathlib.Path | None, scale: float, topology: str, workers: int | None, rate: str
+    cluster_file: pathlib.Path | None,
+    scale: float | None,
+    topology: str,
+    workers: int | None,
+    rate: str | None,
 ) -> Topology:
     """Returns what is to be emulated: a cluster of a file at a scale, or a topology.
 
     Raises:
-        LabError: both are given, or one that cannot be emulated.
+        LabError: both are given, what goes with the other one, or one that cannot be emulated.
         FileError: a cluster file that cannot be read.
     """
     if cluster_file is None:
-        return Topology.parse(topology, workers, parse_rate(rate))
-    if workers is not None or topology != "star":
-        raise LabError("--cluster FILE says workers and topology; leave out --workers and --topology.")
-    return Topology.of_cluster(Cluster.read(cluster_file), scale)
+        if scale is not None:
+            raise LabError(
+                f"--scale {scale:g} is of a cluster file: write --cluster FILE, or --rate instead."
+            )
+        return Topology.parse(topology, workers, parse_rate(DEFAULT_RATE if rate is None else rate))
+    if workers is not None or topology != "star" or rate is not None:
+        raise LabError(
+            "--cluster FILE says workers, topology and rates; leave out --workers, --topology and --rate (--scale "
+            "makes its rates smaller)."
+        )
+    return Topology.of_cluster(Cluster.read(cluster_file), 1.0 if scale is None else scale)
 
 
 def _summary(cluster: Lab, result: Result, traffic: tuple[Traffic, ...]) -> dict[str, Any]:

@@ -44,6 +44,7 @@ def layers(
     """
     if unknown := [name for name in part or () if name not in PARTS]:
         raise PlanError(f"--part {unknown[0]} is no part; there are {', '.join(PARTS)}.")
+    made.require_results(out)
     files.make_directory(out.parent)
     files.require_writable(out)
     kept = _kept(out)

@@ -1,4 +1,4 @@
-"""What kept results say of their making: the command, the machine and the commit."""
+"""What kept results are named, and say of their making: the command, the machine and the commit."""
 
 from __future__ import annotations
 
@@ -10,6 +10,20 @@ import subprocess
 import sys
 import time
 from importlib import metadata
+
+from tightwire.errors import FileError
+
+
+def require_results(out: pathlib.Path) -> None:
+    """Refuses a name that the page of the results, which stands beside them, would take from them.
+
+    Raises:
+        FileError: another ending than .json.
+    """
+    if out.suffix != ".json":
+        raise FileError(
+            f"--out {out}: results are kept as .json, as in results/{out.stem}.json; a page stands beside."
+        )
 
 
 def command() -> str:

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from tightwire import files
-from tightwire.cli.app import App
+from tightwire.cli.app import App, progress
 from tightwire.cli.facts import ClusterOption
 from tightwire.cli.options import JsonOption
 from tightwire.cli.pictures import require_picture, write_picture
@@ -109,16 +109,19 @@ def parallel(
     shape = transformer(model)
     if seq_len is not None:
         shape = dataclasses.replace(shape, seq_len=seq_len)
-    found = parallelise(
-        shape,
-        Cluster.read(cluster),
-        tokens_per_batch=_count(tokens_per_batch),
-        memory_bytes=_bytes(memory),
-        device=device(device_name) if device_name else None,
-        top=top,
-        allow=allow.value,
-        layout=_layout(layout) if layout else None,
-    )
+    asked, most_bytes, wire = _count(tokens_per_batch), _bytes(memory), Cluster.read(cluster)
+    on, only = device(device_name) if device_name else None, _layout(layout) if layout else None
+    with progress(None, "predicting every layout"):
+        found = parallelise(
+            shape,
+            wire,
+            tokens_per_batch=asked,
+            memory_bytes=most_bytes,
+            device=on,
+            top=top,
+            allow=allow.value,
+            layout=only,
+        )
     for path in out or ():
         _write(found, model, path)
     if as_json:

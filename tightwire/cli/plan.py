@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from tightwire import files
-from tightwire.cli.app import App
+from tightwire.cli.app import App, progress
 from tightwire.cli.facts import (
     BandwidthOption,
     BatchOption,
@@ -38,6 +38,7 @@ from tightwire.cli.options import JsonOption
 from tightwire.cli.pictures import require_picture, write_picture
 from tightwire.cli.table import print_rows, say, width_of
 from tightwire.cluster import Prices
+from tightwire.errors import FileError
 from tightwire.planner import Ranking, recommend
 from tightwire.planner.confidence import print_chance
 from tightwire.planner.curves import curves, figure
@@ -204,23 +205,28 @@ def plan(
     files.require_writable(out, plot)
     require_picture(plot, "--plot")
     if sweep_over is not None:
+        beside = {"--out": out, "--explain": explain, "--samples-per-epoch": samples_per_epoch}
+        if refused := [option for option, value in beside.items() if value]:
+            raise FileError(
+                f"{refused[0]} is of one choice, and --sweep makes one at every point: leave out one of the two."
+            )
         axes = parse_axes(sweep_over)
-        found = asked.read_cluster()
-        shared = found.balanced() if shares is SharesChoice.SPEED else found
-        _sweep(
-            sweep(asked.read_profile(), shared, axes, allow=allow.value, by=by.value if by else None),
-            plot,
-            as_json,
-        )
+        facts, wire = asked.read_profile(), asked.read_cluster()
+        shared = wire.balanced() if shares is SharesChoice.SPEED else wire
+        with progress(None, "choosing at every point"):
+            rows = sweep(facts, shared, axes, allow=allow.value, by=by.value if by else None)
+        _sweep(rows, plot, as_json)
         return
-    ranking = recommend(
-        asked.read_profile(),
-        asked.read_cluster(),
-        allow=allow.value,
-        by=by.value if by else None,
-        shares=shares.value,
-        samples_per_epoch=samples_per_epoch,
-    )
+    facts, wire = asked.read_profile(), asked.read_cluster()
+    with progress(None, "predicting every plan"):
+        ranking = recommend(
+            facts,
+            wire,
+            allow=allow.value,
+            by=by.value if by else None,
+            shares=shares.value,
+            samples_per_epoch=samples_per_epoch,
+        )
     if out is not None:
         ranking.plan_file().write(out)
     if plot is not None:

@@ -56,8 +56,10 @@ def probe(
 
         tightwire probe --workers 4 --rate 200mbit
     """
-    files.require_writable(out)
-    names = programs.split(",")
+    is_shown = os.environ.get("RANK", "0") == "0"
+    if is_shown:  # other hosts may have no such folder
+        files.require_writable(out)
+    names = [name.strip() for name in programs.split(",")]
     if unknown := [name for name in names if name not in PROGRAMS]:
         raise ProgramError(f"{', '.join(unknown)} is no known program; known: {', '.join(PROGRAMS)}.")
     if "RANK" not in os.environ and workers is None:
@@ -65,7 +67,6 @@ def probe(
             "there are no workers to probe: run it under torchrun, or write --workers 4 --rate 200mbit."
         )
     columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    is_shown = os.environ.get("RANK", "0") == "0"
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not is_shown) as progress:
         task = progress.add_task("the workers start", total=1.0)
 

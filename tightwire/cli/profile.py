@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from tightwire import files
-from tightwire.cli.app import App
+from tightwire.cli.app import App, progress
 from tightwire.cli.options import JsonOption
 from tightwire.cli.table import say
 from tightwire.errors import FileError
@@ -72,6 +72,11 @@ def profile(
         found = profile_of_trace(trace)
     elif model is not None:
         found = _derived(model, device_name, batch, script)
+    elif device_name is not None:
+        raise FileError(
+            f"--device {device_name} is of a known model, and a script is measured where it runs: write --model, or "
+            "leave --device out."
+        )
     else:
         found = _measured(script, steps, codecs)
     found.write(out)
@@ -106,8 +111,10 @@ def _measured(script: list[str] | None, steps: int, codecs: bool) -> Profile:
     found = with_device(found, at)
     if not codecs:
         return found
-    compressions = sorted({plan.compression_text for plan in candidates(found.num_bytes, "lossy")})
-    costs, pass_s = measure_codecs(compressions, device=at), measure_pass(device=at)
+    senders = sorted({str(plan.compression[0]) for plan in candidates(found.num_bytes, "lossy")})
+    with progress(len(senders), "timing codecs") as tell:
+        costs = measure_codecs(senders, device=at, on_sender=lambda text: tell(text, 1))
+        pass_s = measure_pass(device=at)
     return dataclasses.replace(found, codecs=costs, pass_s_per_element=pass_s)
 
 

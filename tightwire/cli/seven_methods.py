@@ -68,6 +68,7 @@ def seven_methods(
         "machine": made.machine(),
         "experiment": asdict(experiment),
     }
+    made.require_results(out)
     files.make_directory(out.parent)
     files.require_writable(out)
     cells: list[Cell] = []

@@ -12,10 +12,9 @@ from tightwire import files
 from tightwire.cli import equal_time, layers, loss_table, made, seven_methods
 from tightwire.cli.app import App, CommandGroup, progress
 from tightwire.cli.map import map_
-from tightwire.cli.options import JsonOption
+from tightwire.cli.options import JsonOption, shaped_rate
 from tightwire.cli.table import print_rows, say
 from tightwire.errors import LabError
-from tightwire.lab import parse_rate
 from tightwire.study import rates, report
 from tightwire.study.conduct import conduct, wanted
 from tightwire.study.results import Results, Trial, Wanted
@@ -87,9 +86,10 @@ def study(
         scenes=tuple(filter(None, scenes.split(","))),
         plans=tuple(plans.split()),
         steps=steps,
-        rate_bytes_per_s=None if rate is None else parse_rate(rate),
+        rate_bytes_per_s=None if rate is None else shaped_rate(rate),
     )
     path = out or pathlib.Path("results") / f"{chosen.name}.json"
+    made.require_results(path)
     files.make_directory(path.parent)
     files.require_writable(path)
     results = Results.open(path)

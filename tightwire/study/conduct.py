@@ -15,6 +15,7 @@ from tightwire.errors import LabError
 from tightwire.lab import Lab, OutputLine, Topology
 from tightwire.study.results import Results, Trial, Wanted
 from tightwire.study.study import STOCK, Scene, Study
+from tightwire.units import print_exact_rate
 
 WORDS_KEPT = 12  # lines of a failing worker's output
 
@@ -28,13 +29,21 @@ def wanted(study: Study, seeds: Sequence[int]) -> list[Wanted]:
             plan=plan,
             seed=seed,
             steps=round(scene.steps(task) * study.longer(plan)),
-            settings=str(scene.settings_for(task.name, plan)),
+            settings=_settings(scene, task.name, plan),
         )
         for scene in study.scenes
         for task in study.tasks_in(scene)
         for plan in study.plans_in(scene)
         for seed in seeds
     ]
+
+
+def _settings(scene: Scene, task: str, plan: str) -> str:
+    """Returns what tells a trial from others of a scene, in words."""
+    found = str(scene.settings_for(task, plan))
+    if not scene.is_asked_for or scene.rate_bytes_per_s is None:
+        return found
+    return f"{found}, links of {print_exact_rate(scene.rate_bytes_per_s)}"
 
 
 def conduct(

@@ -17,7 +17,7 @@ from tightwire import files
 from tightwire.bench.kernels import default_kernels
 from tightwire.catalogue import parse_member
 from tightwire.compression import Codec, compile_kernels
-from tightwire.errors import LabError
+from tightwire.errors import FileError, LabError
 from tightwire.lab import Lab, OutputLine, Topology
 from tightwire.study.study import DDP, DDP_POWERSGD
 from tightwire.study.timed import FOUND, RACED, TimedTrial
@@ -58,22 +58,41 @@ def asked(
 
 
 class Kept:
-    """Trials in a file, written whole after each."""
+    """Trials of so many workers in a file, written whole after each."""
 
-    def __init__(self, path: pathlib.Path) -> None:
+    def __init__(self, path: pathlib.Path, workers: int) -> None:
+        """Reads what is there.
+
+        Raises:
+            FileError: something else, or trials of another number of workers.
+        """
         self.path, self.about = path, dict[str, Any]()
+        self._workers = workers
         self._trials: dict[tuple[Any, ...], TimedTrial] = {}
         if path.exists():
-            document = files.read_json(path)
+            self._read(files.read_json(path))
+
+    def _read(self, document: Any) -> None:
+        try:
+            known = document.get("workers", self._workers)
             for row in document["trials"]:
                 trial = TimedTrial(**row | {"curve": tuple(map(tuple, row["curve"]))})
                 self._trials[trial.key] = trial
+        except (TypeError, KeyError, AttributeError) as error:
+            raise FileError(
+                f"{self.path} was to hold timed trials and cannot be read as such: {files.told(error)}. Move it away "
+                "or give another --out."
+            ) from None
+        if known != self._workers:
+            raise FileError(
+                f"{self.path} holds trials of {known} workers, and these are of {self._workers}: give another --out."
+            )
 
     def add(self, trial: TimedTrial) -> None:
         """Keeps a trial."""
         self._trials[trial.key] = trial
         rows = ",\n".join("  " + json.dumps(asdict(t)) for t in self._trials.values())
-        about = json.dumps(self.about, indent=1)[1:-1].strip("\n")
+        about = json.dumps(self.about | {"workers": self._workers}, indent=1)[1:-1].strip("\n")
         files.write_text(
             self.path, "{\n" + about + (",\n" if about else "") + f' "trials": [\n{rows}\n ]\n}}\n'
         )

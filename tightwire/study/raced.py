@@ -41,10 +41,11 @@ class _Raced:
         self._is_told = False
 
     def attach(self, model: Any, optimizer: Any, plan: Any = None, **options: Any) -> Run:
-        """Attaches as the script does, with a race for a plan."""
+        """Attaches as the script does, with a race for a plan; nothing is kept of it, nor taken from what was."""
         if self._run is not None:
             raise AttachError("the script attaches twice, and one race is run at a time; race them apart.")
-        self._run = self._attach(model, optimizer, self._race, **options | {"allow": self._allow})
+        raced = {"allow": self._allow, "keep": None, "remember": 0}
+        self._run = self._attach(model, optimizer, self._race, **options | raced)
         return self._run
 
     def backward(self, tensor: Tensor, *args: Any, **kwargs: Any) -> None:

@@ -26,7 +26,8 @@ class Wanted:
         plan: its text.
         seed: of weights and data.
         steps: of the optimizer.
-        settings: of the optimizer, in words: a trial with others is another trial, which takes its place.
+        settings: of the optimizer, and links of another rate than the study's, in words: a trial with others is another
+            trial, which takes its place.
     """
 
     scene: str

@@ -40,6 +40,7 @@ class Scene:
         rate: by which learning rates are multiplied, where they are sought.
         has_own_rates: whether learning rates are sought here, too: where who is late, or how long training is, bears on
             what a method can take.
+        is_asked_for: whether somebody asked for this rate in place of the study's own: trials at it are others.
     """
 
     name: str = "plain"
@@ -56,6 +57,7 @@ class Scene:
     tasks: tuple[str, ...] = ()
     rate: float = 1.0
     has_own_rates: bool = False
+    is_asked_for: bool = False
 
     def __post_init__(self) -> None:
         if self.wait_s < 0 or not 0 <= self.slow_share <= 1 or self.snapshots < 0 or not 0 < self.length <= 1:
@@ -71,6 +73,11 @@ class Scene:
     def is_timed(self) -> bool:
         """Whether seconds mean something here: lines have a rate, or compute is emulated."""
         return self.rate_bytes_per_s is not None or self.wait_s > 0
+
+    def at(self, rate_bytes_per_s: float) -> Scene:
+        """Returns this scene with links of a rate that was asked for."""
+        is_other = rate_bytes_per_s != self.rate_bytes_per_s
+        return dataclasses.replace(self, rate_bytes_per_s=rate_bytes_per_s, is_asked_for=is_other)
 
     def steps(self, task: Task) -> int:
         """Returns how long a task is trained here."""
@@ -164,7 +171,7 @@ class Study:
             )
         kept = tuple(present[name] for name in scenes) or self.scenes
         if rate_bytes_per_s is not None:
-            kept = tuple(dataclasses.replace(s, rate_bytes_per_s=rate_bytes_per_s) for s in kept)
+            kept = tuple(s.at(rate_bytes_per_s) for s in kept)
         if steps is not None:
             kept = tuple(dataclasses.replace(s, length=1.0) for s in kept)
         if plans:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -47,7 +48,7 @@ class TourOptions:
     out: pathlib.Path = pathlib.Path("out")
 
     def __post_init__(self) -> None:
-        if self.seconds < 1:
+        if not 1 <= self.seconds < math.inf:
             raise LabError(
                 f"a tour of {self.seconds:g} s per plan shows nothing; give it at least 1, better 45."
             )
@@ -90,6 +91,8 @@ class PlanResult:
             loss: such as stock DDP's at the end.
         """
         for (before_s, _, before), (after_s, _, after) in itertools.pairwise(self.curve):
+            if before <= loss:
+                return before_s
             if after <= loss:
                 return before_s + (after_s - before_s) * (before - loss) / (before - after)
         return None
