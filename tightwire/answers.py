@@ -152,6 +152,8 @@ class CompressionAnswer(Member):
         keeps_optimizer: whether the user's optimizer may stay as it is: votes and signs need a learning rate of their
             own, and momenta that are sent take the place of the optimizer's.
         serves_dense: of a stage, whether it does anything where nothing is left over.
+        weighs: whether a worker that brings several times as much counts for as many in what comes out: of votes and of
+            medians it does not.
     """
 
     axis: ClassVar[Axis] = "compression"
@@ -160,10 +162,15 @@ class CompressionAnswer(Member):
     votes: ClassVar[bool] = False
     keeps_optimizer: ClassVar[bool] = True
     serves_dense: ClassVar[bool] = False
+    weighs: ClassVar[bool] = True
 
     def expand(self) -> tuple[CompressionAnswer, ...]:
         """Returns what a plan holds in its place: itself, unless it is a name for several."""
         return (self,)
+
+    def is_sized(self, shape: tuple[int, ...]) -> bool:
+        """Whether what comes out for a tensor of this shape has a size of its own, whoever brings nothing."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -175,11 +182,13 @@ class Sender(CompressionAnswer):
             different ones must not meet, and messages carry no header that would tell.
         prior_passes: passes over memory that encoding an element takes where nobody measured it, and decoding as many.
         on_host: whether it has no kernels but the host's: a bucket on another device is copied there, and back.
+        absolute: whether it holds values to a size of its own, or remembers them: a loss scale is taken off before.
     """
 
     wire_version: ClassVar[int] = 1
     prior_passes: ClassVar[float] = 2.0
     on_host: ClassVar[bool] = False
+    absolute: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ CALLS = {
     "study architecture": "",
     "study sync": "",
     "study compression-rates": "",
+    "study architecture-rates": "",
     "study sync-rates": "",
     "study seven-methods": "",
     "study race": "",

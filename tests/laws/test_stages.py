@@ -166,6 +166,26 @@ def test_the_loss_scale_changes_nothing(text: str) -> None:
     run_threads(2, worker, deadline_s=20)
 
 
+# What sends alone, as its example has it; fp16 cuts what is scaled beyond its range, so that a scaler sees it.
+SENDERS = listed("compression", Sender, ["dion:2", "strom:0.5,ratio=0.2", "threshold:0.5,ratio=0.2"])
+ALONE = sorted({text.partition("+")[0] for text in SENDERS} - {"fp16"})
+
+
+@pytest.mark.parametrize("text", ALONE)
+def test_the_loss_scale_changes_nothing_where_no_stage_takes_it_off(text: str) -> None:
+    """Also of what remembers, holds values to a threshold of its own, or gives back a size of its own."""
+
+    def worker(transport: Transport) -> None:
+        a, b = (averager(transport.channel(), text, tensors_of()) for _ in range(2))
+        for number, scale in enumerate([1.0, 1024.0, 4.0, 1.0, 256.0], 1):
+            expected, scaled = run(a, transport.rank, number), run(b, transport.rank, number, scale)
+            a.keep()
+            b.keep()
+            torch.testing.assert_close(scaled / scale, expected, rtol=1e-4, atol=1e-5)
+
+    run_threads(2, worker, deadline_s=20)
+
+
 # These change what is sent: its sum is another than that of what was put in.
 CHANGING = ("momentum", "lion", "signed", "ef21", "clip")
 FED_BACK = [text for text in STAGED if "+ef" in text and not any(name in text for name in CHANGING)]

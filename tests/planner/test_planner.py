@@ -432,3 +432,14 @@ def test_slices_too_many_to_keep_in_order_are_for_those_who_name_them() -> None:
 def test_what_is_misspelt_is_not_taken_for_another(misspelt: dict[str, str]) -> None:
     with pytest.raises(PlanError, match="is not known; known: "):
         recommend(PROFILE, SLOW, **misspelt)
+
+
+@pytest.mark.parametrize("workers", [4, 16])
+def test_no_program_competes_that_loses_more_than_studies_saw(workers: int) -> None:
+    """Round a ring every sum is encoded again at each hop: what studies saw of a codec was by `direct` or gathered."""
+    cluster = Cluster.uniform(workers, 24e6, 1e-4)
+    for compression in ("int2+ef", "int4+ef", "qsgd:7", "efsign+ef"):
+        assert competes(Plan.parse(f"bsp/allreduce/{compression}"), PROFILE, cluster)
+        assert not competes(Plan.parse(f"bsp/allreduce:ring/{compression}"), PROFILE, cluster)
+    for compression in ("none", "bf16", "int8+ef"):
+        assert competes(Plan.parse(f"bsp/allreduce:ring/{compression}"), PROFILE, cluster)

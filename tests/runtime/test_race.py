@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
+import types
 from typing import Any
 
 import pytest
@@ -490,3 +491,44 @@ def test_a_race_of_which_nobody_can_run_again_has_a_winner() -> None:
 
     first, second = run_threads(2, worker, deadline_s=20)
     assert first == second
+
+
+def test_losses_of_training_are_watched_from_where_the_winner_ended_whatever_a_judge_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A judge's loss is of other data, and in other units: beside it any loss of training may seem to have risen."""
+
+    def worker(transport: Transport) -> tuple[list[float], float | None]:
+        with job(transport, FIELD[0], optimizer=adam) as j:
+            entered = [contender(plan) for plan in FIELD]
+            racing = Racing(Race(budget="1s", judge=lambda: 0.01), entered, plan_heats(entered, 0.3), 1e9)
+            racing.begin(j.run)
+            number = 0
+            while racing.winner is None:
+                step(j, number)
+                racing.after_step(j.run, 3.0 + 0.01 * (number % 2))
+                number += 1
+            return list(racing.losses), racing.winner.loss
+
+    (losses, judged_as), _ = run_threads(2, worker, deadline_s=20)
+    assert judged_as == 0.01
+    assert losses
+    assert all(3.0 <= loss <= 3.01 for loss in losses)
+
+    levels: list[LossLevel | None] = []
+    monkeypatch.setattr(auto.Pilot, "_tell", lambda *told: None)
+    monkeypatch.setattr(auto.Pilot, "_look_out", lambda pilot, run, level: levels.append(level))
+    pilot: Any = auto.Pilot.__new__(auto.Pilot)
+    pilot._entered = choice.Choice(plan="bsp", predicted_step_s=1.0, why=())
+    over: Any = types.SimpleNamespace(
+        winner=dataclasses.replace(contender("bsp"), loss=0.01),
+        losses=losses,
+        contenders={},
+        after_step=lambda run, loss: None,
+        told=lambda: "won",
+    )
+    pilot._race(None, over, None)
+    [level] = levels
+    assert level is not None
+    assert level.mean > 2.9
+    assert level.error > 0  # few losses tell it roughly

@@ -11,6 +11,7 @@ from torch import nn
 from tests.lobby import Elastic, Worker
 from tests.runtime.training import Job, assert_close, job, loss_of, same, values
 from tightwire._attach import attach
+from tightwire.errors import AttachError
 from tightwire.runtime import Run
 from tightwire.transport import Transport, run_threads
 
@@ -145,3 +146,95 @@ def test_it_makes_no_difference_in_which_units_workers_weigh(plan: str) -> None:
 
     ones, tokens = (run_threads(2, lambda t, unit=unit: train(t, unit))[0] for unit in (1.0, 4096.0))
     assert_close(ones, tokens, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "plan", ["bsp/allreduce/topk:0.2+ef+momentum:0.9", "bsp/allreduce/int4+ef/bytescheduler"]
+)
+def test_what_is_left_over_keeps_its_size_when_others_skip_a_pass(plan: str) -> None:
+    """Those that count weigh as before: whoever leaves out a pass makes nobody's leftovers and momenta grow."""
+
+    def train(transport: Transport) -> float:
+        with job(transport, plan, optimizer=lambda p: torch.optim.SGD(p, lr=0.01)) as j:
+            for number in range(5):
+                j.optimizer.zero_grad()
+                if (j.rank, number) == (1, 2):
+                    j.run.skip()
+                else:
+                    loss_of(j.model, j.rank, number).backward()
+                j.optimizer.step()
+            unit: float = j.run.state_dict()["engine"]["unit"]
+        return unit
+
+    assert run_threads(3, train) == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "compression", ["sign+momentum:0.9", "meansign+lion", "dion:1", "median", "dct:2+ef:0.9+signed"]
+)
+def test_what_gives_a_direction_or_a_middle_refuses_weights(compression: str) -> None:
+    def train(transport: Transport) -> None:
+        with (
+            job(transport, f"bsp/allreduce/{compression}") as j,
+            pytest.raises(AttachError, match="counts alike"),
+        ):
+            j.run.weigh(3.0)
+
+    run_threads(2, train)
+    run_threads(1, lambda t: plain(t, compression))
+
+
+def plain(transport: Transport, compression: str) -> None:
+    with job(transport, f"bsp/allreduce/{compression}") as j:
+        j.run.weigh(3.0)  # a world of one has nobody to be weighed against
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        "bsp/allreduce/sign",
+        "bsp/allreduce/sign+momentum:0.9",
+        "bsp/allreduce/dct:2+ef:0.9+signed",
+        "delayed:1/allreduce/sign",
+    ],
+)
+def test_a_sign_is_one_though_some_workers_bring_nothing(plan: str) -> None:
+    """Who skips a pass, or is finished, abstains: what the others say is no larger for it."""
+
+    def train(transport: Transport) -> set[float]:
+        seen: set[float] = set()
+        with job(transport, plan, optimizer=lambda p: torch.optim.SGD(p, lr=0.0)) as j:
+            for number in range(6 if j.rank == 0 else 3):
+                j.optimizer.zero_grad()
+                if (j.rank, number) == (1, 1) and plan.startswith("bsp"):
+                    j.run.skip()
+                else:
+                    loss_of(j.model, j.rank, number).backward()
+                j.optimizer.step()
+                gradients = [p.grad.abs().flatten() for p in j.model.parameters() if p.grad is not None]
+                seen |= {float(size) for gradient in gradients for size in gradient}
+        return seen - {0.0}
+
+    assert run_threads(3, train, deadline_s=20) == [{1.0}] * 3
+
+
+def test_a_direction_keeps_its_length_though_some_workers_bring_nothing() -> None:
+    """Of what is no matrix it is the mean of those who bring something."""
+
+    def train(transport: Transport) -> list[tuple[float, float]]:
+        seen = []
+        with job(transport, "bsp/allreduce/dion:1", optimizer=lambda p: torch.optim.SGD(p, lr=0.0)) as j:
+            for number in range(3):
+                j.optimizer.zero_grad()
+                j.run.skip() if (j.rank, number) == (1, 1) else j.model.first.weight.sum().add(  # type: ignore[union-attr]
+                    j.model.first.bias.sum() * 6  # type: ignore[union-attr]
+                ).backward()
+                j.optimizer.step()
+                matrix, vector = j.model.first.weight.grad, j.model.first.bias.grad  # type: ignore[union-attr]
+                seen.append((float(matrix.norm()), float(vector.mean())))  # type: ignore[operator,union-attr]
+        return seen
+
+    for seen in run_threads(3, train, deadline_s=20):
+        for length, mean in seen:
+            assert length == pytest.approx((7 / 5) ** 0.5, rel=1e-3)
+            assert mean == pytest.approx(6.0)

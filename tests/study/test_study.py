@@ -140,6 +140,19 @@ def test_summaries_do_not_hide_a_seed_that_diverged() -> None:
     assert worse(HALF, PLAIN)(found).holds is True
 
 
+def test_a_loss_far_above_that_of_a_guess_has_diverged_and_is_said_to_have() -> None:
+    """A model that was thrown far has a loss that is finite, and its mean with others tells nothing."""
+    text, study = Language(), find("compression").narrowed(tasks=("text",), scenes=("plain",), plans=(HALF,))
+    rows = [(PLAIN, 0, 2.0), (PLAIN, 1, 2.1), (HALF, 0, 2.1), (HALF, 1, 5.4e7)]
+    results = Results(None, [trial(*row, task="text", steps=800) for row in rows])
+    found = Findings(results, text, "plain")
+    assert found.of(PLAIN).mean == pytest.approx(2.05)
+    assert (found.of(HALF).mean, found.of(HALF).diverged) == (None, 1)
+    assert worse(HALF, PLAIN)(found).holds is True
+    assert "diverged in 1 of 2" in report.markdown(study, results)
+    assert not text.has_diverged(text.guess)  # a few steps tell nothing yet
+
+
 def test_claims_follow_the_numbers() -> None:
     near = findings(
         *(trial(PLAIN, s, 0.9 + s / 100) for s in range(3)),

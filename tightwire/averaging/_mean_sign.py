@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class MeanSignAverager(StatelessAverager):
     """Averages the signs of one bucket; see the method `meansign`."""
 
-    delivery: Delivery = "rounded"
+    delivery: Delivery = "voted"
 
     def __init__(
         self,

@@ -79,6 +79,7 @@ class BucketAverager:
         self._averager = self._main  # of the last run
         self._other: tuple[Sender, Averager] | None = None
         self._votes = self._main.delivery == "voted" and workers > 1
+        self._is_absolute = sender_of(compression).absolute and workers > 1
         self._memories = _memories(bucket.layout, compression, workers)
         self._active = self._memories  # in the last run
         for stage in _stages(compression):
@@ -114,7 +115,7 @@ class BucketAverager:
         flat = self.bucket.flat
         if now.is_scaled and not self._memories:
             self._spoil_what_is_cut(flat, now.number)
-        if self._memories or self._votes:
+        if self._memories or self._votes or self._is_absolute:
             self._run_through_stages(flat, now)
         elif self._averager.lossless:
             self._averager.run(flat, flat, seed=now.seed)
@@ -157,8 +158,8 @@ class BucketAverager:
         assert work is not None
         self._active = self._active_in(self._averager)
         x = work.copy_(flat) if self._is_narrow else flat
-        # Votes alone ask for signs, which 16 bits might lose in a quotient.
-        if now.is_scaled and self._memories:
+        # Votes ask for signs alone, which 16 bits might lose in a quotient.
+        if now.is_scaled and (self._memories or self._is_absolute):
             x.div_(now.scale)
         for memory in self._active:
             memory.begin(now.number)

@@ -55,6 +55,8 @@ class Dion(AveragingMethod):
     example: ClassVar[str] = "dion:8"
     votes: ClassVar[bool] = True
     keeps_optimizer: ClassVar[bool] = False
+    absolute: ClassVar[bool] = True
+    weighs: ClassVar[bool] = False
     no_feedback: ClassVar[str] = "what is left over is the momentum, and stays inside"
 
     rank: int
@@ -65,6 +67,10 @@ class Dion(AveragingMethod):
             raise PlanError(f"dion cannot have {self.rank} columns: give at least 1, as in dion:64.")
         if not 0 <= self.mu < 1:
             raise PlanError(f"dion:mu={self.mu} would never apply anything: give a share in [0, 1).")
+
+    def is_sized(self, shape: Shape) -> bool:
+        """Whether it is a matrix, of which the outcome is orthonormal."""
+        return matrix(shape, self.rank) is not None
 
     def bytes_sent(self, shapes: Sequence[Shape], itemsize: int, workers: int, rank: int) -> int:
         """Returns the bytes of two all-reduces; see `AveragingMethod.bytes_sent`."""

@@ -66,6 +66,11 @@ class DoubleSqueeze(AveragingMethod):
         assert isinstance(codec, Codec)
         return codec
 
+    @property
+    def absolute(self) -> bool:  # type: ignore[override]
+        """Whether the codec is."""
+        return self.sender.absolute
+
     def bytes_sent(self, shapes: Sequence[Shape], itemsize: int, workers: int, rank: int) -> int:
         """Returns the bytes of all parts but the own, and of the own mean n − 1 times; see `AveragingMethod`."""
         sizes = split(sum(map(math.prod, shapes)), workers, PIECE_MULTIPLE)

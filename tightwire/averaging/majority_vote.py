@@ -50,6 +50,7 @@ class MajorityVote(AveragingMethod):
     example: ClassVar[str] = "sign+momentum:0.9"
     votes: ClassVar[bool] = True
     keeps_optimizer: ClassVar[bool] = False
+    weighs: ClassVar[bool] = False
 
     block: int = 1024
 
@@ -60,6 +61,10 @@ class MajorityVote(AveragingMethod):
     def sender(self) -> VoteMessage:
         """How votes, and their outcome, are written."""
         return VoteMessage(self.block)
+
+    def is_sized(self, shape: Shape) -> bool:
+        """Whether the outcome is 1 or -1: always."""
+        return True
 
     def bytes_sent(self, shapes: Sequence[Shape], itemsize: int, workers: int, rank: int) -> int:
         """Returns the bytes of all parts but the own, and of the own outcome n − 1 times; see `AveragingMethod`."""

@@ -38,6 +38,7 @@ class MeanSign(AveragingMethod):
     seen: ClassVar[str] = "Not seen; see lion."
     example: ClassVar[str] = "meansign+lion"
     keeps_optimizer: ClassVar[bool] = False
+    weighs: ClassVar[bool] = False
     no_feedback: ClassVar[str] = "signs have no leftover to feed back"
 
     block: int = 1024

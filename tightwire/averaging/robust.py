@@ -29,6 +29,7 @@ class _Robust(AveragingMethod, abc.ABC):
     """
 
     keeps_optimizer: ClassVar[bool] = False
+    weighs: ClassVar[bool] = False
     no_feedback: ClassVar[str] = "what a worker is overruled in is not to be sent again"
 
     @abc.abstractmethod

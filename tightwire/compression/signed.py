@@ -26,7 +26,12 @@ class Signed(Stage):
     example: ClassVar[str] = "dct:2+ef:0.999+signed"
     place: ClassVar[int] = 7
     keeps_optimizer: ClassVar[bool] = False
+    weighs: ClassVar[bool] = False
     serves_dense: ClassVar[bool] = True
+
+    def is_sized(self, shape: tuple[int, ...]) -> bool:
+        """Whether it is 1 or -1: always."""
+        return True
 
     def memory(self, bucket: BucketLayout, workers: int) -> StageMemory:
         """Returns what takes signs; it remembers nothing."""

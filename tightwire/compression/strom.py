@@ -47,6 +47,7 @@ class Strom(WidenedCodec):
     example: ClassVar[str] = "strom:0.001,ratio=0.01+ef"
     combine: ClassVar[Combine] = "none"
     selects: ClassVar[bool] = True
+    absolute: ClassVar[bool] = True
 
     t: float
     ratio: float = 0.01

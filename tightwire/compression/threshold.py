@@ -37,6 +37,7 @@ class Threshold(Codec):
     example: ClassVar[str] = "threshold:0.001,ratio=0.01+ef"
     combine: ClassVar[Combine] = "none"
     selects: ClassVar[bool] = True
+    absolute: ClassVar[bool] = True
 
     t: float
     ratio: float = 0.01

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from tightwire.architecture import AllReduce
+from tightwire.architecture.allreduce.accuracy import error_by_name
+from tightwire.architecture.allreduce.allreduce import NEGLIGIBLE
 from tightwire.cluster import Cluster
 from tightwire.compression import Codec
 from tightwire.errors import PlanError, ProgramError
@@ -29,6 +31,8 @@ SAME_CLASS = 0.10
 MAX_MADE = 32
 # More pieces than this cost more to keep in order than their order gains, and long to predict; only when named.
 MOST_PIECES = 4096
+# A program may lose so many times as much of a lossy codec's mean as the one that `auto` takes, which studies had.
+MOST_LOST = 1.1
 # How many of the fastest are looked around in each round, and how many rounds are made at most.
 WIDTH, ROUNDS = 2, 4
 
@@ -142,6 +146,8 @@ def competes(plan: Plan, profile: Profile, cluster: Cluster) -> bool:
     architecture = plan.architecture
     if isinstance(architecture, AllReduce) and architecture.is_made and cluster.workers > MAX_MADE:
         return False
+    if not _keeps_error(plan, profile, cluster):
+        return False
     sender = plan.compression[0]
     if (
         profile.codecs
@@ -150,6 +156,26 @@ def competes(plan: Plan, profile: Profile, cluster: Cluster) -> bool:
     ):
         return False
     return not cluster.fits or fit_of(plan, profile, cluster).source == "measured"
+
+
+def _keeps_error(plan: Plan, profile: Profile, cluster: Cluster) -> bool:
+    """Whether a program encodes sums so seldom that what studies saw of a lossy codec holds for it."""
+    architecture, codec = plan.architecture, plan.sender
+    if not isinstance(architecture, AllReduce) or not isinstance(codec, Codec) or codec.lossless:
+        return True
+    # Of nodes only what crosses them is encoded; programs that are made for links are few, and asked for by name.
+    if (
+        architecture.by == "auto"
+        or architecture.is_levelled
+        or architecture.is_switched
+        or architecture.is_made
+    ):
+        return True
+    workers, itemsize = cluster.workers, profile.parameters[0].itemsize
+    numel = profile.num_bytes // itemsize
+    usual = AllReduce().program_name(codec, workers, numel, itemsize)
+    found, least = (error_by_name(name, codec, numel, workers) for name in (architecture.by, usual))
+    return found <= max(NEGLIGIBLE, MOST_LOST * least)
 
 
 def _is_timed(name: str, profile: Profile) -> bool:

@@ -314,7 +314,7 @@ class Pilot:
         racing.after_step(run, loss)
         if racing.winner is None:
             return
-        winner, self._racing = racing.winner, None
+        winner, losses, self._racing = racing.winner, racing.losses, None
         self.choice = dataclasses.replace(
             self._entered,
             plan=winner.plan,
@@ -324,7 +324,8 @@ class Pilot:
             contenders=tuple(racing.contenders.values()),
         )
         self._tell(run, self.choice)
-        self._look_out(run, LossLevel(winner.loss, 0.0) if winner.loss is not None else None)
+        # What a judge says is of other data than the losses that are watched from here on.
+        self._look_out(run, LossLevel.of(losses) if losses else None)
 
     def _decide(self, run: Trainee, choice: Choice) -> None:
         """Goes on with what was chosen, or with plain all-reduce if that cannot be; alike on every rank."""

@@ -65,6 +65,7 @@ class Gradients:
         listener: PassListener,
         tracer: Tracer,
         weight: Callable[[], float],
+        own_sizes: Collection[str] = (),
     ) -> None:
         """Puts the hooks in.
 
@@ -74,11 +75,13 @@ class Gradients:
             listener: is told of passes.
             tracer: where spans go.
             weight: of this worker in the next mean, in units of the usual one.
+            own_sizes: parameters whose means are as large though some workers bring nothing, such as signs.
         """
         self._nonfinite_rounds = 0
         self.ready_s: dict[str, float] = {}
         self.were_finite = True
         self._listener, self._weight_of_next = listener, weight
+        self._own_sizes = frozenset(own_sizes)
         self._enabled = self._finite = True
         self._share = self._weight = 1.0
         self._parameters = parameters
@@ -280,7 +283,7 @@ class Gradients:
     def deliver_one(self, name: str, num_users: float) -> None:
         """Makes a mean the parameter's gradient, unless no rank used it and no leftover arrived for it."""
         parameter, view, aside = self._parameters[name], self._views[name], self._aside.pop(name, None)
-        if self._share != 1.0:
+        if self._share != 1.0 and name not in self._own_sizes:
             view.mul_(self._share)
         if aside is not None:
             view.add_(aside)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -217,7 +218,13 @@ class Membership:
         self.uneven = self.uneven or 0 < called.present < size
 
     def note_weight(self, called: Called) -> None:
-        """Takes in the sum of weights, so that what is sent keeps its size. At the same point on every rank."""
+        """Takes in the sum of weights, so that what is sent keeps its size. At the same point on every rank.
+
+        Where some skip a pass and the others weigh as usual, that stays so: `called.own` tells who used each parameter.
+        """
+        used = float(called.own.max()) if called.own.numel() else 0.0
+        if round(used) < called.present and math.isclose(called.weight, used, rel_tol=1e-4):
+            return
         if called.weight > 0 and called.present:
             self.usual_weight *= called.weight / called.present
 

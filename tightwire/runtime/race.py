@@ -298,8 +298,14 @@ def judged(contender: Contender, losses: Sequence[float], step_s: float, start: 
     rest = sum((start - slope * t - loss) ** 2 for t, loss in zip(times, losses, strict=True))
     freedom = max(1, len(losses) - 1)
     error = _unsure(freedom) * math.sqrt(rest / freedom / weight) if weight else math.inf
-    last = losses[-max(1, len(losses) // 4) :]
-    return replace(contender, step_s=step_s, loss=statistics.fmean(last), loss_per_s=slope, error=error)
+    return replace(
+        contender, step_s=step_s, loss=statistics.fmean(last_of(losses)), loss_per_s=slope, error=error
+    )
+
+
+def last_of(losses: Sequence[float]) -> Sequence[float]:
+    """Returns the losses that a trial ended with: its last quarter."""
+    return losses[-max(1, len(losses) // 4) :]
 
 
 def _unsure(freedom: int) -> float:

@@ -21,6 +21,7 @@ from tightwire.runtime.race import (
     better_untried,
     clearly_behind,
     judged,
+    last_of,
     order,
     tells_little,
 )
@@ -251,6 +252,12 @@ class Racing:
                 self._note(f"refused: {refusal}")
         self._note("")
         self.winner = self.contenders[self._running]
+
+    @property
+    def losses(self) -> Sequence[float]:
+        """Those of training that the winner's last trial ended with; none where none were told, or it did not run."""
+        trial = self._trials.get(self.winner.plan) if self.winner is not None else None
+        return () if trial is None else last_of(trial.losses)
 
     @property
     def lost_s(self) -> float:

@@ -287,6 +287,12 @@ class Run:
             raise AttachError(
                 f"a worker was to count {weight} times; give a weight of 0 or more, such as its tokens."
             )
+        unweighed = [] if self._now.is_alone else [part for part in self.plan.compression if not part.weighs]
+        if unweighed:
+            raise AttachError(
+                f"under {self.plan} every worker counts alike: {unweighed[0]} gives a direction or a middle, which "
+                "does not follow weights. Leave out run.weigh(), or choose a compression that averages."
+            )
         self._engine.weigh(weight)
 
     def wait(self) -> None:

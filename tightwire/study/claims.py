@@ -61,7 +61,7 @@ class Findings:
 
     def of(self, plan: str) -> Summary:
         """Returns what was found of a plan."""
-        return self.results.summary(self.scene, self.task.name, plan)
+        return self.results.summary(self.scene, self.task.name, plan, self.task.has_diverged)
 
     def trials(self) -> list[Trial]:
         """Returns all that were made here and did not fail."""

@@ -112,7 +112,8 @@ def tables(study: Study, results: Results) -> Iterator[tuple[str, Table]]:
     for scene in study.scenes:
         for task in study.tasks_in(scene):
             mine = [r for r in cells if (r["scene"], r["task"]) == (scene.name, task.name)]
-            lines = [(*_line(short, r, results), *_time_in(scene, r)) for r in mine]
+            found = Findings(results, task, scene.name)
+            lines = [(*_line(short, r, found), *_time_in(scene, r)) for r in mine]
             yield _title(scene, task, mine), [(*_head(task), *_time_head(scene)), *lines]
 
 
@@ -153,8 +154,8 @@ def _time_in(scene: Scene, row: dict[str, Any]) -> tuple[str, ...]:
     return (*timed, metric, _seconds(row["seconds_to_dense"]), _times(row["faster"]))
 
 
-def _line(short: Any, row: dict[str, Any], results: Results) -> tuple[str, ...]:
-    summary = results.summary(row["scene"], row["task"], row["plan"])
+def _line(short: Any, row: dict[str, Any], findings: Findings) -> tuple[str, ...]:
+    summary = findings.of(row["plan"])
     return (
         short[row["plan"]],
         print_metric(summary),

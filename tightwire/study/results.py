@@ -6,7 +6,7 @@ import itertools
 import json
 import pathlib
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
@@ -195,10 +195,20 @@ class Results:
         found.about = self.about
         return found
 
-    def summary(self, scene: str, task: str, plan: str) -> Summary:
-        """Returns what all seeds together say of a plan."""
+    def summary(
+        self,
+        scene: str,
+        task: str,
+        plan: str,
+        has_diverged: Callable[[float | None], bool] = lambda metric: metric is None,
+    ) -> Summary:
+        """Returns what all seeds together say of a plan; trials that have diverged are without a metric."""
         asked = (scene, task, plan)
-        trials = tuple(t for t in self.trials if (t.scene, t.task, t.plan) == asked)
+        trials = tuple(
+            replace(t, metric=None) if has_diverged(t.metric) else t
+            for t in self.trials
+            if (t.scene, t.task, t.plan) == asked
+        )
         metrics = [t.metric for t in trials if t.metric is not None]
         sound = bool(trials) and len(metrics) == len(trials)
         return Summary(

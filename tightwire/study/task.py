@@ -88,6 +88,10 @@ class Task(abc.ABC):
     def replica(self, place: Place) -> Replica:
         """Builds one worker's replica: the same weights on every rank, data of its own."""
 
+    def has_diverged(self, metric: float | None) -> bool:
+        """Whether a model is far worse than one that guesses: a loss beyond twice as much, or none that is finite."""
+        return metric is None or (not self.higher_is_better and metric > 2 * self.guess)
+
     def is_learnt(self, metric: float | None) -> bool:
         """Whether a model with this metric knows more than one that guesses; None stands for NaN."""
         return metric is not None and (metric > self.guess) == self.higher_is_better

@@ -37,7 +37,8 @@ class Local(Rounds):
     averaged in every third round and second moments, which change slowest, in every sixth, at half the bytes of
     averaging all in every round (1/3 + 1/6 of the model more than local:H), and, the paper reports, with the loss of
     `state=averaged`, also where keeping momenta local diverges. From a summary of the paper, which clips gradients,
-    too.
+    too. On the study's text SGD's momenta, averaged in every third round of 8 steps, change nothing: a loss of 2.092,
+    and 2.090 where they are kept (three seeds). Second moments were not studied.
 
     Args:
         H: local steps per round; 1 is bsp, up to rounding, for an optimizer that is linear in the gradient.

@@ -276,7 +276,9 @@ class EF21Muon(Recipe):
     title: ClassVar[str] = "EF21 around top-k of moving averages, for Muon"
     paper: ClassVar[str] = "Gruntkowska et al. 2025, EF21-Muon, arXiv:2510.00643, algorithm 3"
     promise: ClassVar[str] = "Muon's loss at 7 times fewer bytes (Gruntkowska et al. 2025)."
-    seen: ClassVar[str] = "Not seen: top-k of differences follows noise, as with EF21."
+    seen: ClassVar[str] = (
+        "Not seen: top-k of differences follows noise, as with EF21; studied under SGD, without Muon's step."
+    )
 
     ratio: float = 0.1
     beta: float = 0.9

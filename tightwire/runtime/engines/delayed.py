@@ -21,7 +21,14 @@ from tightwire.runtime.background import Background
 from tightwire.runtime.checkpoint import merged
 from tightwire.runtime.context import RunContext
 from tightwire.runtime.engines.engine import BaseEngine, Position
-from tightwire.runtime.engines.memory import fitting, load_memory, memory, rescale, shared_part
+from tightwire.runtime.engines.memory import (
+    fitting,
+    load_memory,
+    memory,
+    of_own_size,
+    rescale,
+    shared_part,
+)
 from tightwire.runtime.membership import Called
 from tightwire.sync import Acco, Delayed
 
@@ -153,6 +160,7 @@ class DelayedEngine(BaseEngine):
         layouts = [bucket.layout for bucket in self._turns[0].exchange.buckets]
         # Two, by turns: a gradient that the user did not drop is in the one stepped with last.
         self._means = [[Bucket(layout) for layout in layouts] for _ in range(2)]
+        self._own_sizes = of_own_size(parameters, plan, context)
         self._plan = plan
         self._is_stepping = False  # the user's step is still to come
         self._unstepped: Mapping[str, Tensor | None] | None = None  # means that were taken
@@ -304,6 +312,10 @@ class DelayedEngine(BaseEngine):
         for mean, bucket in zip(self._means[0], turn.exchange.buckets, strict=True):
             torch.mul(bucket.flat, share, out=mean.flat)
         views = {name: view for mean in self._means[0] for name, view in mean.views.items()}
+        if share != 1.0 and self._own_sizes:
+            arrived = {name: view for bucket in turn.exchange.buckets for name, view in bucket.views.items()}
+            for name in self._own_sizes:
+                views[name].copy_(arrived[name])
         return {
             name: views[name] if count > 0.5 or bool(views[name].any()) else None
             for name, count in zip(self._parameters, told.own.tolist(), strict=True)

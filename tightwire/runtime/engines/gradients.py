@@ -20,6 +20,7 @@ from tightwire.runtime.engines.memory import (
     have_finite_gradients,
     load_memory,
     memory,
+    of_own_size,
     rescale,
     shared_part,
 )
@@ -273,7 +274,8 @@ class GradientEngine(BaseEngine):
 
     def _make(self, listener: PassListener) -> Gradients:
         weight = self._context.membership.take_share
-        return Gradients(self._parameters, self._exchange, listener, self._context.tracer, weight)
+        own_sizes = of_own_size(self._parameters, self._plan, self._context)
+        return Gradients(self._parameters, self._exchange, listener, self._context.tracer, weight, own_sizes)
 
     def _begin_round(self) -> Round:
         self.rounds, self._is_void = self.rounds + 1, False

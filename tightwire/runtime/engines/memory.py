@@ -15,6 +15,8 @@ from torch.optim import Optimizer
 
 from tightwire.averaging.bucket import BucketAverager
 from tightwire.errors import AttachError
+from tightwire.plan import Plan
+from tightwire.runtime.context import RunContext
 
 Named = Mapping[str, Mapping[str, Tensor]]
 
@@ -64,6 +66,17 @@ def rescale(averagers: Iterable[BucketAverager], factor: float) -> None:
             for kind, kept in kinds.items():
                 if kind != "averager" and kept.is_floating_point():  # its start is of no size
                     kept.mul_(factor**2 if kind in SQUARES else factor)
+
+
+def of_own_size(parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> frozenset[str]:
+    """Returns the parameters whose means have a size of their own: that of those who bring something is that of all."""
+    return frozenset(
+        name
+        for name, parameter in parameters.items()
+        if any(
+            part.is_sized(tuple(parameter.shape)) for part in context.compression_of(name, parameter, plan)
+        )
+    )
 
 
 def fitting(averagers: Iterable[BucketAverager], state: Named, *, what: str) -> Named:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from tightwire.errors import LabError
-from tightwire.study.studies import compression, sync
-from tightwire.study.studies.architecture import ARCHITECTURE
+from tightwire.study.studies import architecture, compression, sync
 from tightwire.study.study import Study
 
 STUDIES: dict[str, Study] = {
     study.name: study
-    for study in (compression.COMPRESSION, ARCHITECTURE, sync.SYNC, compression.RATES, sync.RATES)
+    for study in (
+        compression.COMPRESSION,
+        architecture.ARCHITECTURE,
+        sync.SYNC,
+        compression.RATES,
+        architecture.RATES,
+        sync.RATES,
+    )
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tightwire.study.claims import Claim, ahead_at_equal_time, all_of, faster, no_worse, same, within, worse
+from tightwire.study.rates import rates_study
 from tightwire.study.settings import TrainingSettings
 from tightwire.study.study import Scene, Study, full_text
 from tightwire.study.tasks import Digits, Language
@@ -148,3 +149,4 @@ ARCHITECTURE = Study(
     ),
     claims=CLAIMS,
 )
+RATES = rates_study(ARCHITECTURE)
