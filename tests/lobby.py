@@ -35,7 +35,11 @@ class Die(Fault):
 
 
 class Lobby:
-    """Lets all in that live and have come, once nobody that lives in the world before is missing."""
+    """Lets all in that live and have come, once nobody that lives in the world before is missing.
+
+    Attributes:
+        expected: how many that are new must come, too.
+    """
 
     def __init__(self, deadline_s: float = 60.0) -> None:
         self.changed = threading.Condition()
@@ -70,7 +74,8 @@ class Lobby:
 
     def _admit(self) -> None:
         missing = self.living & set(self.inside) - set(self.waiting)
-        if missing or len(self.waiting) < self.expected or not self.waiting:
+        new = self.waiting.keys() - set(self.inside)
+        if missing or len(new) < self.expected or not self.waiting:
             return
         names = tuple(sorted(self.waiting))
         self.number, self.inside, self.expected = self.number + 1, names, 0
@@ -156,11 +161,11 @@ class Elastic:
 
     def replace(self, victim: Worker) -> None:
         """Has another come in the moment in which this one dies: the others are let in together with it."""
-        dies, present = victim.die, len(self.workers)
+        dies = victim.die
 
         def die() -> None:
             if not victim.is_dead:
-                self.lobby.expected = present
+                self.lobby.expected = 1
                 dies()
                 self.start()
 

@@ -220,16 +220,8 @@ def test_who_lost_a_round_with_an_inf_has_the_scale_and_the_rate_of_those_who_fo
         return values(model), scaler.get_scale(), scaler.state_dict()["_growth_tracker"], scheduler.last_epoch
 
     elastic = Elastic(train, start=3, dies_at=[None, dies_at])
-    victim, dies = elastic.workers[1], elastic.workers[1].die
-
-    def die() -> None:
-        if not victim.is_dead:
-            elastic.lobby.expected = 3
-            dies()
-            elastic.start()
-
     if is_replaced:
-        victim.die = die  # type: ignore[method-assign]
+        elastic.replace(elastic.workers[1])
     ends = elastic.join()
     assert all(same(ends[0][0], end[0]) for end in ends[1:])
     assert len({end[1:] for end in ends}) == 1, [end[1:] for end in ends]

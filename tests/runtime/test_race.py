@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.runtime.training import Job, adam, job, loss_of, same, values
+from tests.runtime.training import Job, Net, adam, job, loss_of, same, values
 from tightwire.cluster import Cluster
 from tightwire.errors import AttachError, PlanError
 from tightwire.plan import Plan, PlanFile
@@ -532,3 +532,87 @@ def test_losses_of_training_are_watched_from_where_the_winner_ended_whatever_a_j
     assert level is not None
     assert level.mean > 2.9
     assert level.error > 0  # few losses tell it roughly
+
+
+def test_a_snapshot_holds_buffers_whose_elements_share_memory() -> None:
+    from tightwire.runtime.snapshot import Snapshot
+    from tightwire.runtime.step import Optimizers
+
+    model, spread = nn.Linear(2, 2), torch.zeros(1).expand(3)
+    model.register_buffer("spread", spread)
+    snapshot = Snapshot(model, Optimizers([adam(model.parameters())]))
+    spread[:1].fill_(2.0)
+    snapshot.restore()
+    assert spread.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_auto_goes_back_to_what_was_loaded_after_attaching(
+    quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not to what the model was before, which is what the first steps would be given up for."""
+    chosen = choice.Choice(plan="bsp/allreduce/bf16/fusion", predicted_step_s=1e-9, why=("as told",))
+    monkeypatch.setattr(auto, "choice_of", lambda ranking, in_the_way: chosen)
+
+    def worker(transport: Transport) -> None:
+        loaded = Net(seed=7)
+        with job(transport, "auto", optimizer=adam, allow="stale") as j:
+            assert str(j.run.plan) == first_steps.PARTING
+            j.model.load_state_dict(loaded.state_dict())
+            number = 0
+            while not j.run.is_settled:
+                step(j, number)
+                number += 1
+            assert j.run.plan == Plan.parse(chosen.plan)
+            assert same(values(j.model), values(loaded))
+
+    run_threads(2, worker, deadline_s=30)
+
+
+def test_a_race_without_losses_ends_in_words() -> None:
+    def worker(transport: Transport) -> None:
+        with job(transport, FIELD[0], optimizer=adam) as j:
+            entered = [contender(plan) for plan in FIELD]
+            racing = Racing(Race(budget="1s"), entered, plan_heats(entered, 0.3), 1e9)
+            racing.begin(j.run)
+            for number in range(1000):
+                step(j, number)
+                racing.after_step(j.run, None if transport.rank else 1.0)
+
+    with pytest.raises(AttachError, match="some rank told the loss of none"):
+        run_threads(2, worker, deadline_s=20)
+
+
+def test_training_that_ends_within_a_race_says_what_is_given_up(
+    quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered = [contender(plan) for plan in FIELD[:2]]
+    monkeypatch.setattr(auto, "contenders", lambda ranking, in_the_way: entered)
+
+    def worker(transport: Transport) -> list[str]:
+        with job(transport, "race:100h", optimizer=adam, allow="stale") as j:
+            for number in range(12):
+                step(j, number)
+        return [why for why in j.run.report().why if "in the midst of a race" in why]
+
+    first, second = run_threads(2, worker, deadline_s=30)
+    assert len(first) == 1
+    assert "step 12: " in first[0]
+    assert first == second
+
+
+def test_auto_watches_the_loss_where_one_rank_alone_tells_it(
+    quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else that rank alone would come to meetings, and the other train on without it."""
+    chosen = choice.Choice(plan="local:4/allreduce/none/fusion", predicted_step_s=1.0, why=("as told",))
+    monkeypatch.setattr(auto, "choice_of", lambda ranking, in_the_way: chosen)
+    steps = [0, 0]
+
+    def worker(transport: Transport) -> None:
+        with job(transport, "auto", optimizer=adam, allow="stale") as j:
+            for number in range(80):
+                steps[transport.rank] = number
+                assert number - min(steps) <= 12, steps
+                step(j, number, tells=transport.rank == 0)
+
+    run_threads(2, worker, deadline_s=30)

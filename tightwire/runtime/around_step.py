@@ -75,6 +75,7 @@ class AroundStep:
         """Hears that the optimizers are about to step."""
         if self._pilot is not None:
             self._pilot.before_step()
+        self._course.begin_training()
         if not self._now.engine.is_silent:
             self._guard.check()
         self._evaluation.require_over()

@@ -113,8 +113,9 @@ class Pilot:
             rounds = Plan.parse(PARTING).sync.steps_per_round
             self._baseline_steps = rounds - WARM_UP_STEPS - PROFILE_STEPS
         self._heard: list[float] = []
-        self._heard_any = False
+        self._heard_any = self._is_heard = False  # here; on any rank, as of the choice
         self._racing: Racing | None = None
+        self._cut_short = ""
         self._lookout: Lookout | None = None
         self._proof: Proof | None = None
         self._wire = WireWatch(cluster)
@@ -132,8 +133,9 @@ class Pilot:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What was done since the choice, in sentences."""
-        return (*self._told, *(self._lookout.remarks if self._lookout is not None else ()))
+        """What was done since the choice, or was not, in sentences."""
+        cut_short = (self._cut_short,) if self._cut_short else ()
+        return (*cut_short, *self._told, *(self._lookout.remarks if self._lookout is not None else ()))
 
     def begin(self) -> None:
         """Starts to watch."""
@@ -142,9 +144,6 @@ class Pilot:
         watched = Plan.parse(self.watched)
         if self._search.by == "loss" and watched.sync.is_bulk and isinstance(watched.sender, Codec):
             self._noise.begin()
-        if self._parts and self._search.goes_back:
-            is_new = not any(member.state for member in self._optimizers.members)
-            self._start = Snapshot(self._model, self._optimizers, is_equal=is_new)
 
     def close(self) -> None:
         """Stops watching. Local."""
@@ -153,11 +152,29 @@ class Pilot:
 
     def before_step(self) -> None:
         """Stops watching once all was seen; not in `after_step`, where the optimizer goes through its hooks."""
+        if self._parts and self._search.goes_back and self._steps == 0:
+            self._note_start()
         if self._profile is not None:
             self.close()
         else:
             self.habits.release()  # what is read from here on, the loop did not read
             self._noise.before_step()
+
+    def finish(self, run: Trainee) -> None:
+        """Says so where training ends within a race, whose best state is then given up. Local."""
+        if self._racing is None or self._cut_short:
+            return
+        self._cut_short = (
+            f"step {run.step}: finish() came in the midst of a race: the model is that of {run.plan}, which was tried "
+            "from an earlier state, and what others had reached is given up. Train for longer, or give the race a "
+            "smaller budget."
+        )
+        log.warning("%s", self._cut_short)
+
+    def _note_start(self) -> None:
+        """Keeps where training begins: with what was loaded after attaching, too."""
+        is_new = not any(member.state for member in self._optimizers.members)
+        self._start = Snapshot(self._model, self._optimizers, is_equal=is_new)
 
     def hear(self, loss: float) -> None:
         """Takes in the loss of the step under way, or of a part of it."""
@@ -255,11 +272,13 @@ class Pilot:
         mine = obstacles(self._model, self._optimizers, self.habits, run.forwards)
         # Where the loop changes gradients before the step, as by clipping, what is stepped with is not their mean.
         norms = [] if self.habits.touches_gradients else self._noise.told()
-        answers = [json.loads(answer) for answer in run.ask(json.dumps([mine, norms])) if answer is not None]
-        in_the_way = list(dict.fromkeys(obstacle for found, _ in answers for obstacle in found))
         assert self._profile is not None
-        noise = gradient_noise([of_rank for _, of_rank in answers])
-        ahead = self._search.steps_ahead(self._profile)
+        told = json.dumps([mine, norms, self._heard_any, self._search.steps_ahead(self._profile)])
+        answers = [json.loads(answer) for answer in run.ask(told) if answer is not None]
+        in_the_way = list(dict.fromkeys(obstacle for found, *_ in answers for obstacle in found))
+        noise = gradient_noise([of_rank for _, of_rank, *_ in answers])
+        self._is_heard = any(heard for _, _, heard, _ in answers)
+        ahead = answers[0][-1]
         self._profile = dataclasses.replace(self._profile, gradient_noise=noise, steps_ahead=ahead)
         self._in_the_way = in_the_way
         decision = ""
@@ -419,7 +438,7 @@ class Pilot:
             steps = max(AHEAD, math.ceil(SECOND_LOOK_S / max(self.choice.predicted_step_s, 1e-6)))
             rounds = run.plan.sync.steps_per_round
             self._second_look = math.ceil(steps / rounds) * rounds
-        if self._heard_any and slow_steps(run.plan, self._situation) > 1.0:
+        if self._is_heard and slow_steps(run.plan, self._situation) > 1.0:
             milder = [c.plan for c in self.choice.contenders if not c.note]
             self._lookout = Lookout(milder, run.plan, self._situation)
             self._lookout.begin(run, level)

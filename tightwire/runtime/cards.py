@@ -16,6 +16,7 @@ from typing import Final
 
 from tightwire.errors import MismatchError
 from tightwire.runtime.agreement import differences
+from tightwire.runtime.membership import Gathered
 from tightwire.runtime.reading import MOST, readable
 from tightwire.transport import Transport
 
@@ -39,9 +40,11 @@ class Card:
         plan: in force.
         owes: whether optimizers' states are still to be made equal, as this plan promises they are.
         uneven: whether rounds were made without those that are finished; see `Membership`.
-        gathers: whether it is about to bring its part of a checkpoint to where all are gathered.
+        gathers_at: the steps after which it is about to bring its part of a checkpoint to where all are gathered, and
+            one more; 0: it is not.
         gathered: how often all have done so.
         gathered_at: the steps after which they did last, and one more; 0: never.
+        gathered_there: how often after so many.
         facts: a digest of what must be equal on all.
     """
 
@@ -59,9 +62,10 @@ class Card:
     plan: str = ""
     owes: bool = False
     uneven: bool = False
-    gathers: bool = False
+    gathers_at: int = 0
     gathered: int = 0
     gathered_at: int = 0
+    gathered_there: int = 0
     facts: str = ""
 
     @classmethod
@@ -126,17 +130,25 @@ class Cards:
         return bool(old) and all(card.begun > furthest.agreed for card in old)
 
     @property
-    def gathered(self) -> tuple[int, int]:
-        """How often all have gathered a checkpoint, as far as anybody knows, and when; who lacks that did its part."""
-        old = [(card.gathered, card.gathered_at - 1) for card in self.by_rank if not card.is_new]
-        return max(old, default=(0, -1))
+    def gathered(self) -> Gathered:
+        """What was gathered, as far as anybody knows; who lacks that did its part."""
+        old = [
+            Gathered(card.gathered, card.gathered_at - 1, card.gathered_there)
+            for card in self.by_rank
+            if not card.is_new
+        ]
+        return max(old, default=Gathered())
 
     @property
-    def gathers_to(self) -> int | None:
-        """The rank to which all are to gather a checkpoint once more: no newcomer's; None: nobody is within it."""
-        old = [rank for rank, card in enumerate(self.by_rank) if not card.is_new]
-        cards = [self.by_rank[rank] for rank in old]
-        return old[0] if any(c.gathers and c.gathered == self.gathered[0] for c in cards) else None
+    def gathers(self) -> tuple[int, int] | None:
+        """To which rank all are to gather a checkpoint once more, no newcomer's, and after how many steps.
+
+        None: nobody is within it.
+        """
+        old = [(rank, card) for rank, card in enumerate(self.by_rank) if not card.is_new]
+        times = self.gathered.times
+        at = [card.gathers_at - 1 for _, card in old if card.gathers_at and card.gathered == times]
+        return (old[0][0], at[0]) if at else None
 
     def still_to_make(self, rank: int, *, as_source: bool) -> int:
         """Returns how many steps a member makes that others have made already; then all make the next together.

@@ -10,10 +10,14 @@ from dataclasses import replace
 
 from torch.nn import Parameter
 
+from tightwire.architecture import ParameterServer
+from tightwire.errors import AttachError
 from tightwire.plan import Phases, Plan
+from tightwire.runtime.agreement import copy_from_first
 from tightwire.runtime.carried import Carried, scales_of
 from tightwire.runtime.context import RunContext
 from tightwire.runtime.in_force import InForce
+from tightwire.runtime.loads import LoadWatch
 from tightwire.runtime.meeting import News, Told, meet
 from tightwire.runtime.membership import MembersChangedError
 from tightwire.runtime.phases import spelled_out
@@ -68,6 +72,7 @@ class Course:
         self._carried = carried
         self._renewal = Renewal(self.now, facts or {}, carried)
         self._only_in: int | None = None  # the members, by number, that `undisturbed` is for
+        self._loads: LoadWatch | None = None  # until training begins
         self._membership = context.membership
         self._membership.renew = self._renewal.renew
 
@@ -80,6 +85,45 @@ class Course:
         """
         self._renewal.renew()
         self.end_phase()  # those who let this worker in may be at the end of one
+
+    def watch_loads(self) -> None:
+        """Begins to notice that the model is loaded, which the first engine has copied perhaps."""
+        self._loads = LoadWatch(self.now.context.model)
+
+    def begin_training(self, *, is_told: bool = False) -> None:
+        """Builds the first engine anew if the model was loaded since, for it may hold what that was before. Once.
+
+        Every member, before it meets others for the first time; blocks if the model was loaded, as on all.
+
+        Args:
+            is_told: whether the engine was given what belongs to it, as by `Run.load_state_dict`.
+
+        Raises:
+            AttachError: the model was loaded, and not all who hold it are here: members are elastic, or servers apart.
+        """
+        loads, now = self._loads, self.now
+        self.close()
+        if loads is None or not loads.is_loaded or is_told or now.engine.keeps_replicas_equal:
+            return
+        if now.engine.is_server:  # workers know
+            return
+        architecture = now.plan.architecture
+        if self._membership.is_elastic or (
+            isinstance(architecture, ParameterServer) and architecture.servers
+        ):
+            raise AttachError(
+                f"the model was loaded after it was attached, and others may hold what it was, under {now.plan}: "
+                "load first and attach then, or call run.load_state_dict with what this plan remembered."
+            )
+        log.info("the model was loaded after it was attached: %s begins with what it is now.", now.plan)
+        copy_from_first(now.context.transport.inner, now.parameters().values())
+        self.go_to(now.step, anew=True)
+
+    def close(self) -> None:
+        """Takes hooks out. Local."""
+        if self._loads is not None:
+            self._loads.close()
+            self._loads = None
 
     def adopt(self, plan: Plan) -> None:
         """Goes on under another plan. Every member that trains."""

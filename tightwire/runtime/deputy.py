@@ -75,7 +75,7 @@ class Deputy:
             what: they must come for, as in "to hand in its change".
 
         Raises:
-            PeerError: those are alive, and late for longer than they may be.
+            PeerError: one of those is gone, or late for longer than it may be.
             TightwireError: whatever went wrong on the thread.
         """
         awaited, watch = frozenset[int](), None
@@ -134,4 +134,5 @@ class Deputy:
 def _watch(before: Watch | None, transport: Transport, ranks: frozenset[int], what: str) -> Watch | None:
     if before is not None:
         before.close()
-    return transport.watch(Wait(ranks, what)) if ranks else None
+    # Nothing of theirs may be under way that would fail: one that is gone is not waited for.
+    return transport.watch(Wait(ranks, what), ends_run=True) if ranks else None

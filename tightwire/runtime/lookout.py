@@ -123,7 +123,8 @@ class Lookout:
     def _end_window(self, run: Trainee) -> None:
         told = json.dumps([self._losses, time.perf_counter() - self._began_s])
         answers = [json.loads(text) for text in run.ask(told) if text is not None]
-        means = [statistics.fmean(of_step) for of_step in zip(*(a[0] for a in answers), strict=False)]
+        heard = [losses for losses, _ in answers if losses]  # some ranks may tell none
+        means = [statistics.fmean(of_step) for of_step in zip(*heard, strict=False)]
         if not means:  # nobody tells losses: there is nothing to watch
             self.milder = []
             return

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,6 +75,21 @@ class Called:
     own: Tensor
 
 
+class Gathered(NamedTuple):
+    """How often all have gathered a checkpoint, after how many steps last (-1: never), and how often after so many."""
+
+    times: int = 0
+    at: int = -1
+    there: int = 0
+
+    def again(self, at: int) -> Gathered:
+        """Returns the same once all have once more, after so many steps."""
+        return Gathered(self.times + 1, at, 1 + (self.there if at == self.at else 0))
+
+
+NOTHING_GATHERED = Gathered()
+
+
 def _nothing(standing: Standing) -> Mapping[str, str]:
     return {}
 
@@ -107,9 +123,11 @@ class Membership:
         settle: called on a finished member when it has taken part in a round.
         conclude: given the rank that trained longest, once all are finished. Every member; blocks.
         gather: brings the parts of all to one rank. Every member; blocks.
-        gathers: whether this worker is about to, or within it.
-        gathered: how often all have, and after how many steps last; see `InForce.most_steps`.
-        is_spared: whether others have at this newcomer's step, so that it is not to when its loop comes to that.
+        gathers_at: the steps after which this worker is about to, or is within it, by `InForce.most_steps`; None: it is
+            not.
+        gathered: how often all have.
+        spares: how often a newcomer leaves that out when its loop comes to it, for all have already; None: it has just
+            come.
         gathers_to: the rank that is brought them: 0, but for what lost a member and is repeated with newcomers.
         leaving: whether this worker leaves with the next round.
         calls_meeting: whether a round said that somebody leaves, so that all must meet now.
@@ -131,9 +149,9 @@ class Membership:
     settle: Callable[[], None] = _no_buffers
     conclude: Callable[[int], None] = _leave_buffers
     gather: Callable[[], None] = _no_buffers
-    gathers: bool = False
-    gathered: tuple[int, int] = (0, -1)
-    is_spared: bool = False
+    gathers_at: int | None = None
+    gathered: Gathered = NOTHING_GATHERED
+    spares: int | None = 0
     gathers_to: int = 0
     leaving: bool = False
     calls_meeting: bool = False
@@ -201,6 +219,14 @@ class Membership:
                 self._lost = error
             else:
                 self.renew()
+
+    def leaves_out(self, at: int) -> bool:
+        """Whether this worker, whose loop gathers after so many steps, came when all had done that. Once each time."""
+        if self.spares is None:
+            self.spares = self.gathered.there if self.gathered.at == at else 0
+        is_spared = self.spares > 0
+        self.spares -= is_spared
+        return is_spared
 
     def weigh(self, weight: float) -> None:
         """Takes this worker's weight in the next mean; see `Run.weigh`."""

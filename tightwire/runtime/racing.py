@@ -297,10 +297,20 @@ class Racing:
 
 
 def _together(answers: Sequence[dict[str, object]], contender: Contender, steps: int) -> RaceTrial:
-    """Returns what ranks say as one trial; losses as many as every rank told."""
+    """Returns what ranks say as one trial; losses as many as every rank told.
+
+    Raises:
+        AttachError: on every rank alike, some told none, and there is no judge.
+    """
     first = answers[0]
     losses = [_floats(answer["losses"]) for answer in answers]
     judgements = [x for answer in answers for x in _floats([answer["judged"]])]
+    if not judgements and not all(losses):
+        raise AttachError(
+            f"{contender.plan} was tried for {steps} steps, and some rank told the loss of none of them: call "
+            "run.report_loss(loss) before every optimizer.step(), on every rank, or give tw.Race(judge=...), which "
+            "returns the loss on held-out data."
+        )
     return RaceTrial(
         steps=steps,
         losses=tuple(statistics.fmean(of_step) for of_step in zip(*losses, strict=False)),

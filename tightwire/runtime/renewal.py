@@ -167,7 +167,7 @@ class Renewal:
             self._settle(transport, cards, former)
             # Only now: who lost somebody before it had all that it lacked lacks it still.
             self._world, self._now.owes_states = admission.number, cards.by_rank[cards.source].owes
-            self._take_gathering(cards, former.position)
+            self._take_gathering(cards)
         except PeerError as error:
             log.info("another member was lost: %s", error)
             return False
@@ -182,13 +182,18 @@ class Renewal:
             )
         return True
 
-    def _take_gathering(self, cards: Cards, position: Position) -> None:
+    def _take_gathering(self, cards: Cards) -> None:
         """Takes in whether a checkpoint is still to be gathered, and to which rank."""
-        membership, to = self._now.context.membership, cards.gathers_to
-        membership.gathered, membership.gathers_to = cards.gathered, to or 0
-        membership.gathers = membership.gathers and to is not None
-        self._gathers = membership.gathers or (to is not None and self._is_new and not position.is_in_step)
-        membership.is_spared = self._is_new
+        membership = self._now.context.membership
+        membership.gathered = cards.gathered
+        membership.gathers_to, at = cards.gathers or (0, None)
+        if at is None:
+            membership.gathers_at = None
+        elif self._is_new:  # one that begins at an earlier step comes to it by itself
+            membership.gathers_at = at if self._now.most_steps >= at else None
+        if self._is_new:
+            membership.spares = None
+        self._gathers = membership.gathers_at is not None
 
     def _card(self, former: Former) -> Card:
         now, position, membership = self._now, former.position, self._now.context.membership
@@ -207,9 +212,10 @@ class Renewal:
             plan=str(now.plan),
             owes=now.owes_states,
             uneven=membership.uneven,
-            gathers=membership.gathers,
-            gathered=membership.gathered[0],
-            gathered_at=membership.gathered[1] + 1,
+            gathers_at=0 if membership.gathers_at is None else membership.gathers_at + 1,
+            gathered=membership.gathered.times,
+            gathered_at=membership.gathered.at + 1,
+            gathered_there=membership.gathered.there,
             facts=digest_of_facts(self._facts),
         )
 

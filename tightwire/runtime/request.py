@@ -72,7 +72,10 @@ class Request:
             return str(self.phases)
         if self.race is None:
             return f"auto, {self.allow}"
-        return f"race of {self.race.budget}, {self.race.share:g}, {self.allow}"
+        judged = "" if self.race.judge is None else ", judged"
+        return (
+            f"race of {self.race.budget}, {self.race.share:g}, {self.race.contenders}, {self.allow}{judged}"
+        )
 
     def begun(self, watched: str) -> Request:
         """Returns this request, whose first steps are watched under a plan."""

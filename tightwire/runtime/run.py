@@ -109,6 +109,7 @@ class Run:
                 self._course.enter()
             else:
                 self._build_first(pilot.instead if pilot is not None else None)
+            self._course.watch_loads()
             if pilot is not None:
                 pilot.begin()
             if keeping is not None:
@@ -195,6 +196,7 @@ class Run:
         """
         self._require_open()
         require_servable(plan, self._context.transport.size, self._kept_equal)
+        self._course.begin_training()
         self._course.adopt(plan)
 
     def ask(self, answer: str) -> list[str | None]:
@@ -309,6 +311,7 @@ class Run:
         counting nothing in their means, until all have called it, and leaves with the parameters that they have.
         """
         self._require_open()
+        self._course.begin_training()
         self._optimizers.end_step()
         if self._steps.accumulated_at == self._engine.rounds and any(
             p.grad is not None for p in self._shared_parameters().values()
@@ -322,6 +325,8 @@ class Run:
         if self._passes is not None and self.step == 0 and self._passes.saw_changes == 1:
             warnings.warn(STEP_NEVER_SEEN, stacklevel=2)
         self._course.finish()
+        if isinstance(self._pilot, Pilot) and not self._now.behind:  # else others may have raced on
+            self._pilot.finish(self)
 
     def leave(self) -> None:
         """Leaves for good after the next round of a local method; the run is closed then, and the others go on.
@@ -335,6 +340,7 @@ class Run:
             AttachError: another kind of plan, whose ranks cannot do without each other.
         """
         self._require_open()
+        self._course.begin_training()
         self._course.leave()
         self.close()
 
@@ -354,6 +360,7 @@ class Run:
             AttachError: the optimizer steps inside, which would be undone.
         """
         self._require_open()
+        self._course.begin_training()
         lent: list[Mapping[str, Tensor]] = []
 
         def agree() -> None:
@@ -394,6 +401,7 @@ class Run:
         self._optimizers.close()
         if self._passes is not None:
             self._passes.close()
+        self._course.close()
         self._engine.close()
         if self._keeping is not None:
             self._keeping.close()
@@ -426,6 +434,7 @@ class Run:
         if not gather:
             return self._state.part()
         self._require_open()
+        self._course.begin_training()
         return self._state.gathered()
 
     def own_state(self) -> dict[str, Any]:
@@ -462,6 +471,7 @@ class Run:
         """
         self._require_open()
         self._state.load(state)
+        self._course.begin_training(is_told=True)
 
     def report(self) -> Report:
         """Returns what happened so far on this worker. Local."""
@@ -486,7 +496,7 @@ class Run:
             predicted_step_s=choice.predicted_step_s if choice else self._predicted.get("step_s"),
             predicted=choice.predicted if choice else self._predicted,
             baseline_step_s=self._pilot.baseline_step_s if self._pilot else None,
-            why=(*choice.why, *(self._pilot.remarks if self._pilot else ())) if choice else self._why,
+            why=(*(choice.why if choice else self._why), *(self._pilot.remarks if self._pilot else ())),
             considered=choice.considered if choice else (),
             contenders=choice.contenders if choice else (),
             waited_s=record.waited_s,

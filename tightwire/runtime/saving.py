@@ -99,17 +99,16 @@ class RunState:
                 f"{self._course.now.plan} has servers that do not train, and nobody would answer for them; let every "
                 "worker save its own run.state_dict(), or attach with servers that train too (ps:shards=2)."
             )
-        membership, self._parts = self._course.now.context.membership, []
-        if membership.is_spared and membership.gathered[1] == self._course.now.most_steps:
-            membership.is_spared = False
+        membership, at = self._course.now.context.membership, self._course.now.most_steps
+        if membership.leaves_out(at):
             return {}
-        membership.gathers = True
+        membership.gathers_at, self._parts = at, []
         try:
             with self._evaluation.given_back():
                 membership.guard(self._gather)
             return {"version": VERSION, "parts": self._parts} if self._parts else {}
         finally:
-            membership.gathers, self._parts = False, []
+            membership.gathers_at, self._parts = None, []
 
     def _gather(self) -> None:
         """Brings the parts of all to one rank. Every member; blocks."""
@@ -118,8 +117,9 @@ class RunState:
         self._parts = checkpoint.gather(transport, own, to=membership.gathers_to)
         if membership.is_elastic:
             transport.exchange(b"")
-        membership.gathers, membership.gathers_to = False, 0
-        membership.gathered = membership.gathered[0] + 1, self._course.now.most_steps
+        assert membership.gathers_at is not None
+        membership.gathered = membership.gathered.again(membership.gathers_at)
+        membership.gathers_at, membership.gathers_to = None, 0
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Goes on from parts: this rank's, or those of all ranks that saved. Every rank; blocks.

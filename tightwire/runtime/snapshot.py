@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from tightwire.runtime.agreement import assign
 from tightwire.runtime.step import Optimizers
 
 
@@ -52,7 +53,7 @@ class Snapshot:
     def restore(self) -> None:
         """Puts everything back as it was; may be done several times. Local."""
         for name, tensor in _named(self._model).items():
-            tensor.copy_(self._tensors[name])
+            assign(tensor, self._tensors[name])
         for member, states in zip(self._optimizers.members, self._states, strict=True):
             for parameter in _parameters(member):
                 if parameter in states:

@@ -224,8 +224,8 @@ class Threads(Transport):
         self._meet(None, "at a barrier")
 
     def watch(self, wait: Wait, *, ends_run: bool = False, is_first: bool = False) -> Watch:
-        """Looks at the clock, and at nothing else, when it is checked."""
-        return _Watch(self, wait.numbered(self._mail.ranks))
+        """Looks at the clock and, if that ends it, at who has left, when it is checked."""
+        return _Watch(self, wait.numbered(self._mail.ranks), ends_run=ends_run)
 
     def fail(self, error: BaseException) -> None:
         """Leaves the reason for whoever is still waiting when this rank has left."""
@@ -272,15 +272,17 @@ class Threads(Transport):
 
 @final
 class _Watch:
-    def __init__(self, owner: Threads, wait: Wait) -> None:
+    def __init__(self, owner: Threads, wait: Wait, *, ends_run: bool) -> None:
         self._world, self._rank, self._wait = owner._world, owner._mail.ranks[owner.rank], wait
+        self._ends_run = ends_run
         self._ends_s = time.monotonic() + owner.deadline_s
 
     def check(self) -> None:
         is_due = (
             bool(self._wait.peers) and time.monotonic() > self._ends_s
         )  # who waits for nobody is never late
-        if self._world.has_verdict or is_due:
+        is_gone = self._ends_run and bool(self._wait.peers & self._world.left.keys())
+        if self._world.has_verdict or is_due or is_gone:
             self._world.overdue(self._rank, self._wait)
 
     def close(self) -> None:

@@ -75,7 +75,7 @@ class GossipEngine(BaseEngine):
         )
         self._survivors = Survivors(context.transport.channel(), self._lost)
         self._thread = TalkThread("tightwire-gossip", self._awaited, context.transport, self._look)
-        self._meetings = 0
+        self._meetings = context.membership.meetings  # not those of a graph before, which announced others
         self._rounds_before = 0
 
     @property

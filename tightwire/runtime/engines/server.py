@@ -217,6 +217,7 @@ class ServerEngine(ServedMember):
                 share.client.store(state["shards"][str(share.owner)])
         self._clock, self.rounds = state["clock"], state["rounds"]
         self._replicas.clear()
+        self._note_others()
         self.flush()
         load_memory([a for share in self._shares for a in share.averagers], state["memory"])
 
@@ -227,6 +228,7 @@ class ServerEngine(ServedMember):
         optimizer = {name: kept for shard in shards for name, kept in shard["optimizer"].items()}
         self._clock, self.rounds = (max(state[key] for state in states) for key in ("clock", "rounds"))
         self._replicas.clear()
+        self._note_others()
         if self._shard is not None:
             names = self._layouts[self._rank].names
             self._shard.load_state_dict(
@@ -247,6 +249,7 @@ class ServerEngine(ServedMember):
         """Counts on from a checkpoint's rounds, with this rank's parameters in its own shard. Every worker."""
         self.rounds = self._clock = rounds
         self._replicas.clear()
+        self._note_others()
         if self._shard is not None:
             self._shard.restart({n: p.detach() for n, p in self._trained.items()}, rounds)
         self.flush()
@@ -294,6 +297,10 @@ class ServerEngine(ServedMember):
                 "optimizer, and servers would never see it; give them to that optimizer as a group, or choose a plan "
                 "without servers, such as bsp, and attach a list of optimizers."
             )
+
+    def _note_others(self) -> None:
+        """Takes parameters that servers do not step as what they are now: they were loaded with the rest."""
+        self._others = {name: (p, p._version) for name, (p, _) in self._others.items()}
 
     def _fetch(self) -> dict[str, Any]:
         """Returns the shards whose state this rank's checkpoints hold, by owner."""
