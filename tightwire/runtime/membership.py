@@ -249,7 +249,7 @@ class Membership:
         Where some skip a pass and the others weigh as usual, that stays so: `called.own` tells who used each parameter.
         """
         used = float(called.own.max()) if called.own.numel() else 0.0
-        if round(used) < called.present and math.isclose(called.weight, used, rel_tol=1e-4):
+        if used < called.present - 0.5 and math.isclose(called.weight, used, rel_tol=1e-4):
             return
         if called.weight > 0 and called.present:
             self.usual_weight *= called.weight / called.present
