@@ -173,7 +173,9 @@ def progress(total: int | None, first: str) -> Iterator[Callable[[str, int], Non
     """
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     known = columns if total is not None else (columns[0], columns[2], columns[3])
-    with Progress(*known, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    # In a pipe a bar would be a blank line.
+    with Progress(*known, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(first, total=total)
         made, began_s, told_s = 0, time.monotonic(), time.monotonic()
 
