@@ -105,8 +105,8 @@ def attach(
             names or a module of the model, the ranks of the group (`{"experts.*": [0, 2]}`) or their process group.
             They are made equal and averaged within it.
         keep: a plan file for what `auto` or a race chooses: where it exists and was made for this model on this
-            device, so many workers, this version and about this wire, its plan is taken at once. Rank 0 reads and
-            writes it.
+            device, this kind of optimizer, so many workers, this version and about this wire, its plan is taken at
+            once. The batch is not known by then: name another file for another one. Rank 0 reads and writes it.
         carry: what a worker that joins later (after `init(elastic=True)`), or one that is started anew (see
             `remember`), is given besides the model and the optimizer, by any names: its data's place (a
             `StatefulDataLoader`), a learning-rate scheduler.
@@ -122,6 +122,7 @@ def attach(
     Raises:
         PlanError: a plan that cannot work.
         AttachError: a model or an optimizer that cannot be attached.
+        FileError: a plan file that cannot be read, or a file for `keep` that holds something else.
         MismatchError: ranks that disagree, named with the difference, on every rank.
         PeerError: a rank that did not arrive within the transport's deadline.
     """
@@ -204,10 +205,14 @@ def _facts(
 ) -> dict[str, object]:
     """Returns what all ranks must have alike of plan, model and optimizers."""
     facts = asked.facts(num_ranks) | {
-        "optimizer": " and ".join(type(member).__name__ for member in optimizers.members),
+        "optimizer": _names_of(optimizers),
         "kind of device": kinds_of(model.parameters()),
     }
     return facts | model_facts(model, left)
+
+
+def _names_of(optimizers: Optimizers) -> str:
+    return " and ".join(type(member).__name__ for member in optimizers.members)
 
 
 def _look(
@@ -226,7 +231,14 @@ def _look(
 
     def look(transport: Transport, habits: Habits) -> Pilot | PlanFile:
         at = next(model.parameters()).device
-        about = facts_of(model_facts(model, left), at, transport.size, workers_per_node(), asked.name)
+        about = facts_of(
+            model_facts(model, left),
+            _names_of(optimizers),
+            at,
+            transport.size,
+            workers_per_node(),
+            asked.name,
+        )
         learnt = Learnt(pathlib.Path(keep), about) if keep is not None else None
         kept = learnt.recall(transport) if learnt is not None else None
         if kept is not None:

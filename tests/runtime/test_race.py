@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tests.runtime.training import Job, Net, adam, job, loss_of, same, values
 from tightwire.cluster import Cluster
-from tightwire.errors import AttachError, PlanError
+from tightwire.errors import AttachError, FileError, PlanError
 from tightwire.plan import Plan, PlanFile
 from tightwire.planner import STOCK
 from tightwire.profile import CodecCost
@@ -332,7 +332,7 @@ def test_a_plan_that_was_kept_on_another_device_is_chosen_anew(
     monkeypatch.setattr("tightwire.devices.cpu.Cpu.facts", lambda self, device: at)
 
     def learnt() -> Learnt:
-        return Learnt(kept, facts_of({}, torch.device("cpu"), 2, 0, "auto, lossy"))
+        return Learnt(kept, facts_of({}, "Adam", torch.device("cpu"), 2, 0, "auto, lossy"))
 
     learnt().keep(
         PlanFile(plan="bsp/allreduce/int8+ef", measured={"cluster": {"bandwidth_bytes_per_s": 1e7}})
@@ -341,6 +341,53 @@ def test_a_plan_that_was_kept_on_another_device_is_chosen_anew(
     at["card"] = "H100"
     assert not any(run_threads(2, lambda transport: learnt().recall(transport), deadline_s=30))
     assert any("was made for another device" in record.getMessage() for record in caplog.records)
+
+
+NO_PLANS = {
+    "no plan": b"lr: 0.1\n",
+    "no text": b"\xff\x00\x01",
+    "a plan of the user's own": b"plan: bsp\n",
+    "made for nothing": b"plan: bsp\nmeasured: {made_for: null, cluster: {bandwidth_bytes_per_s: 1.0e+7}}\n",
+    "no words": b"plan: bsp\nmeasured: {made_for: {model: [1]}, cluster: {bandwidth_bytes_per_s: 1.0e+7}}\n",
+    "no cluster": b"plan: bsp\nmeasured: {made_for: {}, cluster: 3}\n",
+    "no rate": b"plan: bsp\nmeasured: {made_for: {}, cluster: {bandwidth_bytes_per_s: 0}}\n",
+    "a date": b"plan: bsp\nmeasured: {made_for: {}, cluster: {bandwidth_bytes_per_s: 1.0e+7}, at: 2026-01-01}\n",
+}
+
+
+@pytest.mark.parametrize("content", NO_PLANS.values(), ids=NO_PLANS)
+def test_what_was_not_kept_is_not_overwritten(quick: None, tmp_path: pathlib.Path, content: bytes) -> None:
+    """Refused on every rank, before anything is measured."""
+    file = tmp_path / "settings.yaml"
+    file.write_bytes(content)
+
+    def worker(transport: Transport) -> None:
+        with (
+            pytest.raises(FileError, match=r"would overwrite .* Name another file"),
+            job(transport, "auto", keep=file),
+        ):
+            pass
+
+    run_threads(2, worker, deadline_s=20)
+    assert file.read_bytes() == content
+
+
+def test_an_empty_file_is_filled(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "made by mktemp"
+    file.touch()
+    assert run_threads(2, lambda transport: Learnt(file, {}).recall(transport), deadline_s=20) == [None, None]
+
+
+def test_a_plan_that_was_kept_with_another_optimizer_is_chosen_anew(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def learnt(optimizer: str) -> Learnt:
+        facts = facts_of({}, optimizer, torch.device("cpu"), 2, 0, "auto, lossy")
+        return Learnt(tmp_path / "plan.yaml", facts)
+
+    learnt("Adam").keep(PlanFile(plan="bsp", measured={"cluster": {"bandwidth_bytes_per_s": 1e7}}))
+    assert not any(run_threads(2, lambda transport: learnt("SGD").recall(transport), deadline_s=30))
+    assert any("was made for another optimizer" in record.getMessage() for record in caplog.records)
 
 
 def test_a_place_where_nothing_can_be_kept_is_told_at_once(

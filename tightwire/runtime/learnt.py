@@ -9,12 +9,14 @@ import logging
 import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 
 from tightwire import files
+from tightwire.cluster.limits import require_bandwidth
 from tightwire.devices import device_named
-from tightwire.errors import FileError, TightwireError
+from tightwire.errors import FileError, PlanError
 from tightwire.files import own_version
 from tightwire.plan import PlanFile
 from tightwire.probe import probe
@@ -55,16 +57,20 @@ class Learnt:
         Rank 0's file counts, and a short look at the wire. A file of another job is told, and will be replaced.
 
         Contract: every rank; blocks.
+
+        Raises:
+            FileError: on every rank alike: the file holds something else, which must not be overwritten.
         """
         if transport.rank == 0:
             self._look_ahead()
-        mine = self._read() if transport.rank == 0 else ""
-        told = transport.exchange(mine.encode())[0].decode()
-        if not told:
+        mine = self._read() if transport.rank == 0 else _Told()
+        told = _Told(*json.loads(transport.exchange(json.dumps(mine).encode())[0]))
+        if told.refusal:
+            raise FileError(told.refusal)
+        if not told.plan_file:
             return None
-        plan_file = files.check(json.loads(told), PlanFile, str(self.path))
-        now = probe(transport, budget_s=LOOK_S).bandwidth_bytes_per_s
-        then = float(plan_file.measured["cluster"]["bandwidth_bytes_per_s"])
+        plan_file = files.check(told.plan_file, PlanFile, str(self.path))
+        now, then = probe(transport, budget_s=LOOK_S).bandwidth_bytes_per_s, told.bandwidth_bytes_per_s
         if max(now / then, then / now) > SAME_WIRE:
             log.warning(
                 "%s was made on a wire of %s, and this one has %s: a plan is chosen anew.",
@@ -81,30 +87,64 @@ class Learnt:
         except FileError as error:
             log.warning("what will be chosen is not going to be kept: %s", error)
 
-    def _read(self) -> str:
-        """Returns the file as JSON; nothing where there is none that was made for this job."""
+    def _read(self) -> _Told:
+        """Returns what the file holds: nothing where there is none, or none that was made for this job."""
         try:
-            if not self.path.exists():
-                return ""
+            with self.path.open("rb") as file:
+                if not file.read(1):  # as `mktemp` leaves it
+                    return _Told()
+        except FileNotFoundError:
+            return _Told()
+        except (OSError, ValueError) as error:  # nobody may look into it
+            log.warning("%s cannot be read (%s); a plan is chosen anew.", self.path, error)
+            return _Told()
+        try:
             plan_file = PlanFile.read(self.path)
-        except (TightwireError, OSError) as error:  # nobody may look into its folder
+        except PlanError as error:  # of a version that knew other plans
             log.warning("%s; a plan is chosen anew.", error)
-            return ""
-        kept = plan_file.measured.get(MADE_FOR, {})
-        unlike = [name for name, fact in self.facts.items() if kept.get(name) != fact]
-        if unlike or "cluster" not in plan_file.measured:
+            return _Told()
+        except FileError as error:
+            return _Told(
+                f"keep={str(self.path)!r} would overwrite what is no plan: {error} Name another file."
+            )
+        try:
+            made_for = files.check(plan_file.measured.get(MADE_FOR), dict[str, str], MADE_FOR)
+            then = float(plan_file.measured["cluster"]["bandwidth_bytes_per_s"])
+            require_bandwidth("bandwidth_bytes_per_s", then)
+            content = json.loads(json.dumps(dataclasses.asdict(plan_file)))
+        except (FileError, LookupError, TypeError, ValueError):
+            return _Told(
+                f"keep={str(self.path)!r} would overwrite a plan that was not kept so: it does not say, or not as "
+                f"attach writes it, what it was made for (measured: {MADE_FOR}, and cluster). Name another file; or "
+                "give this one as the plan, which is taken then as it is."
+            )
+        if unlike := [name for name, fact in self.facts.items() if made_for.get(name) != fact]:
             log.warning("%s was made for another %s: a plan is chosen anew.", self.path, " and ".join(unlike))
-            return ""
-        return json.dumps(dataclasses.asdict(plan_file))
+            return _Told()
+        return _Told("", content, then)
+
+
+class _Told(NamedTuple):
+    """What rank 0 tells of a file: why it is refused, or the plan file as plain values, or neither."""
+
+    refusal: str = ""
+    plan_file: dict[str, Any] | None = None
+    bandwidth_bytes_per_s: float = 0.0
 
 
 def facts_of(
-    model: Mapping[str, object], device: torch.device, workers: int, workers_per_node: int, wanted: str
+    model: Mapping[str, object],
+    optimizer: str,
+    device: torch.device,
+    workers: int,
+    workers_per_node: int,
+    wanted: str,
 ) -> dict[str, str]:
-    """Returns what a plan that was learnt is good for.
+    """Returns what a plan that was learnt is good for, as far as it is known before the first step.
 
     Args:
         model: shapes and dtypes by name.
+        optimizer: what it is called, for it says which plans may be.
         device: that it is on, on rank 0.
         workers: how many.
         workers_per_node: 0 where it is not told.
@@ -113,6 +153,7 @@ def facts_of(
     digest = hashlib.sha256(json.dumps(sorted((k, str(v)) for k, v in model.items())).encode()).hexdigest()
     return {
         "model": digest[:16],
+        "optimizer": optimizer,
         "device": str(device_named(device).facts(device).get("card", device.type)),
         "number of workers": f"{workers}, {workers_per_node} per node",
         "version of tightwire": own_version(),
