@@ -95,6 +95,41 @@ def test_time_over(lab: Lab) -> None:
     assert "in time" in result.describe()
 
 
+def test_a_time_that_never_comes_is_waited_for_as_none(lab: Lab) -> None:
+    for timeout_s in (float("inf"), 1e11):
+        assert shell(lab, "true", timeout_s=timeout_s)[0].ok
+    with Lab(Topology(workers=2), mode="shaped", grace_s=float("inf")) as patient:
+        assert shell(patient, 'if [ "$RANK" = 1 ]; then exit 3; fi; sleep 0.3')[0].exit_codes == (0, 3)
+
+
+def test_an_interrupt_that_this_process_outlives_is_no_good_end(lab: Lab) -> None:
+    told: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda signum, frame: told.append(signum))
+    try:
+        result = lab.run(
+            ["sh", "-c", "echo; exec sleep 60"], on_line=lambda line: os.kill(os.getpid(), signal.SIGTERM)
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert told == [signal.SIGTERM]
+    assert result.first_failed is None
+    assert not result.ok
+    assert result.exit_code == 128 + signal.SIGTERM
+    assert "interrupted" in result.describe()
+
+
+def test_an_interrupt_that_this_process_ignores_is_ignored(lab: Lab) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        result = lab.run(
+            ["sh", "-c", "echo; sleep 0.8"], on_line=lambda line: os.kill(os.getpid(), signal.SIGINT)
+        )
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert result.ok
+
+
 def test_what_a_worker_left_behind_ends_with_it(lab: Lab) -> None:
     start_s = time.monotonic()
     result, _ = shell(lab, "sleep 60 & exit 0")
@@ -166,6 +201,26 @@ def test_misuse_is_refused(lab: Lab) -> None:
         lab.run(["sh", "-c", "echo"], on_line=lambda line: shell(lab, "true") and None)
     with pytest.raises(LabError, match="rank 3"):
         lab.run(["sh", "-c", "echo; sleep 60"], on_line=lambda line: lab.kill(3))
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("nan")])
+def test_a_time_that_is_none_is_refused(lab: Lab, timeout_s: float) -> None:
+    with pytest.raises(LabError, match="write a timeout above 0"):
+        shell(lab, "true", timeout_s=timeout_s)
+    with pytest.raises(LabError, match="0 seconds or more"):
+        Lab(Topology(workers=1), grace_s=timeout_s or -1.0)
+
+
+def test_rates_that_cannot_change_are_refused_before_anything_runs(lab: Lab) -> None:
+    ran: list[OutputLine] = []
+    for at_s, rate, says in (
+        (60.0, 1e6, "mode shaped"),
+        (-1.0, 1e6, "-1 seconds"),
+        (60.0, 1.0, "a link can"),
+    ):
+        with pytest.raises(LabError, match=says):
+            lab.run(["echo"], on_line=ran.append, rates_at=[(at_s, rate)])
+    assert not ran
 
 
 def test_a_lab_is_used_inside_its_block() -> None:

@@ -1,6 +1,7 @@
 """Jobs at once in the lab: when an exchange may begin, and what cannot be measured."""
 
 import json
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,37 @@ def test_a_phase_that_cannot_be_kept_is_given_up_and_told(monkeypatch: pytest.Mo
     }
     assert "job a could not keep its phase" in notes[0]
     assert "as under fair" in notes[0]
+
+
+def test_a_job_that_others_hold_up_goes_on_until_a_step_has_settled() -> None:
+    job = {"name": "a", "compute_s": 0.0, "shift_s": None, "period_s": 0.0}
+    told = sharing._run_steps(job, time.monotonic(), 0.0, lambda is_over: is_over)
+    assert told["step_s"] >= 0.0
+
+
+@pytest.mark.parametrize("steps", [12, 2000])
+def test_many_steps_have_the_time_that_they_take(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    limits: list[float] = []
+
+    class Quick:
+        """A lab whose command ends at once."""
+
+        def __init__(self, *args: Any, **more: Any) -> None: ...
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *args: Any) -> None: ...
+
+        def run(self, argv: Any, on_line: Any, timeout_s: float) -> Any:
+            limits.append(timeout_s)
+            on_line(types.SimpleNamespace(text=json.dumps({"name": "a", "step_s": 1.0, "parted_at": None})))
+            return types.SimpleNamespace(ok=True)
+
+    monkeypatch.setattr(sharing, "Lab", Quick)
+    job = SharedJob(name="a", workers=(0, 1), alone_s=1.0, compute_s=0.5, exchange_bytes=8)
+    run_jobs(Topology(workers=2, rate_bytes_per_s=1e6), [job], steps, one_queue=True)
+    assert limits[0] >= 2 * steps
 
 
 def test_jobs_have_equal_shares_of_a_line_or_go_in_order() -> None:

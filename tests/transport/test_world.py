@@ -68,6 +68,8 @@ def test_a_launcher_is_read() -> None:
         ({"MASTER_ADDR": ""}, "but not MASTER_ADDR"),
         ({"RANK": "first"}, "whole numbers: .*first"),
         ({"RANK": "2"}, "RANK is 2 in a world of 2: it must be from 0 to 1"),
+        ({"MASTER_PORT": "0"}, "MASTER_PORT is 0: it must be a port from 1 to 65535"),
+        ({"MASTER_PORT": "295000"}, "MASTER_PORT is 295000: it must be a port from 1 to 65535"),
     ],
 )
 def test_a_broken_launcher_is_refused(change: dict[str, str], message: str) -> None:

@@ -157,6 +157,14 @@ class Hosts(ABC):
         """Loses all that comes to the worker; what it sends arrives."""
 
     @abstractmethod
+    def require_rate(self, rank: int) -> None:
+        """Makes sure that a worker's link has a rate that can change.
+
+        Raises:
+            LabError: it has none.
+        """
+
+    @abstractmethod
     def set_rate(self, rank: int, rate_bytes_per_s: float) -> None:
         """Gives a worker's link another rate, in both directions; packets in its queues stay."""
 
@@ -229,11 +237,15 @@ class Loopback(Hosts):
         """Nothing: the loopback is shared with the whole machine."""
         return ()
 
-    def set_rate(self, rank: int, rate_bytes_per_s: float) -> None:
+    def require_rate(self, rank: int) -> None:
         """Refuses: workers were told their rate when they began."""
         raise LabError(
             "the rate cannot change in the mode shaped: workers hold it themselves, as they were told."
         )
+
+    def set_rate(self, rank: int, rate_bytes_per_s: float) -> None:
+        """Refuses likewise."""
+        self.require_rate(rank)
 
     def set_loss(self, rank: int, one_in: int) -> None:
         """Loopback loses nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -26,6 +27,8 @@ STOP_S = 1.0
 _DRAIN_S = 1.0
 # Shells and supervisors may send a signal to a process and to its group: that is one wish, not two.
 _SAME_INTERRUPT_S = 0.5
+# What is due later than this is not waited for; a clock's type does not hold much more.
+_NEVER_S = 1e9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,15 +61,19 @@ class Result:
     @property
     def ok(self) -> bool:
         """Whether every worker ended by itself, with 0."""
-        return self.first_failed is None and not self.timed_out
+        return not any(self.exit_codes) and not self.timed_out
 
     @property
     def exit_code(self) -> int:
-        """One code for all, as a shell gives it: the first failing worker's; 124 when the time was over."""
-        if self.first_failed is not None:
-            code = self.exit_codes[self.first_failed]
-            return code if code > 0 else 128 - code
-        return 124 if self.timed_out else 0
+        """One code for all, as a shell gives it: the first failing worker's; 124 when the time was over.
+
+        After an interrupt that did not end this process, that of the first rank that it ended.
+        """
+        if self.first_failed is None and self.timed_out:
+            return 124
+        failed = self.exit_codes if self.first_failed is None else [self.exit_codes[self.first_failed]]
+        code = next(filter(None, failed), 0)
+        return code if code >= 0 else 128 - code
 
     def describe(self) -> str:
         """One sentence about the ending."""
@@ -74,7 +81,8 @@ class Result:
             ending = describe_exit(self.exit_codes[self.first_failed])
             line = f" It wrote last: {self.last_line}" if self.last_line else ""
             return f"rank {self.first_failed} failed first, {ending}.{line}"
-        ending = "did not end in time and were stopped" if self.timed_out else "ended well"
+        ending = "ended well" if self.ok else "were interrupted"
+        ending = "did not end in time and were stopped" if self.timed_out else ending
         return f"{len(self.exit_codes)} workers {ending} after {self.wall_s:.1f} s."
 
 
@@ -284,9 +292,9 @@ class LabJob:
         self._events.put(_StreamEnd())
 
     def _step(self, on_line: Callable[[OutputLine], None]) -> None:
-        until_s = self._escalation[0][0] - time.monotonic() if self._escalation else None
+        until_s = self._escalation[0][0] - time.monotonic() if self._escalation else math.inf
         try:
-            self._handle(self._events.get(timeout=None if until_s is None else max(until_s, 0)), on_line)
+            self._handle(self._events.get(timeout=None if until_s > _NEVER_S else max(until_s, 0)), on_line)
         except Empty:
             self._escalate(self._escalation.popleft()[1])
 
@@ -354,7 +362,8 @@ class LabJob:
         def note(signum: int, frame: FrameType | None) -> None:
             self._events.put(_Interrupt(signum))
 
-        previous = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+        wanted = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) is not signal.SIG_IGN]
+        previous = {signum: signal.signal(signum, note) for signum in wanted}
         try:
             yield
         finally:

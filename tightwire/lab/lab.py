@@ -67,6 +67,8 @@ class Lab:
     ) -> None:
         if mode not in ("auto", *get_args(Mode)):
             raise LabError(f"mode {mode!r} is unknown. Known: auto, {', '.join(get_args(Mode))}.")
+        if not grace_s >= 0:
+            raise LabError(f"grace_s is {grace_s:g}; the others may go on for 0 seconds or more.")
         self.topology = topology
         self._wanted = mode
         self._batch_scheduling = batch_scheduling
@@ -153,11 +155,15 @@ class Lab:
             How the workers ended.
 
         Raises:
-            LabError: The command does not exist, or another one is running.
+            LabError: The command does not exist, another one is running, a time is none, or rates cannot change here.
         """
         hosts = self._open
         if self._job is not None:
             raise LabError("this lab runs a command already; wait for its end, or build a second lab.")
+        if timeout_s is not None and not timeout_s > 0:
+            raise LabError(
+                f"workers cannot be stopped after {timeout_s:g} seconds; write a timeout above 0, or none."
+            )
         program = _found(argv)
         batch = [_found(["chrt"])[0], "--batch", "0"] if self._batch_scheduling else []
         meeting = {"MASTER_PORT": str(hosts.master_port()), "TIGHTWIRE_SECRET": secrets.token_hex(16)}
@@ -220,7 +226,13 @@ class Lab:
 
     @contextlib.contextmanager
     def _changing(self, rates_at: Sequence[tuple[float, float]]) -> Iterator[None]:
-        """Changes the rate at the times given, while the block lasts."""
+        """Changes the rate at the times given, while the block lasts; at once refuses what would fail by then."""
+        for at_s, rate in rates_at:
+            if not 0 <= at_s <= threading.TIMEOUT_MAX:
+                raise LabError(f"a rate cannot change after {at_s:g} seconds; write 0 or more.")
+            checked_rate(rate, "the rate")
+            for rank in range(self.topology.workers):
+                self._open.require_rate(rank)
         changes = [threading.Timer(at_s, self.set_rate, (rate,)) for at_s, rate in rates_at]
         for change in changes:
             change.daemon = True
@@ -230,6 +242,7 @@ class Lab:
         finally:
             for change in changes:
                 change.cancel()
+                change.join()  # one that is under way needs the links
 
     @contextlib.contextmanager
     def _lighthouse(self, dead_ms: int | None) -> Iterator[dict[str, str]]:

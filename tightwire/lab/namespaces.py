@@ -139,12 +139,16 @@ class Namespaces(Hosts):
         """Gives the switch's end of the link a queue without room."""
         self._batch("tc", self._switch, [f"qdisc replace dev {_port(rank)} root pfifo limit 0"])
 
-    def set_rate(self, rank: int, rate_bytes_per_s: float) -> None:
-        """Changes the queues at both ends of the link."""
+    def require_rate(self, rank: int) -> None:
+        """Refuses links that are not shaped."""
         if self._topology.line_bytes_per_s(rank) is None:
             raise LabError(
                 "links without a rate have no queue whose rate could change; build the lab with one."
             )
+
+    def set_rate(self, rank: int, rate_bytes_per_s: float) -> None:
+        """Changes the queues at both ends of the link."""
+        self.require_rate(rank)
         for network, device in ((self._switch, _port(rank)), (self._hosts[rank], self.interface)):
             changed = _queue(device, rate_bytes_per_s).replace("qdisc add", "qdisc change", 1)
             self._batch("tc", network, [changed])

@@ -40,6 +40,8 @@ SLACK = 1.03
 # An exchange this much of a period late still begins at once; a later one waits for its next turn.
 WINDOW = 0.25
 SETTLED = 3
+# Beside twice the steps of the slowest job alone, so long workers may take to come, and to end.
+ENDS_S = 240.0
 # Turns missed in a row after which a job keeps its phase no longer.
 MOST_MISSED = 4
 
@@ -109,7 +111,9 @@ def run_jobs(
             places = {rank: number for number, job in enumerate(jobs) for rank in job.workers}
             lab.set_classes(first or places, equal=not first)
         result = lab.run(
-            [sys.executable, "-m", "tightwire.lab.sharing", asked], on_line=on_line, timeout_s=240
+            [sys.executable, "-m", "tightwire.lab.sharing", asked],
+            on_line=on_line,
+            timeout_s=ENDS_S + 2 * steps * max(alone_s),
         )
     if not result.ok or len(found) < len(jobs):
         raise LabError(f"jobs on one network: {result.describe()}")
@@ -205,7 +209,7 @@ def work(asked: Mapping[str, Any]) -> None:
     exchange(False)
     # All hosts of this machine share a clock; who comes last says when all begin.
     if store.add("arrived", 1) == len(hosts):
-        store.set("start", str(time.time() + READY_S))
+        store.set("start", str(time.monotonic() + READY_S))
     told = _run_steps(job, float(store.get("start")), asked["seconds"], exchange)
     if store.add("left", 1) == len(hosts):
         store.set("end", "")
@@ -251,18 +255,19 @@ def _run_steps(
     job: Mapping[str, Any], start_s: float, seconds: float, exchange: Callable[[bool], bool]
 ) -> dict[str, Any]:
     """Makes a job's steps from one moment on, for so long; returns what its first worker tells of them."""
-    time.sleep(max(0.0, start_s - time.time()))
+    time.sleep(max(0.0, start_s - time.monotonic()))
     phase, parted_at = Phase(job["shift_s"], job["period_s"]), None
     begins, is_over = [], False
     while not is_over:
-        begins.append(time.time())
+        begins.append(time.monotonic())
         time.sleep(job["compute_s"])
         was_kept = phase.kept
-        time.sleep(phase.wait_s(time.time() - start_s - job["compute_s"]))
+        time.sleep(phase.wait_s(time.monotonic() - start_s - job["compute_s"]))
         if was_kept and not phase.kept:
             parted_at = len(begins)
-        is_over = exchange(time.time() > start_s + seconds)
-    begins.append(time.time())
+        # A job that the others hold up may have made few steps by then; one of them must have settled.
+        is_over = exchange(time.monotonic() > start_s + seconds and len(begins) > SETTLED)
+    begins.append(time.monotonic())
     steps = [after - before for before, after in zip(begins[SETTLED:], begins[SETTLED + 1 :], strict=False)]
     return {"name": job["name"], "step_s": statistics.fmean(steps), "parted_at": parted_at}
 

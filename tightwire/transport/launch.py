@@ -122,6 +122,10 @@ class Launch:
             raise TransportError(f"RANK, WORLD_SIZE and MASTER_PORT must be whole numbers: {error}") from None
         if not 0 <= rank < size:
             raise TransportError(f"RANK is {rank} in a world of {size}: it must be from 0 to {size - 1}")
+        if not 0 < port < 1 << 16:
+            raise TransportError(
+                f"MASTER_PORT is {port}: it must be a port from 1 to 65535, the same on all workers"
+            )
         return cls(
             rank=rank,
             size=size,
