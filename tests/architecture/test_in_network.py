@@ -1,5 +1,7 @@
 """A switch that adds: the laws of the mean, of traffic and of agreement, also where the hosts must take over."""
 
+import select
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -133,6 +135,30 @@ def test_laws_of_mean_traffic_agreement_and_error(
             assert error <= 2 * one.averager.error
         assert (one.did.refused, one.did.lost) == (0, "")
     assert made.most_slots <= 8
+
+
+def test_more_slots_than_a_slot_has_words_are_used_all_the_same() -> None:
+    many = SLOT // 4 + 1
+    with adder(many) as made:
+        found = run_threads(
+            2,
+            lambda t: average(t, made, many, gradient(t.rank, many * SLOT // 2, torch.float32), "none"),
+            deadline_s=20,
+        )
+        assert made.added > 0
+    check_mean(found, 1e-6)
+    assert [one.did.lost for one in found] == ["", ""]
+
+
+def test_a_line_of_which_nothing_came_yet_stays() -> None:
+    """Its number may be that of one that was closed a moment ago, of which the kernel had more to tell."""
+    made = Adder(2, SLOT, host="127.0.0.1")
+    with socket.create_connection(("127.0.0.1", made.port)):
+        made._accept()
+        [line] = made._connections.values()
+        made._attend(line, select.EPOLLIN)
+        assert line in made._connections.values()
+        made._end()
 
 
 def test_what_finds_no_slot_is_added_by_the_hosts() -> None:

@@ -59,6 +59,14 @@ def test_one_moment_does_not_decide_who_is_behind() -> None:
     assert "lstm at 200 Mb/s (+inf%)" in verdicts(cells([lucky, never]))[0]
 
 
+def test_nothing_is_said_beside_stock_ddp_that_diverged() -> None:
+    sound = trial("ddp", 2.0, 40.0)
+    broken = replace(sound, seed=1, loss=None, curve=((20.0, 1, 4.0), (40.0, 2, None)))
+    rows = cells([sound, broken, trial("auto-lossy", 1.2, 20.0)])
+    assert [(row["over_ddp"], row["spread"], row["to_ddp_loss_s"]) for row in rows] == [(None,) * 3] * 2
+    assert verdicts(rows) == []
+
+
 def test_verdicts_say_who_is_behind() -> None:
     by_hand = equal_time.BY_HAND[0]
     rows = cells(

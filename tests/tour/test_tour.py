@@ -14,9 +14,11 @@ import torch
 from tests.pictures import check_picture, drawn
 from tightwire.cli.tour import _line
 from tightwire.errors import LabError, PlanError
+from tightwire.lab import Lab
 from tightwire.runtime.trace import Tracer
 from tightwire.tour import curves
 from tightwire.tour import report as tour_report
+from tightwire.tour import tour as tours
 from tightwire.tour.tour import PlanResult, TourOptions, TourResult
 from tightwire.tour.walk import walk
 from tightwire.workloads.text import draw, standard_library
@@ -122,7 +124,11 @@ def test_the_verdict_can_be_to_stay(result: TourResult) -> None:
     result.plans = [row("ddp", "ddp", 10), row("bsp", "lossless", 10)]
     assert tour_report.verdict(result).startswith("Stay with stock DDP")
     result.plans = result.plans[1:]
-    assert "not compared" in tour_report.verdict(result)
+    assert "stock DDP (ddp) was not asked for" in tour_report.verdict(result)
+    result.compared = False
+    assert "nothing here can slow it down" in tour_report.verdict(result)
+    result.plans, result.compared = [row("ddp", "ddp", 10)], True
+    assert "a plan to compare stock DDP with was not asked for" in tour_report.verdict(result)
 
 
 @pytest.mark.parametrize("end", [5.8, 6.1])
@@ -147,6 +153,16 @@ def test_tours_that_show_nothing_are_refused(wrong: dict[str, float], said: str)
         TourOptions(**wrong)  # type: ignore[arg-type]
     with pytest.raises(PlanError, match="no known sync"):
         TourOptions(plans=("ddp", "nonsense"))
+    with pytest.raises(LabError, match="without a plan"):
+        TourOptions(plans=())
+
+
+def test_stock_ddp_alone_is_refused_where_nothing_slows_it_down(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tours, "Lab", lambda topology: Lab(topology, mode="shaped"))
+    with pytest.raises(LabError, match="stock DDP alone"):
+        tours.run(TourOptions(workers=2, plans=("ddp",), out=tmp_path))
 
 
 def test_the_text_is_real_and_held_out_files_are_apart() -> None:

@@ -168,7 +168,10 @@ class Adder:
                 self._drop(other)
 
     def _receive(self, connection: _Connection) -> None:
-        received = connection.line.recv_into(connection.room[connection.filled :])
+        try:
+            received = connection.line.recv_into(connection.room[connection.filled :])
+        except BlockingIOError:  # what was told was of a line before it, which had the same number
+            return
         if received == 0:
             raise ConnectionResetError
         filled, start, room = connection.filled + received, 0, connection.room

@@ -190,9 +190,10 @@ def cells(trials: Sequence[TimedTrial]) -> list[dict[str, Any]]:
     for (job, rate, who), mine in by_cell.items():
         ddp = by_cell.get((job, rate, DDP), [])
         losses, theirs = ([_loss(t) for t in of if not t.error] for of in (mine, ddp))
-        goal = statistics.fmean(theirs) if theirs else None
+        goal = statistics.fmean(theirs) if theirs and all(map(math.isfinite, theirs)) else None
         late, their_late = ([t.late_loss for t in of if not t.error] for of in (mine, ddp))
-        usual = statistics.fmean(their_late) if their_late else None
+        # Where stock DDP itself diverged, nothing can be said beside it.
+        usual = statistics.fmean(their_late) if their_late and all(map(math.isfinite, their_late)) else None
         reached = [t.first_at(goal) for t in mine] if goal is not None else []
         known = [s for s in reached if s is not None]
         rows.append(

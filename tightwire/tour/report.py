@@ -39,6 +39,9 @@ def verdict(result: TourResult) -> str:
     """Returns the tour in one sentence."""
     stock = result.stock
     others = [p for p in result.plans if p.role != DDP]
+    if result.compared and (stock is None or not others):
+        missing = "stock DDP (ddp)" if stock is None else "a plan to compare stock DDP with"
+        return f"Nothing was compared: {missing} was not asked for."
     if stock is None or not others:
         return "Stock DDP was not compared: nothing here can slow it down with the rest."
     best = min(others, key=lambda p: p.heldout_loss if math.isfinite(p.heldout_loss) else math.inf)

@@ -54,6 +54,8 @@ class TourOptions:
             )
         if self.workers < 2:
             raise LabError(f"a tour of {self.workers} workers has nobody to agree with; take at least 2.")
+        if not self.plans:
+            raise LabError(f"a tour without a plan shows nothing; give it some, as in {' '.join(SHOWN)}.")
         for plan in self.plans:
             if plan not in WANTED:
                 Plan.parse(plan)
@@ -165,6 +167,11 @@ def run(options: TourOptions, on_event: Callable[[Event], None] = lambda _: None
         plans = options.plans
         if not lab.shapes_everything:
             result.compared, plans = False, tuple(p for p in plans if p not in STOCK)
+        if not plans:
+            raise LabError(
+                f"a tour of stock DDP alone shows nothing where nothing can slow it down: {result.lab} Ask for other "
+                "plans too."
+            )
         on_event({"event": "lab", "lab": result.lab})
         _work(lab, plans, result, on_event)
     return result

@@ -39,6 +39,7 @@ ANSWER_S = 5.0
 # Messages that wait for the kernel: enough to keep the line busy while others are encoded.
 _MOST_LEAVING = 4
 _ROOM_MESSAGES = 4
+WORD_BYTES = 4  # of a largest magnitude
 
 
 class Chunks(Protocol):
@@ -182,7 +183,9 @@ class SwitchLine:
         Raises:
             OSError: it does not answer.
         """
-        self.address, self.window = address, address.slots
+        # What is agreed before a run's first chunks is one message, of a word each, and no longer than a slot.
+        self._widest = min(address.slots, address.slot_bytes // WORD_BYTES)
+        self.address, self.window = address, self._widest
         self._line = socket.create_connection((address.host, address.port), timeout=CONNECT_S)
         self._line.setblocking(False)
         self._line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -218,9 +221,7 @@ class SwitchLine:
         )
         try:
             self._stream(chunks, found, watch.check)
-            self.window = (
-                max(1, self.window // 2) if found.refused else min(self.address.slots, self.window + 1)
-            )
+            self.window = max(1, self.window // 2) if found.refused else min(self._widest, self.window + 1)
         except OSError as error:
             found.lost = f"{type(error).__name__}: {error}"
         finally:
@@ -233,7 +234,7 @@ class SwitchLine:
             self._line.close()
 
     def _stream(self, chunks: Chunks, found: Streamed, check: Callable[[], None]) -> None:
-        largests = b"".join(chunks.largest(i).to_bytes(4, "little") for i in range(found.window))
+        largests = b"".join(chunks.largest(i).to_bytes(WORD_BYTES, "little") for i in range(found.window))
         self._put(LARGEST, 4, 0, memoryview(largests))
         self._heard_s = time.monotonic()
         self._asked_s = 0.0
