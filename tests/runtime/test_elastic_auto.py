@@ -16,7 +16,7 @@ from tests.runtime.training import Job, Net, Trained, data_of, job, loss_of, mom
 from tightwire._attach import attach
 from tightwire.cluster import Cluster
 from tightwire.errors import AttachError
-from tightwire.plan import Plan
+from tightwire.plan import Plan, PlanFile
 from tightwire.planner import STOCK
 from tightwire.profile import CodecCost
 from tightwire.runtime.first_steps import PROFILE_STEPS, WATCHED
@@ -194,11 +194,12 @@ def test_what_is_found_by_trials_is_refused(plan: str, says: str) -> None:
         Elastic(train, start=2, dies_at=[]).join()
 
 
-def test_a_lossy_plan_is_watched_over_also_after_members_have_changed() -> None:
-    """The loss is lost from step 60 on; the survivors of an earlier death fall back on plain all-reduce."""
+def test_a_lossy_plan_is_watched_over_also_after_members_have_changed(tmp_path: pathlib.Path) -> None:
+    """The loss is lost from step 60 on; survivors of an earlier death fall back on plain all-reduce, and keep it."""
+    file = tmp_path / "plan.yaml"
 
     def train(transport: Transport, worker: Worker) -> Trained:
-        with job(transport, "auto", optimizer=momentum, allow="lossy") as j:
+        with job(transport, "auto", optimizer=momentum, allow="lossy", keep=file) as j:
             while j.run.step < 140:
                 j.run.report_loss(1.0 if j.run.step < 60 else float("inf"))
                 j.step(j.run.step)
@@ -213,3 +214,4 @@ def test_a_lossy_plan_is_watched_over_also_after_members_have_changed() -> None:
     assert len(ends) == 2
     assert all(same(ends[0].parameters, end.parameters) for end in ends[1:])
     assert all(Plan.parse(end.report.plan) == Plan.parse(STOCK) for end in ends), ends[0].report.plan
+    assert PlanFile.read(file).parse() == Plan.parse(STOCK)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import pathlib
 import types
@@ -410,6 +411,7 @@ def test_what_is_left_to_each_rank_is_no_part_of_what_is_planned_for(quick: None
             for number in range(WARM_UP_STEPS + PROFILE_STEPS + 1):
                 step(j, number)
             found: Any = j.run._pilot
+            assert all(p is not j.model.last.weight for p in found._noise._parameters)
             return {parameter.name for parameter in found._profile.parameters}
 
     for names in run_threads(2, worker, deadline_s=30):
@@ -465,6 +467,21 @@ class Watched:
 
     def go_back(self, snapshot: int, plan: Plan) -> None:
         self.plan = plan
+
+
+@pytest.mark.parametrize("every", [1, 7, 50])
+def test_a_loss_that_is_told_now_and_then_is_watched_too(every: int) -> None:
+    """One that only rises by chance sends nobody back."""
+    run: Any = Watched()
+    watch = Lookout(["bsp/allreduce/int8+ef"], run.plan)
+    watch.begin(run)
+    noisy = itertools.cycle([1.9, 2.3, 2.6, 2.5, 2.1])
+    for number in range(3000):
+        watch.after_step(run, next(noisy) if number % every == every - 1 else None)
+    assert not watch.remarks
+    for number in range(6000):
+        watch.after_step(run, 9.0 + number % 2 if number % every == every - 1 else None)
+    assert watch.remarks
 
 
 def test_what_a_plan_may_spoil_is_a_share_of_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:

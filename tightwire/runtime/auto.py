@@ -11,7 +11,6 @@ import logging
 import math
 import statistics
 from collections.abc import Collection, Sequence
-from typing import Any
 
 from torch import nn
 
@@ -24,7 +23,7 @@ from tightwire.planner.advice import explained
 from tightwire.planner.quality import USUAL, Situation, slow_steps
 from tightwire.profile import Profile, Profiler
 from tightwire.profile.beside import with_device
-from tightwire.runtime.choice import AHEAD, Choice, PlanSearch, choice_of
+from tightwire.runtime.choice import AHEAD, Choice, KeptChoice, PlanSearch, choice_of
 from tightwire.runtime.first_steps import (
     BASELINE_STEPS,
     PARTING,
@@ -101,7 +100,7 @@ class Pilot:
         self._cluster, self._search = cluster, search
         self._model, self._optimizers, self._left = model, optimizers, left
         self._profiler = Profiler(model, optimizers.members[-1])
-        self._noise = NoiseWatch(model.parameters())
+        self._noise = NoiseWatch(p for name, p in model.named_parameters() if name not in left)
         self._profile: Profile | None = None
         self._plan_file: PlanFile | None = None
         self._exposed_s: list[float] = []
@@ -126,6 +125,11 @@ class Pilot:
     def costs(self) -> dict[str, tuple[float, float]]:
         """What programs were measured to take."""
         return self._cluster.costs
+
+    @property
+    def kept(self) -> KeptChoice:
+        """What is kept of the choice, for a restart."""
+        return KeptChoice(self._search.keep, self._plan_file)
 
     @property
     def _situation(self) -> Situation:
@@ -226,7 +230,7 @@ class Pilot:
         before = len(lookout.remarks)
         lookout.after_step(run, loss)
         for remark in lookout.remarks[before:]:
-            self._keep(run, str(run.plan), {}, (remark,))
+            self.kept.go_on(run.transport.rank, str(run.plan), {}, (remark,))
 
     def _prove(self, run: Trainee) -> None:
         """Goes back to plain all-reduce where that, as measured here, is sooner at a loss than what was chosen."""
@@ -423,12 +427,7 @@ class Pilot:
             log.info("plan %s: %s", choice.plan, " ".join(choice.why))
         if self._plan_file is not None:
             predicted = self._plan_file.predicted | {"step_s": choice.predicted_step_s}
-            self._keep(run, choice.plan, predicted, choice.why)
-
-    def _keep(self, run: Trainee, plan: str, predicted: dict[str, Any], why: tuple[str, ...]) -> None:
-        """Has a plan kept for a restart, on rank 0, which measured for it."""
-        if self._plan_file is not None and run.transport.rank == 0:
-            self._search.keep(dataclasses.replace(self._plan_file, plan=plan, predicted=predicted, why=why))
+            self.kept.go_on(run.transport.rank, choice.plan, predicted, choice.why)
 
     def _look_out(self, run: Trainee, level: LossLevel | None) -> None:
         """Watches over the loss from now on, where it is told and the plan changes what is learned."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -103,6 +104,24 @@ class PlanSearch:
         if self.race is None:
             return AHEAD
         return math.ceil(self.race.budget_s(profile.compute_s) / max(profile.compute_s, 1e-6))
+
+
+@dataclass(frozen=True)
+class KeptChoice:
+    """What is kept of a choice for a restart: on rank 0, which measured for it; elsewhere nothing.
+
+    Attributes:
+        keep: writes a plan file.
+        plan_file: of the choice.
+    """
+
+    keep: Callable[[PlanFile], None] = lambda plan_file: None
+    plan_file: PlanFile | None = None
+
+    def go_on(self, rank: int, plan: str, predicted: dict[str, Any], why: tuple[str, ...]) -> None:
+        """Has a plan kept that is in force from now on, on rank 0."""
+        if self.plan_file is not None and rank == 0:
+            self.keep(dataclasses.replace(self.plan_file, plan=plan, predicted=predicted, why=why))
 
 
 def choice_of(ranking: Ranking, in_the_way: Sequence[str]) -> Choice:

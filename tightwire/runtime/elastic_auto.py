@@ -13,7 +13,7 @@ from tightwire.errors import AttachError
 from tightwire.plan import Plan, PlanFile
 from tightwire.planner.quality import slow_steps
 from tightwire.runtime.auto import Pilot
-from tightwire.runtime.choice import Choice
+from tightwire.runtime.choice import Choice, KeptChoice
 from tightwire.runtime.course import Course
 from tightwire.runtime.habits import Habits
 from tightwire.runtime.lookout import Lookout
@@ -99,6 +99,7 @@ class ElasticPilot:
         self._over: list[Pilot] = []
         self._watches = False  # whether the step under way began when the pilot had begun
         self._lookout: Lookout | None = None
+        self._kept = KeptChoice()  # as this member had it kept
         self._heard: list[float] = []
 
     @property
@@ -227,9 +228,13 @@ class ElasticPilot:
         if self._pilot is not None and self._watches:
             self._pilot.after_step(run, exposed_s)
             if self._pilot.choice is not None:
+                self._kept = self._pilot.kept
                 self._settle(run, self._pilot.choice)
         elif self._lookout is not None:
+            before = len(self._lookout.remarks)
             self._lookout.after_step(run, loss)
+            for remark in self._lookout.remarks[before:]:
+                self._kept.go_on(run.transport.rank, str(run.plan), {}, (remark,))
             if self._settled is not None:
                 self._settle(run, self._settled.choice)
 

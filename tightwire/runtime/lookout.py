@@ -25,6 +25,8 @@ SHORT_S, GROWTH, OF_PAST = 3.0, 4, 0.25
 SIGMAS, SHARE = 4.0, 0.02
 # So many bad windows in a row are no chance.
 PATIENCE = 2
+# A window lasts until it has so many losses, where one is told now and then: of fewer nobody knows how noisy they are.
+FEWEST = 5
 
 log = logging.getLogger("tightwire")
 
@@ -116,17 +118,21 @@ class Lookout:
             self._end_window(run)
 
     def _begin_window(self, run: Trainee) -> None:
-        rounds = math.ceil(self._window / run.plan.sync.steps_per_round)
-        self._planned, self._steps, self._losses = rounds * run.plan.sync.steps_per_round, 0, []
+        self._planned, self._steps, self._losses = self._whole(run, self._window), 0, []
         self._began_s = time.perf_counter()
+
+    def _whole(self, run: Trainee, steps: int) -> int:
+        """Returns so many steps, or a few more, to end with a round."""
+        per_round = run.plan.sync.steps_per_round
+        return math.ceil(steps / per_round) * per_round
 
     def _end_window(self, run: Trainee) -> None:
         told = json.dumps([self._losses, time.perf_counter() - self._began_s])
         answers = [json.loads(text) for text in run.ask(told) if text is not None]
         heard = [losses for losses, _ in answers if losses]  # some ranks may tell none
         means = [statistics.fmean(of_step) for of_step in zip(*heard, strict=False)]
-        if not means:  # nobody tells losses: there is nothing to watch
-            self.milder = []
+        if len(means) < FEWEST and all(map(math.isfinite, means)):
+            self._planned += min(self._planned, self._whole(run, MOST_STEPS))
             return
         level, took_s = LossLevel.of(means), answers[0][1]
         if not math.isfinite(level.mean) or (self._best is not None and level.is_above(self._best)):
