@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
+import importlib
+import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +17,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.runtime.training import Job, adam, job, same, values
-from tightwire.errors import FileError, MismatchError, PlanError
+from tightwire.errors import AttachError, FileError, MismatchError, PlanError
 from tightwire.integrations._parts import path_of, read, write
 from tightwire.integrations.accelerate import _OwnParts, _parts_of
 from tightwire.integrations.ddp import ddp_hook
+from tightwire.integrations.fsdp import fsdp_hook
+from tightwire.plan import PlanFile
 from tightwire.transport import Single, Transport, run_threads
 
 
@@ -32,6 +38,41 @@ def test_parts_of_more_workers_do_not_outlive_a_checkpoint_of_fewer(tmp_path: Pa
         "tightwire_notes.pt",
     }
     assert all(torch.load(path_of(tmp_path, rank))["step"] == 20 for rank in range(2))
+
+
+def test_a_checkpoint_after_the_run_is_of_the_model_alone(tmp_path: Path) -> None:
+    def worker(transport: Transport) -> None:
+        with job(transport, "bsp", optimizer=adam) as j:
+            j.step(0)
+        parts = _OwnParts(j.run)
+        parts.save(None, None, str(tmp_path))
+        parts.remember(None, str(tmp_path))
+        parts.load_state_dict({})
+
+    run_threads(2, worker, deadline_s=20)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("plan", ["plan.yaml", Path("plan.yaml"), PlanFile(plan="bsp")])
+@pytest.mark.parametrize("who", ["DDP", "FSDP"])
+def test_hooks_say_what_to_give_of_a_plan_file(plan: Any, who: str) -> None:
+    hook: Any = ddp_hook if who == "DDP" else functools.partial(fsdp_hook, nn.Linear(2, 2))
+    with pytest.raises(PlanError, match=rf"is what {who} takes: of a plan file give tw.PlanFile.read"):
+        hook(plan, transport=Single())
+
+
+def test_a_checkpoint_of_ray_that_holds_something_else_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = SimpleNamespace(as_directory=lambda: contextlib.nullcontext(str(tmp_path)))
+    stand_in: Any = ModuleType("ray")
+    stand_in.train = SimpleNamespace(get_checkpoint=lambda: checkpoint)
+    monkeypatch.setitem(sys.modules, "ray", stand_in)
+    monkeypatch.delitem(sys.modules, "tightwire.integrations.ray", raising=False)
+    integration = importlib.import_module("tightwire.integrations.ray")
+    monkeypatch.delitem(sys.modules, "tightwire.integrations.ray")
+    with job(Single(), "bsp") as j, pytest.raises(AttachError, match=r"no tightwire.pt: it is not one of"):
+        integration.resume(j.run, j.model, j.optimizer)
 
 
 def saved(workers: int, plan: str, folder: Path) -> list[Any]:

@@ -152,6 +152,13 @@ def test_topologies_and_clusters_are_one_language(text: str) -> None:
     assert (slow.sites, slow.nodes) == (topology.sites, topology.nodes)
 
 
+def test_the_latency_of_sites_is_between_them() -> None:
+    topology = Topology.parse("sites=3x2x4,inside=10gbit,across=1gbit,between=200mbit")
+    assert [level.latency_s for level in topology.cluster(0.05).levels] == pytest.approx(
+        [25e-6, 25e-6, 0.05 - 50e-6]
+    )
+
+
 def test_a_star_is_a_uniform_cluster_and_links_without_a_rate_are_none() -> None:
     cluster = Topology(workers=4, rate_bytes_per_s=125e6).cluster()
     assert not cluster.levels

@@ -156,6 +156,10 @@ def said(call):
 native, _ = make(mesh)
 plain = nn.Linear(2, 2)
 sharded, _ = make(mesh["shards"])
+with torch.device("meta"):
+    empty = nn.Linear(20, 20)
+fully_shard(empty, mesh=mesh["shards"])
+optimizer = torch.optim.SGD(empty.parameters(), lr=0.1)
 answer([
     said(lambda: tw.fsdp_hook(native, "bsp")),
     said(lambda: tw.fsdp_hook(plain, "bsp")),
@@ -163,6 +167,7 @@ answer([
     said(lambda: tw.fsdp_hook(sharded, "bsp/gossip:ring")),
     said(lambda: tw.fsdp_hook(sharded, "bsp/allreduce/none/mgwfbp")),
     said(lambda: tw.fsdp_hook(sharded, "local:4")),
+    said(lambda: tw.fsdp_hook(empty, "local:4", optimizer=optimizer)),
 ])
 """
 
@@ -237,10 +242,11 @@ def test_groups_that_agree_in_rounds_train_as_local_sgd_and_diloco_of_plain_repl
 
 def test_what_cannot_be_hooked_is_refused_with_what_to_do() -> None:
     for end in run_processes(4, SETUP + REFUSED, preload=PRELOAD):
-        native, plain, sync, architecture, schedule, rounds = end.answer
+        native, plain, sync, architecture, schedule, rounds, meta = end.answer
         assert "with both, FSDP averages between groups itself" in native
         assert "seen 0 FSDP modules" in plain
         assert "Nearest legal: bsp" in sync
         assert "brings none" in architecture
         assert "Nearest legal: bsp." in schedule
         assert "optimizer=optimizer" in rounds
+        assert "on the meta device" in meta

@@ -1,4 +1,4 @@
-"""A file for each rank's part of a checkpoint, where a trainer saves rank 0's model and optimizer for all."""
+"""What integrations share: the plans that hooks take, and a file for each rank's part of a trainer's checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,34 @@ from typing import Any
 import torch
 
 from tightwire import files
-from tightwire.errors import FileError
+from tightwire.errors import FileError, PlanError
+from tightwire.plan import Plan
+
+
+def named_plan(plan: Plan | str, who: str) -> Plan:
+    """Returns the one plan that a hook takes.
+
+    Args:
+        plan: or its text.
+        who: takes it, for errors.
+
+    Raises:
+        PlanError: it cannot work, is still to be found, or is a plan file.
+    """
+    if isinstance(plan, Plan):
+        return plan
+    text = plan if isinstance(plan, str) else ""
+    if text.partition(":")[0] in ("auto", "race"):
+        raise PlanError(
+            f"{plan} finds a plan while tightwire.attach trains, and {who} takes one that is known: find it beforehand "
+            "(`tightwire race train.py`, or `tightwire plan`), or name one, such as bsp/allreduce/int8+ef."
+        )
+    if not text or text.endswith((".yaml", ".yml")):
+        raise PlanError(
+            f"{files.shortened(str(plan))} is not the text of a plan, which is what {who} takes: of a plan file give "
+            'tw.PlanFile.read("plan.yaml").parse(); its routes are for tightwire.attach alone.'
+        )
+    return Plan.parse(plan)
 
 
 def path_of(folder: str | pathlib.Path, rank: int, run: int = 0) -> pathlib.Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import pathlib
 import weakref
 from contextlib import AbstractContextManager
@@ -17,6 +18,8 @@ from tightwire.integrations._parts import path_of, read, write
 from tightwire.runtime import Run
 from tightwire.transport import init
 
+log = logging.getLogger("tightwire")
+
 
 def prepare(
     accelerator: Any, model: nn.Module, optimizer: Optimizer, *others: Any, plan: Any = "auto", **options: Any
@@ -26,10 +29,10 @@ def prepare(
         model, optimizer, loader, run = prepare(accelerator, model, optimizer, loader, plan="bsp/allreduce/int8+ef")
 
     The loop is unchanged: `accelerator.accumulate`, `backward`, `clip_grad_norm_`, `save_state` and `load_state` work,
-    and the last two keep each rank's part of the run in `tightwire_RANK.pt`. Another number of workers takes up all
-    parts; see `Run.load_state_dict`. Of several models, each prepared by a call of its own, the second's parts are in
-    `tightwire2_RANK.pt`, and so on. The model is not wrapped in DistributedDataParallel, so it keeps its names; leave
-    `unwrap_model` where it is.
+    and the last two keep each rank's part of the run in `tightwire_RANK.pt`, until it is closed. Another number of
+    workers takes up all parts; see `Run.load_state_dict`. Of several models, each prepared by a call of its own, the
+    second's parts are in `tightwire2_RANK.pt`, and so on. The model is not wrapped in DistributedDataParallel, so it
+    keeps its names; leave `unwrap_model` where it is.
 
     Args:
         accelerator: an `accelerate.Accelerator`, of one process or of several without FSDP, DeepSpeed or Megatron.
@@ -98,8 +101,13 @@ class _OwnParts:
         self._runs = [*(other for other in self._runs if not other.is_closed), run]
 
     def save(self, models: object, weights: object, folder: str) -> None:
-        """Writes this rank's files; called on every rank."""
+        """Writes this rank's files; called on every rank. Runs that are closed have no part: training is over."""
         for number, run in enumerate(self._runs):
+            if run.is_closed:
+                log.info(
+                    "the run is closed: %s holds the model and the optimizer, to begin anew from.", folder
+                )
+                continue
             rank, workers = run.transport.rank, run.transport.size
             write(run.own_state(), folder, rank=rank, workers=workers, run=number)
 
@@ -114,6 +122,8 @@ class _OwnParts:
     def load_state_dict(self, state: object) -> None:
         """Goes on from the folder's parts, once models and optimizers are loaded."""
         for number, run in enumerate(self._runs):
+            if run.is_closed:
+                continue
             rank, workers = run.transport.rank, run.transport.size
             parts = read(self._folder, rank=rank, workers=workers, run=number)
             if parts is None:

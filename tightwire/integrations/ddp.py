@@ -27,6 +27,7 @@ from tightwire.compression.routing import compression_for
 from tightwire.devices import Mark, device_named, device_of
 from tightwire.errors import AttachError, PlanError
 from tightwire.files import own_version
+from tightwire.integrations._parts import named_plan
 from tightwire.plan import Plan
 from tightwire.runtime.agreement import require_agreement, wire_facts
 from tightwire.runtime.checkpoint import merged, require_alike
@@ -101,12 +102,7 @@ def plan_for_ddp(plan: Plan | str) -> Plan:
     Raises:
         PlanError: it cannot, or it is still to be found.
     """
-    if isinstance(plan, str) and plan.partition(":")[0] in ("auto", "race"):
-        raise PlanError(
-            f"{plan} finds a plan while tightwire.attach trains, and DDP takes one that is known: find it beforehand "
-            "(`tightwire race train.py`, or `tightwire plan`), or name one, such as bsp/allreduce/int8+ef."
-        )
-    plan = Plan.parse(plan) if isinstance(plan, str) else plan
+    plan = named_plan(plan, "DDP")
     refusal = None
     if str(plan.sync) != "bsp":
         refusal = Refusal(

@@ -19,6 +19,7 @@ from tightwire.averaging.bucket import Spared
 from tightwire.buckets import Bucket, BucketLayout, plan_layout
 from tightwire.errors import AttachError, PlanError
 from tightwire.files import own_version
+from tightwire.integrations._parts import named_plan
 from tightwire.integrations._shards import (
     connect_across,
     fsdp_units,
@@ -57,9 +58,9 @@ def fsdp_hook(
     the same shard of the other groups. Only that slow leg is compressed.
 
     Parameters and buffers become the first group's at once, unless they are on the meta device: load or seed those
-    alike. Under `bsp` gradients are averaged right after FSDP has reduced them; where the model has a
-    `set_gradient_divide_factor` of its own, they are added up, as native HSDP does. Under local methods (`local:8`,
-    `diloco:64`) every group trains alone and agrees every so many steps of `optimizer`:
+    alike, under local methods beforehand. Under `bsp` gradients are averaged right after FSDP has reduced them; where
+    the model has a `set_gradient_divide_factor` of its own, they are added up, as native HSDP does. Under local methods
+    (`local:8`, `diloco:64`) every group trains alone and agrees every so many steps of `optimizer`:
 
         with tw.fsdp_hook(model, "diloco:64/allreduce/int4+ef", optimizer=optimizer):
             train()  # the loop as ever
@@ -77,10 +78,11 @@ def fsdp_hook(
 
     Raises:
         PlanError: a plan that cannot work, or not under FSDP.
-        AttachError: no FSDP module, native HSDP (a two-dimensional mesh), or meshes that do not divide the ranks.
+        AttachError: no FSDP module, native HSDP (a two-dimensional mesh), meshes that do not divide the ranks, or a
+            model on the meta device for a local method.
         MismatchError: ranks with different plans, seeds, or versions of what messages look like.
     """
-    plan = Plan.parse(plan) if isinstance(plan, str) else plan
+    plan = named_plan(plan, "FSDP")
     _require_fsdp_can(plan)
     transport = current() if transport is None else transport
     if not isinstance(plan.sync, Rounds):

@@ -59,6 +59,12 @@ class FSDPRounds:
         self._units = fsdp_units(model)
         groups = sharding_groups(transport, mesh_of(model, self._units))
         shards = _shards_of(model)
+        held = [*shards.named_parameters(), *shards.named_buffers()]
+        if on_meta := [name for name, tensor in held if tensor.is_meta]:
+            raise AttachError(
+                f"{plan.sync} begins from what all groups have alike, and {on_meta[0]} is on the meta device, where it "
+                "has no values; call model.to_empty(device=...) and load or seed it, before tw.fsdp_hook."
+            )
         listed = Optimizers(
             [plain_optimizer(member) for member in optimizers],
             stands_for={shard: shard.whole for shard in shards.parameters() if isinstance(shard, _Shard)},

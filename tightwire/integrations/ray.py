@@ -63,13 +63,22 @@ def resume(run: Run, model: nn.Module, optimizer: Optimizer | Sequence[Optimizer
         What was given to `report` as `extra`; empty where training begins.
 
     Contract: every worker, right after `tightwire.attach`; blocks.
+
+    Raises:
+        AttachError: a checkpoint that is not one of `report`.
     """
     checkpoint = train.get_checkpoint()
     if checkpoint is None:
         return {}
     optimizers = optimizer if isinstance(optimizer, Sequence) else [optimizer]
     with checkpoint.as_directory() as folder:
-        shared = torch.load(pathlib.Path(folder) / SHARED, weights_only=True)
+        file = pathlib.Path(folder) / SHARED
+        if not file.exists():
+            raise AttachError(
+                f"Ray's checkpoint in {folder} has no {SHARED}: it is not one of `report`. Load the model and the "
+                "optimizer from it by yourself to begin a new run from them."
+            )
+        shared = torch.load(file, weights_only=True)
         model.load_state_dict(shared["model"])
         for member, state in zip(optimizers, shared["optimizers"], strict=True):
             member.load_state_dict(state)

@@ -44,6 +44,10 @@ def parse_rate(text: str) -> float | None:
     return checked_rate(rate_bytes_per_s, f"rate {text!r}")
 
 
+# Of a message inside a site, by a usual network.
+INSIDE_S = 50e-6
+
+
 def checked_rate(rate_bytes_per_s: float, name: str) -> float:
     """Returns the rate itself when a link can have it.
 
@@ -207,7 +211,8 @@ class Topology:
         """Returns this topology as the planner knows clusters: payload rates, one level per kind of switch.
 
         Args:
-            latency_s: of a small message between two workers whose way crosses all levels.
+            latency_s: of a small message between two workers whose way crosses all levels. All levels add the same;
+                where there are sites, those inside one no more than a usual network does: the rest is between sites.
 
         Raises:
             LabError: a link that is not shaped, of which no rate is known.
@@ -227,6 +232,9 @@ class Topology:
             sizes.append((self.workers, "cluster", self.between_bytes_per_s))
         if self.nodes is None:
             sizes = [(self.workers, "cluster", self.rate_bytes_per_s)]
+        each_s = latency_s / len(sizes)
+        if self.sites is not None:
+            each_s = min(each_s, INSIDE_S / (len(sizes) - 1))
         levels: list[Level] = []
         for workers, name, rate in sizes:
             if rate is None:
@@ -240,7 +248,7 @@ class Topology:
                     name=name,
                     workers=workers,
                     bandwidth_bytes_per_s=rate * PAYLOAD_SHARE,
-                    latency_s=latency_s / len(sizes),
+                    latency_s=each_s if workers < self.workers else latency_s - each_s * len(levels),
                 )
             )
         if len(levels) == 1:
