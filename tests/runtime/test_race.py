@@ -479,7 +479,7 @@ def test_a_loss_that_is_told_now_and_then_is_watched_too(every: int) -> None:
     for number in range(3000):
         watch.after_step(run, next(noisy) if number % every == every - 1 else None)
     assert not watch.remarks
-    for number in range(6000):
+    for number in range(12000):
         watch.after_step(run, 9.0 + number % 2 if number % every == every - 1 else None)
     assert watch.remarks
 
