@@ -35,6 +35,7 @@ def test_a_lab_is_found_to_be_what_it_is(tmp_path: pathlib.Path) -> None:
     [
         (["probe"], "torchrun"),
         (["probe", "--workers", "0"], "0 workers"),
+        (["probe", "--workers", "1"], "one worker has no wire to probe"),
         (["probe", "--workers", "2", "--rate", "0"], "rate"),
         (["probe", "--workers", "2", "--programs", "rnig"], "rnig is no known program"),
     ],

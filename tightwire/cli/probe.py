@@ -66,6 +66,10 @@ def probe(
         raise LabError(
             "there are no workers to probe: run it under torchrun, or write --workers 4 --rate 200mbit."
         )
+    if str(workers if workers is not None else os.environ.get("WORLD_SIZE")) == "1":
+        raise LabError(
+            "one worker has no wire to probe: write --workers 2 or more, or give torchrun more processes, on all hosts."
+        )
     columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not is_shown) as progress:
         task = progress.add_task("the workers start", total=1.0)
