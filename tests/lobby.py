@@ -147,6 +147,7 @@ class Elastic:
     ) -> None:
         self.lobby = Lobby()
         self.lobby.expected = start
+        self.replacing = threading.Lock()  # held from a death until another has come
         self.train, self.workers, self.threads = train, list[Worker](), list[threading.Thread]()
         for number in range(start):
             self.start(dies_at[number] if number < len(dies_at) else None)
@@ -166,19 +167,29 @@ class Elastic:
         def die() -> None:
             if not victim.is_dead:
                 self.lobby.expected = 1
-                dies()
-                self.start()
+                with self.replacing:
+                    dies()
+                    self.start()
 
         victim.die = die  # type: ignore[method-assign]
 
     def join(self, timeout_s: float = 30.0) -> list[Any]:
-        for thread in self.threads:  # newcomers are appended meanwhile
-            thread.join(timeout_s)
-            assert not thread.is_alive(), f"{thread.name} hangs"
+        for worker, thread in zip(
+            self.workers, self.threads, strict=False
+        ):  # newcomers are appended meanwhile
+            ends_s = time.monotonic() + timeout_s
+            while not self._is_over(worker, thread):
+                thread.join(0.05)
+                assert time.monotonic() < ends_s, f"{thread.name} hangs"
         for worker in self.workers:
             if worker.error is not None:
                 raise worker.error
-        return [worker.result for worker in self.workers if worker.result is not None]
+        return [w.result for w in self.workers if w.result is not None and not w.is_dead]
+
+    def _is_over(self, worker: Worker, thread: threading.Thread) -> bool:
+        """Whether a worker has ended; what threads of the dead go on to wait for, no process would."""
+        with self.replacing:
+            return worker.is_dead or not thread.is_alive()
 
     def _run(self, worker: Worker) -> None:
         try:

@@ -19,6 +19,7 @@ PLANS = [
     "delayed:1",
     "local:2/allreduce:ring",
     "diloco:2,quorum=0.5,grace=20ms",
+    "ssp:0/ps",
 ]
 STEPS = 4
 

@@ -262,10 +262,12 @@ class ServerEngine(ServedMember):
         if self._shard is not None and self._shard.has_failed and self._service is not None:
             self._service.settle(TELLING_S)
         if self._is_clean:
+            for (
+                share
+            ) in self._shares:  # a newcomer may stop once more, and waits for all who have not said so
+                share.client.bye()
             if self._service is not None:  # others may still be on their way to what this rank has got
                 self._service.settle(self._context.transport.deadline_s)
-            for share in self._shares:
-                share.client.bye()
         self._post.channel.close()
 
     def _push(self, gradients: Mapping[str, Tensor | None] | None) -> None:
