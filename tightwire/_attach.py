@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from tightwire.devices import device_named, kinds_of, require_one_device
 from tightwire.errors import AttachError
-from tightwire.plan import Phases, PlanFile
+from tightwire.plan import Phases, PlanFile, Route
 from tightwire.planner import Allowance
 from tightwire.runtime.agreement import copy_from_first, model_facts, require_agreement
 from tightwire.runtime.auto import Pilot
@@ -137,6 +137,7 @@ def attach(
     shared = resolve(model, groups or {}, transport)
     left = _left(model, leave) | shared.keys()
     asked.require_possible(num_ranks=None if door is not None else transport.size, buffers=buffers)
+    _require_routed(model, asked.plan_file.routing)
     facts = _facts(asked, model, optimizers, left, num_ranks=transport.size)
     carried = _carried(carry or {}, scaler)
     named = carried.names if carried is not None else ()
@@ -358,6 +359,21 @@ def _left(model: nn.Module, patterns: Iterable[str]) -> frozenset[str]:
             )
         left.update(found)
     return frozenset(left)
+
+
+def _require_routed(model: nn.Module, routing: Iterable[Route]) -> None:
+    """Makes sure that every route is of some parameter: one that is misspelt would have it compressed after all.
+
+    Raises:
+        AttachError: a route that matches nothing.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for route in routing:
+        if not any(fnmatch.fnmatchcase(name, route.match) for name in names):
+            raise AttachError(
+                f"the route of {route.match} by {route.compression} matches no parameter of the model; its names are "
+                f"like {', '.join(names[:3])}. Mend it in the plan file, or take it out."
+            )
 
 
 def _warn_of_sizes(phases: Phases, model: nn.Module) -> None:

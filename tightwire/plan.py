@@ -191,7 +191,7 @@ class PlanFile:
     Attributes:
         plan: the text form, of one plan or of phases.
         why: one sentence per decision; first in the file, for those who open it.
-        routing: exceptions by parameter name; the first match wins.
+        routing: exceptions by parameter name, each of some parameter; the first match wins.
         predicted: the prediction it was chosen by.
         measured: the profile and the cluster that the plan was derived from.
         version: of this format.

@@ -34,7 +34,7 @@ def hook(plan):
         return str(error)
     return ""
 
-routed = PlanFile(plan="bsp", routing=(Route(match="*.weight", compression="int8"),))
+routed = PlanFile(plan="bsp", routing=(Route(match="*weight", compression="int8"),))
 inside = "bsp/allreduce/doublesqueeze:int8+ef"
 odd = [attach("bsp/allreduce/int8+ef"), attach(routed), attach(inside), hook("bsp/allreduce/int8")]
 answer([*odd, attach("bsp/allreduce/int4")])

@@ -80,6 +80,11 @@ def test_an_optimizer_of_other_parameters() -> None:
             PlanError,
             "the route of *",
         ),
+        (
+            PlanFile(plan="bsp", routing=(Route(match="*.bais", compression="none"),)),
+            AttachError,
+            "the route of *.bais by none matches no parameter of the model; its names are like scale, ",
+        ),
         ("missing.yaml", TightwireError, "missing.yaml cannot be read"),
     ],
 )
