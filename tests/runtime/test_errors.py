@@ -81,9 +81,9 @@ def test_an_optimizer_of_other_parameters() -> None:
             "the route of *",
         ),
         (
-            PlanFile(plan="bsp", routing=(Route(match="*.bais", compression="none"),)),
+            PlanFile(plan="bsp", routing=(Route(match="*.shift", compression="none"),)),
             AttachError,
-            "the route of *.bais by none matches no parameter of the model; its names are like scale, ",
+            "the route of *.shift by none matches no parameter of the model; its names are like scale, ",
         ),
         ("missing.yaml", TightwireError, "missing.yaml cannot be read"),
     ],
