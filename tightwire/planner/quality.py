@@ -294,8 +294,9 @@ def read(folder: pathlib.Path) -> dict[str, dict[str, ExtraSteps]]:
             for trial in kept["trials"]
             if trial["task"] == "text"
             and trial["metric"] is not None
-            # Of unlike data, and of dense gradients with the settings of other methods.
+            # Of unlike data, of dense gradients with the settings of other methods, of other numbers of workers.
             and not trial["scene"].startswith(("unlike", "dense with"))
+            and not trial["scene"].endswith(" workers")
         ]
     by_steps: dict[int, list[float]] = defaultdict(list)
     by_seed: dict[tuple[int, int], list[float]] = defaultdict(list)

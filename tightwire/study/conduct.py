@@ -89,7 +89,8 @@ class _WorkersStart:
 
     def run(self, missing: collections.deque[Wanted]) -> None:
         """Takes trials off `missing` until none is left or one fails."""
-        topology = Topology(workers=self._study.workers, rate_bytes_per_s=self._scene.rate_bytes_per_s)
+        workers = self._study.workers_in(self._scene)
+        topology = Topology(workers=workers, rate_bytes_per_s=self._scene.rate_bytes_per_s)
         shaped = self._scene.rate_bytes_per_s is not None
         # Four workers on two cores spend their time waking up: as batch work they wake as if alone.
         mode: Literal["auto", "shaped"] = "auto" if shaped else "shaped"

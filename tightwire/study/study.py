@@ -27,6 +27,7 @@ class Scene:
     Attributes:
         name: in results and claims.
         split: how data is shared among workers.
+        workers: where it is not the study's number of them.
         rate_bytes_per_s: of each worker's link, each way; None for loopback as it is.
         wait_s: emulated compute: every step begins with a wait of this long, which uses no processor.
         slow_rank: a worker that waits longer at times; −1: any one at a time, drawn anew for every step; None for none.
@@ -45,6 +46,7 @@ class Scene:
 
     name: str = "plain"
     split: Split = "alike"
+    workers: int | None = None
     rate_bytes_per_s: float | None = None
     wait_s: float = 0.0
     slow_rank: int | None = None
@@ -140,6 +142,10 @@ class Study:
     def plans_in(self, scene: Scene) -> tuple[str, ...]:
         """Returns the plans that are compared in a scene."""
         return tuple(plan for plan in self.plans if plan in scene.plans or not scene.plans)
+
+    def workers_in(self, scene: Scene) -> int:
+        """Returns how many workers train in a scene."""
+        return scene.workers or self.workers
 
     def narrowed(
         self,

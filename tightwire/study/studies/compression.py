@@ -148,13 +148,37 @@ RACE = Study(
 )
 
 PLANS = tuple(dict.fromkeys(map(full_text, (*filter(_works, USUAL), *_members()))))
+# What is rounded, and left out, by more workers: where noise of codecs averages out, and where leftovers add up.
+BY_MANY = tuple(
+    map(
+        full_text,
+        (
+            "none",
+            "int8",
+            "int4+ef",
+            "int2+ef",
+            "qsgd:7",
+            "qsgd:7+diana:0.1",
+            "natural",
+            "terngrad",
+            SIGNS,
+            SPARSE,
+            CORRECTED,
+            "powersgd:4+ef",
+        ),
+    )
+)
 COMPRESSION = Study(
     name="compression",
     about="what does a codec cost in held-out quality, and what does it save in bytes?",
     workers=4,
     plans=PLANS,
     dense=DENSE,
-    scenes=(PLAIN, *dense_scenes(PLANS, DENSE)),
+    scenes=(
+        PLAIN,
+        *dense_scenes(PLANS, DENSE),
+        *(Scene(name=f"{workers} workers", workers=workers, plans=BY_MANY) for workers in (8, 16)),
+    ),
     claims=CLAIMS,
     race=RACE,
 )
