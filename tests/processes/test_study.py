@@ -27,3 +27,17 @@ def test_trials_are_made_in_the_same_processes_and_kept(tmp_path: Path) -> None:
     told.clear()
     assert conduct(study, [0], Results.open(path), told.append).trials == found.trials
     assert told == []
+
+
+def test_a_scene_may_have_workers_of_its_own(tmp_path: Path) -> None:
+    study = find("compression").narrowed(
+        tasks=("digits",), scenes=("plain", "8 workers"), plans=("none",), steps=1
+    )
+    plain, more = (dataclasses.replace(scene, plans=()) for scene in study.scenes)
+    assert (study.workers_in(plain), study.workers_in(more)) == (4, 8)
+    study = dataclasses.replace(study, workers=2, scenes=(plain, dataclasses.replace(more, workers=3)))
+    found = conduct(study, [0], Results.open(tmp_path / "study.json"), lambda _: None)
+    two, three = (found.summary(scene.name, "digits", study.dense).bytes_per_step for scene in study.scenes)
+    assert two is not None
+    assert three is not None
+    assert 1.3 < three / two < 1.37  # a ring sends 2 (n − 1) / n
