@@ -218,9 +218,9 @@ def _made(study: Study, results: Results) -> str:
     lines = [
         f"Made by `{about['command']}`" if "command" in about else "",
         f"on {about['machine']}." if "machine" in about else "",
-        f"{study.workers} workers where nothing else is said, the same initial weights and the same batches for "
-        "every plan. Spread is the standard deviation over seeds; bytes are payload that a worker sends, as counted. “At its rate” "
-        "compares with dense gradients that train with the same optimizer and learning rate.",
+        f"{study.workers} workers where nothing else is said, the same initial weights and the same batches for every "
+        "plan. Spread is the standard deviation over seeds; bytes are payload that a worker sends, as counted. “At its "
+        "rate” compares with dense gradients that train with the same optimizer and learning rate.",
     ]
     return " ".join(filter(None, lines))
 
