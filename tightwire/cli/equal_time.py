@@ -69,7 +69,7 @@ def race(
     rows = equal_time.cells(equal_time.conduct(wanted, workers, kept, _show))
     files.write_text(path.with_suffix(".md"), equal_time.markdown(rows, workers))
     if as_json:
-        typer.echo(json.dumps({"rows": rows, "verdicts": equal_time.verdicts(rows)}))
+        typer.echo(json.dumps({"rows": equal_time.finite(rows), "verdicts": equal_time.verdicts(rows)}))
         return
     for title, cells in equal_time.tables(rows):
         say(title, "")

@@ -15,7 +15,7 @@ from tightwire.errors import FileError
 
 
 def require_results(out: pathlib.Path) -> None:
-    """Refuses a name that the page of the results, which stands beside them, would take from them.
+    """Refuses another ending than .json: the page of the results stands beside them, under their name.
 
     Raises:
         FileError: another ending than .json.

@@ -58,7 +58,10 @@ def study(
     ] = None,
     rate: Annotated[
         str | None,
-        typer.Option(help="Rate of each worker's link: 100mbit; the study's own by default."),
+        typer.Option(
+            help="Rate of each worker's link: 100mbit; the study's own by default. Trials at another rate take the "
+            "place of those that are kept: give another --out as well."
+        ),
     ] = None,
     time_to_loss: Annotated[
         bool,
@@ -77,7 +80,7 @@ def study(
         tightwire study compression
 
         tightwire study compression --plans "topk:0.01+ef int8" \\
-            --tasks digits --seeds 1
+            --tasks digits --scenes plain --seeds 1
 
         tightwire study compression --time-to-loss --rate 100mbit
     """

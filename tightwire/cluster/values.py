@@ -31,7 +31,7 @@ from tightwire.ways import Over
 
 # TCP on Ethernet with MTU 1500: 1448 payload bytes in a frame of 1514.
 PAYLOAD_SHARE = 1448 / 1514
-# Between a cluster's bandwidth and its slowest level's: measured by one and told by the other they differ a little.
+# A cluster's bandwidth and its slowest level's differ by so many times at most: one may be measured, the other told.
 SAME_RATE = 1.2
 
 
@@ -214,7 +214,7 @@ class Cluster:
         if max(here, slowest) > SAME_RATE * min(here, slowest):
             raise FileError(
                 f"bandwidth_bytes_per_s: {here:g}, and the slowest of levels carries {slowest:g}: plans would be "
-                f"predicted some by one and some by the other; write {slowest:g}."
+                f"predicted some by one and some by the other; write {slowest:g}, or correct that level."
             )
 
     def fit(self, program: str) -> Fit | None:

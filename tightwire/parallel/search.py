@@ -268,8 +268,8 @@ class LayoutSearch:
         )
         if self.taken_for:
             yield (
-                f"Each device is taken for {self.taken_for}, by its memory and line in the cluster file, and the peak "
-                "is of one: --device names another."
+                f"Nobody named the devices: each is taken for {self.taken_for}, as far as the cluster file tells, and "
+                "the peak is that of one; --device names another."
             )
         parts = sorted(best.parts_s.items(), key=lambda item: -item[1])
         told = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in parts if seconds > 0)
