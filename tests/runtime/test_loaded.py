@@ -122,3 +122,32 @@ def test_what_servers_do_not_step_is_loaded_with_the_rest() -> None:
             optimizer.step()
 
     run_threads(2, worker, deadline_s=20)
+
+
+def test_what_is_a_ranks_own_may_be_loaded_by_it_alone() -> None:
+    """As its experts are: nobody else has copied them, nor waits for them."""
+
+    def worker(transport: Transport) -> list[Tensor]:
+        with job(transport, "diloco:2", leave=["last.*"]) as j:
+            if transport.rank == 1:
+                j.model.last.load_state_dict(Net(seed=9).last.state_dict())
+            j.step(0)
+        return [j.model.first.weight.detach(), j.model.scale.detach()]
+
+    first, second = run_threads(2, worker, deadline_s=5)
+    assert same(first, second)
+
+
+def test_a_frozen_part_may_be_loaded_in_an_elastic_job() -> None:
+    """As the network that a target follows begins: it is in nothing that others hold."""
+
+    def train(transport: Transport, worker: Worker) -> bool:
+        model = Net()
+        model.last.requires_grad_(False)
+        with job(transport, "local:2", model=model) as j:
+            model.last.load_state_dict(Net(seed=9).last.state_dict())
+            for step in range(3):
+                j.step(step)
+        return bool(model.last.weight.equal(Net(seed=9).last.weight))
+
+    assert Elastic(train, start=2, dies_at=[]).join() == [True] * 2

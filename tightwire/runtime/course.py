@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 
 from torch.nn import Parameter
 
@@ -16,6 +17,7 @@ from tightwire.plan import Phases, Plan
 from tightwire.runtime.agreement import copy_from_first
 from tightwire.runtime.carried import Carried, scales_of
 from tightwire.runtime.context import RunContext
+from tightwire.runtime.groups import trained
 from tightwire.runtime.in_force import InForce
 from tightwire.runtime.loads import LoadWatch
 from tightwire.runtime.meeting import News, Told, meet
@@ -87,8 +89,10 @@ class Course:
         self.end_phase()  # those who let this worker in may be at the end of one
 
     def watch_loads(self) -> None:
-        """Begins to notice that the model is loaded, which the first engine has copied perhaps."""
-        self._loads = LoadWatch(self.now.context.model)
+        """Begins to notice that what is shared is loaded, which the first engine has copied perhaps."""
+        context = self.now.context
+        of_groups = (trained(sharing, context.model).values() for sharing in context.groups)
+        self._loads = LoadWatch(context.model, chain(self.now.parameters().values(), *of_groups))
 
     def begin_training(self, *, is_told: bool = False) -> None:
         """Builds the first engine anew if the model was loaded since, for it may hold what that was before. Once.

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
 from torch import nn
+from torch.nn import Parameter
 from torch.utils.hooks import RemovableHandle
 
 
 class LoadWatch:
-    """Hears of `load_state_dict` of a model, of one that holds it, or of a part of it.
+    """Hears of `load_state_dict` of what a model shares with others, by itself or as a part of something larger.
 
     Attributes:
         is_loaded: whether it was called.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, shared: Iterable[Parameter]) -> None:
+        """Puts hooks in.
+
+        Args:
+            model: the user's.
+            shared: of its parameters; what else it has, as frozen parts or a rank's own experts, nobody has copied.
+        """
         self.is_loaded = False
         self._handles: list[RemovableHandle] = []
-        hook = _Hook(self)
+        hook, held = _Hook(self), set(shared)
         for module in model.modules():
+            if held.isdisjoint(module.parameters(recurse=False)):
+                continue
             with suppress(RuntimeError):  # one that was scripted takes no hooks
                 handle = module.register_load_state_dict_post_hook(hook)
                 self._handles.append(handle)
