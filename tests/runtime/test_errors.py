@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.lobby import Elastic, Worker
 from tests.runtime.training import Net, job, loss_of, same, sgd, values
 from tightwire._attach import attach
 from tightwire.errors import AttachError, MismatchError, PeerError, PlanError, TightwireError
@@ -436,3 +437,17 @@ def test_a_run_whose_buffers_are_kept_equal_adopts_no_plan_that_cannot() -> None
             j.step(1)
 
     run_threads(2, worker, deadline_s=20)
+
+
+def test_one_who_is_alone_for_now_in_an_elastic_job_adopts_no_such_plan_either() -> None:
+    """Others may come at any time."""
+
+    def train(transport: Transport, worker: Worker) -> bool:
+        with job(transport, "bsp", buffers="every-step") as j:
+            j.step(0)
+            with pytest.raises(AttachError, match="leave buffers at 'start'"):
+                j.run.adopt(Plan.parse("asp/ps"))
+            j.step(1)
+        return True
+
+    assert Elastic(train, start=1, dies_at=[]).join() == [True]

@@ -195,7 +195,7 @@ class Run:
             AttachError: a plan that cannot keep buffers equal as this run is to.
         """
         self._require_open()
-        require_servable(plan, self._context.transport.size, self._kept_equal)
+        self._require_servable(plan)
         self._course.begin_training()
         self._course.adopt(plan)
 
@@ -226,7 +226,7 @@ class Run:
         Contract: every rank that trains, at the same step; blocks.
         """
         self._require_open()
-        require_servable(plan, self._context.transport.size, self._kept_equal)
+        self._require_servable(plan)
         self._course.go_back(snapshot, plan, remembering=remembering)
 
     @property
@@ -540,6 +540,12 @@ class Run:
 
     def _shared_buffers(self) -> dict[str, Tensor]:
         return {name: buffer for name, buffer in self._model.named_buffers() if name not in self._left}
+
+    def _require_servable(self, plan: Plan) -> None:
+        """Makes sure that these workers can carry out another plan than they began with, as `attach` does."""
+        context = self._context
+        num_ranks = None if context.membership.is_elastic else context.transport.size
+        require_servable(plan, num_ranks, self._kept_equal)
 
     def _require_open(self) -> None:
         if self._closed:
