@@ -174,9 +174,8 @@ class Elastic:
         victim.die = die  # type: ignore[method-assign]
 
     def join(self, timeout_s: float = 30.0) -> list[Any]:
-        for worker, thread in zip(
-            self.workers, self.threads, strict=False
-        ):  # newcomers are appended meanwhile
+        # Newcomers are appended meanwhile.
+        for worker, thread in zip(self.workers, self.threads, strict=False):
             ends_s = time.monotonic() + timeout_s
             while not self._is_over(worker, thread):
                 thread.join(0.05)

@@ -60,6 +60,9 @@ def test_a_launcher_is_read() -> None:
         rank=1, size=2, host="10.0.0.1", port=29500, agent_hosts=False
     )
     assert Launch.from_environment({**COMPLETE, "TORCHELASTIC_USE_AGENT_STORE": "True"}).agent_hosts
+    alone = Launch.from_environment({**COMPLETE, "RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "0"})
+    assert alone is not None
+    assert alone.port == 0
 
 
 @pytest.mark.parametrize(

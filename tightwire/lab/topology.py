@@ -14,6 +14,8 @@ from tightwire.errors import LabError, UnitError
 MAX_WORKERS = 256
 SLOWEST_BYTES_PER_S = 1e3
 FASTEST_BYTES_PER_S = 125e9
+# Of a message inside a site, by a usual network.
+INSIDE_S = 50e-6
 
 _UNLIMITED = ("none", "unlimited")
 _EXAMPLES = "1gbit, 200mbit, 50kbit, 25MB/s, or none for links that are not shaped"
@@ -42,10 +44,6 @@ def parse_rate(text: str) -> float | None:
     except UnitError as error:
         raise LabError(str(error)) from None
     return checked_rate(rate_bytes_per_s, f"rate {text!r}")
-
-
-# Of a message inside a site, by a usual network.
-INSIDE_S = 50e-6
 
 
 def checked_rate(rate_bytes_per_s: float, name: str) -> float:

@@ -122,7 +122,7 @@ class Launch:
             raise TransportError(f"RANK, WORLD_SIZE and MASTER_PORT must be whole numbers: {error}") from None
         if not 0 <= rank < size:
             raise TransportError(f"RANK is {rank} in a world of {size}: it must be from 0 to {size - 1}")
-        if not 0 < port < 1 << 16:
+        if not (0 < port < 1 << 16 or (port == 0 and size == 1)):  # who is alone may listen anywhere
             raise TransportError(
                 f"MASTER_PORT is {port}: it must be a port from 1 to 65535, the same on all workers"
             )

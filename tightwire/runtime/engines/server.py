@@ -262,9 +262,8 @@ class ServerEngine(ServedMember):
         if self._shard is not None and self._shard.has_failed and self._service is not None:
             self._service.settle(TELLING_S)
         if self._is_clean:
-            for (
-                share
-            ) in self._shares:  # a newcomer may stop once more, and waits for all who have not said so
+            # First of all: a newcomer may stop once more, and waits for all who have not said so.
+            for share in self._shares:
                 share.client.bye()
             if self._service is not None:  # others may still be on their way to what this rank has got
                 self._service.settle(self._context.transport.deadline_s)
