@@ -177,7 +177,10 @@ COMPRESSION = Study(
     scenes=(
         PLAIN,
         *dense_scenes(PLANS, DENSE),
-        *(Scene(name=f"{workers} workers", workers=workers, plans=BY_MANY) for workers in (8, 16)),
+        *(
+            Scene(name=f"{workers} workers", workers=workers, plans=BY_MANY, tasks=("digits",))
+            for workers in (8, 16)
+        ),
     ),
     claims=CLAIMS,
     race=RACE,
