@@ -74,8 +74,9 @@ def of(tensor: Tensor) -> Any:
 
 def compiled() -> int:
     """Returns how many kernels of the host this process did not find on disk: it has compiled them, or does so now."""
-    modules = [module for name, module in list(sys.modules.items()) if name.startswith(f"{__name__}.")]
-    counts = (getattr(kernel, "stats", None) for module in modules for kernel in list(vars(module).values()))
+    # Copies, for other threads may import meanwhile: a list of items is made one by one.
+    modules = [module for name, module in sys.modules.copy().items() if name.startswith(f"{__name__}.")]
+    counts = (getattr(kernel, "stats", None) for module in modules for kernel in vars(module).copy().values())
     return sum(sum(count.cache_misses.values()) for count in counts if count is not None)
 
 

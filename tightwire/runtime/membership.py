@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -76,7 +76,7 @@ class Called:
 
 
 class Gathered(NamedTuple):
-    """How often all have gathered a checkpoint, after how many steps last (-1: never), and how often after so many."""
+    """How often all have gathered for something, after how many steps last (-1: never), and how often after so many."""
 
     times: int = 0
     at: int = -1
@@ -87,7 +87,31 @@ class Gathered(NamedTuple):
         return Gathered(self.times + 1, at, 1 + (self.there if at == self.at else 0))
 
 
-NOTHING_GATHERED = Gathered()
+class Occasion:
+    """Something for which all members gather, when their loops come to it.
+
+    Attributes:
+        gathered: how often they have.
+        spares: how often this member leaves it out when its loop comes to it, for the others are past it; None: it is
+            new, and finds out when it comes to the first.
+    """
+
+    def __init__(self) -> None:
+        """Has not occurred."""
+        self.gathered = Gathered()
+        self.spares: int | None = 0
+
+    def leaves_out(self, at: int) -> bool:
+        """Whether this member, which comes to it after so many steps, goes on without. Once each time."""
+        if self.spares is None:
+            self.spares = self.gathered.there if self.gathered.at == at else 0
+        is_spared = self.spares > 0
+        self.spares -= is_spared
+        return is_spared
+
+    def note(self, at: int) -> None:
+        """Counts it, after so many steps."""
+        self.gathered = self.gathered.again(at)
 
 
 def _nothing(standing: Standing) -> Mapping[str, str]:
@@ -125,9 +149,9 @@ class Membership:
         gather: brings the parts of all to one rank. Every member; blocks.
         gathers_at: the steps after which this worker is about to, or is within it, by `InForce.most_steps`; None: it is
             not.
-        gathered: how often all have.
-        spares: how often a newcomer leaves that out when its loop comes to it, for all have already; None: it has just
-            come.
+        checkpoints: those that all have gathered.
+        evaluations: those that all have begun. Who is within one that loses a member goes on without the others; so do
+            then those who had not come to it.
         gathers_to: the rank that is brought them: 0, but for what lost a member and is repeated with newcomers.
         leaving: whether this worker leaves with the next round.
         calls_meeting: whether a round said that somebody leaves, so that all must meet now.
@@ -150,8 +174,8 @@ class Membership:
     conclude: Callable[[int], None] = _leave_buffers
     gather: Callable[[], None] = _no_buffers
     gathers_at: int | None = None
-    gathered: Gathered = NOTHING_GATHERED
-    spares: int | None = 0
+    checkpoints: Occasion = field(default_factory=Occasion)
+    evaluations: Occasion = field(default_factory=Occasion)
     gathers_to: int = 0
     leaving: bool = False
     calls_meeting: bool = False
@@ -219,14 +243,6 @@ class Membership:
                 self._lost = error
             else:
                 self.renew()
-
-    def leaves_out(self, at: int) -> bool:
-        """Whether this worker, whose loop gathers after so many steps, came when all had done that. Once each time."""
-        if self.spares is None:
-            self.spares = self.gathered.there if self.gathered.at == at else 0
-        is_spared = self.spares > 0
-        self.spares -= is_spared
-        return is_spared
 
     def weigh(self, weight: float) -> None:
         """Takes this worker's weight in the next mean; see `Run.weigh`."""

@@ -168,6 +168,7 @@ class Renewal:
             # Only now: who lost somebody before it had all that it lacked lacks it still.
             self._world, self._now.owes_states = admission.number, cards.by_rank[cards.source].owes
             self._take_gathering(cards)
+            self._take_evaluations(cards)
         except PeerError as error:
             log.info("another member was lost: %s", error)
             return False
@@ -185,15 +186,25 @@ class Renewal:
     def _take_gathering(self, cards: Cards) -> None:
         """Takes in whether a checkpoint is still to be gathered, and to which rank."""
         membership = self._now.context.membership
-        membership.gathered = cards.gathered
+        membership.checkpoints.gathered = cards.gathered
         membership.gathers_to, at = cards.gathers or (0, None)
         if at is None:
             membership.gathers_at = None
         elif self._is_new:  # one that begins at an earlier step comes to it by itself
             membership.gathers_at = at if self._now.most_steps >= at else None
         if self._is_new:
-            membership.spares = None
+            membership.checkpoints.spares = None
         self._gathers = membership.gathers_at is not None
+
+    def _take_evaluations(self, cards: Cards) -> None:
+        """Takes in which evaluations the others are past: nobody who was within one goes on with it."""
+        evaluations = self._now.context.membership.evaluations
+        missed = cards.evaluated.times - evaluations.gathered.times
+        if self._is_new:
+            evaluations.spares = None
+        elif evaluations.spares is not None:
+            evaluations.spares += missed
+        evaluations.gathered = cards.evaluated
 
     def _card(self, former: Former) -> Card:
         now, position, membership = self._now, former.position, self._now.context.membership
@@ -213,9 +224,12 @@ class Renewal:
             owes=now.owes_states,
             uneven=membership.uneven,
             gathers_at=0 if membership.gathers_at is None else membership.gathers_at + 1,
-            gathered=membership.gathered.times,
-            gathered_at=membership.gathered.at + 1,
-            gathered_there=membership.gathered.there,
+            gathered=membership.checkpoints.gathered.times,
+            gathered_at=membership.checkpoints.gathered.at + 1,
+            gathered_there=membership.checkpoints.gathered.there,
+            evaluated=membership.evaluations.gathered.times,
+            evaluated_at=membership.evaluations.gathered.at + 1,
+            evaluated_there=membership.evaluations.gathered.there,
             facts=digest_of_facts(self._facts),
         )
 

@@ -351,8 +351,8 @@ class Run:
         That is the mean of the workers' parameters, or the outer model or the centre where the policy has one, with
         the mean of the workers' buffers (statistics of BatchNorm). What is in flight lands first.
 
-        Where members are elastic and one is lost in the midst of it, those who learn of it first evaluate what all have
-        in common without another message: after a round the agreed parameters, with their own buffers.
+        Where members are elastic and one is lost in the midst of it, all evaluate what they have in common without
+        another message: after a round the agreed parameters, with their own buffers.
 
         Contract: every rank, at the same step; blocks.
 
@@ -368,7 +368,10 @@ class Run:
             buffers = self._shared_buffers() if self._engine.flush_is_collective else {}
             lent.append(self._evaluation.agree(agreed, buffers))
 
-        self._context.membership.guard(agree)
+        membership, at = self._context.membership, self._now.most_steps
+        if not membership.evaluations.leaves_out(at):
+            membership.evaluations.note(at)
+            membership.guard(agree)
         with self._evaluation.lending(lent[0] if lent else self._engine.common()):
             yield
 

@@ -100,7 +100,7 @@ class RunState:
                 "worker save its own run.state_dict(), or attach with servers that train too (ps:shards=2)."
             )
         membership, at = self._course.now.context.membership, self._course.now.most_steps
-        if membership.leaves_out(at):
+        if membership.checkpoints.leaves_out(at):
             return {}
         membership.gathers_at, self._parts = at, []
         try:
@@ -118,7 +118,7 @@ class RunState:
         if membership.is_elastic:
             transport.exchange(b"")
         assert membership.gathers_at is not None
-        membership.gathered = membership.gathered.again(membership.gathers_at)
+        membership.checkpoints.note(membership.gathers_at)
         membership.gathers_at, membership.gathers_to = None, 0
 
     def load(self, state: Mapping[str, Any]) -> None:
