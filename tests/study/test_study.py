@@ -20,7 +20,7 @@ from tightwire.study.settings import DENSE, TrainingSettings, settings_for
 from tightwire.study.studies import STUDIES, find
 from tightwire.study.study import STOCK, TASKS, Scene, Study, full_text
 from tightwire.study.task import Place, Task
-from tightwire.study.tasks import Digits, Language
+from tightwire.study.tasks import Digits, Images, Language
 from tightwire.study.trial import train, warm_up
 from tightwire.transport import run_threads
 
@@ -59,7 +59,9 @@ def test_unlike_shares_are_of_a_kind_and_none_is_lost() -> None:
         assert torch.equal(torch.cat(shares).sort().values, torch.arange(len(labels)))
 
 
-@pytest.mark.parametrize("task", [Digits(steps=3), Language(steps=3)], ids=lambda task: task.name)
+@pytest.mark.parametrize(
+    "task", [Digits(steps=3), Images(steps=3), Language(steps=3)], ids=lambda task: task.name
+)
 @pytest.mark.parametrize("plan", [PLAIN, "local:2"])
 def test_a_trial_counts_what_was_sent(task: Task, plan: str) -> None:
     asked = Wanted(scene="curve", task=task.name, plan=plan, seed=0, steps=3, settings="")
@@ -93,6 +95,23 @@ def test_muon_has_matrices_and_adamw_the_rest_at_a_share_of_its_rate() -> None:
     assert muon.param_groups[0]["lr"] == settings.lr
     assert beside.param_groups[0]["lr"] == pytest.approx(0.05 * settings.lr)
     warm_up(Language(), settings)  # a model of its own
+
+
+def test_a_shortened_scene_keeps_as_many_steps_as_tell_something() -> None:
+    scene = Scene(length=0.25, least_steps=150)
+    assert [scene.steps(task) for task in (Digits(steps=100), Images(), Language())] == [100, 150, 200]
+
+
+def test_a_snapshot_is_judged_with_the_statistics_of_its_own_normalisation() -> None:
+    task, scene = Images(steps=4), Scene(name="curve", snapshots=2)
+    asked = Wanted(scene="curve", task=task.name, plan=PLAIN, seed=0, steps=4, settings="")
+    whole, _ = run_threads(2, lambda t: train(asked, task, scene, DENSE["images"], t))
+    half = dataclasses.replace(asked, steps=2)
+    rates = TrainingSettings(optimizer="sgd", lr=DENSE["images"].lr, momentum=0.9, decays=False)
+    first, _ = run_threads(2, lambda t: train(half, task, Scene(snapshots=1), rates, t))
+    again, _ = run_threads(2, lambda t: train(asked, task, scene, rates, t))
+    assert whole.curve[-1][2] == pytest.approx(whole.metric)
+    assert again.curve[0][2] == first.metric
 
 
 def test_a_slow_worker_waits_longer_at_times() -> None:

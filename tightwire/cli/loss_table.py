@@ -26,7 +26,7 @@ STUDIES = "compression,sync,architecture"
 
 def table(
     studies: Annotated[str, typer.Option(help="Studies, separated by commas.")] = STUDIES,
-    tasks: Annotated[str, typer.Option(help="Tasks, separated by commas.")] = "text,digits",
+    tasks: Annotated[str, typer.Option(help="Tasks, separated by commas.")] = "text,images,digits",
     seeds: Annotated[int, typer.Option(help="Number of seeds, of weights and data.", min=1)] = 3,
     kept: Annotated[bool, typer.Option("--kept", help="Tell what is kept, and make no trial.")] = False,
     folder: Annotated[pathlib.Path, typer.Option(help="Of the results.")] = pathlib.Path("results"),

@@ -13,11 +13,10 @@ from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from tightwire.study.digits import CLASSES, read
-from tightwire.study.digits import share as share_of_images
-from tightwire.study.language import share as share_of_text
+from tightwire.study.digits import CLASSES
+from tightwire.study.images import ImageReplica
+from tightwire.study.language import share
 from tightwire.study.settings import TrainingSettings
 from tightwire.study.task import Place, Replica, Task, same_model
 from tightwire.workloads.nets import (
@@ -71,7 +70,8 @@ class TimedJob(Task):
         model = same_model(self.net, place.seed)
         if self.source == "text":
             return TextReplica(model, place, self.batch)
-        return ImageReplica(model, place, self.batch, restores=self.source == "pixels")
+        restores = self.source == "pixels"
+        return ImageReplica(model, place, self.batch, noise=NOISE, shift=SHIFT, restores=restores)
 
 
 class TextReplica:
@@ -80,7 +80,7 @@ class TextReplica:
     def __init__(self, model: nn.Module, place: Place, sequences: int) -> None:
         self.model, self._sequences = model, sequences
         corpus = _corpus()
-        self._text = share_of_text(corpus.train, place)
+        self._text = share(corpus.train, place)
         self._generator = torch.Generator().manual_seed(place.stream)
         fixed = torch.Generator().manual_seed(0)
         self._heldout = draw(corpus.heldout, sequences=HELDOUT_SEQUENCES, length=LENGTH, generator=fixed)
@@ -100,45 +100,6 @@ class TextReplica:
         return float(self.model(self._heldout))
 
 
-class ImageReplica:
-    """A network and a share of the digits."""
-
-    def __init__(self, model: nn.Module, place: Place, images: int, *, restores: bool) -> None:
-        self.model, self._num_images, self._restores = model, images, restores
-        data = read()
-        mine = share_of_images(data.train_labels, place)
-        self._images, self._labels = _enlarged(data.train_images[mine]), data.train_labels[mine]
-        self._generator = torch.Generator().manual_seed(place.stream)
-        fixed = torch.Generator().manual_seed(0)
-        clean = _enlarged(data.heldout_images)
-        self._heldout = (_spoiled(clean, fixed), clean, data.heldout_labels)
-
-    def batch(self) -> tuple[Tensor, ...]:
-        """Draws images (n, 1, 16, 16) spoiled and clean, and labels (n,)."""
-        drawn = torch.randint(len(self._labels), (self._num_images,), generator=self._generator)
-        clean = self._images[drawn]
-        return _spoiled(clean, self._generator), clean, self._labels[drawn]
-
-    def loss(self, model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
-        """Returns the cross-entropy in nats, or the squared error per pixel."""
-        spoiled, clean, labels = batch
-        found = model(spoiled)
-        return (
-            functional.mse_loss(found, clean.flatten(1))
-            if self._restores
-            else functional.cross_entropy(found, labels)
-        )
-
-    @torch.no_grad()
-    def judge(self) -> float:
-        """Returns the same on held-out images."""
-        was_training = self.model.training
-        self.model.eval()
-        loss = float(self.loss(self.model, self._heldout))
-        self.model.train(was_training)
-        return loss
-
-
 _CORPUS: list[Corpus] = []
 
 
@@ -146,17 +107,6 @@ def _corpus() -> Corpus:
     if not _CORPUS:
         _CORPUS.append(standard_library())
     return _CORPUS[0]
-
-
-def _enlarged(images: Tensor) -> Tensor:
-    return functional.interpolate(images, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
-
-
-def _spoiled(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Shifts images by up to two pixels each way, all alike in a batch, and adds noise."""
-    down, right = torch.randint(-SHIFT, SHIFT + 1, (2,), generator=generator).tolist()
-    noise = torch.randn(images.shape, generator=generator)
-    return images.roll((down, right), (2, 3)) + NOISE * noise
 
 
 def _adam(lr: float) -> TrainingSettings:

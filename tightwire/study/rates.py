@@ -21,7 +21,7 @@ SUFFIX = "-rates"
 # Base rates were tuned by factors of two: a method that wants a rate further away than that wants settings of its own.
 FACTORS = (0.5, 1.0, 2.0)
 # Of training: long enough that a rate which is too high shows.
-LENGTH = 0.25
+LENGTH, LEAST_STEPS = 0.25, 150
 SEED = 100
 # A factor must be this much better than none, as a share of the metric: short trainings of one seed tell little.
 LEAST_GAIN = 0.01
@@ -34,7 +34,13 @@ def rates_study(study: Study) -> Study:
     it is, for it has them because of its length, or of who is late in it.
     """
     first = dataclasses.replace(
-        study.scenes[0], name="", length=LENGTH, rate_bytes_per_s=None, snapshots=0, plans=()
+        study.scenes[0],
+        name="",
+        length=LENGTH,
+        least_steps=LEAST_STEPS,
+        rate_bytes_per_s=None,
+        snapshots=0,
+        plans=(),
     )
     others = [dataclasses.replace(scene, snapshots=0) for scene in study.scenes if scene.has_own_rates]
     return dataclasses.replace(

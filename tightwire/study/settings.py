@@ -96,6 +96,7 @@ class TrainingSettings:
 
 DENSE: dict[str, TrainingSettings] = {
     "digits": TrainingSettings(optimizer="sgd", lr=0.1, momentum=0.9),
+    "images": TrainingSettings(optimizer="sgd", lr=0.05, momentum=0.9),
     "text": TrainingSettings(optimizer="sgd", lr=0.5, momentum=0.9),
     "text-large": TrainingSettings(optimizer="adamw", lr=1e-3, decays=False),
 }
@@ -120,6 +121,9 @@ class MethodSettings:
 
 
 def _of(*methods: str, **by_task: TrainingSettings) -> MethodSettings:
+    """Says with what methods train; images with what digits do, at half the rate, as dense gradients."""
+    if digits := by_task.get("digits"):
+        by_task["images"] = replace(digits, lr=digits.lr / 2)
     return MethodSettings(frozenset(methods), by_task)
 
 

@@ -12,12 +12,12 @@ from tightwire.plan import Plan
 from tightwire.study.claims import Claim
 from tightwire.study.settings import TrainingSettings, settings_for
 from tightwire.study.task import Split, Task
-from tightwire.study.tasks import Digits, Language
+from tightwire.study.tasks import Digits, Images, Language
 
 DDP, DDP_POWERSGD = "ddp", "ddp+powersgd:4"
 STOCK = (DDP, DDP_POWERSGD)
 ANY = -1  # rank
-TASKS: dict[str, Task] = {task.name: task for task in (Digits(), Language())}
+TASKS: dict[str, Task] = {task.name: task for task in (Digits(), Images(), Language())}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class Scene:
         slow_share: of the steps in which somebody does, drawn at random.
         snapshots: of the mean model at regular steps, judged when time is up; 0 for the last one alone.
         length: of training, as a share of the task's steps.
+        least_steps: so many at least, of those that the task has.
         plans: that are compared here, where it is not all of the study's; empty: all.
         settings: by task, with which all plans train here; where a task is missing, each trains with its own.
         tasks: that are trained here, where it is not all of the study's; empty: all.
@@ -54,6 +55,7 @@ class Scene:
     slow_share: float = 0.5
     snapshots: int = 0
     length: float = 1.0
+    least_steps: int = 0
     plans: tuple[str, ...] = ()
     settings: Mapping[str, TrainingSettings] = field(default_factory=dict)
     tasks: tuple[str, ...] = ()
@@ -83,7 +85,7 @@ class Scene:
 
     def steps(self, task: Task) -> int:
         """Returns how long a task is trained here."""
-        return max(1, round(task.steps * self.length))
+        return max(1, round(task.steps * self.length), min(self.least_steps, task.steps))
 
     def settings_for(self, task: str, plan: str) -> TrainingSettings:
         """Returns with which optimizer a plan trains here."""

@@ -124,7 +124,7 @@ def _steps(
         for optimizer in optimizers:
             optimizer.step()
         if every and (step + 1) % every == 0:
-            flat = nn.utils.parameters_to_vector(replica.model.parameters()).detach()
+            flat = nn.utils.parameters_to_vector(_state(replica.model)).detach()
             snapshots.append((time.perf_counter() - start_s, step + 1, flat))
     return time.perf_counter() - start_s, snapshots
 
@@ -174,9 +174,14 @@ def _mean_model(mine: Tensor, transport: Transport) -> Tensor:
     return mine.div_(transport.size)
 
 
+def _state(model: nn.Module) -> list[Tensor]:
+    """Returns what a model is judged by: its parameters, and what its normalisation remembers."""
+    return [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]
+
+
 @torch.no_grad()
 def _judge(replica: Replica, snapshot: Tensor) -> float | None:
-    nn.utils.vector_to_parameters(snapshot, replica.model.parameters())
+    nn.utils.vector_to_parameters(snapshot, _state(replica.model))
     return _finite(replica.judge())
 
 

@@ -52,6 +52,8 @@ RECENT = (
     COUPLED,
     MULOCO,
 )
+# Where seconds count: of images a step takes as long as of digits, and the wire as long as for text.
+TIMED = ("digits", "text")
 EVEN, SLOW_LINE, HIDDEN, STRAGGLER = "even", "50 Mb/s", "50 Mb/s and long steps", "straggler"
 
 
@@ -214,6 +216,7 @@ SYNC = Study(
             length=0.25,
             snapshots=20,
             plans=ON_SLOW_LINE,
+            tasks=TIMED,
         ),
         # The wire needs 38 and 52 ms a step.
         Scene(
@@ -222,6 +225,7 @@ SYNC = Study(
             wait_s=0.08,
             length=0.1,
             plans=(DDP, BSP, OVERLAPPED, DELAYED),
+            tasks=TIMED,
         ),
         Scene(
             name=STRAGGLER,
@@ -231,6 +235,7 @@ SYNC = Study(
             length=0.2,
             snapshots=20,
             plans=BESIDE_STRAGGLER,
+            tasks=TIMED,
             has_own_rates=True,
         ),
     ),
