@@ -61,7 +61,7 @@ def net() -> nn.Module:
 
 
 @dataclass(frozen=True)
-class Images:
+class SplitImages:
     """Images (n, 1, 8, 8) float32 in [0, 1] and labels (n,) int64."""
 
     train_images: Tensor
@@ -71,7 +71,7 @@ class Images:
 
 
 @functools.cache
-def read() -> Images:
+def read() -> SplitImages:
     """Reads the images; the same ones are held out every time.
 
     Raises:
@@ -89,7 +89,7 @@ def read() -> Images:
     y = torch.tensor(labels, dtype=torch.int64)
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
     x, y = x[order], y[order]
-    return Images(x[HELDOUT:], y[HELDOUT:], x[:HELDOUT], y[:HELDOUT])
+    return SplitImages(x[HELDOUT:], y[HELDOUT:], x[:HELDOUT], y[:HELDOUT])
 
 
 def share(labels: Tensor, place: Place) -> Tensor:
