@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import textwrap
@@ -12,9 +13,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tightwire.errors import PeerError
+from tightwire.errors import PeerError, TransportError
 from tightwire.transport.blame import Verdict
-from tightwire.transport.join import ABSENT, _Meeting, join, within
+from tightwire.transport.join import ABSENT, _Meeting, join, rendezvous, within
+from tightwire.transport.launch import Launch
 from tightwire.transport.seal import Seal
 from tightwire.transport.torch_distributed import TorchDistributed, _Pending
 
@@ -121,3 +123,25 @@ def test_channels_are_connected_with_the_world_as_many_as_any_rank_wants() -> No
     assert store.num_keys() == 0
     for world in worlds.values():
         world.close()
+
+
+@pytest.mark.parametrize(("failures", "deadline_s"), [(2, 30.0), (10**9, 0.3)])
+def test_a_name_server_that_cannot_answer_yet_is_waited_for_within_the_deadline(
+    monkeypatch: pytest.MonkeyPatch, failures: int, deadline_s: float
+) -> None:
+    resolve, asked = socket.getaddrinfo, []
+
+    def resolve_late(*where: object, **options: object) -> object:
+        asked.append(where)
+        if len(asked) <= failures:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return resolve(*where, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_late)
+    launch = Launch(rank=0, size=1, host="127.0.0.1", port=0, agent_hosts=False)
+    if failures == 2:
+        assert rendezvous(launch, deadline_s=deadline_s) is not None
+        return
+    with pytest.raises(TransportError, match=r"has no address: .*Temporary failure"):
+        rendezvous(launch, deadline_s=deadline_s)
+    assert len(asked) > 1

@@ -177,12 +177,9 @@ def rendezvous(launch: Launch, *, deadline_s: float) -> Any:
         PeerError: rank 0 does not listen.
     """
     where = f"{launch.host}:{launch.port}"
-    try:
-        socket.getaddrinfo(launch.host, launch.port)
-    except OSError as error:
-        raise TransportError(f"asked to meet at {where}; that host has no address: {error}") from error
-    listens = launch.rank == 0 and not launch.agent_hosts
     ends_at = time.monotonic() + deadline_s
+    _require_address(launch, ends_at)
+    listens = launch.rank == 0 and not launch.agent_hosts
     while not listens and not _is_listening(launch):
         if time.monotonic() > ends_at:
             raise _no_answer(deadline_s)
@@ -202,6 +199,21 @@ def rendezvous(launch: Launch, *, deadline_s: float) -> Any:
             f"asked to listen at {where} for the other workers; the port is taken, or the address is not of "
             f"this machine: set MASTER_PORT to a free port ({error})"
         ) from error
+
+
+def _require_address(launch: Launch, ends_at: float) -> None:
+    """Waits for a name server that cannot answer yet, as one of containers that have only just begun."""
+    while True:
+        try:
+            socket.getaddrinfo(launch.host, launch.port)
+        except OSError as error:
+            if error.errno == socket.EAI_AGAIN and time.monotonic() < ends_at:
+                time.sleep(0.1)
+                continue
+            raise TransportError(
+                f"asked to meet at {launch.host}:{launch.port}; that host has no address: {error}"
+            ) from error
+        return
 
 
 def _is_listening(launch: Launch) -> bool:
