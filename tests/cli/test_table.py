@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import pathlib
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from tests.command_line import tightwire
 from tightwire.bench.collectives import CollectiveRow
 from tightwire.cli import COMMANDS, application, measured, methods
-from tightwire.cli.table import entries, lay_out, print_rows
+from tightwire.cli.table import entries, lay_out, print_rows, say_json
 from tightwire.cluster import Cluster
 from tightwire.planner import recommend
 from tightwire.profile import Profile
@@ -96,3 +98,13 @@ def test_help_has_examples_line_by_line_and_fits(
     assert [line for line in lines if line.startswith((example, "      torchrun"))], stdout
     assert ("--install-completion" in stdout) == (command == ())
     assert ("--json" in stdout.partition("Options:")[2]) == (command not in GROUPS)
+
+
+def test_json_holds_null_for_what_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+    say_json({"loss": math.nan, "rows": [{"time": math.inf}, (1.5, "NaN", None, True)]})
+    assert capsys.readouterr().out == '{"loss": null, "rows": [{"time": null}, [1.5, "NaN", null, true]]}\n'
+
+
+def test_no_command_prints_json_in_a_way_of_its_own() -> None:
+    commands = pathlib.Path(measured.__file__).parent.glob("*.py")
+    assert [p.name for p in commands if "echo(json.dumps" in p.read_text()] == ["table.py"]

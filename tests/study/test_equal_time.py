@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ import torch
 
 from tightwire.errors import FileError
 from tightwire.study import equal_time
-from tightwire.study.equal_time import Kept, asked, cells, finite, markdown, verdicts
+from tightwire.study.equal_time import Kept, asked, cells, markdown, verdicts
 from tightwire.study.jobs import JOBS
 from tightwire.study.task import Place
 from tightwire.study.timed import TimedTrial
@@ -66,13 +65,6 @@ def test_nothing_is_said_beside_stock_ddp_that_diverged() -> None:
     rows = cells([sound, broken, trial("auto-lossy", 1.2, 20.0)])
     assert [(row["over_ddp"], row["spread"], row["to_ddp_loss_s"]) for row in rows] == [(None,) * 3] * 2
     assert verdicts(rows) == []
-
-
-def test_json_has_no_infinity_where_a_contestant_diverged() -> None:
-    broken = replace(trial("auto-lossy", 2.0, 40.0), loss=None, curve=((20.0, 1, 4.0), (40.0, 2, None)))
-    rows = finite(cells([trial("ddp", 2.0, 40.0), broken]))
-    assert json.loads(json.dumps(rows, allow_nan=False)) == rows
-    assert [row["loss"] for row in rows] == [2.0, None]
 
 
 def test_verdicts_say_who_is_behind() -> None:

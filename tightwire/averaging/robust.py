@@ -25,7 +25,8 @@ class _Robust(AveragingMethod, abc.ABC):
 
     What is left over, x less the outcome, is what a worker was overruled in, and is not to be fed back. Where gradients
     are skewed, as those of rare classes are, the middle is shorter than the mean: the learning rate is one's own to
-    find, and `auto` does not choose it for you.
+    find, and `auto` does not choose it for you. A worker that skips a step, or whose data is over, brings zeros, which
+    count as values like any others: give all workers equally much data.
     """
 
     keeps_optimizer: ClassVar[bool] = False

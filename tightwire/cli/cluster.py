@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import sys
 from typing import Annotated
@@ -16,7 +15,7 @@ from tightwire.architecture.allreduce.builders.synthesis.programs import GOALS
 from tightwire.architecture.allreduce.exports import EXPORTS, export
 from tightwire.cli.app import App, progress
 from tightwire.cli.options import JsonOption
-from tightwire.cli.table import entries, say, width_of
+from tightwire.cli.table import entries, say, say_json, width_of
 from tightwire.cluster import Cluster, require_range
 from tightwire.cluster.imports import SOURCES as CLUSTER_SOURCES
 from tightwire.cluster.imports import Source, refuse_nodes
@@ -72,7 +71,7 @@ def hardware(as_json: JsonOption = False) -> None:
             }
             for name, known in PRESETS.items()
         ]
-        typer.echo(json.dumps({"hardware": rows}))
+        say_json({"hardware": rows})
         return
     known_ones = [
         (name, [known.title, known.source, *([_price(known.price)] if known.price else [])])
@@ -166,7 +165,7 @@ def synthesise_(
             "bound_s": certificate.bound_s_per_byte * num_bytes,
             "ratio": certificate.ratio,
         }
-        typer.echo(json.dumps(told))
+        say_json(told)
         return
     say(
         f"{goal} over {program.num_ranks} ranks: {program.num_chunks} chunks, {len(program.transfers)} transfers; "
@@ -178,7 +177,7 @@ def synthesise_(
 def _write(cluster: Cluster, out: pathlib.Path, as_json: bool) -> None:
     cluster.write(out)
     if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(cluster)))
+        say_json(dataclasses.asdict(cluster))
         return
     levels = "".join(
         f"; {level.name}: {level.workers} workers, {print_rate(level.bandwidth_bytes_per_s)} each member"

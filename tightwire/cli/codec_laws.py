@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 
-import typer
-
 from tightwire.catalogue import parse_compression
-from tightwire.cli.table import print_rows, say
+from tightwire.cli.table import print_rows, say, say_json
 from tightwire.compression import Codec
 from tightwire.compression.laws import codec_named, laws_of
 from tightwire.errors import CodecError, PlanError
@@ -38,7 +35,7 @@ def check(source: str, *, as_json: bool) -> None:
         for one in found
     ]
     if as_json:
-        typer.echo(json.dumps({"codec": str(codec), "laws": [asdict(one) for one in found]}))
+        say_json({"codec": str(codec), "laws": [asdict(one) for one in found]})
     else:
         say(f"{codec}: {codec.title}", "")
         print_rows(("law", "found", "bytes", "error"), rows)

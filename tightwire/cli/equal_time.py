@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import Annotated
 
@@ -11,7 +10,7 @@ import typer
 from tightwire import files
 from tightwire.cli import made
 from tightwire.cli.options import JsonOption, shaped_rate
-from tightwire.cli.table import print_rows, say
+from tightwire.cli.table import print_rows, say, say_json
 from tightwire.errors import LabError
 from tightwire.plan import Plan
 from tightwire.study import equal_time
@@ -69,7 +68,7 @@ def race(
     rows = equal_time.cells(equal_time.conduct(wanted, workers, kept, _show))
     files.write_text(path.with_suffix(".md"), equal_time.markdown(rows, workers))
     if as_json:
-        typer.echo(json.dumps({"rows": equal_time.finite(rows), "verdicts": equal_time.verdicts(rows)}))
+        say_json({"rows": rows, "verdicts": equal_time.verdicts(rows)})
         return
     for title, cells in equal_time.tables(rows):
         say(title, "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -12,7 +11,7 @@ import typer
 from tightwire.cli.app import App, progress
 from tightwire.cli.options import JsonOption
 from tightwire.cli.pictures import require_picture, write_picture
-from tightwire.cli.table import print_rows, say
+from tightwire.cli.table import print_rows, say, say_json
 from tightwire.files import require_writable
 from tightwire.jobs import POLICIES, PolicyOutcome, policy, predict_jobs, read_jobs
 
@@ -62,7 +61,7 @@ def jobs(
     if plot is not None:
         write_picture(drawing_of(found), plot, "--plot")
     if as_json:
-        typer.echo(json.dumps({"policies": [outcome.summary() for outcome in found]}))
+        say_json({"policies": [outcome.summary() for outcome in found]})
         return
     _print(found)
 

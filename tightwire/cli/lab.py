@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from dataclasses import asdict
 from enum import StrEnum
@@ -13,7 +12,7 @@ import typer
 from tightwire.cli.app import App
 from tightwire.cli.lab_jobs import lab_jobs
 from tightwire.cli.options import JsonOption
-from tightwire.cli.table import say
+from tightwire.cli.table import say, say_json
 from tightwire.cluster import Cluster
 from tightwire.errors import LabError, UnitError
 from tightwire.lab import AddingSwitch, Lab, Result, Slow, Topology, Traffic, parse_rate
@@ -182,7 +181,7 @@ def run(
         raise typer.Exit(130) from interrupt
     say(f"lab: {result.describe()}", err=True)
     if as_json:
-        typer.echo(json.dumps(summary))
+        say_json(summary)
     raise typer.Exit(result.exit_code)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import Annotated, Any
 
 import typer
 
 from tightwire.cli.options import JsonOption
-from tightwire.cli.table import print_rows, say
+from tightwire.cli.table import print_rows, say, say_json
 from tightwire.errors import LabError
 from tightwire.jobs import read_jobs
 from tightwire.lab import Topology
@@ -61,7 +60,7 @@ def lab_jobs(
         ]
         told.append({"policy": name, "jobs": rows, "why": predicted.why, "notes": notes})
     if as_json:
-        typer.echo(json.dumps({"policies": told}))
+        say_json({"policies": told})
         return
     keys = ("alone_s", "step_s", "slowdown", "predicted_step_s")
     cells = [

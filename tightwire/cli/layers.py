@@ -12,7 +12,7 @@ import typer
 from tightwire import files
 from tightwire.cli import made
 from tightwire.cli.options import JsonOption
-from tightwire.cli.table import print_rows, say
+from tightwire.cli.table import print_rows, say, say_json
 from tightwire.errors import PlanError
 from tightwire.study.report import aligned
 from tightwire.validate.layers import PARTS, LayerRow
@@ -53,7 +53,7 @@ def layers(
         _keep(kept, out)
     rows = [row for name in part or PARTS for row in kept[name]]
     if as_json:
-        typer.echo(json.dumps({"rows": [row.summary() for row in rows]}))
+        say_json({"rows": [row.summary() for row in rows]})
     else:
         print_rows(HEAD, [_cells(row) for row in rows], texts=2)
     say(f"Kept in {out} and {out.with_suffix('.md')}", err=True)

@@ -12,7 +12,7 @@ import typer
 from tightwire import files
 from tightwire.cli import made
 from tightwire.cli.options import JsonOption
-from tightwire.cli.table import print_rows, say
+from tightwire.cli.table import print_rows, say, say_json
 from tightwire.errors import LabError
 from tightwire.profile import Profile
 from tightwire.study import table as tables
@@ -75,7 +75,7 @@ def table(
     files.write_text(path, json.dumps(document, indent=1) + "\n")
     files.write_text(path.with_suffix(".md"), tables.markdown(entries))
     if as_json:
-        typer.echo(json.dumps({"rows": tables.rows(entries)}))
+        say_json({"rows": tables.rows(entries)})
     else:
         for task, (head, *cells) in tables.tables(entries):
             say(task, "")

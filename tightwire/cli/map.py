@@ -14,7 +14,7 @@ from tightwire import files
 from tightwire.cli import made
 from tightwire.cli.app import App, progress
 from tightwire.cli.options import JsonOption
-from tightwire.cli.table import print_rows, say
+from tightwire.cli.table import print_rows, say, say_json
 from tightwire.errors import FileError
 from tightwire.planner import landscape
 from tightwire.planner.landscape_picture import picture
@@ -55,7 +55,7 @@ def map_(
     files.write_text(out.with_suffix(".html"), landscape.page(cells, made_by))
     files.write_text(out.with_suffix(".svg"), picture(cells, PICTURED_WORKERS, made_by))
     if as_json:
-        typer.echo(json.dumps({"cells": rows}))
+        say_json({"cells": rows})
     else:
         _print(cells)
     say(f"Kept in {out}, and beside it as .md, .html and .svg", err=True)

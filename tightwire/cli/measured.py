@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-import typer
-
-from tightwire.cli.table import print_rows, say
+from tightwire.cli.table import print_rows, say, say_json
 from tightwire.cluster import PAYLOAD_SHARE, Cluster, Prices
 from tightwire.cluster.limits import MAX_LATENCY_S, MAX_WORKERS, require_plausible, require_range
 from tightwire.cluster.presets import PRESETS, preset
@@ -296,7 +293,7 @@ def told(cluster: Cluster) -> Cluster:
 def print_ranking(rows: Sequence[Prediction], why: Sequence[str], as_json: bool) -> None:
     """Prints predictions as a table with sentences, or as one line of JSON."""
     if as_json:
-        typer.echo(json.dumps({"ranking": [row.values() for row in rows], "why": list(why)}))
+        say_json({"ranking": [row.values() for row in rows], "why": list(why)})
         return
     print_table(rows)
     say(*why)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from tightwire.catalogue import FAMILIES, arguments, catalogue, near, parse_comp
 from tightwire.cli import codec_laws
 from tightwire.cli.app import App
 from tightwire.cli.options import JsonOption
-from tightwire.cli.table import entries, lay_out, say, width_of, wrapped
+from tightwire.cli.table import entries, lay_out, say, say_json, width_of, wrapped
 from tightwire.compression import Codec, Recipe
 from tightwire.errors import PlanError
 from tightwire.plan import Plan
@@ -71,7 +70,7 @@ def methods(
     chosen = [row for row in rows if not names or row["name"] in names]
     if as_json:
         cases = [asdict(case) for case in legality()]
-        typer.echo(json.dumps({"methods": [_flat(row) for row in chosen], "legality": cases}))
+        say_json({"methods": [_flat(row) for row in chosen], "legality": cases})
         return
     width = width_of(sys.stdout)
     if rates:

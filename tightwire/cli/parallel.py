@@ -17,7 +17,7 @@ from tightwire.cli.facts import ClusterOption
 from tightwire.cli.options import JsonOption
 from tightwire.cli.pictures import require_picture, write_picture
 from tightwire.cli.plan import AllowChoice
-from tightwire.cli.table import print_rows, say
+from tightwire.cli.table import print_rows, say, say_json
 from tightwire.cluster import Cluster
 from tightwire.errors import FileError, PlanError
 from tightwire.parallel import Layout, Layouts, parallelise
@@ -125,7 +125,7 @@ def parallel(
     for path in out or ():
         _write(found, model, path)
     if as_json:
-        typer.echo(json.dumps(_plain(found)))
+        say_json(_plain(found))
         return
     _print(found)
 

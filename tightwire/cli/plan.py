@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -36,7 +35,7 @@ from tightwire.cli.facts import (
 from tightwire.cli.measured import MOST_ROWS, Asked, print_table
 from tightwire.cli.options import JsonOption
 from tightwire.cli.pictures import require_picture, write_picture
-from tightwire.cli.table import print_rows, say, width_of
+from tightwire.cli.table import print_rows, say, say_json, width_of
 from tightwire.cluster import Prices
 from tightwire.errors import FileError
 from tightwire.planner import Ranking, recommend
@@ -232,7 +231,7 @@ def plan(
     if plot is not None:
         write_picture(figure(ranking), plot, "--plot")
     if as_json:
-        typer.echo(json.dumps(_plain(ranking)))
+        say_json(_plain(ranking))
         return
     print_all(ranking, explain=explain)
 
@@ -241,7 +240,7 @@ def _sweep(rows: Sequence[SweepRow], plot: pathlib.Path | None, as_json: bool) -
     if plot is not None:
         write_picture(sweep_figure(rows), plot, "--plot")
     if as_json:
-        typer.echo(json.dumps({"sweep": [row.values() for row in rows]}))
+        say_json({"sweep": [row.values() for row in rows]})
         return
     head, cells = table(rows)
     print_rows(

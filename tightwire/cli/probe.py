@@ -18,7 +18,7 @@ from tightwire import files
 from tightwire.architecture import PROGRAMS
 from tightwire.cli.app import App
 from tightwire.cli.options import JsonOption
-from tightwire.cli.table import print_rows, say
+from tightwire.cli.table import print_rows, say, say_json
 from tightwire.cluster import Cluster
 from tightwire.cluster.imports.measured import NOISY_RESIDUAL
 from tightwire.errors import LabError, ProgramError
@@ -122,7 +122,7 @@ def _probe_lab(topology: Topology, budget_s: float, programs: list[str], tell: T
 
 def _print(cluster: Cluster, out: pathlib.Path, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(cluster)))
+        say_json(dataclasses.asdict(cluster))
         return
     pairs = [
         (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from typing import Annotated
 
@@ -12,7 +11,7 @@ import typer
 from tightwire import files
 from tightwire.cli.app import App, progress
 from tightwire.cli.options import JsonOption
-from tightwire.cli.table import say
+from tightwire.cli.table import say, say_json
 from tightwire.errors import FileError
 from tightwire.planner import candidates
 from tightwire.profile import Profile
@@ -81,7 +80,7 @@ def profile(
         found = _measured(script, steps, codecs)
     found.write(out)
     if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(found)))
+        say_json(dataclasses.asdict(found))
     else:
         say(_describe(found, out))
 

@@ -11,7 +11,7 @@ import typer
 
 from tightwire.cli.app import App
 from tightwire.cli.options import HostsOption, JsonOption, RateOption, shaped_rate
-from tightwire.cli.table import print_rows, say
+from tightwire.cli.table import print_rows, say, say_json
 from tightwire.errors import LabError
 from tightwire.lab import Lab, OutputLine, Topology
 from tightwire.planner.candidates import ALLOWANCES
@@ -61,7 +61,7 @@ def race(
     }  # fmt: skip
     found = _run(script, order, Topology(workers=workers, rate_bytes_per_s=shaped_rate(rate)))
     if as_json:
-        typer.echo(json.dumps(found))
+        say_json(found)
         return
     rows = [_cells(contender) for contender in found["contenders"]]
     head = ["plan", "step, predicted", "step", "loss", "loss/s", "seconds", "remark"]

@@ -15,7 +15,7 @@ from rich.console import Console
 from tightwire import files
 from tightwire.cli import made
 from tightwire.cli.options import HostsOption, JsonOption, RateOption, shaped_rate
-from tightwire.cli.table import print_rows, say
+from tightwire.cli.table import print_rows, say, say_json
 from tightwire.errors import LabError
 from tightwire.units import of_option, parse_seconds
 from tightwire.validate import seven_report
@@ -82,7 +82,7 @@ def seven_methods(
             _show(cell, err=as_json)
     kept = ", ".join(map(str, _keep(cells, about, out)))
     if as_json:
-        typer.echo(json.dumps({**about, "cells": seven_report.facts(cells)}))
+        say_json({**about, "cells": seven_report.facts(cells)})
     else:
         for sentence in seven_report.sentences(cells):
             say(sentence)

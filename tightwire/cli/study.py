@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import Annotated, Any, cast
 
@@ -13,7 +12,7 @@ from tightwire.cli import equal_time, layers, loss_table, made, seven_methods
 from tightwire.cli.app import App, CommandGroup, progress
 from tightwire.cli.map import map_
 from tightwire.cli.options import JsonOption, shaped_rate
-from tightwire.cli.table import print_rows, say
+from tightwire.cli.table import print_rows, say, say_json
 from tightwire.errors import LabError
 from tightwire.study import rates, report
 from tightwire.study.conduct import conduct, wanted
@@ -111,7 +110,7 @@ def study(
     if as_json:
         rows = report.rows(chosen, found)
         claims = [{"claim": s, "found": f} for s, f in report.verdicts(chosen, found)]
-        typer.echo(json.dumps({"study": chosen.name, "rows": rows, "claims": claims}))
+        say_json({"study": chosen.name, "rows": rows, "claims": claims})
     else:
         _print(chosen, found)
     say(f"Kept in {path} and {path.with_suffix('.md')}", err=True)

@@ -7,11 +7,13 @@ goes a line per row, whatever its length, so that `grep`, `sort` and `awk` can w
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
-from typing import IO
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any
 
 import typer
 
@@ -49,6 +51,19 @@ def say(*sentences: str, err: bool = False) -> None:
     for sentence in sentences:
         for line in wrapped(sentence, width) or [""]:
             typer.echo(line, err=err)
+
+
+def say_json(told: Mapping[str, Any]) -> None:
+    """Writes an answer for programs, on one line: null is what is infinite or no number, which JSON cannot hold."""
+    typer.echo(json.dumps(_finite(told), allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    return [_finite(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def width_of(stream: IO[str]) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import Annotated, Any
 
@@ -15,7 +14,7 @@ from tightwire.cli import made
 from tightwire.cli.app import App
 from tightwire.cli.options import JsonOption, RateOption, shaped_rate
 from tightwire.cli.pictures import require_plotly
-from tightwire.cli.table import print_rows, say
+from tightwire.cli.table import print_rows, say, say_json
 from tightwire.tour import curves
 from tightwire.tour import report as tour_report
 from tightwire.tour import tour as tours
@@ -77,7 +76,7 @@ def tour(
         _print(result)
     say(f"The report, with curves, timeline and reasons: {report}", err=True)
     if as_json:
-        typer.echo(json.dumps(result.to_json()))
+        say_json(result.to_json())
 
 
 def _take(options: TourOptions) -> TourResult:

@@ -14,7 +14,7 @@ from tightwire.cli import made
 from tightwire.cli.app import App
 from tightwire.cli.options import JsonOption
 from tightwire.cli.pictures import require_picture
-from tightwire.cli.table import print_rows, say
+from tightwire.cli.table import print_rows, say, say_json
 from tightwire.errors import FileError
 from tightwire.validate import Table, report, utilisation
 from tightwire.validate.tables import TABLES
@@ -106,7 +106,7 @@ def validate(
         files.write_text(out.with_suffix(".md"), page)
         say(f"Stored in {out}, and beside it as .md.", err=True)
     if as_json:
-        typer.echo(json.dumps({"tables": rows}))
+        say_json({"tables": rows})
     else:
         if points:
             _print_points(tables)
@@ -121,7 +121,7 @@ def _utilisation(plot: pathlib.Path | None, as_json: bool) -> None:
     if plot is not None:
         files.write_text(plot, utilisation.plot())
     if as_json:
-        typer.echo(json.dumps({"utilisation": [need.values() for need in needs]}))
+        say_json({"utilisation": [need.values() for need in needs]})
         return
     print_rows(
         ("plan", "model", *(f"{share:.0%} computing" for share in utilisation.UTILISATIONS)),

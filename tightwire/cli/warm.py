@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
@@ -10,7 +9,7 @@ import typer
 from tightwire.bench.kernels import default_kernels
 from tightwire.cli.app import App, progress
 from tightwire.cli.options import JsonOption
-from tightwire.cli.table import say
+from tightwire.cli.table import say, say_json
 from tightwire.errors import LabError
 
 app = App()
@@ -63,7 +62,7 @@ def warm(
             took_s = compile_kernels(member, dtype_named(dtype), torch.device(kind))
             rows.append({"codec": str(member), "dtype": dtype, "device": kind, "seconds": took_s})
     if as_json:
-        typer.echo(json.dumps({"rows": rows}))
+        say_json({"rows": rows})
         return
     total_s = sum(float(str(row["seconds"])) for row in rows)
     say(

@@ -214,17 +214,6 @@ def cells(trials: Sequence[TimedTrial]) -> list[dict[str, Any]]:
     return rows
 
 
-def finite(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns rows as JSON can have them: None in the place of what is infinite, as where a contestant diverged."""
-    return [
-        {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in row.items()
-        }
-        for row in rows
-    ]
-
-
 def _loss(trial: TimedTrial) -> float:
     return math.inf if trial.loss is None else trial.loss
 
