@@ -438,27 +438,6 @@ def test_a_death_while_all_begin_to_evaluate_is_survived(plan: str, dies_at: int
     assert same(ends[0].parameters, ends[1].parameters)
 
 
-@pytest.mark.parametrize("plan", ["local:1/allreduce:halving-doubling", "local:3/allreduce:ring"])
-@pytest.mark.parametrize("dies_at", range(2, 26, 3))
-def test_an_evaluation_that_some_had_not_begun_when_others_lost_a_member_in_it_is_left_out_by_all(
-    plan: str, dies_at: int
-) -> None:
-    """Who is still in its step learns of the death there, and would wait for the others in an evaluation."""
-
-    def train(transport: Transport, worker: Worker) -> list[torch.Tensor]:
-        with job(transport, plan) as j:
-            while j.run.step < 9:
-                j.step(j.run.step)
-                with j.run.evaluating():
-                    pass
-            j.run.finish()
-            return values(j.model)
-
-    ends = Elastic(train, start=4, dies_at=[None, dies_at]).join(timeout_s=10.0)
-    assert len(ends) == 3
-    assert all(same(ends[0], end) for end in ends[1:])
-
-
 def saved_by_two(plan: str) -> Any:
     """Returns model, optimizer and what is gathered, after 5 steps."""
 

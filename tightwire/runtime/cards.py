@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Final
@@ -45,9 +45,7 @@ class Card:
         gathered: how often all have done so.
         gathered_at: the steps after which they did last, and one more; 0: never.
         gathered_there: how often after so many.
-        evaluated: how often it has begun to evaluate.
-        evaluated_at: the steps after which it did last, and one more; 0: never.
-        evaluated_there: how often after so many.
+        most_steps: as `InForce.most_steps`.
         facts: a digest of what must be equal on all.
     """
 
@@ -69,9 +67,7 @@ class Card:
     gathered: int = 0
     gathered_at: int = 0
     gathered_there: int = 0
-    evaluated: int = 0
-    evaluated_at: int = 0
-    evaluated_there: int = 0
+    most_steps: int = 0
     facts: str = ""
 
     @classmethod
@@ -138,15 +134,17 @@ class Cards:
     @property
     def gathered(self) -> Gathered:
         """What was gathered, as far as anybody knows; who lacks that did its part."""
-        return self._furthest(lambda c: Gathered(c.gathered, c.gathered_at - 1, c.gathered_there))
+        old = [
+            Gathered(card.gathered, card.gathered_at - 1, card.gathered_there)
+            for card in self.by_rank
+            if not card.is_new
+        ]
+        return max(old, default=Gathered())
 
     @property
-    def evaluated(self) -> Gathered:
-        """What anybody has begun to evaluate."""
-        return self._furthest(lambda c: Gathered(c.evaluated, c.evaluated_at - 1, c.evaluated_there))
-
-    def _furthest(self, counted: Callable[[Card], Gathered]) -> Gathered:
-        return max((counted(card) for card in self.by_rank if not card.is_new), default=Gathered())
+    def most_steps(self) -> int:
+        """The most that anybody has made, or is making; −1 where all are new."""
+        return max((card.most_steps + 1 for card in self.by_rank if not card.is_new), default=-1)
 
     @property
     def gathers(self) -> tuple[int, int] | None:

@@ -78,6 +78,10 @@ class Course:
         self._membership = context.membership
         self._membership.renew = self._renewal.renew
 
+    def come_together(self, at: int) -> bool:
+        """Returns whether all come to what they do together after so many steps; see `Renewal.come_together`."""
+        return self._renewal.come_together(at)
+
     def enter(self) -> None:
         """Joins the members of an elastic job, and begins the first engine. Every member.
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -149,9 +150,9 @@ class Membership:
         gather: brings the parts of all to one rank. Every member; blocks.
         gathers_at: the steps after which this worker is about to, or is within it, by `InForce.most_steps`; None: it is
             not.
+        comes_at: the steps after which this worker comes to what all do together; None: it does nothing of the kind, or
+            comes to an end of training.
         checkpoints: those that all have gathered.
-        evaluations: those that all have begun. Who is within one that loses a member goes on without the others; so do
-            then those who had not come to it.
         gathers_to: the rank that is brought them: 0, but for what lost a member and is repeated with newcomers.
         leaving: whether this worker leaves with the next round.
         calls_meeting: whether a round said that somebody leaves, so that all must meet now.
@@ -174,8 +175,8 @@ class Membership:
     conclude: Callable[[int], None] = _leave_buffers
     gather: Callable[[], None] = _no_buffers
     gathers_at: int | None = None
+    comes_at: int | None = None
     checkpoints: Occasion = field(default_factory=Occasion)
-    evaluations: Occasion = field(default_factory=Occasion)
     gathers_to: int = 0
     leaving: bool = False
     calls_meeting: bool = False
@@ -243,6 +244,15 @@ class Membership:
                 self._lost = error
             else:
                 self.renew()
+
+    @contextmanager
+    def coming(self, at: int) -> Iterator[None]:
+        """Inside, this worker comes to what all do together after so many steps."""
+        self.comes_at = at
+        try:
+            yield
+        finally:
+            self.comes_at = None
 
     def weigh(self, weight: float) -> None:
         """Takes this worker's weight in the next mean; see `Run.weigh`."""

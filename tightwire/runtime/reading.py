@@ -31,10 +31,10 @@ def readable(texts: Sequence[bytes], read: Callable[[bytes], Read | None]) -> li
     return [one for one in found if one is not None]
 
 
-def size_of(data: bytes) -> int | None:
-    """Reads how many bytes follow; None for whatever is no such number."""
-    size = int.from_bytes(data, "little")
-    return size if len(data) == 8 and size < MOST else None
+def count_of(data: bytes) -> int | None:
+    """Reads how many there are of something, such as bytes that follow; None for whatever is no such number."""
+    count = int.from_bytes(data, "little")
+    return count if len(data) == 8 and count < MOST else None
 
 
 def room_for(num_bytes: int, sender: int) -> Tensor:

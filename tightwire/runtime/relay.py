@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tightwire.errors import TransportError
-from tightwire.runtime.reading import pack, room_for, size_of, unpack
+from tightwire.runtime.reading import count_of, pack, room_for, unpack
 from tightwire.transport import DONE, Transport, Work
 from tightwire.transport.helpers import leave
 
@@ -54,7 +54,7 @@ def hand_over(
     before, onward = chain[place - 1], _Onward(transport, after)
     size = torch.empty(SIZE_BYTES, dtype=torch.uint8)
     transport.irecv(size, before, LUGGAGE_TAG).wait()
-    if (num_bytes := size_of(size.numpy().tobytes())) is None:
+    if (num_bytes := count_of(size.numpy().tobytes())) is None:
         raise TransportError(
             f"rank {before} told no size of the state that it was to send: damaged, or of another version of "
             "Tightwire; nothing of it was taken up."

@@ -81,6 +81,21 @@ class Renewal:
         self._gathers = False  # at once, among those who are there now
         self._repeats = Position(0, 0)  # of whom this worker goes on as
         self._arrival: Arrival | None = None  # of this worker among others, until its first round
+        self._began: tuple[Engine, int] | None = (
+            None  # engine and most steps after the last change of members
+        )
+
+    def come_together(self, at: int) -> bool:
+        """Returns whether all come to what they do together after so many steps; the same on all.
+
+        When members change, who is within it goes on without the others, so that those go without it who come to it
+        later, in the step that some were making; and a newcomer may count steps as made up to the next round.
+        """
+        if self._began is None:
+            return True
+        engine, most_steps = self._began
+        is_level = engine is not self._now.engine or engine.rounds > 0 or not engine.skips_ahead
+        return at > most_steps and (is_level or most_steps < 0)
 
     def renew(self) -> None:
         """Goes on in another world; what was under way is repeated there or dropped on all alike.
@@ -168,7 +183,7 @@ class Renewal:
             # Only now: who lost somebody before it had all that it lacked lacks it still.
             self._world, self._now.owes_states = admission.number, cards.by_rank[cards.source].owes
             self._take_gathering(cards)
-            self._take_evaluations(cards)
+            self._began = self._now.engine, cards.most_steps
         except PeerError as error:
             log.info("another member was lost: %s", error)
             return False
@@ -196,16 +211,6 @@ class Renewal:
             membership.checkpoints.spares = None
         self._gathers = membership.gathers_at is not None
 
-    def _take_evaluations(self, cards: Cards) -> None:
-        """Takes in which evaluations the others are past: nobody who was within one goes on with it."""
-        evaluations = self._now.context.membership.evaluations
-        missed = cards.evaluated.times - evaluations.gathered.times
-        if self._is_new:
-            evaluations.spares = None
-        elif evaluations.spares is not None:
-            evaluations.spares += missed
-        evaluations.gathered = cards.evaluated
-
     def _card(self, former: Former) -> Card:
         now, position, membership = self._now, former.position, self._now.context.membership
         return Card(
@@ -227,9 +232,7 @@ class Renewal:
             gathered=membership.checkpoints.gathered.times,
             gathered_at=membership.checkpoints.gathered.at + 1,
             gathered_there=membership.checkpoints.gathered.there,
-            evaluated=membership.evaluations.gathered.times,
-            evaluated_at=membership.evaluations.gathered.at + 1,
-            evaluated_there=membership.evaluations.gathered.there,
+            most_steps=now.most_steps,
             facts=digest_of_facts(self._facts),
         )
 

@@ -351,8 +351,8 @@ class Run:
         That is the mean of the workers' parameters, or the outer model or the centre where the policy has one, with
         the mean of the workers' buffers (statistics of BatchNorm). What is in flight lands first.
 
-        Where members are elastic and one is lost in the midst of it, all evaluate what they have in common without
-        another message: after a round the agreed parameters, with their own buffers.
+        Where members are elastic and change in the midst of it, and until their first round after that, all evaluate
+        what they have in common without another message: the outcome of the last round, with their own buffers.
 
         Contract: every rank, at the same step; blocks.
 
@@ -364,14 +364,16 @@ class Run:
         lent: list[Mapping[str, Tensor]] = []
 
         def agree() -> None:
+            if not self._engine.assemble():
+                return
             agreed = self._engine.consensus()
             buffers = self._shared_buffers() if self._engine.flush_is_collective else {}
             lent.append(self._evaluation.agree(agreed, buffers))
 
         membership, at = self._context.membership, self._now.most_steps
-        if not membership.evaluations.leaves_out(at):
-            membership.evaluations.note(at)
-            membership.guard(agree)
+        if self._course.come_together(at):
+            with membership.coming(at):
+                membership.guard(agree)
         with self._evaluation.lending(lent[0] if lent else self._engine.common()):
             yield
 

@@ -112,12 +112,13 @@ class RunState:
 
     def _gather(self) -> None:
         """Brings the parts of all to one rank. Every member; blocks."""
-        own = self._own(self._part(self._engine.state_dict()))
         membership, transport = self._course.now.context.membership, self._course.now.context.transport.inner
+        assert membership.gathers_at is not None
+        with membership.coming(membership.gathers_at):
+            own = self._own(self._part(self._engine.state_dict()))
         self._parts = checkpoint.gather(transport, own, to=membership.gathers_to)
         if membership.is_elastic:
             transport.exchange(b"")
-        assert membership.gathers_at is not None
         membership.checkpoints.note(membership.gathers_at)
         membership.gathers_at, membership.gathers_to = None, 0
 
@@ -234,8 +235,10 @@ class RunState:
 
     def _engine_state(self) -> dict[str, Any]:
         kept: list[dict[str, Any]] = []
-        while not kept:  # again, where what was under way lost a member
-            self._course.now.context.membership.guard(lambda: kept.append(self._engine.state_dict()))
+        now = self._course.now
+        with now.context.membership.coming(now.most_steps):
+            while not kept:  # again, where what was under way lost a member
+                now.context.membership.guard(lambda: kept.append(self._engine.state_dict()))
         return kept[0]
 
     def _require_same_sync(self, run: Mapping[str, Any]) -> None:

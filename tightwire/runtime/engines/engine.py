@@ -82,6 +82,12 @@ class Stepping(Protocol):
         nothing in their means.
         """
 
+    def assemble(self) -> bool:
+        """Waits until all ranks come to what they do together, and returns whether they do: else some are past it.
+
+        Every rank, before `consensus`; local where rounds keep all at one step.
+        """
+
     def consensus(self) -> Mapping[str, Tensor] | None:
         """Completes what is in flight and returns the model that all ranks would evaluate, by name. Every rank.
 
@@ -207,12 +213,14 @@ class Surviving(Protocol):
             worker that is told so leaves, or begins another world, by itself, and the others lose it in a round.
         postpones: whether it makes steps while a round that lost a member waits, as `Membership.postpones` says.
         finished_follow: whether workers whose data is over take the outcome of every round of the others.
+        skips_ahead: whether `skip_ahead` counts any steps.
     """
 
     survives: bool
     calls_rolls: bool
     postpones: bool
     finished_follow: bool
+    skips_ahead: bool
 
     def position(self) -> Position:
         """Returns how far this worker is."""
@@ -285,6 +293,7 @@ class BaseEngine:
     calls_rolls = True
     postpones = False
     finished_follow = False
+    skips_ahead = False
 
     def position(self) -> Position:
         """Has agreed on all that it began."""
@@ -350,6 +359,10 @@ class BaseEngine:
 
     def flush(self) -> None:
         """Has nothing in flight."""
+
+    def assemble(self) -> bool:
+        """Has no need to: all come."""
+        return True
 
     def consensus(self) -> Mapping[str, Tensor] | None:
         """Leaves the mean to whoever asks."""

@@ -39,6 +39,7 @@ class ParameterEngine(BaseEngine):
     """
 
     finished_follow = True
+    skips_ahead = True
 
     def __init__(self, parameters: Mapping[str, Parameter], plan: Plan, context: RunContext) -> None:
         self._context, self._plan = context, plan
@@ -54,6 +55,7 @@ class ParameterEngine(BaseEngine):
         self._states = States(parameters, plan, context, policy, periods)
         self._spoiled = False
         self._clock = 0  # steps since all agreed last, at the same count on all ranks
+        self._restarts = 0  # how often that was
         self._loss, self._losses = 0.0, 0
         self._is_weighed = False
         self._pace = LengthByLoss(self._sync)
@@ -121,6 +123,7 @@ class ParameterEngine(BaseEngine):
             mine = self._weight_in(segment, final=True)
             called = self._call(segment, mine, present=False)
             if called.weight > 0:
+                segment.closes = True
                 self._start(segment, mine, called)
                 self._land(segment, waited=True)
         for segment in self._segments:
@@ -143,6 +146,7 @@ class ParameterEngine(BaseEngine):
             **merged,
             "rounds": sum(segment.number for segment in self._segments),
             "clock": self._clock,
+            "restarts": self._restarts,
             "spoiled": self._spoiled,
             "heard": [self._loss, self._losses],
             "weighed": self._is_weighed,
@@ -168,6 +172,7 @@ class ParameterEngine(BaseEngine):
             load_memory(self._inside.parameters.exchange.averagers, state["inside"]["memory"])
             self._inside.parameters.load_state_dict(state["inside"])
         self._clock, self._spoiled = state["clock"], state["spoiled"]
+        self._restarts = state.get("restarts", 0)
         self._loss, self._losses = state["heard"][:2]
         self._is_weighed = state.get("weighed", False)
         self._pace.load_state_dict(state["pace"])
@@ -203,15 +208,19 @@ class ParameterEngine(BaseEngine):
             if news is not None
             for name in segment.parameters.agreed()
         )
+        counts_anew = is_new or theirs["restarts"] > own["restarts"]  # all have ended together there
         caught_up = {
             **own,
             "memory": shared_part(own["memory"], theirs["memory"]),
             "pace": theirs["pace"],
             "segments": [
                 here if news is None else {**news, "alone": 0, "samples": 0.0}
-                for here, news in zip(own["segments"], missed, strict=True)
+                for here, news in zip(
+                    own["segments"], theirs["segments"] if counts_anew else missed, strict=True
+                )
             ],
-            "clock": theirs["clock"] if is_new else own["clock"],
+            "clock": theirs["clock"] if counts_anew else own["clock"],
+            "restarts": theirs["restarts"] if counts_anew else own["restarts"],
         }
         for kind in ("anchors", "outer"):
             others = {name: kept for name, kept in own[kind].items() if name not in names}
@@ -381,6 +390,7 @@ class ParameterEngine(BaseEngine):
 
     def _restart(self) -> None:
         self._clock = 0
+        self._restarts += 1
         for segment in self._all_segments():
             segment.restart()
         if self._inside is not None:

@@ -30,6 +30,7 @@ from tightwire.runtime.engines.memory import (
 from tightwire.runtime.engines.segments import build_segments
 from tightwire.runtime.membership import Called
 from tightwire.runtime.parameters import Parameters
+from tightwire.runtime.reading import MOST, count_of, readable
 from tightwire.sync import Rounds
 
 
@@ -252,16 +253,30 @@ class QuorumEngine(BaseEngine):
 
     # Where all meet
 
-    def _rest(self) -> None:
-        """Takes part in others' rounds until all rest, and nothing is under way."""
-        self._deputy.go_on()
-        with self._deputy.lock:
-            self._attendance.rest()
-            self._deputy.wake()
-            self._wait(lambda: not self._deputy.is_on)
-            self._take_anchors()
-            self._take_back()
-            self._attendance.begin_anew(self._segment.landed)
+    def _rest(self) -> bool:
+        """Takes part in others' rounds until all rest for the same thing, and nothing is under way.
+
+        Returns:
+            Whether all are here. Else others are past what this worker comes to, as a newcomer that began behind it
+            may be, and it goes on without them; they rest on.
+        """
+        comes_at = self._context.membership.comes_at
+        mine = MOST - 1 if comes_at is None else comes_at
+        while True:
+            self._deputy.go_on()
+            with self._deputy.lock:
+                self._attendance.rest()
+                self._deputy.wake()
+                self._wait(lambda: not self._deputy.is_on)
+                self._take_anchors()
+                self._take_back()
+                self._attendance.begin_anew(self._segment.landed)
+            told = readable(self._context.transport.inner.exchange(mine.to_bytes(8, "little")), count_of)
+            if mine < max(told):
+                self._deputy.go_on()
+                return False
+            if min(told) == mine:
+                return True
 
     def flush(self) -> None:
         """Makes replicas equal: what every worker has changed is in the last mean."""
@@ -284,9 +299,12 @@ class QuorumEngine(BaseEngine):
         self._restart()
         self._deputy.go_on()
 
+    def assemble(self) -> bool:
+        """Rounds stop until all have come, or some who are past it. Every worker."""
+        return self._rest()
+
     def consensus(self) -> Mapping[str, Tensor] | None:
-        """The outer model, where there is one; else the mean of where workers are. Every worker."""
-        self._rest()
+        """The outer model, where there is one; else the mean of where workers are. Every worker, once assembled."""
         plain = self._sync.outer.is_mean and self._context.outer is None
         agreed = None if plain else {name: a.clone() for name, a in self._agreed.agreed().items()}
         self._deputy.go_on()

@@ -44,6 +44,7 @@ class Segment:
         samples: that steps were made on since the last round began, or weights.
         sent_samples: those of the round that began last.
         landed: rounds whose outcome is here, counted on from a checkpoint.
+        closes: whether the round that began last is one out of turn, in which all end together.
         watch: weighs this worker's changes by their norm, or None.
     """
 
@@ -71,7 +72,7 @@ class Segment:
 
     def restart(self) -> None:
         """Counts steps from 0: all agree, and nothing is under way."""
-        self.due, self.lands_at, self.alone = self.first, 0, 0
+        self.due, self.lands_at, self.alone, self.closes = self.first, 0, 0, False
 
     def state_dict(self) -> dict[str, Any]:
         """Returns when this segment does what; plain numbers."""
@@ -96,11 +97,11 @@ class Segment:
             self.watch.load_state_dict(state["watch"])
 
     def interrupt(self, clock: int) -> None:
-        """Takes a round under way as one that is still to begin, at once."""
+        """Takes a round under way as one that is still to begin, at once; or when all end together, if it closes."""
         if self.parameters.under_way:
             self.parameters.abandon()
             self.number -= 1
-            self.due, self.lands_at = clock, 0
+            self.due, self.lands_at = self.due if self.closes else clock, 0
             self.alone = max(self.alone, int(self.counts))
             self.samples += self.sent_samples
 
