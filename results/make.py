@@ -102,7 +102,7 @@ RESULTS = {
         "plans that are found against stock DDP and plans by hand, at equal time",
     ),
     "table": Result(
-        "tightwire study table --kept --tasks text",
+        "tightwire study table --kept",
         ("table.json", "table.md"),
         (*METHODS, "simulate", "study/table.py", "study/settings.py"),
         "all methods: loss against bytes and against time",
