@@ -271,7 +271,7 @@ def test_settings_rise_and_fall_and_are_the_dense_ones_by_default() -> None:
     assert max(rates) == 1.0
     assert rates[0] < rates[4]
     assert 0 < rates[-1] < 0.02
-    assert settings_for("digits", PLAIN) == DENSE["digits"]
+    assert settings_for("text", PLAIN) == DENSE["text"]
 
 
 def test_settings_are_those_of_a_kind() -> None:
