@@ -25,6 +25,9 @@ LENGTH, LEAST_STEPS = 0.25, 150
 SEED = 100
 # A factor must be this much better than none, as a share of the metric: short trainings of one seed tell little.
 LEAST_GAIN = 0.01
+# Digits are learnt in so few steps that one seed favours rates at the edge: most plans, dense gradients among them,
+# were to train twice as fast, and one seed of three then diverged with 16 workers. They keep the rates tuned by hand.
+TUNED_BY_HAND = ("digits",)
 
 
 def rates_study(study: Study) -> Study:
@@ -52,6 +55,7 @@ def rates_study(study: Study) -> Study:
             for scene in (first, *others)
             for factor in FACTORS
         ),
+        tasks=tuple(task for task in study.tasks if task.name not in TUNED_BY_HAND),
         claims=(),
         race=None,
         first_seed=SEED,
