@@ -148,6 +148,7 @@ class Elastic:
         self.lobby = Lobby()
         self.lobby.expected = start
         self.replacing = threading.Lock()  # held from a death until another has come
+        self.is_known = threading.Event()  # to who made it, whose functions the workers call
         self.train, self.workers, self.threads = train, list[Worker](), list[threading.Thread]()
         for number in range(start):
             self.start(dies_at[number] if number < len(dies_at) else None)
@@ -174,6 +175,7 @@ class Elastic:
         victim.die = die  # type: ignore[method-assign]
 
     def join(self, timeout_s: float = 30.0) -> list[Any]:
+        self.is_known.set()
         # Newcomers are appended meanwhile.
         for worker, thread in zip(self.workers, self.threads, strict=False):
             ends_s = time.monotonic() + timeout_s
@@ -191,6 +193,7 @@ class Elastic:
             return worker.is_dead or not thread.is_alive()
 
     def _run(self, worker: Worker) -> None:
+        self.is_known.wait(0.5)
         try:
             worker.result = self.train(Single(door=worker), worker)
         except DiedError:

@@ -67,15 +67,18 @@ def trainer(plan: str, steps: int = 12, **options: object):  # noqa: ANN201
     return train
 
 
+def may_lack(plan: str) -> int:
+    """Returns how many steps a survivor may be given, from who has rounds that it lacks: those under way at once."""
+    return {"delayed:1": 1, "delayed:2": 2, "acco": 1}.get(plan.split("/")[0], 0)
+
+
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("dies_at", [1, 9])
 def test_survivors_of_a_death_are_equal_and_train_to_the_end(plan: str, dies_at: int) -> None:
     ends = Elastic(trainer(plan, optimizer=momentum), start=4, dies_at=[None, dies_at]).join()
     assert len(ends) == 3
     assert all(same(ends[0].parameters, end.parameters) for end in ends[1:])
-    # Who lacks rounds goes on from the step of who has them: at most the rounds that may be under way at once.
-    least = 12 - {"delayed:1": 1, "delayed:2": 2, "acco": 1}.get(plan.split("/")[0], 0)
-    assert all(least <= end.report.steps <= 12 and end.report.workers == 3 for end in ends)
+    assert all(12 - may_lack(plan) <= end.report.steps <= 12 and end.report.workers == 3 for end in ends)
     assert all(torch.isfinite(p).all() for p in ends[0].parameters)
 
 
@@ -175,7 +178,7 @@ def test_two_deaths_and_two_newcomers(plan: str) -> None:
         len(ends) == 3 or plan == "asp/gossip:ad-psgd"
     )  # in which one may have made its steps before it dies
     assert all(same(ends[0].parameters, end.parameters) for end in ends[1:])
-    assert all(end.report.steps == 40 for end in ends[:1])
+    assert 40 - 2 * may_lack(plan) <= ends[0].report.steps <= 40
     assert {end.report.workers for end in ends} == {3} or plan == "asp/gossip:ad-psgd"
 
 
@@ -385,11 +388,16 @@ def test_a_dedicated_server_or_a_worker_dies_and_a_newcomer_comes(plan: str, vic
             while j.run.step < 24 and not j.run.is_server:
                 if worker.name == "worker 1" and j.run.step == 12:
                     elastic.start()
-                    while not worker.lobby.waiting and not worker.knocks():
-                        time.sleep(0.002)
+                while (
+                    j.run.step >= 12 and not has_come()
+                ):  # where nobody waits, the others might have ended by then
+                    time.sleep(0.002)
                 j.step(j.run.step)
             j.run.finish()
             return values(j.model), j.run.is_server
+
+    def has_come() -> bool:
+        return "worker 4" in {*elastic.lobby.waiting, *elastic.lobby.inside}
 
     elastic = Elastic(train, start=4, dies_at=[13 if number == victim else None for number in range(4)])
     ends = elastic.join()
