@@ -187,11 +187,11 @@ def _times(ratio: float | None) -> str:
 
 
 def verdicts(study: Study, results: Results) -> Iterator[tuple[str, str]]:
-    """Yields each claim with what was found of it on each task; scenes that were not studied are left out."""
-    scenes = {scene.name for scene in study.scenes}
+    """Yields each claim with what was found of it on each task of its scene, if that is studied."""
+    scenes = {scene.name: scene for scene in study.scenes}
     for claim in study.claims:
         if claim.scene in scenes:
-            for task in study.tasks:
+            for task in study.tasks_in(scenes[claim.scene]):
                 found = claim.check(Findings(results, task, claim.scene))
                 why = f" {claim.because}" if found.holds is False else ""
                 yield claim.sentence, f"{task.name}: {found}.{why}"
