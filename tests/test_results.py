@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import json
+import re
+import statistics
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -37,6 +40,20 @@ def test_every_file_is_made_by_a_command() -> None:
     made = {file for result in make.RESULTS.values() for file in result.files}
     there = {path.name for path in make.FOLDER.iterdir() if path.is_file()}
     assert there - made == {"README.md", "made.json", "make.py"}
+
+
+def test_every_table_and_picture_says_what_made_it() -> None:
+    """The command, the machine, and the commit, without which only what is said to be stale may be."""
+    old = make.stale(KEPT)
+    for name, result in make.RESULTS.items():
+        for path in (make.FOLDER / file for file in result.files if not file.endswith(".json")):
+            if not path.exists():
+                assert name in old, path.name
+                continue
+            text = html.unescape(path.read_text(encoding="utf-8"))
+            assert " ".join(result.command.split()[:3]) in text, f"{path.name}: which command?"
+            assert re.search(r"\d+ cores .*PyTorch \d", text), f"{path.name}: on which machine?"
+            assert name in old or re.search(r"commits? [0-9a-f]{7}", text), f"{path.name}: at which commit?"
 
 
 @pytest.mark.parametrize(
@@ -84,6 +101,45 @@ def test_numbers_of_the_readme_are_those_of_the_results() -> None:
     assert f"`int2+ef` at +{percent(row('compression.md', 'int2+ef', TEXT)['worse by']):.1f} %" in readme
     dgc = row("compression.md", DGC, TEXT)
     assert f"`dgc` {-percent(dgc['worse by']):.1f} % better than dense" in readme
+
+    page = (ROOT / "results" / "race.md").read_text(encoding="utf-8")
+    behind = re.search(r"behind stock DDP at equal time in (\d+ of \d+)", page)
+    reached = re.search(r"reaches stock DDP's final loss in (\S+) of its time \(median; (\d+) of", page)
+    assert behind is not None
+    assert reached is not None
+    lower = statistics.median(
+        -percent(line.split("|")[6].strip()) for line in page.splitlines() if "| auto-stale |" in line
+    )
+    assert f"in {reached[1]} of DDP's time (median of the {reached[2]} that do)" in readme
+    assert (
+        f"[behind in {behind[1]}](results/race.md), with a loss {lower:.1f} % lower in the median" in readme
+    )
+
+    uneven = [
+        line.split("|")[3].strip()
+        for line in (ROOT / "results" / "layers.md").read_text(encoding="utf-8").splitlines()
+        if ": faster than ring, the best built-in" in line
+    ]
+    assert f"{' and '.join(uneven)} × as fast as a ring" in readme
+
+
+def test_the_tour_of_the_readme_is_the_one_that_is_drawn() -> None:
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    told = re.search(
+        r"its PowerSGD hook (\S+) s, the best lossless plan (\S+) s, a race .*? costs (\S+) s", readme
+    )
+    assert told is not None
+    drawn = (ROOT / "results" / "tour" / "curves.svg").read_text(encoding="utf-8")
+    assert re.findall(r"there in (\d+) s", drawn) == [f"{float(seconds):.0f}" for seconds in told.groups()]
+
+
+def test_numbers_of_the_planner_s_page_are_those_of_its_validation() -> None:
+    page = (ROOT / "docs" / "planner.md").read_text(encoding="utf-8")
+    tables = json.loads((ROOT / "results" / "validate.json").read_text(encoding="utf-8"))["tables"]
+    held_out = {row["name"]: row for row in tables if row["held_out"]}
+    assert f"IP over InfiniBand): {100 * held_out['seven methods, more']['mape']:.1f} %" in page
+    assert f"*Seven methods*: rank correlation {held_out['seven methods']['spearman']:.2f}" in page
+    assert f"FSDP ({100 * held_out['FSDP']['mape']:.0f} %)" in page
 
 
 def percent(cell: str) -> float:

@@ -62,11 +62,12 @@ def race(
     files.make_directory(path.parent)
     files.require_writable(path)
     kept = equal_time.Kept(path, workers)
-    kept.about = {"study": equal_time.NAME, "command": made.command(), "machine": made.machine()}
+    about = {"command": made.command(), "machine": made.machine()}
+    kept.about = {"study": equal_time.NAME, **about}
     missing = len(kept.missing(wanted))
     say(f"{missing} of {len(wanted)} trials are to be made, {seconds:g} s each and more.", err=True)
     rows = equal_time.cells(equal_time.conduct(wanted, workers, kept, _show))
-    files.write_text(path.with_suffix(".md"), equal_time.markdown(rows, workers))
+    files.write_text(path.with_suffix(".md"), made.told(equal_time.markdown(rows, workers), **about))
     if as_json:
         say_json({"rows": rows, "verdicts": equal_time.verdicts(rows)})
         return

@@ -66,14 +66,14 @@ def table(
         found[name] = (study, results)
     computes = _computes(path, names)
     entries = tables.entries(found, computes)
+    about = {"command": made.command(), "machine": made.machine()}
     document = {
-        "command": made.command(),
-        "machine": made.machine(),
+        **about,
         "profiles": {name: dataclasses.asdict(profile) for name, profile in computes.items()},
         "rows": tables.rows(entries),
     }
     files.write_text(path, json.dumps(document, indent=1) + "\n")
-    files.write_text(path.with_suffix(".md"), tables.markdown(entries))
+    files.write_text(path.with_suffix(".md"), made.told(tables.markdown(entries), **about))
     if as_json:
         say_json({"rows": tables.rows(entries)})
     else:

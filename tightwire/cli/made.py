@@ -26,6 +26,16 @@ def require_results(out: pathlib.Path) -> None:
         )
 
 
+def told(page: str, command: str, machine: str) -> str:
+    """Returns a page of Markdown that says beneath its heading what made it.
+
+    >>> told("# Results\\n\\nMany.\\n", "tightwire map", "2 cores")
+    '# Results\\n\\nMade by `tightwire map` on 2 cores.\\n\\nMany.\\n'
+    """
+    heading, _, rest = page.partition("\n\n")
+    return f"{heading}\n\nMade by `{command}` on {machine}.\n\n{rest}"
+
+
 def command() -> str:
     """Returns the command line that is running."""
     return shlex.join(["tightwire", *sys.argv[1:]])

@@ -49,9 +49,11 @@ def map_(
     cells = _cells()
     rows = [asdict(cell) for cell in cells]
     kept = "".join(f"\n{json.dumps(row)}," for row in rows).rstrip(",")
-    files.write_text(out, f'{{"command": "{COMMAND}", "cells": [{kept}\n]}}\n')
-    text, made_by = "\n".join(landscape.lines(cells)), f"{COMMAND}, {made.commit()}"
-    files.write_text(out.with_suffix(".md"), _about() + text + "\n")
+    machine = made.machine()
+    about = f'"command": {json.dumps(COMMAND)}, "machine": {json.dumps(machine)}'
+    files.write_text(out, f'{{{about}, "cells": [{kept}\n]}}\n')
+    text, made_by = "\n".join(landscape.lines(cells)), f"{COMMAND} · {machine}"
+    files.write_text(out.with_suffix(".md"), made.told(_about() + text + "\n", COMMAND, machine))
     files.write_text(out.with_suffix(".html"), landscape.page(cells, made_by))
     files.write_text(out.with_suffix(".svg"), picture(cells, PICTURED_WORKERS, made_by))
     if as_json:
@@ -95,11 +97,10 @@ def _cells() -> list[landscape.MapCell]:
 
 def _about() -> str:
     return (
-        f"# Which method is best where\n\nPredicted by the planner, not measured: `{COMMAND}`, {made.commit()}. "
-        "A model of 48 equal layers with 100 MB of gradients stands for all of one intensity (compute per byte "
-        "to agree on); lines are all alike, with a latency of 20 µs; codecs run at the memory rate of an "
-        "accelerator (900 GB/s). In each "
-        "cell: the method that changes training least, among those within 10 % of the fastest, and how "
-        "many times as fast as plain all-reduce (PyTorch's default) it reaches the loss that exact means reach. How "
-        "many more steps a method needs for that is measured on small tasks, or guessed from its relatives.\n\n"
+        "# Which method is best where\n\nPredicted by the planner, not measured. A model of 48 equal layers with 100 "
+        "MB of gradients stands for all of one intensity (compute per byte to agree on); lines are all alike, with a "
+        "latency of 20 µs; codecs run at the memory rate of an accelerator (900 GB/s). In each cell: the method that "
+        "changes training least, among those within 10 % of the fastest, and how many times as fast as plain "
+        "all-reduce (PyTorch's default) it reaches the loss that exact means reach. How many more steps a method needs "
+        "for that is measured on small tasks, or guessed from its relatives.\n\n"
     )
