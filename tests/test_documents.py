@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.distributed.run import get_args_parser
 
 import tightwire
 from tests.command_line import tightwire as command_line
@@ -24,7 +25,8 @@ from tightwire import catalogue as members
 from tightwire.catalogue import catalogue, parse_compression
 from tightwire.cli import COMMANDS, application
 from tightwire.cli.benches import BENCHES
-from tightwire.plan import Phases
+from tightwire.cluster import Cluster
+from tightwire.plan import Phases, PlanFile
 from tightwire.study.studies import STUDIES
 
 ROOT = Path(__file__).parents[1]
@@ -124,6 +126,47 @@ def test_commands_on_pages_have_the_options_that_they_use() -> None:
                 assert word in known, f"{line}: {word}"
                 checked += 1
     assert checked > 20
+
+
+def lines_of(launcher: str) -> Iterator[list[str]]:
+    """Yields the words of command lines that stand by themselves, up to a remark."""
+    for text in PAGES.values():
+        joined = text.replace("\\\n", " ")
+        for line in re.findall(rf"^(?:    |\w+=\S+ )({launcher} .*)$", joined, re.MULTILINE):
+            yield shlex.split(line, comments=True)
+
+
+def test_command_lines_on_pages_are_accepted() -> None:
+    """All of them: arguments, values and what is required."""
+    checked = 0
+    for words in lines_of("tightwire"):
+        command, rest = application(), words[1:]
+        while rest[:1] == ["--import"]:
+            rest = rest[2:]
+        while hasattr(command, "commands"):
+            command, rest = command.get_command(None, rest[0]), rest[1:]
+        command.make_context(words[1], rest)  # raises what a user would see
+        checked += 1
+    assert checked > 20
+
+
+def test_torchrun_takes_the_lines_that_begin_with_it() -> None:
+    inline = [
+        shlex.split(line) for text in PAGES.values() for line in re.findall(r"`(torchrun [^`]*\.py)`", text)
+    ]
+    lines = [*lines_of("torchrun"), *inline]
+    assert len(lines) >= 4
+    for words in lines:
+        assert get_args_parser().parse_args(words[1:]).training_script in ("train.py", "tightwire")
+
+
+def test_files_on_pages_can_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "told.yaml"
+    found = [text for page in PAGES.values() for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
+    assert len(found) >= 4
+    for text in found:
+        path.write_text(text, encoding="utf-8")
+        (PlanFile if text.startswith("plan:") else Cluster).read(path)
 
 
 def anchors(page: Path) -> set[str]:
