@@ -7,6 +7,7 @@ import importlib.util
 import json
 import re
 import statistics
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -34,6 +35,39 @@ def test_what_is_stale_has_a_reason_that_its_reader_sees() -> None:
     untold = [name for name in make.stale(KEPT) if not KEPT.get(name, {}).get("why")]
     assert not untold, f"stale and not said to be: {', '.join(untold)}; run make results"
     assert make.PAGE.read_text(encoding="utf-8") == make.page(KEPT)
+
+
+def test_what_was_stopped_goes_on_and_what_other_code_began_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half, found = tmp_path / "map.json", []
+    result = make.Result("tightwire map", (half.name,), ("units.py",), "a map")
+    for name, value in (
+        ("RESULTS", {"map": result}),
+        ("FOLDER", tmp_path),
+        ("KEPT", tmp_path / "made.json"),
+        ("PAGE", tmp_path / "README.md"),
+    ):
+        monkeypatch.setattr(make, name, value)
+    monkeypatch.setattr(make.made, "commit", lambda: "commit 1234567")
+    monkeypatch.setattr(make.made, "machine", lambda: "2 cores")
+
+    def run(*_: object, **__: object) -> None:
+        found.append(half.exists())
+        half.write_text("{}", encoding="utf-8")
+        if len(found) == 1:
+            raise subprocess.CalledProcessError(1, "tightwire map")
+
+    monkeypatch.setattr(make.subprocess, "run", run)
+    kept: dict[str, dict[str, str]] = {}
+    with pytest.raises(subprocess.CalledProcessError):
+        make.make("map", kept)
+    assert make.stale(kept) == ["map"]
+    make.make("map", kept)
+    assert make.stale(kept) == []
+    kept["map"]["begun"] = "by other code"
+    make.make("map", kept)
+    assert found == [False, True, False]
 
 
 def test_every_file_is_made_by_a_command() -> None:
