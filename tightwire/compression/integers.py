@@ -113,7 +113,7 @@ class Int2(_AbsmaxCodec):
 
     Three values up to the largest of a block lose the less, the smaller it is: of normal elements 0.67 of the square in
     blocks of 256, 0.45 in blocks of 32. With `+ef` on the study's text (three seeds) that is a loss of 1.1 % and of
-    0.45 % over dense gradients, at 2.1 and 3 bits. Levels cut to 1.5 root mean squares of a block of 256 lose but 0.21
+    0.40 % over dense gradients, at 2.1 and 3 bits. Levels cut to 1.5 root mean squares of a block of 256 lose but 0.21
     of the square, and diverge there: where one element is large, feedback brings it in a little at a time.
 
     Attributes:
