@@ -131,6 +131,12 @@ RESULTS = {
         (*METHODS, "study/studies/sync.py", "study/settings.py"),
         "what it costs to agree less often, or later",
     ),
+    "chaos": Result(
+        "tightwire bench chaos --count 1000 --seed 1 --at-once 4 --out results/chaos.json",
+        ("chaos.json", "chaos.md"),
+        (*METHODS, "bench/chaos", "runtime", "transport"),
+        "a thousand runs broken at random moments, and how they ended",
+    ),
     "seven-methods": Result(
         "tightwire study seven-methods --ratios 0.5,1,2,4 --steps 3 --compute 0.3",
         ("seven_methods.json", "seven_methods.md", "seven_methods.html"),

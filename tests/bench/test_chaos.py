@@ -18,7 +18,7 @@ from tightwire.bench.chaos import Campaign, draw
 from tightwire.bench.chaos.arena import Ended, Ending
 from tightwire.bench.chaos.campaign import TrialOutcome, judge
 from tightwire.bench.chaos.faults import ELASTIC, FAMILIES, LOCAL_FAULTS
-from tightwire.bench.chaos.page import timeline
+from tightwire.bench.chaos.page import summary, tables, timeline
 from tightwire.bench.chaos.worker import ChaosTrial
 
 
@@ -173,6 +173,20 @@ def test_runs_side_by_side_have_lanes_of_their_own() -> None:
     assert list(bars.y) == [0, 1, 1, 0]
 
 
+def test_tables_count_by_plan_and_by_fault_and_tell_what_ended_wrong() -> None:
+    right, wrong = trial_of("bsp", "kill"), trial_of("local:4", "kill")
+    outcomes = [
+        TrialOutcome(trial=right, goodput=0.5),
+        TrialOutcome(trial=wrong, goodput=1.0, wrong_names=("rank 0 finished and said nothing of rank 1",)),
+    ]
+    page = tables(summary(outcomes))
+    assert "2 runs, each broken once" in page
+    assert "0 hung, 1 named nobody or the wrong one, 0 ended with replicas apart" in page
+    for row in ("`bsp` | 1 | 50.0 % | 0", "`local:4` | 1 | 100.0 % | 1", "`kill` | 2 | 75.0 % | 1"):
+        assert f"| {row} |" in page
+    assert "- `local:4`, kill of rank 1: rank 0 finished and said nothing of rank 1" in page
+
+
 def test_a_small_campaign(tmp_path: pathlib.Path) -> None:
     page = tmp_path / "page.html"
     arguments = [
@@ -184,6 +198,8 @@ def test_a_small_campaign(tmp_path: pathlib.Path) -> None:
         "5",
         "--page",
         str(page),
+        "--out",
+        str(tmp_path / "chaos.json"),
         "--deadline",
         "2",
     ]
@@ -196,3 +212,5 @@ def test_a_small_campaign(tmp_path: pathlib.Path) -> None:
     assert (summary["faults"], summary["found"]) == (5, [])
     assert [summary[what] for what in ("hangs", "wrong_names", "divergences", "leftovers")] == [0] * 4
     assert "5 faults, seed 5: 0 ended wrong" in page.read_text()
+    assert json.loads((tmp_path / "chaos.json").read_text()) == summary
+    assert "## By fault" in (tmp_path / "chaos.md").read_text()

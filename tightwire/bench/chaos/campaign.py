@@ -107,17 +107,17 @@ class TrialOutcome:
 
 
 @dataclass(frozen=True)
-class FamilyRow:
-    """The faults of one plan.
+class ChaosRow:
+    """How the runs of one plan, or those with one fault, ended.
 
     Attributes:
-        plan: of the family.
+        name: the plan or the fault.
         faults: how many.
         goodput: mean over them.
         found: how many ended wrong.
     """
 
-    plan: str
+    name: str
     faults: int
     goodput: float
     found: int
@@ -339,11 +339,20 @@ def run_campaign(campaign: Campaign, on_outcome: Callable[[TrialOutcome], None])
     return outcomes
 
 
-def families(outcomes: Sequence[TrialOutcome]) -> list[FamilyRow]:
+def by_plan(outcomes: Sequence[TrialOutcome]) -> list[ChaosRow]:
     """Returns one row per plan."""
+    return _rows(outcomes, lambda trial: trial.label)
+
+
+def by_fault(outcomes: Sequence[TrialOutcome]) -> list[ChaosRow]:
+    """Returns one row per kind of fault."""
+    return _rows(outcomes, lambda trial: trial.fault)
+
+
+def _rows(outcomes: Sequence[TrialOutcome], name_of: Callable[[ChaosTrial], str]) -> list[ChaosRow]:
     rows = []
-    for plan in dict.fromkeys(outcome.trial.label for outcome in outcomes):
-        mine = [outcome for outcome in outcomes if outcome.trial.label == plan]
+    for name in sorted({name_of(outcome.trial) for outcome in outcomes}):
+        mine = [outcome for outcome in outcomes if name_of(outcome.trial) == name]
         wrong = sum(bool(outcome.found) for outcome in mine)
-        rows.append(FamilyRow(plan, len(mine), statistics.fmean(o.goodput for o in mine), wrong))
+        rows.append(ChaosRow(name, len(mine), statistics.fmean(o.goodput for o in mine), wrong))
     return rows

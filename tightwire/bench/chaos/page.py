@@ -1,15 +1,66 @@
-"""The page of a campaign: its goodput over time, and every run with the fault that struck it."""
+"""The pages of a campaign: what it found, in tables; its goodput over time, and every run with its fault."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
-from tightwire.bench.chaos.campaign import TrialOutcome
+from tightwire.bench.chaos.campaign import TrialOutcome, by_fault, by_plan
 
 RIGHT, WRONG = "#2b8cbe", "#cb181d"
 BIN_S: Final = 1.0
+
+
+def summary(outcomes: Sequence[TrialOutcome]) -> dict[str, Any]:
+    """Returns what a campaign found, as JSON has it; of each run that ended wrong, all that would repeat it."""
+    return {
+        "faults": len(outcomes),
+        "hangs": sum(bool(o.hangs) for o in outcomes),
+        "wrong_names": sum(bool(o.wrong_names) for o in outcomes),
+        "divergences": sum(bool(o.divergences) for o in outcomes),
+        "leftovers": sum(bool(o.leftovers) for o in outcomes),
+        "plans": [asdict(row) for row in by_plan(outcomes)],
+        "kinds": [asdict(row) for row in by_fault(outcomes)],
+        "found": [
+            {key: value for key, value in asdict(o).items() if key != "stepped_s"}
+            for o in outcomes
+            if o.found
+        ],
+    }
+
+
+def tables(found: Mapping[str, Any]) -> str:
+    """Returns a page of Markdown of what a campaign found: a summary of it."""
+    lines = [
+        "# Faults at random",
+        "",
+        f"{found['faults']:,} runs, each broken once at a moment drawn at random: {found['hangs']} hung, "
+        f"{found['wrong_names']} named nobody or the wrong one, {found['divergences']} ended with replicas apart, "
+        f"{found['leftovers']} left something behind. *Steps made* is the share of its steps that a worker made "
+        "that was not struck: most plans end with a death, and elastic jobs go on.",
+    ]
+    for head, rows in (("plan", found["plans"]), ("fault", found["kinds"])):
+        lines += [
+            "",
+            f"## By {head}",
+            "",
+            f"| {head} | faults | steps made | ended wrong |",
+            "|---|--:|--:|--:|",
+        ]
+        lines += [
+            f"| `{row['name']}` | {row['faults']} | {100 * row['goodput']:.1f} % | {row['found']} |"
+            for row in rows
+        ]
+    if found["found"]:
+        lines += ["", "## What ended wrong", ""]
+        for one in found["found"]:
+            trial = one["trial"]
+            said = "; ".join((*one["hangs"], *one["wrong_names"], *one["divergences"], *one["leftovers"]))
+            label = f"`{trial['plan']}`{', elastic' if trial['elastic'] else ''}"
+            lines.append(f"- {label}, {trial['fault']} of rank {trial['victim']}: {said}")
+    return "\n".join(lines) + "\n"
 
 
 def timeline(outcomes: Sequence[TrialOutcome], title: str) -> Any:

@@ -6,18 +6,18 @@ import importlib.util
 import json
 import pathlib
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from tightwire.bench.chaos import TrialOutcome
+from tightwire.cli import made
 from tightwire.cli.app import progress
 from tightwire.cli.options import JsonOption
 from tightwire.cli.pictures import require_picture, write_picture
-from tightwire.cli.table import print_rows, say
+from tightwire.cli.table import print_rows, say, say_json
 from tightwire.errors import LabError
-from tightwire.files import require_writable
+from tightwire.files import require_writable, write_text
 
 
 def chaos(
@@ -62,6 +62,12 @@ def chaos(
         pathlib.Path | None,
         typer.Option(help="Write a page (.html) with the campaign's timeline here.", show_default=False),
     ] = None,
+    out: Annotated[
+        pathlib.Path | None,
+        typer.Option(
+            help="Keep the results here, as .json; tables stand beside, as .md.", show_default=False
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Break runs at random moments and judge each end: ended in time, the right one named, replicas equal.
@@ -80,7 +86,9 @@ def chaos(
     from tightwire.bench.chaos import Campaign, run_campaign
 
     require_picture(page, "--page")
-    require_writable(page)
+    if out is not None:
+        made.require_results(out)
+    require_writable(page, out)
     fixed, changing = _plans(plans, elastic)
     asked = Campaign(
         faults=_kinds(faults, has_elastic=bool(changing)),
@@ -103,7 +111,7 @@ def chaos(
             _say_wrong(outcome)  # at once: who interrupts a long campaign has seen what it found
 
         outcomes = run_campaign(asked, on_outcome)
-    _show(outcomes, seed, page, as_json=as_json)
+    _show(outcomes, seed, page, out, as_json=as_json)
     raise typer.Exit(1 if any(outcome.found for outcome in outcomes) else 0)
 
 
@@ -150,29 +158,29 @@ def _say_if_fast() -> None:
         )
 
 
-def _show(outcomes: Sequence[TrialOutcome], seed: int, page: pathlib.Path | None, *, as_json: bool) -> None:
-    """Draws the page, if one is asked for, and prints what the campaign found."""
-    from tightwire.bench.chaos.campaign import families
-    from tightwire.bench.chaos.page import timeline
+def _show(
+    outcomes: Sequence[TrialOutcome],
+    seed: int,
+    page: pathlib.Path | None,
+    out: pathlib.Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Draws the page and keeps the results, where that is asked for, and prints what the campaign found."""
+    from tightwire.bench.chaos.campaign import by_plan
+    from tightwire.bench.chaos.page import summary, tables, timeline
 
-    wrong, rows = [outcome for outcome in outcomes if outcome.found], families(outcomes)
+    found = {"command": made.command(), "machine": made.machine(), "seed": seed, **summary(outcomes)}
     if page is not None:
-        title = f"{len(outcomes)} faults, seed {seed}: {len(wrong)} ended wrong"
+        title = f"{len(outcomes)} faults, seed {seed}: {len(found['found'])} ended wrong"
         write_picture(timeline(outcomes, title), page, "--page")
+    if out is not None:
+        write_text(out, json.dumps(found, indent=1) + "\n")
+        write_text(out.with_suffix(".md"), made.told(tables(found), found["command"], found["machine"]))
     if as_json:
-        summary: dict[str, Any] = {
-            "faults": len(outcomes),
-            "hangs": sum(bool(o.hangs) for o in outcomes),
-            "wrong_names": sum(bool(o.wrong_names) for o in outcomes),
-            "divergences": sum(bool(o.divergences) for o in outcomes),
-            "leftovers": sum(bool(o.leftovers) for o in outcomes),
-            "families": [asdict(row) for row in rows],
-            "seed": seed,
-            "found": [_found(outcome) for outcome in wrong],
-        }
-        typer.echo(json.dumps(summary))
+        say_json(found)
     else:
-        cells = [(r.plan, str(r.faults), f"{100 * r.goodput:.1f} %", str(r.found)) for r in rows]
+        cells = [(r.name, str(r.faults), f"{100 * r.goodput:.1f} %", str(r.found)) for r in by_plan(outcomes)]
         print_rows(("plan", "faults", "steps made", "ended wrong"), cells)
 
 
@@ -182,7 +190,3 @@ def _say_wrong(outcome: TrialOutcome) -> None:
     at += ", within large messages" if trial.large else ""
     for sentence in outcome.found:
         say(f"{trial.label}, {trial.fault} of rank {trial.victim} {at}: {sentence}", err=True)
-
-
-def _found(outcome: TrialOutcome) -> dict[str, Any]:
-    return {key: value for key, value in asdict(outcome).items() if key != "stepped_s"}
