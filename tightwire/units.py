@@ -210,8 +210,8 @@ def _rate_scale(unit: str) -> float | None:
 
 
 def _unknown_rate(text: str, number: str, unit: str) -> str:
-    if re.fullmatch(r"[kmgt]?bps", unit.lower()):
-        prefix = unit[:-3]
+    if found := re.fullmatch(r"([kmgt]?)b(?:ps)?", unit.lower()):
+        prefix = found[1]
         bits, num_bytes = f"{number}{prefix.lower()}bit", f"{number}{prefix.upper()}B/s"
         return f"rate {text!r} can mean bits or bytes. Write {bits} or {num_bytes}."
     return (

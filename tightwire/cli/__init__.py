@@ -38,12 +38,13 @@ MOST_LETTERS = 400
 ABOUT = """Make PyTorch training fast on the network you have.
 
     tightwire tour
-        The main job on this machine: a slow network, stock DDP, the best plans.
+        On this machine: a slow network, stock DDP, and the best plans.
 
     tightwire lab run --workers 4 --rate 200mbit -- python train.py
         Your own script on an emulated slow network.
 
-    tightwire plan --gradients 100MB --compute 300ms --workers 8 --bandwidth 1gbit
+    tightwire plan --gradients 100MB --compute 300ms --workers 8 \\
+        --bandwidth 1gbit
         The best plan for a model and a cluster, and the reasons.
 
     tightwire methods

@@ -40,14 +40,15 @@ def jobs(
 
         cluster: cluster.yaml
         jobs:
-        - {name: large, workers: [0, 2], compute_s: 0.55, exchange_bytes: 40000000}
+        - {name: big, workers: [0, 2], compute_s: 0.55, exchange_bytes: 40000000}
         - {name: urgent, workers: [1, 3], compute_s: 0.2, exchange_bytes: 2000000}
 
     Each job computes, then its workers average so many bytes by its plan (bsp/allreduce:ring unless told).
 
         tightwire jobs jobs.yaml
 
-        tightwire jobs jobs.yaml --policy fair --policy interleaved --plot jobs.html
+        tightwire jobs jobs.yaml --policy fair --policy interleaved \\
+            --plot jobs.html
     """
     require_writable(plot)
     require_picture(plot, "--plot")

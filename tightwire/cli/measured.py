@@ -211,11 +211,12 @@ class Asked:
 
     def _known_model(self, model: str) -> Profile:
         if self.device in (None, "cpu", "gpu") or self.batch is None:
-            raise FileError(
-                f"--model {model} is derived for a device and a batch: write --device with one of "
-                f"{', '.join(DEVICES)}, "
-                "and --batch 32."
-            )
+            ways = {
+                f"--device with one of {', '.join(DEVICES)}": self.device in (None, "cpu", "gpu"),
+                "--batch, as in --batch 32": self.batch is None,
+            }
+            missing = ", and ".join(way for way, is_missing in ways.items() if is_missing)
+            raise FileError(f"--model {model} is derived for a device and a batch: write {missing}.")
         assert self.device is not None
         shape = model_shape(model, self.length)
         on, dtype = device(self.device), self.dtype or "float32"
@@ -235,6 +236,8 @@ class Asked:
             raise FileError(f"--device {self.device} is none of cpu, gpu, {', '.join(DEVICES)}.")
         compute_s = of_option("--compute", parse_seconds, self.compute)
         num_bytes = of_option("--gradients", parse_bytes, self.gradients)
+        if num_bytes and self.gradients.strip().isdigit():
+            raise FileError(f"--gradients {self.gradients} has no unit; write {self.gradients.strip()}MB.")
         itemsize = ITEMSIZES[self.dtype or "float32"]
         if compute_s < LEAST_COMPUTE_S:
             raise FileError(f"--compute {self.compute}: a step takes a microsecond at least; write 300ms.")
@@ -275,8 +278,10 @@ def _require_one(what: str, ways: dict[str, bool], ask: str) -> None:
 
 def _hardware(text: str) -> Cluster:
     name, _, nodes = text.partition(":")
-    if name not in PRESETS or not (nodes or "1").isdigit():
-        raise FileError(f"--hardware {text}: write NAME:NODES, as in aws-p4d:4; known: {', '.join(PRESETS)}.")
+    if name not in PRESETS:
+        raise FileError(f"--hardware {text}: {name!r} is not known; known: {', '.join(PRESETS)}.")
+    if not (nodes or "1").isdigit():
+        raise FileError(f"--hardware {text}: write NAME:NODES, as in aws-p4d:4.")
     most = MAX_WORKERS // PRESETS[name].devices
     if not 1 <= int(nodes or "1") <= most:
         raise FileError(f"--hardware {text}: write 1 to {most:,} nodes, as in {name}:4.")

@@ -167,7 +167,8 @@ def plan(
 
     From measurements:
 
-        tightwire plan --profile profile.yaml --cluster cluster.yaml --out plan.yaml
+        tightwire plan --profile profile.yaml --cluster cluster.yaml \\
+            --out plan.yaml
 
     Without owning the cluster, from known models and hardware, or from round numbers:
 
@@ -189,8 +190,8 @@ def plan(
 
     Among workers that are not all alike:
 
-        tightwire plan --model bert-base --device a100 --batch 32 --bandwidth 25gbit \\
-            --kinds a100:4+v100:4,line=10gbit --shares speed
+        tightwire plan --model bert-base --device a100 --batch 32 \\
+            --bandwidth 25gbit --kinds a100:4+v100:4,line=10gbit --shares speed
 
     Then train with it:
 
@@ -234,6 +235,16 @@ def plan(
         say_json(_plain(ranking))
         return
     print_all(ranking, explain=explain)
+    _say_next(ranking, out)
+
+
+def _say_next(ranking: Ranking, out: pathlib.Path | None) -> None:
+    """Says how a script trains with the chosen plan, where that is not what PyTorch does by itself."""
+    if ranking.chosen == ranking.stock:
+        return
+    file = out or "plan.yaml"
+    first = "The plan stands in" if out else "To train with the chosen plan, add --out"
+    say(f'{first} {file}; in your script: tw.attach(model, optimizer, plan="{file}").')
 
 
 def _sweep(rows: Sequence[SweepRow], plot: pathlib.Path | None, as_json: bool) -> None:

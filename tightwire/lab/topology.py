@@ -237,7 +237,8 @@ class Topology:
         for workers, name, rate in sizes:
             if rate is None:
                 raise LabError(
-                    f"topology {self}: the links of a {name} have no rate, and nothing can be predicted of them."
+                    f"topology {self}: the links of a {name} have no rate, and nothing can be predicted of them; "
+                    "write all of them, as in nodes=2x4,inside=100gbit,across=10gbit."
                 )
             if levels and levels[-1].workers == workers:
                 continue  # one group of one kind: the level around it joins nothing

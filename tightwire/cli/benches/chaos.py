@@ -79,7 +79,7 @@ def chaos(
 
         tightwire bench chaos --count 30
 
-        tightwire bench chaos --plans "bsp local:4" --faults "kill freeze" --seed 7
+        tightwire bench chaos --plans "bsp local:4" --faults "kill freeze"
 
         tightwire bench chaos --elastic "local:3@8~bsp auto" --count 30
     """

@@ -51,8 +51,9 @@ def collectives(
 
         tightwire bench collectives --sizes 16MB,64MB --programs gloo,ring --json
 
-        tightwire bench collectives --topology nodes=2x2,inside=2gbit,across=100mbit \\
-            --sizes 16MB --programs ring,hierarchical,hierarchical/int8
+        tightwire bench collectives --sizes 16MB \\
+            --topology nodes=2x2,inside=2gbit,across=100mbit \\
+            --programs ring,hierarchical,hierarchical/int8
     """
     asked = CollectivesBench(
         workers=workers,

@@ -31,7 +31,7 @@ def soak(
 
         tightwire bench soak
 
-        tightwire bench soak --plans bsp --steps 2000 --attaches 0 --changes 0 --json
+        tightwire bench soak --plans bsp --steps 2000 --attaches 0 --json
     """
     from tightwire.bench import soak as bench
     from tightwire.bench.chaos.faults import FAMILIES

@@ -65,10 +65,10 @@ def step(
     SCHED_BATCH, as if each had a processor of its own. The bound is max(compute, wire), where wire is the time in
     which a link carries what an all-reduce must send.
 
-        tightwire bench step --rate 1gbit --layers 24 --layer-bytes 4MiB --compute 1s
+        tightwire bench step --rate 1gbit --layers 24 --layer-bytes 4MiB
 
-        tightwire bench step --workload resnet50,vgg16 --wire-over-compute 0.5,1,2 \\
-            --plans "ddp bsp/allreduce/none/auto"
+        tightwire bench step --workload resnet50,vgg16 \\
+            --wire-over-compute 0.5,1,2 --plans "ddp bsp/allreduce/none/auto"
 
     With --real every worker computes on a core, under the machine's default scheduling. The bound's compute is then a
     step of all workers at once without exchange, measured first in the same processes.
