@@ -66,7 +66,13 @@ def test_what_is_no_time(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [("2Gbps", "2gbit or 2GB/s"), ("nan", "not a number"), ("1 parsec/s", "unknown unit")]
+    ("text", "says"),
+    [
+        ("2Gbps", "2gbit or 2GB/s"),
+        ("10GB", "10gbit or 10GB/s"),
+        ("nan", "not a number"),
+        ("1 parsec/s", "unknown unit"),
+    ],
 )
 def test_what_is_no_rate(text: str, says: str) -> None:
     with pytest.raises(UnitError, match=says):

@@ -76,14 +76,17 @@ def test_simulate_traces_what_a_step_waits_for(tmp_path: pathlib.Path) -> None:
         ),
         (["bsp", *NUMBERS[:4], "--cluster", "c.yaml", "--hardware", "aws-p4d:2"], FileError, "given twice"),
         (["bsp", *NUMBERS[:4], "--hardware", "aws-p4d:two"], FileError, "NAME:NODES"),
+        (["bsp", *NUMBERS[:4], "--hardware", "aws-p4:2"], FileError, "'aws-p4' is not known"),
         (["bsp", *NUMBERS, "--kinds", "a:4+b"], FileError, "NAME:WORKERS"),
         (["bsp", *NUMBERS[:6], "--bandwidth", "1e30gbit"], FileError, "nothing here has more"),
         (["bsp", *NUMBERS, "--kinds", "a:4,fast=2"], FileError, "speed, line, price, share"),
         (["bsp", *NUMBERS, "--kinds", "a:2+b:2,speed=quick"], FileError, "speed=0.45"),
         (["bsp", *NUMBERS, "--kinds", "a:2+b:1"], FileError, "make them equal"),
         (["bsp", "--gradients", "0MB", *NUMBERS[2:]], FileError, "nothing to exchange"),
+        (["bsp", "--gradients", "100", *NUMBERS[2:]], FileError, "write 100MB"),
         (["bsp", *NUMBERS[:2], "--compute", "0ms", *NUMBERS[4:]], FileError, "a microsecond at least"),
         (["bsp", "--model", "resnet50", *NUMBERS[4:]], FileError, "--device"),
+        (["bsp", "--model", "resnet50", "--device", "v100", *NUMBERS[4:]], FileError, "write --batch"),
         (
             ["bsp", "--model", "resnet50", "--device", "v100", "--batch", "8", "--length", "9", *NUMBERS[4:]],
             FileError,
@@ -102,6 +105,16 @@ def test_bad_input_names_what_is_wrong(arguments: list[str], error: type[Excepti
     ended = CliRunner().invoke(simulate.app, arguments)
     assert isinstance(ended.exception, error)
     assert says in str(ended.exception)
+
+
+def test_a_choice_says_how_a_script_trains_with_it_unless_pytorch_does() -> None:
+    slow, fast = (
+        CliRunner().invoke(plan.app, [*NUMBERS[:6], "--bandwidth", rate, "--allow", "lossy"]).output
+        for rate in ("100mbit", "400gbit")
+    )
+    assert "--out plan.yaml" in slow
+    assert "tw.attach" in slow
+    assert "tw.attach" not in fast
 
 
 def test_round_numbers_are_those_of_a_gpu_unless_told() -> None:
