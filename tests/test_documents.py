@@ -22,6 +22,7 @@ import tightwire
 from tests.command_line import tightwire as command_line
 from tests.workers import run_processes
 from tightwire import catalogue as members
+from tightwire.architecture.gossip.graphs import GRAPHS
 from tightwire.catalogue import catalogue, parse_compression
 from tightwire.cli import COMMANDS, application
 from tightwire.cli.benches import BENCHES
@@ -60,13 +61,14 @@ def test_code_on_pages_runs_alone(
     page: str, code: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(members, "_registered", [])
-    studies = dict(STUDIES)
+    kept = [(names, dict(names)) for names in (STUDIES, GRAPHS)]
     try:
         exec(code, {**NAMES, "__name__": "__main__"})
     finally:
         tightwire.shutdown()
-        STUDIES.clear()
-        STUDIES.update(studies)
+        for names, before in kept:
+            names.clear()
+            names.update(before)
         members.catalogue.cache_clear()
         members.parse_member.cache_clear()
     if "run.report()" in code:

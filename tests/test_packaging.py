@@ -39,8 +39,13 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("packaging")
     tree = work / "tree"
     shutil.copytree(ROOT / "tightwire", tree / "tightwire", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tree)
+    for path in (ROOT / "tests").glob("*.py"):
+        tree.joinpath("tests").mkdir(exist_ok=True)
+        shutil.copy(path, tree / "tests")
+    for path in ROOT.glob("*.*"):
+        if path.is_file():
+            shutil.copy(path, tree)
+    shutil.copy(ROOT / "LICENSE", tree)
     out = work / "dist"
     out.mkdir()
     sdist = run(sys.executable, "-c", BUILD.format(kind="sdist", out=out), cwd=tree).split()[-1]
@@ -65,6 +70,13 @@ def test_the_wheel_runs_without_the_checkout(fresh: Path) -> None:
     told = run(fresh / "venv" / "bin" / "tightwire", "simulate", "bsp", "--gradients", "100MB", "--compute", "0.3s",
                "--workers", "4", "--bandwidth", "1gbit", cwd=fresh)  # fmt: skip
     assert "bsp" in told
+    version = run(fresh / "venv" / "bin" / "tightwire", "--version", cwd=fresh).split()[-1]
+    assert (fresh / f"tightwire-{version}" / "CHANGELOG.md").exists()
+    assert not (
+        fresh / f"tightwire-{version}" / "tests"
+    ).exists()  # which are nothing without results/ and docs/
+    (licence,) = Path(where).parents[1].glob("tightwire-*.dist-info/licenses/LICENSE")
+    assert licence.read_text(encoding="utf-8") == (ROOT / "LICENSE").read_text(encoding="utf-8")
     shipped = {path.relative_to(ROOT) for path in (ROOT / "tightwire").rglob("*") if path.is_file()}
     installed = Path(where).parents[1]
     missing = [p for p in shipped if "__pycache__" not in p.parts and not (installed / p).exists()]

@@ -18,6 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 from tightwire.cli.table import say
 from tightwire.errors import TightwireError, UnitError
 from tightwire.extensions import name_extensions
+from tightwire.files import own_version
 
 # In a pipe.
 LINE_EVERY_S = 30.0
@@ -88,6 +89,12 @@ def _import(sources: list[str] | None) -> list[str] | None:
     return sources
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"tightwire {own_version()}")
+        raise typer.Exit
+
+
 def program(
     imports: Annotated[
         list[str] | None,
@@ -101,6 +108,9 @@ def program(
             show_default=False,
         ),
     ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", help="Tell the version.", is_eager=True, callback=_tell_version)
+    ] = False,
 ) -> None:
     """Takes the options that stand before any command."""
 

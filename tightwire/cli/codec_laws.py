@@ -74,6 +74,9 @@ def find_codec(source: str) -> Codec:
     if texts:
         return codec_named(name)
     listed = ", ".join(f"{file}.py:{key}" for key in own) or "none: a codec is a class derived from Codec"
+    kind, _, arguments = name.partition(":")
+    if kind in own:
+        listed = f"{file}.py:{kind}; with arguments it is written as in plans, {file}.py:{own[kind].name}:{arguments}"
     raise PlanError(f"{source} names no codec; in {file}.py there is {listed}.")
 
 

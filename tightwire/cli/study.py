@@ -152,12 +152,16 @@ def _print(chosen: Study, found: Results) -> None:
         say(f"{title}", "")
         print_rows(table[0], table[1:])
         typer.echo()
-    sentence = ""
+    verdicts: dict[str, list[str]] = {}
     for claim, verdict in report.verdicts(chosen, found):
-        if claim != sentence:
-            say(claim)
-            sentence = claim
-        say(f"    {verdict}")
+        verdicts.setdefault(claim, []).append(verdict)
+    judged = {c: said for c, said in verdicts.items() if not all(": not measured: " in one for one in said)}
+    for claim, said in judged.items():
+        say(claim)
+        for verdict in said:
+            say(f"    {verdict}")
+    if more := len(verdicts) - len(judged):
+        say(f"Of the literature's claims, {more} are about plans that were not trained here.")
 
 
 app = App(
