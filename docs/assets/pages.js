@@ -1,6 +1,6 @@
 // What scrolls can be scrolled from the keyboard; the search and each block's buttons have a name.
 const name = () => {
-  document.querySelectorAll(".md-typeset__scrollwrap, .md-sidebar__scrollwrap").forEach((box) => { box.tabIndex = 0; });
+  document.querySelectorAll(".md-typeset__scrollwrap, .md-sidebar__scrollwrap, p:has(> img)").forEach((box) => { box.tabIndex = 0; });
   document.querySelectorAll("[role=dialog]").forEach((box) => box.setAttribute("aria-label", "Search"));
   document.querySelectorAll(".md-code__nav").forEach((box, at) => {
     const label = `Code ${at + 1}`;
