@@ -41,7 +41,7 @@ MEASURED = (
     "Tables of what was measured hold a method to exact means, each with the rate that suits it: by how much its "
     "loss on held-out text, or its accuracy on images and digits, is worse; how many times as many steps it needs to "
     "their loss on text; and what share of their bytes, and of their time on such lines, as many steps take there. "
-    "Times are predicted. [All methods in one table](../results/table.md) has the numbers. { #measured }"
+    "Times are predicted. [All methods in one table](../results/table.md) has the numbers.\n{: #measured }"
 )
 SECTIONS = re.compile(r"^(Args|Attributes|Class attributes|Raises|Returns|Contract)\b.*:")
 
@@ -91,15 +91,17 @@ def pages() -> Iterator[tuple[str, str]]:
 
 def _breakable(text: str) -> str:
     """Lets a browser break plans, which have no spaces, in tables, and commands only at spaces; long ones have room."""
-    plans = re.sub(
-        r"^\| [^`\[\n]*",
-        lambda row: re.sub(r"[/,+](?=[^\s|\d])(?!ef\b)", r"\g<0><wbr>", row[0]),
-        re.sub(r"^\| ([^ `|\[]{40,})", r'| <span class="plan">\1</span>', text, flags=re.MULTILINE),
-        flags=re.MULTILINE,
-    )
+    plans = re.sub(r"^\| [^`\[\n]*", _with_breaks, text, flags=re.MULTILINE)
     return re.sub(
         r"^\|.*", lambda row: re.sub(r"`(\S+ [^`|]*--[^`|]*)`", _words, row[0]), plans, flags=re.MULTILINE
     )
+
+
+def _with_breaks(row: re.Match[str]) -> str:
+    """Returns a row whose plans may be broken at their joints, though not before +ef; a long one has room."""
+    first, *rest = re.sub(r"[/,+](?=[^\s|\d])(?!ef\b)", r"\g<0><wbr>", row[0][2:]).split("|")
+    is_long = len(first.strip().replace("<wbr>", "")) > 40 and " " not in first.strip()
+    return "| " + "|".join([f'<span class="plan">{first.strip()}</span> ' if is_long else first, *rest])
 
 
 def _words(command: re.Match[str]) -> str:
@@ -261,7 +263,7 @@ def _cells(study: str, label: str) -> Iterator[str]:
     rows = {row["task"]: row for _, row in _studied() if (row["study"], row["label"]) == (study, label)}
     for task in ("text", "images", "digits"):
         worse = rows[task]["worse_by"] if task in rows else None
-        yield "–" if worse is None else f"{100 * worse:+.1f} %"
+        yield "–" if worse is None else f"{round(100 * worse, 1) + 0.0:+.1f} %"  # never -0.0
     (dense,) = [
         row
         for _, row in _studied()
