@@ -4,6 +4,16 @@ from __future__ import annotations
 
 import html
 
+# Words of a table's head stay whole; what is wider than a narrow screen scrolls, also from the keyboard.
+STYLE = (
+    "th{overflow-wrap:normal;word-break:normal}"
+    "main div:has(>.plotly-graph-div){overflow-x:auto}.plotly-graph-div{min-width:42rem}"
+)
+SCRIPT = (
+    'document.querySelectorAll("main div").forEach('
+    '(box)=>{if(getComputedStyle(box).overflowX==="auto")box.tabIndex=0})'
+)
+
 
 def whole(title: str, body: str, style: str = "") -> str:
     """Returns a page, in English, with a title and one main part, as readers of screens need them.
@@ -19,5 +29,6 @@ def whole(title: str, body: str, style: str = "") -> str:
     return (
         "<!doctype html><html lang=en><meta charset=utf-8>"
         '<meta name=viewport content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{style}</style><main>{body}</main></html>\n"
+        f"<title>{html.escape(title)}</title><style>{style}{STYLE}</style>"
+        f"<main>{body}</main><script>{SCRIPT}</script></html>\n"
     )
