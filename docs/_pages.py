@@ -135,10 +135,10 @@ def family_page(axis: Axis) -> str:
         lines += ["", f"## {name} {{ #{anchor(name)} }}", "", *_member(member, rows[name])]
     for name, recipe in made if axis == "architecture" else ():
         lines += ["", f"## {name} {{ #{anchor(name)} }}", "", *_told(recipe), ""]
-        lines += [f"- **Paper**: {recipe.paper}"] if recipe.paper else []
+        lines += [f"- **Paper**: {_linked(recipe.paper)}"] if recipe.paper else []
         lines += [f"- **In a plan**: `bsp/{name}`"] if name != "gossip:ad-psgd" else []
         lines += _bytes_of_program(name)
-        lines += [f"- **Rate**: {_rate(rows[name]['rate'])}"]
+        lines += [f"- **Rate**: {_linked(_rate(rows[name]['rate']))}"]
         lines += _partners(rows[name])
         lines += _measured("architecture", name)
     return "\n".join(lines) + "\n"
@@ -159,8 +159,8 @@ def _member(member: type[Member], row: dict[str, Any]) -> Iterator[str]:
     if issubclass(member, Codec):
         yield f"- **Bytes**: {_bytes(member)}"
     if member.paper:
-        yield f"- **Paper**: {member.paper}"
-    yield f"- **Rate**: {_rate(row['rate'])}"
+        yield f"- **Paper**: {_linked(member.paper)}"
+    yield f"- **Rate**: {_linked(_rate(row['rate']))}"
     if member.promise:
         yield f"- **Its paper claims**: {member.promise}"
         yield f"- **Studies here**: {_linked(_seen(row))}"
@@ -182,8 +182,9 @@ def _seen(row: dict[str, Any]) -> str:
 
 
 def _linked(text: str) -> str:
-    """Returns a text whose mentions of pages of results are links."""
-    return re.sub(r"results/(\w+)\.md", r"[results/\1.md](../results/\1.md)", text)
+    """Returns a text whose mentions of pages of results, and of papers on arXiv, are links."""
+    text = re.sub(r"results/(\w+)\.md", r"[results/\1.md](../results/\1.md)", text)
+    return re.sub(r"(?:arXiv:|\b)(\d{4}\.\d{5})\b", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
 
 
 def _bytes_of_program(name: str) -> Iterator[str]:

@@ -230,7 +230,8 @@ def page(kept: dict[str, dict[str, str]]) -> str:
     ]
     for name, result in RESULTS.items():
         record = kept.get(name, {})
-        there = (file for file in result.files if file.endswith(".md") and (FOLDER / file).exists())
+        pages = sorted(result.files, key=lambda file: not file.endswith(".md"))
+        there = (file for file in pages if file.endswith((".md", ".svg")) and (FOLDER / file).exists())
         title = f"[{name}]({shown})" if (shown := next(there, None)) else name
         state = f"stale: {record.get('why', 'not made yet')}" if name in old else "fresh"
         lines.append(
