@@ -248,6 +248,28 @@ def test_checkpoints_that_do_not_fit(change: Callable[[dict[str, Any]], Any], sa
     run_threads(2, worker, deadline_s=5)
 
 
+@pytest.mark.parametrize("plan", ["auto", "bsp/allreduce/topk:0.1+ef+momentum:0.9"])
+def test_memory_that_does_not_fit_names_the_plan_to_go_on_under(plan: str) -> None:
+    """As after `auto`, which begins under a plain plan, had chosen one that remembers."""
+    states: dict[int, dict[str, Any]] = {}
+
+    def save(transport: Transport) -> None:
+        with job(transport, "bsp/allreduce/int8+ef") as j:
+            j.step(0)
+            states[transport.rank] = j.run.state_dict(gather=True)
+
+    def load(transport: Transport) -> None:
+        with job(transport, plan) as j, pytest.raises(AttachError) as caught:
+            j.run.load_state_dict(states[0])
+        said = str(caught.value)
+        assert "It was saved under bsp/allreduce/int8+ef; this run's plan is bsp" in said
+        assert "plan='bsp/allreduce/int8+ef')" in said
+
+    run_threads(3, save, deadline_s=20)
+    for workers in (3, 2):
+        run_threads(workers, load, deadline_s=20)
+
+
 @pytest.mark.parametrize("plan", ["bsp/allreduce/bf16+ef", "local:3", "bsp/gossip:ring"])
 def test_parts_of_two_checkpoints_are_refused_on_all_ranks(plan: str) -> None:
     """As where fewer workers have saved to the folder of more."""

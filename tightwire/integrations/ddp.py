@@ -275,7 +275,8 @@ class DDPHook:
         if some.get("version") != 1 or (some["workers"] == size and some["rank"] != rank):
             raise AttachError(
                 f"this is version {some.get('version')} of a hook's state, of rank {some.get('rank')}; rank "
-                f"{rank} loads version 1 of its own."
+                f"{rank} loads version 1 of its own. Every rank saves its hook.state_dict(), not rank 0 for all, and "
+                "loads its own."
             )
         told = {n: f"of {part['workers']} workers after round {part['rounds']}" for n, part in parts.items()}
         require_alike("states are", told)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -16,6 +17,7 @@ from tightwire.runtime import checkpoint
 from tightwire.runtime.agreement import copy_from_first
 from tightwire.runtime.course import Course
 from tightwire.runtime.engines import Engine
+from tightwire.runtime.engines.memory import UnfittingMemoryError
 from tightwire.runtime.evaluation import Evaluation
 from tightwire.sync import Sync
 from tightwire.transport.blame import name_ranks
@@ -136,11 +138,13 @@ class RunState:
         workers = some["run"]["workers"]
         if workers == transport.size:
             self._require_one_checkpoint(f"one of {self._save(some)}")
-            self._load_own(some)
+            with self._naming_plans(some["run"]):
+                self._load_own(some)
         elif all(rank in parts for rank in range(workers)):
             self._require_one_save(parts)
             self._require_one_checkpoint(f"all of {self._save(some)}")
-            self._load_others([parts[rank] for rank in range(workers)])
+            with self._naming_plans(some["run"]):
+                self._load_others([parts[rank] for rank in range(workers)])
         else:
             self._require_one_checkpoint(f"one of {self._save(some)}")
             warnings.warn(
@@ -151,6 +155,17 @@ class RunState:
                 stacklevel=3,
             )
             self._count_on_from(some["run"])
+
+    @contextmanager
+    def _naming_plans(self, run: Mapping[str, Any]) -> Iterator[None]:
+        """Says of memory that does not fit under which plan it was saved."""
+        try:
+            yield
+        except UnfittingMemoryError as error:
+            raise UnfittingMemoryError(
+                f"{error} It was saved under {run['plan']}; this run's plan is {self._course.now.asked}. attach(..., "
+                f"plan={run['plan']!r}) goes on from it, also where plan auto had chosen that."
+            ) from error
 
     def _load_own(self, part: Mapping[str, Any]) -> None:
         run, now = part["run"], self._course.now

@@ -29,6 +29,10 @@ SQUARES = frozenset({"variance v"})
 _PLACE = operator.attrgetter("is_cpu", "dtype")
 
 
+class UnfittingMemoryError(AttachError):
+    """What was remembered is of another plan or model."""
+
+
 def memory(averagers: Iterable[BucketAverager]) -> dict[str, dict[str, Tensor]]:
     """Returns copies, in host memory, of all that stages and averagers remember, by tensor name, then by kind."""
     return {
@@ -42,13 +46,14 @@ def load_memory(averagers: Iterable[BucketAverager], state: Named) -> None:
     """Takes up what was remembered, by tensor name, however buckets were cut when it was saved.
 
     Raises:
-        AttachError: names the tensors whose memory is missing, unknown or of another shape; nothing is taken up.
+        UnfittingMemoryError: names the tensors whose memory is missing, unknown or of another shape. Nothing is
+            taken up then.
     """
     present = {name: kinds for a in averagers for name, kinds in a.memory().items()}
     if wrong := [
         name for name in sorted({*present, *state}) if _shapes(present, name) != _shapes(state, name)
     ]:
-        raise AttachError(
+        raise UnfittingMemoryError(
             f"the checkpoint's memory does not fit this model and plan: that of {', '.join(wrong[:5])} differs; "
             "load it under the plan and the model it was saved with."
         )
