@@ -138,7 +138,7 @@ RESULTS = {
         "a thousand runs broken at random moments, and how they ended",
     ),
     "seven-methods": Result(
-        "tightwire study seven-methods --ratios 0.5,1,2,4 --steps 3 --compute 0.3",
+        "tightwire study seven-methods",
         ("seven_methods.json", "seven_methods.md", "seven_methods.html"),
         ("schedule", "architecture", "runtime", "transport", "bench/step.py"),
         "seven lossless methods beside the published survey",

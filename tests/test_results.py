@@ -14,6 +14,8 @@ from types import ModuleType
 
 import pytest
 
+from tightwire.cli import made
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -178,3 +180,21 @@ def test_numbers_of_the_planner_s_page_are_those_of_its_validation() -> None:
 
 def percent(cell: str) -> float:
     return float(cell.removesuffix("%"))
+
+
+def test_a_commit_is_marked_where_its_code_differs_and_not_where_results_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, results = tmp_path / "tightwire" / "cli" / "made.py", tmp_path / "results" / "map.md"
+    for file in (code, results, tmp_path / "pyproject.toml"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("")
+    monkeypatch.setattr(made, "__file__", str(code))
+    assert made.commit().startswith("tightwire ")
+    who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    for asked in (("init", "-q"), ("add", "-A"), (*who, "commit", "-qm", "first")):
+        subprocess.run(["git", "-C", str(tmp_path), *asked], check=True)
+    results.write_text("made anew")
+    assert re.fullmatch("commit [0-9a-f]{8}", made.commit())
+    code.write_text("1")
+    assert re.fullmatch(r"commit [0-9a-f]{8}\+", made.commit())

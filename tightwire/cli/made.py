@@ -49,18 +49,23 @@ def machine() -> str:
 
 
 def commit() -> str:
-    """Returns the commit of the checkout that runs, with + where files differ; the version where there is none."""
-    here = pathlib.Path(__file__).parent
-    try:
-        git = ["git", "-C", str(here), "describe", "--always", "--abbrev=8", "--exclude=*", "--dirty=+"]
-        told = subprocess.run(git, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        told = None
-    if told is None or told.returncode or not _is_ours(here):
+    """Returns the commit of the checkout that runs, with + where its code differs; the version where there is none."""
+    here = pathlib.Path(__file__).parents[1]
+    described = _git(here, "describe", "--always", "--abbrev=8", "--exclude=*")
+    if described is None or not _is_ours(here):
         return f"tightwire {metadata.version('tightwire')}"
-    return f"commit {told.stdout.strip()}"
+    return f"commit {described}{'+' if _git(here, 'status', '--porcelain', '--', '.') else ''}"
+
+
+def _git(at: pathlib.Path, *asked: str) -> str | None:
+    """Returns what git says in a folder; None where there is no git, or no checkout."""
+    try:
+        told = subprocess.run(["git", "-C", str(at), *asked], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return None if told.returncode else told.stdout.strip()
 
 
 def _is_ours(here: pathlib.Path) -> bool:
     """Whether the checkout is of this package, and not of the project whose environment it is installed in."""
-    return (here.parents[1] / "pyproject.toml").exists()
+    return (here.parent / "pyproject.toml").exists()
