@@ -91,7 +91,7 @@ def _import(sources: list[str] | None) -> list[str] | None:
 
 def _tell_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"tightwire {own_version()}")
+        say(f"tightwire {own_version()}")
         raise typer.Exit
 
 
