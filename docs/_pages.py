@@ -38,10 +38,11 @@ ABOUT: dict[Axis, str] = {
     "`bsp/allreduce/none/mgwfbp`. No schedule changes what is learned.",
 }
 MEASURED = (
-    "Tables of what was measured hold a method to exact means, each with the rate that suits it: by how much its "
-    "loss on held-out text, or its accuracy on images and digits, is worse; how many times as many steps it needs to "
-    "their loss on text; and what share of their bytes, and of their time on such lines, as many steps take there. "
-    "Times are predicted. [All methods in one table](../results/table.md) has the numbers.\n{: #measured }"
+    "Where a method was studied, a table compares it with exact means, each with the rate that suits it: by how much "
+    "its loss on held-out text, or its accuracy on images and digits, is worse; how many times as many steps it needs "
+    "to their loss on text; and for as many steps, what share of their bytes it sends, and of their time it takes on "
+    "lines of these rates. Times are predicted. [All methods in one table](../results/table.md) has more.\n"
+    "{: #measured }"
 )
 SECTIONS = re.compile(r"^(Args|Attributes|Class attributes|Raises|Returns|Contract)\b.*:")
 
