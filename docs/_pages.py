@@ -164,7 +164,7 @@ def _member(member: type[Member], row: dict[str, Any]) -> Iterator[str]:
     yield f"- **Rate**: {_linked(_rate(row['rate']))}"
     if member.promise:
         yield f"- **Its paper claims**: {member.promise}"
-        yield f"- **Studies here**: {_linked(_seen(row))}"
+        yield f"- **Studies here**: {_linked(row['seen'])}"
     yield from _partners(row)
     yield from _measured(row["axis"], member.name)
 
@@ -174,12 +174,6 @@ def _rate(rate: dict[str, str] | str) -> str:
     if isinstance(rate, str):
         return rate
     return f"{rate['bound']}; assumes: {rate['assumes']}; speed-up in workers: {rate['speed_up']} ({rate['paper']})"
-
-
-def _seen(row: dict[str, Any]) -> str:
-    """Returns what studies saw of a method; of a schedule that the seven methods lack, where to measure it."""
-    is_elsewhere = "seven_methods" in row["seen"] and not list(_timed(row["name"]))
-    return "`tightwire bench step` tells on a given machine." if is_elsewhere else str(row["seen"])
 
 
 def _linked(text: str) -> str:

@@ -9,12 +9,16 @@ import re
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from tightwire.catalogue import FAMILIES, catalogue
 from tightwire.cli import made
+from tightwire.plan import Plan
+from tightwire.study.study import STOCK
 
 ROOT = Path(__file__).parents[1]
 
@@ -157,6 +161,35 @@ def test_numbers_of_the_readme_are_those_of_the_results() -> None:
         if ": faster than ring, the best built-in" in line
     ]
     assert f"{' and '.join(uneven)} × as fast as a ring" in readme
+
+
+def plans_in(value: object) -> Iterator[str]:
+    """Yields every plan of a file of results."""
+    if isinstance(value, dict):
+        yield from (text for key, text in value.items() if key == "plan")
+        value = list(value.values())
+    for one in value if isinstance(value, list) else ():
+        yield from plans_in(one)
+
+
+def test_results_that_a_method_names_have_a_row_of_it() -> None:
+    naming = [
+        (member.name, page)
+        for axis in FAMILIES
+        for member in catalogue(axis).values()
+        for page in re.findall(r"results/(\w+)\.md", member.seen)
+    ]
+    studied = {
+        page: {
+            part.name
+            for text in set(plans_in(json.loads((ROOT / "results" / f"{page}.json").read_text("utf-8"))))
+            if text not in STOCK
+            for part in Plan.parse(text).members()
+        }
+        for page in {page for _, page in naming}
+    }
+    assert studied
+    assert not [f"{name} in {page}" for name, page in naming if name not in studied[page]]
 
 
 def test_the_tour_of_the_readme_is_the_one_that_is_drawn() -> None:

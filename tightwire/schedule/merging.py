@@ -67,7 +67,7 @@ class AscWfbp(Schedule):
         "INFOCOM 2021"
     )
     promise: ClassVar[str] = "Several transfers at a time fill the line better than one (Shi et al. 2021)."
-    seen: ClassVar[str] = "results/seven_methods.md tells."
+    seen: ClassVar[str] = "`tightwire bench step` tells on a given machine."
     measures: ClassVar[bool] = True
 
     transfers: int = 2
