@@ -18,6 +18,7 @@ from tightwire.buckets import plan_layout
 from tightwire.compression import Codec, Combine, compile_kernels
 from tightwire.compression.checks import check
 from tightwire.compression.laws import LAWS, laws_of
+from tightwire.compression.trips import normal, unexplained
 from tightwire.errors import CodecError, PlanError, TensorError
 from tightwire.transport import Single
 
@@ -203,6 +204,16 @@ def test_a_codec_that_computes_in_float32_says_that_it_takes_no_float64() -> Non
     assert tw.check_codec(Narrow())
     with pytest.raises(TensorError, match=r"cannot take torch\.float64: it takes float32, bfloat16, float16"):
         Narrow().encode(torch.zeros(3, dtype=torch.float64), torch.zeros(7, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_what_is_left_of_the_largest_elements_is_explained(dtype: torch.dtype) -> None:
+    """Though what was decoded and what is left, which is rounded, may add up to more than the largest element."""
+    largest = torch.finfo(dtype).max
+    decoded = normal(1000, dtype).abs().clamp(max=4) * (largest / 4)
+    for x in (torch.full_like(decoded, largest), torch.full_like(decoded, -largest)):
+        assert unexplained(x, decoded * x.sign(), x - decoded * x.sign()) <= 1
+        assert unexplained(x, decoded * x.sign(), (x - decoded * x.sign()) * 0.9) > 1
 
 
 def test_a_text_is_read() -> None:

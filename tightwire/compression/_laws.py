@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from tightwire.compression.codec import Codec
-from tightwire.compression.trips import Trip, difficult, normal, round_trip, unexplained
+from tightwire.compression.trips import Trip, difficult, normal, rest, round_trip, unexplained
 from tightwire.errors import TensorError
 
 if TYPE_CHECKING:
@@ -93,8 +93,7 @@ def _explained(codec: Codec, x: Tensor, trip: Trip, what: str) -> float:
     if not unexplained(x, trip.decoded, trip.leftover) <= 1:
         if not bool(trip.decoded.isfinite().all() & trip.leftover.isfinite().all()):
             raise BrokenError(f"of {what}, what is decoded or what is left over is not finite")
-        off = (trip.decoded.double() + trip.leftover.double() - x.double()).abs()
-        place = int(off.argmax())
+        place = int(rest(x, trip.decoded, trip.leftover).abs().argmax())
         raise BrokenError(
             f"of {what}, element {place} was {float(x[place]):.6g}; decoded {float(trip.decoded[place]):.6g}, "
             + (

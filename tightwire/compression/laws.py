@@ -141,7 +141,8 @@ def _found(law: Law, subject: find.Subject) -> LawFound:
     except (find.BrokenError, TensorError) as broken:
         return LawFound(law=says, broken=f"{str(broken).rstrip('.')}. {what_to_do}")
     except Exception as error:  # whatever a codec of one's own raises
-        return LawFound(law=says, broken=f"the codec raised {type(error).__name__}: {error}. {what_to_do}")
+        said = f"{type(error).__name__}: {error}".rstrip(". ")
+        return LawFound(law=says, broken=f"the codec raised {said}. {what_to_do}")
     return LawFound(law=says, num_bytes=seen.num_bytes, error=seen.error)
 
 

@@ -62,6 +62,14 @@ def difficult(dtype: torch.dtype) -> dict[str, Tensor]:
     }
 
 
+def rest(x: Tensor, decoded: Tensor, leftover: Tensor) -> Tensor:
+    """Returns what of x is neither decoded nor left over, in float64.
+
+    The sum of the two, which rounds, may pass the largest float64 where x is next to it; what x lacks of it does not.
+    """
+    return x.double() - decoded.double() - leftover.double()
+
+
 def unexplained(x: Tensor, decoded: Tensor, leftover: Tensor) -> float:
     """Returns how far x is from decoded + leftover, at most 1 where a rounding of the larger of the two explains it."""
     import torch
@@ -70,7 +78,7 @@ def unexplained(x: Tensor, decoded: Tensor, leftover: Tensor) -> float:
         return 0.0
     if not (bool(decoded.isfinite().all()) and bool(leftover.isfinite().all())):
         return math.inf
-    error = (decoded.double() + leftover.double() - x.double()).abs()
+    error = rest(x, decoded, leftover).abs()
     size = torch.maximum(decoded.double().abs(), leftover.double().abs())
     limits = torch.finfo(x.dtype)
     return float((error / (limits.eps * size + limits.smallest_normal * limits.eps)).max())
