@@ -62,7 +62,7 @@ def import_source(source: str) -> ModuleType:
         raise
     except Exception as error:
         raise PlanError(
-            f"{source} cannot be imported: {type(error).__name__}: {error}. "
+            f"{source} cannot be imported: {type(error).__name__}: {str(error).rstrip('. ')}. "
             "Name a file that ends in .py, or a module, that Python imports without error."
         ) from error
 

@@ -350,6 +350,12 @@ def wider() -> nn.Module:
     return model
 
 
+def narrower() -> nn.Module:
+    model = Net()
+    model.last = nn.Linear(7, 3, bias=False)
+    return model
+
+
 def half() -> nn.Module:
     return Net().bfloat16()
 
@@ -367,6 +373,13 @@ def deeper() -> nn.Module:
         ({"plan": "bsp/gossip"}, ["plan: ranks 0, 1 and 3 have bsp; rank 2 has bsp/gossip"]),
         ({"plan": "bsp/ps:servers=1"}, ["plan: ranks 0, 1 and 3 have bsp; rank 2 has bsp/ps:servers=1"]),
         ({"make": wider}, ["parameter last.weight: ", "rank 2 has [4, 7] torch.float32", "ranks 0, 1 and 3"]),
+        (
+            {"make": narrower},
+            [
+                "optimizer, parameters: ranks 0, 1 and 3 have 64 elements; rank 2 has 61 elements.",
+                "(1 more difference)",
+            ],
+        ),
         ({"make": half}, ["rank 2 has [7, 5] torch.bfloat16", "more differences"]),
         ({"make": deeper}, ["parameter more.bias: ranks 0, 1 and 3 have nothing; rank 2 has [1]"]),
         ({"make": frozen}, ["frozen"]),

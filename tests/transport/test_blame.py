@@ -27,6 +27,7 @@ from tightwire.transport.blame import (
         ([1], {"waits": {1: [2]}, "silent": [2]}, Verdict((2,), "silent")),
         ([1], {"waits": {1: [2]}, "silent": [3]}, None),  # nobody waits for it
         ([1], {"waits": {1: [2]}, "left": {2: "OSError: disk"}}, Verdict((2,), "failed", "OSError: disk")),
+        ([1], {"left": {1: "FileError: no such file."}}, Verdict((1,), "failed", "FileError: no such file")),
         ([1, 2], {"left": {2: ""}, "dead": [1]}, Verdict((1,), "dead")),  # one left because another died
         ([1, 2, 3], {"left": {2: "OSError: x"}, "dead": [1], "silent": [3]}, Verdict((2,), "failed", "OSError: x")),
         ([1], {"left": {1: ""}, "dead": [1]}, Verdict((1,), "left")),

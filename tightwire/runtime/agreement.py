@@ -52,8 +52,8 @@ def differences(facts_by_rank: Mapping[int, Mapping[str, str]], most: int = 3) -
     keys = dict.fromkeys(key for facts in facts_by_rank.values() for key in facts)
     different = [key for key in keys if len({facts.get(key) for facts in facts_by_rank.values()}) > 1]
     lines = [f"{key}: " + "; ".join(_who_has_what(facts_by_rank, key)) for key in different[:most]]
-    more = f" ({len(different) - most} more differences)" if len(different) > most else ""
-    return ". ".join(lines) + "." + more
+    more = len(different) - most
+    return ". ".join(lines) + "." + (f" ({more} more difference{'s' * (more > 1)})" if more > 0 else "")
 
 
 def _who_has_what(facts_by_rank: Mapping[int, Mapping[str, str]], key: str) -> Iterable[str]:

@@ -83,7 +83,8 @@ def options(group: Group) -> Iterator[tuple[str, str]]:
     """Yields the options of a group whose values can be compared between processes, in words."""
     for key, value in group.items():
         if key == "params":
-            yield "parameters", str(sum(p.numel() for p in value if not is_lazy(p)))
+            numel = sum(p.numel() for p in value if not is_lazy(p))
+            yield "parameters", f"{numel} element{'s' * (numel != 1)}"
         elif isinstance(value, Tensor) and value.numel() == 1:
             yield key, repr(value.item())
         elif isinstance(value, bool | int | float | str | tuple | list | None):

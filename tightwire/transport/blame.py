@@ -85,7 +85,7 @@ def judge_gone(peers: Iterable[int], observed: RankObserved) -> Verdict | None:
     reached = reach(peers, observed.waits)
     failed = {rank for rank in reached if observed.left.get(rank)}
     if failed:
-        notes = dict.fromkeys(observed.left[rank] for rank in sorted(failed))
+        notes = dict.fromkeys(observed.left[rank].rstrip(". ") for rank in sorted(failed))
         return Verdict(tuple(sorted(failed)), "failed", "; ".join(notes))
     gone: tuple[tuple[Reason, Collection[int]], ...] = (
         ("dead", set(observed.dead) - observed.left.keys()),  # its port is closed because it left

@@ -61,7 +61,7 @@ def watched(transport: Transport, call: Callable[[], Result], wait: Wait, *, hin
     require_alive(transport, wait)
     raise TransportError(
         f"this worker waited {wait.what}, and that failed though {name_ranks(sorted(wait.peers))} "
-        f"{'is' if len(wait.peers) == 1 else 'are'} alive: {failed[0]}. {hint}"
+        f"{'is' if len(wait.peers) == 1 else 'are'} alive: {str(failed[0]).rstrip('. ')}. {hint}"
     ) from failed[0]
 
 
