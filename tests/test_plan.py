@@ -119,6 +119,20 @@ def test_prints_the_shortest_text(text: str, printed: str) -> None:
     ("text", "said"),
     [
         ("bps", "Did you mean bsp?"),
+        (
+            "ring",
+            "'ring' is no known sync; it is an architecture, the second part of sync/architecture/compression/",
+        ),
+        ("ring", "/schedule: allreduce:ring or gossip:ring."),
+        ("bsp/halving-doubling", "architecture; did you mean allreduce:halving-doubling?"),
+        ("bsp/torus", "did you mean allreduce:torus or gossip:torus?"),
+        ("topk", "it is a compression, the third part of sync/architecture/compression/schedule: topk:0.01."),
+        ("bsp/topk:0.25", "compression/schedule: topk:0.25."),
+        ("bsp/allreduce/mgwfbp", "it is a schedule, the last part"),
+        (
+            "bsp/allreduce/none/local:4",
+            "it is a sync, the first part of sync/architecture/compression/schedule: local:4.",
+        ),
         ("bsp/ringreduce", "is no known architecture; known: allreduce"),
         ("bsp/allreduce/fp3", "'fp3' is no known compression; `tightwire methods` lists all"),
         ("bsp/allreduce/fp3", "Did you mean fp8"),
@@ -220,6 +234,14 @@ def test_a_plan_file_is_read_back(tmp_path: pathlib.Path) -> None:
     full_file().write(path)
     assert PlanFile.read(path) == full_file()
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_plan_file_that_is_not_there_says_what_to_do(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "mine.yaml"
+    with pytest.raises(
+        FileError, match=r"no such file in .* `tightwire plan … --out .*mine\.yaml`, mend the path, or"
+    ):
+        PlanFile.read(path)
 
 
 def test_a_plan_file_may_be_written_by_hand(tmp_path: pathlib.Path) -> None:

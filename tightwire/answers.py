@@ -69,6 +69,8 @@ class Member:
     seen: ClassVar[str] = ""
     # A text that shows the member in use, where its bare name cannot stand alone.
     example: ClassVar[str] = ""
+    # What its first argument may be that is known by that name alone, as ring is of allreduce:ring.
+    variants: ClassVar[tuple[str, ...]] = ()
     # The field that `other=value` is the value `other:value` of, as in `choco:topk=0.01`.
     shorthand: ClassVar[str] = ""
 

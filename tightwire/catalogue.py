@@ -98,7 +98,7 @@ def parse_member(axis: Axis, text: str) -> Member:
     name, _, arguments = text.strip().partition(":")
     known = catalogue(axis)
     if name not in known:
-        raise PlanError(f"{name!r} is no known {axis}; {near(name, known)}")
+        raise PlanError(f"{name!r} is no known {axis}; {_elsewhere(axis, name, text) or near(name, known)}")
     member = known[name]
     values = _read_arguments(member, arguments, text)
     try:
@@ -111,10 +111,33 @@ def parse_member(axis: Axis, text: str) -> Member:
         ) from None
 
 
+def _elsewhere(axis: Axis, name: str, text: str) -> str:
+    """Returns where a name is known that is none of an axis: as a member of another, or as a variant of a member."""
+    for place, other in enumerate(FAMILIES):
+        found = [
+            f"{member.name}:{name}"
+            if name != member.name
+            else text
+            if text != name
+            else member.example or name
+            for member in catalogue(other).values()
+            if name in (member.name, *member.variants)
+        ]
+        if found and other == axis:
+            return f"did you mean {' or '.join(found)}?"
+        if found:
+            return (
+                f"it is {_article(other)}, {('the first', 'the second', 'the third', 'the last')[place]} part of "
+                f"{'/'.join(FAMILIES)}: {' or '.join(found)}."
+            )
+    return ""
+
+
 def near(name: str, known: Iterable[str]) -> str:
     """Returns what may have been meant: all that is known where that is little, otherwise the nearest names."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=3)
+    close = [other for other in names if other.endswith(f":{name}")]  # such as allreduce:ring
+    close = close or difflib.get_close_matches(name, names, n=3)
     meant = f" Did you mean {' or '.join(close)}?" if close else ""
     if len(names) <= _FEW:
         return f"known: {', '.join(names)}.{meant}"

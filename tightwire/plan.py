@@ -22,7 +22,7 @@ from tightwire.answers import DEFAULTS, CompressionAnswer, Member, Refusal, Send
 from tightwire.architecture import Architecture
 from tightwire.catalogue import parse_compression, parse_member
 from tightwire.compression.stage import sender_of
-from tightwire.errors import PlanError
+from tightwire.errors import FileError, PlanError
 from tightwire.schedule import Schedule
 from tightwire.sync import Sync
 
@@ -214,6 +214,11 @@ class PlanFile:
             FileError: unreadable, or a field that is wrong, named.
             PlanError: a plan or a route that cannot work.
         """
+        if not pathlib.Path(path).exists():
+            raise FileError(
+                f"plan file {path} cannot be read: no such file in {pathlib.Path(path).absolute().parent}. Make it by "
+                f"`tightwire plan … --out {path}`, mend the path, or give a plan's text, such as bsp."
+            )
         plan_file = files.read(path, cls)
         try:
             plan_file.phases()

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.command_line import tightwire
+from tests.command_line import refused, tightwire
 from tightwire.catalogue import FAMILIES
 from tightwire.cli import COMMANDS, application
 from tightwire.cli.app import first_sentence
@@ -106,3 +106,7 @@ def test_bad_input_ends_with_a_sentence(arguments: tuple[str, ...], said: str) -
     assert done.code == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_name_that_stands_behind_another_is_found() -> None:
+    assert "Did you mean allreduce:ring or gossip:ring?" in refused("methods", "ring")

@@ -72,6 +72,7 @@ class AllReduce(Architecture):
     paper: ClassVar[str] = "Thakur, Rabenseifner and Gropp 2005; Patarasuk and Yuan 2009"
     promise: ClassVar[str] = "Exact, by 2(n − 1)/n of the gradients' size a worker (Patarasuk and Yuan 2009)."
     seen: ClassVar[str] = "Seen: bytes are counted."
+    variants: ClassVar[tuple[str, ...]] = (*PROGRAMS, SWITCHED)
 
     by: str = "auto"
     shape: str = ""

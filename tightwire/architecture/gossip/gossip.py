@@ -48,6 +48,7 @@ class Gossip(Architecture):
         "Linear speed-up once steps outnumber what the graph's gap asks for (Lian et al. 2017)."
     )
     seen: ClassVar[str] = "Seen: denser graphs need fewer steps than a ring, all nearly as few as all-reduce."
+    variants: ClassVar[tuple[str, ...]] = (*GRAPHS, *METHODS)
 
     graph: str = "ring"
     method: str = "d-psgd"
