@@ -24,6 +24,11 @@ def test_every_study_is_a_command_with_options_of_its_kind() -> None:
             "there is no study 'nothing'; there are compression, architecture, sync, ",
         ),
         (["architecture", "--time-to-loss"], "has no race"),
+        # What it has can be copied; of two that it has, one name holds a comma.
+        (
+            ["architecture", "--scenes", "plain,unlike, no momentum,mars"],
+            "no scene 'mars'; it has 'plain', 'unlike', 'unlike, no momentum',",
+        ),
         (["seven-methods", "--ratios", "1,fast"], "write numbers separated by commas"),
         (["seven-methods", "--rate", "none"], "with a rate"),
         # Of one name, the page would take the place of the results.

@@ -13,9 +13,9 @@ from tightwire.study.claims import Findings, at_equal_time
 from tightwire.study.conduct import wanted
 from tightwire.study.results import Results, Trial, Wanted
 from tightwire.study.settings import DENSE, settings_for
-from tightwire.study.studies import find
+from tightwire.study.studies import STUDIES, find
 from tightwire.study.studies.sync import ahead_at_equal_time, faster, hidden
-from tightwire.study.study import ANY, Scene, Study, full_text
+from tightwire.study.study import ANY, Scene, Study, full_text, split_names
 from tightwire.study.task import Place
 from tightwire.study.tasks import Digits
 from tightwire.study.trial import EmulatedCompute, train
@@ -68,10 +68,21 @@ def test_scenes_may_be_shorter_and_compare_less() -> None:
     assert {w.steps for w in asked if w.scene == "part"} == {5}
     alone = study.narrowed(scenes=("part",), plans=("local:4",), steps=7)
     assert [(w.plan, w.steps) for w in wanted(alone, [0])] == [(study.dense, 7), ("local:4", 7)]
-    with pytest.raises(LabError, match="has no scene mars"):
+    with pytest.raises(LabError, match="has no scene 'mars'; it has 'whole', 'part'"):
         study.narrowed(scenes=("mars",))
     with pytest.raises(LabError, match="cannot be like this"):
         Scene(length=0.0)
+
+
+@pytest.mark.parametrize(
+    "study", [s for one in STUDIES.values() for s in (one, one.race) if s], ids=lambda s: s.name
+)
+def test_every_scene_can_be_named_beside_the_others(study: Study) -> None:
+    """Names of scenes may hold the commas that separate them."""
+    names = tuple(scene.name for scene in study.scenes)
+    for order in (names, names[::-1]):
+        assert split_names(",".join(order), names) == split_names(", ".join(order), names) == order
+    assert split_names("mars,digits", ["digits"]) == ("mars", "digits")
 
 
 def test_what_is_reached_in_equal_time() -> None:

@@ -18,7 +18,7 @@ from tightwire.study import rates, report
 from tightwire.study.conduct import conduct, wanted
 from tightwire.study.results import Results, Trial, Wanted
 from tightwire.study.studies import STUDIES, find
-from tightwire.study.study import Study
+from tightwire.study.study import Study, split_names
 
 
 class Studies(CommandGroup):
@@ -83,9 +83,10 @@ def study(
 
         tightwire study compression --time-to-loss --rate 100mbit
     """
-    chosen = _chosen(cast(str, ctx.info_name), time_to_loss).narrowed(
-        tasks=tuple(filter(None, tasks.split(","))),
-        scenes=tuple(filter(None, scenes.split(","))),
+    whole = _chosen(cast(str, ctx.info_name), time_to_loss)
+    chosen = whole.narrowed(
+        tasks=split_names(tasks, [task.name for task in whole.tasks]),
+        scenes=split_names(scenes, [scene.name for scene in whole.scenes]),
         plans=tuple(plans.split()),
         steps=steps,
         rate_bytes_per_s=None if rate is None else shaped_rate(rate),

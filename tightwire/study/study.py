@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tightwire.catalogue import catalogue
@@ -175,7 +175,8 @@ class Study:
         present = {scene.name: scene for scene in self.scenes}
         if unknown := [name for name in scenes if name not in present]:
             raise LabError(
-                f"study {self.name} has no scene {', '.join(unknown)}; it has {', '.join(present)}."
+                f"study {self.name} has no scene {', '.join(map(repr, unknown))}; it has "
+                f"{', '.join(map(repr, present))}."
             )
         kept = tuple(present[name] for name in scenes) or self.scenes
         if rate_bytes_per_s is not None:
@@ -190,6 +191,21 @@ class Study:
             scenes=kept,
             plans=tuple(dict.fromkeys([self.dense, *map(full_text, plans)])) if plans else self.plans,
         )
+
+
+def split_names(text: str, known: Collection[str]) -> tuple[str, ...]:
+    """Returns names that are separated by commas, where those that are known may hold commas too.
+
+    >>> split_names("plain,unlike, no momentum", ["plain", "unlike", "unlike, no momentum"])
+    ('plain', 'unlike, no momentum')
+    """
+    parts, names = text.split(",") if text else [], list[str]()
+    while parts:
+        ends = range(len(parts), 0, -1)
+        end = next((end for end in ends if ",".join(parts[:end]).strip() in known), 1)
+        names.append(",".join(parts[:end]).strip())
+        del parts[:end]
+    return tuple(filter(None, names))
 
 
 def dense_scenes(
