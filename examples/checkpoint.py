@@ -14,10 +14,12 @@ import tightwire as tw
 
 def main(path: pathlib.Path) -> None:
     transport = tw.init()
+    if len(seen := set(transport.exchange(str(path.exists()).encode()))) > 1:  # by each rank
+        sys.exit(f"{path} is there for some ranks only: copy it to every machine, and start again.")
     model = nn.Linear(8, 1)
     optimizer = torch.optim.AdamW(model.parameters())
     with tw.attach(model, optimizer, plan="bsp/allreduce/topk:0.25+ef") as run:
-        if path.exists():
+        if seen == {b"True"}:
             saved = torch.load(path, weights_only=True)
             model.load_state_dict(saved["model"])
             optimizer.load_state_dict(saved["optimizer"])
@@ -27,8 +29,8 @@ def main(path: pathlib.Path) -> None:
             model(torch.randn(4, 8)).square().mean().backward()
             optimizer.step()
         everybody = run.state_dict(gather=True)  # on every rank; empty on all but rank 0
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "run": everybody}
         if everybody:
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "run": everybody}
             torch.save(state, path)
             print(f"{transport.size} workers saved after step {run.step}")
     tw.shutdown()

@@ -304,6 +304,15 @@ def test_a_checkpoint_is_resumed_by_another_number_of_workers(tmp_path: Path) ->
         assert f"{workers} workers saved after step {steps}" in said
 
 
+def test_a_checkpoint_that_some_ranks_lack_is_refused_by_all_at_once(tmp_path: Path) -> None:
+    (tmp_path / "run-0.pt").touch()
+    arguments = f"[{str(ROOT / 'examples' / 'checkpoint.py')!r}, f'{tmp_path}/run-{{rank}}.pt']"
+    script = RUN.replace("ARGUMENTS", arguments)
+    for end in run_processes(2, script, join=False, timeout_s=150, check=False, preload=("torch",)):
+        assert end.code == 1
+        assert "is there for some ranks only: copy it to every machine" in end.err
+
+
 def test_an_example_goes_on_without_a_worker() -> None:
     """By the command that the pages name, for it needs a lighthouse."""
     pytest.importorskip("torchdata")
