@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 
 # Words of a table's head stay whole; what is wider than a narrow screen scrolls, also from the keyboard.
 STYLE = (
@@ -13,6 +14,21 @@ SCRIPT = (
     'document.querySelectorAll("main div").forEach('
     '(box)=>{if(getComputedStyle(box).overflowX==="auto")box.tabIndex=0})'
 )
+
+
+# A word as long as this may not fit on a narrow screen.
+LONG_WORD = 20
+
+
+def text(plain: str) -> str:
+    """Returns plain text as HTML, in which plans, long words without spaces, may be broken at their joints.
+
+    >>> text("local:8/allreduce/topk:0.01+ef < bsp")
+    'local:8/<wbr>allreduce/<wbr>topk:0.01+ef &lt; bsp'
+    """
+    joints = re.compile(r"(?<=[/,+])(?=[^\s\d])(?!ef\b)")
+    words = (joints.sub("<wbr>", w) if len(w) >= LONG_WORD else w for w in html.escape(plain).split(" "))
+    return " ".join(words)
 
 
 def whole(title: str, body: str, style: str = "") -> str:

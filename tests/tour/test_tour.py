@@ -87,6 +87,30 @@ def test_its_pictures_can_be_read(
         check_picture(figure, is_titled=False)  # the page has a heading above each
 
 
+def test_its_timeline_has_room_for_bars_and_its_plans_break_at_their_joints(
+    result: TourResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also on a telephone: what stands left of the bars is short, and plans have lines of their own above them."""
+    long = "bsp/allreduce/entropy/bytescheduler:4MiB,credit_bytes=16MiB,fuse_bytes=1MiB"
+    result.plans.append(row(long, "lossless", 20, result.plans[1].trace))
+    _, timeline = drawn(monkeypatch, lambda: tour_report.write(result, tmp_path / "report.html"))
+    layout = timeline["layout"]
+    assert set(layout["yaxis"]["ticktext"]) == {"computing", "sending"}
+    named = [note["text"].replace("<br>", "") for note in layout["annotations"]]
+    assert named == [long, "local:8", "stock DDP"]
+    ends = [note["y"] for note in layout["annotations"]]
+    rows = {bar["y"][0] for bar in timeline["data"]}
+    assert rows.isdisjoint(ends)
+    assert rows | set(ends) == set(range(ends[-1] + 1))
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    table = page[page.index("<table>") : page.index("</table>")]
+    assert (
+        "<td>bsp/<wbr>allreduce/<wbr>entropy/<wbr>bytescheduler:4MiB,<wbr>credit_bytes=16MiB,<wbr>fuse"
+        in table
+    )
+    assert "overflow-wrap: anywhere" not in page
+
+
 def test_the_curves_are_a_picture_with_titles_and_what_was_reached_when(result: TourResult) -> None:
     picture = curves.picture(result, "tightwire tour")
     texts = list(xml.etree.ElementTree.fromstring(picture).itertext())

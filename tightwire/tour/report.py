@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import itertools
 import json
 import math
@@ -22,7 +21,7 @@ COLOURS = {"ddp": "#8a8f98", "lossless": "#1f6feb", "lossy": "#d1652b"}
 TRACK_COLOURS = {"compute": "#1f6feb", "waiting": "#e3e6ea", "communication": "#d1652b", "codec": "#7a4fbf"}
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1c2128; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
-  overflow-wrap: anywhere }
+  overflow-wrap: break-word }
 .wide { overflow-x: auto }
 h1 { font-size: 1.7rem; margin-bottom: .2rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .92rem }
@@ -31,7 +30,7 @@ th:first-child, td:first-child { text-align: left; min-width: 9rem }
 td + td { white-space: nowrap } th { font-weight: 600; border-bottom: 2px solid #1c2128 }
 code { font: .9em ui-monospace, monospace } .verdict { font-size: 1.15rem } .quiet { color: #59636e }
 """
-LEGEND_LINE = 20  # pixels
+LEGEND_LINE, ROW = 20, 36  # pixels
 COLUMNS = ("plan", "steps", "step", "predicted", "exposed", "sent per step", "held-out loss", "to DDP's loss")
 
 
@@ -96,8 +95,8 @@ def _page(result: TourResult, made: str) -> str:
         f"{options.seconds:g} s of training per plan."
     )
     sections = [
-        f"<h1>Tightwire tour</h1><p class=quiet>{html.escape(about)}</p>",
-        f"<p class=verdict>{html.escape(verdict(result))}</p>",
+        f"<h1>Tightwire tour</h1><p class=quiet>{pages.text(about)}</p>",
+        f"<p class=verdict>{pages.text(verdict(result))}</p>",
         _table(result),
         "<h2>From the link to the plan</h2>" + _walk(result),
         "<h2>Loss against time</h2>" + _figure(_curves(result.plans), with_library=True),
@@ -111,14 +110,14 @@ def _page(result: TourResult, made: str) -> str:
 def _table(result: TourResult) -> str:
     head = "".join(f"<th>{name}</th>" for name in COLUMNS)
     rows = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in cells(p, result)) + "</tr>"
+        "<tr>" + "".join(f"<td>{pages.text(c)}</td>" for c in cells(p, result)) + "</tr>"
         for p in result.plans
     )
     return f"<div class=wide><table><tr>{head}</tr>{rows}</table></div>"
 
 
 def _walk(result: TourResult) -> str:
-    return "<ol>" + "".join(f"<li>{html.escape(sentence)}</li>" for sentence in walk(result)) + "</ol>"
+    return "<ol>" + "".join(f"<li>{pages.text(sentence)}</li>" for sentence in walk(result)) + "</ol>"
 
 
 def _reasons(result: TourResult) -> str:
@@ -128,7 +127,7 @@ def _reasons(result: TourResult) -> str:
         allowed.setdefault(tuple(why), []).append(f"<code>{allow}</code>")
     return "".join(
         f"<p>With {' or '.join(names)} plans allowed:</p><ul>"
-        + "".join(f"<li>{html.escape(sentence)}</li>" for sentence in why)
+        + "".join(f"<li>{pages.text(sentence)}</li>" for sentence in why)
         + "</ul>"
         for why, names in allowed.items()
     )
@@ -147,7 +146,7 @@ def _method(result: TourResult, made: str) -> str:
         "Bytes are the payload that each worker sends per step, counted for our plans; for stock DDP those of the "
         "ring that its backend runs.",
     ]
-    return "<ul>" + "".join(f"<li>{html.escape(s)}</li>" for s in sentences) + "</ul>"
+    return "<ul>" + "".join(f"<li>{pages.text(s)}</li>" for s in sentences) + "</ul>"
 
 
 def _figure(figure: Any, *, with_library: bool = False) -> str:
@@ -194,10 +193,17 @@ def _timeline(result: TourResult) -> Any:
 
     figure = go.Figure()
     named: set[str] = set()
+    rows: list[str] = []
     for plan in reversed(result.plans):
-        for row, kind, start_s, end_s in _bars(plan, result.facts["compute_s"]):
+        bars = _bars(plan, result.facts["compute_s"])
+        places = {row: len(rows) + place for place, row in enumerate(dict.fromkeys(row for row, *_ in bars))}
+        rows += [
+            *places,
+            "",
+        ]  # the plan's name has a row of its own, so that bars have the width of a narrow screen
+        for row, kind, start_s, end_s in bars:
             figure.add_bar(
-                y=[f"{_folded(label(plan))} · {row}"],
+                y=[places[row]],
                 x=[(end_s - start_s) * 1e3],
                 base=[start_s * 1e3],
                 orientation="h",
@@ -207,16 +213,24 @@ def _timeline(result: TourResult) -> Any:
                 showlegend=kind not in named,
             )
             named.add(kind)
+        figure.add_annotation(
+            x=0, y=len(rows) - 1, text=_folded(label(plan)), xanchor="left", align="left", showarrow=False
+        )
     figure.update_layout(
-        **_layout(120 + 70 * len(result.plans)),
+        **_layout(120 + ROW * len(rows)),
         barmode="overlay",
         xaxis_title="milliseconds",
-        yaxis_title="plan",
+        yaxis={
+            "title": "plan",
+            "tickvals": [place for place, row in enumerate(rows) if row],
+            "ticktext": [row for row in rows if row],
+            "range": [-0.5, len(rows) - 0.5],
+        },
     )
     return figure
 
 
-def _folded(text: str, most: int = 36) -> str:
+def _folded(text: str, most: int = 44) -> str:
     """Returns a plan's text on lines of at most so many characters, broken where its parts meet."""
     lines = [""]
     for part in re.findall(r"[^/,]*[/,]?", text):
