@@ -62,6 +62,7 @@ def test_simulate_traces_what_a_step_waits_for(tmp_path: pathlib.Path) -> None:
         (["bsp", "--gradients", "20XB", "--compute", "1s", *NUMBERS[4:]], UnitError, "--gradients"),
         (["bsp", *NUMBERS, "--latency", "5 minutes"], UnitError, "--latency"),
         (["bsp", *NUMBERS[:6], "--bandwidth", "0"], FileError, "bandwidth"),
+        (["bsp", *NUMBERS[:4], "--workers", "0", *NUMBERS[6:]], FileError, "--workers: 0 is outside 1"),
         (["bps", *NUMBERS], PlanError, "bsp"),
         (["bsp", *NUMBERS[:4], "--cluster", "nowhere.yaml"], FileError, "nowhere.yaml"),
         (

@@ -67,6 +67,14 @@ def test_the_picture_holds_every_cell_of_its_workers() -> None:
         for compute_s in landscape.COMPUTE_S
     ]  # fmt: skip
     cells += [dataclasses.replace(cell, workers=n) for cell in cells for n in landscape.WORKERS if n != 16]
-    drawn = picture(cells, 16, "tightwire map")
+    drawn = picture(cells, 16, "tightwire study map")
     assert drawn.count("2.0×") == len(ALLOWANCES) * len(landscape.GIGABITS) * len(landscape.COMPUTE_S)
     assert xml.etree.ElementTree.fromstring(drawn).tag.endswith("svg")
+    # No line is cut at its end, also with a longer machine's name: letters of 12 px are about 6.5 px wide.
+    made_by = (
+        "`tightwire study map`, a machine of a dozen words, none of which is short, and all of which are told"
+    )
+    named = xml.etree.ElementTree.fromstring(picture(cells, 16, made_by))
+    width = float(named.attrib["viewBox"].split()[2])
+    texts = [text for text in named.iter() if text.tag.endswith("text") and "font-size" not in text.attrib]
+    assert max(len(text.text or "") for text in texts) * 6.5 < width

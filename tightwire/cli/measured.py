@@ -192,6 +192,7 @@ class Asked:
         if workers is None or self.bandwidth is None:
             missing = "--workers" if workers is None else "--bandwidth"
             raise FileError(f"the cluster is not given: {missing} is missing; {ASK_CLUSTER}.")
+        require_range("--workers", workers, 1, MAX_WORKERS)
         rate = of_option("--bandwidth", parse_rate, self.bandwidth)
         if rate <= 0:
             raise FileError(f"--bandwidth {self.bandwidth}: such a line never moves anything; write 10gbit.")

@@ -1,17 +1,17 @@
 """Where the choice would change: at which bandwidth, latency, batch, or number of workers.
 
-At every point that is looked at, all plans of a pool are predicted, and one is chosen as the ranking chooses: so the
-plan that is named at a turn is one that the planner would choose there. The pool holds the fastest plans of the ranking
-here and on a much slower wire, each way of keeping in step, architecture and compression once. Points are a factor of
-two apart, and what turns and turns back between two of them is not seen; a sentence says which points were checked.
+What is told was asked: at the point that a sentence names, and at the last before it, all plans were ranked as the
+planner does here. Where to ask is guessed from a pool of few plans, predicted at points a factor of two apart: the
+fastest of the ranking here and on a much slower wire, each way of keeping in step, architecture and compression once;
+who was chosen where the pool guessed wrong joins it. What turns and turns back between two points is not seen, and a
+turn that was not closed in upon after a few looks is told with "if not before".
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tightwire.cluster import Cluster
 from tightwire.errors import PlanError, ProgramError
@@ -20,7 +20,16 @@ from tightwire.planner.bounds import lower_bound_s
 from tightwire.planner.candidates import departures, stock_plan
 from tightwire.planner.naming import name_of
 from tightwire.planner.quality import Situation
-from tightwire.planner.ranking import LEAST_GAIN, By, Ranking, choose_by, kind_of, least_gain, more_steps
+from tightwire.planner.ranking import (
+    LEAST_GAIN,
+    By,
+    Ranking,
+    choose_by,
+    kind_of,
+    least_gain,
+    more_steps,
+    rank,
+)
 from tightwire.planner.scaling import smaller
 from tightwire.profile import Profile
 from tightwire.simulate import Prediction, predict
@@ -31,8 +40,11 @@ FARTHEST = 1000.0
 MAX_LATENCY_S = 1.0
 MOST_WORKERS = 1024
 # Bandwidth is what a choice is most asked about; the others are told to two digits.
-EXACT, ROUGH = 1.02, 1.05
-Choose = Callable[[Profile, Cluster], Plan]
+EXACT, ROUGH, TWICE = 1.02, 1.05, 2.0
+# How often all plans are ranked in one search, over bandwidth and over the others: in a tenth of a second where plans
+# are lossless, else in up to a half.
+LOOKS, FEWER_LOOKS = 3, 2
+Point = tuple[Profile, Cluster]
 # How many plans are predicted at every point, and how many of a ranking's are tried on a slow wire to find them.
 POOL, TRIED = 5, 24
 SLOW_WIRE = 1 / 30
@@ -42,13 +54,52 @@ def break_even(ranking: Ranking) -> tuple[str, ...]:
     """Returns at which bandwidth another plan would be chosen, and then of latency, batch and workers."""
     if ranking.cluster.workers == 1:
         return ()
-    pool = pool_of(ranking)
+    oracle = Oracle(ranking, list(pool_of(ranking)))
+    return tuple(sentence for look in (_bandwidth, _others) for sentence in look(ranking, oracle))
 
-    @functools.cache  # every search begins where the ranking is
-    def choose(profile: Profile, cluster: Cluster) -> Plan:
-        return chosen_among(pool, profile, cluster, ranking.by)
 
-    return tuple(sentence for look in (_bandwidth, _others) for sentence in look(ranking, choose))
+@dataclass
+class Oracle:
+    """Tells what would be chosen elsewhere: surely, by ranking all plans there, or by a guess among a few.
+
+    Attributes:
+        ranking: here.
+        pool: among which is guessed; who was chosen where the guess was wrong joins it.
+    """
+
+    ranking: Ranking
+    pool: list[Plan]
+    _asked: dict[Point, Plan] = field(default_factory=dict)
+    _guessed: dict[Point, Plan] = field(default_factory=dict)
+
+    def ask(self, profile: Profile, cluster: Cluster) -> Plan:
+        """Returns the plan that the planner chooses there."""
+        ranking = self.ranking
+        if (profile, cluster) == (ranking.profile, ranking.cluster):
+            return ranking.chosen.plan
+        if (point := (profile, cluster)) not in self._asked:
+            guess = self.guess(profile, cluster)
+            found = rank(profile, cluster, ranking.allow, ranking.by)
+            self._asked[point] = found.chosen.plan
+            if is_another(guess, found.chosen.plan):
+                # What is good enough is told by the best, which may be another.
+                best = (found.chosen.plan, found.rows[0].plan)
+                self.pool += [plan for plan in best if plan not in self.pool]
+                self._guessed.clear()
+        return self._asked[point]
+
+    def guess(self, profile: Profile, cluster: Cluster) -> Plan:
+        """Returns what the pool's plans say, in a fraction of the time."""
+        if (point := (profile, cluster)) not in self._guessed:
+            self._guessed[point] = chosen_among(self.pool, profile, cluster, self.ranking.by)
+        return self._guessed[point]
+
+
+def is_another(plan: Plan, other: Plan) -> bool:
+    """Whether two plans differ in more than settings and the order of transfers; in anything, from plain all-reduce."""
+    if 0 in (departures(plan), departures(other)):
+        return departures(plan) != departures(other)
+    return kind_of(plan) != kind_of(other)
 
 
 def pool_of(ranking: Ranking) -> tuple[Plan, ...]:
@@ -74,7 +125,7 @@ class BreakEven:
     Attributes:
         factor: of the present value, nearest to 1; None: at none of the points looked at.
         plan: what would be chosen there.
-        last: the last factor that was looked at.
+        last: the farthest factor at which nothing was seen to change, before that.
     """
 
     factor: float | None
@@ -108,7 +159,66 @@ def find_change(
             near = middle
         else:
             far, there = middle, found
-    return BreakEven(far, there, far)
+    return BreakEven(far, there, near)
+
+
+def find_turn(
+    ask: Callable[[float], Plan],
+    guess: Callable[[float], Plan],
+    farthest: float,
+    precision: float = EXACT,
+    looks: int = LOOKS,
+) -> BreakEven:
+    """Returns the nearest factor at which another plan is chosen for sure, as far as guesses lead there.
+
+    Args:
+        ask: the plan that is chosen at a factor of the present value, which takes long to tell.
+        guess: a guess at it, which may get better by what was asked.
+        farthest: the last factor to look at, above or below 1.
+        precision: ratio between the factor returned and one at which nothing has changed yet, if that was found.
+        looks: how often may be asked, beside at 1.
+    """
+    here = there = ask(1.0)
+    near, far = 1.0, None
+    is_lost = False
+    for _ in range(looks):
+        point = _next_point(here, near, far, guess, farthest, precision, is_lost=is_lost)
+        guessed, found = guess(point), ask(point)
+        is_lost = is_another(here, guessed) != is_another(here, found)
+        if is_another(here, found):
+            far, there = point, found
+        else:
+            near = point
+        if near == farthest or (far is not None and _is_near(near, far, precision)):
+            break
+    return BreakEven(far, there, near)
+
+
+def _next_point(
+    here: Plan,
+    near: float,
+    far: float | None,
+    guess: Callable[[float], Plan],
+    farthest: float,
+    precision: float,
+    *,
+    is_lost: bool,
+) -> float:
+    """Returns where to ask next: at either side of the guessed turn, else in the midst of what is open."""
+    if not is_lost:
+
+        def stands(factor: float) -> Plan:
+            found = here if factor == near else guess(factor)
+            return found if is_another(here, found) else here
+
+        turn = find_change(stands, farthest if far is None else far, precision, near)
+        if far is None:
+            return farthest if turn.factor is None else turn.factor
+        if turn.factor is not None:
+            inner = [factor for factor in (turn.last, turn.factor) if factor not in (near, far)]
+            if inner:
+                return inner[0]
+    return farthest if far is None else (near * far) ** 0.5
 
 
 def chosen_among(plans: Sequence[Plan], profile: Profile, cluster: Cluster, by: By = "step") -> Plan:
@@ -141,91 +251,124 @@ def can_gain(plan: Plan, stock: Prediction, profile: Profile, cluster: Cluster, 
     return bound_s < stock.step_s * (1 - least_gain(profile, stock))
 
 
-def _bandwidth(ranking: Ranking, choose: Choose) -> Iterator[str]:
+def _bandwidth(ranking: Ranking, oracle: Oracle) -> Iterator[str]:
     here = ranking.cluster.bandwidth_bytes_per_s
     turns = [
-        find_change(
-            lambda f: choose(ranking.profile, ranking.cluster.scaled(f)),
-            farthest,
-        )
+        _turn(oracle, lambda f: (ranking.profile, ranking.cluster.scaled(f)), farthest, EXACT, LOOKS)
         for farthest in (FARTHEST, 1 / FARTHEST)
     ]
     lead = "What would change it: "
     for turn in turns:
         if turn.factor is not None:
+            before = _before(turn, EXACT)
+            way = "at" if before else "from" if turn.factor > 1 else "below"
             yield (
-                f"{lead}{'from' if turn.factor > 1 else 'below'} {print_rate(here * turn.factor)} a line "
-                f"({_times(turn.factor)} the present rate) {name_of(turn.plan)} would be chosen."
+                f"{lead}{way} {print_rate(here * turn.factor)} a line ({_times(turn.factor)} the present rate){before} "
+                f"{name_of(turn.plan)} would be chosen."
             )
             lead = "And "
     if all(turn.factor is None for turn in turns):
         low, high = (print_rate(here * turn.last) for turn in reversed(turns))
-        yield f"At every bandwidth checked, from {low} to {high} in steps of two, the choice stands."
+        yield (
+            f"At every bandwidth checked the choice stands, with latencies as they are: at {low} and at {high} a line "
+            "all plans were ranked, and a few at rates between them, each twice the one before."
+        )
 
 
-def _others(ranking: Ranking, choose: Choose) -> Iterator[str]:
-    """Yields a sentence with the nearest turn of each kind, and one more for each turn on a kind's other side."""
-    turns, others, stands = [], [], []
-    for look in (_latency, _compute, _workers):
-        of_kind = list(look(ranking, choose))
-        turned = [text for is_turn, text in of_kind if is_turn]
-        stands += [text for is_turn, text in of_kind if not is_turn]
-        turns += turned[:1]
-        others += turned[1:]
+def _others(ranking: Ranking, oracle: Oracle) -> Iterator[str]:
+    """Yields a sentence with the turn of each kind, and with where there is none."""
+    looked = [found for look in (_latency, _compute, _workers) for found in look(ranking, oracle)]
+    turns = "; ".join(text for is_turn, text in looked if is_turn)
+    stands = ", ".join(text for is_turn, text in looked if not is_turn)
     if turns:
-        yield f"Also {'; '.join(turns)}."
-    yield from (f"And {text}." for text in others)
-    if stands:
-        yield f"It stands {', '.join(stands)}, as far as was checked."
+        yield f"Also {turns}{f'; it stands {stands}, as far as was checked' if stands else ''}."
+    elif stands:
+        yield f"It stands {stands}, as far as was checked."
 
 
-def _latency(ranking: Ranking, choose: Choose) -> Iterator[tuple[bool, str]]:
+def _latency(ranking: Ranking, oracle: Oracle) -> Iterator[tuple[bool, str]]:
     """Yields at which latency of lines that are all alike; measured programs keep theirs."""
     cluster, here = ranking.cluster, ranking.cluster.latency_s
     if cluster.fits or cluster.links is not None or not 0 < here < MAX_LATENCY_S:
         return
 
-    turn = find_change(
-        lambda f: choose(ranking.profile, dataclasses.replace(cluster, latency_s=here * f)),
+    def told(factor: float) -> str:
+        return print_ms(here * factor)
+
+    turn = _turn(
+        oracle,
+        lambda f: (ranking.profile, dataclasses.replace(cluster, latency_s=here * f)),
         MAX_LATENCY_S / here,
         ROUGH,
     )
     if turn.factor is None:
-        yield False, f"up to a latency of {print_ms(MAX_LATENCY_S)}"
+        yield False, f"up to a latency of {told(turn.last)}"
     else:
-        yield True, f"above a latency of {print_ms(here * turn.factor)} {name_of(turn.plan)}"
+        before = _before(turn, ROUGH)
+        way = "at" if before else "from"
+        yield True, f"{way} a latency of {told(turn.factor)}{before} {name_of(turn.plan)}"
 
 
-def _compute(ranking: Ranking, choose: Choose) -> Iterator[tuple[bool, str]]:
-    """Yields how many times as large a batch, or compute per step; the other way only where the first turns nothing."""
-    for farthest in (FARTHEST, 1 / FARTHEST):
-        turn = find_change(lambda f: choose(slower(ranking.profile, f), ranking.cluster), farthest, ROUGH)
-        if turn.factor is not None:
-            yield (
-                True,
-                f"with {_times(turn.factor)} the compute per step or {'more' if turn.factor > 1 else 'less'}, as by "
-                f"another batch, {name_of(turn.plan)}",
-            )
-            return
-    yield False, f"with {FARTHEST:,.0f} times the compute per step and with 1/{FARTHEST:,.0f}"
+def _compute(ranking: Ranking, oracle: Oracle) -> Iterator[tuple[bool, str]]:
+    """Yields how many times as large a batch, or compute per step; a smaller one where only that may turn it."""
+
+    def at(factor: float) -> Point:
+        return slower(ranking.profile, factor), ranking.cluster
+
+    def may_turn(farthest: float) -> bool:
+        return find_change(lambda f: oracle.guess(*at(f)), farthest, TWICE).factor is not None
+
+    farthest = 1 / FARTHEST if not may_turn(FARTHEST) and may_turn(1 / FARTHEST) else FARTHEST
+    turn = _turn(oracle, at, farthest, ROUGH)
+    if turn.factor is None:
+        yield False, f"with {_times(turn.last)} the compute per step"
+    else:
+        before = _before(turn, ROUGH).rstrip(",")
+        yield (
+            True,
+            f"with {_times(turn.factor)} the compute per step{before}, as by another batch, {name_of(turn.plan)}",
+        )
 
 
-def _workers(ranking: Ranking, choose: Choose) -> Iterator[tuple[bool, str]]:
-    """Yields the nearest power of two of workers, where lines are all alike and nothing was measured."""
+def _workers(ranking: Ranking, oracle: Oracle) -> Iterator[tuple[bool, str]]:
+    """Yields how many more workers, each number twice the one before, where lines are all alike and not measured."""
     cluster, here = ranking.cluster, ranking.cluster.workers
-    if cluster.fits or cluster.kinds or cluster.links is not None:
+    if cluster.fits or cluster.kinds or cluster.links is not None or here >= MOST_WORKERS:
         return
-    now = choose(ranking.profile, cluster)
-    powers = [2**power for power in range(1, MOST_WORKERS.bit_length())]
-    for counts, way in (
-        ([n for n in powers if n > here], "or more"),
-        ([n for n in reversed(powers) if n < here], "or fewer"),
-    ):
-        for workers in counts:
-            other = choose(ranking.profile, smaller(cluster, workers))
-            if other != now:
-                yield True, f"with {workers:,} workers {way} {name_of(other)}"
-                break
+
+    def told(factor: float) -> str:
+        return f"{round(here * factor):,}"
+
+    turn = _turn(
+        oracle,
+        lambda f: (ranking.profile, smaller(cluster, round(here * f))),
+        MOST_WORKERS / here,
+        TWICE,
+    )
+    if turn.factor is not None:
+        yield (
+            True,
+            f"with {told(turn.factor)} workers{_before(turn, TWICE)} {name_of(turn.plan)}",
+        )
+    else:
+        yield False, f"with {told(turn.last)} workers"
+
+
+def _turn(
+    oracle: Oracle, at: Callable[[float], Point], farthest: float, precision: float, looks: int = FEWER_LOOKS
+) -> BreakEven:
+    """Returns where another plan is chosen, of points that a factor tells."""
+    return find_turn(lambda f: oracle.ask(*at(f)), lambda f: oracle.guess(*at(f)), farthest, precision, looks)
+
+
+def _is_near(factor: float, other: float, precision: float) -> bool:
+    return max(factor / other, other / factor) <= precision * 1.001
+
+
+def _before(turn: BreakEven, precision: float) -> str:
+    """Returns what is to be said where the choice was not seen to stand just before a turn."""
+    assert turn.factor is not None
+    return "" if _is_near(turn.factor, turn.last, precision) else ", if not before,"
 
 
 def slower(profile: Profile, factor: float) -> Profile:

@@ -98,7 +98,7 @@ def _verdict(ranking: Ranking, scaling: Scaling | None) -> Iterator[str]:
         )
         yield (
             f"Do not train this model on these {workers} workers: {one} {_rate(ranking, scaling.best_fewer)}, "
-            f"and all {workers} together, with the best plan allowed ({short(chosen.plan)}, "
+            f"and all {workers} together, with the best plan allowed ({chosen.plan}, "
             f"{print_ms(chosen.step_s)} a step), make {_rate(ranking, scaling.chosen)}."
         )
         return
@@ -112,7 +112,7 @@ def _verdict(ranking: Ranking, scaling: Scaling | None) -> Iterator[str]:
     if ranking.by == "cost":
         less = 1 - cost_per_step(chosen, ranking.cluster) / cost_per_step(stock, ranking.cluster)
         yield (
-            f"Train with {short(chosen.plan)}: a step costs {less:.0%} less than by plain all-reduce ({stock.plan}), "
+            f"Train with {chosen.plan}: a step costs {less:.0%} less than by plain all-reduce ({stock.plan}), "
             f"and takes {_interval(chosen)}, instead of {print_ms(stock.step_s)}. {worth}"
         )
         return
@@ -123,13 +123,13 @@ def _verdict(ranking: Ranking, scaling: Scaling | None) -> Iterator[str]:
     sure = print_chance(1 - ranking.chance(stock))
     if ranking.by == "loss":
         yield (
-            f"Train with {short(chosen.plan)}: it is expected to reach the loss of plain all-reduce "
+            f"Train with {chosen.plan}: it is expected to reach the loss of plain all-reduce "
             f"{ranking.gain(chosen):.2f} times as fast, and sooner at all with a probability of {sure}. A step takes "
             f"{print_ms(chosen.step_s)} ({_range(chosen)}): {faster}. {worth}"
         )
         return
     yield (
-        f"Train with {short(chosen.plan)}: {_interval(chosen)}, {faster}, and faster at all with a probability of "
+        f"Train with {chosen.plan}: {_interval(chosen)}, {faster}, and faster at all with a probability of "
         f"{sure}. {worth}"
     )
 
@@ -255,8 +255,9 @@ def _not_measured(ranking: Ranking) -> Iterator[str]:
         missing.append(
             f"compute, which comes from a data sheet and may be off by {share} (`tightwire profile`)"
         )
-    if ranking.cluster.workers > 1 and (program := _formula(ranking)):
-        missing.append(f"{program}, whose time is a formula's (`tightwire probe`)")
+    if ranking.cluster.workers > 1 and _is_formula(ranking):
+        way = "plain all-reduce" if ranking.stays else ranking.chosen.plan.architecture.name
+        missing.append(f"the time of {way} on this wire, which is a formula's (`tightwire probe`)")
     if not profile.codecs and any(not member.lossless for member in ranking.chosen.plan.compression):
         missing.append("codecs, whose time is a guess (`tightwire profile`)")
     elif assumed := profile.costs_unmeasured(ranking.chosen.plan.sender):
@@ -265,12 +266,11 @@ def _not_measured(ranking: Ranking) -> Iterator[str]:
         yield f"Not measured: {'; '.join(missing)}."
 
 
-def _formula(ranking: Ranking) -> str | None:
+def _is_formula(ranking: Ranking) -> bool:
     try:
-        fit = fit_of(ranking.chosen.plan, ranking.profile, ranking.cluster)
+        return fit_of(ranking.chosen.plan, ranking.profile, ranking.cluster).source != "measured"
     except (PlanError, ProgramError):
-        return "the exchange"
-    return None if fit.source == "measured" else fit.program
+        return True
 
 
 def _unproven(ranking: Ranking) -> Iterator[str]:

@@ -13,7 +13,7 @@ def picture(cells: Sequence[MapCell], workers: int, command: str) -> str:
     side, left, top, gap = 44, 96, 66, 34
     panels = [(allow, rows) for allow, n, rows in grids(cells) if n == workers]
     width = left + len(panels) * (len(GIGABITS) * side + gap)
-    height = top + len(COMPUTE_S) * side + 132
+    height = top + len(COMPUTE_S) * side + 150
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
         f'font-size="12" text-anchor="middle" role="img"><title>Which method is best where, {workers} workers'
@@ -46,12 +46,12 @@ def picture(cells: Sequence[MapCell], workers: int, command: str) -> str:
     y = top + len(COMPUTE_S) * side + 24
     parts.append(
         f'<text x="{width / 2}" y="{y}">across: rate of each worker\'s link, Gb/s; down: compute of a step per 100 MB '
-        f"of gradients; made by `{command}`</text>"
+        f'of gradients</text><text x="{width / 2}" y="{y + 18}">made by `{command}`</text>'
     )
     across = 4
     for number, idea in enumerate(IDEAS):
         mark_x = 24 + (number % across) * (width - 48) // across
-        row_y = y + 20 + number // across * 24
+        row_y = y + 38 + number // across * 24
         parts.append(
             f'<rect x="{mark_x}" y="{row_y}" width="18" height="18" fill="{idea.colour}"/>'
             f'<text x="{mark_x + 9}" y="{row_y + 13}" font-weight="bold">{idea.letter}</text>'
