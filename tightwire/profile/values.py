@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import pathlib
 from collections.abc import Sequence
@@ -180,7 +181,7 @@ class Profile:
         """A whole step without exchange."""
         return self.forward_s + self.backward_s + self.optimizer_s
 
-    @property
+    @functools.cached_property
     def num_bytes(self) -> int:
         """Size of all gradients together."""
         return sum(p.numel * p.itemsize for p in self.parameters)

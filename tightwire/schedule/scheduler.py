@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import abc
 import math
+from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -276,6 +277,7 @@ def fuse(tensors: Sequence[TensorFacts], bucket_bytes: float, first_bytes: float
     """
     closed: list[list[int]] = []
     open_by_kind: dict[Hashable, list[int]] = {}
+    bytes_by_kind: dict[Hashable, int] = defaultdict(int)  # of the open buckets
     begun: set[Hashable] = set()
     for position, tensor in enumerate(tensors):
         bucket = open_by_kind.setdefault(tensor.kind, [])
@@ -285,8 +287,9 @@ def fuse(tensors: Sequence[TensorFacts], bucket_bytes: float, first_bytes: float
         full_bytes = bucket_bytes
         if first_bytes is not None and tensor.is_exact and tensor.kind not in begun:
             full_bytes = first_bytes
-        if sum(tensors[p].num_bytes for p in bucket) >= full_bytes:
-            del open_by_kind[tensor.kind]
+        bytes_by_kind[tensor.kind] += tensor.num_bytes
+        if bytes_by_kind[tensor.kind] >= full_bytes:
+            del open_by_kind[tensor.kind], bytes_by_kind[tensor.kind]
             begun.add(tensor.kind)
     return tuple(tuple(bucket) for bucket in sorted(closed, key=lambda bucket: bucket[-1]))
 
