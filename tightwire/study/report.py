@@ -114,7 +114,13 @@ def tables(study: Study, results: Results) -> Iterator[tuple[str, Table]]:
             mine = [r for r in cells if (r["scene"], r["task"]) == (scene.name, task.name)]
             found = Findings(results, task, scene.name)
             lines = [(*_line(short, r, found), *_time_in(scene, r)) for r in mine]
-            yield _title(scene, task, mine), [(*_head(task), *_time_head(scene)), *lines]
+            yield _title(scene, task, mine), _filled([(*_head(task), *_time_head(scene)), *lines])
+
+
+def _filled(table: Table) -> Table:
+    """Returns a table without the columns in which no row has anything."""
+    kept = [column for column, cells in enumerate(zip(*table[1:], strict=True)) if any(cells)]
+    return [tuple(row[column] for column in kept) for row in table]
 
 
 def _title(scene: Scene, task: Task, mine: Sequence[dict[str, Any]]) -> str:

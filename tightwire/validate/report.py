@@ -13,8 +13,8 @@ Made by `{command}` on {machine}.
 
 Points that constants were fitted on and points held out are never mixed. *Covered* is the share of measurements
 inside the intervals that the predictions stated: they are to hold 80 %. *Regret* is what is lost by
-picking what is predicted to be best. The measurements are figures that others published; the sources stand in
-`tightwire/validate/data/README.md`."""
+picking what is predicted to be best. The measurements of table `lab` were made by this command, on this machine; those
+of all others are figures that others published, with their sources in `tightwire/validate/data/README.md`."""
 UTILISATION = """## Bandwidth and utilisation
 
 How many Gb/s between two sites a method needs, each way, so that the devices compute so much of the time: in the terms
