@@ -6,7 +6,7 @@
     python results/make.py --keep "why"    keeps what is stale, and says so with this reason in README.md
 
 A result is stale when the code that it depends on is not the code that made it: a hash of the syntax trees, without
-docstrings and comments, and of the data files. README.md says for each result which command made it, at which commit,
+docstrings, comments and what methods say of themselves, and of the data files. README.md says for each result which command made it, at which commit,
 on which machine, and whether it is stale. tests/test_results.py holds that page to what is so.
 """
 
@@ -40,6 +40,7 @@ PREDICTION = (
     "planner",
     "sync",
 )
+WORDS = frozenset({"paper", "promise", "seen", "title"})  # of a method, for its pages
 METHODS = (
     "answers.py",
     "architecture",
@@ -193,9 +194,12 @@ def _meaning(file: pathlib.Path) -> bytes:
 
 
 def _is_text(node: ast.AST) -> bool:
-    """Whether a statement is a text alone."""
+    """Whether a statement is a text alone, or what a method says of itself."""
+    is_word = (
+        isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id in WORDS
+    )
     return (
-        isinstance(node, ast.Expr)
+        (is_word or isinstance(node, ast.Expr))
         and isinstance(node.value, ast.Constant)
         and isinstance(node.value.value, str)
     )

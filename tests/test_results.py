@@ -98,7 +98,11 @@ def test_every_table_and_picture_says_what_made_it() -> None:
 
 @pytest.mark.parametrize(
     ("change", "matters"),
-    [('"""Says more."""\n# A comment.\nx = 1\n', False), ("x = 2\n", True), ("x = 1\ny = 3\n", True)],
+    [
+        ('"""Says more."""\n# A comment.\nseen: str = "In a table."\nx = 1\n', False),
+        ("x = 2\n", True),
+        ("x = 1\ny = 3\n", True),
+    ],
 )
 def test_words_do_not_make_a_result_stale_and_code_does(tmp_path: Path, change: str, matters: bool) -> None:
     before, after = tmp_path / "before.py", tmp_path / "after.py"

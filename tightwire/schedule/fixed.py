@@ -51,7 +51,7 @@ class Wfbp(Schedule):
     title: ClassVar[str] = "each tensor as soon as it is ready"
     paper: ClassVar[str] = "Zhang et al., Poseidon, arXiv:1706.03292"
     promise: ClassVar[str] = "Hides the exchange behind backward (Zhang et al. 2017)."
-    seen: ClassVar[str] = "`tightwire bench step` tells on a given machine."
+    seen: ClassVar[str] = "results/seven_methods.md tells."
 
     def partition(self, tensors: Sequence[TensorFacts], wire: Wire | None = None) -> Partition:  # noqa: D102
         return each(tensors)
@@ -76,7 +76,7 @@ class Fusion(Schedule):
     promise: ClassVar[str] = (
         "Fewer start-ups: 25 MiB is PyTorch's choice, and 1 MiB for the first (Li et al. 2020)."
     )
-    seen: ClassVar[str] = "results/seven_methods.md tells."
+    seen: ClassVar[str] = "`tightwire bench step` tells on a given machine."
 
     bucket_bytes: int = USUAL_BYTES
 
