@@ -6,8 +6,9 @@
     python results/make.py --keep "why"    keeps what is stale, and says so with this reason in README.md
 
 A result is stale when the code that it depends on is not the code that made it: a hash of the syntax trees, without
-docstrings, comments and what methods say of themselves, and of the data files. README.md says for each result which command made it, at which commit,
-on which machine, and whether it is stale. tests/test_results.py holds that page to what is so.
+docstrings, comments and what methods say of themselves, and of the data files. README.md says for each result which
+command made it, at which commit, on which machine, and whether it is stale. tests/test_results.py holds that page to
+what is so.
 """
 
 from __future__ import annotations
