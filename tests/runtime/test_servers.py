@@ -585,3 +585,20 @@ def test_who_waits_hears_that_its_server_lives_however_busy_that_is() -> None:
     made.leave(1, lambda: None)
     waiting.join()
     assert alive.is_set()
+
+
+def test_who_waits_for_a_slower_worker_goes_on_once_that_has_ended() -> None:
+    """At once, and not when it next looks whether somebody lives."""
+    made, layout = shard(Ssp(1), deadline_s=600.0)
+    push(made, layout, 0, 1, [0.0, 0.0])
+    ahead = threading.Thread(target=lambda: push(made, layout, 0, 2, [0.0, 0.0]), daemon=True)
+    ahead.start()
+    time.sleep(0.2)
+    assert ahead.is_alive()
+    ended = threading.Thread(target=lambda: made.leave(1, lambda: None), daemon=True)
+    ended.start()
+    ahead.join(20)
+    assert not ahead.is_alive()
+    made.leave(0, lambda: None)
+    ended.join(20)
+    assert not ended.is_alive()

@@ -174,6 +174,7 @@ class Shard:
         with self._changed:
             seat = self._presence.hear(worker)
             seat.state = "left"
+            self._changed.notify_all()  # who waits for this worker's next step goes on
             landing = self._landings + 1
             self._close_round()
             self._land_if_all_left()
