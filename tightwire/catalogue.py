@@ -115,11 +115,7 @@ def _elsewhere(axis: Axis, name: str, text: str) -> str:
     """Returns where a name is known that is none of an axis: as a member of another, or as a variant of a member."""
     for place, other in enumerate(FAMILIES):
         found = [
-            f"{member.name}:{name}"
-            if name != member.name
-            else text
-            if text != name
-            else member.example or name
+            _as_written(member, name, text)
             for member in catalogue(other).values()
             if name in (member.name, *member.variants)
         ]
@@ -131,6 +127,13 @@ def _elsewhere(axis: Axis, name: str, text: str) -> str:
                 f"{'/'.join(FAMILIES)}: {' or '.join(found)}."
             )
     return ""
+
+
+def _as_written(member: type[Member], name: str, text: str) -> str:
+    """Returns how a plan has a name that is a member's own, or one of its variants."""
+    if name != member.name:
+        return f"{member.name}:{name}"
+    return text if text != name else member.example or name
 
 
 def near(name: str, known: Iterable[str]) -> str:
