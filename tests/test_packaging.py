@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
 import venv
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[1]
 BUILD = "import setuptools.build_meta as backend; print(backend.build_{kind}(r'{out}'))"
@@ -105,3 +108,19 @@ def test_types_reach_those_who_use_it(fresh: Path) -> None:
     )
     assert "used.py:6: error: Incompatible types in assignment" in done.stdout, done.stdout + done.stderr
     assert "Found 1 error in 1 file" in done.stdout
+
+
+def test_what_is_pinned_installs_on_the_oldest_python_that_is_promised() -> None:
+    """As Debian 12 has 3.11.2: one pin that asks for more, and a newcomer's first command fails."""
+    oldest = re.search(
+        r'^requires-python = ">=([\d.]+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE
+    )
+    assert oldest is not None
+    pinned = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    needs = {
+        found.name: found.metadata["Requires-Python"]
+        for found in metadata.distributions()
+        if found.name in pinned and found.metadata["Requires-Python"] is not None
+    }
+    assert len(needs) > 50
+    assert {name: need for name, need in needs.items() if f"{oldest[1]}.0" not in SpecifierSet(need)} == {}
